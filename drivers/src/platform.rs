@@ -1,0 +1,61 @@
+//! What the drivers ask of the machine below them.
+//!
+//! The unikernel answers with hypercalls, the tests with a model of Xen.
+
+use core::time::Duration;
+use xenbus::pciif::SharedPage;
+
+/// Number of a domain.
+pub type DomId = u16;
+/// Local event channel port.
+pub type Port = u32;
+/// Grant reference.
+pub type GrantRef = u32;
+
+/// A refused request of the hypervisor: the errno value, positive (`xen/errno.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// Read access to the 4 KiB configuration space of one PCI function.
+pub trait ConfigSpace {
+    /// Reads `width` bytes (1, 2 or 4) at `offset` (below 4096, a multiple of `width`), zero-extended.
+    fn read(&self, offset: u16, width: u8) -> u32;
+}
+
+/// The services of the hypervisor that the drivers use.
+pub trait Platform {
+    /// A page shared with another domain.
+    type Page: SharedPage;
+    /// A function's ECAM page.
+    type Ecam: ConfigSpace;
+
+    /// Time since boot.
+    fn now(&self) -> Duration;
+
+    /// Maps the page that `owner` granted as `grant`, for reading and writing.
+    fn map_grant(&mut self, owner: DomId, grant: GrantRef) -> Result<Self::Page, Errno>;
+    /// Unmaps what [`Self::map_grant`] returned.
+    fn unmap_grant(&mut self, page: Self::Page);
+    /// Takes a zeroed page of our own and grants it to `peer`.
+    fn share_page(&mut self, peer: DomId) -> Result<(Self::Page, GrantRef), Errno>;
+    /// Ends the grant that [`Self::share_page`] made and frees its page.
+    fn unshare_page(&mut self, page: Self::Page, grant: GrantRef);
+
+    /// Binds a local port to `peer`'s unbound `remote` port.
+    fn bind_interdomain(&mut self, peer: DomId, remote: Port) -> Result<Port, Errno>;
+    /// Makes a port that `peer` can bind to.
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, Errno>;
+    /// Closes a local port.
+    fn close(&mut self, port: Port);
+    /// Sends an event over a local port.
+    fn notify(&mut self, port: Port);
+    /// Takes the pending mark off a port; true if it was set.
+    fn take_pending(&mut self, port: Port) -> bool;
+    /// Blocks until one of `ports` is pending or the clock reaches `until`.
+    fn wait(&mut self, ports: &[Port], until: Option<Duration>);
+
+    /// Maps the ECAM page in machine frame `frame`, read-only and uncached.
+    fn map_ecam(&mut self, frame: u64) -> Result<Self::Ecam, Errno>;
+    /// Unmaps what [`Self::map_ecam`] returned.
+    fn unmap_ecam(&mut self, ecam: Self::Ecam);
+}

@@ -1,0 +1,2 @@
+//! `bulkhead`, the dom0 command.
+fn main() {}

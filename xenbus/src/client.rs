@@ -1,0 +1,1 @@
+//! A xenstore client over any byte transport.

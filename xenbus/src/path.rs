@@ -1,0 +1,1 @@
+//! Names of the xenstore nodes that Bulkhead reads and writes.

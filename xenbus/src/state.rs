@@ -1,0 +1,47 @@
+//! The xenbus states, as both ends of a device write them into their `state` node.
+
+/// State of one end of a xenbus device (`xen/include/public/io/xenbus.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum XenbusState {
+    /// No node, or a value that is none of the below.
+    Unknown = 0,
+    /// The toolstack has made the device.
+    Initialising = 1,
+    /// The backend waits for the frontend's particulars.
+    InitWait = 2,
+    /// Own particulars are published; waiting for the other end.
+    Initialised = 3,
+    /// In service.
+    Connected = 4,
+    /// Going down.
+    Closing = 5,
+    /// Down.
+    Closed = 6,
+    /// Hotplug: the backend announces a change of the device list.
+    Reconfiguring = 7,
+    /// Hotplug: the backend has taken the change in.
+    Reconfigured = 8,
+}
+
+impl XenbusState {
+    /// Reads the text of a `state` node; anything unreadable is [`Self::Unknown`].
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "1" => Self::Initialising,
+            "2" => Self::InitWait,
+            "3" => Self::Initialised,
+            "4" => Self::Connected,
+            "5" => Self::Closing,
+            "6" => Self::Closed,
+            "7" => Self::Reconfiguring,
+            "8" => Self::Reconfigured,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The text of the `state` node.
+    pub const fn as_str(self) -> &'static str {
+        ["0", "1", "2", "3", "4", "5", "6", "7", "8"][self as usize]
+    }
+}

@@ -1,0 +1,1 @@
+//! The xenstore message format (`xen/include/public/io/xs_wire.h`).
