@@ -4,7 +4,7 @@
 //! xenstore client over any byte [`client::Transport`], [`state`] the xenbus
 //! states, [`path`] the names of our nodes, [`bdf`] the address of a PCI
 //! function, and [`pciif`] the shared page over which config space and MSI
-//! requests travel.
+//! requests travel. [`ring`] is the byte ring of console and xenstore.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -14,5 +14,6 @@ pub mod bdf;
 pub mod client;
 pub mod path;
 pub mod pciif;
+pub mod ring;
 pub mod state;
 pub mod wire;

@@ -19,6 +19,8 @@ pub trait SharedPage {
     fn copy_in(&self, offset: usize, bytes: &[u8]);
     /// Reads a word (acquire).
     fn load(&self, offset: usize) -> u32;
+    /// Writes a word (release).
+    fn store(&self, offset: usize, value: u32);
     /// Sets bits by a locked read-modify-write (release); returns the word before.
     fn set_bits(&self, offset: usize, bits: u32) -> u32;
     /// Clears bits by a locked read-modify-write (release); returns the word before.

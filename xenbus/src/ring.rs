@@ -1,0 +1,157 @@
+//! Byte rings in a shared page: the console and the xenstore connection of a guest.
+//!
+//! Two free-running indices, each written by one side only; their difference is what the ring holds
+//! (`xen/include/public/io/console.h` and `xs_wire.h`).
+
+use crate::pciif::SharedPage;
+
+/// One direction of a byte ring: where its parts lie in the page.
+#[derive(Clone, Copy, Debug)]
+pub struct ByteRing {
+    /// Offset of the bytes.
+    pub data: usize,
+    /// Number of bytes, a power of two.
+    pub size: u32,
+    /// Offset of the reader's index.
+    pub consumer: usize,
+    /// Offset of the writer's index.
+    pub producer: usize,
+}
+
+/// The console's output ring, guest to dom0.
+pub const CONSOLE_OUTPUT: ByteRing = ByteRing { data: 1024, size: 2048, consumer: 3080, producer: 3084 };
+/// xenstore requests, guest to xenstored.
+pub const STORE_REQUESTS: ByteRing = ByteRing { data: 0, size: 1024, consumer: 2048, producer: 2052 };
+/// xenstore replies and watch events, xenstored to guest.
+pub const STORE_REPLIES: ByteRing = ByteRing { data: 1024, size: 1024, consumer: 2056, producer: 2060 };
+
+/// The indices contradict each other: the ring claims to hold more than fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corrupt;
+
+impl core::fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("the ring's indices contradict each other: the other end is broken")
+    }
+}
+
+impl core::error::Error for Corrupt {}
+
+impl ByteRing {
+    /// Number of bytes that wait to be read, at most [`Self::size`].
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the indices are further apart than the ring is long.
+    pub fn held(&self, page: &impl SharedPage) -> Result<u32, Corrupt> {
+        let held = page.load(self.producer).wrapping_sub(page.load(self.consumer));
+        if held <= self.size { Ok(held) } else { Err(Corrupt) }
+    }
+
+    /// Appends as much of `bytes` as there is room for; returns how much that was.
+    ///
+    /// # Errors
+    /// As [`Self::held`].
+    pub fn push(&self, page: &impl SharedPage, bytes: &[u8]) -> Result<usize, Corrupt> {
+        let room = (self.size - self.held(page)?) as usize;
+        let taken = &bytes[..room.min(bytes.len())];
+        let producer = page.load(self.producer);
+        let (first, second) = self.split(producer, taken.len());
+        page.copy_in(self.position(producer), &taken[..first]);
+        page.copy_in(self.data, &taken[first..first + second]);
+        page.store(self.producer, producer.wrapping_add(taken.len() as u32));
+        Ok(taken.len())
+    }
+
+    /// Takes at most `into.len()` bytes off; returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::held`].
+    pub fn pop(&self, page: &impl SharedPage, into: &mut [u8]) -> Result<usize, Corrupt> {
+        let count = (self.held(page)? as usize).min(into.len());
+        let consumer = page.load(self.consumer);
+        let (first, second) = self.split(consumer, count);
+        page.copy_out(self.position(consumer), &mut into[..first]);
+        page.copy_out(self.data, &mut into[first..first + second]);
+        page.store(self.consumer, consumer.wrapping_add(count as u32));
+        Ok(count)
+    }
+
+    /// Offset in the page of the byte that index `index` stands for.
+    fn position(&self, index: u32) -> usize {
+        self.data + (index & (self.size - 1)) as usize
+    }
+
+    /// Splits `count` bytes from `index` on into those before the ring's end and those after.
+    fn split(&self, index: u32, count: usize) -> (usize, usize) {
+        let first = count.min((self.size - (index & (self.size - 1))) as usize);
+        (first, count - first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use core::cell::RefCell;
+
+    struct Page(RefCell<[u8; 4096]>);
+
+    impl SharedPage for Page {
+        fn copy_out(&self, offset: usize, into: &mut [u8]) {
+            into.copy_from_slice(&self.0.borrow()[offset..offset + into.len()]);
+        }
+        fn copy_in(&self, offset: usize, bytes: &[u8]) {
+            self.0.borrow_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+        fn load(&self, offset: usize) -> u32 {
+            let mut bytes = [0; 4];
+            self.copy_out(offset, &mut bytes);
+            u32::from_le_bytes(bytes)
+        }
+        fn store(&self, offset: usize, value: u32) {
+            self.copy_in(offset, &value.to_le_bytes());
+        }
+        fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+            let before = self.load(offset);
+            self.store(offset, before | bits);
+            before
+        }
+        fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+            let before = self.load(offset);
+            self.store(offset, before & !bits);
+            before
+        }
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_across_both_wraps() {
+        let page = Page(RefCell::new([0; 4096]));
+        let ring = CONSOLE_OUTPUT;
+        // Indices close to their own wrap, which is also in the middle of the ring.
+        for index in [ring.consumer, ring.producer] {
+            page.store(index, u32::MAX - 700);
+        }
+        let sent: vec::Vec<u8> = (0..2000u32).map(|n| n as u8).collect();
+        assert_eq!(ring.push(&page, &sent), Ok(2000));
+        let mut received = vec![0; 2000];
+        assert_eq!(ring.pop(&page, &mut received), Ok(2000));
+        assert_eq!(received, sent);
+        assert_eq!(ring.pop(&page, &mut received), Ok(0));
+    }
+
+    #[test]
+    fn a_full_ring_takes_what_fits() {
+        let page = Page(RefCell::new([0; 4096]));
+        assert_eq!(STORE_REQUESTS.push(&page, &[7; 1500]), Ok(1024));
+        assert_eq!(STORE_REQUESTS.push(&page, &[7; 1]), Ok(0));
+        assert_eq!(STORE_REQUESTS.held(&page), Ok(1024));
+    }
+
+    #[test]
+    fn indices_that_contradict_each_other_are_refused() {
+        let page = Page(RefCell::new([0; 4096]));
+        page.store(STORE_REPLIES.producer, 1025);
+        assert_eq!(STORE_REPLIES.pop(&page, &mut [0; 8]), Err(Corrupt));
+        assert_eq!(STORE_REPLIES.push(&page, &[0; 8]), Err(Corrupt));
+    }
+}
