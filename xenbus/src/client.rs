@@ -1,1 +1,409 @@
 //! A xenstore client over any byte transport.
+//!
+//! The stub runs it over its xenstore ring, the dom0 command over xenstored's
+//! socket. One request is under way at a time. Nodes are read and written
+//! through [`Store`], inside a transaction or outside.
+//!
+//! # Panic contract
+//! No reply, however hostile, makes the client panic or grow without bound. A
+//! reply that breaks the framing ends the use of the client: every later
+//! request fails with [`Cause::OutOfStep`].
+
+mod error;
+mod events;
+
+pub use error::{Cause, Error};
+pub use events::{QUEUED_EVENTS_MAX, WatchEvent};
+
+use crate::permission::Permission;
+use crate::wire::{self, ErrorName, Header, Kind, Violation};
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt::{Debug, Display};
+use events::Events;
+
+/// How often a transaction is tried before its conflicts become an error (XSA-206).
+pub const TRANSACTION_TRIES: u32 = 64;
+
+/// A two-way byte stream to xenstored.
+pub trait Transport {
+    /// Why the stream failed.
+    type Error: Debug + Display;
+
+    /// Sends all of `bytes`, blocking as long as that takes.
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
+    /// Fills all of `bytes`, blocking as long as that takes.
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error>;
+    /// True if at least one byte can be received without blocking.
+    fn ready(&mut self) -> Result<bool, Self::Error>;
+}
+
+/// A request about nodes, made by the methods of [`Store`] only.
+#[derive(Debug)]
+pub struct Request<'a> {
+    kind: Kind,
+    /// Path or domain, for messages.
+    subject: &'a str,
+    payload: Vec<u8>,
+}
+
+impl<'a> Request<'a> {
+    /// A request about the node at `path`, with `rest` after the path's NUL.
+    fn on_node<E>(kind: Kind, path: &'a str, rest: &str) -> Result<Self, Error<E>> {
+        let limit = if path.starts_with('/') {
+            wire::ABSOLUTE_PATH_MAX
+        } else {
+            wire::RELATIVE_PATH_MAX
+        };
+        if path.is_empty() || path.contains('\0') || path.len() > limit {
+            return Err(Error::new(kind, path, Cause::Path));
+        }
+        Self::on(kind, path, &[path, "\0", rest])
+    }
+
+    fn on<E>(kind: Kind, subject: &'a str, payload: &[&str]) -> Result<Self, Error<E>> {
+        let payload = payload.concat().into_bytes();
+        if payload.len() > wire::PAYLOAD_MAX {
+            return Err(Error::new(kind, subject, Cause::TooLong(payload.len())));
+        }
+        Ok(Self {
+            kind,
+            subject,
+            payload,
+        })
+    }
+
+    /// Puts this request's name on a malformed reply.
+    fn check<R, E>(kind: Kind, subject: &str, reply: Result<R, Violation>) -> Result<R, Error<E>> {
+        reply.map_err(|violation| Error::new(kind, subject, Cause::Violation(violation)))
+    }
+}
+
+/// Access to nodes: a [`Client`], or a [`Transaction`] on one.
+///
+/// A path is absolute, or relative to the caller's own home. Every method fails
+/// with [`Cause::Refused`] where xenstored says no, and with [`Cause::Path`] or
+/// [`Cause::TooLong`], before anything is sent, where it cannot say yes.
+pub trait Store {
+    /// The transport's error.
+    type TransportError: Debug + Display;
+
+    /// Sends a request and returns the payload of its reply.
+    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
+
+    /// The value of a node.
+    fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
+        let payload = self.submit(Request::on_node(Kind::Read, path, "")?)?;
+        Request::check(Kind::Read, path, wire::decode_text(payload))
+    }
+
+    /// The value of a node, or `None` if it does not exist.
+    fn read_optional(&mut self, path: &str) -> Result<Option<String>, Error<Self::TransportError>> {
+        match self.read(path) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the value of a node; makes it, and its parents, where missing.
+    fn write(&mut self, path: &str, value: &str) -> Result<(), Error<Self::TransportError>> {
+        self.submit(Request::on_node(Kind::Write, path, value)?).map(drop)
+    }
+
+    /// Makes a node without a value, and its parents. An existing node is left as it is.
+    fn mkdir(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
+        self.submit(Request::on_node(Kind::Mkdir, path, "")?).map(drop)
+    }
+
+    /// Removes a node and everything below it. A missing node is not an error if its parent exists.
+    fn remove(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
+        self.submit(Request::on_node(Kind::Remove, path, "")?).map(drop)
+    }
+
+    /// The names of a node's children, in no particular order.
+    fn directory(&mut self, path: &str) -> Result<Vec<String>, Error<Self::TransportError>> {
+        let payload = self.submit(Request::on_node(Kind::Directory, path, "")?)?;
+        Request::check(Kind::Directory, path, wire::decode_texts(&payload))
+    }
+
+    /// Who may access a node; the first entry names its owner.
+    fn permissions(&mut self, path: &str) -> Result<Vec<Permission>, Error<Self::TransportError>> {
+        let payload = self.submit(Request::on_node(Kind::GetPermissions, path, "")?)?;
+        let permissions = wire::decode_texts(&payload).and_then(|texts| {
+            let permissions = texts
+                .iter()
+                .map(|text| text.parse().map_err(|_| Violation::Value));
+            permissions.collect()
+        });
+        Request::check(Kind::GetPermissions, path, permissions)
+    }
+
+    /// Sets who may access a node; the first entry names its owner.
+    fn set_permissions(
+        &mut self,
+        path: &str,
+        permissions: &[Permission],
+    ) -> Result<(), Error<Self::TransportError>> {
+        let mut texts = String::new();
+        for permission in permissions {
+            texts.push_str(&permission.to_string());
+            texts.push('\0');
+        }
+        self.submit(Request::on_node(Kind::SetPermissions, path, &texts)?)
+            .map(drop)
+    }
+}
+
+/// A connection to xenstored.
+#[derive(Debug)]
+pub struct Client<T> {
+    transport: T,
+    last_request: u32,
+    events: Events,
+    in_step: bool,
+}
+
+impl<T: Transport> Client<T> {
+    /// A client over a fresh connection: no request under way, no watch set.
+    pub fn new(transport: T) -> Self {
+        Self {
+            transport,
+            last_request: 0,
+            events: Events::default(),
+            in_step: true,
+        }
+    }
+
+    /// The transport, to wait on. Bytes must be left to the client.
+    pub fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    /// Asks for events about the node at `path` and all below it.
+    ///
+    /// The first event comes at once, and names `path` itself. `path` may also
+    /// be `@introduceDomain` or `@releaseDomain`.
+    pub fn watch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
+        let request = watch_request(Kind::Watch, path, token)?;
+        // Known before it is asked for: its first event may arrive before the reply.
+        self.events.add_watch(path, token);
+        let reply = self.submit(request);
+        if reply.is_err() {
+            self.events.remove_watch(path, token);
+        }
+        reply.map(drop)
+    }
+
+    /// Ends a watch. Its events that are not yet asked for are dropped.
+    pub fn unwatch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
+        self.submit(watch_request(Kind::Unwatch, path, token)?)?;
+        self.events.remove_watch(path, token);
+        Ok(())
+    }
+
+    /// The next event that has arrived, or `None`. Does not wait for one.
+    pub fn next_event(&mut self) -> Result<Option<WatchEvent>, Error<T::Error>> {
+        loop {
+            if let Some(event) = self.events.pop() {
+                return Ok(Some(event));
+            }
+            if !self
+                .try_receive_event()
+                .map_err(|cause| Error::new(Kind::WatchEvent, "", cause))?
+            {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Runs `body` in a transaction: either all of it happens, at one moment, or nothing.
+    ///
+    /// When another writer got in between, `body` runs again, up to
+    /// [`TRANSACTION_TRIES`] times in all; then [`Cause::Conflict`]. An error of
+    /// `body` drops the transaction. A `body` that only finds that there is
+    /// nothing to do returns `Ok` before its first write.
+    pub fn transaction<R>(
+        &mut self,
+        mut body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, Error<T::Error>>,
+    ) -> Result<R, Error<T::Error>> {
+        for _ in 0..TRANSACTION_TRIES {
+            let id = self.start_transaction()?;
+            let result = body(&mut Transaction { client: self, id });
+            let ended = self.end_transaction(id, result.is_ok());
+            match (result, ended) {
+                (Ok(value), Ok(())) => return Ok(value),
+                (Ok(_), Err(error)) if error.is_conflict() => {}
+                // The body's error says more than that of a failed abort.
+                (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
+            }
+        }
+        Err(Error::new(
+            Kind::TransactionEnd,
+            "",
+            Cause::Conflict(TRANSACTION_TRIES),
+        ))
+    }
+
+    /// The home of a domain, such as `/local/domain/3`, whether or not it exists.
+    pub fn domain_path(&mut self, domid: u16) -> Result<String, Error<T::Error>> {
+        let [path] = self.ask_about_domain(Kind::GetDomainPath, domid)?;
+        Ok(path)
+    }
+
+    /// True if a domain is connected to xenstore.
+    pub fn is_introduced(&mut self, domid: u16) -> Result<bool, Error<T::Error>> {
+        let [answer] = self.ask_about_domain(Kind::IsDomainIntroduced, domid)?;
+        let answer = match answer.as_str() {
+            "T" => Ok(true),
+            "F" => Ok(false),
+            _ => Err(Violation::Value),
+        };
+        Request::check(Kind::IsDomainIntroduced, &domid.to_string(), answer)
+    }
+
+    fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
+        let domid = domid.to_string();
+        let payload = self.submit(Request::on(kind, &domid, &[&domid, "\0"])?)?;
+        Request::check(kind, &domid, wire::decode_exactly(&payload))
+    }
+
+    fn start_transaction(&mut self) -> Result<u32, Error<T::Error>> {
+        let payload = self.submit(Request::on(Kind::TransactionStart, "", &["\0"])?)?;
+        let id = wire::decode_exactly(&payload).and_then(|[id]| match id.parse() {
+            // Zero would make the transaction's writes take effect at once.
+            Ok(0) | Err(_) => Err(Violation::Value),
+            Ok(id) => Ok(id),
+        });
+        Request::check(Kind::TransactionStart, "", id)
+    }
+
+    fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error<T::Error>> {
+        let verdict = if commit { "T\0" } else { "F\0" };
+        let request = Request::on(Kind::TransactionEnd, "", &[verdict])?;
+        self.exchange(request, id).map(drop)
+    }
+
+    /// Sends a request, queues the events that come first, and returns the reply's payload.
+    fn exchange(&mut self, request: Request<'_>, transaction: u32) -> Result<Vec<u8>, Error<T::Error>> {
+        let result = self.try_exchange(&request, transaction);
+        result.map_err(|cause| Error::new(request.kind, request.subject, cause))
+    }
+
+    fn try_exchange(&mut self, request: &Request<'_>, transaction: u32) -> Result<Vec<u8>, Cause<T::Error>> {
+        if !self.in_step {
+            return Err(Cause::OutOfStep);
+        }
+        // Zero is left out: see below.
+        self.last_request = self.last_request.wrapping_add(1).max(1);
+        let header = Header {
+            kind: request.kind as u32,
+            request: self.last_request,
+            transaction,
+            // At most PAYLOAD_MAX.
+            length: request.payload.len() as u32,
+        };
+        let sent = self
+            .transport
+            .send(&[&header.encode()[..], &request.payload].concat());
+        sent.map_err(|error| self.out_of_step(Cause::Transport(error)))?;
+
+        loop {
+            let (header, payload) = self.receive()?;
+            let kind = Kind::from_raw(header.kind);
+            if kind == Some(Kind::WatchEvent) {
+                self.queue(&payload)?;
+                continue;
+            }
+            // Linux's /dev/xen/xenbus answers some requests itself, and leaves the number 0.
+            if header.request != self.last_request && header.request != 0 {
+                return Err(self.out_of_step(Cause::Violation(Violation::Request(header.request))));
+            }
+            return match kind {
+                Some(Kind::Error) => Err(Cause::Refused(ErrorName::decode(&payload))),
+                Some(kind) if kind == request.kind => Ok(payload),
+                _ => Err(self.out_of_step(Cause::Violation(Violation::Kind(header.kind)))),
+            };
+        }
+    }
+
+    /// Takes in one message if one is there, which must be an event; false if none is.
+    fn try_receive_event(&mut self) -> Result<bool, Cause<T::Error>> {
+        if !self.in_step {
+            return Err(Cause::OutOfStep);
+        }
+        let ready = self.transport.ready();
+        if !ready.map_err(|error| self.out_of_step(Cause::Transport(error)))? {
+            return Ok(false);
+        }
+        let (header, payload) = self.receive()?;
+        if Kind::from_raw(header.kind) != Some(Kind::WatchEvent) {
+            return Err(self.out_of_step(Cause::Violation(Violation::Request(header.request))));
+        }
+        self.queue(&payload)?;
+        Ok(true)
+    }
+
+    fn queue(&mut self, payload: &[u8]) -> Result<(), Cause<T::Error>> {
+        match wire::decode_exactly(payload) {
+            Ok([path, token]) => {
+                self.events.push(WatchEvent { path, token });
+                Ok(())
+            }
+            // An event that cannot be read is a change that would go unseen: not to be passed over.
+            Err(violation) => Err(self.out_of_step(Cause::Violation(violation))),
+        }
+    }
+
+    fn receive(&mut self) -> Result<(Header, Vec<u8>), Cause<T::Error>> {
+        let mut header = [0; Header::SIZE];
+        let received = self.transport.receive(&mut header);
+        received.map_err(|error| self.out_of_step(Cause::Transport(error)))?;
+        let header = Header::decode(&header);
+        let length = header.length as usize;
+        if length > wire::PAYLOAD_MAX {
+            return Err(self.out_of_step(Cause::Violation(Violation::Oversized(header.length))));
+        }
+        let mut payload = vec![0; length];
+        let received = self.transport.receive(&mut payload);
+        received.map_err(|error| self.out_of_step(Cause::Transport(error)))?;
+        Ok((header, payload))
+    }
+
+    /// Notes that nothing more can be made of the stream.
+    fn out_of_step(&mut self, cause: Cause<T::Error>) -> Cause<T::Error> {
+        self.in_step = false;
+        cause
+    }
+}
+
+fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<Request<'a>, Error<E>> {
+    if token.contains('\0') {
+        return Err(Error::new(kind, path, Cause::Token));
+    }
+    Request::on_node(kind, path, &[token, "\0"].concat())
+}
+
+impl<T: Transport> Store for Client<T> {
+    type TransportError = T::Error;
+
+    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+        self.exchange(request, 0)
+    }
+}
+
+/// A transaction under way; see [`Client::transaction`].
+#[derive(Debug)]
+pub struct Transaction<'a, T> {
+    client: &'a mut Client<T>,
+    id: u32,
+}
+
+impl<T: Transport> Store for Transaction<'_, T> {
+    type TransportError = T::Error;
+
+    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+        self.client.exchange(request, self.id)
+    }
+}

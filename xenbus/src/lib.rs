@@ -14,6 +14,7 @@ pub mod bdf;
 pub mod client;
 pub mod path;
 pub mod pciif;
+pub mod permission;
 pub mod ring;
 pub mod state;
 pub mod wire;

@@ -19,11 +19,26 @@ pub struct ByteRing {
 }
 
 /// The console's output ring, guest to dom0.
-pub const CONSOLE_OUTPUT: ByteRing = ByteRing { data: 1024, size: 2048, consumer: 3080, producer: 3084 };
+pub const CONSOLE_OUTPUT: ByteRing = ByteRing {
+    data: 1024,
+    size: 2048,
+    consumer: 3080,
+    producer: 3084,
+};
 /// xenstore requests, guest to xenstored.
-pub const STORE_REQUESTS: ByteRing = ByteRing { data: 0, size: 1024, consumer: 2048, producer: 2052 };
+pub const STORE_REQUESTS: ByteRing = ByteRing {
+    data: 0,
+    size: 1024,
+    consumer: 2048,
+    producer: 2052,
+};
 /// xenstore replies and watch events, xenstored to guest.
-pub const STORE_REPLIES: ByteRing = ByteRing { data: 1024, size: 1024, consumer: 2056, producer: 2060 };
+pub const STORE_REPLIES: ByteRing = ByteRing {
+    data: 1024,
+    size: 1024,
+    consumer: 2056,
+    producer: 2060,
+};
 
 /// The indices contradict each other: the ring claims to hold more than fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
