@@ -1,0 +1,73 @@
+//! Time since boot, by Xen's paravirtual clock (`struct vcpu_time_info`, `xen/include/public/xen.h`).
+
+use crate::event;
+use core::arch::x86_64::_rdtsc;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::time::Duration;
+
+/// System time at boot, in nanoseconds.
+static BOOT: AtomicU64 = AtomicU64::new(0);
+
+/// Makes this moment the origin of [`now`].
+pub fn init() {
+    BOOT.store(system_time(), Ordering::Relaxed);
+}
+
+/// Time since [`init`].
+pub fn now() -> Duration {
+    Duration::from_nanos(system_time().saturating_sub(BOOT.load(Ordering::Relaxed)))
+}
+
+/// Xen's system time at `since_boot`, in nanoseconds: the clock of `SCHEDOP_poll`'s timeout.
+pub fn to_system_time(since_boot: Duration) -> u64 {
+    let nanoseconds = u64::try_from(since_boot.as_nanos()).unwrap_or(u64::MAX);
+    BOOT.load(Ordering::Relaxed).saturating_add(nanoseconds)
+}
+
+/// Nanoseconds for `ticks` of the time stamp counter.
+const fn scale(ticks: u64, shift: i8, multiplier: u32) -> u64 {
+    let ticks = if shift >= 0 {
+        ticks << (shift as u32 & 63)
+    } else {
+        ticks >> (shift.unsigned_abs() as u32 & 63)
+    };
+    ((ticks as u128 * multiplier as u128) >> 32) as u64
+}
+
+/// Xen's system time now, in nanoseconds.
+fn system_time() -> u64 {
+    let Some(info) = event::shared_info() else {
+        return 0;
+    };
+    loop {
+        // SAFETY: `info` points to the mapped shared info page; Xen may write it at any moment, hence volatile reads,
+        // and the version (odd while Xen writes) tells whether what was read belongs together.
+        let (version, copy, after) = unsafe {
+            let time = &raw const (*info).vcpu_info[0].time;
+            let version = (&raw const (*time).version).read_volatile();
+            fence(Ordering::Acquire);
+            let copy = time.read_volatile();
+            fence(Ordering::Acquire);
+            (version, copy, (&raw const (*time).version).read_volatile())
+        };
+        if version == after && version & 1 == 0 {
+            // SAFETY: every x86-64 CPU has a time stamp counter.
+            let ticks = unsafe { _rdtsc() }.saturating_sub(copy.tsc_timestamp);
+            return copy.system_time + scale(ticks, copy.tsc_shift, copy.tsc_to_system_mul);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scale;
+
+    #[test]
+    fn ticks_scale_by_shift_and_fraction() {
+        // 1 GHz: one tick is one nanosecond = 2^31 * 2 / 2^32.
+        assert_eq!(scale(1_000, 1, 1 << 31), 1_000);
+        // 4 GHz: a quarter.
+        assert_eq!(scale(4_000, -1, 1 << 31), 1_000);
+        assert_eq!(scale(u64::MAX, 0, u32::MAX), 0xffff_fffe_ffff_ffff);
+    }
+}

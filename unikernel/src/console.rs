@@ -1,0 +1,120 @@
+//! The Xen console behind `log`: lines such as `[    0.001234] INFO  second hop connected`.
+//!
+//! dom0's xenconsoled reads the ring; `xl console` and its log file show it.
+
+use crate::page::RawPage;
+use crate::{clock, event};
+use core::fmt::{self, Write};
+use core::time::Duration;
+use drivers::console::Console;
+use drivers::platform::Port;
+use log::{LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
+
+/// Bytes of a line: what is longer is cut.
+const LINE: usize = 240;
+/// How long the end of the domain waits for the reader.
+const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// The console's ring and its event channel.
+struct Sink {
+    console: Console<RawPage>,
+    port: Port,
+}
+
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+
+/// Puts the console behind `log`. The level is the command line's `loglevel=`: error, warn, info (default), debug or
+/// trace.
+pub fn init(page: RawPage, port: Port, command_line: &str) {
+    *SINK.lock() = Some(Sink {
+        console: Console::new(page),
+        port,
+    });
+    let wanted = command_line
+        .split_ascii_whitespace()
+        .filter_map(|word| word.strip_prefix("loglevel="))
+        .next_back();
+    let level = wanted.map(str::parse).unwrap_or(Ok(LevelFilter::Info));
+    log::set_max_level(*level.as_ref().unwrap_or(&LevelFilter::Info));
+    // Fails only if called twice; the first logger is this very one.
+    let _ = log::set_logger(&Logger);
+    if let (Some(word), Err(_)) = (wanted, level) {
+        log::warn!(
+            "command line: no log level is called {word:?}; use error, warn, info, debug or trace. Taking info"
+        );
+    }
+}
+
+/// Waits until the reader has taken everything, but not for long.
+pub fn drain() {
+    let limit = clock::now() + DRAIN_LIMIT;
+    while clock::now() < limit {
+        let Some(sink) = SINK.try_lock() else { return };
+        let Some(sink) = sink.as_ref() else { return };
+        if sink.console.is_drained() {
+            return;
+        }
+        event::take_pending(sink.port);
+        event::wait(&[sink.port], Some(clock::now() + Duration::from_millis(10)));
+    }
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let mut line = Line {
+            bytes: [0; LINE],
+            length: 0,
+        };
+        let now = clock::now();
+        let (seconds, micros) = (now.as_secs(), now.subsec_micros());
+        // Refused only when the line is full: then it ends there.
+        let _ = write!(
+            line,
+            "[{seconds:5}.{micros:06}] {:<5} {}",
+            record.level(),
+            record.args()
+        );
+        // The lock is taken only when a fault interrupts this very function: then there is no way to tell.
+        let Some(mut sink) = SINK.try_lock() else { return };
+        if let Some(sink) = sink.as_mut()
+            && sink.console.write_line(&line.bytes[..line.length])
+        {
+            // Without the event the reader sees the line later.
+            let _ = event::send(sink.port);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// A line being put together.
+struct Line {
+    bytes: [u8; LINE],
+    length: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            let place = self.bytes.get_mut(self.length).ok_or(fmt::Error)?;
+            // One record, one line; and no escape sequence of a guest's reaches a terminal.
+            *place = if byte.is_ascii_graphic() || byte == b' ' {
+                byte
+            } else {
+                b'?'
+            };
+            self.length += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! Event channels (`xen/include/public/event_channel.h`), two-level, polled: no upcall is ever delivered.
+
+use crate::clock;
+use crate::hypercall;
+use crate::memory::{Mapping, Window};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use core::time::Duration;
+use drivers::platform::{DomId, Errno, Port};
+use xen_sys::{__HYPERVISOR_event_channel_op, __HYPERVISOR_sched_op, shared_info as SharedInfo};
+
+/// Ourselves, where a call asks for a domain (`DOMID_SELF`).
+pub const DOMID_SELF: DomId = 0x7ff0;
+
+/// Ports of the two-level ABI: 64 words of 64 bits.
+const PORT_LIMIT: Port = 64 * 64;
+
+static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Maps the shared info page and makes sure that no upcall comes.
+///
+/// # Errors
+/// What Xen says to the mapping.
+///
+/// # Safety
+/// `frame` must be the machine frame of the shared info page (start info).
+pub unsafe fn init(frame: u64) -> Result<(), Errno> {
+    // SAFETY: the page is Xen's, not memory of ours.
+    let window = unsafe { Window::show(frame, Mapping::Shared) }?;
+    let page = window.address() as *mut SharedInfo;
+    // SAFETY: in the page that has just been mapped; Xen reads this byte at any moment, hence atomic.
+    unsafe { AtomicU8::from_ptr(&raw mut (*page).vcpu_info[0].evtchn_upcall_mask) }
+        .store(1, Ordering::SeqCst);
+    core::mem::forget(window);
+    SHARED.store(page, Ordering::Release);
+    Ok(())
+}
+
+/// The shared info page, once it is mapped. Xen writes it at any moment: volatile or atomic accesses only.
+pub fn shared_info() -> Option<*mut SharedInfo> {
+    let page = SHARED.load(Ordering::Acquire);
+    (!page.is_null()).then_some(page)
+}
+
+/// Takes the pending mark off `port`; true if it was set.
+pub fn take_pending(port: Port) -> bool {
+    let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) else {
+        return false;
+    };
+    let bit = 1 << (port % 64);
+    // SAFETY: in the mapped page (the port is below the limit); Xen sets bits atomically, and so do we.
+    let word = unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_pending[(port / 64) as usize]) };
+    word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+}
+
+/// Makes a sub-operation of `event_channel_op`.
+///
+/// # Safety
+/// As [`hypercall::operate`].
+unsafe fn operate<T>(operation: u32, argument: &mut T) -> Result<(), Errno> {
+    // SAFETY: passed on.
+    unsafe { hypercall::operate(__HYPERVISOR_event_channel_op, operation, argument) }.map(drop)
+}
+
+/// Sends an event over `port`.
+///
+/// # Errors
+/// `EINVAL` if the port is not one of ours.
+pub fn send(port: Port) -> Result<(), Errno> {
+    // SAFETY: the structure of EVTCHNOP_send, which touches no memory of ours.
+    unsafe { operate(xen_sys::EVTCHNOP_send, &mut xen_sys::evtchn_send { port }) }
+}
+
+/// Makes a port that domain `peer` can bind to.
+///
+/// # Errors
+/// `ENOSPC` without a free port.
+pub fn alloc_unbound(peer: DomId) -> Result<Port, Errno> {
+    let mut argument = xen_sys::evtchn_alloc_unbound {
+        dom: DOMID_SELF,
+        remote_dom: peer,
+        port: 0,
+    };
+    // SAFETY: the structure of EVTCHNOP_alloc_unbound, which touches no memory of ours.
+    unsafe { operate(xen_sys::EVTCHNOP_alloc_unbound, &mut argument) }?;
+    Ok(argument.port)
+}
+
+/// Binds a port of ours to `peer`'s unbound port `remote`. Xen marks it pending at once.
+///
+/// # Errors
+/// `EINVAL` if the peer has no such port for us, `ESRCH` if there is no such domain.
+pub fn bind_interdomain(peer: DomId, remote: Port) -> Result<Port, Errno> {
+    let mut argument = xen_sys::evtchn_bind_interdomain {
+        remote_dom: peer,
+        remote_port: remote,
+        local_port: 0,
+    };
+    // SAFETY: the structure of EVTCHNOP_bind_interdomain, which touches no memory of ours.
+    unsafe { operate(xen_sys::EVTCHNOP_bind_interdomain, &mut argument) }?;
+    Ok(argument.local_port)
+}
+
+/// Closes `port` and forgets what was pending on it.
+pub fn close(port: Port) {
+    // SAFETY: the structure of EVTCHNOP_close, which touches no memory of ours.
+    let closed = unsafe { operate(xen_sys::EVTCHNOP_close, &mut xen_sys::evtchn_close { port }) };
+    if let Err(Errno(errno)) = closed {
+        log::warn!("event channel port {port} would not close (errno {errno})");
+    }
+    take_pending(port);
+}
+
+/// Blocks until one of `ports` is pending, or the clock reaches `until`. Without `until`, for ever.
+///
+/// At most 128 ports (Xen's limit); the stub has five.
+pub fn wait(ports: &[Port], until: Option<Duration>) {
+    let mut argument = xen_sys::sched_poll {
+        ports: ports.as_ptr().cast_mut(),
+        nr_ports: ports.len() as u32,
+        timeout: until.map_or(0, |until| clock::to_system_time(until).max(1)),
+    };
+    // SAFETY: the structure of SCHEDOP_poll; Xen only reads the ports, which live until the call returns.
+    let polled = unsafe { hypercall::operate(__HYPERVISOR_sched_op, xen_sys::SCHEDOP_poll, &mut argument) };
+    debug_assert!(polled.is_ok(), "SCHEDOP_poll: {polled:?}");
+}

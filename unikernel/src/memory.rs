@@ -1,0 +1,196 @@
+//! The address space of the stub.
+//!
+//! The domain builder maps all memory from virtual address 0 on, `va = pfn * 4096`, and loads the image at 1 MiB
+//! ([`xen_sys::XEN_ELFNOTE_VIRT_BASE`] is 0). Below the image nobody has placed anything, so that this module hands
+//! it out:
+//!
+//! | from | to | use |
+//! |---|---|---|
+//! | 0 | 4 KiB | never touched: a null pointer faults once [`forbid_null`] has run |
+//! | 4 KiB | 512 KiB | windows: addresses whose page-table entry is replaced to show foreign memory |
+//! | 512 KiB | 1 MiB | heap |
+
+use crate::hypercall;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use drivers::platform::Errno;
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+const WINDOWS: core::ops::Range<usize> = 0x1000..0x80000;
+/// The heap's addresses.
+pub const HEAP: core::ops::Range<usize> = 0x80000..0x10_0000;
+/// Windows in all: one a device and a handful for rings.
+pub const WINDOW_COUNT: usize = (WINDOWS.end - WINDOWS.start) / PAGE_SIZE;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const WRITE_THROUGH: u64 = 1 << 3;
+const CACHE_DISABLE: u64 = 1 << 4;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// `UVMF_INVLPG | UVMF_LOCAL`: flush this one translation, on this vCPU (there is no other).
+const FLUSH_ONE: u64 = 2;
+
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// Ordinary memory, shared with Xen or a domain.
+    Shared,
+    /// Device memory: read-only and uncached (Xen refuses to have it otherwise, XSA-154).
+    Device,
+}
+
+impl Mapping {
+    const fn entry(self, frame: u64) -> u64 {
+        let bits = match self {
+            Self::Shared => PRESENT | WRITABLE | ACCESSED | DIRTY | NO_EXECUTE,
+            Self::Device => PRESENT | CACHE_DISABLE | WRITE_THROUGH | ACCESSED | NO_EXECUTE,
+        };
+        frame << 12 | bits
+    }
+}
+
+/// The domain builder's table: machine frame of each pfn.
+static FRAMES: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
+/// Number of entries of [`FRAMES`].
+static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
+/// One bit a window: set while it is handed out.
+static TAKEN: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
+    [const { AtomicU64::new(0) }; WINDOW_COUNT.div_ceil(64)];
+
+/// Tells this module where the table of machine frames is.
+///
+/// # Safety
+/// `frames` must point to `count` entries that stay valid and unchanged for ever (start info's `mfn_list`), and
+/// the low `count` pages of the address space must be mapped to them, with nothing below 1 MiB in use.
+pub unsafe fn init(frames: *mut u64, count: u64) {
+    FRAMES.store(frames, Ordering::Relaxed);
+    FRAME_COUNT.store(count, Ordering::Relaxed);
+}
+
+/// Machine frame behind address `va` of our own memory, as the domain builder mapped it.
+fn frame_of(va: usize) -> u64 {
+    let pfn = (va / PAGE_SIZE) as u64;
+    let frames = FRAMES.load(Ordering::Relaxed);
+    assert!(
+        !frames.is_null() && pfn < FRAME_COUNT.load(Ordering::Relaxed),
+        "no frame known for address {va:#x}"
+    );
+    // SAFETY: `init`'s contract: the table has FRAME_COUNT entries, and the index has just been checked.
+    unsafe { frames.add(pfn as usize).read() }
+}
+
+/// Machine frame of a heap page.
+///
+/// # Panics
+/// If `va` is no page of the heap: other memory may be mapped to something else by now.
+pub fn heap_frame(va: usize) -> u64 {
+    assert!(
+        HEAP.contains(&va) && va.is_multiple_of(PAGE_SIZE),
+        "{va:#x} is no page of the heap"
+    );
+    frame_of(va)
+}
+
+/// Address at which the domain builder mapped the page in machine frame `frame`, found by Xen's machine-to-physical
+/// table (`MACH2PHYS_VIRT_START`, readable by every PV guest).
+///
+/// # Safety
+/// `frame` must be a machine frame of ours that start info names: any other may have no entry in the table.
+pub unsafe fn address_of_frame(frame: u64) -> usize {
+    let table = xen_sys::__MACH2PHYS_VIRT_START as *const u64;
+    // SAFETY: Xen maps the table read-only at this fixed address, with an entry for every frame of the machine.
+    let pfn = unsafe { table.add(frame as usize).read_volatile() };
+    pfn as usize * PAGE_SIZE
+}
+
+/// Replaces the page-table entry of `va`.
+///
+/// # Safety
+/// Nothing may use the memory that `va` showed before, and `entry` must not give a second, ordinary view of memory
+/// that Rust code owns.
+unsafe fn set_entry(va: usize, entry: u64) -> Result<(), Errno> {
+    // SAFETY: update_va_mapping takes an address, an entry and flags, no pointers; the caller vouches for the effect.
+    unsafe {
+        hypercall::call4(
+            xen_sys::__HYPERVISOR_update_va_mapping,
+            [va as u64, entry, FLUSH_ONE, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// Makes the lowest page unmapped, so that a null pointer faults.
+///
+/// # Errors
+/// What Xen says.
+pub fn forbid_null() -> Result<(), Errno> {
+    // SAFETY: nothing is ever placed in page 0 (see the table above).
+    unsafe { set_entry(0, 0) }
+}
+
+/// An address for foreign memory. Given back, with our own memory behind it again, when dropped.
+#[derive(Debug)]
+pub struct Window {
+    va: usize,
+}
+
+impl Window {
+    /// Takes a free window.
+    ///
+    /// # Errors
+    /// `ENOMEM` if all are taken.
+    pub fn take() -> Result<Self, Errno> {
+        for (word, bits) in TAKEN.iter().enumerate() {
+            let free = bits.load(Ordering::Relaxed).trailing_ones() as usize;
+            let index = word * 64 + free;
+            if free < 64 && index < WINDOW_COUNT {
+                bits.fetch_or(1 << free, Ordering::Relaxed);
+                return Ok(Self {
+                    va: WINDOWS.start + index * PAGE_SIZE,
+                });
+            }
+        }
+        Err(Errno(hermit_abi::errno::ENOMEM))
+    }
+
+    /// Takes a window and shows machine frame `frame` in it.
+    ///
+    /// # Errors
+    /// `ENOMEM` without a free window; else what Xen says: `EPERM` or `EINVAL` for a frame that this domain may not map.
+    ///
+    /// # Safety
+    /// `frame` must not be memory that Rust code owns by another address.
+    pub unsafe fn show(frame: u64, mapping: Mapping) -> Result<Self, Errno> {
+        let window = Self::take()?;
+        // SAFETY: a window's own memory is used by nobody; the caller vouches for the frame.
+        unsafe { set_entry(window.va, mapping.entry(frame)) }?;
+        Ok(window)
+    }
+
+    /// The window's address.
+    pub const fn address(&self) -> usize {
+        self.va
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the window's holder is gone, so nobody uses what it shows; the frame behind it is our own page of
+        // that address, which is used by nobody else.
+        let restored = unsafe { set_entry(self.va, Mapping::Shared.entry(frame_of(self.va))) };
+        match restored {
+            Ok(()) => {
+                let index = (self.va - WINDOWS.start) / PAGE_SIZE;
+                TAKEN[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+            }
+            // Never handed out again: a leak of one address is harmless, a stale view is not.
+            Err(Errno(errno)) => log::error!(
+                "window {:#x} is lost: Xen refuses to unmap it (errno {errno})",
+                self.va
+            ),
+        }
+    }
+}

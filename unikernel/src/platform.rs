@@ -1,0 +1,133 @@
+//! Hypercalls, as the drivers want them.
+
+use crate::grant::{ForeignPage, GrantTable, OwnPage};
+use crate::memory::{Mapping, Window};
+use crate::page::{EcamPage, RawPage};
+use crate::{clock, event};
+use core::time::Duration;
+use drivers::platform::{DomId, Errno, GrantRef, Platform, Port};
+use xenbus::pciif::SharedPage;
+
+/// The machine: Xen.
+#[derive(Debug)]
+pub struct Xen {
+    grants: GrantTable,
+}
+
+impl Xen {
+    /// Wraps the grant table; everything else needs no state.
+    pub const fn new(grants: GrantTable) -> Self {
+        Self { grants }
+    }
+}
+
+/// A page that we share with another domain: its own or ours.
+#[derive(Debug)]
+pub enum Page {
+    /// Granted to us.
+    Foreign(ForeignPage),
+    /// Granted by us.
+    Own(OwnPage),
+}
+
+impl Page {
+    const fn raw(&self) -> &RawPage {
+        match self {
+            Self::Foreign(page) => page.page(),
+            Self::Own(page) => page.page(),
+        }
+    }
+}
+
+impl SharedPage for Page {
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        self.raw().copy_out(offset, into);
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        self.raw().copy_in(offset, bytes);
+    }
+
+    fn load(&self, offset: usize) -> u32 {
+        self.raw().load(offset)
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.raw().store(offset, value);
+    }
+
+    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.raw().set_bits(offset, bits)
+    }
+
+    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.raw().clear_bits(offset, bits)
+    }
+}
+
+impl Platform for Xen {
+    type Page = Page;
+    type Ecam = EcamPage;
+
+    fn now(&self) -> Duration {
+        clock::now()
+    }
+
+    fn map_grant(&mut self, owner: DomId, grant: GrantRef) -> Result<Page, Errno> {
+        ForeignPage::map(owner, grant).map(Page::Foreign)
+    }
+
+    fn unmap_grant(&mut self, page: Page) {
+        drop(page);
+    }
+
+    fn share_page(&mut self, peer: DomId) -> Result<(Page, GrantRef), Errno> {
+        let (page, grant) = self.grants.share(peer)?;
+        Ok((Page::Own(page), grant))
+    }
+
+    fn unshare_page(&mut self, page: Page, grant: GrantRef) {
+        if let Page::Own(page) = page {
+            self.grants.unshare(page, grant);
+        }
+    }
+
+    fn bind_interdomain(&mut self, peer: DomId, remote: Port) -> Result<Port, Errno> {
+        event::bind_interdomain(peer, remote)
+    }
+
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, Errno> {
+        event::alloc_unbound(peer)
+    }
+
+    fn close(&mut self, port: Port) {
+        event::close(port);
+    }
+
+    fn notify(&mut self, port: Port) {
+        if let Err(Errno(errno)) = event::send(port) {
+            log::warn!("event channel port {port} takes no events (errno {errno})");
+        }
+    }
+
+    fn take_pending(&mut self, port: Port) -> bool {
+        event::take_pending(port)
+    }
+
+    fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
+        event::wait(ports, until);
+    }
+
+    fn map_ecam(&mut self, frame: u64) -> Result<EcamPage, Errno> {
+        // SAFETY: Xen lets a domain without devices map no frames but its own, those granted with iomem permission,
+        // and the toolstack grants this one, a configuration page; a frame of our own memory would be a second,
+        // read-only view, through which only integers are read.
+        let window = unsafe { Window::show(frame, Mapping::Device) }?;
+        // SAFETY: as above.
+        Ok(unsafe { EcamPage::new(window) })
+    }
+
+    fn unmap_ecam(&mut self, ecam: EcamPage) {
+        drop(ecam);
+    }
+}

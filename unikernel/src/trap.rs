@@ -1,0 +1,234 @@
+//! Exceptions. None is expected and none returns: the stub says what happened, and crashes.
+//!
+//! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
+//! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
+
+use crate::hypercall;
+use crate::shutdown::{Reason, shutdown};
+use core::arch::global_asm;
+use drivers::platform::Errno;
+
+/// An exception: its vector, its name, and whether the hardware pushes an error code.
+struct Exception {
+    vector: u8,
+    name: &'static str,
+}
+
+/// What can happen to a PV guest (Intel SDM volume 3, table 6-1; NMI and double fault stay with Xen).
+const EXCEPTIONS: &[Exception] = &[
+    Exception {
+        vector: 0,
+        name: "divide error",
+    },
+    Exception {
+        vector: 1,
+        name: "debug exception",
+    },
+    Exception {
+        vector: 3,
+        name: "breakpoint",
+    },
+    Exception {
+        vector: 4,
+        name: "overflow",
+    },
+    Exception {
+        vector: 5,
+        name: "bound range exceeded",
+    },
+    Exception {
+        vector: 6,
+        name: "invalid opcode",
+    },
+    Exception {
+        vector: 7,
+        name: "device not available",
+    },
+    Exception {
+        vector: 10,
+        name: "invalid TSS",
+    },
+    Exception {
+        vector: 11,
+        name: "segment not present",
+    },
+    Exception {
+        vector: 12,
+        name: "stack-segment fault",
+    },
+    Exception {
+        vector: 13,
+        name: "general protection fault",
+    },
+    Exception {
+        vector: 14,
+        name: "page fault",
+    },
+    Exception {
+        vector: 16,
+        name: "x87 floating-point error",
+    },
+    Exception {
+        vector: 17,
+        name: "alignment check",
+    },
+    Exception {
+        vector: 19,
+        name: "SIMD floating-point exception",
+    },
+];
+const PAGE_FAULT: u64 = 14;
+/// Vectors for which `trap_entries` holds an entry.
+const VECTORS: usize = 20;
+/// Bytes from one entry to the next.
+const ENTRY_SIZE: usize = 16;
+
+// One entry a vector. Vectors 8, 10 to 14 and 17 come with an error code; the others push 0 in its place, below the
+// rcx and r11 that Xen has left on top, so that `trap_common` finds one layout.
+global_asm!(
+    ".section .text.trap, \"ax\", @progbits",
+    ".balign 16",
+    "trap_entries:",
+    ".set vector, 0",
+    ".rept 20",
+    ".balign 16",
+    "pop rcx",
+    "pop r11",
+    ".if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17)",
+    "push 0",
+    ".endif",
+    ".byte 0x6a, vector", // push the vector
+    "jmp trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    ".balign 16",
+    "trap_common:",
+    "push rax; push rbx; push rcx; push rdx; push rsi; push rdi; push rbp",
+    "push r8; push r9; push r10; push r11; push r12; push r13; push r14; push r15",
+    "mov rdi, rsp",
+    "and rsp, -16",
+    "cld",
+    "call {report}",
+    "ud2",
+    ".previous",
+    report = sym report,
+);
+
+unsafe extern "C" {
+    /// The first of [`VECTORS`] entries. Not to be called.
+    fn trap_entries();
+}
+
+/// What `trap_common` leaves on the stack, lowest address first.
+#[repr(C)]
+struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    flags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// Registers the handlers with Xen.
+///
+/// # Errors
+/// What Xen says.
+pub fn init() -> Result<(), Errno> {
+    let mut table = [xen_sys::trap_info {
+        vector: 0,
+        flags: 0,
+        cs: 0,
+        address: 0,
+    }; EXCEPTIONS.len() + 1];
+    for (info, exception) in table.iter_mut().zip(EXCEPTIONS) {
+        *info = xen_sys::trap_info {
+            vector: exception.vector,
+            flags: 0,
+            cs: xen_sys::FLAT_KERNEL_CS as u16,
+            address: (trap_entries as *const () as usize + usize::from(exception.vector) * ENTRY_SIZE) as u64,
+        };
+    }
+    // SAFETY: set_trap_table reads entries up to one with address 0, the last of the array; each names an entry
+    // point in this module.
+    unsafe {
+        hypercall::call4(
+            xen_sys::__HYPERVISOR_set_trap_table,
+            [table.as_ptr() as u64, 0, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// Tells of an exception and ends the domain.
+extern "C" fn report(frame: &Frame) -> ! {
+    let name = EXCEPTIONS
+        .iter()
+        .find(|exception| u64::from(exception.vector) == frame.vector);
+    let name = name.map_or("unknown exception", |exception| exception.name);
+    log::error!(
+        "fault: {name} (vector {}, error code {:#x}) at {:#x}",
+        frame.vector,
+        frame.error,
+        frame.rip
+    );
+    if frame.vector == PAGE_FAULT {
+        log::error!("  faulting address {:#x}", faulting_address());
+    }
+    let Frame {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        ..
+    } = frame;
+    log::error!("  rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
+    log::error!("  rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}");
+    log::error!("  r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}");
+    log::error!("  r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}");
+    log::error!(
+        "  cs {:x} ss {:x} flags {:x}; shutting down with reason crash",
+        frame.cs,
+        frame.ss,
+        frame.flags
+    );
+    shutdown(Reason::Crash)
+}
+
+/// The address whose access faulted: Xen keeps a PV guest's cr2 in its vCPU info.
+fn faulting_address() -> u64 {
+    crate::event::shared_info().map_or(0, |page| {
+        // SAFETY: in the mapped shared info page, written by Xen before it delivered the fault.
+        unsafe { (&raw const (*page).vcpu_info[0].arch.cr2).read_volatile() }
+    })
+}
+
+const _: () = assert!(EXCEPTIONS[EXCEPTIONS.len() - 1].vector < VECTORS as u8);
