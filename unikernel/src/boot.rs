@@ -51,7 +51,6 @@ global_asm!(
     hypercall_page = const xen_sys::XEN_ELFNOTE_HYPERCALL_PAGE,
 );
 
-#[cfg(feature = "boot")]
 global_asm!(
     ".section .bss.stack, \"aw\", @nobits",
     ".balign 4096",
@@ -72,7 +71,6 @@ global_asm!(
     enter = sym enter,
 );
 
-#[cfg(feature = "boot")]
 unsafe extern "Rust" {
     /// The image's `main`, with the machine set up. See [`main!`](crate::main).
     safe fn bulkhead_main(machine: Machine) -> !;
@@ -127,7 +125,6 @@ impl<T> Step<T> for Result<T, Errno> {
 }
 
 /// The first Rust code: called once by `_start`.
-#[cfg(feature = "boot")]
 extern "C" fn enter(info: *const StartInfo) -> ! {
     // SAFETY: Xen passes start info in rsi; it is an ordinary page of ours, mapped and not written by anybody.
     let info = unsafe { &*info };
@@ -142,7 +139,6 @@ extern "C" fn enter(info: *const StartInfo) -> ! {
 ///
 /// # Safety
 /// Once only, with the start info that Xen has passed, before any other code of this crate.
-#[cfg(feature = "boot")]
 unsafe fn set_up(info: &StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's table of nr_pages entries; the notes ask for the layout that `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages) };

@@ -162,9 +162,8 @@ impl GrantTable {
         }
         granted("setup_table", argument.status)?;
         // SAFETY: a frame of Xen's, not memory of ours.
-        Ok(Self {
-            window: unsafe { Window::show(frame, Mapping::Shared) }?,
-        })
+        let window = unsafe { Window::show(frame, Mapping::Shared) }?;
+        Ok(Self { window })
     }
 
     /// The parts of an entry: flags, domain and frame.
@@ -247,10 +246,8 @@ impl OwnPage {
             return Err(Errno(ENOMEM));
         }
         // SAFETY: page-aligned by its layout, ours alone until dropped, and no reference points into it.
-        Ok(Self {
-            va,
-            page: unsafe { RawPage::new(va) },
-        })
+        let page = unsafe { RawPage::new(va) };
+        Ok(Self { va, page })
     }
 
     /// The view of the page.

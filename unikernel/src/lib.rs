@@ -6,7 +6,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`boot`] | ELF notes, entry point, start info, order of set-up |
+//! | `boot` | ELF notes, entry point, start info, order of set-up |
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
@@ -22,6 +22,7 @@
 
 extern crate alloc;
 
+#[cfg(feature = "boot")]
 pub mod boot;
 pub mod clock;
 pub mod console;
