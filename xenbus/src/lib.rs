@@ -12,6 +12,7 @@ extern crate alloc;
 
 pub mod bdf;
 pub mod client;
+pub mod device;
 pub mod path;
 pub mod pciif;
 pub mod permission;

@@ -1,0 +1,137 @@
+//! The backend's side of the page: take a request, answer it.
+
+use super::layout::{self, ENTRY_SIZE, FLAGS, Head, OP, OP_ENTRIES, OP_ERR, OP_HEAD_SIZE, OP_VALUE};
+use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
+
+/// A successful answer, or why there is none.
+pub type Answer<'a> = Result<Success<'a>, OpError>;
+
+/// What a request achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success<'a> {
+    /// Done; the value is that of `conf_read`, the pirq of `enable_msi`, else 0.
+    Value(u32),
+    /// `enable_msix`: one pirq for each entry of the request, in its order.
+    Vectors(&'a [u16]),
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Delivery {
+    /// It is in the page: send the event.
+    Delivered,
+    /// The frontend no longer waits for it: it gave up, and may have asked something else since.
+    /// Nothing was written. A new request may be pending.
+    Late,
+}
+
+/// True if a request waits to be taken.
+pub fn is_pending(page: &impl SharedPage) -> bool {
+    page.load(FLAGS) & ACTIVE != 0
+}
+
+/// Takes the pending request, if there is one, into private memory.
+///
+/// Each byte is read once: first the head, then as many MSI-X entries as the
+/// private head says (XSA-155).
+pub fn take(page: &impl SharedPage) -> Option<Taken> {
+    if !is_pending(page) {
+        return None;
+    }
+    let mut head: Head = [0; OP_HEAD_SIZE];
+    page.copy_out(OP, &mut head);
+    let request = layout::decode_head(&head);
+
+    let asked = if request.command == Command::EnableMsix {
+        request.value
+    } else {
+        0
+    };
+    let count = usize::try_from(asked).ok().filter(|&count| count <= MAX_VECTORS);
+    let mut entries = [MsixEntry::default(); MAX_VECTORS];
+    if let Some(count) = count {
+        let mut bytes = [0; MAX_VECTORS * ENTRY_SIZE];
+        let bytes = &mut bytes[..count * ENTRY_SIZE];
+        page.copy_out(OP_ENTRIES, bytes);
+        for (entry, &bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
+            *entry = layout::decode_entry(bytes);
+        }
+    }
+    Some(Taken {
+        head,
+        request,
+        count,
+        entries,
+    })
+}
+
+/// A request that was taken and waits for its answer.
+///
+/// It can be answered once: [`Taken::answer`] consumes it.
+#[derive(Debug)]
+#[must_use = "the frontend waits for an answer"]
+pub struct Taken {
+    head: Head,
+    request: Request,
+    /// Number of entries; `None` if too many are asked for.
+    count: Option<usize>,
+    entries: [MsixEntry; MAX_VECTORS],
+}
+
+impl Taken {
+    /// The request, as private memory holds it.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The MSI-X entries; none unless the command is `enable_msix`.
+    ///
+    /// # Errors
+    /// [`TooManyVectors`] if more than [`MAX_VECTORS`] are asked for.
+    pub fn entries(&self) -> Result<&[MsixEntry], TooManyVectors> {
+        let count = self.count.ok_or(TooManyVectors(self.request.value))?;
+        Ok(&self.entries[..count])
+    }
+
+    /// Writes the answer and gives the page back to the frontend.
+    ///
+    /// Of the request nothing is touched but `err`, `value` and, for a
+    /// successful `enable_msix`, the vectors asked for. [`Success::Vectors`]
+    /// that do not fit the request are our own mistake; the frontend then gets
+    /// [`OpError::OpFailed`].
+    pub fn answer(self, page: &impl SharedPage, answer: Answer<'_>) -> Delivery {
+        if self.is_late(page) {
+            return Delivery::Late;
+        }
+        let (err, value, vectors) = match answer {
+            Ok(Success::Value(value)) => (0, value, &[][..]),
+            Ok(Success::Vectors(vectors)) if self.wants(vectors) => (0, 0, vectors),
+            Ok(Success::Vectors(_)) => (OpError::OpFailed.raw(), 0, &[][..]),
+            Err(error) => (error.raw(), 0, &[][..]),
+        };
+        for (index, vector) in vectors.iter().enumerate() {
+            page.copy_in(layout::vector_offset(index), &vector.to_le_bytes());
+        }
+        page.copy_in(OP_VALUE, &value.to_le_bytes());
+        page.copy_in(OP_ERR, &err.to_le_bytes());
+        page.clear_bits(FLAGS, ACTIVE);
+        Delivery::Delivered
+    }
+
+    fn wants(&self, vectors: &[u16]) -> bool {
+        self.request.command == Command::EnableMsix && self.count == Some(vectors.len())
+    }
+
+    /// True if the frontend has given this request up. Linux does so after two
+    /// seconds, by clearing [`ACTIVE`]; it may then have set it again for
+    /// another request, which shows in the head.
+    fn is_late(&self, page: &impl SharedPage) -> bool {
+        if !is_pending(page) {
+            return true;
+        }
+        let mut head: Head = [0; OP_HEAD_SIZE];
+        page.copy_out(OP, &mut head);
+        head != self.head
+    }
+}
