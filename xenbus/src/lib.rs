@@ -1,10 +1,11 @@
 //! What two Xen domains agree on to find each other and to talk about PCI.
 //!
-//! From the outside in: [`wire`] is the xenstore message format, [`client`] a
-//! xenstore client over any byte [`client::Transport`], [`state`] the xenbus
-//! states, [`path`] the names of our nodes, [`bdf`] the address of a PCI
-//! function, and [`pciif`] the shared page over which config space and MSI
-//! requests travel. [`ring`] is the byte ring of console and xenstore.
+//! From the outside in:
+//! - [`ring`]: the byte ring of console and xenstore; [`wire`]: the messages on the latter; [`client`]: a
+//!   xenstore client over any byte [`client::Transport`]; [`permission`]: who may access a node.
+//! - [`path`]: the names of our nodes; [`state`], [`device`] and [`bdf`]: what is written into them.
+//! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
+//!   stub counts, in the rest of that page.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -12,6 +13,7 @@ extern crate alloc;
 
 pub mod bdf;
 pub mod client;
+pub mod counters;
 pub mod device;
 pub mod path;
 pub mod pciif;
