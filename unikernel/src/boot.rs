@@ -54,7 +54,8 @@ global_asm!(
 global_asm!(
     ".section .bss.stack, \"aw\", @nobits",
     ".balign 4096",
-    "stack_bottom:",
+    "stack_guard:",
+    ".skip 4096",
     ".skip {size}",
     "stack_top:",
     ".section .text.entry, \"ax\", @progbits",
@@ -70,6 +71,11 @@ global_asm!(
     size = const STACK_SIZE,
     enter = sym enter,
 );
+
+unsafe extern "C" {
+    /// The page below the stack.
+    static stack_guard: u8;
+}
 
 unsafe extern "Rust" {
     /// The image's `main`, with the machine set up. See [`main!`](crate::main).
@@ -151,7 +157,11 @@ unsafe fn set_up(info: &StartInfo) -> Result<Machine, BootError> {
     let console_page = unsafe { RawPage::new(memory::address_of_frame(console.mfn)) };
     console::init(console_page, console.evtchn, command_line(info));
     trap::init().step("register the exception handlers")?;
-    memory::forbid_null().step("unmap page 0")?;
+    // SAFETY: nothing is ever placed in page 0, nor in the page that is set aside below the stack.
+    unsafe {
+        memory::guard(0).step("unmap page 0")?;
+        memory::guard((&raw const stack_guard) as usize).step("unmap the page below the stack")?;
+    }
     // SAFETY: once only; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
     let grants = GrantTable::init().step("set up the grant table")?;

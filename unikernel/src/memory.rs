@@ -6,7 +6,7 @@
 //!
 //! | from | to | use |
 //! |---|---|---|
-//! | 0 | 4 KiB | never touched: a null pointer faults once [`forbid_null`] has run |
+//! | 0 | 4 KiB | never touched: unmapped by [`guard`], so that a null pointer faults |
 //! | 4 KiB | 512 KiB | windows: addresses whose page-table entry is replaced to show foreign memory |
 //! | 512 KiB | 1 MiB | heap |
 
@@ -122,13 +122,16 @@ unsafe fn set_entry(va: usize, entry: u64) -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Makes the lowest page unmapped, so that a null pointer faults.
+/// Unmaps page `va`, so that touching it faults.
 ///
 /// # Errors
 /// What Xen says.
-pub fn forbid_null() -> Result<(), Errno> {
-    // SAFETY: nothing is ever placed in page 0 (see the table above).
-    unsafe { set_entry(0, 0) }
+///
+/// # Safety
+/// Nothing may be stored in that page.
+pub unsafe fn guard(va: usize) -> Result<(), Errno> {
+    // SAFETY: the caller vouches that nobody uses the page.
+    unsafe { set_entry(va, 0) }
 }
 
 /// An address for foreign memory. Given back, with our own memory behind it again, when dropped.
