@@ -15,6 +15,8 @@ pub mod bdf;
 pub mod client;
 pub mod counters;
 pub mod device;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod path;
 pub mod pciif;
 pub mod permission;
