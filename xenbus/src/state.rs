@@ -45,3 +45,34 @@ impl XenbusState {
         ["0", "1", "2", "3", "4", "5", "6", "7", "8"][self as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_read_as_they_are_written() {
+        use XenbusState::*;
+        let states = [
+            Initialising,
+            InitWait,
+            Initialised,
+            Connected,
+            Closing,
+            Closed,
+            Reconfiguring,
+            Reconfigured,
+        ];
+        for (state, text) in states.into_iter().zip(["1", "2", "3", "4", "5", "6", "7", "8"]) {
+            assert_eq!(state.as_str(), text);
+            assert_eq!(XenbusState::parse(text), state);
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_is_unknown() {
+        for text in ["", "0", "9", "4 ", "+4", "04", "four", "4\0"] {
+            assert_eq!(XenbusState::parse(text), XenbusState::Unknown, "{text:?}");
+        }
+    }
+}
