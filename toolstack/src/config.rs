@@ -1,0 +1,163 @@
+//! Access to the configuration space of one function.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Registers of the header that dom0's side reads or writes, as byte offsets
+/// (PCI Local Bus Specification 3.0, section 6.1).
+pub mod register {
+    /// Vendor id, 16 bits.
+    pub const VENDOR: u16 = 0x00;
+    /// Command, 16 bits.
+    pub const COMMAND: u16 = 0x04;
+    /// Cache line size, 8 bits.
+    pub const CACHE_LINE: u16 = 0x0c;
+    /// Latency timer, 8 bits.
+    pub const LATENCY: u16 = 0x0d;
+    /// Header type, 8 bits; bit 7 marks a device with more than one function.
+    pub const HEADER_TYPE: u16 = 0x0e;
+    /// Built-in self test, 8 bits.
+    pub const BIST: u16 = 0x0f;
+    /// The first of six base address registers, 32 bits each.
+    pub const BAR: u16 = 0x10;
+    /// The expansion ROM's base address, 32 bits.
+    pub const ROM: u16 = 0x30;
+    /// Interrupt line, 8 bits.
+    pub const INTERRUPT_LINE: u16 = 0x3c;
+    /// Interrupt pin, 8 bits.
+    pub const INTERRUPT_PIN: u16 = 0x3d;
+    /// Bytes of the header.
+    pub const HEADER_LENGTH: usize = 64;
+}
+
+/// Bits of the command register.
+pub mod command {
+    /// The function answers to its I/O ports.
+    pub const IO: u16 = 1 << 0;
+    /// The function answers to its memory ranges.
+    pub const MEMORY: u16 = 1 << 1;
+    /// The function may start DMA.
+    pub const MASTER: u16 = 1 << 2;
+    /// The function may not raise its INTx line.
+    pub const INTX_DISABLE: u16 = 1 << 10;
+}
+
+/// Reads and writes of naturally aligned registers, 1, 2 or 4 bytes wide.
+pub trait Config {
+    /// Reads a register, zero-extended.
+    fn read(&self, offset: u16, width: u8) -> io::Result<u32>;
+    /// Writes the low `width` bytes of `value`, in one access of that width.
+    fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()>;
+
+    /// Reads a 16-bit register.
+    fn read16(&self, offset: u16) -> io::Result<u16> {
+        self.read(offset, 2).map(|value| value as u16)
+    }
+
+    /// Writes a 16-bit register.
+    fn write16(&self, offset: u16, value: u16) -> io::Result<()> {
+        self.write(offset, 2, value.into())
+    }
+}
+
+/// The `config` file that Linux keeps in sysfs for each function, held open.
+///
+/// Linux splits a write of 1, 2 or 4 aligned bytes into no smaller accesses.
+#[derive(Debug)]
+pub struct ConfigFile(pub File);
+
+impl Config for ConfigFile {
+    fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        let part = part(&mut bytes, width)?;
+        self.0.read_exact_at(part, offset.into())?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
+        let mut bytes = value.to_le_bytes();
+        let part = part(&mut bytes, width)?;
+        match self.0.write_at(part, offset.into())? {
+            written if written == part.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
+
+fn part(bytes: &mut [u8; 4], width: u8) -> io::Result<&mut [u8]> {
+    match width {
+        1 | 2 | 4 => Ok(&mut bytes[..usize::from(width)]),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// A configuration space in memory, which notes every write.
+    #[derive(Default)]
+    pub struct Model {
+        pub bytes: RefCell<Vec<u8>>,
+        pub writes: RefCell<Vec<(u16, u8, u32)>>,
+        /// Bits that a write cannot change, by offset.
+        pub stuck: Vec<u16>,
+    }
+
+    impl Model {
+        pub fn new(bytes: Vec<u8>) -> Self {
+            Self {
+                bytes: RefCell::new(bytes),
+                ..Self::default()
+            }
+        }
+
+        pub fn set16(&self, offset: u16, value: u16) {
+            let at = usize::from(offset);
+            self.bytes.borrow_mut()[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    impl Config for Model {
+        fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
+            let mut value = [0; 4];
+            let at = usize::from(offset);
+            let width = usize::from(width);
+            value[..width].copy_from_slice(&self.bytes.borrow()[at..at + width]);
+            Ok(u32::from_le_bytes(value))
+        }
+
+        fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
+            self.writes.borrow_mut().push((offset, width, value));
+            if !self.stuck.contains(&offset) {
+                let at = usize::from(offset);
+                let width = usize::from(width);
+                self.bytes.borrow_mut()[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_and_written_in_the_width_asked_for() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[0x86, 0x80, 0xd3, 0x10, 7, 4, 0x10, 0], 0)
+            .unwrap();
+        let config = ConfigFile(file);
+        assert_eq!(config.read(0, 4).unwrap(), 0x10d3_8086);
+        assert_eq!(config.read(2, 2).unwrap(), 0x10d3);
+        assert_eq!(config.read(5, 1).unwrap(), 4);
+        config.write(4, 2, 0xffff_0001).unwrap();
+        assert_eq!(config.read(4, 4).unwrap(), 0x0010_0001);
+    }
+
+    #[test]
+    fn an_odd_width_and_a_read_past_the_end_are_errors() {
+        let config = ConfigFile(tempfile::tempfile().unwrap());
+        assert!(config.read(0, 3).is_err());
+        assert!(config.write(0, 0, 0).is_err());
+        assert!(config.read(0, 1).is_err());
+    }
+}

@@ -1,0 +1,27 @@
+//! Dom0's side of Bulkhead: everything behind the command `bulkhead`.
+//!
+//! A reader may start here:
+//! - [`checks`] decides whether a device can be given away, from [`sysfs`], [`mcfg`] and the guest's
+//!   configuration ([`guest`]).
+//! - [`attach`] gives it: permissions, assignment, and the xenstore nodes of both hops ([`nodes`]).
+//!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
+//! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
+//!   about writes and keeps the [`interrupts`].
+//! - [`launch`] and [`status`] are the commands around that.
+//!
+//! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl) and [`xendev`] (mapped grants and
+//! event channels).
+#![deny(unsafe_code)]
+
+pub mod capabilities;
+pub mod config;
+pub mod function;
+pub mod guard;
+pub mod interrupts;
+pub mod mcfg;
+pub mod record;
+pub mod resources;
+pub mod restore;
+pub mod store;
+pub mod sysfs;
+pub mod xenctrl;

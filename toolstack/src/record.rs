@@ -1,0 +1,408 @@
+//! What dom0 remembers of an attachment, so that any process of dom0 can undo it.
+//!
+//! The record is written before anything is given away, and removed after everything is taken back:
+//! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
+//! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
+
+use crate::interrupts::Mode;
+use crate::store::{Store, StoreError};
+use crate::xenctrl::DomId;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store as _, Transport};
+use xenbus::device::{Bars, Ids};
+use xenbus::permission::{Access, Permission};
+
+/// Directory of everything remembered.
+pub const ROOT: &str = "/local/domain/0/bulkhead";
+/// Directory of the attachments, by the stub's domid.
+pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
+/// Directory of the devices taken from a driver of dom0's: `SSSS:BB:DD.F`, with the driver's name.
+const SEIZED: &str = "/local/domain/0/bulkhead/seized";
+/// Directory of the devices that did not recover: `SSSS:BB:DD.F`, with the reason.
+const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
+
+/// A domain, told apart from a later one with the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Its number.
+    pub domid: DomId,
+    /// Its name.
+    pub name: String,
+    /// Its UUID; empty if it was created without one.
+    pub uuid: String,
+}
+
+/// One device of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Real address.
+    #[serde(with = "text")]
+    pub bdf: Bdf,
+    /// Vendor and device.
+    #[serde(with = "text")]
+    pub ids: Ids,
+    /// Address ranges.
+    #[serde(with = "text")]
+    pub bars: Bars,
+    /// Machine frame of the ECAM page.
+    pub ecam: u64,
+    /// The INTx line, if there is one.
+    pub gsi: Option<u32>,
+    /// False if the line stays silent because others use it.
+    pub line_offered: bool,
+    /// The first 64 bytes of configuration space, as they were before the guest got the device.
+    #[serde(with = "hex")]
+    pub header: Vec<u8>,
+}
+
+/// A guest, its stub, and the devices between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The guest that owns the devices.
+    pub guest: Domain,
+    /// The stub that serves it.
+    pub stub: Domain,
+    /// The devices, in the order of their numbers in xenstore.
+    pub devices: Vec<Device>,
+    /// The interrupt mode of each.
+    pub modes: Vec<Mode>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Domains {
+    guest: Domain,
+    stub: Domain,
+}
+
+/// A record that could not be read or written.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// xenstore said no.
+    #[error("cannot use the records of attachments in xenstore")]
+    Store(#[from] StoreError),
+    /// A record that nobody of ours wrote.
+    #[error(
+        "the record {path} is damaged ({cause}): remove it with `xenstore-rm {path}`, and reset its device"
+    )]
+    Damaged {
+        /// The node.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl Attachment {
+    /// The addresses of the devices.
+    pub fn bdfs(&self) -> impl Iterator<Item = Bdf> {
+        self.devices.iter().map(|device| device.bdf)
+    }
+
+    /// Writes the record down, in one transaction.
+    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
+        let nodes = self.nodes();
+        let root = path(self.stub.domid);
+        make_root(store)?;
+        store.transaction(|store| {
+            nodes
+                .iter()
+                .try_for_each(|(key, value)| store.write(&format!("{root}{key}"), value))
+        })?;
+        Ok(())
+    }
+
+    /// Key below the record's own node, and value, of each of its nodes.
+    fn nodes(&self) -> Vec<(String, String)> {
+        let domains = Domains {
+            guest: self.guest.clone(),
+            stub: self.stub.clone(),
+        };
+        let mut nodes = vec![(String::new(), json(&domains))];
+        for (index, (device, mode)) in self.devices.iter().zip(&self.modes).enumerate() {
+            nodes.push((format!("/dev-{index}"), json(device)));
+            nodes.push((format!("/irq-{index}"), mode.to_string()));
+        }
+        nodes
+    }
+
+    /// Reads the record of a stub; `None` if there is none.
+    pub fn read(store: &mut Store, stub: DomId) -> Result<Option<Self>, RecordError> {
+        let root = path(stub);
+        let nodes = store.transaction(|store| {
+            let Some(domains) = store.read_optional(&root)? else {
+                return Ok(None);
+            };
+            let mut nodes = BTreeMap::new();
+            for key in store.directory(&root)? {
+                let value = store.read(&format!("{root}/{key}"))?;
+                nodes.insert(key, value);
+            }
+            Ok(Some((domains, nodes)))
+        })?;
+        nodes
+            .map(|(domains, nodes)| Self::from_nodes(&root, &domains, &nodes))
+            .transpose()
+    }
+
+    fn from_nodes(root: &str, domains: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
+        let domains: Domains = from_json(root, domains)?;
+        let mut devices = Vec::new();
+        let mut modes = Vec::new();
+        for index in 0.. {
+            let Some(device) = nodes.get(&format!("dev-{index}")) else {
+                break;
+            };
+            devices.push(from_json(&format!("{root}/dev-{index}"), device)?);
+            let mode = nodes.get(&format!("irq-{index}")).map_or("", String::as_str);
+            modes.push(
+                mode.parse()
+                    .map_err(|error| damaged(&format!("{root}/irq-{index}"), error))?,
+            );
+        }
+        Ok(Self {
+            guest: domains.guest,
+            stub: domains.stub,
+            devices,
+            modes,
+        })
+    }
+
+    /// Reads all records. A damaged one does not hide the others.
+    pub fn all(store: &mut Store) -> Result<(Vec<Self>, Vec<RecordError>), RecordError> {
+        let mut stubs: Vec<DomId> = children(store, ATTACHMENTS)?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        stubs.sort_unstable();
+        let mut attachments = Vec::new();
+        let mut errors = Vec::new();
+        for stub in stubs {
+            match Self::read(store, stub) {
+                Ok(attachment) => attachments.extend(attachment),
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((attachments, errors))
+    }
+
+    /// Removes the record.
+    pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
+        Ok(store.remove(&path(self.stub.domid))?)
+    }
+}
+
+/// Notes the interrupt mode of device number `index`.
+pub fn note_mode(store: &mut Store, stub: DomId, index: usize, mode: &Mode) -> Result<(), RecordError> {
+    Ok(store.write(&format!("{}/irq-{index}", path(stub)), &mode.to_string())?)
+}
+
+/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
+pub fn note_seized(store: &mut Store, bdf: Bdf, driver: &str) -> Result<(), RecordError> {
+    make_root(store)?;
+    Ok(store.write(&format!("{SEIZED}/{bdf}"), driver)?)
+}
+
+/// The driver that a device was taken from; `None` if it was not taken by us.
+pub fn seized_from(store: &mut Store, bdf: Bdf) -> Result<Option<String>, RecordError> {
+    Ok(store.read_optional(&format!("{SEIZED}/{bdf}"))?)
+}
+
+/// Forgets that a device was taken.
+pub fn forget_seized(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+    Ok(store.remove(&format!("{SEIZED}/{bdf}"))?)
+}
+
+/// Remembers that a device must not be given to anyone.
+pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), RecordError> {
+    make_root(store)?;
+    Ok(store.write(&format!("{QUARANTINE}/{bdf}"), reason)?)
+}
+
+/// The devices in quarantine, with the reason for each.
+pub fn quarantined(store: &mut Store) -> Result<Vec<(Bdf, String)>, RecordError> {
+    let mut devices = Vec::new();
+    for name in children(store, QUARANTINE)? {
+        let reason = store.read_optional(&format!("{QUARANTINE}/{name}"))?;
+        devices.extend(name.parse().ok().zip(reason));
+    }
+    Ok(devices)
+}
+
+/// Where one lifts the quarantine of a device, for error messages.
+pub fn quarantine_path(bdf: Bdf) -> String {
+    format!("{QUARANTINE}/{bdf}")
+}
+
+/// The children of a node; none if it does not exist.
+pub fn children<T: Transport>(
+    store: &mut Client<T>,
+    path: &str,
+) -> Result<Vec<String>, xenbus::client::Error<T::Error>> {
+    match store.directory(path) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        children => children,
+    }
+}
+
+fn path(stub: DomId) -> String {
+    format!("{ATTACHMENTS}/{stub}")
+}
+
+/// Makes the directory, closed to every other domain; what is made below inherits that.
+fn make_root(store: &mut Store) -> Result<(), RecordError> {
+    store.mkdir(ROOT)?;
+    let dom0_only = Permission {
+        domid: 0,
+        access: Access::None,
+    };
+    Ok(store.set_permissions(ROOT, &[dom0_only])?)
+}
+
+fn json(value: &impl Serialize) -> String {
+    // Structures of texts and numbers, which have no way to fail.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn from_json<T: DeserializeOwned>(path: &str, text: &str) -> Result<T, RecordError> {
+    serde_json::from_str(text).map_err(|error| damaged(path, error))
+}
+
+fn damaged(path: &str, cause: impl ToString) -> RecordError {
+    RecordError::Damaged {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    }
+}
+
+/// Values that are written as their text.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// Bytes that are written as hexadecimal digits.
+mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&digits)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let digits = String::deserialize(deserializer)?;
+        let byte = |pair: &[u8]| {
+            let pair = std::str::from_utf8(pair)
+                .ok()
+                .filter(|pair| pair.len() == 2 && !pair.starts_with('+'));
+            pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
+        };
+        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+        bytes.ok_or_else(|| D::Error::custom("not a row of hexadecimal bytes"))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub fn domain(domid: DomId, name: &str) -> Domain {
+        Domain {
+            domid,
+            name: name.into(),
+            uuid: format!("00000000-0000-0000-0000-{domid:012}"),
+        }
+    }
+
+    pub fn device(bdf: &str) -> Device {
+        Device {
+            bdf: bdf.parse().unwrap(),
+            ids: "8086:10d3".parse().unwrap(),
+            bars: crate::resources::parse(crate::resources::tests::E1000E).unwrap(),
+            ecam: 0xb0028,
+            gsi: Some(20),
+            line_offered: true,
+            header: (0..64).collect(),
+        }
+    }
+
+    pub fn attachment() -> Attachment {
+        let without_line = Device {
+            gsi: None,
+            line_offered: false,
+            ..device("00:06.0")
+        };
+        Attachment {
+            guest: domain(3, "web"),
+            stub: domain(4, "web-bulkhead"),
+            devices: vec![device("00:05.0"), without_line],
+            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Line],
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_back_as_it_was_written() {
+        let nodes = attachment().nodes();
+        let domains = nodes[0].1.clone();
+        let below = nodes
+            .into_iter()
+            .skip(1)
+            .map(|(key, value)| (key[1..].to_owned(), value))
+            .collect();
+        assert_eq!(
+            Attachment::from_nodes("/r", &domains, &below).unwrap(),
+            attachment()
+        );
+    }
+
+    #[test]
+    fn every_node_fits_in_a_message_of_xenstore() {
+        let mut attachment = attachment();
+        attachment.modes[0] = Mode::Msix((1920..2048).map(|entry| (entry, 65_535)).collect());
+        for (key, value) in attachment.nodes() {
+            assert!(value.len() < 3072, "{key}: {}", value.len());
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_with_its_cause_and_the_way_out() {
+        let nodes = [("dev-0".to_owned(), "{}".to_owned())].into();
+        let domains = attachment().nodes()[0].1.clone();
+        let error = Attachment::from_nodes("/r", &domains, &nodes)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("the record /r/dev-0 is damaged (missing field `bdf`"),
+            "{error}"
+        );
+        assert!(error.contains("`xenstore-rm /r/dev-0`"), "{error}");
+        let error = Attachment::from_nodes("/r", "", &nodes).unwrap_err().to_string();
+        assert!(error.starts_with("the record /r is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_header_that_is_no_row_of_bytes_is_refused() {
+        let good = json(&device("00:05.0"));
+        assert!(serde_json::from_str::<Device>(&good).is_ok());
+        for bad in ["0", "0g", "+1", "é0"] {
+            let text = good.replace("000102", bad);
+            assert!(serde_json::from_str::<Device>(&text).is_err(), "{text}");
+        }
+    }
+}

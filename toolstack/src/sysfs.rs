@@ -1,0 +1,256 @@
+//! What Linux's sysfs says about PCI functions, and how it resets them.
+
+use crate::config::ConfigFile;
+use crate::resources;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::device::Bars;
+
+/// The driver with which dom0 holds a device for passthrough, as sysfs calls it.
+pub const PCIBACK: &str = "pciback";
+
+/// A file of sysfs that could not be used.
+#[derive(Debug, Error)]
+#[error("{what} of {bdf} ({path})")]
+pub struct SysfsError {
+    bdf: Bdf,
+    what: &'static str,
+    path: String,
+    #[source]
+    source: io::Error,
+}
+
+/// The PCI part of sysfs.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+impl Sysfs {
+    /// This machine's.
+    pub fn host() -> Self {
+        Self::at("/sys")
+    }
+
+    /// One that is mounted elsewhere.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// All functions, in the order of their addresses.
+    pub fn functions(&self) -> io::Result<Vec<Bdf>> {
+        let mut functions = Vec::new();
+        for entry in fs::read_dir(self.root.join("bus/pci/devices"))? {
+            let name = entry?.file_name();
+            functions.extend(name.to_str().and_then(|name| name.parse::<Bdf>().ok()));
+        }
+        functions.sort_unstable();
+        Ok(functions)
+    }
+
+    /// True if there is such a function.
+    pub fn exists(&self, bdf: Bdf) -> bool {
+        self.path(bdf, "").is_dir()
+    }
+
+    /// The function's address ranges.
+    pub fn bars(&self, bdf: Bdf) -> Result<Bars, SysfsError> {
+        let text = self.read(bdf, "resource", "cannot read the address ranges")?;
+        resources::parse(&text).map_err(|error| {
+            let source = io::Error::new(io::ErrorKind::InvalidData, error);
+            self.error(bdf, "resource", "cannot understand the address ranges", source)
+        })
+    }
+
+    /// The number of the interrupt line, which for a line of an I/O APIC is the GSI; `None` if the
+    /// function has none (0 and 255 both mean that).
+    pub fn irq(&self, bdf: Bdf) -> Option<u32> {
+        let text = fs::read_to_string(self.path(bdf, "irq")).ok()?;
+        text.trim().parse().ok().filter(|irq| !matches!(irq, 0 | 255))
+    }
+
+    /// True if dom0 has turned the function on, so that its interrupt line is in use.
+    pub fn is_enabled(&self, bdf: Bdf) -> bool {
+        let text = fs::read_to_string(self.path(bdf, "enable")).unwrap_or_default();
+        text.trim().parse::<i64>().is_ok_and(|count| count > 0)
+    }
+
+    /// The name of the driver that the function is bound to.
+    pub fn driver(&self, bdf: Bdf) -> Option<String> {
+        let link = fs::read_link(self.path(bdf, "driver")).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    }
+
+    /// True if the driver that holds devices for passthrough is loaded.
+    pub fn has_pciback(&self) -> bool {
+        self.root.join("bus/pci/drivers").join(PCIBACK).is_dir()
+    }
+
+    /// The configuration space as far as it can be read: 64 bytes at least, 256 or 4096 for root.
+    pub fn config_bytes(&self, bdf: Bdf) -> Result<Vec<u8>, SysfsError> {
+        fs::read(self.path(bdf, "config"))
+            .map_err(|source| self.error(bdf, "config", "cannot read the configuration space", source))
+    }
+
+    /// Opens the configuration space for reading and writing.
+    pub fn open_config(&self, bdf: Bdf) -> Result<ConfigFile, SysfsError> {
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(self.path(bdf, "config"));
+        open.map(ConfigFile)
+            .map_err(|source| self.error(bdf, "config", "cannot open the configuration space", source))
+    }
+
+    /// How Linux would reset the function, such as `flr` or `pm bus`; `None` if it cannot.
+    pub fn reset_method(&self, bdf: Bdf) -> Option<String> {
+        let methods = fs::read_to_string(self.path(bdf, "reset_method"));
+        let methods = methods.map(|text| text.trim().to_owned()).unwrap_or_default();
+        let can = self.path(bdf, "reset").exists();
+        // Before Linux 5.15 there is no list, only the switch.
+        let methods = if methods.is_empty() && can {
+            "default".into()
+        } else {
+            methods
+        };
+        can.then_some(methods)
+    }
+
+    /// Resets the function; Linux keeps its configuration across that.
+    pub fn reset(&self, bdf: Bdf) -> Result<(), SysfsError> {
+        let reset = File::options().write(true).open(self.path(bdf, "reset"));
+        reset
+            .and_then(|mut file| io::Write::write_all(&mut file, b"1"))
+            .map_err(|source| self.error(bdf, "reset", "cannot reset", source))
+    }
+
+    fn read(&self, bdf: Bdf, file: &str, what: &'static str) -> Result<String, SysfsError> {
+        fs::read_to_string(self.path(bdf, file)).map_err(|source| self.error(bdf, file, what, source))
+    }
+
+    fn error(&self, bdf: Bdf, file: &str, what: &'static str, source: io::Error) -> SysfsError {
+        SysfsError {
+            bdf,
+            what,
+            path: self.path(bdf, file).display().to_string(),
+            source,
+        }
+    }
+
+    fn path(&self, bdf: Bdf, file: &str) -> PathBuf {
+        let device = self.root.join("bus/pci/devices").join(bdf.to_string());
+        if file.is_empty() {
+            device
+        } else {
+            device.join(Path::new(file))
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A sysfs in a temporary directory.
+    pub struct Tree {
+        pub directory: tempfile::TempDir,
+    }
+
+    impl Tree {
+        pub fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir_all(directory.path().join("bus/pci/devices")).unwrap();
+            fs::create_dir_all(directory.path().join("bus/pci/drivers")).unwrap();
+            Self { directory }
+        }
+
+        pub fn sysfs(&self) -> Sysfs {
+            Sysfs::at(self.directory.path())
+        }
+
+        pub fn add(&self, bdf: &str, files: &[(&str, &[u8])]) {
+            let device = self.directory.path().join("bus/pci/devices").join(bdf);
+            fs::create_dir_all(&device).unwrap();
+            for (name, content) in files {
+                fs::write(device.join(name), content).unwrap();
+            }
+        }
+
+        pub fn bind(&self, bdf: &str, driver: &str) {
+            let home = self.directory.path().join("bus/pci/drivers").join(driver);
+            fs::create_dir_all(&home).unwrap();
+            let device = self.directory.path().join("bus/pci/devices").join(bdf);
+            symlink(home, device.join("driver")).unwrap();
+        }
+    }
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn functions_are_listed_by_address_and_other_names_are_left_out() {
+        let tree = Tree::new();
+        tree.add("0000:00:1f.2", &[]);
+        tree.add("0000:00:05.0", &[]);
+        tree.add("nonsense", &[]);
+        let sysfs = tree.sysfs();
+        assert_eq!(sysfs.functions().unwrap(), [bdf("00:05.0"), bdf("00:1f.2")]);
+        assert!(sysfs.exists(bdf("00:05.0")) && !sysfs.exists(bdf("00:06.0")));
+    }
+
+    #[test]
+    fn the_driver_is_the_name_of_what_the_link_points_to() {
+        let tree = Tree::new();
+        tree.add("0000:00:05.0", &[]);
+        let sysfs = tree.sysfs();
+        assert_eq!(sysfs.driver(bdf("00:05.0")), None);
+        assert!(!sysfs.has_pciback());
+        tree.bind("0000:00:05.0", "pciback");
+        assert_eq!(sysfs.driver(bdf("00:05.0")).as_deref(), Some("pciback"));
+        assert!(sysfs.has_pciback());
+    }
+
+    #[test]
+    fn an_interrupt_line_of_0_or_255_is_none() {
+        let tree = Tree::new();
+        for (name, irq, expected) in [
+            ("0000:00:01.0", "16\n", Some(16)),
+            ("0000:00:02.0", "0\n", None),
+            ("0000:00:03.0", "255\n", None),
+            ("0000:00:04.0", "?", None),
+        ] {
+            tree.add(name, &[("irq", irq.as_bytes())]);
+            assert_eq!(tree.sysfs().irq(bdf(name)), expected, "{irq}");
+        }
+    }
+
+    #[test]
+    fn the_way_of_resetting_is_told() {
+        let tree = Tree::new();
+        tree.add("0000:00:01.0", &[("reset", b""), ("reset_method", b"flr bus\n")]);
+        tree.add("0000:00:02.0", &[("reset", b"")]);
+        tree.add("0000:00:03.0", &[("reset_method", b"\n")]);
+        let method = |name| tree.sysfs().reset_method(bdf(name));
+        assert_eq!(method("00:01.0").as_deref(), Some("flr bus"));
+        assert_eq!(method("00:02.0").as_deref(), Some("default"));
+        assert_eq!(method("00:03.0"), None);
+    }
+
+    #[test]
+    fn an_error_names_the_function_the_file_and_the_cause() {
+        let tree = Tree::new();
+        let error = tree.sysfs().bars(bdf("00:05.0")).unwrap_err();
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(
+            text.starts_with("cannot read the address ranges of 0000:00:05.0 ("),
+            "{text}"
+        );
+        assert!(text.contains("bus/pci/devices/0000:00:05.0/resource"), "{text}");
+        assert!(text.ends_with("No such file or directory (os error 2)"), "{text}");
+    }
+}

@@ -1,0 +1,363 @@
+//! The hypervisor's control interface, through the host's own `libxenctrl`.
+//!
+//! The numbers of these hypercalls change with every Xen release, so the library that came with the
+//! running Xen is loaded at run time. Only functions with scalar arguments are used: their
+//! signatures (`tools/include/xenctrl.h`) are the same from Xen 4.17 to 4.20 and later.
+#![allow(unsafe_code)]
+
+use libloading::Library;
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::{fs, io};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// Number of a domain.
+pub type DomId = u16;
+
+/// What dom0 asks of the hypervisor. A refusal is the errno that libxenctrl left.
+pub trait Hypervisor {
+    /// Gives a domain access to machine frames `first..first + count`, or takes it away.
+    fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()>;
+    /// Gives a domain access to I/O ports `first..first + count`, or takes it away.
+    fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()>;
+    /// Gives a domain access to one of its pirqs, or takes it away.
+    fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()>;
+    /// Gives the interrupt line `gsi` to a domain, as the pirq of the same number.
+    fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()>;
+    /// Maps a message signalled interrupt of a function to a new pirq of the domain that owns it.
+    ///
+    /// `msix` is the entry of the MSI-X table and the machine address at which the range that holds
+    /// the table begins; `None` means MSI. The function must be in segment 0. Xen has fewer pirqs
+    /// than the 16 bits that pciif gives them.
+    fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16>;
+    /// Takes a pirq away again.
+    fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()>;
+    /// Puts a function into the domain's IOMMU context.
+    fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
+    /// Takes a function out of the domain's IOMMU context, into quarantine or back to dom0.
+    fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
+}
+
+/// Why the library cannot be used.
+#[derive(Debug, Error)]
+pub enum XenctrlError {
+    /// No Xen below.
+    #[error(
+        "cannot read Xen's version from /sys/hypervisor/version: boot this machine under Xen and run this in dom0"
+    )]
+    NoXen(#[source] io::Error),
+    /// No library for this Xen.
+    #[error(
+        "found no libxenctrl.so.{version} for the running Xen {version} in {tried}: \
+         install the Xen utilities of that version (Debian: xen-utils-{version}, libxenmisc{version})"
+    )]
+    NoLibrary {
+        /// Major and minor version of the running Xen.
+        version: String,
+        /// The directories searched.
+        tried: String,
+    },
+    /// The library is not what its name says.
+    #[error("{path} cannot be used: install the Xen utilities that fit the running Xen")]
+    Unusable {
+        /// The library.
+        path: String,
+        /// What the loader said.
+        #[source]
+        source: libloading::Error,
+    },
+    /// The hypervisor's control device cannot be opened.
+    #[error("cannot open Xen's control interface: load the module xen-privcmd, and run this as root in dom0")]
+    Open(#[source] io::Error),
+}
+
+const DIRECTORIES: [&str; 8] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/lib64",
+    "/usr/lib",
+    "/lib",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+];
+
+/// `xc_interface *`, which only the library looks into.
+type Handle = *mut c_void;
+
+/// The functions used, as `tools/include/xenctrl.h` declares them.
+struct Functions {
+    close: unsafe extern "C" fn(Handle) -> c_int,
+    iomem_permission: unsafe extern "C" fn(Handle, u32, c_ulong, c_ulong, u8) -> c_int,
+    ioport_permission: unsafe extern "C" fn(Handle, u32, u32, u32, u32) -> c_int,
+    irq_permission: unsafe extern "C" fn(Handle, u32, u32, bool) -> c_int,
+    map_pirq: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int) -> c_int,
+    map_pirq_msi: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int, c_int, c_int, c_int, u64) -> c_int,
+    unmap_pirq: unsafe extern "C" fn(Handle, u32, c_int) -> c_int,
+    assign_device: unsafe extern "C" fn(Handle, u32, u32, u32) -> c_int,
+    deassign_device: unsafe extern "C" fn(Handle, u32, u32) -> c_int,
+}
+
+/// An open control interface.
+pub struct Xenctrl {
+    handle: Mutex<NonNull<c_void>>,
+    functions: Functions,
+    /// Keeps the code that `functions` point into mapped; dropped last.
+    _library: Library,
+}
+
+// SAFETY: the handle is only used behind the mutex, so by one thread at a time, and libxenctrl ties
+// a handle to no thread: its state is a file descriptor and a cache of buffers.
+unsafe impl Send for Xenctrl {}
+// SAFETY: as above; the function pointers are plain code addresses that stay mapped with `_library`.
+unsafe impl Sync for Xenctrl {}
+
+impl Xenctrl {
+    /// Loads the library of the running Xen and opens the control interface.
+    pub fn open() -> Result<Self, XenctrlError> {
+        let version = running_version(|part| fs::read_to_string(format!("/sys/hypervisor/version/{part}")))
+            .map_err(XenctrlError::NoXen)?;
+        let name = format!("libxenctrl.so.{version}");
+        let candidates = DIRECTORIES
+            .iter()
+            .map(|directory| PathBuf::from(directory).join(&name));
+        let Some(path) = candidates.into_iter().find(|path| path.exists()) else {
+            let tried = DIRECTORIES.join(", ");
+            return Err(XenctrlError::NoLibrary { version, tried });
+        };
+        let unusable = |source| XenctrlError::Unusable {
+            path: path.display().to_string(),
+            source,
+        };
+
+        // SAFETY: the library is the system's own libxenctrl, found in a directory that only root
+        // writes; loading it runs no initialiser beyond those of libc's kind.
+        let library = unsafe { Library::new(&path) }.map_err(unusable)?;
+        let functions = load_functions(&library).map_err(unusable)?;
+        type Open = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> Handle;
+        // SAFETY: `Open` is the declaration of this function in xenctrl.h.
+        let open = *unsafe { library.get::<Open>(b"xc_interface_open\0") }.map_err(unusable)?;
+        // SAFETY: null loggers stand for the default ones and 0 for no flags, by its description in
+        // xenctrl.h; it may be called at any time.
+        let handle = unsafe { open(std::ptr::null_mut(), std::ptr::null_mut(), 0) };
+        let handle = NonNull::new(handle).ok_or_else(|| XenctrlError::Open(io::Error::last_os_error()))?;
+        Ok(Self {
+            handle: Mutex::new(handle),
+            functions,
+            _library: library,
+        })
+    }
+
+    /// Runs one function of the library. Its result is 0, or -1 with errno set.
+    fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
+        // A panic elsewhere leaves no half-done state in the handle: each call is whole.
+        let handle = self
+            .handle
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        match function(&self.functions, handle.as_ptr()) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Xenctrl {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from xc_interface_open and is used no more after this.
+        let _ = self.call(|functions, handle| unsafe { (functions.close)(handle) });
+    }
+}
+
+fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
+    // SAFETY: each field's type is the declaration of the named function in xenctrl.h, and the
+    // pointers are used only while `Xenctrl` keeps the library loaded.
+    unsafe {
+        Ok(Functions {
+            close: *library.get(b"xc_interface_close\0")?,
+            iomem_permission: *library.get(b"xc_domain_iomem_permission\0")?,
+            ioport_permission: *library.get(b"xc_domain_ioport_permission\0")?,
+            irq_permission: *library.get(b"xc_domain_irq_permission\0")?,
+            map_pirq: *library.get(b"xc_physdev_map_pirq\0")?,
+            map_pirq_msi: *library.get(b"xc_physdev_map_pirq_msi\0")?,
+            unmap_pirq: *library.get(b"xc_physdev_unmap_pirq\0")?,
+            assign_device: *library.get(b"xc_assign_device\0")?,
+            deassign_device: *library.get(b"xc_deassign_device\0")?,
+        })
+    }
+}
+
+/// `MAJOR.MINOR` of the running Xen, from the files `major` and `minor`.
+fn running_version(read: impl Fn(&str) -> io::Result<String>) -> io::Result<String> {
+    Ok(format!("{}.{}", read("major")?.trim(), read("minor")?.trim()))
+}
+
+/// A function's address as the control interface packs it: segment, bus, devfn.
+fn machine_sbdf(bdf: Bdf) -> u32 {
+    u32::from(bdf.segment()) << 16 | u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn())
+}
+
+fn int(value: u32) -> io::Result<c_int> {
+    c_int::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+// Every block below passes the live handle and scalars by value, in the order of the declaration in
+// xenctrl.h; `pirq` points to a local variable that outlives the call.
+impl Hypervisor for Xenctrl {
+    fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe {
+            (xen.iomem_permission)(handle, domain.into(), first, count, allow.into())
+        })
+    }
+
+    fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe {
+            (xen.ioport_permission)(handle, domain.into(), first, count, allow.into())
+        })
+    }
+
+    fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.irq_permission)(handle, domain.into(), pirq, allow) })
+    }
+
+    fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()> {
+        let gsi = int(gsi)?;
+        let mut pirq = gsi;
+        // SAFETY: `pirq` outlives the call; otherwise scalars, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.map_pirq)(handle, domain.into(), gsi, &mut pirq) })
+    }
+
+    fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16> {
+        let (entry, table) = msix.unwrap_or_default();
+        let (devfn, bus) = (bdf.devfn().into(), bdf.bus().into());
+        let mut pirq: c_int = -1;
+        // SAFETY: `pirq` outlives the call; otherwise scalars, the handle is live (see above).
+        self.call(|xen, handle| unsafe {
+            (xen.map_pirq_msi)(
+                handle,
+                domain.into(),
+                -1,
+                &mut pirq,
+                devfn,
+                bus,
+                entry.into(),
+                table,
+            )
+        })?;
+        u16::try_from(pirq).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
+        let pirq = int(pirq)?;
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.unmap_pirq)(handle, domain.into(), pirq) })
+    }
+
+    fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.assign_device)(handle, domain.into(), machine_sbdf(bdf), 0) })
+    }
+
+    fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.deassign_device)(handle, domain.into(), machine_sbdf(bdf)) })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    /// A hypervisor that notes what is asked of it, and hands out pirqs from 55 downwards.
+    pub struct Xen {
+        calls: RefCell<Vec<String>>,
+        /// How many more messages may be mapped.
+        mappings: Cell<u16>,
+    }
+
+    impl Default for Xen {
+        fn default() -> Self {
+            Self::refusing_after(32)
+        }
+    }
+
+    impl Xen {
+        pub fn refusing_after(mappings: u16) -> Self {
+            Self {
+                calls: RefCell::default(),
+                mappings: Cell::new(mappings),
+            }
+        }
+
+        pub fn calls(&self) -> Vec<String> {
+            self.calls.borrow().clone()
+        }
+
+        fn note(&self, call: String) -> io::Result<()> {
+            self.calls.borrow_mut().push(call);
+            Ok(())
+        }
+    }
+
+    impl Hypervisor for Xen {
+        fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
+            self.note(format!("frames {domain} {first:x}+{count:x} {allow}"))
+        }
+
+        fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()> {
+            self.note(format!("ports {domain} {first:x}+{count:x} {allow}"))
+        }
+
+        fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()> {
+            self.note(format!("pirq {domain} {pirq} {allow}"))
+        }
+
+        fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()> {
+            self.note(format!("gsi {domain} {gsi}"))
+        }
+
+        fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16> {
+            let left = self.mappings.get();
+            self.mappings
+                .set(left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?);
+            let mapped = self.calls().iter().filter(|call| call.starts_with("map")).count() as u16;
+            let pirq = 55 - mapped;
+            let what = msix
+                .map(|(entry, table)| format!(" entry {entry} of {table:x}"))
+                .unwrap_or_default();
+            self.note(format!("map {domain} {bdf}{what}: {pirq}"))?;
+            Ok(pirq)
+        }
+
+        fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
+            self.note(format!("unmap {domain} {pirq}"))
+        }
+
+        fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+            self.note(format!("assign {domain} {bdf}"))
+        }
+
+        fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+            self.note(format!("deassign {domain} {bdf}"))
+        }
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_running_xen() {
+        let files = |part: &str| Ok(if part == "major" { "4\n" } else { "17\n" }.to_owned());
+        assert_eq!(running_version(files).unwrap(), "4.17");
+        assert!(running_version(|_| Err(io::ErrorKind::NotFound.into())).is_err());
+    }
+
+    #[test]
+    fn an_address_is_packed_as_segment_bus_devfn() {
+        assert_eq!(machine_sbdf("0001:03:1f.7".parse().unwrap()), 0x0001_03ff);
+    }
+}
