@@ -1,1 +1,11 @@
-//! Scenarios.
+//! What is tested across crates: scenarios on real Xen, and the commands `cargo demo` and `cargo verify`.
+//!
+//! A scenario is one shell script in `scenarios/`, run in dom0 by the rig, with its needs in its first lines and its
+//! verdict on its last one.
+
+#![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod runner;
+pub mod scenario;
+pub mod verdict;

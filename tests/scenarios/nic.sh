@@ -1,0 +1,38 @@
+#!/bin/sh
+# A stock guest drives an e1000e through the stub over MSI-X, also after five rebinds of its driver.
+#: device e1000e,netdev=n0,addr=5
+. /rig/scenarios/lib.sh
+BDF=0000:00:05.0
+
+dmesg -c >/dev/null
+guest_config g1
+check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
+log=$(stub_log "$(bulkhead status --json | jq -r '.stubs[0].name')")
+check "the stub tells of the second hop" wait-log "$log" "second hop connected" 1
+check "the stub tells of the export" wait-log "$log" "$BDF as 0000:00:00.0" 1
+say "entry to InitWait: $(wait-log "$log" "InitWait" 1)"
+check "the guest's shell answers" in_guest g1 true
+refused "dom0 exports nothing" "No such|not exist|Couldn't|directory" xenstore-ls /local/domain/0/backend/pci
+
+equal "ids in the guest" "0000:00:00.0 8086:10d3" "$(in_guest g1 "lspci -Dn" | awk '{ print $1, $3 }')"
+check "e1000e comes up" network_up g1
+equal "interrupt mode by status" msi-x "$(bulkhead status --json | jq -r '.stubs[0].devices[0].mode')"
+vectors() { in_guest g1 "grep -c pcifront-msi-x /proc/interrupts"; }
+equal "MSI-X vectors" 3 "$(vectors)"
+equal "pings lost of 20" 0 "$(pings_lost g1 20)"
+# The third vector counts link changes.
+check "a link change" in_guest g1 "ip link set eth0 down; ip link set eth0 up; sleep 3"
+in_guest g1 "grep pcifront-msi-x /proc/interrupts" >/tmp/lines
+cat /tmp/lines
+equal "vectors that never fired" 0 "$(awk '$2 == 0' /tmp/lines | wc -l)"
+
+for round in 1 2 3 4 5; do
+    check "rebind $round" in_guest g1 "cd /sys/bus/pci/drivers/e1000e && echo 0000:00:00.0 >unbind && echo 0000:00:00.0 >bind"
+    check "rebind $round: link" network_up g1
+    equal "rebind $round: MSI-X vectors" 3 "$(vectors)"
+done
+equal "pings lost of 20 after the rebinds" 0 "$(pings_lost g1 20)"
+in_guest g1 dmesg >/tmp/guest-dmesg
+equal "complaints in the guest" "" "$(grep -iE 'enable msix get err|not responding|pcifront.*(err|fail)' /tmp/guest-dmesg)"
+equal "complaints in dom0" "" "$(dmesg | grep -iE 'pciback.*(err|fail|warn)|call trace|bug:|nobody cared|DMAR.*fault')"
+success

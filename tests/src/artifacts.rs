@@ -1,0 +1,31 @@
+//! What a scenario finds in dom0 beside the rig's own things.
+
+use crate::scenario;
+use anyhow::{Context as _, Result};
+use images::{FileIn, Observer, stub};
+use std::path::Path;
+
+/// Files of this repository that dom0 gets, and where.
+const FILES: &[(&str, &str)] =
+    &[("config/stubdom.cfg", "/etc/bulkhead/stubdom.cfg"), ("config/guest.cfg", "/etc/bulkhead/guest.cfg")];
+
+/// Builds the stub, the dom0 command and the measuring program, and lists all that dom0 gets.
+///
+/// # Errors
+/// Something does not compile.
+pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
+    let mut files = stub::install(observer)?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
+    for (host, target) in FILES {
+        files.push(FileIn { host: root.join(host), target: (*target).to_owned() });
+    }
+    files.push(FileIn {
+        host: stub::build_config_latency(observer)?,
+        target: "/rig/bin/config-latency".to_owned(),
+    });
+    files.push(FileIn {
+        host: scenario::directory().join("lib.sh"),
+        target: "/rig/scenarios/lib.sh".to_owned(),
+    });
+    Ok(files)
+}

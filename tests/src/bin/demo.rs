@@ -1,0 +1,94 @@
+//! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side.
+
+use anyhow::{Context as _, Result, bail};
+use bulkhead_tests::verdict::Verdict;
+use bulkhead_tests::{artifacts, runner, scenario};
+use clap::Parser;
+use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use images::observer::Terminal;
+use images::{Rig, Suite};
+use serde::Deserialize;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Boots real Xen in QEMU and shows a stock Linux guest using a network card through a Bulkhead stub.
+#[derive(Parser)]
+#[command(name = "cargo demo")]
+struct Arguments {
+    /// Which Debian release's Xen and Linux (bookworm, trixie)
+    #[arg(long, default_value = "bookworm")]
+    suite: Suite,
+}
+
+/// The scenarios that make the demonstration.
+const NAMES: &[&str] = &["nic", "side-by-side"];
+
+/// What `config-latency` prints.
+#[derive(Deserialize)]
+struct Latency {
+    read4: Percentiles,
+    write1: Percentiles,
+    write1_same: Percentiles,
+}
+
+/// Microseconds.
+#[derive(Deserialize)]
+struct Percentiles {
+    p50: f64,
+    p99: f64,
+}
+
+/// What the scenario `side-by-side` leaves.
+#[derive(Deserialize)]
+struct SideBySide {
+    pciback: Latency,
+    bulkhead: Latency,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
+    let files = artifacts::build(&mut observer)?;
+    let rig = Rig::prepare(arguments.suite, &mut observer)?;
+    let out = images::store::target_dir().join("rig-out/demo");
+    let mut latency = None;
+    for name in NAMES {
+        let scenario = scenario::Scenario::load(&scenario::directory().join(format!("{name}.sh")))?;
+        println!("\n== {} ({})", scenario.title, arguments.suite);
+        let report = runner::run(&rig, &scenario, &files, &out, &mut observer)?;
+        if report.verdict != Verdict::Success {
+            bail!("{}: {}; all logs: {}", report.name, report.verdict, report.dir.display());
+        }
+        latency = Some(report.dir.join("files/latency.json")).filter(|path| path.exists()).or(latency);
+    }
+    drop(observer);
+    table(&latency.context("the scenario side-by-side leaves latency.json")?)
+}
+
+/// Prints the comparison as a table and says where it lies as JSON.
+fn table(path: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let both: SideBySide = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+    let mut table = Table::new();
+    table.load_preset(ASCII_MARKDOWN).set_header([
+        "from the guest, one boot",
+        "xen-pciback p50 / p99",
+        "Bulkhead p50 / p99",
+        "ratio p50",
+    ]);
+    for (what, pciback, bulkhead) in [
+        ("read of 4 bytes", &both.pciback.read4, &both.bulkhead.read4),
+        ("write of 1 byte, new value", &both.pciback.write1, &both.bulkhead.write1),
+        ("write of 1 byte, same value", &both.pciback.write1_same, &both.bulkhead.write1_same),
+    ] {
+        table.add_row([
+            what.to_owned(),
+            format!("{:.0} / {:.0} us", pciback.p50, pciback.p99),
+            format!("{:.0} / {:.0} us", bulkhead.p50, bulkhead.p99),
+            format!("{:.2}", bulkhead.p50 / pciback.p50),
+        ]);
+    }
+    println!("\n{table}\n\nas JSON: {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Runs scenarios and keeps the score.
+
+use crate::scenario::Scenario;
+use crate::verdict::Verdict;
+use anyhow::Result;
+use images::{Boot, End, FileIn, Machine, Observer, Outcome, Rig};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Lines of a failed scenario's output that are shown.
+const SHOWN: usize = 60;
+
+/// One scenario that was run.
+#[derive(Debug)]
+pub struct Report {
+    /// `suite/name`.
+    pub name: String,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// From power-on to power-off.
+    pub duration: Duration,
+    /// What it printed.
+    pub output: String,
+    /// Where its logs are.
+    pub dir: PathBuf,
+}
+
+impl Report {
+    /// The last lines of the output and where the rest is, for a reader who wants to know why.
+    pub fn details(&self) -> String {
+        let lines: Vec<&str> = self.output.lines().collect();
+        let mut details = String::new();
+        for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+            // Writing to a String cannot fail.
+            let _ = writeln!(details, "    {line}");
+        }
+        let _ = writeln!(details, "    all logs: {}", self.dir.display());
+        details
+    }
+}
+
+/// Runs `scenario` on `rig`; its logs are left below `out`.
+///
+/// # Errors
+/// The rig itself fails: a device that QEMU does not know, a directory that cannot be written.
+pub fn run(
+    rig: &Rig,
+    scenario: &Scenario,
+    files: &[FileIn],
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Report> {
+    let boot = Boot {
+        machine: Machine { devices: scenario.devices.clone(), iommu: scenario.iommu, ..Machine::default() },
+        files: files.to_vec(),
+        script: scenario.script.clone(),
+        timeout: scenario.timeout,
+    };
+    let name = format!("{}/{}", rig.suite(), scenario.name);
+    let outcome = rig.run(&boot, &out.join(&name), observer)?;
+    let verdict = verdict(&outcome, scenario);
+    Ok(Report { name, verdict, duration: outcome.duration, output: outcome.script_log, dir: outcome.dir })
+}
+
+fn verdict(outcome: &Outcome, scenario: &Scenario) -> Verdict {
+    match &outcome.end {
+        End::Exited(code) => Verdict::of(&outcome.script_log, *code),
+        End::TimedOut => Verdict::Failure(format!("no end within {} s", scenario.timeout.as_secs())),
+        End::Died(reason) => Verdict::Failure(reason.clone()),
+    }
+}

@@ -1,0 +1,141 @@
+//! Scenarios: what there are, and what each needs.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use images::Suite;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the scenarios lie.
+pub fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
+}
+
+/// One scenario, as its file says. The second line is its title; lines `#: KEY VALUE` below say what it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// The file's name without `.sh`.
+    pub name: String,
+    /// What it shows, in one line.
+    pub title: String,
+    /// `#: device SPEC`, as many as there are: devices in the form of QEMU's `-device`.
+    pub devices: Vec<String>,
+    /// `#: suite NAME`: only on these; all if there is none.
+    pub suites: Vec<Suite>,
+    /// `#: timeout SECONDS`, from power-on.
+    pub timeout: Duration,
+    /// `#: iommu off`: a host without one.
+    pub iommu: bool,
+    /// The script.
+    pub script: String,
+}
+
+impl Scenario {
+    /// Reads a scenario's file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or lines that do not say what a scenario needs; named.
+    pub fn load(path: &Path) -> Result<Self> {
+        let name = path.file_stem().context("a scenario has a name")?.to_string_lossy().into_owned();
+        let script = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        Self::parse(name, script).with_context(|| format!("scenario {}", path.display()))
+    }
+
+    fn parse(name: String, script: String) -> Result<Self> {
+        let title = script.lines().nth(1).and_then(|line| line.strip_prefix("# "));
+        let title = title.context("its second line is to be its title: `# The …`")?.to_owned();
+        let mut scenario = Self {
+            name,
+            title,
+            devices: Vec::new(),
+            suites: Vec::new(),
+            timeout: Duration::from_secs(180),
+            iommu: true,
+            script: String::new(),
+        };
+        for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
+            let (key, value) = need.split_once(' ').with_context(|| format!("`#: {need}` has no value"))?;
+            match key {
+                "device" => scenario.devices.push(value.to_owned()),
+                "suite" => scenario.suites.push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
+                "timeout" => {
+                    let seconds = value.parse().with_context(|| format!("`#: {need}` wants seconds"))?;
+                    scenario.timeout = Duration::from_secs(seconds);
+                }
+                "iommu" => {
+                    ensure!(value == "off", "`#: {need}`: only `off` makes a difference");
+                    scenario.iommu = false;
+                }
+                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout and iommu"),
+            }
+        }
+        scenario.script = script;
+        Ok(scenario)
+    }
+
+    /// Whether it can run on `suite`.
+    pub fn is_for(&self, suite: Suite) -> bool {
+        self.suites.is_empty() || self.suites.contains(&suite)
+    }
+}
+
+/// All scenarios, by name.
+///
+/// # Errors
+/// The first file that is no sound scenario.
+pub fn all() -> Result<Vec<Scenario>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sh") && !path.ends_with("lib.sh") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| Scenario::load(path)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Scenario> {
+        Scenario::parse("s".into(), text.into())
+    }
+
+    #[test]
+    fn a_scenario_names_its_needs_at_its_top() {
+        let scenario = parse(
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\ntrue\n",
+        )
+        .unwrap();
+        assert_eq!(scenario.title, "The title.");
+        assert_eq!(scenario.devices, ["e1000e,addr=5", "edu"]);
+        assert_eq!(scenario.timeout, Duration::from_secs(7));
+        assert!(scenario.is_for(Suite::Trixie) && !scenario.is_for(Suite::Bookworm));
+        assert!(scenario.iommu);
+    }
+
+    #[test]
+    fn a_need_that_is_none_is_named() {
+        for (line, part) in [
+            ("#: devise edu", "devise"),
+            ("#: timeout soon", "timeout soon"),
+            ("#: suite buster", "buster"),
+            ("#: iommu maybe", "iommu maybe"),
+            ("#: device", "device"),
+        ] {
+            let error = parse(&format!("#!/bin/sh\n# T.\n{line}\n")).unwrap_err();
+            assert!(format!("{error:#}").contains(part), "{line}: {error:#}");
+        }
+        assert!(parse("#!/bin/sh\ntrue\n").is_err());
+    }
+
+    #[test]
+    fn every_scenario_in_the_tree_is_sound() {
+        let scenarios = all().unwrap();
+        assert!(!scenarios.is_empty());
+        for scenario in scenarios {
+            assert!(scenario.script.contains(". /rig/scenarios/lib.sh"), "{} gives no verdict", scenario.name);
+        }
+    }
+}
