@@ -1,1 +1,53 @@
-//! Images and the rig.
+//! Bootable images, and the rig: a real Xen host in QEMU.
+//!
+//! The rig boots Debian's Xen and Debian's kernel, both as they are shipped, in QEMU without KVM, so it needs no
+//! privilege and no special machine. A script then runs in dom0, with Xen's tools, PCI devices behind a virtual
+//! IOMMU and a Linux guest at hand.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use images::{Boot, Machine, Rig, Suite, observer::Quiet};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let rig = Rig::prepare(Suite::Bookworm, &mut Quiet)?;
+//! let boot = Boot {
+//!     machine: Machine { devices: vec!["e1000e,netdev=n0,addr=5".into()], ..Machine::default() },
+//!     timeout: Duration::from_secs(60),
+//!     ..Boot::script("#!/bin/sh\nxl info\nlspci\n")
+//! };
+//! let outcome = rig.run(&boot, "target/rig-out/info".as_ref(), &mut Quiet)?;
+//! assert_eq!(outcome.exit_code(), 0, "{}", outcome.script_log);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`suite`] | which Debian releases there are, and their packages |
+//! | [`apt`], [`packages`] | fetching the packages without touching the host's apt |
+//! | [`cpio`], [`elf`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
+//! | [`rig`] | the cache of all that |
+//! | [`qemu`] | the machine |
+//! | [`boot`] | one run and its outcome |
+//! | [`stub`] | building the stub's image and the toolstack |
+#![forbid(unsafe_code)]
+
+pub mod apt;
+pub mod boot;
+pub mod cpio;
+pub mod elf;
+pub mod modules;
+pub mod observer;
+pub mod packages;
+pub mod qemu;
+pub mod rig;
+pub mod rootfs;
+pub mod store;
+pub mod stub;
+pub mod suite;
+
+pub use boot::{Boot, End, FileIn, Outcome};
+pub use observer::Observer;
+pub use qemu::Machine;
+pub use rig::Rig;
+pub use suite::Suite;

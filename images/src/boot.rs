@@ -1,0 +1,497 @@
+//! One run: a script in dom0 of a freshly booted machine, and what came of it.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::cpio::Archive;
+use crate::observer::Observer;
+use crate::qemu::{DISK_BYTES, Machine, QEMU, file};
+use crate::rig::Rig;
+use crate::store::create_dir;
+
+/// How often the run's progress is looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A file or directory of the host that dom0 gets, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileIn {
+    /// Where it is now.
+    pub host: PathBuf,
+    /// Where it will be in dom0.
+    pub target: String,
+}
+
+impl FromStr for FileIn {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((host, target)) if !host.is_empty() && target.starts_with('/') => Ok(FileIn {
+                host: host.into(),
+                target: target.to_owned(),
+            }),
+            _ => Err(format!(
+                "{text}: write HOST=TARGET, TARGET being an absolute path in dom0"
+            )),
+        }
+    }
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The machine to run it on.
+    pub machine: Machine,
+    /// Files for dom0.
+    pub files: Vec<FileIn>,
+    /// The program that dom0 runs as root: a script with a first line `#!/bin/sh`.
+    pub script: String,
+    /// From power-on to power-off.
+    pub timeout: Duration,
+}
+
+impl Boot {
+    /// A script on the default machine with no PCI devices of its own, for at most two minutes.
+    pub fn script(script: impl Into<String>) -> Boot {
+        Boot {
+            machine: Machine::default(),
+            files: Vec::new(),
+            script: script.into(),
+            timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The script ended with this exit code.
+    Exited(i32),
+    /// The time was up.
+    TimedOut,
+    /// The machine ended before the script did, or did not hand over its logs: why.
+    Died(String),
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// What the script printed on stdout and stderr.
+    pub script_log: String,
+    /// Where the logs are.
+    pub dir: PathBuf,
+    /// From power-on to power-off.
+    pub duration: Duration,
+}
+
+impl Outcome {
+    /// The script's exit code; 124 when the time was up, 125 when the machine died (as `timeout` has it).
+    pub fn exit_code(&self) -> i32 {
+        match self.end {
+            End::Exited(code) => code,
+            End::TimedOut => 124,
+            End::Died(_) => 125,
+        }
+    }
+
+    /// What a guest wrote on its console; empty if there was no such guest.
+    pub fn guest_log(&self, name: &str) -> String {
+        self.log(&format!("guests/{name}.log"))
+    }
+
+    /// Xen's messages.
+    pub fn xl_dmesg(&self) -> String {
+        self.log("xl-dmesg.log")
+    }
+
+    /// The messages of dom0's kernel.
+    pub fn dom0_dmesg(&self) -> String {
+        self.log("dom0-dmesg.log")
+    }
+
+    /// Everything that came over the serial port: the one log that a crash of dom0 or Xen leaves.
+    pub fn serial_log(&self) -> String {
+        self.log("serial.log")
+    }
+
+    /// A file that the script left in `/rig/out`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join("files").join(name)
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read(self.dir.join(name))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+}
+
+/// What a run leaves in its directory.
+const LEFT: [&str; 7] = [
+    "serial.log",
+    "script.log",
+    "exit-code",
+    "xl-dmesg.log",
+    "dom0-dmesg.log",
+    "guests",
+    "files",
+];
+/// What QEMU works on, below the directory of the run.
+const MACHINE_DIR: &str = "machine";
+
+impl Rig {
+    /// Boots the machine, runs the script, and leaves in `dir`: `serial.log`, `script.log`, `exit-code`,
+    /// `xl-dmesg.log`, `dom0-dmesg.log`, `guests/NAME.log`, `files/` (what the script put into `/rig/out`), and
+    /// `machine/qemu.command`. What an earlier run left there is removed.
+    ///
+    /// # Errors
+    /// A file for dom0 is missing, `dir` cannot be written, QEMU does not accept a device, or the observer cancels.
+    /// That the script fails, hangs or crashes the machine is no error but an [`Outcome`].
+    pub fn run(&self, boot: &Boot, dir: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
+        clear(dir)?;
+        let work = dir.join(MACHINE_DIR);
+        self.set_up(boot, &work)?;
+        observer.phase(&format!("{}: booting Xen", self.suite()));
+        let started = Instant::now();
+        let mut run = Run::start(&boot.machine, &work)?;
+        let end = run.watch(boot.timeout, observer)?;
+        let duration = started.elapsed();
+        observer.phase(&format!("{}: collecting logs", self.suite()));
+
+        for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
+            fs::rename(work.join(from), dir.join(to)).with_context(|| format!("writing {to}"))?;
+        }
+        let results = work.join(file::RESULTS);
+        let end = match unpack(&results, dir) {
+            Err(error) if matches!(end, End::Exited(_)) => {
+                End::Died(format!("dom0 did not hand over its logs: {error:#}"))
+            }
+            _ => end,
+        };
+        for name in [file::INITRD, file::RESULTS, file::EVENTS] {
+            let _ = fs::remove_file(work.join(name));
+        }
+        let outcome = Outcome {
+            end,
+            script_log: String::from_utf8_lossy(&fs::read(dir.join("script.log"))?).into_owned(),
+            dir: dir.to_owned(),
+            duration,
+        };
+        fs::write(dir.join("exit-code"), format!("{}\n", outcome.exit_code()))?;
+        Ok(outcome)
+    }
+
+    /// Puts the files that QEMU reads into its working directory.
+    fn set_up(&self, boot: &Boot, work: &Path) -> Result<()> {
+        create_dir(work)?;
+        let mut extra = Archive::new();
+        for FileIn { host, target } in &boot.files {
+            extra
+                .host_path(target, host)
+                .with_context(|| format!("{target} for dom0"))?;
+        }
+        extra.file("rig/script", 0o755, boot.script.as_bytes());
+
+        let path = work.join(file::INITRD);
+        let mut initrd = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        for part in self.initrds() {
+            std::io::copy(&mut File::open(&part)?, &mut initrd)
+                .with_context(|| format!("joining {}", part.display()))?;
+            // The kernel looks for the next archive at a multiple of four.
+            let length = initrd.stream_position()?;
+            initrd.write_all(&[0; 4][..(length.next_multiple_of(4) - length) as usize])?;
+        }
+        initrd
+            .write_all(&extra.finish()?)
+            .with_context(|| format!("writing {}", path.display()))?;
+
+        for (name, target) in [(file::XEN, self.xen()), (file::KERNEL, self.kernel())] {
+            let target =
+                fs::canonicalize(&target).with_context(|| format!("looking for {}", target.display()))?;
+            std::os::unix::fs::symlink(target, work.join(name)).with_context(|| format!("linking {name}"))?;
+        }
+        for disk in boot.machine.disk_files() {
+            File::create(work.join(&disk))
+                .and_then(|file| file.set_len(DISK_BYTES))
+                .with_context(|| format!("creating {disk}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes what an earlier run left, and nothing else.
+fn clear(dir: &Path) -> Result<()> {
+    create_dir(dir)?;
+    for name in LEFT.iter().chain(&[MACHINE_DIR]) {
+        let path = dir.join(name);
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Unpacks the logs that dom0 sent.
+fn unpack(results: &Path, dir: &Path) -> Result<()> {
+    let file = File::open(results)?;
+    ensure!(file.metadata()?.len() > 0, "it sent nothing");
+    let mut archive = tar::Archive::new(file);
+    archive.set_preserve_permissions(false);
+    archive.unpack(dir)?;
+    Ok(())
+}
+
+/// A line from dom0's init.
+#[derive(Debug, PartialEq, Eq)]
+enum Event<'a> {
+    Phase(&'a str),
+    Failed(&'a str),
+    Exit(i32),
+    Done,
+}
+
+impl<'a> Event<'a> {
+    fn parse(line: &'a str) -> Option<Event<'a>> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "phase" => Some(Event::Phase(rest)),
+            "failed" => Some(Event::Failed(rest)),
+            "exit" => rest.parse().ok().map(Event::Exit),
+            "done" => Some(Event::Done),
+            _ => None,
+        }
+    }
+}
+
+/// What a phase of dom0's init is called on the terminal.
+fn phase_name(phase: &str) -> &str {
+    match phase {
+        "tools" => "dom0 is up, starting Xen's tools",
+        "script" => "running the script",
+        "results" => "fetching the logs",
+        other => other,
+    }
+}
+
+/// QEMU at work. Dropping it ends QEMU.
+struct Run {
+    qemu: Child,
+    work: PathBuf,
+    events: Tail,
+    output: Tail,
+    serial: Tail,
+    unfinished_line: String,
+}
+
+impl Run {
+    fn start(machine: &Machine, work: &Path) -> Result<Run> {
+        let arguments = machine.arguments();
+        let quoted: Vec<_> = arguments
+            .iter()
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect();
+        fs::write(
+            work.join("qemu.command"),
+            format!("{QEMU} {}\n", quoted.join(" ")),
+        )?;
+        let stderr = File::create(work.join(file::QEMU_ERRORS))?;
+        // So that they can be read before QEMU gets to them.
+        for name in [file::SERIAL, file::EVENTS, file::OUTPUT] {
+            File::create(work.join(name)).with_context(|| format!("creating {name}"))?;
+        }
+        let qemu = Command::new(QEMU)
+            .args(arguments)
+            .current_dir(work)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .with_context(|| format!("starting {QEMU}"))?;
+        Ok(Run {
+            qemu,
+            work: work.to_owned(),
+            events: Tail::open(&work.join(file::EVENTS))?,
+            output: Tail::open(&work.join(file::OUTPUT))?,
+            serial: Tail::open(&work.join(file::SERIAL))?,
+            unfinished_line: String::new(),
+        })
+    }
+
+    /// Passes on what happens until QEMU ends or the time is up.
+    fn watch(&mut self, timeout: Duration, observer: &mut dyn Observer) -> Result<End> {
+        let deadline = Instant::now() + timeout;
+        let mut progress = Progress::default();
+        loop {
+            let ended = self.qemu.try_wait().context("waiting for QEMU")?;
+            self.pass_on(&mut progress, observer)?;
+            if let Some(status) = ended {
+                return self.verdict(status, progress);
+            }
+            if observer.cancelled() {
+                bail!("stopped");
+            }
+            if Instant::now() >= deadline {
+                return Ok(End::TimedOut);
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    fn pass_on(&mut self, progress: &mut Progress, observer: &mut dyn Observer) -> Result<()> {
+        if !progress.kernel_seen
+            && self
+                .serial
+                .read_new()?
+                .windows(13)
+                .any(|text| text == b"Linux version")
+        {
+            progress.kernel_seen = true;
+            observer.phase("dom0's kernel is booting");
+        }
+        let output = self.output.read_new()?;
+        if !output.is_empty() {
+            observer.output(&output);
+        }
+        self.unfinished_line += &String::from_utf8_lossy(&self.events.read_new()?);
+        while let Some((line, rest)) = self.unfinished_line.split_once('\n') {
+            match Event::parse(line) {
+                Some(Event::Phase(phase)) => observer.phase(phase_name(phase)),
+                Some(Event::Failed(reason)) => progress.failed = Some(reason.to_owned()),
+                Some(Event::Exit(code)) => progress.exit_code = Some(code),
+                Some(Event::Done) => progress.done = true,
+                None => {}
+            }
+            self.unfinished_line = rest.to_owned();
+        }
+        Ok(())
+    }
+
+    fn verdict(&self, status: ExitStatus, progress: Progress) -> Result<End> {
+        let said = fs::read_to_string(self.work.join(file::QEMU_ERRORS)).unwrap_or_default();
+        if !status.success() {
+            return Err(anyhow!("QEMU ended with {status}: {}", said.trim()));
+        }
+        Ok(match progress {
+            Progress {
+                exit_code: Some(code),
+                done: true,
+                ..
+            } => End::Exited(code),
+            Progress {
+                failed: Some(reason), ..
+            } => End::Died(format!("dom0 could not start: {reason}")),
+            Progress {
+                exit_code: Some(_), ..
+            } => End::Died("dom0 ended before it handed over its logs".into()),
+            _ => End::Died("the machine ended before the script did: see serial.log".into()),
+        })
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // It has ended already, or it is not wanted any more.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// How far dom0 has come.
+#[derive(Debug, Default)]
+struct Progress {
+    kernel_seen: bool,
+    failed: Option<String>,
+    exit_code: Option<i32>,
+    done: bool,
+}
+
+/// The end of a file that is being written.
+struct Tail(File);
+
+impl Tail {
+    fn open(path: &Path) -> Result<Tail> {
+        File::open(path)
+            .map(Tail)
+            .with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// What was written since the last look.
+    fn read_new(&mut self) -> Result<Vec<u8>> {
+        // QEMU truncates the file when it opens it: what was read before that was empty.
+        let at = self.0.stream_position()?;
+        self.0.seek(SeekFrom::Start(at))?;
+        let mut new = Vec::new();
+        self.0.read_to_end(&mut new)?;
+        Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_for_dom0_has_two_ends() {
+        assert_eq!(
+            "target/release/bulkhead=/usr/bin/bulkhead".parse(),
+            Ok(FileIn {
+                host: "target/release/bulkhead".into(),
+                target: "/usr/bin/bulkhead".into()
+            })
+        );
+    }
+
+    #[test]
+    fn a_file_without_absolute_target_is_refused_in_words() {
+        for text in ["bulkhead", "bulkhead=", "=/usr/bin/x", "a=usr/bin/x"] {
+            let error = text.parse::<FileIn>().expect_err(text);
+            assert!(
+                error.starts_with(text) && error.contains("HOST=TARGET"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn events_of_dom0_are_read_and_anything_else_is_passed_over() {
+        assert_eq!(Event::parse("phase script"), Some(Event::Phase("script")));
+        assert_eq!(Event::parse("exit 3"), Some(Event::Exit(3)));
+        assert_eq!(Event::parse("done"), Some(Event::Done));
+        assert_eq!(
+            Event::parse("failed xenstored (exit code 1): no"),
+            Some(Event::Failed("xenstored (exit code 1): no"))
+        );
+        for line in ["", "exit", "exit x", "hello"] {
+            assert_eq!(Event::parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_exit_code_tells_the_script_from_the_time_limit_and_from_a_crash() {
+        let outcome = |end| Outcome {
+            end,
+            script_log: String::new(),
+            dir: PathBuf::new(),
+            duration: Duration::ZERO,
+        };
+        assert_eq!(outcome(End::Exited(3)).exit_code(), 3);
+        assert_eq!(outcome(End::TimedOut).exit_code(), 124);
+        assert_eq!(outcome(End::Died("crash".into())).exit_code(), 125);
+    }
+}

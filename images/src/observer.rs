@@ -1,0 +1,104 @@
+//! Who looks on while the rig works: a terminal, or nobody.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Is told what the rig is doing, and may ask it to stop.
+pub trait Observer {
+    /// A new step begins.
+    fn phase(&mut self, what: &str);
+
+    /// `done` of `total` bytes of the current step are there.
+    fn bytes(&mut self, done: u64, total: u64);
+
+    /// The script in dom0 printed this.
+    fn output(&mut self, bytes: &[u8]);
+
+    /// Whether the run should end now.
+    fn cancelled(&self) -> bool;
+}
+
+/// Nobody looks on.
+#[derive(Debug, Default)]
+pub struct Quiet;
+
+impl Observer for Quiet {
+    fn phase(&mut self, _what: &str) {}
+
+    fn bytes(&mut self, _done: u64, _total: u64) {}
+
+    fn output(&mut self, _bytes: &[u8]) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A person at a terminal: steps on stderr, the script's output on stdout. Where stderr is no terminal, each step
+/// is one line.
+#[derive(Debug)]
+pub struct Terminal {
+    bar: ProgressBar,
+    plain: bool,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Terminal {
+    /// Shows progress until dropped; a run ends early once `cancel` is set.
+    pub fn new(cancel: Arc<AtomicBool>) -> Self {
+        let plain = !io::stderr().is_terminal();
+        let bar = if plain {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new_spinner()
+        };
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Terminal { bar, plain, cancel }
+    }
+
+    fn style(&self, template: &str) {
+        // A template that does not parse would only cost looks: the default stays.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+    }
+}
+
+impl Observer for Terminal {
+    fn phase(&mut self, what: &str) {
+        if self.plain {
+            eprintln!("rig: {what}");
+        }
+        self.bar.reset_elapsed();
+        self.style("{spinner} {msg} [{elapsed}]");
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn bytes(&mut self, done: u64, total: u64) {
+        self.style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes}");
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    fn output(&mut self, bytes: &[u8]) {
+        self.bar.suspend(|| {
+            let mut stdout = io::stdout().lock();
+            // A reader that has gone away does not end the run: its logs are still wanted.
+            let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        });
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,270 @@
+//! The machine: which QEMU command line boots Xen, and QEMU itself.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::output_of;
+use crate::observer::Observer;
+
+/// The emulator's program.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// Files that QEMU reads and writes, all below its working directory: `-kernel` and `-initrd` split their arguments
+/// at spaces and commas, so no name may have any.
+pub mod file {
+    /// Read: the hypervisor.
+    pub const XEN: &str = "xen";
+    /// Read: dom0's kernel.
+    pub const KERNEL: &str = "vmlinuz";
+    /// Read: dom0's initial file system.
+    pub const INITRD: &str = "initrd";
+    /// Written: what Xen and dom0 print on the serial port.
+    pub const SERIAL: &str = "serial";
+    /// Written: lines by which dom0's init tells how far it is.
+    pub const EVENTS: &str = "events";
+    /// Written: what the script prints.
+    pub const OUTPUT: &str = "output";
+    /// Written: a tar archive of logs.
+    pub const RESULTS: &str = "results.tar";
+    /// Written: what QEMU itself has to say.
+    pub const QEMU_ERRORS: &str = "qemu.stderr";
+}
+
+/// A PC with a virtual IOMMU that boots Xen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// QEMU's name of the processor, with features: `qemu64,+svm,+npt` has hardware virtualisation for HVM guests.
+    pub cpu: String,
+    /// Physical processors, 1 to 255.
+    pub cpus: u8,
+    /// Physical memory in MiB.
+    pub memory_mib: u32,
+    /// Dom0's memory in MiB.
+    pub dom0_memory_mib: u32,
+    /// Dom0's virtual processors.
+    pub dom0_vcpus: u8,
+    /// More for Xen's command line.
+    pub xen_options: Vec<String>,
+    /// More for the command line of dom0's kernel.
+    pub dom0_options: Vec<String>,
+    /// Arguments of QEMU's `-device`. One with `netdev=NAME` gets a user-mode network of that name that reaches
+    /// nothing but its own gateway 10.0.2.2; one with `drive=NAME` gets a blank disk of that name.
+    pub devices: Vec<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine {
+            cpu: "qemu64".to_owned(),
+            cpus: 2,
+            memory_mib: 2048,
+            dom0_memory_mib: 1024,
+            dom0_vcpus: 1,
+            xen_options: Vec::new(),
+            dom0_options: Vec::new(),
+            devices: Vec::new(),
+        }
+    }
+}
+
+/// Size of a blank disk.
+pub const DISK_BYTES: u64 = 16 << 20;
+
+impl Machine {
+    /// The arguments for QEMU. File names are relative to its working directory.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let xen = [
+            "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all".to_owned(),
+            format!(
+                "dom0_mem={0}M,max:{0}M dom0_max_vcpus={1}",
+                self.dom0_memory_mib, self.dom0_vcpus
+            ),
+        ]
+        .into_iter()
+        .chain(self.xen_options.iter().cloned())
+        .collect::<Vec<_>>()
+        .join(" ");
+        let dom0 = std::iter::once("console=hvc0").chain(self.dom0_options.iter().map(String::as_str));
+        // A comma separates the modules of a multiboot kernel; two stand for one.
+        let dom0 = dom0.collect::<Vec<_>>().join(" ").replace(',', ",,");
+
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |option: &str, value: String| arguments.extend([format!("-{option}"), value]);
+        add("machine", "q35,kernel-irqchip=off".to_owned());
+        add("accel", "tcg,thread=multi".to_owned());
+        add("cpu", self.cpu.clone());
+        add("smp", self.cpus.to_string());
+        add("m", self.memory_mib.to_string());
+        add("device", "intel-iommu,intremap=on,aw-bits=48".to_owned());
+        add("kernel", file::XEN.to_owned());
+        add("append", xen);
+        add("initrd", format!("{} {dom0},{}", file::KERNEL, file::INITRD));
+        add("display", "none".to_owned());
+        add("chardev", format!("file,id=serial,path={}", file::SERIAL));
+        add("serial", "chardev:serial".to_owned());
+        // Out of the way of the slots that scenarios use.
+        add("device", "virtio-serial-pci,id=rig,addr=1e".to_owned());
+        for (nr, (port, path)) in [
+            ("events", file::EVENTS),
+            ("output", file::OUTPUT),
+            ("results", file::RESULTS),
+        ]
+        .iter()
+        .enumerate()
+        {
+            add("chardev", format!("file,id={port},path={path}"));
+            add(
+                "device",
+                format!(
+                    "virtserialport,bus=rig.0,nr={},chardev={port},name=rig.{port}",
+                    nr + 1
+                ),
+            );
+        }
+        for name in self.backends("netdev") {
+            add("netdev", format!("user,id={name},restrict=on"));
+        }
+        for name in self.backends("drive") {
+            add(
+                "drive",
+                format!("if=none,id={name},format=raw,file={}", disk_file(name)),
+            );
+        }
+        for device in &self.devices {
+            add("device", device.clone());
+        }
+        arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
+        arguments.into_iter().map(OsString::from).collect()
+    }
+
+    /// The names of the blank disks' files, to be made before QEMU starts.
+    pub fn disk_files(&self) -> Vec<String> {
+        self.backends("drive").into_iter().map(disk_file).collect()
+    }
+
+    /// The values of a property over all devices, each once.
+    fn backends(&self, property: &str) -> BTreeSet<&str> {
+        self.devices
+            .iter()
+            .flat_map(|device| device.split(','))
+            .filter_map(|pair| pair.split_once('='))
+            .filter(|(key, _)| *key == property)
+            .map(|(_, name)| name)
+            .collect()
+    }
+}
+
+fn disk_file(name: &str) -> String {
+    format!("{name}.img")
+}
+
+/// Installs QEMU where it is missing.
+///
+/// # Errors
+/// It is missing and cannot be installed without asking: the command to run is in the error.
+pub fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
+    if find_program(QEMU).is_some() {
+        return Ok(());
+    }
+    let by_hand = "apt-get update && apt-get install --no-install-recommends qemu-system-x86";
+    let privilege: &[&str] = if rustix::process::geteuid().is_root() {
+        &[]
+    } else if find_program("sudo").is_some() {
+        &["sudo", "-n"]
+    } else {
+        bail!("{QEMU} is missing, and installing it takes root: run {by_hand}");
+    };
+    observer.phase("installing the package qemu-system-x86");
+    let steps: [&[&str]; 2] = [
+        &["update"],
+        &["install", "--yes", "--no-install-recommends", "qemu-system-x86"],
+    ];
+    for step in steps {
+        let words: Vec<&str> = privilege
+            .iter()
+            .chain(&["apt-get", "-qq"])
+            .chain(step)
+            .copied()
+            .collect();
+        output_of(
+            Command::new(words[0])
+                .args(&words[1..])
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+        .with_context(|| format!("{QEMU} is missing and installing it failed: as root, run {by_hand}"))?;
+    }
+    Ok(())
+}
+
+/// Looks for a program on the search path.
+fn find_program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(machine: &Machine) -> String {
+        let words: Vec<_> = machine
+            .arguments()
+            .into_iter()
+            .map(|word| word.into_string().expect("text"))
+            .collect();
+        words.join(" ")
+    }
+
+    fn with_devices(devices: &[&str]) -> String {
+        let devices = devices.iter().map(|device| (*device).to_owned()).collect();
+        arguments(&Machine {
+            devices,
+            ..Machine::default()
+        })
+    }
+
+    #[test]
+    fn a_netdev_gets_one_network_that_reaches_nothing() {
+        let line = with_devices(&["e1000e,netdev=n0,addr=5", "rtl8139,netdev=n1"]);
+        assert!(
+            line.contains("-netdev user,id=n0,restrict=on -netdev user,id=n1,restrict=on"),
+            "{line}"
+        );
+        assert!(line.contains("-device e1000e,netdev=n0,addr=5"), "{line}");
+    }
+
+    #[test]
+    fn a_drive_gets_a_blank_disk() {
+        let devices = vec!["nvme,serial=1,drive=d0".to_owned()];
+        let machine = Machine {
+            devices,
+            ..Machine::default()
+        };
+        assert!(arguments(&machine).contains("-drive if=none,id=d0,format=raw,file=d0.img"));
+        assert_eq!(machine.disk_files(), ["d0.img"]);
+    }
+
+    #[test]
+    fn a_device_without_backend_brings_none() {
+        let line = with_devices(&["edu,addr=6"]);
+        assert!(!line.contains("-netdev") && !line.contains("-drive"), "{line}");
+    }
+
+    #[test]
+    fn commas_for_the_kernel_of_dom0_do_not_end_its_command_line() {
+        let dom0_options = vec!["xen-pciback.hide=(0000:00:05.0)".into(), "log=a,b".into()];
+        let line = arguments(&Machine {
+            dom0_options,
+            ..Machine::default()
+        });
+        assert!(
+            line.contains("vmlinuz console=hvc0 xen-pciback.hide=(0000:00:05.0) log=a,,b,initrd"),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,278 @@
+//! What is in dom0's initial file system and in the guest's: tables, and the few lines that turn them into archives.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cpio::Archive;
+use crate::elf::{Libraries, needed};
+use crate::modules::{self, Modules};
+use crate::store::sha256;
+use crate::suite::Suite;
+
+/// To be raised when the code below puts something else into an archive although the tables are the same.
+const FORMAT: u32 = 1;
+
+/// A small file that this crate carries.
+#[derive(Debug)]
+struct Asset {
+    path: &'static str,
+    mode: u32,
+    content: &'static [u8],
+}
+
+macro_rules! assets {
+    ($($path:literal $mode:literal $source:literal),* $(,)?) => {
+        &[$(Asset { path: $path, mode: $mode, content: include_bytes!(concat!("../rootfs/", $source)) }),*]
+    };
+}
+
+/// What goes into one initial file system. Programs are looked for below `usr/bin`, `usr/sbin`, their like without
+/// `usr`, and the directory of Xen's tools.
+#[derive(Debug)]
+struct Recipe {
+    programs: &'static [&'static str],
+    /// Beside those that the programs need. `{xen}` stands for Xen's version.
+    libraries: &'static [&'static str],
+    modules: &'static [&'static [&'static str]],
+    directories: &'static [&'static str],
+    assets: &'static [Asset],
+}
+
+/// Drivers of the PCI devices that QEMU can emulate.
+const DEVICE_DRIVERS: &[&str] = &[
+    "8139cp",
+    "8139too",
+    "ahci",
+    "e1000",
+    "e1000e",
+    "igb",
+    "igbvf",
+    "nvme",
+    "sd_mod",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_pci",
+    "vmxnet3",
+    "xhci-pci",
+];
+
+/// Both dom0 and a guest talk to xenstore and look at PCI devices.
+const XENSTORE_PROGRAMS: [&str; 8] = [
+    "xenstore-chmod",
+    "xenstore-exists",
+    "xenstore-list",
+    "xenstore-ls",
+    "xenstore-read",
+    "xenstore-rm",
+    "xenstore-watch",
+    "xenstore-write",
+];
+const PCI_PROGRAMS: [&str; 2] = ["lspci", "setpci"];
+
+const DOM0: Recipe = Recipe {
+    programs: &[
+        "libxl-save-helper",
+        "lsevtchn",
+        "xen-hptool",
+        "xen-init-dom0",
+        "xenconsole",
+        "xenconsoled",
+        "xenctx",
+        "xenstored",
+        "xl",
+    ],
+    libraries: &[
+        // pthread_cancel loads it when it is first called: without it xl aborts.
+        "libgcc_s.so.1",
+        // What `bulkhead` loads at run time, and what a Rust program of the host may be linked with.
+        "libxenctrl.so.{xen}",
+        "libxendevicemodel.so.1",
+        "libxenevtchn.so.1",
+        "libxenforeignmemory.so.1",
+        "libxengnttab.so.1",
+        "libxenstore.so.4",
+        "libxentoolcore.so.1",
+        "libxentoollog.so.1",
+        "libdl.so.2",
+        "libm.so.6",
+        "libpthread.so.0",
+        "librt.so.1",
+    ],
+    modules: &[
+        &[
+            "xen-privcmd",
+            "xenfs",
+            "xen-evtchn",
+            "xen-gntdev",
+            "xen-gntalloc",
+            "xen-pciback",
+            "xen-netback",
+            "xen-blkback",
+            "virtio_console",
+        ],
+        DEVICE_DRIVERS,
+    ],
+    directories: &[
+        "etc/xen",
+        "proc/xen",
+        "rig/guest",
+        "root",
+        "tmp",
+        "var/lib/xen",
+        "var/log/xen",
+    ],
+    assets: assets![
+        "init" 0o755 "dom0/init",
+        "rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
+        "rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
+        "rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
+        "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
+        "etc/passwd" 0o644 "passwd",
+        "etc/group" 0o644 "group",
+        "etc/xen/xl.conf" 0o644 "dom0/xl.conf",
+    ],
+};
+
+const GUEST: Recipe = Recipe {
+    programs: &[],
+    libraries: &[],
+    modules: &[
+        &["xen-pcifront", "xen-netfront", "xen-blkfront", "xen-evtchn"],
+        DEVICE_DRIVERS,
+    ],
+    directories: &["root", "tmp", "var/log"],
+    assets: assets![
+        "init" 0o755 "guest/init",
+        "rig/agent" 0o755 "guest/agent",
+        "etc/passwd" 0o644 "passwd",
+        "etc/group" 0o644 "group",
+    ],
+};
+
+/// Changes whenever the archives would.
+pub fn fingerprint() -> String {
+    sha256(format!("{FORMAT} {DOM0:?} {GUEST:?} {XENSTORE_PROGRAMS:?} {PCI_PROGRAMS:?}").as_bytes())
+}
+
+/// The unpacked packages of one suite, as a place to take things from.
+#[derive(Debug)]
+pub struct Source<'a> {
+    suite: Suite,
+    root: &'a Path,
+    libraries: Libraries,
+    modules: Modules,
+}
+
+impl<'a> Source<'a> {
+    /// Looks through the packages unpacked in `root`.
+    ///
+    /// # Errors
+    /// There is no kernel, or something cannot be read.
+    pub fn new(suite: Suite, root: &'a Path) -> Result<Self> {
+        Ok(Source {
+            suite,
+            root,
+            libraries: Libraries::of(root)?,
+            modules: Modules::of(root)?,
+        })
+    }
+
+    /// Debian's kernel, as it is shipped.
+    pub fn kernel(&self) -> PathBuf {
+        self.root
+            .join("boot")
+            .join(format!("vmlinuz-{}", self.modules.version))
+    }
+
+    /// Debian's Xen, packed with gzip as it is shipped.
+    pub fn hypervisor(&self) -> PathBuf {
+        self.root
+            .join("boot")
+            .join(format!("xen-{}-amd64.gz", self.suite.xen_version()))
+    }
+
+    /// Dom0's initial file system.
+    ///
+    /// # Errors
+    /// Something in the tables is in no package.
+    pub fn dom0(&self) -> Result<Vec<u8>> {
+        self.build(&DOM0)
+    }
+
+    /// The guest's initial file system.
+    ///
+    /// # Errors
+    /// Something in the tables is in no package.
+    pub fn guest(&self) -> Result<Vec<u8>> {
+        self.build(&GUEST)
+    }
+
+    fn build(&self, recipe: &Recipe) -> Result<Vec<u8>> {
+        let mut archive = Archive::new();
+        for top in ["bin", "sbin", "lib", "lib64"] {
+            archive.directory(&format!("usr/{top}"));
+            archive.link(top, &format!("usr/{top}"));
+        }
+        archive.directory("run");
+        archive.directory("var");
+        archive.link("var/run", "/run");
+        archive.link("var/lock", "/run/lock");
+        for directory in recipe.directories {
+            archive.directory(directory);
+        }
+        for asset in recipe.assets {
+            archive.file(asset.path, asset.mode, asset.content);
+        }
+        let mut libraries: Vec<String> = recipe
+            .libraries
+            .iter()
+            .map(|name| name.replace("{xen}", self.suite.xen_version()))
+            .collect();
+        for name in recipe
+            .programs
+            .iter()
+            .chain(&XENSTORE_PROGRAMS)
+            .chain(&PCI_PROGRAMS)
+            .chain(&["busybox"])
+        {
+            libraries.extend(self.program(&mut archive, name)?);
+        }
+        for (name, path) in self.libraries.closure(libraries)? {
+            let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &content);
+            if name.starts_with("ld-linux") {
+                archive.link(
+                    &format!("usr/lib64/{name}"),
+                    &format!("../lib/x86_64-linux-gnu/{name}"),
+                );
+            }
+        }
+        let modules = self.modules.closure(&recipe.modules.concat())?;
+        modules::install(&mut archive, &self.modules.version, &modules);
+        archive.finish()
+    }
+
+    /// Adds a program where its package has it, links it onto the search path, and gives the libraries it needs.
+    fn program(&self, archive: &mut Archive, name: &str) -> Result<Vec<String>> {
+        let xen_tools = format!("usr/lib/xen-{}/bin", self.suite.xen_version());
+        // First, because usr/sbin has wrappers of the same names: shell scripts that look for the running version.
+        let directories = [xen_tools.as_str(), "usr/bin", "usr/sbin", "bin", "sbin"];
+        let found = directories
+            .iter()
+            .map(|dir| format!("{dir}/{name}"))
+            .find(|path| self.root.join(path).is_file());
+        let path = found.with_context(|| format!("no package has the program {name}"))?;
+        let content = fs::read(self.root.join(&path)).with_context(|| format!("reading {path}"))?;
+        ensure!(
+            !content.starts_with(b"#!"),
+            "{path} is a script: the image has no interpreter for it"
+        );
+        archive.file(&path, 0o755, &content);
+        if path.starts_with(&xen_tools) {
+            archive.link(&format!("usr/sbin/{name}"), &format!("/{path}"));
+        }
+        needed(&content).with_context(|| path.clone())
+    }
+}

@@ -1,0 +1,95 @@
+//! Building what is installed in a rig's dom0: the stub's image and the `bulkhead` command.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::apt::output_of;
+use crate::boot::FileIn;
+use crate::observer::Observer;
+use crate::store::{target_dir, workspace_dir};
+
+/// A thing that cargo builds from this workspace.
+struct Product {
+    name: &'static str,
+    /// Below the target directory.
+    path: &'static str,
+    /// Where it is installed in dom0.
+    target: &'static str,
+    cargo: &'static [&'static str],
+}
+
+const STUB: Product = Product {
+    name: "the stub's image",
+    path: "stub/bulkhead-stub",
+    target: "/usr/lib/bulkhead/bulkhead-stub",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-unikernel",
+        "--bin=bulkhead-stub",
+        "--features=boot",
+        "--profile=stub",
+        "--",
+        // The domain builder loads it at fixed addresses; nobody would relocate it.
+        "-Crelocation-model=static",
+    ],
+};
+
+const TOOLSTACK: Product = Product {
+    name: "the bulkhead command",
+    path: "release/bulkhead",
+    target: "/usr/bin/bulkhead",
+    cargo: &["build", "--package=bulkhead", "--bin=bulkhead", "--release"],
+};
+
+/// Builds the stub's image and gives its path.
+///
+/// # Errors
+/// It does not compile: the compiler's words are in the error.
+pub fn build_stub(observer: &mut dyn Observer) -> Result<PathBuf> {
+    build(&STUB, observer)
+}
+
+/// Builds the `bulkhead` command for dom0 and gives its path.
+///
+/// # Errors
+/// It does not compile: the compiler's words are in the error.
+pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
+    build(&TOOLSTACK, observer)
+}
+
+/// Builds both and gives them as files for dom0, each where an installation has it.
+///
+/// # Errors
+/// One of them does not compile.
+pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
+    [STUB, TOOLSTACK]
+        .iter()
+        .map(|product| {
+            Ok(FileIn {
+                host: build(product, observer)?,
+                target: product.target.to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
+    observer.phase(&format!("building {}", product.name));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    output_of(
+        Command::new(cargo)
+            .args(product.cargo)
+            .current_dir(workspace_dir()),
+    )
+    .with_context(|| format!("building {}", product.name))?;
+    let path = target_dir().join(product.path);
+    ensure!(
+        path.is_file(),
+        "cargo built {}, but it is not at {}",
+        product.name,
+        path.display()
+    );
+    Ok(path)
+}
