@@ -4,6 +4,18 @@
 //! socket. One request is under way at a time. Nodes are read and written
 //! through [`Store`], inside a transaction or outside.
 //!
+//! ```
+//! use xenbus::client::{Client, Error, Store, Transport};
+//!
+//! /// Both nodes appear at the same moment, or neither does.
+//! fn publish<T: Transport>(client: &mut Client<T>) -> Result<(), Error<T::Error>> {
+//!     client.transaction(|tx| {
+//!         tx.write("device/bulkhead/0/pci-op-ref", "8")?;
+//!         tx.write("device/bulkhead/0/event-channel", "12")
+//!     })
+//! }
+//! ```
+//!
 //! # Panic contract
 //! No reply, however hostile, makes the client panic or grow without bound. A
 //! reply that breaks the framing ends the use of the client: every later
@@ -73,11 +85,6 @@ impl<'a> Request<'a> {
             payload,
         })
     }
-
-    /// Puts this request's name on a malformed reply.
-    fn check<R, E>(kind: Kind, subject: &str, reply: Result<R, Violation>) -> Result<R, Error<E>> {
-        reply.map_err(|violation| Error::new(kind, subject, Cause::Violation(violation)))
-    }
 }
 
 /// Access to nodes: a [`Client`], or a [`Transaction`] on one.
@@ -95,7 +102,7 @@ pub trait Store {
     /// The value of a node.
     fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
         let payload = self.submit(Request::on_node(Kind::Read, path, "")?)?;
-        Request::check(Kind::Read, path, wire::decode_text(payload))
+        well_formed(Kind::Read, path, wire::decode_text(payload))
     }
 
     /// The value of a node, or `None` if it does not exist.
@@ -125,7 +132,7 @@ pub trait Store {
     /// The names of a node's children, in no particular order.
     fn directory(&mut self, path: &str) -> Result<Vec<String>, Error<Self::TransportError>> {
         let payload = self.submit(Request::on_node(Kind::Directory, path, "")?)?;
-        Request::check(Kind::Directory, path, wire::decode_texts(&payload))
+        well_formed(Kind::Directory, path, wire::decode_texts(&payload))
     }
 
     /// Who may access a node; the first entry names its owner.
@@ -137,7 +144,7 @@ pub trait Store {
                 .map(|text| text.parse().map_err(|_| Violation::Value));
             permissions.collect()
         });
-        Request::check(Kind::GetPermissions, path, permissions)
+        well_formed(Kind::GetPermissions, path, permissions)
     }
 
     /// Sets who may access a node; the first entry names its owner.
@@ -260,13 +267,13 @@ impl<T: Transport> Client<T> {
             "F" => Ok(false),
             _ => Err(Violation::Value),
         };
-        Request::check(Kind::IsDomainIntroduced, &domid.to_string(), answer)
+        well_formed(Kind::IsDomainIntroduced, &domid.to_string(), answer)
     }
 
     fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
         let domid = domid.to_string();
         let payload = self.submit(Request::on(kind, &domid, &[&domid, "\0"])?)?;
-        Request::check(kind, &domid, wire::decode_exactly(&payload))
+        well_formed(kind, &domid, wire::decode_exactly(&payload))
     }
 
     fn start_transaction(&mut self) -> Result<u32, Error<T::Error>> {
@@ -276,7 +283,7 @@ impl<T: Transport> Client<T> {
             Ok(0) | Err(_) => Err(Violation::Value),
             Ok(id) => Ok(id),
         });
-        Request::check(Kind::TransactionStart, "", id)
+        well_formed(Kind::TransactionStart, "", id)
     }
 
     fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error<T::Error>> {
@@ -376,6 +383,11 @@ impl<T: Transport> Client<T> {
         self.in_step = false;
         cause
     }
+}
+
+/// Puts the request's name on a malformed reply.
+fn well_formed<R, E>(kind: Kind, subject: &str, reply: Result<R, Violation>) -> Result<R, Error<E>> {
+    reply.map_err(|violation| Error::new(kind, subject, Cause::Violation(violation)))
 }
 
 fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<Request<'a>, Error<E>> {

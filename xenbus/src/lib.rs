@@ -6,6 +6,8 @@
 //! - [`path`]: the names of our nodes; [`state`], [`device`] and [`bdf`]: what is written into them.
 //! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
 //!   stub counts, in the rest of that page.
+//!
+//! The feature `model` adds a xenstored and a shared page in memory, for the tests of every crate.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -15,7 +17,7 @@ pub mod bdf;
 pub mod client;
 pub mod counters;
 pub mod device;
-#[cfg(feature = "model")]
+#[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod path;
 pub mod pciif;

@@ -106,41 +106,12 @@ impl ByteRing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Page;
     use alloc::vec;
-    use core::cell::RefCell;
-
-    struct Page(RefCell<[u8; 4096]>);
-
-    impl SharedPage for Page {
-        fn copy_out(&self, offset: usize, into: &mut [u8]) {
-            into.copy_from_slice(&self.0.borrow()[offset..offset + into.len()]);
-        }
-        fn copy_in(&self, offset: usize, bytes: &[u8]) {
-            self.0.borrow_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
-        fn load(&self, offset: usize) -> u32 {
-            let mut bytes = [0; 4];
-            self.copy_out(offset, &mut bytes);
-            u32::from_le_bytes(bytes)
-        }
-        fn store(&self, offset: usize, value: u32) {
-            self.copy_in(offset, &value.to_le_bytes());
-        }
-        fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-            let before = self.load(offset);
-            self.store(offset, before | bits);
-            before
-        }
-        fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-            let before = self.load(offset);
-            self.store(offset, before & !bits);
-            before
-        }
-    }
 
     #[test]
     fn bytes_come_out_as_they_went_in_across_both_wraps() {
-        let page = Page(RefCell::new([0; 4096]));
+        let page = Page::new();
         let ring = CONSOLE_OUTPUT;
         // Indices close to their own wrap, which is also in the middle of the ring.
         for index in [ring.consumer, ring.producer] {
@@ -156,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_takes_what_fits() {
-        let page = Page(RefCell::new([0; 4096]));
+        let page = Page::new();
         assert_eq!(STORE_REQUESTS.push(&page, &[7; 1500]), Ok(1024));
         assert_eq!(STORE_REQUESTS.push(&page, &[7; 1]), Ok(0));
         assert_eq!(STORE_REQUESTS.held(&page), Ok(1024));
@@ -164,7 +135,7 @@ mod tests {
 
     #[test]
     fn indices_that_contradict_each_other_are_refused() {
-        let page = Page(RefCell::new([0; 4096]));
+        let page = Page::new();
         page.store(STORE_REPLIES.producer, 1025);
         assert_eq!(STORE_REPLIES.pop(&page, &mut [0; 8]), Err(Corrupt));
         assert_eq!(STORE_REPLIES.push(&page, &[0; 8]), Err(Corrupt));

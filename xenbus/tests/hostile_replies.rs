@@ -244,6 +244,20 @@ fn events_of_nobodys_watch_are_dropped() {
 }
 
 #[test]
+fn a_refused_watch_has_no_events() {
+    let mut client = client([
+        message(15, 0, b"/watched\0token\0"),
+        reply(Kind::Error, b"EACCES\0"),
+        message(15, 0, b"/watched/x\0token\0"),
+    ]);
+    assert_eq!(
+        client.watch("/watched", "token").unwrap_err().to_string(),
+        "watch /watched: EACCES"
+    );
+    assert_eq!(client.next_event().unwrap(), None);
+}
+
+#[test]
 fn an_event_before_the_reply_to_its_watch_is_kept() {
     let mut client = client([message(15, 0, b"/watched\0token\0"), message(4, 1, b"OK\0")]);
     client.watch("/watched", "token").unwrap();

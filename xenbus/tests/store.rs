@@ -323,6 +323,19 @@ mod watches {
     }
 
     #[test]
+    fn cannot_be_set_twice_and_then_stay_in_force() {
+        let mut client = connect(&Xenstored::new(), 0);
+        client.watch("/a", "t").unwrap();
+        assert_eq!(
+            client.watch("/a", "t").unwrap_err().to_string(),
+            "watch /a: EEXIST"
+        );
+        assert_eq!(client.next_event().unwrap(), event("/a", "t"));
+        client.write("/a", "").unwrap();
+        assert_eq!(client.next_event().unwrap(), event("/a", "t"));
+    }
+
+    #[test]
     fn tell_when_a_domain_dies() {
         let daemon = Xenstored::new();
         daemon.introduce(3);
