@@ -14,14 +14,18 @@
 #![deny(unsafe_code)]
 
 pub mod capabilities;
+pub mod checks;
 pub mod config;
 pub mod function;
 pub mod guard;
+pub mod guest;
 pub mod interrupts;
 pub mod mcfg;
+pub mod nodes;
 pub mod record;
 pub mod resources;
 pub mod restore;
 pub mod store;
 pub mod sysfs;
 pub mod xenctrl;
+pub mod xl;

@@ -1,0 +1,174 @@
+//! What a guest's configuration says that matters for passthrough, from the JSON that xl prints.
+
+use serde_json::Value;
+use thiserror::Error;
+
+/// The line that `bulkhead run` adds where the file lacks it: without it Xen makes no IOMMU context
+/// for the guest, and no device can be assigned later.
+pub const PASSTHROUGH: &str = r#"passthrough="enabled""#;
+
+/// The part of a configuration that is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// The guest's name.
+    pub name: String,
+    kind: String,
+    e820_host: bool,
+    own_devices: bool,
+    passthrough: bool,
+}
+
+/// Why a guest cannot get devices.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum GuestRefusal {
+    /// xl printed a configuration without a name.
+    #[error("xl prints no name in the configuration: is it a domain's?")]
+    NoName,
+    /// Not a PV guest.
+    #[error(
+        "guest {name} is of type {kind}, and only PV guests have pcifront: set type=\"pv\" in its configuration"
+    )]
+    NotPv {
+        /// The guest.
+        name: String,
+        /// Its type.
+        kind: String,
+    },
+    /// No hole for BARs in its memory map.
+    #[error(
+        "guest {name} has no e820_host=1: without the host's memory map it finds no place for the \
+         device's memory. Add the line e820_host=1 to its configuration"
+    )]
+    NoE820Host {
+        /// The guest.
+        name: String,
+    },
+    /// Devices through xen-pciback.
+    #[error(
+        "guest {name} has a pci= line of its own: a guest has one PCI backend, and xl's would be dom0. \
+         Remove the line and name those devices with --device"
+    )]
+    OwnDevices {
+        /// The guest.
+        name: String,
+    },
+    /// Created without an IOMMU context.
+    #[error(
+        "guest {name} was created without {PASSTHROUGH}, so Xen cannot assign devices to it: \
+         add the line to its configuration and create it again"
+    )]
+    NoPassthrough {
+        /// The guest.
+        name: String,
+    },
+}
+
+impl GuestConfig {
+    /// Reads the JSON of `xl create -n` (the configuration itself) or `xl list -l` (in an array, with
+    /// the domid beside it).
+    pub fn from_json(json: &Value) -> Result<Self, GuestRefusal> {
+        let domain = json.get(0).unwrap_or(json);
+        let config = domain.get("config").unwrap_or(domain);
+        let text = |path: &str| config.pointer(path).and_then(Value::as_str);
+        let name = text("/c_info/name").ok_or(GuestRefusal::NoName)?;
+        let kind = text("/c_info/type").unwrap_or("unknown");
+        let devices = config.get("pcidevs").and_then(Value::as_array);
+        Ok(Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            e820_host: text("/b_info/type.pv/e820_host") == Some("True"),
+            own_devices: devices.is_some_and(|devices| !devices.is_empty()),
+            passthrough: !matches!(
+                text("/c_info/passthrough"),
+                None | Some("disabled" | "unknown" | "default")
+            ),
+        })
+    }
+
+    /// Checks that the guest can get devices by way of a stub.
+    pub fn check(&self) -> Result<(), GuestRefusal> {
+        let name = self.name.clone();
+        if self.kind != "pv" {
+            let kind = self.kind.clone();
+            return Err(GuestRefusal::NotPv { name, kind });
+        }
+        if self.own_devices {
+            return Err(GuestRefusal::OwnDevices { name });
+        }
+        if !self.e820_host {
+            return Err(GuestRefusal::NoE820Host { name });
+        }
+        if !self.passthrough {
+            return Err(GuestRefusal::NoPassthrough { name });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config() -> Value {
+        json!({
+            "c_info": { "type": "pv", "name": "web", "passthrough": "enabled" },
+            "b_info": { "type.pv": { "e820_host": "True" } },
+            "on_reboot": "restart"
+        })
+    }
+
+    fn verdict(config: &Value) -> Result<(), GuestRefusal> {
+        GuestConfig::from_json(config)?.check()
+    }
+
+    #[test]
+    fn a_pv_guest_with_the_hosts_memory_map_and_passthrough_is_accepted() {
+        assert_eq!(verdict(&config()), Ok(()));
+        assert_eq!(verdict(&json!([{ "domid": 3, "config": config() }])), Ok(()));
+    }
+
+    #[test]
+    fn each_refusal_names_the_guest_and_the_line_to_change() {
+        let change = |path: &str, value: Value| {
+            let mut config = config();
+            *config.pointer_mut(path).unwrap() = value;
+            verdict(&config).unwrap_err().to_string()
+        };
+        let cases = [
+            (change("/c_info/type", json!("hvm")), "type=\"pv\""),
+            (change("/b_info/type.pv", json!({})), "e820_host=1"),
+            (change("/b_info/type.pv/e820_host", json!("False")), "e820_host=1"),
+            (
+                change("/c_info/passthrough", json!("disabled")),
+                "passthrough=\"enabled\"",
+            ),
+            (
+                change("/c_info", json!({ "name": "web", "type": "pv" })),
+                "passthrough=\"enabled\"",
+            ),
+        ];
+        for (text, line) in &cases {
+            assert!(text.starts_with("guest web ") && text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_of_its_own_are_refused_and_an_empty_list_is_not() {
+        let mut with_devices = config();
+        with_devices["pcidevs"] = json!([{ "dev": 5 }]);
+        assert_eq!(
+            verdict(&with_devices),
+            Err(GuestRefusal::OwnDevices { name: "web".into() })
+        );
+        with_devices["pcidevs"] = json!([]);
+        assert_eq!(verdict(&with_devices), Ok(()));
+    }
+
+    #[test]
+    fn json_of_something_else_is_no_configuration() {
+        for json in [json!({}), json!([]), json!(null), json!({ "c_info": 5 })] {
+            assert_eq!(verdict(&json), Err(GuestRefusal::NoName), "{json}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
+
+use crate::record::Attachment;
+use crate::store::{Store, StoreError};
+use xenbus::client::Store as _;
+use xenbus::path::{Device, Numbered, key};
+use xenbus::permission::Permission;
+use xenbus::state::XenbusState;
+
+/// One end's directory: its owner, its reader, and the nodes in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    path: String,
+    owner: u16,
+    reader: u16,
+    nodes: Vec<(String, String)>,
+}
+
+/// Both ends of a hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    frontend: Directory,
+    backend: Directory,
+}
+
+impl Hop {
+    fn new(device: Device, own: Vec<(String, String)>) -> Self {
+        let initialising = XenbusState::Initialising.as_str();
+        let node = |key: &str, value: String| (key.to_owned(), value);
+        let mut backend = vec![
+            node(key::FRONTEND, device.frontend_dir()),
+            node(key::FRONTEND_ID, device.frontend().to_string()),
+            node(key::ONLINE, "1".into()),
+        ];
+        backend.extend(own);
+        // The state comes last: who sees it sees the rest.
+        backend.push(node(key::STATE, initialising.into()));
+        let frontend = vec![
+            node(key::BACKEND, device.backend_dir()),
+            node(key::BACKEND_ID, device.backend().to_string()),
+            node(key::STATE, initialising.into()),
+        ];
+        Self {
+            frontend: Directory {
+                path: device.frontend_dir(),
+                owner: device.frontend(),
+                reader: device.backend(),
+                nodes: frontend,
+            },
+            backend: Directory {
+                path: device.backend_dir(),
+                owner: device.backend(),
+                reader: device.frontend(),
+                nodes: backend,
+            },
+        }
+    }
+
+    /// The first hop: the guest's pcifront finds its backend in the stub.
+    pub fn first(attachment: &Attachment) -> Self {
+        let mut nodes = vec![
+            (key::DOMAIN.to_owned(), attachment.guest.name.clone()),
+            (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
+        ];
+        for (index, device) in attachment.devices.iter().enumerate() {
+            let bdf = device.bdf.to_string();
+            nodes.push((Numbered::Key.at(index), bdf.clone()));
+            nodes.push((Numbered::Device.at(index), bdf));
+            nodes.push((
+                Numbered::State.at(index),
+                XenbusState::Initialising.as_str().into(),
+            ));
+        }
+        Self::new(
+            Device::first_hop(attachment.stub.domid, attachment.guest.domid),
+            nodes,
+        )
+    }
+
+    /// The second hop: the stub finds the service in dom0, and what it must know of the devices.
+    pub fn second(attachment: &Attachment) -> Self {
+        let mut nodes = vec![
+            (key::GUEST.to_owned(), attachment.guest.domid.to_string()),
+            (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
+        ];
+        for (index, device) in attachment.devices.iter().enumerate() {
+            let of_device = [
+                (Numbered::Device, device.bdf.to_string()),
+                (Numbered::Ids, device.ids.to_string()),
+                (Numbered::Ecam, format!("{:x}", device.ecam)),
+                (Numbered::Bars, device.bars.to_string()),
+                (Numbered::Irq, device.gsi.unwrap_or(0).to_string()),
+                (Numbered::Intx, u8::from(device.line_offered).to_string()),
+            ];
+            nodes.extend(of_device.map(|(key, value)| (key.at(index), value)));
+        }
+        Self::new(Device::second_hop(attachment.stub.domid), nodes)
+    }
+
+    /// Writes the nodes, all at one moment. What was there of an earlier hop between the same two is
+    /// removed.
+    pub fn write(&self, store: &mut Store) -> Result<(), StoreError> {
+        store.transaction(|store| {
+            for directory in [&self.frontend, &self.backend] {
+                if store.read_optional(&directory.path)?.is_some() {
+                    store.remove(&directory.path)?;
+                }
+                store.mkdir(&directory.path)?;
+                // Nodes made below inherit this.
+                store.set_permissions(
+                    &directory.path,
+                    &Permission::owned_by(directory.owner, directory.reader),
+                )?;
+                for (key, value) in &directory.nodes {
+                    store.write(&format!("{}/{key}", directory.path), value)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::attachment;
+
+    fn listing(directory: &Directory) -> Vec<String> {
+        directory
+            .nodes
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect()
+    }
+
+    #[test]
+    fn the_first_hop_is_written_as_libxl_writes_it_but_with_the_stub_as_backend() {
+        let hop = Hop::first(&attachment());
+        assert_eq!(hop.backend.path, "/local/domain/4/backend/pci/3/0");
+        assert_eq!((hop.backend.owner, hop.backend.reader), (4, 3));
+        assert_eq!(
+            listing(&hop.backend),
+            [
+                "frontend = /local/domain/3/device/pci/0",
+                "frontend-id = 3",
+                "online = 1",
+                "domain = web",
+                "num_devs = 2",
+                "key-0 = 0000:00:05.0",
+                "dev-0 = 0000:00:05.0",
+                "state-0 = 1",
+                "key-1 = 0000:00:06.0",
+                "dev-1 = 0000:00:06.0",
+                "state-1 = 1",
+                "state = 1",
+            ]
+        );
+        assert_eq!(hop.frontend.path, "/local/domain/3/device/pci/0");
+        assert_eq!((hop.frontend.owner, hop.frontend.reader), (3, 4));
+        assert_eq!(
+            listing(&hop.frontend),
+            [
+                "backend = /local/domain/4/backend/pci/3/0",
+                "backend-id = 4",
+                "state = 1"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_second_hop_tells_the_stub_all_about_its_devices() {
+        let hop = Hop::second(&attachment());
+        assert_eq!(hop.backend.path, "/local/domain/0/backend/bulkhead/4/0");
+        assert_eq!((hop.backend.owner, hop.backend.reader), (0, 4));
+        let bars = "febc0000,20000,0;febe0000,20000,0;c000,20,1;febd4000,4000,0;0,0,0;0,0,0;feb80000,40000,0";
+        assert_eq!(
+            listing(&hop.backend),
+            [
+                "frontend = /local/domain/4/device/bulkhead/0",
+                "frontend-id = 4",
+                "online = 1",
+                "guest = 3",
+                "num_devs = 2",
+                "dev-0 = 0000:00:05.0",
+                "ids-0 = 8086:10d3",
+                "ecam-0 = b0028",
+                &format!("bars-0 = {bars}"),
+                "irq-0 = 20",
+                "intx-0 = 1",
+                "dev-1 = 0000:00:06.0",
+                "ids-1 = 8086:10d3",
+                "ecam-1 = b0028",
+                &format!("bars-1 = {bars}"),
+                "irq-1 = 0",
+                "intx-1 = 0",
+                "state = 1",
+            ]
+        );
+        assert_eq!(hop.frontend.path, "/local/domain/4/device/bulkhead/0");
+        assert_eq!((hop.frontend.owner, hop.frontend.reader), (4, 0));
+        assert_eq!(
+            listing(&hop.frontend),
+            [
+                "backend = /local/domain/0/backend/bulkhead/4/0",
+                "backend-id = 0",
+                "state = 1"
+            ]
+        );
+    }
+}

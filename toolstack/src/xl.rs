@@ -1,0 +1,207 @@
+//! Running `xl`, Xen's own command, for everything that it does better.
+
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// A failed run of `xl`.
+#[derive(Debug, Error)]
+pub enum XlError {
+    /// It is not there.
+    #[error("cannot run xl: install Xen's tools (Debian: xen-utils)")]
+    Missing(#[source] io::Error),
+    /// It said no.
+    #[error("`{command}` failed: {message}")]
+    Failed {
+        /// What was run.
+        command: String,
+        /// The last lines that it printed.
+        message: String,
+    },
+    /// It printed something else than promised.
+    #[error("`{command}` printed no {expected}")]
+    Output {
+        /// What was run.
+        command: String,
+        /// What should have been there.
+        expected: &'static str,
+    },
+}
+
+/// How many of the last lines of a failed run are shown.
+const LINES_SHOWN: usize = 6;
+
+/// Runs `xl` with the given arguments and returns what it printed.
+fn xl(arguments: &[&OsStr]) -> Result<String, XlError> {
+    let mut command = Command::new("xl");
+    // A group of its own: Ctrl-C ends us between two runs, never a run halfway.
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
+    let output = command.output().map_err(XlError::Missing)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = [output.stderr, output.stdout].concat();
+    Err(XlError::Failed {
+        command: shown(arguments),
+        message: last_lines(&String::from_utf8_lossy(&said), &output.status.to_string()),
+    })
+}
+
+fn shown(arguments: &[&OsStr]) -> String {
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    format!("xl {}", words.join(" "))
+}
+
+fn last_lines(text: &str, otherwise: &str) -> String {
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    match lines.len() {
+        0 => otherwise.to_owned(),
+        count => lines[count.saturating_sub(LINES_SHOWN)..].join("; "),
+    }
+}
+
+fn xl_json(arguments: &[&OsStr]) -> Result<Value, XlError> {
+    let printed = xl(arguments)?;
+    parse_json(&printed).ok_or_else(|| XlError::Output {
+        command: shown(arguments),
+        expected: "JSON",
+    })
+}
+
+/// The JSON in a text that may begin with lines of another kind.
+fn parse_json(text: &str) -> Option<Value> {
+    let starts_json = |line: &str| line.starts_with('{') || line.starts_with('[');
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if starts_json(line) {
+            return serde_json::from_str(&text[at..]).ok();
+        }
+        at += line.len();
+    }
+    None
+}
+
+/// What `xl info` says of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostInfo {
+    /// Xen's capabilities for guests, such as `pv hvm pv_directio`.
+    pub capabilities: Vec<String>,
+    /// Xen's own command line.
+    pub command_line: String,
+}
+
+impl HostInfo {
+    fn parse(text: &str) -> Self {
+        let value = |key: &str| {
+            let pairs = text.lines().filter_map(|line| line.split_once(':'));
+            let mut matching = pairs.filter(|(name, _)| name.trim() == key);
+            matching
+                .next()
+                .map(|(_, value)| value.trim().to_owned())
+                .unwrap_or_default()
+        };
+        Self {
+            capabilities: value("virt_caps").split_whitespace().map(str::to_owned).collect(),
+            command_line: value("xen_commandline"),
+        }
+    }
+}
+
+/// Asks Xen about the host.
+pub fn info() -> Result<HostInfo, XlError> {
+    Ok(HostInfo::parse(&xl(&["info".as_ref()])?))
+}
+
+/// The configuration that a file stands for, as xl understands it; nothing is created.
+///
+/// `overrides` are further lines of the file.
+pub fn parse_config(file: &Path, overrides: &[&str]) -> Result<Value, XlError> {
+    let mut arguments: Vec<&OsStr> = ["create", "-n", "-q"].map(OsStr::new).to_vec();
+    arguments.push(file.as_os_str());
+    arguments.extend(overrides.iter().map(OsStr::new));
+    xl_json(&arguments)
+}
+
+/// The configuration of a domain that exists.
+pub fn config_of(domain: &str) -> Result<Value, XlError> {
+    xl_json(&["list", "-l", domain].map(OsStr::new))
+}
+
+/// Creates a domain, and leaves it paused if asked to.
+pub fn create(file: &Path, overrides: &[&str], paused: bool) -> Result<(), XlError> {
+    let mut arguments: Vec<&OsStr> = ["create", "-q"].map(OsStr::new).to_vec();
+    if paused {
+        arguments.push("-p".as_ref());
+    }
+    arguments.push(file.as_os_str());
+    arguments.extend(overrides.iter().map(OsStr::new));
+    xl(&arguments).map(drop)
+}
+
+/// Lets a paused domain run.
+pub fn unpause(domain: &str) -> Result<(), XlError> {
+    xl(&["unpause", domain].map(OsStr::new)).map(drop)
+}
+
+/// Destroys a domain.
+pub fn destroy(domain: &str) -> Result<(), XlError> {
+    xl(&["destroy", domain].map(OsStr::new)).map(drop)
+}
+
+/// Takes a device from its driver in dom0, and lets nothing but passthrough use it.
+pub fn assignable_add(bdf: Bdf) -> Result<(), XlError> {
+    xl(&["pci-assignable-add", &bdf.to_string()].map(OsStr::new)).map(drop)
+}
+
+/// Gives a device back to dom0, and to the driver that it was taken from if asked to.
+pub fn assignable_remove(bdf: Bdf, to_driver: bool) -> Result<(), XlError> {
+    let bdf = bdf.to_string();
+    let arguments: &[&str] = if to_driver {
+        &["pci-assignable-remove", "-r", &bdf]
+    } else {
+        &["pci-assignable-remove", &bdf]
+    };
+    xl(&arguments.iter().map(OsStr::new).collect::<Vec<_>>()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_capabilities_and_command_line_are_read() {
+        let text = "host                   : dom0\nvirt_caps              : pv hvm hvm_directio pv_directio\n\
+                    xen_commandline        : placeholder com1=115200,8n1 mmcfg=0\n";
+        let info = HostInfo::parse(text);
+        assert_eq!(info.capabilities, ["pv", "hvm", "hvm_directio", "pv_directio"]);
+        assert_eq!(info.command_line, "placeholder com1=115200,8n1 mmcfg=0");
+        assert_eq!(HostInfo::parse("nothing of the kind"), HostInfo::default());
+    }
+
+    #[test]
+    fn json_is_found_behind_what_xl_says_first() {
+        let text = "Parsing config from web.cfg\n{\n  \"c_info\": {}\n}\n";
+        assert_eq!(parse_json(text), Some(serde_json::json!({ "c_info": {} })));
+        assert_eq!(parse_json("Parsing {config}\n"), None);
+        assert_eq!(parse_json("{ \"half\":"), None);
+    }
+
+    #[test]
+    fn of_a_failure_the_last_lines_are_told() {
+        let text = (1..=9).map(|n| format!("line {n}\n\n")).collect::<String>();
+        assert_eq!(
+            last_lines(&text, ""),
+            "line 4; line 5; line 6; line 7; line 8; line 9"
+        );
+        assert_eq!(last_lines("\n", "exit status: 1"), "exit status: 1");
+    }
+}
