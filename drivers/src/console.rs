@@ -58,7 +58,10 @@ struct Notice {
 
 impl Notice {
     fn new(lost: u32) -> Self {
-        let mut notice = Self { bytes: [0; 64], length: 0 };
+        let mut notice = Self {
+            bytes: [0; 64],
+            length: 0,
+        };
         // Fits: 46 bytes at most.
         let _ = write!(notice, "({lost} lines lost: the console was full)\r\n");
         notice
@@ -71,7 +74,10 @@ impl Notice {
 
 impl Write for Notice {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.get_mut(self.length..self.length + text.len()).ok_or(fmt::Error)?;
+        let room = self
+            .bytes
+            .get_mut(self.length..self.length + text.len())
+            .ok_or(fmt::Error)?;
         room.copy_from_slice(text.as_bytes());
         self.length += text.len();
         Ok(())

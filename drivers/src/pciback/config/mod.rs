@@ -1,0 +1,342 @@
+//! Config space as a guest sees it: a policy per register, and hardware behind it.
+//!
+//! The policy is data: [`header::TYPE_0`] and [`capability::POLICIES`]. What is in no table reads what the
+//! device says, and writes to it are dropped and counted. Accesses of any width are split over registers in
+//! one place, [`VirtualConfig::read`] and [`VirtualConfig::write`].
+//!
+//! Everything that the device itself says may be a lie. Reads are free; a write to the device costs a trip
+//! to dom0, so a write that would change nothing is answered here.
+
+pub mod access;
+pub mod bar;
+pub mod capability;
+pub mod command;
+pub mod header;
+pub mod register;
+mod render;
+
+pub use access::Access;
+pub use render::render;
+
+use super::function::Resources;
+use super::hardware::Hardware;
+use crate::error::{MessageKind, RequestError, SetupError};
+use crate::platform::ConfigSpace;
+use alloc::vec::Vec;
+use bar::BarWrite;
+use capability::Kind;
+use core::ops::Range;
+use core::time::Duration;
+use register::{Read, Register, Write};
+use xenbus::device::Ids;
+
+/// PMCSR: the power state.
+const POWER_STATE: u16 = 0x0003;
+/// PMCSR: PME status, which a written 1 clears.
+const PME_STATUS: u16 = 0x8000;
+/// PMCSR: what the data register shows.
+const DATA_SELECT: u16 = 0x1e00;
+/// PMC: there is a state D1, a state D2.
+const POWER_STATES: [(u16, u16); 2] = [(1, 0x0200), (2, 0x0400)];
+/// How long a device may take to come out of D3 (PCI Power Management 1.2, section 5.6.1).
+const WAKE_TIME: Duration = Duration::from_millis(10);
+/// BIST: start.
+const BIST_START: u32 = 0x40;
+
+/// What became of a write.
+///
+/// Of a write over several registers, the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Nothing: the policy does not let it through.
+    Dropped,
+    /// It was taken in here; the device did not need to hear of it.
+    Absorbed,
+    /// The device has it.
+    Forwarded,
+}
+
+/// A register of this function.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    span: Access,
+    register: &'static Register,
+}
+
+/// One function's config space as a guest sees it.
+#[derive(Debug)]
+pub struct VirtualConfig {
+    /// By offset, without overlap.
+    registers: Vec<Placed>,
+    resources: Resources,
+    /// COMMAND as the guest last wrote it.
+    command: u16,
+    /// Offsets of the capabilities.
+    pm: Option<u16>,
+    msi: Option<u16>,
+    msix: Option<u16>,
+}
+
+impl VirtualConfig {
+    /// Takes stock of a function for a new guest: checks that it is the one that the toolstack means, and
+    /// walks its capability list.
+    ///
+    /// # Errors
+    /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`].
+    pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, SetupError> {
+        let bdf = resources.bdf;
+        let ids = hardware.read(0, 4);
+        if ids == u32::MAX {
+            return Err(SetupError::DeviceSilent(bdf));
+        }
+        let found = Ids {
+            vendor: ids as u16,
+            device: (ids >> 16) as u16,
+        };
+        let expected = resources.ids;
+        if found != expected {
+            return Err(SetupError::WrongIds { bdf, expected, found });
+        }
+        let header = hardware.read(header::HEADER_TYPE, 1) as u8 & !header::MULTIFUNCTION;
+        if header != 0 {
+            return Err(SetupError::HeaderType { bdf, header });
+        }
+
+        let capabilities = capability::walk(hardware);
+        let base = |kind| {
+            let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
+            of_kind.map(|found| found.base)
+        };
+        let tables = capabilities
+            .iter()
+            .map(|found| (found.base, found.policy.registers));
+        let mut registers: Vec<Placed> = core::iter::once((0, &header::TYPE_0[..]))
+            .chain(tables)
+            .flat_map(|(base, table)| {
+                table.iter().map(move |register| Placed {
+                    span: register.span(base),
+                    register,
+                })
+            })
+            .collect();
+        registers.sort_unstable_by_key(|placed| placed.span.offset());
+
+        Ok(Self {
+            registers,
+            command: hardware.read(header::COMMAND, 2) as u16,
+            pm: base(Kind::Pm),
+            msi: base(Kind::Msi),
+            msix: base(Kind::Msix),
+            resources,
+        })
+    }
+
+    /// What the toolstack says about the function.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// What a guest reads.
+    pub fn read(&self, hardware: &impl ConfigSpace, access: Access) -> u32 {
+        let mut value = hardware.read(access.offset(), access.width());
+        for placed in &self.registers[self.touched(access)] {
+            if placed.register.read != Read::Hardware {
+                value = access.overlay(value, placed.span, self.value(placed, hardware));
+            }
+        }
+        value
+    }
+
+    /// Takes in a guest's write.
+    ///
+    /// Of a write over several registers, each is served on its own; the first refusal is the answer.
+    /// `dropped` is told the offset of each register whose write is dropped.
+    ///
+    /// # Errors
+    /// [`RequestError::Denied`] and [`RequestError::PowerState`] where the policy says so, [`RequestError::DeviceSilent`],
+    /// or what the second hop answers.
+    pub fn write(
+        &mut self,
+        hardware: &mut impl Hardware,
+        access: Access,
+        value: u32,
+        mut dropped: impl FnMut(u16),
+    ) -> Result<Effect, RequestError> {
+        let mut effect = Effect::Dropped;
+        let mut refusal = None;
+        let mut covered = 0;
+        for index in self.touched(access) {
+            let placed = self.registers[index];
+            covered |= access.covered_by(placed.span);
+            match self.write_register(&placed, hardware, access, value) {
+                Ok(Effect::Dropped) => dropped(placed.span.offset()),
+                Ok(one) => effect = effect.max(one),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        if covered != access.mask() {
+            dropped(access.offset());
+        }
+        refusal.map_or(Ok(effect), Err)
+    }
+
+    /// Offset of a MSI or MSI-X capability.
+    pub fn message_capability(&self, kind: MessageKind) -> Option<u16> {
+        match kind {
+            MessageKind::Msi => self.msi,
+            MessageKind::Msix => self.msix,
+        }
+    }
+
+    /// The name of the register at `offset`, if it has a table.
+    pub fn name_of(&self, offset: u16) -> Option<&'static str> {
+        let [placed, ..] = &self.registers[self.touched(Access::at(offset, 1))] else {
+            return None;
+        };
+        Some(placed.register.name)
+    }
+
+    /// Indices of the registers that `access` touches.
+    fn touched(&self, access: Access) -> Range<usize> {
+        let first = self
+            .registers
+            .partition_point(|placed| placed.span.end() <= access.offset());
+        let count = self.registers[first..].partition_point(|placed| placed.span.offset() < access.end());
+        first..first + count
+    }
+
+    /// What a guest reads from one register.
+    fn value(&self, placed: &Placed, hardware: &impl ConfigSpace) -> u32 {
+        let present = || hardware.read(placed.span.offset(), placed.span.width());
+        match placed.register.read {
+            Read::Hardware => present(),
+            Read::HardwareWithout(bits) => present() & !bits,
+            Read::VendorId => u32::from(self.resources.ids.vendor),
+            Read::DeviceId => u32::from(self.resources.ids.device),
+            Read::Command => u32::from(command::view(present() as u16, self.command)),
+            Read::Bar(index) => self.resources.bars.read(index),
+            // As a PC's firmware does, whatever the width of the GSI.
+            Read::InterruptLine => self.resources.irq & 0xff,
+            Read::InterruptPin if self.resources.intx => present(),
+            Read::InterruptPin => 0,
+        }
+    }
+
+    fn write_register(
+        &mut self,
+        placed: &Placed,
+        hardware: &mut impl Hardware,
+        access: Access,
+        value: u32,
+    ) -> Result<Effect, RequestError> {
+        let span = placed.span;
+        let denied = RequestError::Denied {
+            register: placed.register.name,
+        };
+        if placed.register.write == Write::Drop {
+            return Ok(Effect::Dropped);
+        }
+        let old = self.value(placed, hardware);
+        let new = span.overlay(old, access, value);
+        match placed.register.write {
+            Write::Forward => change(hardware, span, old, new),
+            Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
+                change(hardware, span, old, new)
+            }
+            Write::Drop | Write::Bist => Ok(Effect::Dropped),
+            Write::Command => self.write_command(hardware, span, new as u16),
+            Write::Bar(index) => {
+                let present = hardware.read(span.offset(), span.width());
+                match self.resources.bars.write(index, new, present) {
+                    BarWrite::Absorbed => Ok(Effect::Absorbed),
+                    BarWrite::Restore(address) => change(hardware, span, present, address),
+                }
+            }
+            Write::PowerControl => {
+                // A bit that this access does not cover must not be written back as a 1 that clears it.
+                let written = span.covered_by(access) as u16;
+                self.write_power_control(hardware, span, new as u16, written)
+            }
+            Write::VpdAddress if new as u16 & capability::VPD_WRITE != 0 => Err(denied),
+            // Writing the address starts a read, even if it is the same address.
+            Write::VpdAddress => hardware.write(span, new).map(|()| Effect::Forwarded),
+            Write::MessageControl if new != old => Err(denied),
+            Write::MessageControl => Ok(Effect::Absorbed),
+        }
+    }
+
+    fn write_command(
+        &mut self,
+        hardware: &mut impl Hardware,
+        span: Access,
+        written: u16,
+    ) -> Result<Effect, RequestError> {
+        let read = |hardware: &_| ConfigSpace::read(hardware, span.offset(), span.width()) as u16;
+        let decodable = self.resources.bars.decodable();
+        let mut present = read(hardware);
+        let mut effect = Effect::Absorbed;
+        if command::target(present, written, decodable) & !present & command::DECODE != 0 {
+            effect = self.wake(hardware)?;
+            present = read(hardware);
+        }
+        // All-ones is no value of this register: nothing sound could be derived from it.
+        if present == u16::MAX {
+            return Err(RequestError::DeviceSilent);
+        }
+        let target = command::target(present, written, decodable);
+        effect = effect.max(change(hardware, span, u32::from(present), u32::from(target))?);
+        self.command = written;
+        Ok(effect)
+    }
+
+    /// Brings the function to D0.
+    fn wake(&mut self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+        let Some(pm) = self.pm else {
+            return Ok(Effect::Absorbed);
+        };
+        let control = Access::at(pm + capability::PM_CONTROL, 2);
+        let present = hardware.read(control.offset(), control.width()) as u16;
+        if present & POWER_STATE == 0 || present == u16::MAX {
+            return Ok(Effect::Absorbed);
+        }
+        let awake = present & !(POWER_STATE | PME_STATUS);
+        hardware.write(control, u32::from(awake))?;
+        hardware.pause(WAKE_TIME);
+        Ok(Effect::Forwarded)
+    }
+
+    fn write_power_control(
+        &self,
+        hardware: &mut impl Hardware,
+        span: Access,
+        new: u16,
+        written: u16,
+    ) -> Result<Effect, RequestError> {
+        let present = hardware.read(span.offset(), span.width()) as u16;
+        if present == u16::MAX {
+            return Err(RequestError::DeviceSilent);
+        }
+        let state = new & POWER_STATE;
+        let capabilities = span.offset() - capability::PM_CONTROL + capability::PM_CAPABILITIES;
+        let supported = hardware.read(capabilities, 2) as u16;
+        let absent = |&(number, bit)| state == number && supported & bit == 0;
+        if state != present & POWER_STATE && POWER_STATES.iter().any(absent) {
+            return Err(RequestError::PowerState(state as u8));
+        }
+        let settable = POWER_STATE | DATA_SELECT;
+        let kept = present & !(settable | PME_STATUS);
+        let target = kept | new & settable | new & written & PME_STATUS;
+        // A 1 in PME status changes something only where the device has one.
+        let effective = target & !(PME_STATUS & !present);
+        let unchanged = present & !PME_STATUS;
+        change(hardware, span, u32::from(unchanged), u32::from(effective))
+    }
+}
+
+/// Writes `new` to the device, unless `old`, which is there, is the same.
+fn change(hardware: &mut impl Hardware, span: Access, old: u32, new: u32) -> Result<Effect, RequestError> {
+    if old == new {
+        return Ok(Effect::Absorbed);
+    }
+    hardware.write(span, new).map(|()| Effect::Forwarded)
+}

@@ -1,0 +1,506 @@
+//! The first hop: the backend's xenbus life, from the guest's nodes to its shared page.
+//!
+//! What the other ends write is looked at as a whole after every change, and each step follows from the
+//! states found: no step relies on having seen the one before. A guest's garbage ends its own connection,
+//! with the reason in the xenbus error node.
+
+use super::engine::{Engine, MAX_FUNCTIONS, Reply};
+use crate::error::{Blame, Excerpt, SetupError};
+use crate::pcifront::{PATIENCE, SecondHop};
+use crate::platform::{DomId, Platform, Port};
+use crate::store;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store, Transport};
+use xenbus::counters::Counter;
+use xenbus::path::{Device, DeviceType, Numbered, key};
+use xenbus::pciif;
+use xenbus::pciif::backend::{self, Delivery, Success};
+use xenbus::state::XenbusState;
+
+/// Token of the watch on the guest's state.
+pub const FRONTEND_TOKEN: &str = "frontend";
+
+/// What the first hop works with, for one call.
+pub struct Context<'a, P: Platform, T> {
+    /// The machine.
+    pub platform: &'a mut P,
+    /// xenstore.
+    pub client: &'a mut Client<T>,
+    /// The way to dom0.
+    pub second: &'a mut SecondHop<P::Page>,
+}
+
+/// What is shared with the guest.
+#[derive(Debug)]
+struct Channel<Page> {
+    page: Page,
+    port: Port,
+}
+
+/// How far the connection is.
+#[derive(Debug)]
+enum Phase<Page> {
+    /// Nothing is exported.
+    Idle,
+    /// The devices are exported; the guest has not connected yet.
+    Exported {
+        /// The guest's nodes have been there, so that their absence means that it has gone.
+        seen: bool,
+    },
+    /// In service.
+    Connected(Channel<Page>),
+    /// It has ended. A new one begins when the toolstack sets our state to Initialising.
+    Ended,
+}
+
+/// The connection to the guest.
+#[derive(Debug)]
+pub struct FirstHop<P: Platform> {
+    stub: DomId,
+    /// The guest that this stub serves, once something is exported to it.
+    guest: Option<DomId>,
+    phase: Phase<P::Page>,
+    engine: Engine<P::Ecam>,
+    /// The node watched under [`FRONTEND_TOKEN`].
+    watched: Option<String>,
+    /// Said already that a guest waits for dom0's service.
+    said_waiting: bool,
+}
+
+impl<P: Platform> FirstHop<P> {
+    /// The hop of the stub with domain number `stub`; nothing is exported yet.
+    pub fn new(stub: DomId) -> Self {
+        Self {
+            stub,
+            guest: None,
+            phase: Phase::Idle,
+            engine: Engine::default(),
+            watched: None,
+            said_waiting: false,
+        }
+    }
+
+    /// The engine, for its counters and its log.
+    pub fn engine(&mut self) -> &mut Engine<P::Ecam> {
+        &mut self.engine
+    }
+
+    /// The port over which the guest asks, while it is connected.
+    pub fn port(&self) -> Option<Port> {
+        match &self.phase {
+            Phase::Connected(channel) => Some(channel.port),
+            _ => None,
+        }
+    }
+
+    /// True if nothing is exported, and never was.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.said_waiting
+    }
+
+    /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
+    /// accesses, and log lines only within a limit.
+    pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) {
+        let Phase::Connected(channel) = &self.phase else {
+            return;
+        };
+        if !platform.take_pending(channel.port) {
+            return;
+        }
+        let Some(taken) = backend::take(&channel.page) else {
+            self.engine.count(Counter::SpuriousEvents);
+            return;
+        };
+        let now = platform.now();
+        let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
+        let reply = self
+            .engine
+            .serve(taken.request(), taken.entries(), &mut dom0, now);
+        let answer = match &reply {
+            Ok(Reply::Value(value)) => Ok(Success::Value(*value)),
+            Ok(Reply::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
+            Err(error) => Err(error.answer()),
+        };
+        match taken.answer(&channel.page, answer) {
+            Delivery::Delivered => platform.notify(channel.port),
+            Delivery::Late => self.engine.count(Counter::LateAnswers),
+        }
+        second.publish(self.engine.counters());
+    }
+
+    /// Follows the states of both ends.
+    ///
+    /// # Errors
+    /// If xenstore fails us. Every other failure ends the connection, and is
+    /// told in the error node.
+    pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), SetupError> {
+        let cx = &mut cx;
+        let Some(guest) = self.find_guest(cx)? else {
+            return self.forget(cx);
+        };
+        let device = Device::first_hop(self.stub, guest);
+        let own = store::state(cx.client, &device.backend_node(key::STATE))?;
+        if own == XenbusState::Unknown {
+            return self.forget(cx);
+        }
+        let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
+
+        if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
+            log::info!("guest {guest}: the toolstack starts the connection anew");
+            self.release(cx);
+            self.phase = Phase::Idle;
+        }
+        if let Err(error) = self.advance(cx, device, own, frontend) {
+            self.fail(cx, device, &error);
+        }
+        self.follow_down(cx, device, own, frontend)
+    }
+
+    /// The steps up: export, then connect.
+    fn advance<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+        frontend: XenbusState,
+    ) -> Result<(), SetupError> {
+        use XenbusState::*;
+        if matches!(self.phase, Phase::Idle) {
+            match own {
+                // Above Initialising it is the connection of an earlier life of this stub, to be taken up.
+                Initialising | InitWait | Initialised | Connected => self.export(cx, device, own)?,
+                _ => self.phase = Phase::Ended,
+            }
+        }
+        if let Phase::Exported { seen } = &mut self.phase {
+            *seen |= frontend != Unknown;
+            if matches!(frontend, Initialised | Connected) {
+                self.connect(cx, device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps down: the guest closes, or has gone.
+    fn follow_down<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+        frontend: XenbusState,
+    ) -> Result<(), SetupError> {
+        use XenbusState::*;
+        let gone = match self.phase {
+            Phase::Exported { seen } => seen && frontend == Unknown,
+            Phase::Connected(_) => frontend == Unknown,
+            Phase::Ended => matches!(frontend, Unknown | Closed) && own != Closed,
+            Phase::Idle => false,
+        };
+        let next = match frontend {
+            _ if gone => Closed,
+            Closing if self.is_exported() => Closing,
+            Closed if self.is_exported() => Closed,
+            _ => return Ok(()),
+        };
+        if self.is_exported() {
+            let how = if gone { "has gone" } else { "disconnects" };
+            log::info!("guest {} {how}", device.frontend());
+            self.release(cx);
+            self.phase = Phase::Ended;
+        }
+        set_state(cx.client, device, next)
+    }
+
+    fn is_exported(&self) -> bool {
+        matches!(self.phase, Phase::Exported { .. } | Phase::Connected(_))
+    }
+
+    /// The one guest of this stub, if its nodes are there. Every other one is refused.
+    fn find_guest<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<Option<DomId>, SetupError> {
+        let directory = DeviceType::Pci.backends(self.stub);
+        let names = children(cx.client, &directory)?;
+        if names.is_empty() {
+            return Ok(None);
+        }
+        let served = match self.guest {
+            Some(guest) => guest,
+            None if cx.second.is_up() => match cx.second.guest(cx.client) {
+                Ok(guest) => guest,
+                Err(error @ SetupError::StoreLost(_)) => return Err(error),
+                Err(error) => {
+                    log::error!("{error}");
+                    return Ok(None);
+                }
+            },
+            None => {
+                if !self.said_waiting {
+                    log::info!("a guest is assigned; waiting for dom0's service");
+                    self.said_waiting = true;
+                }
+                return Ok(None);
+            }
+        };
+        let mut found = None;
+        for name in names {
+            let guest = store::decimal(&name).and_then(|number| DomId::try_from(number).ok());
+            for number in children(cx.client, &format!("{directory}/{name}"))? {
+                match guest {
+                    Some(guest) if guest == served && number == "0" => found = Some(guest),
+                    Some(guest) if guest != served => {
+                        let refusal = SetupError::OtherGuest { guest, served };
+                        refuse(cx.client, &format!("{directory}/{name}/{number}"), &refusal)?;
+                    }
+                    _ => {
+                        let refusal = SetupError::OtherConnection(Excerpt::of(&number).to_string());
+                        refuse(cx.client, &format!("{directory}/{name}/{number}"), &refusal)?;
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Our nodes are not there, or not any more.
+    fn forget<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), SetupError> {
+        if let Some(guest) = self.guest.take() {
+            log::info!("guest {guest}: its connection was removed");
+        }
+        self.release(cx);
+        self.phase = Phase::Idle;
+        if let Some(path) = self.watched.take() {
+            cx.client.unwatch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes stock of the guest's devices, and tells it where they stand.
+    fn export<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+    ) -> Result<(), SetupError> {
+        self.guest = Some(device.frontend());
+        self.watch_frontend(cx, device)?;
+        let fresh = own == XenbusState::Initialising;
+        if fresh {
+            set_state(cx.client, device, XenbusState::InitWait)?;
+            log::info!("guest {}: backend in InitWait: ready", device.frontend());
+        }
+
+        let served = cx.second.devices(cx.client)?;
+        let count = own_node(
+            cx.client,
+            device,
+            key::NUM_DEVS,
+            "a number from 1 to 256",
+            |text| store::decimal(text).filter(|&count| (1..=MAX_FUNCTIONS as u32).contains(&count)),
+        )?;
+        let mut places: Vec<Bdf> = Vec::new();
+        for index in 0..count as usize {
+            let bdf: Bdf = own_node(
+                cx.client,
+                device,
+                &Numbered::Device.at(index),
+                "SSSS:BB:DD.F",
+                |text| text.parse().ok(),
+            )?;
+            let resources = served
+                .iter()
+                .find(|resources| resources.bdf == bdf)
+                .ok_or(SetupError::NotServed(bdf))?;
+            let frame = resources.ecam;
+            let ecam =
+                cx.platform
+                    .map_ecam(frame)
+                    .map_err(|errno| SetupError::MapEcam { bdf, frame, errno })?;
+            let place = match self.engine.add(resources.clone(), ecam) {
+                Ok(place) => place,
+                Err((error, ecam)) => {
+                    cx.platform.unmap_ecam(ecam);
+                    return Err(error);
+                }
+            };
+            log::info!("exporting {bdf} ({}) as {place}", resources.ids);
+            places.push(place);
+        }
+        if fresh {
+            // A new guest starts with interrupts off, whatever the one before left behind.
+            self.quiesce(cx);
+        }
+
+        let published = cx.client.transaction(|store| {
+            for (index, place) in places.iter().enumerate() {
+                store.write(
+                    &device.backend_node(&Numbered::VirtualDevice.at(index)),
+                    &virtual_address(*place),
+                )?;
+                store.write(
+                    &device.backend_node(&Numbered::State.at(index)),
+                    XenbusState::Initialised.as_str(),
+                )?;
+            }
+            store.write(&device.backend_node(&Numbered::Root.at(0)), "0000:00")?;
+            store.write(&device.backend_node(key::ROOT_NUM), "1")
+        });
+        published.map_err(store::failed)?;
+        if fresh {
+            set_state(cx.client, device, XenbusState::Initialised)?;
+        }
+        self.phase = Phase::Exported { seen: false };
+        Ok(())
+    }
+
+    /// Takes up the guest's page and port.
+    fn connect<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), SetupError> {
+        let guest = device.frontend();
+        let mut node = |key, expected| {
+            let path = device.frontend_node(key);
+            store::value(cx.client, &path, Blame::Guest, expected, store::decimal)
+        };
+        let grant = node(key::PCI_OP_REF, "a grant reference in decimal")?;
+        let remote = node(key::EVENT_CHANNEL, "an event channel port in decimal")?;
+        let path = device.frontend_node(key::MAGIC);
+        store::value(
+            cx.client,
+            &path,
+            Blame::Guest,
+            "7, the version of pciif",
+            |text| (text == pciif::MAGIC).then_some(()),
+        )?;
+
+        let page = cx
+            .platform
+            .map_grant(guest, grant)
+            .map_err(|errno| SetupError::MapGrant { grant, errno })?;
+        let port = match cx.platform.bind_interdomain(guest, remote) {
+            Ok(port) => port,
+            Err(errno) => {
+                cx.platform.unmap_grant(page);
+                return Err(SetupError::BindPort { port: remote, errno });
+            }
+        };
+        self.phase = Phase::Connected(Channel { page, port });
+        set_state(cx.client, device, XenbusState::Connected)?;
+        log::info!("guest {guest} connected");
+        Ok(())
+    }
+
+    /// Ends the connection because of `error`, and says why.
+    fn fail<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device, error: &SetupError) {
+        log::error!("guest {}: {error}", device.frontend());
+        self.release(cx);
+        self.phase = Phase::Ended;
+        if let Err(unwritten) = tell_failure(cx.client, &device.backend_dir(), error) {
+            log::error!("guest {}: {unwritten}", device.frontend());
+        }
+    }
+
+    /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
+    fn release<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
+        self.quiesce(cx);
+        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::Ended) {
+            cx.platform.close(channel.port);
+            cx.platform.unmap_grant(channel.page);
+        }
+        for ecam in self.engine.clear() {
+            cx.platform.unmap_ecam(ecam);
+        }
+        cx.second.publish(self.engine.counters());
+    }
+
+    fn quiesce<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
+        let deadline = cx.platform.now().saturating_add(PATIENCE);
+        self.engine.quiesce(&mut cx.second.link(cx.platform, deadline));
+    }
+
+    fn watch_frontend<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), SetupError> {
+        if self.watched.is_none() {
+            let path = device.frontend_node(key::STATE);
+            cx.client.watch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
+            self.watched = Some(path);
+        }
+        Ok(())
+    }
+}
+
+/// A function's address as pciback writes it into `vdev-N`: two digits for the function.
+fn virtual_address(place: Bdf) -> String {
+    format!(
+        "{:04x}:{:02x}:{:02x}.{:02x}",
+        place.segment(),
+        place.bus(),
+        place.device(),
+        place.function()
+    )
+}
+
+/// The names of a node's children; none if there is no such node.
+fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, SetupError> {
+    match store.directory(path) {
+        Ok(names) => Ok(names),
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        Err(error) => Err(store::failed(error)),
+    }
+}
+
+/// A node of our own directory that the toolstack must have written.
+fn own_node<R>(
+    store: &mut impl Store,
+    device: Device,
+    key: &str,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<R>,
+) -> Result<R, SetupError> {
+    store::value(
+        store,
+        &device.backend_node(key),
+        Blame::Toolstack,
+        expected,
+        parse,
+    )
+}
+
+fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Result<(), SetupError> {
+    let path = device.backend_node(key::STATE);
+    store.write(&path, state.as_str()).map_err(store::failed)
+}
+
+/// Turns away a connection that is not ours to serve, once: unless it is on its way down already.
+fn refuse(store: &mut impl Store, directory: &str, refusal: &SetupError) -> Result<(), SetupError> {
+    let state = store::state(store, &format!("{directory}/{}", key::STATE))?;
+    if matches!(
+        state,
+        XenbusState::Initialising | XenbusState::InitWait | XenbusState::Initialised
+    ) {
+        log::error!("{refusal}");
+        tell_failure(store, directory, refusal)?;
+    }
+    Ok(())
+}
+
+/// Writes the reason where xenbus and our own toolstack look for it, then goes to Closing.
+fn tell_failure(store: &mut impl Store, directory: &str, error: &SetupError) -> Result<(), SetupError> {
+    store::report(store, directory, error);
+    let text = format!("{} {error}", -error.errno());
+    store
+        .write(&format!("{directory}/error"), &text)
+        .and_then(|()| {
+            store.write(
+                &format!("{directory}/{}", key::STATE),
+                XenbusState::Closing.as_str(),
+            )
+        })
+        .map_err(store::failed)
+}

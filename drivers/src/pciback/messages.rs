@@ -1,0 +1,181 @@
+//! MSI and MSI-X of one function: what may be turned on when, and turning off what is on.
+
+use super::config::VirtualConfig;
+use super::config::capability::{MESSAGE_CONTROL, MSI_ENABLE, MSIX_ENABLE, MSIX_TABLE_SIZE};
+use super::config::{command, header};
+use super::hardware::Hardware;
+use crate::error::{MessageKind, MessageRefusal, RequestError};
+use crate::platform::ConfigSpace;
+use alloc::vec::Vec;
+use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
+
+/// Which interrupts the device sends, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Its INTx line, or nothing.
+    Line,
+    /// MSI or MSI-X.
+    Messages(MessageKind),
+    /// A request to turn this on or off went out, and no answer came: it may be either.
+    Unsettled(MessageKind),
+}
+
+/// The message-signalled interrupts of one function.
+#[derive(Debug)]
+pub struct Messages {
+    mode: Mode,
+    /// Offset of the MSI capability.
+    msi: Option<u16>,
+    /// Offset of the MSI-X capability.
+    msix: Option<u16>,
+}
+
+impl Messages {
+    /// Takes the device's own word for what is on: a stub that was started anew takes up where it was.
+    pub fn new(config: &VirtualConfig, hardware: &impl ConfigSpace) -> Self {
+        let msi = config.message_capability(MessageKind::Msi);
+        let msix = config.message_capability(MessageKind::Msix);
+        let is_on = |capability: Option<u16>, enable| {
+            capability.is_some_and(|base| message_control(hardware, base) & enable != 0)
+        };
+        let mode = if is_on(msix, MSIX_ENABLE) {
+            Mode::Messages(MessageKind::Msix)
+        } else if is_on(msi, MSI_ENABLE) {
+            Mode::Messages(MessageKind::Msi)
+        } else {
+            Mode::Line
+        };
+        Self { mode, msi, msix }
+    }
+
+    /// Which interrupts the device sends.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Turns MSI on; returns the guest's pirq.
+    ///
+    /// # Errors
+    /// [`RequestError::Message`], or what dom0's service answers.
+    pub fn enable_msi(&mut self, hardware: &mut impl Hardware) -> Result<u32, RequestError> {
+        const KIND: MessageKind = MessageKind::Msi;
+        self.settle(hardware)?;
+        let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
+        match self.mode {
+            Mode::Messages(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Line | Mode::Unsettled(_) => {}
+        }
+        if self.msi.is_none() {
+            return refuse(MessageRefusal::NoCapability);
+        }
+        let answer = match hardware.enable_msi() {
+            Ok(0) => Err(RequestError::ServiceNonsense),
+            answer => answer,
+        };
+        self.note(KIND, answer)
+    }
+
+    /// Turns MSI-X on for `entries`; returns the guest's pirqs in the same order.
+    ///
+    /// # Errors
+    /// [`RequestError::Message`], or what dom0's service answers.
+    pub fn enable_msix(
+        &mut self,
+        hardware: &mut impl Hardware,
+        entries: Result<&[MsixEntry], TooManyVectors>,
+    ) -> Result<Vec<u16>, RequestError> {
+        const KIND: MessageKind = MessageKind::Msix;
+        let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
+        };
+        self.settle(hardware)?;
+        match self.mode {
+            Mode::Messages(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Line | Mode::Unsettled(_) => {}
+        }
+        if hardware.read(header::COMMAND, 2) as u16 & command::MEMORY == 0 {
+            return refuse(MessageRefusal::MemoryDecodeOff);
+        }
+        let Some(base) = self.msix else {
+            return refuse(MessageRefusal::NoCapability);
+        };
+        let table = (message_control(hardware, base) & MSIX_TABLE_SIZE) + 1;
+        if let Err(refusal) = check_entries(entries, table) {
+            return refuse(refusal);
+        }
+        let answer = match hardware.enable_msix(entries) {
+            Ok(pirqs) if pirqs.len() != entries.len() || pirqs.contains(&0) => {
+                Err(RequestError::ServiceNonsense)
+            }
+            answer => answer,
+        };
+        self.note(KIND, answer)
+    }
+
+    /// Turns off whichever kind is on, and says which that was.
+    ///
+    /// A guest's `disable_msi` and `disable_msix` both come here: Linux clears its own flag before it asks,
+    /// and then asks for the wrong kind. Where nothing is on, nothing happens.
+    ///
+    /// # Errors
+    /// What dom0's service answers; the kind then counts as on.
+    pub fn disable(&mut self, hardware: &mut impl Hardware) -> Result<Option<MessageKind>, RequestError> {
+        let (Mode::Messages(kind) | Mode::Unsettled(kind)) = self.mode else {
+            return Ok(None);
+        };
+        match hardware.disable(kind) {
+            Ok(()) => {
+                self.mode = Mode::Line;
+                Ok(Some(kind))
+            }
+            Err(error) => {
+                if error.is_unsettled() {
+                    self.mode = Mode::Unsettled(kind);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Turns off what may be on since an answer went missing, so that turning on starts from firm ground.
+    fn settle(&mut self, hardware: &mut impl Hardware) -> Result<(), RequestError> {
+        if matches!(self.mode, Mode::Unsettled(_)) {
+            self.disable(hardware)?;
+        }
+        Ok(())
+    }
+
+    /// Draws the conclusion from an answer to turning `kind` on.
+    fn note<R>(&mut self, kind: MessageKind, answer: Result<R, RequestError>) -> Result<R, RequestError> {
+        match &answer {
+            Ok(_) => self.mode = Mode::Messages(kind),
+            Err(error) if error.is_unsettled() => self.mode = Mode::Unsettled(kind),
+            Err(_) => {}
+        }
+        answer
+    }
+}
+
+fn message_control(hardware: &impl ConfigSpace, base: u16) -> u16 {
+    hardware.read(base + MESSAGE_CONTROL, 2) as u16
+}
+
+/// Checks the table entries of a request against each other and a table of `table` entries.
+fn check_entries(entries: &[MsixEntry], table: u16) -> Result<(), MessageRefusal> {
+    if entries.is_empty() {
+        return Err(MessageRefusal::NoVectors);
+    }
+    for (index, &MsixEntry { entry, .. }) in entries.iter().enumerate().take(MAX_VECTORS) {
+        if entry >= table {
+            return Err(MessageRefusal::EntryPastTable { entry, table });
+        }
+        if entries[..index].iter().any(|earlier| earlier.entry == entry) {
+            return Err(MessageRefusal::DuplicateEntry(entry));
+        }
+    }
+    Ok(())
+}

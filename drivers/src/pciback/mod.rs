@@ -1,0 +1,9 @@
+//! The PCI backend: what a guest's pcifront talks to.
+
+pub mod config;
+pub mod engine;
+pub mod function;
+pub mod hardware;
+pub mod lifecycle;
+pub mod messages;
+pub mod slots;

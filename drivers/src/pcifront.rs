@@ -1,0 +1,369 @@
+//! The second hop: a PCI frontend towards dom0's service.
+//!
+//! The stub publishes a page and a port as pcifront does, under the device type `bulkhead`, and posts the
+//! requests that it may not carry out itself.
+//!
+//! # Late answers
+//! pciif has no request numbers, so an answer that comes late could be taken for that of the next request.
+//! A request whose time is up is therefore **not** withdrawn: it stays in the page, and until the service
+//! has given the page back every further request fails at once with [`RequestError::ServiceBusy`]. The late
+//! answer is dropped. What it did to the device stays; the MSI machine then starts by turning MSI off.
+
+use crate::error::{Blame, MessageKind, RequestError, SetupError};
+use crate::pciback::config::Access;
+use crate::pciback::config::bar::Bars;
+use crate::pciback::engine::MAX_FUNCTIONS;
+use crate::pciback::function::Resources;
+use crate::pciback::hardware::Dom0;
+use crate::platform::{DomId, GrantRef, Platform, Port};
+use crate::store;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::time::Duration;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store, Transport};
+use xenbus::counters::Counters;
+use xenbus::device;
+use xenbus::path::{Device, Numbered, key};
+use xenbus::pciif::frontend::{self, Posted};
+use xenbus::pciif::{self, Command, MsixEntry, Request};
+use xenbus::state::XenbusState;
+
+/// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
+pub const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// What we share with the service.
+#[derive(Debug)]
+struct Channel<Page> {
+    page: Page,
+    grant: GrantRef,
+    port: Port,
+    /// A request whose time was up.
+    overdue: Option<Posted>,
+}
+
+/// How far the connection is.
+#[derive(Debug)]
+enum Phase<Page> {
+    /// Nothing is shared.
+    Down,
+    /// Published; the service has not connected yet.
+    Offered(Channel<Page>),
+    /// In service.
+    Up(Channel<Page>),
+    /// It could not be set up. Tried again after the service has been away.
+    Failed,
+}
+
+/// The connection to dom0's service.
+#[derive(Debug)]
+pub struct SecondHop<Page> {
+    device: Device,
+    phase: Phase<Page>,
+}
+
+impl<Page: pciif::SharedPage> SecondHop<Page> {
+    /// The hop of the stub with domain number `stub`; nothing is shared yet.
+    pub const fn new(stub: DomId) -> Self {
+        Self {
+            device: Device::second_hop(stub),
+            phase: Phase::Down,
+        }
+    }
+
+    /// The device that the two ends meet at.
+    pub const fn device(&self) -> Device {
+        self.device
+    }
+
+    /// True while the service takes requests.
+    pub const fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Up(_))
+    }
+
+    /// Follows the states of both ends.
+    ///
+    /// # Errors
+    /// If xenstore fails us. Every other failure is told in the error node, and ends this attempt.
+    pub fn reconcile<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    where
+        P: Platform<Page = Page>,
+        T: Transport,
+    {
+        use XenbusState::*;
+        // Every write of ours brings us here again: each arm must lead to one where nothing is left to do.
+        let own = store::state(client, &self.device.frontend_node(key::STATE))?;
+        let service = if own == Unknown {
+            // Without our own nodes there is no device, whatever is left of the other end.
+            Unknown
+        } else {
+            store::state(client, &self.device.backend_node(key::STATE))?
+        };
+        match (&self.phase, service) {
+            (Phase::Down, Initialising | InitWait | Initialised | Connected) => {
+                self.try_offer(platform, client)
+            }
+            (Phase::Up(_), Initialising | InitWait) => {
+                log::warn!("second hop: dom0's service starts anew");
+                self.drop_channel(platform);
+                self.try_offer(platform, client)
+            }
+            (Phase::Offered(_), Connected) => {
+                self.set_state(client, Connected)?;
+                if let Phase::Offered(channel) = core::mem::replace(&mut self.phase, Phase::Down) {
+                    self.phase = Phase::Up(channel);
+                }
+                log::info!("second hop connected");
+                Ok(())
+            }
+            (Phase::Offered(_) | Phase::Up(_), Closing | Closed | Unknown) => {
+                log::warn!("second hop: dom0's service has gone; reads go on, writes fail until it is back");
+                self.drop_channel(platform);
+                if own == Unknown {
+                    Ok(())
+                } else {
+                    self.set_state(client, Closed)
+                }
+            }
+            (Phase::Failed, Closed | Unknown) => {
+                self.phase = Phase::Down;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The guest that the toolstack has this stub serve.
+    ///
+    /// # Errors
+    /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
+    pub fn guest(&self, store: &mut impl Store) -> Result<DomId, SetupError> {
+        store::value(
+            store,
+            &self.device.backend_node(key::GUEST),
+            Blame::Toolstack,
+            "a domain number",
+            |text| store::decimal(text)?.try_into().ok(),
+        )
+    }
+
+    /// The devices that the service lists for this stub.
+    ///
+    /// # Errors
+    /// As [`Self::guest`].
+    pub fn devices(&self, store: &mut impl Store) -> Result<Vec<Resources>, SetupError> {
+        let count = store::value(
+            store,
+            &self.device.backend_node(key::NUM_DEVS),
+            Blame::Toolstack,
+            "a number from 0 to 256",
+            |text| store::decimal(text).filter(|&count| count as usize <= MAX_FUNCTIONS),
+        )?;
+        (0..count as usize)
+            .map(|index| self.resources(store, index))
+            .collect()
+    }
+
+    fn resources(&self, store: &mut impl Store, index: usize) -> Result<Resources, SetupError> {
+        Ok(Resources {
+            bdf: self.node(store, Numbered::Device.at(index), "SSSS:BB:DD.F", |text| {
+                text.parse().ok()
+            })?,
+            ids: self.node(store, Numbered::Ids.at(index), "VVVV:DDDD", |text| {
+                text.parse().ok()
+            })?,
+            ecam: self.node(
+                store,
+                Numbered::Ecam.at(index),
+                "a frame number in hex",
+                store::hex,
+            )?,
+            bars: self.node(
+                store,
+                Numbered::Bars.at(index),
+                "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
+                |text| Bars::new(&text.parse::<device::Bars>().ok()?),
+            )?,
+            irq: self.node(store, Numbered::Irq.at(index), "a decimal number", store::decimal)?,
+            intx: self.node(store, Numbered::Intx.at(index), "1 or 0", |text| match text {
+                "1" => Some(true),
+                "0" => Some(false),
+                _ => None,
+            })?,
+        })
+    }
+
+    fn node<R>(
+        &self,
+        store: &mut impl Store,
+        key: impl AsRef<str>,
+        expected: &'static str,
+        parse: impl FnOnce(&str) -> Option<R>,
+    ) -> Result<R, SetupError> {
+        let path = self.device.backend_node(key.as_ref());
+        store::value(store, &path, Blame::Toolstack, expected, parse)
+    }
+
+    /// Puts the counters where `bulkhead status` finds them.
+    pub fn publish(&self, counters: &Counters) {
+        if let Phase::Up(channel) = &self.phase {
+            counters.publish(&channel.page);
+        }
+    }
+
+    /// The way to dom0 for one request of the guest, which must be answered by `deadline`.
+    pub fn link<'a, P: Platform<Page = Page>>(
+        &'a mut self,
+        platform: &'a mut P,
+        deadline: Duration,
+    ) -> Link<'a, P> {
+        Link {
+            hop: self,
+            platform,
+            deadline,
+        }
+    }
+
+    fn try_offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    where
+        P: Platform<Page = Page>,
+        T: Transport,
+    {
+        let Err(error) = self.offer(platform, client) else {
+            return Ok(());
+        };
+        log::error!("second hop: {error}");
+        self.drop_channel(platform);
+        self.phase = Phase::Failed;
+        store::report(client, &self.device.frontend_dir(), &error);
+        self.set_state(client, XenbusState::Closing)
+    }
+
+    /// Shares a page and a port, and publishes them as pcifront does.
+    fn offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    where
+        P: Platform<Page = Page>,
+        T: Transport,
+    {
+        let dom0 = self.device.backend();
+        let (page, grant) = platform.share_page(dom0).map_err(SetupError::Share)?;
+        let port = match platform.alloc_unbound(dom0) {
+            Ok(port) => port,
+            Err(errno) => {
+                platform.unshare_page(page, grant);
+                return Err(SetupError::Share(errno));
+            }
+        };
+        // Kept from here on, so that it is given back whatever happens.
+        self.phase = Phase::Offered(Channel {
+            page,
+            grant,
+            port,
+            overdue: None,
+        });
+        let device = self.device;
+        let published = client.transaction(|store| {
+            store.write(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
+            store.write(&device.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;
+            store.write(&device.frontend_node(key::MAGIC), pciif::MAGIC)
+        });
+        published.map_err(store::failed)?;
+        self.set_state(client, XenbusState::Initialised)?;
+        log::info!("second hop: page and port published, waiting for dom0's service");
+        Ok(())
+    }
+
+    fn drop_channel<P: Platform<Page = Page>>(&mut self, platform: &mut P) {
+        if let Phase::Offered(channel) | Phase::Up(channel) = core::mem::replace(&mut self.phase, Phase::Down)
+        {
+            platform.close(channel.port);
+            platform.unshare_page(channel.page, channel.grant);
+        }
+    }
+
+    fn set_state(&self, store: &mut impl Store, state: XenbusState) -> Result<(), SetupError> {
+        store
+            .write(&self.device.frontend_node(key::STATE), state.as_str())
+            .map_err(store::failed)
+    }
+}
+
+/// The way to dom0 for one request of the guest.
+pub struct Link<'a, P: Platform> {
+    hop: &'a mut SecondHop<P::Page>,
+    platform: &'a mut P,
+    /// When to give up.
+    deadline: Duration,
+}
+
+impl<P: Platform> Link<'_, P> {
+    /// Posts a request and waits for its answer.
+    fn exchange(
+        &mut self,
+        request: &Request,
+        entries: &[MsixEntry],
+    ) -> Result<frontend::Success, RequestError> {
+        let Phase::Up(channel) = &mut self.hop.phase else {
+            return Err(RequestError::ServiceAbsent);
+        };
+        let started = self.platform.now();
+        if let Some(overdue) = channel.overdue.take() {
+            match overdue.poll(&channel.page) {
+                Ok(_) => log::warn!("second hop: an answer came too late and was dropped"),
+                Err(still) => {
+                    channel.overdue = Some(still);
+                    return Err(RequestError::ServiceBusy);
+                }
+            }
+        }
+        let mut posted =
+            frontend::post(&channel.page, request, entries).map_err(|_| RequestError::ServiceBusy)?;
+        self.platform.notify(channel.port);
+        loop {
+            // Taken before the look, so that what comes after the look ends the wait.
+            self.platform.take_pending(channel.port);
+            match posted.poll(&channel.page) {
+                Ok(answer) => return answer.map_err(RequestError::ServiceRefused),
+                Err(still) => posted = still,
+            }
+            let now = self.platform.now();
+            if now >= self.deadline {
+                channel.overdue = Some(posted);
+                return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
+            }
+            self.platform.wait(&[channel.port], Some(self.deadline));
+        }
+    }
+}
+
+impl<P: Platform> Dom0 for Link<'_, P> {
+    fn conf_write(&mut self, function: Bdf, access: Access, value: u32) -> Result<(), RequestError> {
+        let request = Request::conf_write(function, access.offset(), access.width(), value);
+        self.exchange(&request, &[]).map(drop)
+    }
+
+    fn enable_msi(&mut self, function: Bdf) -> Result<u32, RequestError> {
+        let request = Request::new(Command::EnableMsi, function);
+        self.exchange(&request, &[]).map(|success| success.value)
+    }
+
+    fn enable_msix(&mut self, function: Bdf, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError> {
+        let request = Request::new(Command::EnableMsix, function);
+        self.exchange(&request, entries).map(|success| success.vectors)
+    }
+
+    fn disable(&mut self, function: Bdf, kind: MessageKind) -> Result<(), RequestError> {
+        let command = match kind {
+            MessageKind::Msi => Command::DisableMsi,
+            MessageKind::Msix => Command::DisableMsix,
+        };
+        self.exchange(&Request::new(command, function), &[]).map(drop)
+    }
+
+    fn pause(&mut self, time: Duration) {
+        let until = self.platform.now() + time;
+        while self.platform.now() < until {
+            self.platform.wait(&[], Some(until));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Reading nodes that others write, so that whatever stands there has a defined meaning.
+
+use crate::error::{Blame, Excerpt, SetupError};
+use alloc::format;
+use alloc::string::{String, ToString};
+use xenbus::client::{Cause, Error, Store};
+use xenbus::state::XenbusState;
+use xenbus::wire::ErrorName;
+
+/// A [`SetupError`] for a failed request to xenstore.
+pub fn failed<E: core::fmt::Display>(error: Error<E>) -> SetupError {
+    match error.cause() {
+        Cause::Transport(_) | Cause::OutOfStep => SetupError::StoreLost(error.to_string()),
+        _ => SetupError::Store(error.to_string()),
+    }
+}
+
+/// The value of a node, or `None` if it does not exist or cannot be seen.
+///
+/// xenstored hides whether a node exists from those who may not read its parent, so a frontend that is gone
+/// looks like one that is forbidden. A value that is no text reads as a replacement character, which no
+/// parser takes.
+///
+/// # Errors
+/// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for another reason.
+pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, SetupError> {
+    match store.read(path) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match error.cause() {
+            Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
+            Cause::Violation(_) => Ok(Some(String::from(char::REPLACEMENT_CHARACTER))),
+            _ => Err(failed(error)),
+        },
+    }
+}
+
+/// The xenbus state in a node; a missing node and garbage are [`XenbusState::Unknown`].
+///
+/// # Errors
+/// As [`read`].
+pub fn state(store: &mut impl Store, path: &str) -> Result<XenbusState, SetupError> {
+    let text = read(store, path)?;
+    Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
+}
+
+/// A node that `blame` must have written, as `parse` reads it.
+///
+/// # Errors
+/// [`SetupError::MissingNode`]; [`SetupError::BadNode`] where `parse` gives `None`, with what was `expected`;
+/// or as [`read`].
+pub fn value<R>(
+    store: &mut impl Store,
+    path: &str,
+    blame: Blame,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<R>,
+) -> Result<R, SetupError> {
+    let Some(text) = read(store, path)? else {
+        return Err(SetupError::MissingNode {
+            blame,
+            path: path.to_string(),
+        });
+    };
+    parse(&text).ok_or_else(|| SetupError::BadNode {
+        blame,
+        path: path.to_string(),
+        value: Excerpt::of(&text),
+        expected,
+    })
+}
+
+/// Tells why the device at `directory` fails, where Linux's drivers tell it: in the node
+/// `error/<device>/error` below the home of the domain. What cannot be written is only logged.
+pub fn report(store: &mut impl Store, directory: &str, error: &SetupError) {
+    // `directory` is absolute; the rest of it, from below the home on, names the device.
+    let device = directory.splitn(5, '/').nth(4).unwrap_or(directory);
+    let home = directory.strip_suffix(device).unwrap_or_default();
+    let path = format!("{home}error/{device}/error");
+    let text = format!("{} {error}", -error.errno());
+    if let Err(refused) = store.write(&path, &text) {
+        log::warn!("cannot write the error node: {refused}");
+    }
+}
+
+/// Reads a decimal number that fits in 32 bits, without sign or blanks.
+pub fn decimal(text: &str) -> Option<u32> {
+    let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    sound.then(|| text.parse().ok()).flatten()
+}
+
+/// Reads a hex number that fits in 64 bits, without sign, prefix or blanks.
+pub fn hex(text: &str) -> Option<u64> {
+    let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    sound.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_neither_sign_nor_blanks() {
+        assert_eq!(decimal("4294967295"), Some(u32::MAX));
+        assert_eq!(hex("b0028"), Some(0xb0028));
+        for bad in ["", "-1", "+1", " 1", "1 ", "1\n", "4294967296", "0x1", "\u{663}"] {
+            assert_eq!(decimal(bad), None, "{bad}");
+        }
+        for bad in ["", "-1", "+1", "0x1", "1 ", "10000000000000000"] {
+            assert_eq!(hex(bad), None, "{bad}");
+        }
+    }
+}

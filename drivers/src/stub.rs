@@ -1,0 +1,245 @@
+//! The whole stub in one loop: xenstore, both hops, the guest's requests, and `xl shutdown`.
+
+use crate::error::SetupError;
+use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
+use crate::pcifront::SecondHop;
+use crate::platform::{DomId, Platform, Port};
+use crate::store;
+use core::fmt;
+use core::time::Duration;
+use xenbus::client::{Client, Store, Transport, WatchEvent};
+use xenbus::path::{DeviceType, home, key};
+
+/// Tokens of the watches.
+const SECOND_HOP_TOKEN: &str = "second-hop";
+const FIRST_HOP_TOKEN: &str = "first-hop";
+const SHUTDOWN_TOKEN: &str = "shutdown";
+
+/// Where `xl` asks for a shutdown, relative to the home of the domain.
+const SHUTDOWN: &str = "control/shutdown";
+/// What we tell `xl` that we obey.
+const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot"];
+
+/// Why the stub ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// `xl shutdown`.
+    Poweroff,
+    /// `xl reboot`.
+    Reboot,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Poweroff => "poweroff",
+            Self::Reboot => "reboot",
+        })
+    }
+}
+
+/// What is to be done after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Wait for an event on [`Stub::ports`]; at most until the time named, if one is.
+    Wait {
+        /// Time since boot.
+        until: Option<Duration>,
+    },
+    /// End the domain.
+    Shutdown(Reason),
+}
+
+/// What has to be looked at again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Changed {
+    hops: bool,
+    shutdown: bool,
+}
+
+/// A stub domain's work.
+pub struct Stub<P: Platform, T: Transport> {
+    platform: P,
+    client: Client<T>,
+    second: SecondHop<P::Page>,
+    first: FirstHop<P>,
+    /// The port of xenstore, then that of the guest.
+    ports: [Port; 2],
+    /// xenstore is lost: we can see no change any more, but serve the guest that we have.
+    blind: bool,
+}
+
+impl<P: Platform, T: Transport> Stub<P, T> {
+    /// Sets the watches. `store_port` is the event channel of `client`'s connection.
+    ///
+    /// # Errors
+    /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
+    pub fn new(platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, SetupError> {
+        let domid: DomId = store::value(
+            &mut client,
+            "domid",
+            crate::error::Blame::Toolstack,
+            "the number of this domain",
+            |text| store::decimal(text)?.try_into().ok(),
+        )?;
+        for feature in FEATURES {
+            // Older toolstacks make these nodes read-only or not at all; `xl` works without them.
+            if let Err(error) = client.write(feature, "1") {
+                log::debug!("{error}");
+            }
+        }
+        let second = SecondHop::new(domid);
+        for (path, token) in [
+            (DeviceType::Bulkhead.frontends(domid), SECOND_HOP_TOKEN),
+            (second.device().backend_node(key::STATE), SECOND_HOP_TOKEN),
+            (DeviceType::Pci.backends(domid), FIRST_HOP_TOKEN),
+            ([&home(domid), "/", SHUTDOWN].concat(), SHUTDOWN_TOKEN),
+        ] {
+            client.watch(&path, token).map_err(store::failed)?;
+        }
+        let mut stub = Self {
+            platform,
+            client,
+            second,
+            first: FirstHop::new(domid),
+            ports: [store_port; 2],
+            blind: false,
+        };
+        stub.follow();
+        if stub.first.is_idle() && !stub.second.is_up() {
+            log::info!("no guest assigned yet: `bulkhead attach` gives domain {domid} its work");
+        }
+        Ok(stub)
+    }
+
+    /// Does what there is to do: at most one request of the guest, then what xenstore tells.
+    pub fn step(&mut self) -> Outcome {
+        self.first.serve(&mut self.platform, &mut self.second);
+        self.platform.take_pending(self.ports[0]);
+        let changed = self.events();
+        if changed.shutdown
+            && let Some(reason) = self.shutdown()
+        {
+            return Outcome::Shutdown(reason);
+        }
+        if changed.hops {
+            self.follow();
+        }
+        Outcome::Wait {
+            until: self.settle_log(),
+        }
+    }
+
+    /// Steps and waits until the domain is to end.
+    pub fn run(&mut self) -> Reason {
+        loop {
+            match self.step() {
+                Outcome::Shutdown(reason) => return reason,
+                Outcome::Wait { until } => self.wait(until),
+            }
+        }
+    }
+
+    /// The ports whose events call for a step.
+    pub fn ports(&self) -> &[Port] {
+        if self.first.port().is_some() {
+            &self.ports
+        } else {
+            &self.ports[..1]
+        }
+    }
+
+    /// Blocks until one of [`Self::ports`] has an event, or until the time named.
+    pub fn wait(&mut self, until: Option<Duration>) {
+        let count = self.ports().len();
+        self.platform.wait(&self.ports[..count], until);
+    }
+
+    /// The machine.
+    pub fn platform(&mut self) -> &mut P {
+        &mut self.platform
+    }
+
+    /// Takes in all watch events that have come. How many they are says nothing: each stands for "look again".
+    fn events(&mut self) -> Changed {
+        let mut changed = Changed::default();
+        while !self.blind {
+            match self.client.next_event() {
+                Ok(Some(WatchEvent { token, .. })) => match token.as_str() {
+                    SHUTDOWN_TOKEN => changed.shutdown = true,
+                    FIRST_HOP_TOKEN | SECOND_HOP_TOKEN | FRONTEND_TOKEN => changed.hops = true,
+                    _ => {}
+                },
+                Ok(None) => break,
+                Err(error) => {
+                    self.note_failure(&store::failed(error));
+                    break;
+                }
+            }
+        }
+        changed
+    }
+
+    /// Brings both hops in line with what stands in xenstore.
+    fn follow(&mut self) {
+        let result = self
+            .second
+            .reconcile(&mut self.platform, &mut self.client)
+            .and_then(|()| {
+                self.first.reconcile(Context {
+                    platform: &mut self.platform,
+                    client: &mut self.client,
+                    second: &mut self.second,
+                })
+            });
+        if let Err(error) = result {
+            self.note_failure(&error);
+        }
+        if let Some(port) = self.first.port() {
+            self.ports[1] = port;
+        }
+    }
+
+    /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.
+    fn shutdown(&mut self) -> Option<Reason> {
+        let asked = match store::read(&mut self.client, SHUTDOWN) {
+            Ok(asked) => asked.unwrap_or_default(),
+            Err(error) => {
+                self.note_failure(&error);
+                return None;
+            }
+        };
+        let reason = match asked.as_str() {
+            "" => return None,
+            "poweroff" | "halt" => Reason::Poweroff,
+            "reboot" => Reason::Reboot,
+            other => {
+                log::warn!(
+                    "control/shutdown asks for \"{}\": a stub only knows poweroff, halt and reboot",
+                    crate::error::Excerpt::of(other)
+                );
+                return None;
+            }
+        };
+        if let Err(error) = self.client.write(SHUTDOWN, "") {
+            log::warn!("cannot acknowledge the shutdown: {error}");
+        }
+        log::info!("control/shutdown asks for {reason}: shutting down");
+        Some(reason)
+    }
+
+    fn note_failure(&mut self, error: &SetupError) {
+        log::error!("{error}");
+        if matches!(error, SetupError::StoreLost(_)) {
+            log::error!("serving on without xenstore");
+            self.blind = true;
+        }
+    }
+
+    /// Tells of suppressed log lines that are due; returns when the next ones will be.
+    fn settle_log(&mut self) -> Option<Duration> {
+        let engine = self.first.engine();
+        engine.log_due()?;
+        engine.settle_log(self.platform.now())
+    }
+}
