@@ -25,7 +25,7 @@
 //! |---|---|
 //! | [`suite`] | which Debian releases there are, and their packages |
 //! | [`apt`], [`packages`] | fetching the packages without touching the host's apt |
-//! | [`cpio`], [`elf`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
+//! | [`cpio`], [`elf`], [`kernel`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
 //! | [`rig`] | the cache of all that |
 //! | [`qemu`] | the machine |
 //! | [`boot`] | one run and its outcome |
@@ -36,6 +36,7 @@ pub mod apt;
 pub mod boot;
 pub mod cpio;
 pub mod elf;
+pub mod kernel;
 pub mod modules;
 pub mod observer;
 pub mod packages;

@@ -19,7 +19,7 @@ pub mod file {
     /// Read: the hypervisor.
     pub const XEN: &str = "xen";
     /// Read: dom0's kernel.
-    pub const KERNEL: &str = "vmlinuz";
+    pub const KERNEL: &str = "vmlinux";
     /// Read: dom0's initial file system.
     pub const INITRD: &str = "initrd";
     /// Written: what Xen and dom0 print on the serial port.
@@ -263,7 +263,7 @@ mod tests {
             ..Machine::default()
         });
         assert!(
-            line.contains("vmlinuz console=hvc0 xen-pciback.hide=(0000:00:05.0) log=a,,b,initrd"),
+            line.contains("vmlinux console=hvc0 xen-pciback.hide=(0000:00:05.0) log=a,,b,initrd"),
             "{line}"
         );
     }

@@ -17,6 +17,7 @@ use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
 use crate::cpio::Archive;
+use crate::kernel;
 use crate::observer::Observer;
 use crate::packages::{Manifest, Packages};
 use crate::qemu;
@@ -40,7 +41,7 @@ struct Artefact {
 
 /// Names in `built/KEY/`.
 const XEN: &str = "xen";
-const KERNEL: &str = "vmlinuz";
+const KERNEL: &str = "vmlinux";
 const DOM0: &str = "dom0.cpio.gz";
 const GUEST: &str = "guest.cpio";
 const LIST: &str = "artefacts.json";
@@ -126,15 +127,15 @@ fn built_dir(dir: &Path, manifest: &Manifest) -> PathBuf {
 }
 
 fn build(source: &Source, dir: &Path) -> Result<()> {
-    let kernel = read(&source.kernel())?;
+    let kernel = kernel::unpack(&read(&source.kernel())?).context("unpacking Linux")?;
     let mut xen = Vec::new();
     GzDecoder::new(&read(&source.hypervisor())?[..])
         .read_to_end(&mut xen)
         .context("unpacking Xen")?;
 
-    // An archive of its own, not compressed again: both files in it are compressed.
+    // An archive of its own that is not compressed: unpacking it would take the emulated processor seconds.
     let mut guest = Archive::new();
-    guest.file("rig/guest/vmlinuz", 0o644, &kernel);
+    guest.file("rig/guest/vmlinux", 0o644, &kernel);
     guest.file("rig/guest/initrd", 0o644, &gzip(&source.guest()?)?);
 
     create_dir(dir)?;
