@@ -1,0 +1,5 @@
+//! Prints `docs/config-space.md`.
+
+fn main() {
+    print!("{}", drivers::pciback::config::render());
+}

@@ -1,0 +1,215 @@
+//! A whole host: xenstore, toolstack, service, stub, guest.
+
+use super::device::{self, Device};
+use super::guest::Guest;
+use super::service::Service;
+use super::world::{Domain, World};
+use drivers::stub::{Outcome, Stub};
+use std::cell::RefCell;
+use std::rc::Rc;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store};
+use xenbus::model::{Connection, Xenstored};
+use xenbus::path::{self, Numbered, key};
+use xenbus::pciif::frontend::Answer;
+use xenbus::pciif::{MsixEntry, Request};
+use xenbus::permission::Permission;
+use xenbus::state::XenbusState;
+
+pub const STUB: u16 = 4;
+pub const GUEST: u16 = 7;
+/// Port of the stub's xenstore connection; the model has no events for it.
+const STORE_PORT: u32 = 1_000_000;
+
+pub type TestStub = Stub<Domain, Connection>;
+
+pub struct Host {
+    pub world: World,
+    pub xenstored: Xenstored,
+    pub toolstack: Client<Connection>,
+    pub service: Rc<RefCell<Service>>,
+    pub stub: Option<TestStub>,
+    pub guest: Guest,
+    pub device: Device,
+    pub first: path::Device,
+    pub second: path::Device,
+}
+
+impl Host {
+    /// A host whose stub has not been started, and without any work for it.
+    pub fn idle() -> Self {
+        let world = World::default();
+        let xenstored = Xenstored::new();
+        xenstored.introduce(STUB);
+        xenstored.introduce(GUEST);
+        let mut toolstack = Client::new(xenstored.connect(0));
+        toolstack
+            .write(&format!("{}/domid", path::home(STUB)), &STUB.to_string())
+            .unwrap();
+        let first = path::Device::first_hop(STUB, GUEST);
+        Self {
+            service: Rc::new(RefCell::new(Service::new(&world, &xenstored, STUB))),
+            guest: Guest::new(&world, &xenstored, first),
+            stub: None,
+            device: Device::e1000e(),
+            second: path::Device::second_hop(STUB),
+            toolstack,
+            world,
+            xenstored,
+            first,
+        }
+    }
+
+    /// A host with one device attached to the guest, and the stub up to where it waits for the guest.
+    pub fn ready() -> Self {
+        let mut host = Self::idle();
+        host.attach_second(&["0000:00:05.0"]);
+        host.attach_first(&["0000:00:05.0"]);
+        host.start();
+        host.settle();
+        host
+    }
+
+    /// The same, with the guest connected.
+    pub fn connected() -> Self {
+        let mut host = Self::ready();
+        host.guest.publish();
+        host.settle();
+        assert_eq!(host.backend_state(), XenbusState::Connected);
+        host
+    }
+
+    pub fn start(&mut self) {
+        let service = Rc::clone(&self.service);
+        let platform = Domain {
+            domid: STUB,
+            world: self.world.clone(),
+            others: Rc::new(RefCell::new(move || service.borrow_mut().run())),
+        };
+        let client = Client::new(self.xenstored.connect(STUB));
+        self.stub = Some(Stub::new(platform, client, STORE_PORT).unwrap());
+    }
+
+    /// Writes the nodes of the second hop.
+    pub fn attach_second(&mut self, devices: &[&str]) {
+        let hop = self.second;
+        for (index, device) in devices.iter().enumerate() {
+            let frame = 0xb0028 + index as u64;
+            for (key, value) in [
+                (Numbered::Device, (*device).to_owned()),
+                (Numbered::Ids, "8086:10d3".to_owned()),
+                (Numbered::Ecam, format!("{frame:x}")),
+                (Numbered::Bars, device::BARS.to_owned()),
+                (Numbered::Irq, device::IRQ.to_string()),
+                (Numbered::Intx, "1".to_owned()),
+            ] {
+                self.set(&hop.backend_node(&key.at(index)), &value);
+            }
+            let model = if index == 0 {
+                self.device.clone()
+            } else {
+                Device::e1000e()
+            };
+            self.world.add_ecam(frame, &model);
+            if let Ok(bdf) = device.parse::<Bdf>() {
+                self.service.borrow_mut().devices.insert(bdf, model);
+            }
+        }
+        self.set(&hop.backend_node(key::NUM_DEVS), &devices.len().to_string());
+        self.set(&hop.backend_node(key::GUEST), &GUEST.to_string());
+        self.set(&hop.backend_node(key::STATE), "1");
+        self.own(&hop.backend_dir(), 0, STUB);
+        self.set(&hop.frontend_node(key::BACKEND), &hop.backend_dir());
+        self.set(&hop.frontend_node(key::BACKEND_ID), "0");
+        self.own(&hop.frontend_dir(), STUB, 0);
+        self.set(&hop.frontend_node(key::STATE), "1");
+    }
+
+    /// Writes the nodes of the first hop.
+    pub fn attach_first(&mut self, devices: &[&str]) {
+        let hop = self.first;
+        self.set(&hop.frontend_node(key::BACKEND), &hop.backend_dir());
+        self.set(&hop.frontend_node(key::STATE), "1");
+        self.own(&hop.frontend_dir(), GUEST, STUB);
+        self.own(&hop.frontend_node(key::STATE), GUEST, STUB);
+        for (index, device) in devices.iter().enumerate() {
+            self.set(&hop.backend_node(&Numbered::Device.at(index)), device);
+            self.set(&hop.backend_node(&Numbered::State.at(index)), "1");
+        }
+        self.set(&hop.backend_node(key::NUM_DEVS), &devices.len().to_string());
+        self.set(&hop.backend_node(key::STATE), "1");
+        self.own(&hop.backend_dir(), STUB, GUEST);
+        for node in [key::STATE, key::NUM_DEVS] {
+            self.own(&hop.backend_node(node), STUB, GUEST);
+        }
+    }
+
+    pub fn set(&mut self, path: &str, value: &str) {
+        self.toolstack.write(path, value).unwrap();
+    }
+
+    pub fn get(&mut self, path: &str) -> Option<String> {
+        self.toolstack.read_optional(path).unwrap()
+    }
+
+    pub fn remove(&mut self, path: &str) {
+        self.toolstack.remove(path).unwrap();
+    }
+
+    pub fn own(&mut self, path: &str, owner: u16, reader: u16) {
+        let permissions = Permission::owned_by(owner, reader);
+        self.toolstack.set_permissions(path, &permissions).unwrap();
+    }
+
+    pub fn backend_state(&mut self) -> XenbusState {
+        let text = self.get(&self.first.backend_node(key::STATE));
+        text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text))
+    }
+
+    pub fn hop_state(&mut self) -> XenbusState {
+        let text = self.get(&self.second.frontend_node(key::STATE));
+        text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text))
+    }
+
+    /// What the xenbus error node of the first hop says.
+    pub fn error(&mut self) -> Option<String> {
+        let home = path::home(STUB);
+        self.get(&format!("{home}/error/backend/pci/{GUEST}/0/error"))
+    }
+
+    pub fn stub(&mut self) -> &mut TestStub {
+        self.stub.as_mut().expect("a started stub")
+    }
+
+    /// Lets all run until nothing changes any more; returns the stub's last word.
+    pub fn settle(&mut self) -> Outcome {
+        let mut outcome = self.stub().step();
+        for _ in 0..12 {
+            if matches!(outcome, Outcome::Shutdown(_)) {
+                break;
+            }
+            self.service.borrow_mut().run();
+            outcome = self.stub().step();
+        }
+        outcome
+    }
+
+    /// Has the guest ask, and the stub answer.
+    pub fn ask(&mut self, request: &Request, entries: &[MsixEntry]) -> Answer {
+        let posted = self.guest.post(request, entries);
+        self.stub().step();
+        self.guest.answer(posted)
+    }
+
+    pub fn read(&mut self, offset: u16, width: u8) -> u32 {
+        let answer = self.ask(&Request::conf_read(Bdf::from_devfn(0, 0, 0), offset, width), &[]);
+        answer.expect("a read").value
+    }
+
+    pub fn write(&mut self, offset: u16, width: u8, value: u32) -> Answer {
+        self.ask(
+            &Request::conf_write(Bdf::from_devfn(0, 0, 0), offset, width, value),
+            &[],
+        )
+    }
+}

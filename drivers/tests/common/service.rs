@@ -1,0 +1,165 @@
+//! Dom0's service, as the other end of the second hop.
+
+use super::device::Device;
+use super::world::World;
+use drivers::error::MessageKind;
+use drivers::platform::{ConfigSpace, Port};
+use std::collections::BTreeMap;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store};
+use xenbus::model::{Connection, Page, Xenstored};
+use xenbus::path::{self, key};
+use xenbus::pciif::backend::{self, Success};
+use xenbus::pciif::{Command, OpError, Request};
+use xenbus::state::XenbusState;
+
+/// How the service behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mood {
+    /// It answers.
+    #[default]
+    Willing,
+    /// It lets requests lie.
+    Silent,
+    /// It refuses every request with this error.
+    Refusing(i32),
+}
+
+pub struct Service {
+    pub mood: Mood,
+    pub devices: BTreeMap<Bdf, Device>,
+    /// Requests answered.
+    pub served: Vec<Request>,
+    world: World,
+    store: Client<Connection>,
+    hop: path::Device,
+    channel: Option<(Page, Port)>,
+}
+
+impl Service {
+    pub fn new(world: &World, xenstored: &Xenstored, stub: u16) -> Self {
+        Self {
+            mood: Mood::Willing,
+            devices: BTreeMap::new(),
+            served: Vec::new(),
+            world: world.clone(),
+            store: Client::new(xenstored.connect(0)),
+            hop: path::Device::second_hop(stub),
+            channel: None,
+        }
+    }
+
+    /// Connects if the stub has published, and serves what is pending.
+    pub fn run(&mut self) {
+        self.connect();
+        let Some((page, port)) = self.channel.clone() else {
+            return;
+        };
+        self.world.take_pending(0, port);
+        if self.mood == Mood::Silent {
+            return;
+        }
+        while let Some(taken) = backend::take(&page) {
+            let request = *taken.request();
+            self.served.push(request);
+            let entries = taken
+                .entries()
+                .expect("the stub never asks for too many")
+                .to_vec();
+            let mut vectors = Vec::new();
+            let answer = match self.mood {
+                Mood::Refusing(error) => Err(OpError::from_raw(error).unwrap()),
+                _ => self.serve(&request, &entries, &mut vectors),
+            };
+            let answer = match answer {
+                Ok(Some(value)) => Ok(Success::Value(value)),
+                Ok(None) => Ok(Success::Vectors(&vectors)),
+                Err(error) => Err(error),
+            };
+            if taken.answer(&page, answer) == backend::Delivery::Delivered {
+                self.world.notify(0, port);
+            }
+        }
+    }
+
+    /// Forgets its connection, as a service that is started anew does, and says so.
+    pub fn restart(&mut self) {
+        self.disconnect();
+        self.set_state(XenbusState::Initialising);
+    }
+
+    pub fn close(&mut self) {
+        self.disconnect();
+        self.set_state(XenbusState::Closing);
+    }
+
+    pub fn set_state(&mut self, state: XenbusState) {
+        let path = self.hop.backend_node(key::STATE);
+        self.store.write(&path, state.as_str()).unwrap();
+    }
+
+    pub fn page(&self) -> Option<&Page> {
+        self.channel.as_ref().map(|(page, _)| page)
+    }
+
+    fn disconnect(&mut self) {
+        if let Some((_, port)) = self.channel.take() {
+            self.world.close(0, port);
+        }
+    }
+
+    fn connect(&mut self) {
+        let state = |store: &mut Client<_>, path: String| {
+            let text = store.read_optional(&path).unwrap();
+            text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text))
+        };
+        let stub = state(&mut self.store, self.hop.frontend_node(key::STATE));
+        let own = state(&mut self.store, self.hop.backend_node(key::STATE));
+        if self.channel.is_some() || stub != XenbusState::Initialised || own > XenbusState::InitWait {
+            return;
+        }
+        let mut number = |key| -> u32 {
+            let text = self.store.read(&self.hop.frontend_node(key)).unwrap();
+            text.parse().unwrap()
+        };
+        let (grant, remote) = (number(key::PCI_OP_REF), number(key::EVENT_CHANNEL));
+        let page = self.world.map(0, self.hop.frontend(), grant).unwrap();
+        let port = self.world.bind(0, self.hop.frontend(), remote).unwrap();
+        self.channel = Some((page, port));
+        self.set_state(XenbusState::Connected);
+    }
+
+    fn serve(
+        &mut self,
+        request: &Request,
+        entries: &[xenbus::pciif::MsixEntry],
+        vectors: &mut Vec<u16>,
+    ) -> Result<Option<u32>, OpError> {
+        let device = request
+            .function()
+            .and_then(|bdf| self.devices.get(&bdf))
+            .ok_or(OpError::DeviceNotFound)?;
+        match request.command {
+            Command::ConfWrite => {
+                device.guarded_write(request.offset as u16, request.size as u8, request.value);
+                Ok(Some(0))
+            }
+            Command::EnableMsi => {
+                device.set_messages(MessageKind::Msi, true);
+                Ok(Some(device.next_pirq().into()))
+            }
+            Command::EnableMsix => {
+                *vectors = device.map_entries(entries);
+                Ok(None)
+            }
+            Command::DisableMsi | Command::DisableMsix => {
+                if let Some(kind) = device.mode() {
+                    device.set_messages(kind, false);
+                }
+                Ok(Some(0))
+            }
+            Command::ConfRead => Ok(Some(device.read(request.offset as u16, request.size as u8))),
+            Command::Other(_) => Err(OpError::NotImplemented),
+        }
+    }
+}

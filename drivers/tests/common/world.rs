@@ -1,0 +1,268 @@
+//! A model of Xen for a few domains: grants, event channels, ECAM pages, and a clock that moves when all wait.
+
+use super::device::Device;
+use drivers::platform::{ConfigSpace, DomId, Errno, GrantRef, Platform, Port};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use xenbus::model::Page;
+
+const EINVAL: Errno = Errno(22);
+const EPERM: Errno = Errno(1);
+
+/// One end of an event channel.
+#[derive(Debug)]
+struct End {
+    peer: DomId,
+    /// The port at the peer; `None` while unbound.
+    remote: Option<Port>,
+    pending: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    clock: Duration,
+    grants: BTreeMap<(DomId, GrantRef), (DomId, Page)>,
+    ends: BTreeMap<(DomId, Port), End>,
+    ecams: BTreeMap<u64, Device>,
+    next: u32,
+    /// Foreign pages and ECAM pages that are mapped at present.
+    mapped: usize,
+    refuse_grants: bool,
+}
+
+/// The machine. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct World(Rc<RefCell<State>>);
+
+impl World {
+    pub fn now(&self) -> Duration {
+        self.0.borrow().clock
+    }
+
+    pub fn add_ecam(&self, frame: u64, device: &Device) {
+        self.0.borrow_mut().ecams.insert(frame, device.clone());
+    }
+
+    /// From now on Xen has no grant left, or has again.
+    pub fn refuse_grants(&self, refuse: bool) {
+        self.0.borrow_mut().refuse_grants = refuse;
+    }
+
+    /// Foreign pages and ECAM pages that are mapped.
+    pub fn mapped(&self) -> usize {
+        self.0.borrow().mapped
+    }
+
+    /// Number of open ports of a domain.
+    pub fn open_ports(&self, domid: DomId) -> usize {
+        self.0
+            .borrow()
+            .ends
+            .keys()
+            .filter(|(owner, _)| *owner == domid)
+            .count()
+    }
+
+    /// A domain dies: its ports are closed. Its grants stay, as nobody asks for them.
+    pub fn kill(&self, domid: DomId) {
+        let ports: Vec<Port> = {
+            let state = self.0.borrow();
+            let own = state.ends.keys().filter(|(owner, _)| *owner == domid);
+            own.map(|&(_, port)| port).collect()
+        };
+        for port in ports {
+            self.close(domid, port);
+        }
+    }
+
+    /// Number of live grants of a domain.
+    pub fn grants(&self, domid: DomId) -> usize {
+        self.0
+            .borrow()
+            .grants
+            .keys()
+            .filter(|(owner, _)| *owner == domid)
+            .count()
+    }
+
+    pub fn share(&self, owner: DomId, peer: DomId) -> Result<(Page, GrantRef), Errno> {
+        let mut state = self.0.borrow_mut();
+        if state.refuse_grants {
+            return Err(Errno(28));
+        }
+        state.next += 1;
+        let grant = state.next;
+        let page = Page::new();
+        state.grants.insert((owner, grant), (peer, page.clone()));
+        Ok((page, grant))
+    }
+
+    pub fn unshare(&self, owner: DomId, grant: GrantRef) {
+        assert!(
+            self.0.borrow_mut().grants.remove(&(owner, grant)).is_some(),
+            "ungranted twice"
+        );
+    }
+
+    pub fn map(&self, who: DomId, owner: DomId, grant: GrantRef) -> Result<Page, Errno> {
+        let state = self.0.borrow();
+        match state.grants.get(&(owner, grant)) {
+            Some((peer, page)) if *peer == who => Ok(page.clone()),
+            Some(_) => Err(EPERM),
+            None => Err(EINVAL),
+        }
+    }
+
+    pub fn alloc_unbound(&self, owner: DomId, peer: DomId) -> Port {
+        let mut state = self.0.borrow_mut();
+        state.next += 1;
+        let port = state.next;
+        let end = End {
+            peer,
+            remote: None,
+            pending: false,
+        };
+        state.ends.insert((owner, port), end);
+        port
+    }
+
+    pub fn bind(&self, who: DomId, peer: DomId, remote: Port) -> Result<Port, Errno> {
+        let mut state = self.0.borrow_mut();
+        state.next += 1;
+        let port = state.next;
+        match state.ends.get_mut(&(peer, remote)) {
+            Some(end) if end.peer == who && end.remote.is_none() => end.remote = Some(port),
+            _ => return Err(EINVAL),
+        }
+        // Xen marks the new port, in case something came before it was there.
+        let end = End {
+            peer,
+            remote: Some(remote),
+            pending: true,
+        };
+        state.ends.insert((who, port), end);
+        Ok(port)
+    }
+
+    pub fn close(&self, owner: DomId, port: Port) {
+        let mut state = self.0.borrow_mut();
+        let end = state.ends.remove(&(owner, port)).expect("an open port");
+        if let Some(remote) = end.remote
+            && let Some(other) = state.ends.get_mut(&(end.peer, remote))
+        {
+            other.remote = None;
+        }
+    }
+
+    pub fn notify(&self, owner: DomId, port: Port) {
+        let mut state = self.0.borrow_mut();
+        let end = state.ends.get(&(owner, port)).expect("an open port");
+        let Some(remote) = end.remote else { return };
+        let to = (end.peer, remote);
+        if let Some(other) = state.ends.get_mut(&to) {
+            other.pending = true;
+        }
+    }
+
+    pub fn take_pending(&self, owner: DomId, port: Port) -> bool {
+        let mut state = self.0.borrow_mut();
+        state
+            .ends
+            .get_mut(&(owner, port))
+            .is_some_and(|end| std::mem::take(&mut end.pending))
+    }
+
+    fn is_pending(&self, owner: DomId, ports: &[Port]) -> bool {
+        let state = self.0.borrow();
+        let pending = |port| state.ends.get(&(owner, port)).is_some_and(|end| end.pending);
+        ports.iter().any(|&port| pending(port))
+    }
+}
+
+/// What else runs while a domain waits.
+pub type Others = Rc<RefCell<dyn FnMut()>>;
+
+/// A domain's view of the [`World`].
+pub struct Domain {
+    pub domid: DomId,
+    pub world: World,
+    pub others: Others,
+}
+
+/// An ECAM page: reads only.
+pub struct Ecam(Device);
+
+impl ConfigSpace for Ecam {
+    fn read(&self, offset: u16, width: u8) -> u32 {
+        self.0.read(offset, width)
+    }
+}
+
+impl Platform for Domain {
+    type Page = Page;
+    type Ecam = Ecam;
+
+    fn now(&self) -> Duration {
+        self.world.now()
+    }
+
+    fn map_grant(&mut self, owner: DomId, grant: GrantRef) -> Result<Page, Errno> {
+        let page = self.world.map(self.domid, owner, grant)?;
+        self.world.0.borrow_mut().mapped += 1;
+        Ok(page)
+    }
+
+    fn unmap_grant(&mut self, _: Page) {
+        self.world.0.borrow_mut().mapped -= 1;
+    }
+
+    fn share_page(&mut self, peer: DomId) -> Result<(Page, GrantRef), Errno> {
+        self.world.share(self.domid, peer)
+    }
+
+    fn unshare_page(&mut self, _: Page, grant: GrantRef) {
+        self.world.unshare(self.domid, grant);
+    }
+
+    fn bind_interdomain(&mut self, peer: DomId, remote: Port) -> Result<Port, Errno> {
+        self.world.bind(self.domid, peer, remote)
+    }
+
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, Errno> {
+        Ok(self.world.alloc_unbound(self.domid, peer))
+    }
+
+    fn close(&mut self, port: Port) {
+        self.world.close(self.domid, port);
+    }
+
+    fn notify(&mut self, port: Port) {
+        self.world.notify(self.domid, port);
+    }
+
+    fn take_pending(&mut self, port: Port) -> bool {
+        self.world.take_pending(self.domid, port)
+    }
+
+    fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
+        (self.others.borrow_mut())();
+        if !self.world.is_pending(self.domid, ports) {
+            let until = until.expect("a wait without a deadline, and nothing will ever happen");
+            let mut state = self.world.0.borrow_mut();
+            state.clock = state.clock.max(until);
+        }
+    }
+
+    fn map_ecam(&mut self, frame: u64) -> Result<Ecam, Errno> {
+        let mut state = self.world.0.borrow_mut();
+        let device = state.ecams.get(&frame).cloned().ok_or(EPERM)?;
+        state.mapped += 1;
+        Ok(Ecam(device))
+    }
+
+    fn unmap_ecam(&mut self, _: Ecam) {
+        self.world.0.borrow_mut().mapped -= 1;
+    }
+}
