@@ -20,6 +20,10 @@ const SHUTDOWN: &str = "control/shutdown";
 /// What we tell `xl` that we obey.
 const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot"];
 
+/// How often in one step xenstore is followed, which can itself bring new events. Bounded, so that a guest
+/// whose state changes all the time cannot keep its own requests from being served.
+const ROUNDS: usize = 4;
+
 /// Why the stub ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -116,17 +120,23 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     pub fn step(&mut self) -> Outcome {
         self.first.serve(&mut self.platform, &mut self.second);
         self.platform.take_pending(self.ports[0]);
-        let changed = self.events();
-        if changed.shutdown
-            && let Some(reason) = self.shutdown()
-        {
-            return Outcome::Shutdown(reason);
-        }
-        if changed.hops {
+        for _ in 0..ROUNDS {
+            let changed = self.events();
+            if changed.shutdown
+                && let Some(reason) = self.shutdown()
+            {
+                return Outcome::Shutdown(reason);
+            }
+            if !changed.hops {
+                return Outcome::Wait {
+                    until: self.settle_log(),
+                };
+            }
             self.follow();
         }
+        // More may have come: back here at once, but with a look at the guest's request in between.
         Outcome::Wait {
-            until: self.settle_log(),
+            until: Some(self.platform.now()),
         }
     }
 

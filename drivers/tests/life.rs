@@ -327,8 +327,8 @@ fn every_state_on_the_way_up_is_the_protocols() {
     host.start();
     let mut seen: Vec<XenbusState> = vec![host.hop_state()];
     for _ in 0..6 {
-        host.service.borrow_mut().run();
         host.stub().step();
+        host.service.borrow_mut().run();
         let state = host.hop_state();
         if seen.last() != Some(&state) {
             seen.push(state);

@@ -8,8 +8,8 @@ use drivers::stub::{Outcome, Stub};
 use std::cell::RefCell;
 use std::rc::Rc;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Store};
-use xenbus::model::{Connection, Xenstored};
+use xenbus::client::{Client, Store, Transport};
+use xenbus::model::{Connection, ConnectionError, Xenstored};
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::frontend::Answer;
 use xenbus::pciif::{MsixEntry, Request};
@@ -21,7 +21,32 @@ pub const GUEST: u16 = 7;
 /// Port of the stub's xenstore connection; the model has no events for it.
 const STORE_PORT: u32 = 1_000_000;
 
-pub type TestStub = Stub<Domain, Connection>;
+pub type TestStub = Stub<Domain, StoreLine>;
+
+/// The stub's connection to xenstore, which the test can look at too. The service runs between any two
+/// requests, so that what it changes arrives in the middle of the stub's work.
+#[derive(Clone)]
+pub struct StoreLine {
+    connection: Rc<RefCell<Connection>>,
+    service: Rc<RefCell<Service>>,
+}
+
+impl Transport for StoreLine {
+    type Error = ConnectionError;
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        self.service.borrow_mut().run();
+        self.connection.borrow_mut().send(bytes)
+    }
+
+    fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ConnectionError> {
+        self.connection.borrow_mut().receive(bytes)
+    }
+
+    fn ready(&mut self) -> Result<bool, ConnectionError> {
+        self.connection.borrow_mut().ready()
+    }
+}
 
 pub struct Host {
     pub world: World,
@@ -29,6 +54,7 @@ pub struct Host {
     pub toolstack: Client<Connection>,
     pub service: Rc<RefCell<Service>>,
     pub stub: Option<TestStub>,
+    line: Option<StoreLine>,
     pub guest: Guest,
     pub device: Device,
     pub first: path::Device,
@@ -51,6 +77,7 @@ impl Host {
             service: Rc::new(RefCell::new(Service::new(&world, &xenstored, STUB))),
             guest: Guest::new(&world, &xenstored, first),
             stub: None,
+            line: None,
             device: Device::e1000e(),
             second: path::Device::second_hop(STUB),
             toolstack,
@@ -86,8 +113,12 @@ impl Host {
             world: self.world.clone(),
             others: Rc::new(RefCell::new(move || service.borrow_mut().run())),
         };
-        let client = Client::new(self.xenstored.connect(STUB));
-        self.stub = Some(Stub::new(platform, client, STORE_PORT).unwrap());
+        let line = StoreLine {
+            connection: Rc::new(RefCell::new(self.xenstored.connect(STUB))),
+            service: Rc::clone(&self.service),
+        };
+        self.line = Some(line.clone());
+        self.stub = Some(Stub::new(platform, Client::new(line), STORE_PORT).unwrap());
     }
 
     /// Writes the nodes of the second hop.
@@ -181,17 +212,24 @@ impl Host {
         self.stub.as_mut().expect("a started stub")
     }
 
-    /// Lets all run until nothing changes any more; returns the stub's last word.
+    /// Lets all run as they would on Xen: the stub steps when something wakes it. Returns its last word.
     pub fn settle(&mut self) -> Outcome {
-        let mut outcome = self.stub().step();
-        for _ in 0..12 {
-            if matches!(outcome, Outcome::Shutdown(_)) {
-                break;
-            }
+        for _ in 0..100 {
+            let outcome = self.stub().step();
             self.service.borrow_mut().run();
-            outcome = self.stub().step();
+            let more = matches!(outcome, Outcome::Wait { until: Some(until) } if until <= self.world.now());
+            if matches!(outcome, Outcome::Shutdown(_)) || !more && !self.is_awake() {
+                return outcome;
+            }
         }
-        outcome
+        panic!("the stub never comes to rest");
+    }
+
+    /// True if something would end the stub's wait.
+    fn is_awake(&mut self) -> bool {
+        let events = self.line.as_mut().is_some_and(|line| line.ready().unwrap());
+        let ports = self.stub().ports().to_vec();
+        events || self.world.is_pending(STUB, &ports)
     }
 
     /// Has the guest ask, and the stub answer.

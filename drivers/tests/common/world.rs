@@ -174,7 +174,7 @@ impl World {
             .is_some_and(|end| std::mem::take(&mut end.pending))
     }
 
-    fn is_pending(&self, owner: DomId, ports: &[Port]) -> bool {
+    pub fn is_pending(&self, owner: DomId, ports: &[Port]) -> bool {
         let state = self.0.borrow();
         let pending = |port| state.ends.get(&(owner, port)).is_some_and(|end| end.pending);
         ports.iter().any(|&port| pending(port))
