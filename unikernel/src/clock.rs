@@ -24,6 +24,13 @@ pub fn to_system_time(since_boot: Duration) -> u64 {
     BOOT.load(Ordering::Relaxed).saturating_add(nanoseconds)
 }
 
+/// Ticks from `stamp` to `now`. Both wrap: on a young CPU Xen extrapolates a stamp from before the counter's start. A
+/// stamp from another CPU may lie a little ahead: that counts as no time at all.
+const fn elapsed(now: u64, stamp: u64) -> u64 {
+    let ticks = now.wrapping_sub(stamp);
+    if ticks > i64::MAX as u64 { 0 } else { ticks }
+}
+
 /// Nanoseconds for `ticks` of the time stamp counter.
 const fn scale(ticks: u64, shift: i8, multiplier: u32) -> u64 {
     let ticks = if shift >= 0 {
@@ -52,7 +59,8 @@ fn system_time() -> u64 {
         };
         if version == after && version & 1 == 0 {
             // SAFETY: every x86-64 CPU has a time stamp counter.
-            let ticks = unsafe { _rdtsc() }.saturating_sub(copy.tsc_timestamp);
+            let ticks = unsafe { _rdtsc() };
+            let ticks = elapsed(ticks, copy.tsc_timestamp);
             return copy.system_time + scale(ticks, copy.tsc_shift, copy.tsc_to_system_mul);
         }
     }
@@ -60,7 +68,13 @@ fn system_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::scale;
+    use super::{elapsed, scale};
+
+    #[test]
+    fn a_stamp_from_before_the_counters_start_counts() {
+        assert_eq!(elapsed(500, 0u64.wrapping_sub(100)), 600);
+        assert_eq!(elapsed(500, 501), 0);
+    }
 
     #[test]
     fn ticks_scale_by_shift_and_fraction() {

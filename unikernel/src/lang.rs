@@ -70,6 +70,12 @@ extern "C" fn sys_abort() -> ! {
     shutdown(Reason::Crash)
 }
 
+/// Where the landing pads of the prebuilt `alloc` end. Nothing in the image unwinds, so that nothing ever gets here.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    sys_abort()
+}
+
 // The compiler calls these for copies and comparisons that it does not unroll. `rep movsb` and its kin are used in
 // place of loops, which the compiler would turn into calls of these very functions.
 

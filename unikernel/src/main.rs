@@ -1,9 +1,11 @@
-//! The stub domain: set up, then one loop.
+//! The stub domain: the machine is set up, then the drivers have it.
 #![no_std]
 #![no_main]
 
+use drivers::stub::{Reason, Stub};
 use unikernel::boot::Machine;
-use unikernel::shutdown::{Reason, shutdown};
+use unikernel::shutdown::{self, shutdown};
+use xenbus::client::Client;
 
 unikernel::main!(main);
 
@@ -14,5 +16,12 @@ fn main(machine: Machine) -> ! {
         env!("CARGO_PKG_VERSION"),
         machine.pages * 4
     );
-    shutdown(Reason::Poweroff)
+    let port = machine.store.port();
+    match Stub::new(machine.xen, Client::new(machine.store), port) {
+        Ok(mut stub) => match stub.run() {
+            Reason::Poweroff => shutdown(shutdown::Reason::Poweroff),
+            Reason::Reboot => shutdown(shutdown::Reason::Reboot),
+        },
+        Err(error) => panic!("cannot start: {error}"),
+    }
 }
