@@ -53,7 +53,14 @@ enum Phase<Page> {
     /// In service.
     Connected(Channel<Page>),
     /// It has ended. A new one begins when the toolstack sets our state to Initialising.
-    Ended,
+    Ended {
+        /// Our state could not be written, so that Initialising is still there from the last time.
+        stale: bool,
+    },
+}
+
+impl<Page> Phase<Page> {
+    const ENDED: Self = Self::Ended { stale: false };
 }
 
 /// The connection to the guest.
@@ -148,6 +155,12 @@ impl<P: Platform> FirstHop<P> {
         }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
 
+        if let Phase::Ended { stale: stale @ true } = &mut self.phase {
+            if own == XenbusState::Initialising {
+                return Ok(());
+            }
+            *stale = false;
+        }
         if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
             log::info!("guest {guest}: the toolstack starts the connection anew");
             self.release(cx);
@@ -172,7 +185,7 @@ impl<P: Platform> FirstHop<P> {
             match own {
                 // Above Initialising it is the connection of an earlier life of this stub, to be taken up.
                 Initialising | InitWait | Initialised | Connected => self.export(cx, device, own)?,
-                _ => self.phase = Phase::Ended,
+                _ => self.phase = Phase::ENDED,
             }
         }
         if let Phase::Exported { seen } = &mut self.phase {
@@ -196,7 +209,7 @@ impl<P: Platform> FirstHop<P> {
         let gone = match self.phase {
             Phase::Exported { seen } => seen && frontend == Unknown,
             Phase::Connected(_) => frontend == Unknown,
-            Phase::Ended => matches!(frontend, Unknown | Closed) && own != Closed,
+            Phase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
             Phase::Idle => false,
         };
         let next = match frontend {
@@ -209,7 +222,7 @@ impl<P: Platform> FirstHop<P> {
             let how = if gone { "has gone" } else { "disconnects" };
             log::info!("guest {} {how}", device.frontend());
             self.release(cx);
-            self.phase = Phase::Ended;
+            self.phase = Phase::ENDED;
         }
         set_state(cx.client, device, next)
     }
@@ -397,8 +410,9 @@ impl<P: Platform> FirstHop<P> {
     fn fail<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device, error: &SetupError) {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        self.phase = Phase::Ended;
-        if let Err(unwritten) = tell_failure(cx.client, &device.backend_dir(), error) {
+        let told = tell_failure(cx.client, &device.backend_dir(), error);
+        self.phase = Phase::Ended { stale: told.is_err() };
+        if let Err(unwritten) = told {
             log::error!("guest {}: {unwritten}", device.frontend());
         }
     }
@@ -406,7 +420,7 @@ impl<P: Platform> FirstHop<P> {
     /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
     fn release<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
         self.quiesce(cx);
-        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::Ended) {
+        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::ENDED) {
             cx.platform.close(channel.port);
             cx.platform.unmap_grant(channel.page);
         }
