@@ -37,7 +37,8 @@ pub mod file {
 /// A PC with a virtual IOMMU that boots Xen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// QEMU's name of the processor, with features: `qemu64,+svm,+npt` has hardware virtualisation for HVM guests.
+    /// QEMU's name of the processor, with features: `qemu64,+rdrand,+svm,+npt` has hardware virtualisation for HVM
+    /// guests.
     pub cpu: String,
     /// Physical processors, 1 to 255.
     pub cpus: u8,
@@ -59,7 +60,8 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Machine {
-            cpu: "qemu64".to_owned(),
+            // Without a source of random numbers xl waits three seconds for each identifier that it makes up.
+            cpu: "qemu64,+rdrand".to_owned(),
             cpus: 2,
             memory_mib: 2048,
             dom0_memory_mib: 1024,

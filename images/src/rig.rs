@@ -6,9 +6,10 @@
 //! CACHE/SUITE/built/KEY/             what is booted; KEY changes with the packages and with the recipe
 //! ```
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use flate2::Compression;
@@ -72,6 +73,7 @@ impl Rig {
         let built = built_dir(&dir, &manifest);
         build(&Source::new(suite, &root)?, &built)
             .with_context(|| format!("building the images of {suite}"))?;
+        prune(&dir.join("built"))?;
         Ok(Rig { suite, dir: built })
     }
 
@@ -97,7 +99,14 @@ impl Rig {
             .all(|artefact| {
                 sha256_of_file(&built.join(&artefact.name)).is_ok_and(|sha256| sha256 == artefact.sha256)
             })
-            .then_some(Rig { suite, dir: built })
+            .then(|| {
+                // Tells when it was last used; if that cannot be noted, it only goes sooner.
+                let _ = File::options()
+                    .append(true)
+                    .open(built.join(LIST))
+                    .and_then(|file| file.set_modified(SystemTime::now()));
+                Rig { suite, dir: built }
+            })
     }
 
     /// The suite that this rig boots.
@@ -136,7 +145,7 @@ fn build(source: &Source, dir: &Path) -> Result<()> {
     // An archive of its own that is not compressed: unpacking it would take the emulated processor seconds.
     let mut guest = Archive::new();
     guest.file("rig/guest/vmlinux", 0o644, &kernel);
-    guest.file("rig/guest/initrd", 0o644, &gzip(&source.guest()?)?);
+    guest.file("rig/guest/initrd", 0o644, &source.guest()?);
 
     create_dir(dir)?;
     let artefacts = [
@@ -158,6 +167,23 @@ fn build(source: &Source, dir: &Path) -> Result<()> {
     write_atomically(&dir.join(LIST), &serde_json::to_vec_pretty(&artefacts)?)
 }
 
+/// Removes images but for those last used: each change of a recipe leaves some 150 MB behind.
+fn prune(built: &Path) -> Result<()> {
+    const KEPT: usize = 4;
+    let mut dirs: Vec<(SystemTime, PathBuf)> = fs::read_dir(built)?
+        .filter_map(|entry| {
+            let dir = entry.ok()?.path();
+            let used = dir.join(LIST).metadata().and_then(|metadata| metadata.modified());
+            Some((used.unwrap_or(SystemTime::UNIX_EPOCH), dir))
+        })
+        .collect();
+    dirs.sort_unstable();
+    for (_, dir) in &dirs[..dirs.len().saturating_sub(KEPT)] {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
@@ -166,4 +192,25 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes)?;
     Ok(encoder.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_not_used_for_longest_are_removed() {
+        let built = std::env::temp_dir().join(format!("rig-prune-{}", std::process::id()));
+        for (age, name) in ["new", "newer", "newest", "old", "older"].into_iter().enumerate() {
+            create_dir(&built.join(name)).expect("temporary");
+            let list = File::create(built.join(name).join(LIST)).expect("temporary");
+            let minutes = [3, 4, 5, 2, 1][age];
+            list.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60 * minutes))
+                .expect("temporary");
+        }
+        prune(&built).expect("temporary");
+        let left = ["new", "newer", "newest", "old", "older"].map(|name| built.join(name).exists());
+        fs::remove_dir_all(&built).expect("temporary");
+        assert_eq!(left, [true, true, true, true, false]);
+    }
 }

@@ -62,19 +62,19 @@ struct Run {
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     /// Physical processors
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=255))]
+    #[arg(long, default_value_t = Machine::default().cpus, value_parser = clap::value_parser!(u8).range(1..=255))]
     cpus: u8,
     /// Physical memory
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    #[arg(long, value_name = "MIB", default_value_t = Machine::default().memory_mib)]
     memory: u32,
     /// Dom0's virtual processors
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=255))]
+    #[arg(long, value_name = "N", default_value_t = Machine::default().dom0_vcpus, value_parser = clap::value_parser!(u8).range(1..=255))]
     dom0_vcpus: u8,
     /// Dom0's memory
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    #[arg(long, value_name = "MIB", default_value_t = Machine::default().dom0_memory_mib)]
     dom0_memory: u32,
-    /// QEMU's name of the processor, e.g. qemu64,+svm,+npt for HVM guests
-    #[arg(long, default_value = "qemu64")]
+    /// QEMU's name of the processor: add ,+svm,+npt for HVM guests
+    #[arg(long, default_value_t = Machine::default().cpu)]
     cpu: String,
     /// More for Xen's command line
     #[arg(long = "xen-option", value_name = "OPTION")]
