@@ -41,6 +41,8 @@ struct State {
     next_pirq: u16,
     /// What the service answers to the next requests instead of doing them.
     answer: Option<RequestError>,
+    /// The service does its work, and its answers come too late.
+    late: bool,
     paused: Duration,
 }
 
@@ -52,6 +54,7 @@ impl Device {
             mode: None,
             next_pirq: 55,
             answer: None,
+            late: false,
             paused: Duration::ZERO,
         })));
         for (offset, width, value) in [
@@ -122,6 +125,11 @@ impl Device {
     /// From now on the service answers this; `None`: it does its work again.
     pub fn answer_with(&self, answer: Option<RequestError>) {
         self.0.borrow_mut().answer = answer;
+    }
+
+    /// From now on the service does its work, and its answers are lost; or they come again.
+    pub fn lose_answers(&self, lose: bool) {
+        self.0.borrow_mut().late = lose;
     }
 
     /// A write, as the service carries it out: after a check that nothing gets past the stub's policy.
@@ -200,8 +208,16 @@ impl Device {
         entries.iter().map(|_| self.next_pirq()).collect()
     }
 
-    fn answered(&self) -> Result<(), RequestError> {
-        self.0.borrow().answer.map_or(Ok(()), Err)
+    /// Does a request as the service would at present.
+    fn served<R>(&self, work: impl FnOnce(&Self) -> R) -> Result<R, RequestError> {
+        if let Some(error) = self.0.borrow().answer {
+            return Err(error);
+        }
+        let result = work(self);
+        if self.0.borrow().late {
+            return Err(RequestError::ServiceSilent(Duration::from_millis(1500)));
+        }
+        Ok(result)
     }
 }
 
@@ -221,26 +237,26 @@ impl ConfigSpace for Device {
 
 impl Hardware for Device {
     fn write(&mut self, access: Access, value: u32) -> Result<(), RequestError> {
-        self.answered()?;
-        self.guarded_write(access.offset(), access.width(), value);
-        Ok(())
+        self.served(|device| device.guarded_write(access.offset(), access.width(), value))
     }
 
     fn enable_msi(&mut self) -> Result<u32, RequestError> {
-        self.answered()?;
-        self.set_messages(MessageKind::Msi, true);
-        Ok(55)
+        self.served(|device| {
+            device.set_messages(MessageKind::Msi, true);
+            55
+        })
     }
 
     fn enable_msix(&mut self, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError> {
-        self.answered()?;
-        Ok(self.map_entries(entries))
+        self.served(|device| device.map_entries(entries))
     }
 
-    fn disable(&mut self, kind: MessageKind) -> Result<(), RequestError> {
-        self.answered()?;
-        self.set_messages(kind, false);
-        Ok(())
+    fn disable(&mut self, _: MessageKind) -> Result<(), RequestError> {
+        self.served(|device| {
+            if let Some(kind) = device.mode() {
+                device.set_messages(kind, false);
+            }
+        })
     }
 
     fn pause(&mut self, time: Duration) {
