@@ -16,6 +16,8 @@ use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::device::Ids;
 
+/// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
+const CLASS_BRIDGE: u8 = 0x06;
 /// The pirqs that Xen has for a guest's messages unless `extra_guest_irqs` says otherwise.
 const SPARE_PIRQS: u32 = 32;
 /// Bit 7 of the header type marks a device with more than one function.
@@ -57,11 +59,13 @@ pub enum Refusal {
         /// The device.
         bdf: Bdf,
     },
-    /// A bridge.
-    #[error("{bdf} is a bridge (header type {kind}): name a device behind it")]
+    /// A bridge, to other buses or to what the mainboard is made of.
+    #[error("{bdf} is a bridge (class {class:02x}, header type {kind}): name a device behind it")]
     Bridge {
         /// The device.
         bdf: Bdf,
+        /// The base class.
+        class: u8,
         /// The header type.
         kind: u8,
     },
@@ -128,7 +132,8 @@ pub enum Refusal {
 pub enum Notice {
     /// The line is shared.
     #[error(
-        "{bdf} shares its interrupt line (GSI {gsi}) with {others}: it is offered without INTx. MSI and MSI-X work"
+        "INTx of {bdf} is withheld, because its interrupt line (GSI {gsi}) is shared with {others}; MSI and MSI-X \
+         work"
     )]
     LineWithheld {
         /// The device.
@@ -311,9 +316,12 @@ fn check_device(
     if (byte(register::VENDOR), byte(register::VENDOR + 1)) == (0xff, 0xff) {
         return Err(Refusal::Dead { bdf });
     }
-    match byte(register::HEADER_TYPE) & HEADER_KIND {
-        0 => {}
-        kind => return Err(Refusal::Bridge { bdf, kind }),
+    let (class, kind) = (
+        byte(register::BASE_CLASS),
+        byte(register::HEADER_TYPE) & HEADER_KIND,
+    );
+    if class == CLASS_BRIDGE || kind != 0 {
+        return Err(Refusal::Bridge { bdf, class, kind });
     }
     if mcfg.frame(bdf).is_none() {
         return Err(Refusal::NoEcam { bdf });
@@ -327,8 +335,8 @@ fn check_device(
     Ok(())
 }
 
-/// Describes a device for the record. Only a device that dom0 holds for passthrough is turned on, so
-/// that its interrupt line is known.
+/// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
+/// turned on once, the interrupt line is known. `sharers` are those of [`line_sharers`].
 pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result<Device, Refusal> {
     let config = sysfs.config_bytes(bdf)?;
     let word = |at: usize| {
@@ -352,17 +360,17 @@ pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result
     })
 }
 
-/// The devices outside of `together` that use the same interrupt line.
-pub fn line_sharers(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Result<Vec<Bdf>, Refusal> {
+/// The devices outside of `together` that use the same interrupt line: those that dom0 has turned on,
+/// and those of other guests.
+pub fn line_sharers(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs, claims: &Claims) -> Result<Vec<Bdf>, Refusal> {
     let Some(gsi) = line(bdf, sysfs) else {
         return Ok(Vec::new());
     };
+    // A device that nobody uses cannot raise its line, and its number in sysfs may be the firmware's
+    // guess.
+    let in_use = |other| sysfs.is_enabled(other) || claims.taken.iter().any(|claim| claim.bdf == other);
     let mut others = sysfs.functions().map_err(Refusal::NoSysfs)?;
-    // A device that dom0 has not turned on cannot raise its line, and the number in sysfs is the
-    // firmware's guess.
-    others.retain(|other| {
-        !together.contains(other) && sysfs.is_enabled(*other) && line(*other, sysfs) == Some(gsi)
-    });
+    others.retain(|&other| !together.contains(&other) && in_use(other) && line(other, sysfs) == Some(gsi));
     Ok(others)
 }
 
@@ -372,27 +380,33 @@ fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
     if pin == 0 { None } else { sysfs.irq(bdf) }
 }
 
-/// What else the administrator should know about the devices of an attachment.
-pub fn notices(devices: &[Device], sysfs: &Sysfs) -> Result<Vec<Notice>, Refusal> {
-    let together: Vec<Bdf> = devices.iter().map(|device| device.bdf).collect();
+/// Describes the devices of one guest, and what else the administrator should know about them.
+pub fn describe_all(
+    bdfs: &[Bdf],
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+    claims: &Claims,
+) -> Result<(Vec<Device>, Vec<Notice>), Refusal> {
+    let mut devices = Vec::new();
     let mut notices = Vec::new();
     let mut vectors = 0;
-    for device in devices {
-        let bdf = device.bdf;
-        let others = line_sharers(bdf, &together, sysfs)?;
-        if let (Some(gsi), false, false) = (device.gsi, device.line_offered, others.is_empty()) {
-            let others = others.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
+    for &bdf in bdfs {
+        let sharers = line_sharers(bdf, bdfs, sysfs, claims)?;
+        let device = describe(bdf, &sharers, sysfs, mcfg)?;
+        if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
+            let others = sharers.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
             notices.push(Notice::LineWithheld { bdf, gsi, others });
         }
         if sysfs.reset_method(bdf).is_none() {
             notices.push(Notice::NoReset { bdf });
         }
         vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
+        devices.push(device);
     }
     if vectors > SPARE_PIRQS {
         notices.push(Notice::ManyVectors { vectors });
     }
-    Ok(notices)
+    Ok((devices, notices))
 }
 
 #[cfg(test)]
@@ -468,12 +482,25 @@ mod tests {
         let beginnings = [
             "0000:00:05.0 is named twice",
             "there is no PCI device 0000:00:07.0",
-            "0000:00:1c.0 is a bridge (header type 1)",
+            "0000:00:1c.0 is a bridge (class 00, header type 1)",
         ];
         assert_eq!(told.len(), beginnings.len(), "{told:?}");
         for (text, beginning) in told.iter().zip(beginnings) {
             assert!(text.starts_with(beginning), "{text}");
         }
+    }
+
+    #[test]
+    fn a_bridge_of_the_mainboard_is_one_too() {
+        let tree = host();
+        let mut isa = config(0, 0, 1);
+        isa[0x0b] = 0x06;
+        tree.add(A, &[("config", &isa)]);
+        let told = refusals(&tree, &[A], &Claims::default());
+        assert!(
+            told[0].starts_with("0000:00:05.0 is a bridge (class 06, header type 0)"),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -556,16 +583,22 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_withheld_only_if_a_device_elsewhere_uses_it() {
+    fn a_line_is_shared_with_devices_elsewhere_that_dom0_or_a_guest_uses() {
         let tree = host();
         let sysfs = tree.sysfs();
-        let sharers = |together: &[Bdf]| line_sharers(bdf(A), together, &sysfs).unwrap();
-        assert_eq!(sharers(&[bdf(A)]), []);
+        let nobody = Claims::default();
+        let guest = Claims {
+            taken: vec![xl_claim(B, "7").unwrap()],
+            ..Claims::default()
+        };
+        let sharers = |together: &[Bdf], claims| line_sharers(bdf(A), together, &sysfs, claims).unwrap();
+        assert_eq!(sharers(&[bdf(A)], &nobody), []);
+        assert_eq!(sharers(&[bdf(A)], &guest), [bdf(B)]);
         tree.add(B, &[("enable", b"1\n")]);
-        assert_eq!(sharers(&[bdf(A)]), [bdf(B)]);
-        assert_eq!(sharers(&[bdf(A), bdf(B)]), []);
+        assert_eq!(sharers(&[bdf(A)], &nobody), [bdf(B)]);
+        assert_eq!(sharers(&[bdf(A), bdf(B)], &nobody), []);
         tree.add(B, &[("irq", b"21\n")]);
-        assert_eq!(sharers(&[bdf(A)]), []);
+        assert_eq!(sharers(&[bdf(A)], &guest), []);
     }
 
     #[test]
@@ -602,10 +635,11 @@ mod tests {
         )
         .unwrap();
         let sysfs = tree.sysfs();
-        let device = describe(bdf(A), &[bdf(B)], &sysfs, &mcfg()).unwrap();
+        let (devices, notices) = describe_all(&[bdf(A)], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        assert!(!devices[0].line_offered);
         let (a, others) = (bdf(A), "0000:00:06.0".to_owned());
         assert_eq!(
-            notices(&[device], &sysfs).unwrap(),
+            notices,
             [
                 Notice::LineWithheld {
                     bdf: a,

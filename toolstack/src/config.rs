@@ -11,6 +11,8 @@ pub mod register {
     pub const VENDOR: u16 = 0x00;
     /// Command, 16 bits.
     pub const COMMAND: u16 = 0x04;
+    /// Base class, 8 bits.
+    pub const BASE_CLASS: u16 = 0x0b;
     /// Cache line size, 8 bits.
     pub const CACHE_LINE: u16 = 0x0c;
     /// Latency timer, 8 bits.

@@ -13,19 +13,32 @@
 //! event channels).
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod capabilities;
 pub mod checks;
 pub mod config;
+pub mod control;
+pub mod domains;
 pub mod function;
 pub mod guard;
 pub mod guest;
+pub mod host;
 pub mod interrupts;
+pub mod launch;
 pub mod mcfg;
 pub mod nodes;
+pub mod progress;
+pub mod ratelimit;
 pub mod record;
+pub mod release;
 pub mod resources;
 pub mod restore;
+pub mod seize;
+pub mod serve;
+pub mod spin;
+pub mod status;
 pub mod store;
 pub mod sysfs;
 pub mod xenctrl;
+pub mod xendev;
 pub mod xl;

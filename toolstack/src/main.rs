@@ -1,2 +1,126 @@
 //! `bulkhead`, the dom0 command.
-fn main() {}
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use toolstack::control::{self, ControlError, Reply, Request};
+use toolstack::host::{Host, check_privilege};
+use toolstack::launch::{self, Attach, Run};
+use toolstack::{serve, status};
+use xenbus::bdf::Bdf;
+
+/// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
+#[derive(Parser)]
+#[command(name = "bulkhead", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a guest that has devices: take them from dom0, create its stub, connect all.
+    Run {
+        /// The guest's xl configuration file.
+        config: PathBuf,
+        /// A device to give it, such as 0000:03:00.0. May be repeated.
+        #[arg(long = "device", value_name = "BDF", required = true, num_args = 1..)]
+        devices: Vec<Bdf>,
+        /// The stub's image.
+        #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
+        kernel: PathBuf,
+        /// How long the guest may take to boot and connect.
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        wait: u64,
+    },
+    /// Give devices to a guest that exists and has none, by a stub that exists.
+    Attach {
+        /// The guest, by name or number.
+        guest: String,
+        /// A device to give it. May be repeated.
+        #[arg(long = "device", value_name = "BDF", required = true, num_args = 1..)]
+        devices: Vec<Bdf>,
+        /// The stub, by name or number [default: GUEST-bulkhead].
+        #[arg(long, value_name = "DOMAIN")]
+        stub: Option<String>,
+    },
+    /// Take a running guest's devices back: it lets go, they are reset, its stub ends.
+    Detach {
+        /// The guest, by name or number, or one of its devices.
+        who: String,
+    },
+    /// End a guest and its stub, reset its devices and give them back to dom0.
+    Destroy {
+        /// The guest, by name or number, or one of its devices.
+        who: String,
+    },
+    /// Show stubs, guests, devices, interrupt modes and counters.
+    Status {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Answer the stubs. `run` and `attach` start this in the background if it does not run.
+    Serve,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    // Said first, whatever else is wrong.
+    check_privilege()?;
+    match command {
+        Command::Run {
+            config,
+            devices,
+            kernel,
+            wait,
+        } => launch::run(&Run {
+            config,
+            devices,
+            kernel,
+            wait: Duration::from_secs(wait),
+        }),
+        Command::Attach { guest, devices, stub } => launch::attach_existing(&Attach { guest, stub, devices }),
+        Command::Detach { who } => launch::detach(&who),
+        Command::Destroy { who } => launch::destroy(&who),
+        Command::Status { json } => show_status(json),
+        Command::Serve => {
+            let filter = env_logger::Env::default().default_filter_or("info");
+            env_logger::Builder::from_env(filter).init();
+            // Returns on errors only.
+            serve::serve().inspect_err(|error| log::error!("{error}"))?;
+            Ok(())
+        }
+    }
+}
+
+fn show_status(json: bool) -> Result<()> {
+    let status = match control::ask(Request::Status) {
+        Ok(Reply::Status(status)) => status,
+        Ok(_) => anyhow::bail!("the service answered something else than asked: restart it"),
+        Err(ControlError::NotRunning(_)) => status::collect(&mut Host::open()?, false, BTreeMap::new())?,
+        Err(error) => return Err(error.into()),
+    };
+    let text = if json {
+        serde_json::to_string_pretty(&status)? + "\n"
+    } else {
+        status.to_string()
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write the status")
+}

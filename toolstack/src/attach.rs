@@ -1,0 +1,174 @@
+//! Giving devices to a guest, with a stub as their backend.
+
+use crate::host::Host;
+use crate::nodes::Hop;
+use crate::record::{Attachment, Device, RecordError};
+use crate::resources::{Resource, resources};
+use crate::store::StoreError;
+use crate::xenctrl::{DomId, Hypervisor};
+use rustix::io::Errno;
+use std::io;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// Why devices could not be given.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// Xen refused.
+    #[error("Xen refused {what} of {bdf} to domain {domain}{hint}", hint = hint(source))]
+    Xen {
+        /// What was given.
+        what: &'static str,
+        /// The device.
+        bdf: Bdf,
+        /// The domain that it was given to.
+        domain: DomId,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// xenstore refused.
+    #[error("cannot write the {hop} hop's nodes in xenstore")]
+    Nodes {
+        /// `first` or `second`.
+        hop: &'static str,
+        /// What xenstore said.
+        #[source]
+        source: StoreError,
+    },
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::OPNOTSUPP) => ": was the guest created with passthrough=\"enabled\"?",
+        Some(Errno::BUSY) => {
+            ": another domain has it, or it is masked by an earlier user; `xl pci-assignable-list`"
+        }
+        _ => "",
+    }
+}
+
+/// Gives the devices of the attachment to its guest and makes both hops known.
+///
+/// The record is written first, so whatever fails afterwards, [`crate::release`] takes it all back;
+/// the caller has that done.
+pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachError> {
+    attachment.write(&mut host.store)?;
+    for device in &attachment.devices {
+        give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
+    }
+    // The second hop comes first: the stub needs it before it can answer the guest.
+    let nodes = |hop| move |source| AttachError::Nodes { hop, source };
+    Hop::second(attachment)
+        .write(&mut host.store)
+        .map_err(nodes("second"))?;
+    Hop::first(attachment)
+        .write(&mut host.store)
+        .map_err(nodes("first"))?;
+    Ok(())
+}
+
+/// The device's memory, ports, line and DMA to the guest; its configuration page to the stub.
+fn give(xen: &impl Hypervisor, guest: DomId, stub: DomId, device: &Device) -> Result<(), AttachError> {
+    let bdf = device.bdf;
+    let refused = |what, domain| {
+        move |source| AttachError::Xen {
+            what,
+            bdf,
+            domain,
+            source,
+        }
+    };
+    for resource in resources(&device.bars) {
+        permit(xen, guest, &resource, true).map_err(refused("the address ranges", guest))?;
+    }
+    if let Some(gsi) = device.gsi.filter(|_| device.line_offered) {
+        xen.map_gsi(guest, gsi)
+            .map_err(refused("the interrupt line", guest))?;
+        xen.allow_pirq(guest, gsi, true)
+            .map_err(refused("the interrupt line", guest))?;
+    }
+    xen.assign(guest, bdf).map_err(refused("the assignment", guest))?;
+    xen.allow_frames(stub, device.ecam, 1, true)
+        .map_err(refused("the configuration page", stub))
+}
+
+/// Gives a domain access to a range, or takes it away: all of it, however high it lies (XSA-476).
+pub fn permit(xen: &impl Hypervisor, domain: DomId, resource: &Resource, allow: bool) -> io::Result<()> {
+    match resource {
+        Resource::Frames(frames) => xen.allow_frames(domain, frames.start, frames.end - frames.start, allow),
+        Resource::Ports(ports) => {
+            let port = |address: u64| {
+                u32::try_from(address).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+            };
+            xen.allow_ports(domain, port(ports.start)?, port(ports.end - ports.start)?, allow)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::device;
+    use crate::xenctrl::tests::Xen;
+
+    #[test]
+    fn the_guest_gets_all_but_the_configuration_page_and_the_stub_only_that() {
+        let xen = Xen::default();
+        give(&xen, 3, 4, &device("00:05.0")).unwrap();
+        assert_eq!(
+            xen.calls(),
+            [
+                "frames 3 febc0+20 true",
+                "frames 3 febe0+20 true",
+                "ports 3 c000+20 true",
+                "frames 3 febd4+4 true",
+                "frames 3 feb80+40 true",
+                "gsi 3 20",
+                "pirq 3 20 true",
+                "assign 3 0000:00:05.0",
+                "frames 4 b0028+1 true",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_line_that_is_withheld_is_not_given() {
+        let xen = Xen::default();
+        let device = Device {
+            line_offered: false,
+            ..device("00:05.0")
+        };
+        give(&xen, 3, 4, &device).unwrap();
+        assert!(
+            !xen.calls()
+                .iter()
+                .any(|call| call.starts_with("gsi") || call.starts_with("pirq"))
+        );
+    }
+
+    #[test]
+    fn a_range_above_4_gib_is_given_and_taken_whole() {
+        let xen = Xen::default();
+        permit(&xen, 3, &Resource::Frames(0x3_8000_0000..0x3_8000_0004), false).unwrap();
+        assert_eq!(xen.calls(), ["frames 3 380000000+4 false"]);
+    }
+
+    #[test]
+    fn a_refusal_names_the_device_the_domain_and_what_to_look_at() {
+        let source = io::Error::from_raw_os_error(Errno::OPNOTSUPP.raw_os_error());
+        let bdf = "00:05.0".parse().unwrap();
+        let error = AttachError::Xen {
+            what: "the assignment",
+            bdf,
+            domain: 3,
+            source,
+        };
+        let text = "Xen refused the assignment of 0000:00:05.0 to domain 3: \
+                    was the guest created with passthrough=\"enabled\"?";
+        assert_eq!(error.to_string(), text);
+    }
+}

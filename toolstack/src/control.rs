@@ -1,0 +1,264 @@
+//! How the commands talk to the service: one line of JSON each way, over a socket that only root may
+//! use.
+
+use crate::status::Status;
+use crate::xenctrl::DomId;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Directory of what exists only while the host runs.
+pub const RUN: &str = "/run/bulkhead";
+const SOCKET: &str = "/run/bulkhead/serve.sock";
+const SERVICE_LOCK: &str = "/run/bulkhead/serve.lock";
+const COMMAND_LOCK: &str = "/run/bulkhead/command.lock";
+const LOG_DIRECTORY: &str = "/var/log/bulkhead";
+/// Where a service that was started by a command logs to.
+pub const LOG: &str = "/var/log/bulkhead/serve.log";
+/// The longest line that either side reads.
+const LONGEST_LINE: u64 = 1 << 20;
+/// How long a service may take to start, and a client to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a command asks of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// Everything about all attachments.
+    Status,
+    /// Take the devices of this stub back.
+    Release {
+        /// The stub.
+        stub: DomId,
+    },
+}
+
+/// What the service answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Release`].
+    Released {
+        /// What happened to each device.
+        devices: Vec<String>,
+        /// What did not work.
+        problems: Vec<String>,
+    },
+    /// It could not be done.
+    Error {
+        /// Why.
+        message: String,
+    },
+}
+
+/// Why the service did not answer.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("the service is not running (nobody listens on {SOCKET}): start it with `bulkhead serve`")]
+    NotRunning(#[source] io::Error),
+    /// It stopped in between.
+    #[error("the service did not answer: its log is {LOG}, or `journalctl -u bulkhead`")]
+    NoAnswer(#[source] io::Error),
+    /// It answered something else.
+    #[error("the service answered {line:?}: are service and command of one version? Restart the service")]
+    Nonsense {
+        /// Its answer.
+        line: String,
+    },
+    /// It said no.
+    #[error("the service says: {0}")]
+    Refused(String),
+    /// It does not start.
+    #[error("the service does not start: the end of {LOG} says why")]
+    NoStart(#[source] io::Error),
+    /// The runtime directory cannot be used.
+    #[error("cannot use {path}")]
+    Directory {
+        /// The file or directory.
+        path: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// There is one already.
+    #[error("the service is running already: `bulkhead status` shows what it does")]
+    Running,
+}
+
+/// Asks the service, and waits for its answer.
+pub fn ask(request: Request) -> Result<Reply, ControlError> {
+    let mut stream = UnixStream::connect(SOCKET).map_err(ControlError::NotRunning)?;
+    let mut line = String::new();
+    let asked = send(&mut stream, &request)
+        .and_then(|()| BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line));
+    asked.map_err(ControlError::NoAnswer)?;
+    match serde_json::from_str(&line) {
+        Ok(Reply::Error { message }) => Err(ControlError::Refused(message)),
+        Ok(reply) => Ok(reply),
+        Err(_) if line.is_empty() => Err(ControlError::NoAnswer(io::ErrorKind::UnexpectedEof.into())),
+        Err(_) => Err(ControlError::Nonsense { line }),
+    }
+}
+
+fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_string(message)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())
+}
+
+/// The service's end.
+pub struct Listener {
+    socket: UnixListener,
+    /// Held as long as the service runs.
+    _lock: File,
+}
+
+impl Listener {
+    /// Becomes the one service of this host.
+    pub fn bind() -> Result<Self, ControlError> {
+        make_directory(RUN)?;
+        let lock = open_lock(SERVICE_LOCK)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| ControlError::Running)?;
+        let failed = |source| ControlError::Directory { path: SOCKET, source };
+        // The lock is ours, so a socket that is there belongs to a service that has died.
+        match fs::remove_file(SOCKET) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let socket = UnixListener::bind(SOCKET).map_err(failed)?;
+        fs::set_permissions(SOCKET, Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self { socket, _lock: lock })
+    }
+
+    /// The socket, to wait on.
+    pub fn socket(&self) -> &UnixListener {
+        &self.socket
+    }
+
+    /// Answers one client that waits.
+    pub fn answer(&self, answer: impl FnOnce(Request) -> Reply) -> io::Result<()> {
+        let (mut stream, _) = self.socket.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut line = String::new();
+        BufReader::new((&stream).take(LONGEST_LINE)).read_line(&mut line)?;
+        let reply = match serde_json::from_str(&line) {
+            Ok(request) => answer(request),
+            Err(error) => Reply::Error {
+                message: format!("this is no request: {error}"),
+            },
+        };
+        send(&mut stream, &reply)
+    }
+}
+
+/// Starts the service in the background if it does not run.
+pub fn ensure_running() -> Result<(), ControlError> {
+    if UnixStream::connect(SOCKET).is_ok() {
+        return Ok(());
+    }
+    make_directory(RUN)?;
+    make_directory(LOG_DIRECTORY)?;
+    let log = OpenOptions::new().create(true).append(true).mode(0o640).open(LOG);
+    let log = log.map_err(|source| ControlError::Directory { path: LOG, source })?;
+    let second = log.try_clone().map_err(ControlError::NoStart)?;
+    let program = std::env::current_exe().map_err(ControlError::NoStart)?;
+    let mut service = Command::new(program);
+    service
+        .arg("serve")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(second)
+        .current_dir("/");
+    let mut service = service.spawn().map_err(ControlError::NoStart)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(SOCKET) {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(ControlError::NoStart(error)),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+        if let Ok(Some(status)) = service.try_wait() {
+            // Another command may have started one at the same moment.
+            let ended = |_| ControlError::NoStart(io::Error::other(format!("it ended with {status}")));
+            return UnixStream::connect(SOCKET).map(drop).map_err(ended);
+        }
+    }
+}
+
+/// Held by a command that changes something, so that two do not take the same device.
+#[derive(Debug)]
+pub struct CommandLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+
+/// Waits until no other command changes anything.
+pub fn lock_commands() -> Result<CommandLock, ControlError> {
+    make_directory(RUN)?;
+    let lock = open_lock(COMMAND_LOCK)?;
+    let locked = flock(&lock, FlockOperation::LockExclusive);
+    locked.map_err(|error| ControlError::Directory {
+        path: COMMAND_LOCK,
+        source: error.into(),
+    })?;
+    Ok(CommandLock(lock))
+}
+
+fn open_lock(path: &'static str) -> Result<File, ControlError> {
+    let open = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
+    open.map_err(|source| ControlError::Directory { path, source })
+}
+
+fn make_directory(path: &'static str) -> Result<(), ControlError> {
+    let failed = |source| ControlError::Directory { path, source };
+    fs::create_dir_all(path).map_err(failed)?;
+    fs::set_permissions(Path::new(path), Permissions::from_mode(0o750)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_are_lines_of_json() {
+        let request = serde_json::to_string(&Request::Release { stub: 4 }).unwrap();
+        assert_eq!(request, r#"{"request":"release","stub":4}"#);
+        assert_eq!(
+            serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(),
+            Request::Status
+        );
+        let reply = Reply::Released {
+            devices: vec!["a".into()],
+            problems: vec![],
+        };
+        let reply = serde_json::to_string(&reply).unwrap();
+        assert_eq!(reply, r#"{"reply":"released","devices":["a"],"problems":[]}"#);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for text in [
+            "",
+            "{}",
+            "status",
+            r#"{"request":"release"}"#,
+            r#"{"request":"release","stub":70000}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Finding domains, and telling whether one still lives.
+
+use crate::record::Domain;
+use crate::store::{Store, StoreError};
+use crate::xenctrl::DomId;
+use thiserror::Error;
+use xenbus::client::Store as _;
+use xenbus::path::home;
+
+/// Why a domain was not found.
+#[derive(Debug, Error)]
+pub enum DomainError {
+    /// No such domain.
+    #[error("there is no domain {who}: `xl list` shows those that run")]
+    NotFound {
+        /// The name or number asked for.
+        who: String,
+    },
+    /// xenstore said no.
+    #[error("cannot look for domain {who} in xenstore")]
+    Store {
+        /// The name or number asked for.
+        who: String,
+        /// What xenstore said.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Finds a domain by its name or number.
+pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
+    let found = try_find(store, who).map_err(|source| DomainError::Store {
+        who: who.to_owned(),
+        source,
+    })?;
+    found.ok_or_else(|| DomainError::NotFound { who: who.to_owned() })
+}
+
+fn try_find(store: &mut Store, who: &str) -> Result<Option<Domain>, StoreError> {
+    let mut domids: Vec<DomId> = Vec::new();
+    for name in store.directory("/local/domain")? {
+        domids.extend(name.parse::<DomId>().ok());
+    }
+    domids.sort_unstable();
+    for domid in domids {
+        let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {
+            continue;
+        };
+        if name == who || domid.to_string() == who {
+            let uuid = uuid(store, domid)?.unwrap_or_default();
+            return Ok(Some(Domain { domid, name, uuid }));
+        }
+    }
+    Ok(None)
+}
+
+/// True as long as the domain, and not a later one with its number, exists at Xen's level.
+///
+/// A domain that xl is destroying counts as alive until Xen has taken it apart: before that its
+/// devices are still its own.
+pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
+    if !store.is_introduced(domain.domid)? {
+        return Ok(false);
+    }
+    let uuid = uuid(store, domain.domid)?;
+    Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
+}
+
+fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
+    let vm = store.read_optional(&format!("{}/vm", home(domid)))?;
+    Ok(vm.map(|path| path.trim_start_matches("/vm/").to_owned()))
+}

@@ -1,0 +1,87 @@
+//! The host that a command works on: its privileges, and handles to what it is made of.
+
+use crate::store::{self, NoStore, Store};
+use crate::sysfs::Sysfs;
+use crate::xenctrl::{Xenctrl, XenctrlError};
+use std::fs;
+use std::io;
+use thiserror::Error;
+
+/// Why nothing can be done here.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// Not root.
+    #[error("this needs root: run it with sudo, or as root")]
+    NotRoot,
+    /// Not dom0.
+    #[error(
+        "this is not the control domain of a Xen host (/proc/xen/capabilities does not say control_d): \
+         run it in dom0"
+    )]
+    NotDom0,
+    /// No way to tell.
+    #[error(
+        "this machine does not run under Xen, or xenfs is not mounted: boot it under Xen, and \
+         `mount -t xenfs xenfs /proc/xen` if that is missing"
+    )]
+    NoXen(#[source] io::Error),
+    /// No xenstore.
+    #[error(transparent)]
+    Store(#[from] NoStore),
+    /// No control interface.
+    #[error(transparent)]
+    Xenctrl(#[from] XenctrlError),
+}
+
+/// Handles to xenstore, the hypervisor and sysfs.
+pub struct Host {
+    /// Xenstore.
+    pub store: Store,
+    /// The hypervisor.
+    pub xen: Xenctrl,
+    /// The PCI devices.
+    pub sysfs: Sysfs,
+}
+
+impl Host {
+    /// Opens the host that this process runs on, which takes root in dom0.
+    pub fn open() -> Result<Self, HostError> {
+        check_privilege()?;
+        Ok(Self {
+            store: store::open()?,
+            xen: Xenctrl::open()?,
+            sysfs: Sysfs::host(),
+        })
+    }
+}
+
+/// Checks that this is root in dom0.
+pub fn check_privilege() -> Result<(), HostError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(HostError::NotRoot);
+    }
+    let capabilities = fs::read_to_string("/proc/xen/capabilities").map_err(HostError::NoXen)?;
+    if is_control_domain(&capabilities) {
+        Ok(())
+    } else {
+        Err(HostError::NotDom0)
+    }
+}
+
+fn is_control_domain(capabilities: &str) -> bool {
+    capabilities
+        .split([',', '\n'])
+        .any(|capability| capability.trim() == "control_d")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dom0_is_the_domain_with_control() {
+        assert!(is_control_domain("control_d\n"));
+        assert!(!is_control_domain(""));
+        assert!(!is_control_domain("not_control_d\n"));
+    }
+}

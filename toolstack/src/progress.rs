@@ -1,0 +1,216 @@
+//! How far a guest and its stub have come to a connection, and what hangs.
+
+use crate::domains::is_alive;
+use crate::record::Attachment;
+use crate::serve;
+use crate::store::{Store, StoreError};
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, home, key};
+use xenbus::state::XenbusState;
+
+/// The states of all four ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct States {
+    /// The service's end of the second hop.
+    pub service: XenbusState,
+    /// The stub's end of the second hop.
+    pub stub: XenbusState,
+    /// The stub's end of the first hop.
+    pub backend: XenbusState,
+    /// The guest's end of the first hop.
+    pub guest: XenbusState,
+}
+
+/// What to make of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The guest has its devices.
+    Connected,
+    /// Who is expected to do what, and where to look if it does not happen.
+    Waiting(String),
+    /// It will not happen.
+    Failed(String),
+}
+
+/// Looks how far an attachment has come.
+pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
+    let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
+    for domain in [&attachment.stub, &attachment.guest] {
+        if !is_alive(store, domain)? {
+            let name = &domain.name;
+            return Ok(Progress::Failed(format!(
+                "domain {name} has ended; {}",
+                console_log(name)
+            )));
+        }
+    }
+    // Where each end says what went wrong, as Linux's xenbus does.
+    let errors = [
+        (
+            &attachment.stub.name,
+            format!("{}/error/device/bulkhead/0/error", home(stub)),
+        ),
+        (
+            &attachment.stub.name,
+            format!("{}/error/backend/pci/{guest}/0/error", home(stub)),
+        ),
+        (
+            &attachment.guest.name,
+            format!("{}/error/device/pci/0/error", home(guest)),
+        ),
+    ];
+    for (name, path) in errors {
+        if let Some(error) = store.read_optional(&path)? {
+            return Ok(Progress::Failed(format!(
+                "domain {name} says: {error}; {}",
+                console_log(name)
+            )));
+        }
+    }
+    if let Some(error) = store.read_optional(&serve::error_node(stub))? {
+        return Ok(Progress::Failed(format!("the service says: {error}")));
+    }
+    let (first, second) = (Hop::first_hop(stub, guest), Hop::second_hop(stub));
+    let mut state = |path: String| {
+        let text = store.read_optional(&path)?;
+        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
+    };
+    let states = States {
+        service: state(second.backend_node(key::STATE))?,
+        stub: state(second.frontend_node(key::STATE))?,
+        backend: state(first.backend_node(key::STATE))?,
+        guest: state(first.frontend_node(key::STATE))?,
+    };
+    Ok(judge(states, &attachment.guest.name, &attachment.stub.name))
+}
+
+fn judge(states: States, guest: &str, stub: &str) -> Progress {
+    use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
+    let waiting = |whom: String, log: String| Progress::Waiting(format!("{whom}; {log}"));
+    let States {
+        service,
+        stub: frontend,
+        backend,
+        guest: pcifront,
+    } = states;
+    if [service, frontend, backend, pcifront]
+        .iter()
+        .any(|state| matches!(state, Closing | Closed))
+    {
+        let text = format!("the connection between {guest}, {stub} and dom0 was closed again ({states:?})");
+        return Progress::Failed(format!("{text}; {}", console_log(stub)));
+    }
+    match (service, frontend, backend, pcifront) {
+        (_, _, Connected, Connected) => Progress::Connected,
+        (Initialising | Unknown, ..) => waiting("the service has not seen the stub".into(), service_log()),
+        (_, Initialising | Unknown, ..) => {
+            waiting(format!("stub {stub} does not come up"), console_log(stub))
+        }
+        (InitWait | Initialised, ..) => {
+            waiting("the service does not connect to the stub".into(), service_log())
+        }
+        (_, _, Initialising | InitWait | Unknown, _) => waiting(
+            format!("stub {stub} does not export the devices"),
+            console_log(stub),
+        ),
+        (_, _, _, Initialising | Unknown) => waiting(
+            format!(
+                "guest {guest} has not looked at its devices: is it still booting, or without xen-pcifront?"
+            ),
+            console_log(guest),
+        ),
+        (_, _, Initialised, _) => waiting(
+            format!("stub {stub} does not connect to the guest"),
+            console_log(stub),
+        ),
+        _ => waiting(format!("guest {guest} does not connect"), console_log(guest)),
+    }
+}
+
+/// True if the stub has done its part, and only the guest is waited for.
+pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
+    let backend = Hop::first_hop(attachment.stub.domid, attachment.guest.domid).backend_node(key::STATE);
+    let state = store.read_optional(&backend)?.unwrap_or_default();
+    Ok(matches!(
+        XenbusState::parse(&state),
+        XenbusState::Initialised | XenbusState::Connected
+    ))
+}
+
+fn console_log(domain: &str) -> String {
+    format!("see `xl console {domain}`, or /var/log/xen/console/guest-{domain}.log if xenconsoled logs")
+}
+
+fn service_log() -> String {
+    format!("see {}, or `journalctl -u bulkhead`", crate::control::LOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xenbus::state::XenbusState::*;
+
+    fn text(service: XenbusState, stub: XenbusState, backend: XenbusState, guest: XenbusState) -> String {
+        match judge(
+            States {
+                service,
+                stub,
+                backend,
+                guest,
+            },
+            "web",
+            "web-bulkhead",
+        ) {
+            Progress::Connected => "connected".into(),
+            Progress::Waiting(text) => text,
+            Progress::Failed(text) => format!("failed: {text}"),
+        }
+    }
+
+    #[test]
+    fn what_hangs_is_named_at_every_stage() {
+        for (states, expected) in [
+            (
+                (Initialising, Initialising, Initialising, Initialising),
+                "the service has not seen the stub",
+            ),
+            (
+                (InitWait, Initialising, Initialising, Initialising),
+                "stub web-bulkhead does not come up",
+            ),
+            (
+                (InitWait, Initialised, Initialising, Initialising),
+                "the service does not connect",
+            ),
+            (
+                (Connected, Initialised, InitWait, Initialising),
+                "stub web-bulkhead does not export",
+            ),
+            (
+                (Connected, Connected, Initialised, Initialising),
+                "guest web has not looked at its devices",
+            ),
+            (
+                (Connected, Connected, Initialised, Initialised),
+                "stub web-bulkhead does not connect to the guest",
+            ),
+            (
+                (Connected, Connected, Connected, Initialised),
+                "guest web does not connect",
+            ),
+            ((Connected, Connected, Connected, Connected), "connected"),
+            (
+                (Closing, Connected, Initialised, Initialised),
+                "failed: the connection between web, web-bulkhead",
+            ),
+            (
+                (Connected, Connected, Connected, Closed),
+                "failed: the connection between",
+            ),
+        ] {
+            let (service, stub, backend, guest) = states;
+            let text = text(service, stub, backend, guest);
+            assert!(text.starts_with(expected), "{states:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A limit on how often something that a guest can trigger is logged (XSA-130, XSA-157).
+
+use std::time::{Duration, Instant};
+
+/// Messages allowed at once.
+const BURST: u32 = 10;
+/// How long until one more is allowed.
+const REFILL: Duration = Duration::from_secs(5);
+
+/// Lets a burst of messages through, then one in a while.
+#[derive(Clone, Debug)]
+pub struct RateLimit {
+    left: u32,
+    refilled: Instant,
+    suppressed: u64,
+}
+
+impl RateLimit {
+    /// A fresh limit.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            left: BURST,
+            refilled: now,
+            suppressed: 0,
+        }
+    }
+
+    /// Whether a message may be logged now; if so, how many before it were not.
+    pub fn allow(&mut self, now: Instant) -> Option<u64> {
+        let waited = now.saturating_duration_since(self.refilled);
+        let due = u32::try_from(waited.as_secs() / REFILL.as_secs())
+            .unwrap_or(BURST)
+            .min(BURST);
+        if due > 0 {
+            self.left = (self.left + due).min(BURST);
+            self.refilled = now;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.suppressed))
+            }
+            None => {
+                self.suppressed = self.suppressed.saturating_add(1);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_then_one_in_a_while_which_tells_of_the_rest() {
+        let start = Instant::now();
+        let mut limit = RateLimit::new(start);
+        let passed = (0..1000).filter(|_| limit.allow(start) == Some(0)).count();
+        assert_eq!(passed, BURST as usize);
+        assert_eq!(limit.allow(start + REFILL), Some(990));
+        assert_eq!(limit.allow(start + REFILL), None);
+    }
+
+    #[test]
+    fn a_long_silence_allows_no_more_than_a_burst() {
+        let start = Instant::now();
+        let mut limit = RateLimit::new(start);
+        let later = start + REFILL * 100_000;
+        let passed = (0..1000).filter(|_| limit.allow(later).is_some()).count();
+        assert_eq!(passed, BURST as usize);
+    }
+}

@@ -1,0 +1,264 @@
+//! Taking devices back: whatever an attachment's record says was given, wholly or in part.
+//!
+//! It can be run after any failure and more than once; what is not there any more is passed over.
+//! Every step is tried, because a device that is left half quiesced is the worst outcome.
+
+use crate::attach::permit;
+use crate::capabilities::Capabilities;
+use crate::config::{Config, command, register};
+use crate::domains::is_alive;
+use crate::host::Host;
+use crate::interrupts::{Mode, turn_off};
+use crate::record::{self, Attachment, Device};
+use crate::resources::resources;
+use crate::restore;
+use crate::xenctrl::{DomId, Hypervisor};
+use crate::xl;
+use std::io;
+use std::thread;
+use std::time::Duration;
+use xenbus::client::Store as _;
+use xenbus::path::Device as Hop;
+
+/// Power state bits of PMCSR, which lies here in the power management capability.
+const PMCSR: u16 = 4;
+const POWER_STATE: u16 = 0x3;
+/// From D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
+const WAKE_UP: Duration = Duration::from_millis(10);
+
+/// What happened to one device, and what did not work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// One line for each device: how it was reset, or that it is in quarantine.
+    pub devices: Vec<String>,
+    /// Steps that failed.
+    pub problems: Vec<String>,
+}
+
+/// Takes everything back and destroys the stub. The guest may be dead, or must have let go.
+pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
+    let mut released = Released::default();
+    let guest_alive = alive(host, &attachment.guest, &mut released);
+    let guest = attachment.guest.domid;
+    for (device, mode) in attachment.devices.iter().zip(&attachment.modes) {
+        let bdf = device.bdf;
+        let quiesced = host
+            .sysfs
+            .open_config(bdf)
+            .map_err(io::Error::other)
+            .and_then(|config| quiesce(&config));
+        released.note(format_args!("{bdf}: cannot stop it"), quiesced);
+        if guest_alive {
+            take(&host.xen, guest, device, mode, &mut released);
+        }
+        reset(host, device, &mut released);
+        if guest_alive {
+            let deassigned = host.xen.deassign(guest, bdf);
+            released.note(
+                format_args!("{bdf}: cannot deassign it from domain {guest}"),
+                deassigned,
+            );
+        }
+    }
+
+    let stub_alive = alive(host, &attachment.stub, &mut released);
+    if stub_alive {
+        let destroyed = xl::destroy(&attachment.stub.domid.to_string());
+        released.note(
+            format_args!("cannot destroy stub {}", attachment.stub.name),
+            destroyed,
+        );
+    }
+    let first = Hop::first_hop(attachment.stub.domid, guest);
+    let second = Hop::second_hop(attachment.stub.domid);
+    let mut nodes = vec![second.backend_dir()];
+    if guest_alive {
+        nodes.push(first.frontend_dir());
+    }
+    for path in nodes {
+        let removed = remove_if_there(host, &path);
+        released.note(format_args!("cannot remove {path}"), removed);
+    }
+    released.note(
+        format_args!("cannot remove the record"),
+        attachment.remove(&mut host.store),
+    );
+    released
+}
+
+impl Released {
+    fn note<T, E: std::error::Error>(&mut self, what: std::fmt::Arguments<'_>, result: Result<T, E>) {
+        if let Err(error) = result {
+            let mut problem = format!("{what}: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                problem.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+            self.problems.push(problem);
+        }
+    }
+}
+
+fn alive(host: &mut Host, domain: &record::Domain, released: &mut Released) -> bool {
+    is_alive(&mut host.store, domain).unwrap_or_else(|error| {
+        released.problems.push(format!(
+            "cannot see whether domain {} lives: {error}",
+            domain.name
+        ));
+        false
+    })
+}
+
+fn remove_if_there(host: &mut Host, path: &str) -> Result<(), crate::store::StoreError> {
+    match host.store.remove(path) {
+        Err(error) if error.is_not_found() => Ok(()),
+        result => result,
+    }
+}
+
+/// Wakes the function up, stops its DMA and its messages.
+fn quiesce(config: &impl Config) -> io::Result<()> {
+    let dwords: io::Result<Vec<_>> = (0..64)
+        .map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
+        .collect();
+    let capabilities = Capabilities::find(&dwords?.concat());
+    if let Some(power) = capabilities.power {
+        let state = config.read16(power + PMCSR)?;
+        if state & POWER_STATE != 0 {
+            config.write16(power + PMCSR, state & !POWER_STATE)?;
+            thread::sleep(WAKE_UP);
+        }
+    }
+    let now = config.read16(register::COMMAND)?;
+    config.write16(register::COMMAND, now & !command::MASTER)?;
+    turn_off(config, &capabilities)
+}
+
+/// Takes interrupts and address ranges from a guest that lives on.
+fn take(xen: &impl Hypervisor, guest: DomId, device: &Device, mode: &Mode, released: &mut Released) {
+    let bdf = device.bdf;
+    for pirq in mode.pirqs() {
+        released.note(
+            format_args!("{bdf}: cannot unmap pirq {pirq}"),
+            xen.unmap_pirq(guest, pirq.into()),
+        );
+    }
+    if let Some(gsi) = device.gsi.filter(|_| device.line_offered) {
+        released.note(
+            format_args!("{bdf}: cannot revoke GSI {gsi}"),
+            xen.allow_pirq(guest, gsi, false),
+        );
+        released.note(
+            format_args!("{bdf}: cannot unmap GSI {gsi}"),
+            xen.unmap_pirq(guest, gsi),
+        );
+    }
+    for resource in resources(&device.bars) {
+        let revoked = permit(xen, guest, &resource, false);
+        released.note(format_args!("{bdf}: cannot revoke {resource:x?}"), revoked);
+    }
+}
+
+/// Resets the device and puts its header back. One that does not answer afterwards goes into
+/// quarantine.
+fn reset(host: &mut Host, device: &Device, released: &mut Released) {
+    let bdf = device.bdf;
+    let method = host.sysfs.reset_method(bdf);
+    if method.is_some() {
+        released.note(format_args!("{bdf}: cannot reset it"), host.sysfs.reset(bdf));
+    }
+    let restored = host
+        .sysfs
+        .open_config(bdf)
+        .map_err(io::Error::other)
+        .and_then(|config| {
+            restore::header(&config, &device.header)?;
+            config.read(register::VENDOR, 4)
+        });
+    let expected = u32::from(device.ids.vendor) | u32::from(device.ids.device) << 16;
+    let reason = match restored {
+        Ok(ids) if ids == expected => None,
+        Ok(ids) => Some(format!(
+            "after its reset it answers as {:04x}:{:04x}, not as {}",
+            ids & 0xffff,
+            ids >> 16,
+            device.ids
+        )),
+        Err(error) => Some(format!(
+            "its configuration could not be restored after its reset ({error})"
+        )),
+    };
+    let line = match (&reason, method) {
+        (Some(reason), _) => {
+            let noted = record::quarantine(&mut host.store, bdf, reason);
+            released.note(format_args!("{bdf}: cannot note its quarantine"), noted);
+            format!("{bdf} is kept in quarantine: {reason}")
+        }
+        (None, Some(method)) => format!("{bdf} was stopped and reset ({method}), and answers"),
+        (None, None) => format!("{bdf} was stopped, and answers; it has no reset that Linux knows"),
+    };
+    released.devices.push(line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::tests::space;
+    use crate::config::tests::Model;
+    use crate::record::tests::device;
+    use crate::xenctrl::tests::Xen;
+
+    #[test]
+    fn a_function_is_woken_then_its_dma_stops_then_its_messages() {
+        let mut bytes = space(&[(0x40, 1), (0x50, 5), (0x70, 0x11)]);
+        bytes[0x04] = 0x07;
+        bytes[0x44] = 0x03;
+        bytes[0x52] = 0x01;
+        bytes[0x73] = 0x80;
+        let config = Model::new(bytes);
+        quiesce(&config).unwrap();
+        let expected = [(0x44, 2, 0), (0x04, 2, 0x03), (0x52, 2, 0), (0x72, 2, 0)];
+        assert_eq!(*config.writes.borrow(), expected);
+    }
+
+    #[test]
+    fn a_living_guest_loses_its_interrupts_and_ranges() {
+        let xen = Xen::default();
+        let mut released = Released::default();
+        let mode = Mode::Msix(vec![(0, 55), (1, 54)]);
+        take(&xen, 3, &device("00:05.0"), &mode, &mut released);
+        assert_eq!(
+            xen.calls(),
+            [
+                "unmap 3 55",
+                "unmap 3 54",
+                "pirq 3 20 false",
+                "unmap 3 20",
+                "frames 3 febc0+20 false",
+                "frames 3 febe0+20 false",
+                "ports 3 c000+20 false",
+                "frames 3 febd4+4 false",
+                "frames 3 feb80+40 false",
+            ]
+        );
+        assert_eq!(released, Released::default());
+    }
+
+    #[test]
+    fn a_failed_step_is_told_with_its_causes() {
+        let mut released = Released::default();
+        let bdf: xenbus::bdf::Bdf = "00:05.0".parse().unwrap();
+        let missing = crate::sysfs::Sysfs::at("/nonexistent").open_config(bdf);
+        released.note(format_args!("{bdf}: cannot stop it"), missing);
+        let problem = &released.problems[0];
+        assert!(
+            problem.starts_with("0000:00:05.0: cannot stop it: cannot open the configuration space"),
+            "{problem}"
+        );
+        assert!(
+            problem.ends_with("No such file or directory (os error 2)"),
+            "{problem}"
+        );
+    }
+}

@@ -1,0 +1,360 @@
+//! One stub's connection: its page, its event channel, and the thread that answers.
+
+use crate::config::ConfigFile;
+use crate::function::{Done, Functions};
+use crate::interrupts::{Failure, Mode};
+use crate::ratelimit::RateLimit;
+use crate::record::{self, Attachment};
+use crate::spin::Spin;
+use crate::status::{RefusedWrite, Served};
+use crate::store::{self, NoStore, Store, StoreError};
+use crate::sysfs::{Sysfs, SysfsError};
+use crate::xenctrl::{DomId, Xenctrl};
+use crate::xendev::{EventChannel, GrantedPage};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::OwnedFd;
+use std::hint;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use xenbus::client::Store as _;
+use xenbus::counters::Counters;
+use xenbus::path::{Device as Hop, key};
+use xenbus::pciif::backend::{Delivery, Success, Taken, is_pending, take};
+use xenbus::pciif::{MAGIC, Request};
+
+/// The most requests answered in one go.
+const LONGEST_BURST: u32 = 256;
+
+/// Why a stub is not served.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// A node of the stub's that is missing or nonsense.
+    #[error("the stub's node {node} is {value:?}, which is no {expected}")]
+    Particulars {
+        /// The key.
+        node: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// Its page cannot be mapped.
+    #[error("cannot map the stub's grant {grant}")]
+    Page {
+        /// The grant reference.
+        grant: u32,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Its port cannot be bound.
+    #[error("cannot bind the stub's event channel {port}")]
+    Port {
+        /// The stub's port.
+        port: u32,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] SysfsError),
+    /// A device cannot be used.
+    #[error("cannot access the configuration space of a device")]
+    Config(#[from] io::Error),
+    /// No connection to xenstore for the thread.
+    #[error(transparent)]
+    Store(#[from] NoStore),
+}
+
+/// What a stub publishes in xenstore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Particulars {
+    grant: u32,
+    port: u32,
+}
+
+/// Reads a stub's particulars, all at one moment.
+pub fn particulars(store: &mut Store, hop: Hop) -> Result<Result<Particulars, LinkError>, StoreError> {
+    let keys = [key::MAGIC, key::PCI_OP_REF, key::EVENT_CHANNEL];
+    let values = store.transaction(|store| {
+        let mut values = [const { String::new() }; 3];
+        for (value, key) in values.iter_mut().zip(keys) {
+            *value = store.read_optional(&hop.frontend_node(key))?.unwrap_or_default();
+        }
+        Ok(values)
+    })?;
+    Ok(parse_particulars(&values))
+}
+
+fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, LinkError> {
+    let nonsense = |node, value: &String, expected| LinkError::Particulars {
+        node,
+        value: value.clone(),
+        expected,
+    };
+    if magic != MAGIC {
+        return Err(nonsense(
+            key::MAGIC,
+            magic,
+            "version of the protocol that is known here (7)",
+        ));
+    }
+    let number = |node, text: &String, expected| text.parse().map_err(|_| nonsense(node, text, expected));
+    Ok(Particulars {
+        grant: number(key::PCI_OP_REF, grant, "grant reference")?,
+        port: number(key::EVENT_CHANNEL, port, "event channel port")?,
+    })
+}
+
+/// The part of a link that the status looks at too.
+struct Shared {
+    page: GrantedPage,
+    functions: Functions<ConfigFile>,
+    requests: u64,
+    failed: u64,
+}
+
+/// A stub that is served, until this is dropped.
+pub struct Link {
+    shared: Arc<Mutex<Shared>>,
+    stop: Arc<OwnedFd>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    /// Maps, binds, and starts to answer.
+    pub fn start(
+        attachment: &Attachment,
+        particulars: Particulars,
+        sysfs: &Sysfs,
+        xen: Arc<Xenctrl>,
+    ) -> Result<Self, LinkError> {
+        let Particulars { grant, port } = particulars;
+        let stub = attachment.stub.domid;
+        let functions = Functions::new(attachment, |bdf| sysfs.open_config(bdf).map_err(LinkError::from))?;
+        let page = GrantedPage::map(stub, grant).map_err(|source| LinkError::Page { grant, source })?;
+        let channel = EventChannel::bind(stub, port).map_err(|source| LinkError::Port { port, source })?;
+        let shared = Arc::new(Mutex::new(Shared {
+            page,
+            functions,
+            requests: 0,
+            failed: 0,
+        }));
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        let worker = Worker {
+            stub,
+            name: attachment.stub.name.clone(),
+            shared: Arc::clone(&shared),
+            stop: Arc::clone(&stop),
+            channel,
+            xen,
+            store: store::open()?,
+            spin: Spin::default(),
+            limit: RateLimit::new(Instant::now()),
+        };
+        let worker = thread::Builder::new()
+            .name(format!("stub {stub}"))
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            shared,
+            stop,
+            worker: Some(worker),
+        })
+    }
+
+    /// What there is to tell of it.
+    pub fn served(&self) -> Served {
+        let shared = lock(&self.shared);
+        let mut served = Served {
+            requests: shared.requests,
+            failed: shared.failed,
+            ..Served::default()
+        };
+        for function in shared.functions.iter() {
+            served
+                .refused
+                .extend(function.refused().map(|(offset, refusal, count)| RefusedWrite {
+                    bdf: function.bdf().to_string(),
+                    offset,
+                    reason: refusal.to_string(),
+                    count,
+                }));
+        }
+        if let Ok(counters) = Counters::collect(&shared.page) {
+            served.add_counters(&counters);
+        }
+        served
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // An eventfd that is not full takes any number.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let Some(worker) = self.worker.take()
+            && worker.join().is_err()
+        {
+            log::error!("the thread of a stub has failed");
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    // After a panic in a worker its link only waits to be dropped.
+    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+struct Worker {
+    stub: DomId,
+    name: String,
+    shared: Arc<Mutex<Shared>>,
+    stop: Arc<OwnedFd>,
+    channel: EventChannel,
+    xen: Arc<Xenctrl>,
+    store: Store,
+    spin: Spin,
+    limit: RateLimit,
+}
+
+impl Worker {
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            log::error!("stub {}: lost its event channel: {error}", self.name);
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.channel, PollFlags::IN),
+                PollFd::new(&*self.stop, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(());
+            }
+            if self.channel.take()? {
+                self.burst()?;
+                self.channel.unmask()?;
+            }
+        }
+    }
+
+    /// Answers requests until none has come for a while. The channel stays masked meanwhile, so that
+    /// the stub's events cost dom0 nothing.
+    ///
+    /// A burst without end is cut, so that others get at what is shared: the events of the requests
+    /// that follow wait behind the mask.
+    fn burst(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut shared = lock(&shared);
+        let mut answered = 0;
+        while answered < LONGEST_BURST {
+            if let Some(taken) = take(&shared.page) {
+                self.answer(&mut shared, taken)?;
+                answered += 1;
+            } else if answered == 0 || !self.look(&shared.page) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for the next request for as long as that seems worth it.
+    fn look(&mut self, page: &GrantedPage) -> bool {
+        let time = self.spin.time();
+        if time == Duration::ZERO {
+            return false;
+        }
+        let until = Instant::now() + time;
+        let found = loop {
+            if is_pending(page) {
+                break true;
+            }
+            if Instant::now() >= until {
+                break false;
+            }
+            hint::spin_loop();
+        };
+        self.spin.looked(found);
+        found
+    }
+
+    fn answer(&mut self, shared: &mut Shared, taken: Taken) -> io::Result<()> {
+        let request = *taken.request();
+        let (store, stub, name) = (&mut self.store, self.stub, &self.name);
+        let note = |index: usize, mode: &Mode| match record::note_mode(store, stub, index, mode) {
+            Ok(()) => log::info!("stub {name}: device {index} now interrupts by {mode}"),
+            Err(error) => log::error!("stub {name}: cannot note interrupt mode {mode}: {error}"),
+        };
+        let done = shared.functions.answer(&taken, &*self.xen, note);
+        let answer = match &done {
+            Ok(Done::Value(value)) => Ok(Success::Value(*value)),
+            Ok(Done::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
+            Err(failure) => Err(failure.error),
+        };
+        let delivery = taken.answer(&shared.page, answer);
+        self.channel.notify()?;
+        shared.requests += 1;
+        if let Err(failure) = done {
+            shared.failed += 1;
+            self.complain(&request, &failure);
+        }
+        if delivery == Delivery::Late
+            && let Some(missed) = self.limit.allow(Instant::now())
+        {
+            log::warn!("stub {}: {request}: answered too late{}", self.name, more(missed));
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, request: &Request, failure: &Failure) {
+        if let Some(missed) = self.limit.allow(Instant::now()) {
+            let Failure { error, cause } = failure;
+            log::warn!("stub {}: {request}: {error}: {cause}{}", self.name, more(missed));
+        }
+    }
+}
+
+fn more(missed: u64) -> String {
+    match missed {
+        0 => String::new(),
+        missed => format!(" (and {missed} messages not shown)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(magic: &str, grant: &str, port: &str) -> Result<Particulars, String> {
+        parse_particulars(&[magic, grant, port].map(str::to_owned)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn particulars_are_a_grant_and_a_port() {
+        assert_eq!(parse("7", "8", "15"), Ok(Particulars { grant: 8, port: 15 }));
+    }
+
+    #[test]
+    fn nonsense_is_named_by_its_node() {
+        for (magic, grant, port, node) in [
+            ("", "8", "15", "magic"),
+            ("6", "8", "15", "magic"),
+            ("7", "", "15", "pci-op-ref"),
+            ("7", "-1", "15", "pci-op-ref"),
+            ("7", "8", "4294967296", "event-channel"),
+            ("7", "8", "x\n", "event-channel"),
+        ] {
+            let error = parse(magic, grant, port).unwrap_err();
+            assert!(error.contains(&format!("node {node} is")), "{error}");
+        }
+    }
+}

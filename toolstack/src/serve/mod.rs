@@ -1,0 +1,299 @@
+//! The service: dom0's end of every stub's second hop.
+//!
+//! One thread watches xenstore and the control socket, and starts a [`link`] with a thread of its own
+//! for each stub that is ready. What it knows it reads from the records and the xenbus states, so a
+//! service that is started again takes up where the last one ended.
+
+mod link;
+
+use crate::control::{ControlError, Listener, Reply, Request};
+use crate::domains::is_alive;
+use crate::host::{Host, HostError};
+use crate::record::{ATTACHMENTS, Attachment, RecordError};
+use crate::release::{Released, release};
+use crate::status::{self, Served};
+use crate::store::StoreError;
+use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use link::Link;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use thiserror::Error;
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, DeviceType, key};
+use xenbus::state::XenbusState;
+
+/// Why the service ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Not on this host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// No second handle to the hypervisor.
+    #[error(transparent)]
+    Xenctrl(#[from] XenctrlError),
+    /// There is one already, or no place for the socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// xenstore is gone.
+    #[error("lost xenstore: restart the service when xenstored runs again")]
+    Store(#[from] StoreError),
+    /// The records cannot be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The kernel will not wait.
+    #[error("cannot wait for events")]
+    Wait(#[source] io::Error),
+}
+
+/// Between two looks at xenstore, so that a stub that flips its state costs little.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// The watches need no telling apart: after any event all is looked at.
+const TOKEN: &str = "";
+
+/// Serves all stubs of this host. Returns only on errors.
+pub fn serve() -> Result<(), ServeError> {
+    // Away from the terminal and session of the command that started us; already so under systemd.
+    let _ = rustix::process::setsid();
+    let listener = Listener::bind()?;
+    let host = Host::open()?;
+    let mut service = Service {
+        host,
+        xen: Arc::new(Xenctrl::open()?),
+        links: BTreeMap::new(),
+        known: BTreeSet::new(),
+        broken: BTreeSet::new(),
+    };
+    for path in [
+        DeviceType::Bulkhead.backends(0).as_str(),
+        ATTACHMENTS,
+        "@releaseDomain",
+    ] {
+        service.host.store.watch(path, TOKEN)?;
+    }
+    log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+    loop {
+        while service.take_events()? {
+            service.look()?;
+            thread::sleep(LOOK_INTERVAL);
+        }
+        let client = wait(service.host.store.transport_mut(), listener.socket())?;
+        if client && let Err(error) = listener.answer(|request| service.answer(request)) {
+            log::warn!("a client of the control socket went away: {error}");
+        }
+    }
+}
+
+/// Waits for xenstore or a client; true if there is a client.
+fn wait(store: &crate::store::Stream, socket: &impl rustix::fd::AsFd) -> Result<bool, ServeError> {
+    let mut fds = [
+        PollFd::new(store, PollFlags::IN),
+        PollFd::new(socket, PollFlags::IN),
+    ];
+    match poll(&mut fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1].revents().contains(PollFlags::IN)),
+        Err(error) => Err(ServeError::Wait(error.into())),
+    }
+}
+
+struct Service {
+    host: Host,
+    /// For the links; theirs to wait for while this thread is busy with its own.
+    xen: Arc<Xenctrl>,
+    links: BTreeMap<DomId, Link>,
+    /// The stubs whose state is watched.
+    known: BTreeSet<DomId>,
+    /// The stubs that are dead, or could not be linked: said once, then left alone.
+    broken: BTreeSet<DomId>,
+}
+
+impl Service {
+    /// True if anything happened in xenstore.
+    fn take_events(&mut self) -> Result<bool, StoreError> {
+        let mut any = false;
+        while self.host.store.next_event()?.is_some() {
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Brings links and records in line with what xenstore says.
+    fn look(&mut self) -> Result<(), ServeError> {
+        let (attachments, damaged) = Attachment::all(&mut self.host.store)?;
+        for error in damaged {
+            log::error!("{error}");
+        }
+        let stubs: BTreeSet<DomId> = attachments
+            .iter()
+            .map(|attachment| attachment.stub.domid)
+            .collect();
+        self.forget(&stubs)?;
+        for attachment in attachments {
+            let stub = attachment.stub.domid;
+            if self.known.insert(stub) {
+                self.host
+                    .store
+                    .watch(&Hop::second_hop(stub).frontend_node(key::STATE), TOKEN)?;
+            }
+            if !is_alive(&mut self.host.store, &attachment.guest)? {
+                log::info!("guest {} is dead", attachment.guest.name);
+                self.release(&attachment);
+            } else if !is_alive(&mut self.host.store, &attachment.stub)? {
+                self.bury(&attachment);
+            } else {
+                self.follow(&attachment)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops all that belongs to stubs without a record.
+    fn forget(&mut self, stubs: &BTreeSet<DomId>) -> Result<(), StoreError> {
+        let gone: Vec<DomId> = self.known.difference(stubs).copied().collect();
+        for stub in gone {
+            self.known.remove(&stub);
+            self.broken.remove(&stub);
+            self.links.remove(&stub);
+            let watched = Hop::second_hop(stub).frontend_node(key::STATE);
+            match self.host.store.unwatch(&watched, TOKEN) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A stub died and its guest did not: the guest's DMA and interrupts go on, so the device is left
+    /// untouched.
+    fn bury(&mut self, attachment: &Attachment) {
+        let stub = attachment.stub.domid;
+        self.links.remove(&stub);
+        if self.broken.insert(stub) {
+            log::error!(
+                "stub {} is dead: guest {} keeps its devices running, but can configure them no more; \
+                 `bulkhead destroy {}` frees them",
+                attachment.stub.name,
+                attachment.guest.name,
+                attachment.guest.name
+            );
+        }
+    }
+
+    /// The backend's part of the xenbus states.
+    fn follow(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
+        let stub = attachment.stub.domid;
+        let hop = Hop::second_hop(stub);
+        let own = self.state(&hop.backend_node(key::STATE))?;
+        let theirs = self.state(&hop.frontend_node(key::STATE))?;
+        match (own, theirs) {
+            (Initialising, Initialising) => self.set_state(hop, InitWait),
+            // State 4 without a link: an earlier service served this stub.
+            (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
+                if !self.links.contains_key(&stub) && !self.broken.contains(&stub) {
+                    return self.connect(attachment, hop);
+                }
+                Ok(())
+            }
+            (Initialising | InitWait | Initialised | Connected | Closing, Closing | Closed) => {
+                self.links.remove(&stub);
+                log::info!("stub {} has closed its connection", attachment.stub.name);
+                self.set_state(hop, Closed)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn connect(&mut self, attachment: &Attachment, hop: Hop) -> Result<(), StoreError> {
+        let particulars = link::particulars(&mut self.host.store, hop)?;
+        let linked = particulars.and_then(|particulars| {
+            Link::start(attachment, particulars, &self.host.sysfs, Arc::clone(&self.xen))
+        });
+        match linked {
+            Ok(link) => {
+                self.links.insert(attachment.stub.domid, link);
+                log::info!(
+                    "serving stub {} of guest {}",
+                    attachment.stub.name,
+                    attachment.guest.name
+                );
+                self.set_state(hop, XenbusState::Connected)
+            }
+            Err(error) => {
+                let text = format!("{:#}", anyhow::Error::from(error));
+                log::error!("cannot serve stub {}: {text}", attachment.stub.name);
+                self.broken.insert(attachment.stub.domid);
+                self.host.store.write(&error_node(attachment.stub.domid), &text)?;
+                self.set_state(hop, XenbusState::Closing)
+            }
+        }
+    }
+
+    fn state(&mut self, path: &str) -> Result<XenbusState, StoreError> {
+        let text = self.host.store.read_optional(path)?;
+        Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
+    }
+
+    fn set_state(&mut self, hop: Hop, state: XenbusState) -> Result<(), StoreError> {
+        self.host
+            .store
+            .write(&hop.backend_node(key::STATE), state.as_str())
+    }
+
+    /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
+    fn release(&mut self, attachment: &Attachment) -> Released {
+        self.links.remove(&attachment.stub.domid);
+        // The link may have changed the modes since.
+        let current = Attachment::read(&mut self.host.store, attachment.stub.domid)
+            .ok()
+            .flatten();
+        let released = release(&mut self.host, current.as_ref().unwrap_or(attachment));
+        for line in &released.devices {
+            log::info!("{line}");
+        }
+        for problem in &released.problems {
+            log::error!("{problem}");
+        }
+        released
+    }
+
+    fn answer(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Status => {
+                let served: BTreeMap<DomId, Served> = self
+                    .links
+                    .iter()
+                    .map(|(&stub, link)| (stub, link.served()))
+                    .collect();
+                match status::collect(&mut self.host, true, served) {
+                    Ok(status) => Reply::Status(status),
+                    Err(error) => failed(error),
+                }
+            }
+            Request::Release { stub } => match Attachment::read(&mut self.host.store, stub) {
+                Ok(Some(attachment)) => {
+                    let Released { devices, problems } = self.release(&attachment);
+                    Reply::Released { devices, problems }
+                }
+                Ok(None) => Reply::Error {
+                    message: format!("domain {stub} is no stub of a guest"),
+                },
+                Err(error) => failed(error),
+            },
+        }
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Reply {
+    Reply::Error {
+        message: format!("{:#}", anyhow::Error::from(error)),
+    }
+}
+
+/// Where the service says why it does not serve a stub.
+pub fn error_node(stub: DomId) -> String {
+    format!("/local/domain/0/error/backend/bulkhead/{stub}/0/error")
+}

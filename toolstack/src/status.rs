@@ -1,0 +1,462 @@
+//! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
+
+use crate::domains::is_alive;
+use crate::host::Host;
+use crate::interrupts::Mode;
+use crate::record::{self, Attachment, Device, RecordError};
+use crate::store::StoreError;
+use crate::xenctrl::DomId;
+use comfy_table::{Table, presets};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use thiserror::Error;
+use xenbus::client::Store as _;
+use xenbus::counters::{Counter, Counters};
+use xenbus::path::{Device as Hop, key};
+use xenbus::state::XenbusState;
+
+/// Everything about all attachments of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Dom0's end of all stubs.
+    pub service: Service,
+    /// One for each stub that serves a guest.
+    pub stubs: Vec<StubStatus>,
+    /// Devices that did not recover from their last guest.
+    pub quarantined: Vec<Quarantined>,
+    /// What is wrong, such as a damaged record.
+    pub problems: Vec<String>,
+}
+
+/// The service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// If not, guests' writes and changes of their interrupt mode fail.
+    pub running: bool,
+}
+
+/// One stub with its guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StubStatus {
+    /// The stub, and the state of its second hop.
+    #[serde(flatten)]
+    pub domain: DomainStatus,
+    /// The guest, and the state of its pcifront.
+    pub guest: DomainStatus,
+    /// The devices.
+    pub devices: Vec<DeviceStatus>,
+    /// What the service has seen of the stub; absent while it serves it not.
+    pub served: Option<Served>,
+}
+
+/// A domain and its end of its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainStatus {
+    /// Its number.
+    pub domid: DomId,
+    /// Its name.
+    pub name: String,
+    /// The xenbus state of its frontend, such as `connected`; [`GONE`] if the domain is no more.
+    pub state: String,
+}
+
+/// State of a domain that is no more.
+pub const GONE: &str = "gone";
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its address.
+    pub bdf: String,
+    /// Vendor and device.
+    pub ids: String,
+    /// `intx`, `msi`, `msi-x`, or `none` where the line is withheld or absent.
+    pub mode: String,
+    /// The guest's pirqs in use.
+    pub pirqs: Vec<u32>,
+    /// The interrupt line, if the device has one.
+    pub gsi: Option<u32>,
+    /// False if the line is withheld, or absent.
+    pub line_offered: bool,
+    /// How Linux resets it.
+    pub reset: Option<String>,
+}
+
+/// What the service has seen of a stub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
+    /// Writes that the service's own guard refused: a sound stub never sends one.
+    pub refused: Vec<RefusedWrite>,
+    /// The stub's own counters, by name; empty before it has published any.
+    pub counters: BTreeMap<String, u64>,
+    /// The writes that the stub dropped, by register.
+    pub dropped: Vec<DroppedWrites>,
+}
+
+/// Writes to one register that the guard refused for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedWrite {
+    /// The device.
+    pub bdf: String,
+    /// Offset of the register.
+    pub offset: u16,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Writes to one register that the stub dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedWrites {
+    /// The device's slot and function on the guest's bus, such as `00.0`.
+    pub slot: String,
+    /// Offset of the register.
+    pub offset: u16,
+    /// How many.
+    pub count: u32,
+}
+
+/// A device that is given to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Its address.
+    pub bdf: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The status could not be found out.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// The records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The domains.
+    #[error("cannot read the state of a domain in xenstore")]
+    Store(#[from] StoreError),
+}
+
+impl Served {
+    /// Takes the stub's counters in. They are shown, never acted upon.
+    pub fn add_counters(&mut self, counters: &Counters) {
+        let named = Counter::ALL
+            .iter()
+            .map(|&counter| (counter.name().to_owned(), counters.get(counter)));
+        self.counters = named.collect();
+        let dropped = counters.dropped_writes().map(|write| DroppedWrites {
+            slot: format!("{:02x}.{:x}", write.devfn >> 3, write.devfn & 7),
+            offset: write.offset,
+            count: write.count,
+        });
+        self.dropped = dropped.collect();
+    }
+}
+
+/// Finds out the status from the records; `served` holds what the service has seen, by stub.
+pub fn collect(
+    host: &mut Host,
+    service_running: bool,
+    mut served: BTreeMap<DomId, Served>,
+) -> Result<Status, StatusError> {
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    let mut status = Status {
+        service: Service {
+            running: service_running,
+        },
+        problems: damaged.iter().map(ToString::to_string).collect(),
+        ..Status::default()
+    };
+    for attachment in attachments {
+        let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
+        let guest_state = Hop::first_hop(stub, guest).frontend_node(key::STATE);
+        let stub_state = Hop::second_hop(stub).frontend_node(key::STATE);
+        let devices = attachment.devices.iter().zip(&attachment.modes);
+        status.stubs.push(StubStatus {
+            domain: domain_status(host, &attachment.stub, &stub_state)?,
+            guest: domain_status(host, &attachment.guest, &guest_state)?,
+            devices: devices
+                .map(|(device, mode)| device_status(device, mode, host.sysfs.reset_method(device.bdf)))
+                .collect(),
+            served: served.remove(&stub),
+        });
+    }
+    for (bdf, reason) in record::quarantined(&mut host.store)? {
+        let bdf = bdf.to_string();
+        status.quarantined.push(Quarantined { bdf, reason });
+    }
+    Ok(status)
+}
+
+fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Result<DomainStatus, StoreError> {
+    let state = if is_alive(&mut host.store, domain)? {
+        let state = host.store.read_optional(state)?.unwrap_or_default();
+        format!("{:?}", XenbusState::parse(&state)).to_lowercase()
+    } else {
+        GONE.to_owned()
+    };
+    Ok(DomainStatus {
+        domid: domain.domid,
+        name: domain.name.clone(),
+        state,
+    })
+}
+
+fn device_status(device: &Device, mode: &Mode, reset: Option<String>) -> DeviceStatus {
+    let line = device.gsi.filter(|_| device.line_offered);
+    let (name, pirqs) = match mode {
+        Mode::Line => (
+            if line.is_some() { "intx" } else { "none" },
+            line.into_iter().collect(),
+        ),
+        Mode::Msi(pirq) => ("msi", vec![u32::from(*pirq)]),
+        Mode::Msix(entries) => ("msi-x", entries.iter().map(|&(_, pirq)| pirq.into()).collect()),
+    };
+    DeviceStatus {
+        bdf: device.bdf.to_string(),
+        ids: device.ids.to_string(),
+        mode: name.into(),
+        pirqs,
+        gsi: device.gsi,
+        line_offered: device.line_offered,
+        reset,
+    }
+}
+
+/// For people.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let service = if self.service.running {
+            "running"
+        } else {
+            "DOWN: guests' writes and interrupt changes fail (start it with `bulkhead serve`)"
+        };
+        writeln!(f, "service: {service}")?;
+        if self.stubs.is_empty() {
+            writeln!(f, "no devices are passed through")?;
+        } else {
+            writeln!(f, "{}", self.devices_table())?;
+        }
+        self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
+        for device in &self.quarantined {
+            writeln!(f, "quarantine: {}, because {}", device.bdf, device.reason)?;
+        }
+        self.problems
+            .iter()
+            .try_for_each(|problem| writeln!(f, "problem: {problem}"))
+    }
+}
+
+impl Status {
+    fn devices_table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::ASCII_BORDERS_ONLY_CONDENSED);
+        table.set_header(["guest", "stub", "device", "ids", "interrupts", "pirqs", "reset"]);
+        for stub in &self.stubs {
+            for device in &stub.devices {
+                let pirqs: Vec<_> = device.pirqs.iter().map(u32::to_string).collect();
+                table.add_row([
+                    stub.guest.to_string(),
+                    stub.domain.to_string(),
+                    device.bdf.clone(),
+                    device.ids.clone(),
+                    device.interrupts(),
+                    pirqs.join(" "),
+                    device.reset.clone().unwrap_or_else(|| "none".into()),
+                ]);
+            }
+        }
+        table
+    }
+}
+
+impl DeviceStatus {
+    fn interrupts(&self) -> String {
+        let withheld = if self.gsi.is_some() && !self.line_offered {
+            ", INTx withheld"
+        } else {
+            ""
+        };
+        match self.mode.as_str() {
+            "msi-x" => format!("MSI-X, {} vectors{withheld}", self.pirqs.len()),
+            "msi" => format!("MSI{withheld}"),
+            "intx" => "INTx".into(),
+            _ => format!("none{withheld}"),
+        }
+    }
+}
+
+impl fmt::Display for DomainStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}) {}", self.name, self.domid, self.state)
+    }
+}
+
+impl StubStatus {
+    fn fmt_served(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.domain.name;
+        let Some(served) = &self.served else {
+            return writeln!(f, "{name}: not served");
+        };
+        write!(
+            f,
+            "{name}: {} requests to dom0, {} failed",
+            served.requests, served.failed
+        )?;
+        for (counter, value) in served.counters.iter().filter(|(_, value)| **value > 0) {
+            write!(f, ", {counter} {value}")?;
+        }
+        writeln!(f)?;
+        for write in &served.dropped {
+            let DroppedWrites { slot, offset, count } = write;
+            writeln!(
+                f,
+                "{name}: dropped {count} writes to register {offset:#x} of the guest's {slot}"
+            )?;
+        }
+        for write in &served.refused {
+            let RefusedWrite {
+                bdf,
+                offset,
+                reason,
+                count,
+            } = write;
+            writeln!(
+                f,
+                "{name}: REFUSED {count} writes to register {offset:#x} of {bdf}: {reason}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::device;
+
+    fn status() -> Status {
+        let domain = |domid, name: &str| DomainStatus {
+            domid,
+            name: name.into(),
+            state: "connected".into(),
+        };
+        let mut counters = Counters::default();
+        counters.add(Counter::Reads);
+        counters.add_dropped_write(0x08, 0x0d);
+        let mut served = Served {
+            requests: 12,
+            failed: 1,
+            ..Served::default()
+        };
+        served.add_counters(&counters);
+        served.refused.push(RefusedWrite {
+            bdf: "0000:00:05.0".into(),
+            offset: 0x10,
+            reason: "no".into(),
+            count: 2,
+        });
+        Status {
+            service: Service { running: true },
+            stubs: vec![StubStatus {
+                domain: domain(4, "web-bulkhead"),
+                guest: domain(3, "web"),
+                devices: vec![device_status(
+                    &device("00:05.0"),
+                    &Mode::Msix(vec![(0, 55), (1, 54)]),
+                    Some("flr".into()),
+                )],
+                served: Some(served),
+            }],
+            quarantined: vec![],
+            problems: vec![],
+        }
+    }
+
+    #[test]
+    fn people_see_guest_stub_device_mode_and_pirqs_in_one_row() {
+        let text = status().to_string();
+        let row = text
+            .lines()
+            .find(|line| line.contains("0000:00:05.0") && line.contains("web"))
+            .unwrap();
+        for cell in [
+            "web (3) connected",
+            "web-bulkhead (4)",
+            "8086:10d3",
+            "MSI-X, 2 vectors",
+            "55 54",
+            "flr",
+        ] {
+            assert!(row.contains(cell), "{cell} in {row}");
+        }
+    }
+
+    #[test]
+    fn dropped_and_refused_writes_are_named_by_register() {
+        let text = status().to_string();
+        assert!(
+            text.contains("12 requests to dom0, 1 failed, reads 1, writes_dropped 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("dropped 1 writes to register 0xd of the guest's 01.0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("REFUSED 2 writes to register 0x10 of 0000:00:05.0: no"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_service_that_is_down_is_said_first() {
+        let text = Status::default().to_string();
+        assert!(text.starts_with("service: DOWN"), "{text}");
+        assert!(text.contains("no devices are passed through"), "{text}");
+    }
+
+    #[test]
+    fn machines_find_the_stub_the_guest_and_the_mode_by_these_names() {
+        let json = serde_json::to_value(status()).unwrap();
+        for (pointer, value) in [
+            ("/service/running", serde_json::json!(true)),
+            ("/stubs/0/name", "web-bulkhead".into()),
+            ("/stubs/0/state", "connected".into()),
+            ("/stubs/0/guest/domid", 3.into()),
+            ("/stubs/0/devices/0/mode", "msi-x".into()),
+            ("/stubs/0/devices/0/pirqs/1", 54.into()),
+            ("/stubs/0/served/counters/reads", 1.into()),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn machines_read_back_what_was_told() {
+        let status = status();
+        let json = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+
+    #[test]
+    fn a_withheld_line_is_no_interrupt_and_is_said() {
+        let without = Device {
+            line_offered: false,
+            ..device("00:05.0")
+        };
+        let status = device_status(&without, &Mode::Line, None);
+        assert_eq!((status.mode.as_str(), status.pirqs.as_slice()), ("none", &[][..]));
+        assert_eq!(status.interrupts(), "none, INTx withheld");
+        let offered = device_status(&device("00:05.0"), &Mode::Line, None);
+        assert_eq!(
+            (offered.mode.as_str(), offered.pirqs.as_slice()),
+            ("intx", &[20][..])
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! A stub's page and event channel in this process, by the kernel's devices `gntdev` and `evtchn`.
+//!
+//! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h` and `evtchn.h`.
+#![allow(unsafe_code)]
+
+use crate::xenctrl::DomId;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, read, write};
+use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::ffi::c_void;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use xenbus::pciif::SharedPage;
+
+const GNTDEV: &str = "/dev/xen/gntdev";
+const EVTCHN: &str = "/dev/xen/evtchn";
+const PAGE_SIZE: usize = 4096;
+
+const MAP_GRANT_REF: (u8, u8) = (b'G', 0);
+const UNMAP_GRANT_REF: (u8, u8) = (b'G', 1);
+const BIND_INTERDOMAIN: (u8, u8) = (b'E', 1);
+const NOTIFY: (u8, u8) = (b'E', 4);
+
+#[repr(C)]
+struct MapGrantRef {
+    count: u32,
+    pad: u32,
+    /// Where to map; the kernel's answer.
+    index: u64,
+    domid: u32,
+    reference: u32,
+}
+
+#[repr(C)]
+struct UnmapGrantRef {
+    index: u64,
+    count: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct BindInterdomain {
+    remote_domain: u32,
+    remote_port: u32,
+}
+
+#[repr(C)]
+struct Notify {
+    port: u32,
+}
+
+/// A request of one of the two devices, whose result is a number.
+struct Request<'a, T> {
+    opcode: Opcode,
+    argument: &'a mut T,
+}
+
+// SAFETY: the kernel reads and writes no more than the structure behind the pointer, because
+// `submit`, which alone makes this type, is promised that the structure is the request's.
+unsafe impl<T> Ioctl for Request<'_, T> {
+    type Output = u32;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        (&raw mut *self.argument).cast()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
+        u32::try_from(out).map_err(|_| Errno::RANGE)
+    }
+}
+
+/// Sends a request to a device.
+///
+/// # Safety
+/// `device` is the one of the two that knows `request`, and `T` is the structure that the kernel's
+/// header defines for it.
+unsafe fn submit<T>(device: &OwnedFd, request: (u8, u8), argument: &mut T) -> io::Result<u32> {
+    let (letter, number) = request;
+    // The headers define all of these with _IOC_NONE, whatever the kernel reads or writes.
+    let opcode = ioctl::opcode::none(letter, number) | opcode_of_size(size_of::<T>());
+    // SAFETY: by the caller's promise.
+    Ok(unsafe { ioctl::ioctl(device, Request { opcode, argument }) }?)
+}
+
+/// The size field of a request's number (`_IOC_SIZESHIFT`).
+const fn opcode_of_size(size: usize) -> Opcode {
+    (size as Opcode) << 16
+}
+
+fn open_device(path: &str) -> io::Result<OwnedFd> {
+    let opened = open(
+        path,
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    );
+    opened.map_err(|error| io::Error::new(error.kind(), format!("cannot open {path}: {error}")))
+}
+
+/// A page of another domain, mapped for reading and writing until it is dropped.
+#[derive(Debug)]
+pub struct GrantedPage {
+    address: NonNull<c_void>,
+    index: u64,
+    device: OwnedFd,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is a
+// volatile copy or an atomic operation.
+unsafe impl Send for GrantedPage {}
+
+impl GrantedPage {
+    /// Maps the page that `owner` granted to dom0 as `reference`.
+    pub fn map(owner: DomId, reference: u32) -> io::Result<Self> {
+        let device = open_device(GNTDEV)?;
+        let mut request = MapGrantRef {
+            count: 1,
+            pad: 0,
+            index: 0,
+            domid: owner.into(),
+            reference,
+        };
+        // SAFETY: gntdev knows this request, by this structure with one grant in it.
+        unsafe { submit(&device, MAP_GRANT_REF, &mut request) }?;
+        let index = request.index;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
+        let mapped = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                access,
+                MapFlags::SHARED,
+                &device,
+                index,
+            )
+        };
+        let address = mapped.map(NonNull::new);
+        match address {
+            Ok(Some(address)) => Ok(Self {
+                address,
+                index,
+                device,
+            }),
+            Ok(None) => Err(io::ErrorKind::InvalidData.into()),
+            // The device forgets the grant when it is closed.
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The word at `offset`.
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        assert!(
+            offset.is_multiple_of(4) && offset < PAGE_SIZE,
+            "no word of the page: {offset}"
+        );
+        // SAFETY: the word lies in the page, which stays mapped as long as `self`, and is aligned;
+        // this process accesses it by atomic and volatile operations only, and what the other domain
+        // does to it meanwhile is outside of this program.
+        unsafe { AtomicU32::from_ptr(self.address.as_ptr().cast::<u8>().add(offset).cast()) }
+    }
+
+    fn check(offset: usize, length: usize) {
+        let end = offset.checked_add(length);
+        assert!(
+            end.is_some_and(|end| end <= PAGE_SIZE),
+            "outside of the page: {offset}+{length}"
+        );
+    }
+}
+
+impl SharedPage for GrantedPage {
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        Self::check(offset, into.len());
+        let start = self.address.as_ptr().cast::<u8>().cast_const();
+        for (index, byte) in into.iter_mut().enumerate() {
+            // SAFETY: in the page by the check, mapped as long as `self`; volatile, because the other
+            // domain may write it at any time.
+            *byte = unsafe { start.add(offset + index).read_volatile() };
+        }
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        Self::check(offset, bytes.len());
+        let start = self.address.as_ptr().cast::<u8>();
+        for (index, byte) in bytes.iter().enumerate() {
+            // SAFETY: as in `copy_out`; the page is mapped for writing.
+            unsafe { start.add(offset + index).write_volatile(*byte) };
+        }
+    }
+
+    fn load(&self, offset: usize) -> u32 {
+        self.word(offset).load(Ordering::Acquire)
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.word(offset).store(value, Ordering::Release);
+    }
+
+    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.word(offset).fetch_or(bits, Ordering::AcqRel)
+    }
+
+    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.word(offset).fetch_and(!bits, Ordering::AcqRel)
+    }
+}
+
+impl Drop for GrantedPage {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by `map` with this size, and nothing refers to it any more.
+        let unmapped = unsafe { munmap(self.address.as_ptr(), PAGE_SIZE) };
+        let mut request = UnmapGrantRef {
+            index: self.index,
+            count: 1,
+            pad: 0,
+        };
+        // SAFETY: gntdev knows this request, by this structure.
+        let forgotten = unsafe { submit(&self.device, UNMAP_GRANT_REF, &mut request) };
+        if unmapped.is_err() || forgotten.is_err() {
+            log::warn!("a page of a stub could not be unmapped; the kernel does it when this process ends");
+        }
+    }
+}
+
+/// An event channel to another domain. An event masks it until [`Self::unmask`].
+#[derive(Debug)]
+pub struct EventChannel {
+    device: OwnedFd,
+    port: u32,
+}
+
+impl EventChannel {
+    /// Binds to the `remote` port, which `peer` has made for dom0.
+    pub fn bind(peer: DomId, remote: u32) -> io::Result<Self> {
+        let device = open_device(EVTCHN)?;
+        let mut request = BindInterdomain {
+            remote_domain: peer.into(),
+            remote_port: remote,
+        };
+        // SAFETY: evtchn knows this request, by this structure. Closing the device unbinds the port.
+        let port = unsafe { submit(&device, BIND_INTERDOMAIN, &mut request) }?;
+        Ok(Self { device, port })
+    }
+
+    /// Sends an event to the other end.
+    pub fn notify(&self) -> io::Result<()> {
+        let mut request = Notify { port: self.port };
+        // SAFETY: evtchn knows this request, by this structure.
+        unsafe { submit(&self.device, NOTIFY, &mut request) }.map(drop)
+    }
+
+    /// Takes an event; false if there is none. From then on the channel is masked.
+    pub fn take(&self) -> io::Result<bool> {
+        let mut port = [0; 4];
+        match read(&self.device, &mut port) {
+            Ok(count) => Ok(count == port.len()),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Lets events come again; one that was sent meanwhile comes at once.
+    pub fn unmask(&self) -> io::Result<()> {
+        write(&self.device, &self.port.to_ne_bytes())?;
+        Ok(())
+    }
+}
+
+/// Readable when an event has come.
+impl AsFd for EventChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_the_requests_are_those_of_the_kernels_headers() {
+        let number =
+            |(letter, number): (u8, u8), size| ioctl::opcode::none(letter, number) | opcode_of_size(size);
+        assert_eq!(number(MAP_GRANT_REF, size_of::<MapGrantRef>()), 0x0018_4700);
+        assert_eq!(number(UNMAP_GRANT_REF, size_of::<UnmapGrantRef>()), 0x0010_4701);
+        assert_eq!(
+            number(BIND_INTERDOMAIN, size_of::<BindInterdomain>()),
+            0x0008_4501
+        );
+        assert_eq!(number(NOTIFY, size_of::<Notify>()), 0x0004_4504);
+    }
+}
