@@ -62,7 +62,7 @@ impl Notice {
             bytes: [0; 64],
             length: 0,
         };
-        // Fits: 46 bytes at most.
+        // Fits: 47 bytes at most.
         let _ = write!(notice, "({lost} lines lost: the console was full)\r\n");
         notice
     }
@@ -81,5 +81,70 @@ impl Write for Notice {
         room.copy_from_slice(text.as_bytes());
         self.length += text.len();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+    use alloc::vec;
+    use xenbus::model::Page;
+
+    /// What the reader takes off.
+    fn read(page: &Page) -> String {
+        let mut bytes = vec![0; 4096];
+        let count = CONSOLE_OUTPUT.pop(page, &mut bytes).unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn lines_come_out_as_they_went_in() {
+        let page = Page::new();
+        let mut console = Console::new(page.clone());
+        assert!(console.write_line(b"one") && console.write_line(b"two"));
+        assert!(!console.is_drained());
+        assert_eq!(read(&page), "one\r\ntwo\r\n");
+        assert!(console.is_drained());
+    }
+
+    #[test]
+    fn a_console_that_nobody_reads_loses_whole_lines_and_counts_them() {
+        let page = Page::new();
+        let mut console = Console::new(page.clone());
+        let written = (0..100).filter(|_| console.write_line(&[b'x'; 98])).count();
+        assert_eq!(written, 20, "2048 bytes hold 20 lines of 100");
+        let text = read(&page);
+        assert!(text.lines().all(|line| line.len() == 98));
+
+        assert!(console.write_line(b"again"));
+        assert_eq!(read(&page), "(80 lines lost: the console was full)\r\nagain\r\n");
+        assert!(console.write_line(b"and on"));
+        assert_eq!(read(&page), "and on\r\n");
+    }
+
+    #[test]
+    fn a_line_that_can_never_fit_is_lost_and_told_of() {
+        let page = Page::new();
+        let mut console = Console::new(page.clone());
+        assert!(!console.write_line(&[b'x'; 3000]));
+        assert!(console.write_line(b"next"));
+        assert!(read(&page).starts_with("(1 lines lost"));
+    }
+
+    #[test]
+    fn a_reader_that_breaks_the_ring_costs_lines_and_nothing_else() {
+        let page = Page::new();
+        let mut console = Console::new(page.clone());
+        page.store(CONSOLE_OUTPUT.consumer, 5000);
+        assert!(!console.write_line(b"lost"));
+        assert!(console.is_drained(), "waiting for such a reader would never end");
+        page.store(CONSOLE_OUTPUT.consumer, 0);
+        assert!(console.write_line(b"back"));
+    }
+
+    #[test]
+    fn the_longest_notice_fits() {
+        assert_eq!(Notice::new(u32::MAX).bytes().len(), 47);
     }
 }

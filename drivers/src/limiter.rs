@@ -119,6 +119,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_suppressed_is_told_before_anything_new() {
+        let mut limiter = Limiter::<1>::new(LIMIT);
+        while limiter.admit(0, at(5)) {}
+        assert!(!limiter.admit(0, at(100)));
+        assert_eq!(settled(&mut limiter, at(100)), [(0, 2)]);
+        assert!(limiter.admit(0, at(100)));
+    }
+
+    #[test]
     fn a_few_lines_now_and_then_all_come_through_and_nothing_falls_due() {
         let mut limiter = Limiter::<1>::new(LIMIT);
         for second in 0..100 {

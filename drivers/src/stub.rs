@@ -1,6 +1,6 @@
 //! The whole stub in one loop: xenstore, both hops, the guest's requests, and `xl shutdown`.
 
-use crate::error::SetupError;
+use crate::error::{Blame, Excerpt, SetupError};
 use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::pcifront::SecondHop;
 use crate::platform::{DomId, Platform, Port};
@@ -82,7 +82,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         let domid: DomId = store::value(
             &mut client,
             "domid",
-            crate::error::Blame::Toolstack,
+            Blame::Toolstack,
             "the number of this domain",
             |text| store::decimal(text)?.try_into().ok(),
         )?;
@@ -165,11 +165,6 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.platform.wait(&self.ports[..count], until);
     }
 
-    /// The machine.
-    pub fn platform(&mut self) -> &mut P {
-        &mut self.platform
-    }
-
     /// Takes in all watch events that have come. How many they are says nothing: each stands for "look again".
     fn events(&mut self) -> Changed {
         let mut changed = Changed::default();
@@ -226,7 +221,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             other => {
                 log::warn!(
                     "control/shutdown asks for \"{}\": a stub only knows poweroff, halt and reboot",
-                    crate::error::Excerpt::of(other)
+                    Excerpt::of(other)
                 );
                 return None;
             }

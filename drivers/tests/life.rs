@@ -136,6 +136,17 @@ fn a_guest_whose_nodes_vanish_is_given_up() {
 }
 
 #[test]
+fn a_guest_whose_nodes_vanish_where_the_stub_may_not_look_is_given_up_too() {
+    let mut host = Host::connected();
+    // As the toolstack makes a home: nobody else may read it, so a missing node looks like a forbidden one.
+    host.own(&path::home(GUEST), GUEST, 0);
+    host.remove(&format!("{}/device", path::home(GUEST)));
+    host.settle();
+    assert_eq!(host.backend_state(), Closed);
+    assert_eq!(host.world.mapped(), 0);
+}
+
+#[test]
 fn a_backend_directory_that_vanishes_is_let_go() {
     let mut host = Host::connected();
     host.remove(&host.first.backend_dir());

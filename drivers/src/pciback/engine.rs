@@ -1,9 +1,9 @@
 //! Answers a guest's requests: one in, one out.
 
 use super::config::{Access, Effect, VirtualConfig};
-use super::function::Resources;
 use super::hardware::{Dom0, Reach};
 use super::messages::Messages;
+use super::resources::Resources;
 use super::slots::{NoPlace, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};

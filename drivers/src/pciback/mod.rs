@@ -2,8 +2,9 @@
 
 pub mod config;
 pub mod engine;
-pub mod function;
+
 pub mod hardware;
 pub mod lifecycle;
 pub mod messages;
+pub mod resources;
 pub mod slots;

@@ -3,8 +3,8 @@
 use drivers::error::{MessageKind, RequestError};
 use drivers::pciback::config::Access;
 use drivers::pciback::config::bar::Bars;
-use drivers::pciback::function::Resources;
 use drivers::pciback::hardware::{Dom0, Hardware};
+use drivers::pciback::resources::Resources;
 use drivers::platform::ConfigSpace;
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -235,7 +235,12 @@ impl Host {
     /// Has the guest ask, and the stub answer.
     pub fn ask(&mut self, request: &Request, entries: &[MsixEntry]) -> Answer {
         let posted = self.guest.post(request, entries);
+        self.world.take_pending(GUEST, self.guest.port);
         self.stub().step();
+        assert!(
+            self.world.take_pending(GUEST, self.guest.port),
+            "an answer comes with an event"
+        );
         self.guest.answer(posted)
     }
 

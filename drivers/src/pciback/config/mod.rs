@@ -18,8 +18,8 @@ mod render;
 pub use access::Access;
 pub use render::render;
 
-use super::function::Resources;
 use super::hardware::Hardware;
+use super::resources::Resources;
 use crate::error::{MessageKind, RequestError, SetupError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
