@@ -207,7 +207,9 @@ impl Claims {
         for name in record::children(store, LIBXL_DEVICES)? {
             let domid = store.read_optional(&format!("{LIBXL_DEVICES}/{name}/domid"))?;
             taken.extend(
-                domid.and_then(|domid| xl_claim(&name.replacen('-', ":", 2).replacen('-', ".", 1), &domid)),
+                record::bdf_of(&name)
+                    .zip(domid)
+                    .map(|(bdf, domid)| xl_claim(bdf, &domid)),
             );
         }
         for guest in record::children(store, PCIBACK_BACKENDS)? {
@@ -216,7 +218,8 @@ impl Claims {
                 for key in record::children(store, &backend)? {
                     if key.starts_with("dev-") {
                         let bdf = store.read_optional(&format!("{backend}/{key}"))?;
-                        taken.extend(bdf.and_then(|bdf| xl_claim(&bdf, &guest)));
+                        let bdf = bdf.and_then(|bdf| bdf.parse().ok());
+                        taken.extend(bdf.map(|bdf| xl_claim(bdf, &guest)));
                     }
                 }
             }
@@ -235,13 +238,12 @@ fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item = Claim> {
     })
 }
 
-fn xl_claim(bdf: &str, domid: &str) -> Option<Claim> {
-    let bdf = bdf.parse().ok()?;
-    Some(Claim {
+fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
+    Claim {
         bdf,
         by: format!("by domain {domid} (through dom0's xen-pciback)"),
         next: format!("`xl pci-detach {domid} {bdf}` frees it"),
-    })
+    }
 }
 
 /// Checks that the host can keep a device's DMA and configuration space apart.
@@ -551,19 +553,24 @@ mod tests {
             "{told:?}"
         );
         assert!(
-            told[0].ends_with("`xenstore-rm /local/domain/0/bulkhead/quarantine/0000:00:06.0`"),
+            told[0].ends_with("`xenstore-rm /local/domain/0/bulkhead/quarantine/0000-00-06-0`"),
             "{told:?}"
         );
     }
 
     #[test]
-    fn xls_own_claims_are_read_in_its_spelling() {
-        let claim = xl_claim("0000:00:05.0", "7").unwrap();
+    fn a_device_of_xls_is_refused_with_xls_way_out() {
+        let claims = Claims {
+            taken: vec![xl_claim(bdf(A), "7")],
+            ..Claims::default()
+        };
         assert_eq!(
-            (claim.bdf, claim.next.as_str()),
-            (bdf(A), "`xl pci-detach 7 0000:00:05.0` frees it")
+            refusals(&host(), &[A], &claims),
+            [
+                "0000:00:05.0 is in use by domain 7 (through dom0's xen-pciback): \
+                 `xl pci-detach 7 0000:00:05.0` frees it"
+            ]
         );
-        assert_eq!(xl_claim("nonsense", "7"), None);
     }
 
     #[test]
@@ -588,7 +595,7 @@ mod tests {
         let sysfs = tree.sysfs();
         let nobody = Claims::default();
         let guest = Claims {
-            taken: vec![xl_claim(B, "7").unwrap()],
+            taken: vec![xl_claim(bdf(B), "7")],
             ..Claims::default()
         };
         let sharers = |together: &[Bdf], claims| line_sharers(bdf(A), together, &sysfs, claims).unwrap();

@@ -153,6 +153,10 @@ impl Listener {
         stream.set_write_timeout(Some(PATIENCE))?;
         let mut line = String::new();
         BufReader::new((&stream).take(LONGEST_LINE)).read_line(&mut line)?;
+        if line.is_empty() {
+            // One who only wanted to know whether somebody listens.
+            return Ok(());
+        }
         let reply = match serde_json::from_str(&line) {
             Ok(request) => answer(request),
             Err(error) => Reply::Error {

@@ -246,11 +246,10 @@ impl Interrupts {
             return Ok(());
         }
         let off = turn_off(config, &self.capabilities);
-        let unmapped = mode
-            .pirqs()
-            .into_iter()
-            .map(|pirq| xen.unmap_pirq(guest, pirq.into()));
-        let unmapped = unmapped.fold(Ok(()), |first, next| first.and(next));
+        let mut unmapped = Ok(());
+        for pirq in mode.pirqs() {
+            unmapped = unmapped.and(xen.unmap_pirq(guest, pirq.into()));
+        }
         let line = if self.line_offered {
             release_line(config)
         } else {

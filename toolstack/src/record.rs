@@ -19,9 +19,9 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Directory of the devices taken from a driver of dom0's: `SSSS:BB:DD.F`, with the driver's name.
+/// Directory of the devices taken from a driver of dom0's: by [`node_name`], with the driver's name.
 const SEIZED: &str = "/local/domain/0/bulkhead/seized";
-/// Directory of the devices that did not recover: `SSSS:BB:DD.F`, with the reason.
+/// Directory of the devices that did not recover: by [`node_name`], with the reason.
 const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
 
 /// A domain, told apart from a later one with the same number.
@@ -202,23 +202,23 @@ pub fn note_mode(store: &mut Store, stub: DomId, index: usize, mode: &Mode) -> R
 /// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
 pub fn note_seized(store: &mut Store, bdf: Bdf, driver: &str) -> Result<(), RecordError> {
     make_root(store)?;
-    Ok(store.write(&format!("{SEIZED}/{bdf}"), driver)?)
+    Ok(store.write(&seized_path(bdf), driver)?)
 }
 
 /// The driver that a device was taken from; `None` if it was not taken by us.
 pub fn seized_from(store: &mut Store, bdf: Bdf) -> Result<Option<String>, RecordError> {
-    Ok(store.read_optional(&format!("{SEIZED}/{bdf}"))?)
+    Ok(store.read_optional(&seized_path(bdf))?)
 }
 
 /// Forgets that a device was taken.
 pub fn forget_seized(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
-    Ok(store.remove(&format!("{SEIZED}/{bdf}"))?)
+    Ok(store.remove(&seized_path(bdf))?)
 }
 
 /// Remembers that a device must not be given to anyone.
 pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), RecordError> {
     make_root(store)?;
-    Ok(store.write(&format!("{QUARANTINE}/{bdf}"), reason)?)
+    Ok(store.write(&quarantine_path(bdf), reason)?)
 }
 
 /// The devices in quarantine, with the reason for each.
@@ -226,14 +226,29 @@ pub fn quarantined(store: &mut Store) -> Result<Vec<(Bdf, String)>, RecordError>
     let mut devices = Vec::new();
     for name in children(store, QUARANTINE)? {
         let reason = store.read_optional(&format!("{QUARANTINE}/{name}"))?;
-        devices.extend(name.parse().ok().zip(reason));
+        devices.extend(bdf_of(&name).zip(reason));
     }
     Ok(devices)
 }
 
 /// Where one lifts the quarantine of a device, for error messages.
 pub fn quarantine_path(bdf: Bdf) -> String {
-    format!("{QUARANTINE}/{bdf}")
+    format!("{QUARANTINE}/{}", node_name(bdf))
+}
+
+/// A device's address as the name of a node, which holds no colons and dots: `SSSS-BB-DD-F`, as libxl
+/// writes it too.
+pub fn node_name(bdf: Bdf) -> String {
+    bdf.to_string().replace([':', '.'], "-")
+}
+
+/// The address in a [`node_name`].
+pub fn bdf_of(name: &str) -> Option<Bdf> {
+    name.replacen('-', ":", 2).replacen('-', ".", 1).parse().ok()
+}
+
+fn seized_path(bdf: Bdf) -> String {
+    format!("{SEIZED}/{}", node_name(bdf))
 }
 
 /// The children of a node; none if it does not exist.
@@ -394,6 +409,14 @@ pub(crate) mod tests {
         assert!(error.contains("`xenstore-rm /r/dev-0`"), "{error}");
         let error = Attachment::from_nodes("/r", "", &nodes).unwrap_err().to_string();
         assert!(error.starts_with("the record /r is damaged"), "{error}");
+    }
+
+    #[test]
+    fn an_address_can_be_the_name_of_a_node() {
+        let bdf = "0000:00:1f.2".parse().unwrap();
+        assert_eq!(node_name(bdf), "0000-00-1f-2");
+        assert_eq!(bdf_of("0000-00-1f-2"), Some(bdf));
+        assert_eq!(bdf_of("0000-00-1f"), None);
     }
 
     #[test]
