@@ -203,6 +203,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         if let Some(port) = self.first.port() {
             self.ports[1] = port;
         }
+        self.second.publish(self.first.engine().counters());
     }
 
     /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.

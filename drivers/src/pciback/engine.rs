@@ -9,6 +9,7 @@ use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
+use core::fmt;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::counters::{Counter, Counters};
@@ -62,6 +63,30 @@ pub enum Reply {
     Value(u32),
     /// A pirq for each MSI-X entry of the request.
     Vectors(Vec<u16>),
+}
+
+/// What a request achieved.
+enum Done {
+    /// The value.
+    Read(u32),
+    /// What became of the write.
+    Written(Effect),
+    /// The pirq.
+    MsiOn(u32),
+    /// The pirqs.
+    MsixOn(Vec<u16>),
+    /// What was on, and the pirq of the INTx line (0: none) that the guest is back to.
+    Off { kind: Option<MessageKind>, line: u32 },
+}
+
+impl Done {
+    fn into_reply(self) -> Reply {
+        match self {
+            Self::Read(value) | Self::MsiOn(value) | Self::Off { line: value, .. } => Reply::Value(value),
+            Self::Written(_) => Reply::Value(0),
+            Self::MsixOn(pirqs) => Reply::Vectors(pirqs),
+        }
+    }
 }
 
 /// A function that is exported to the guest.
@@ -169,77 +194,12 @@ impl<E: ConfigSpace> Engine<E> {
             return Err(RequestError::NoDevice);
         };
         let bdf = function.config.resources().bdf;
-        let mut hardware = Reach {
-            ecam: &function.ecam,
-            bdf,
-            dom0,
-        };
-        let counters = &mut self.counters;
-        let limiter = &mut self.limiter;
-        let mut note = |counter, text: core::fmt::Arguments<'_>| {
-            counters.add(counter);
-            if limiter.admit(Line::Messages.index(), now) {
-                log::info!("{bdf}: {text}");
-            }
-        };
-        let result = match request.command {
-            Command::ConfRead => Access::new(request.offset, request.size).map(|access| {
-                counters.add(Counter::Reads);
-                Reply::Value(function.config.read(&function.ecam, access))
-            }),
-            Command::ConfWrite => Access::new(request.offset, request.size).and_then(|access| {
-                let devfn = function.place.devfn();
-                let mut first_dropped = None;
-                let dropped = |offset| {
-                    if counters.add_dropped_write(devfn, offset) {
-                        first_dropped = first_dropped.or(Some(offset));
-                    }
-                };
-                let effect = function
-                    .config
-                    .write(&mut hardware, access, request.value, dropped);
-                if let Some(offset) = first_dropped {
-                    // At most once for each register in the table of counters.
-                    let name = function.config.name_of(offset).unwrap_or("no named register");
-                    log::info!("{bdf}: writes at {offset:#05x} ({name}) are dropped");
-                }
-                match effect? {
-                    // Counted above, by register.
-                    Effect::Dropped => {}
-                    Effect::Absorbed => counters.add(Counter::WritesAbsorbed),
-                    Effect::Forwarded => counters.add(Counter::WritesForwarded),
-                }
-                Ok(Reply::Value(0))
-            }),
-            Command::EnableMsi => function.messages.enable_msi(&mut hardware).map(|pirq| {
-                note(Counter::MsiEnabled, format_args!("MSI turned on, pirq {pirq}"));
-                Reply::Value(pirq)
-            }),
-            Command::EnableMsix => {
-                let vectors = function.messages.enable_msix(&mut hardware, entries);
-                vectors.map(|pirqs| {
-                    note(
-                        Counter::MsixEnabled,
-                        format_args!("MSI-X turned on, {} vectors, pirqs {pirqs:?}", pirqs.len()),
-                    );
-                    Reply::Vectors(pirqs)
-                })
-            }
-            Command::DisableMsi | Command::DisableMsix => {
-                function.messages.disable(&mut hardware).map(|kind| {
-                    if let Some(kind) = kind {
-                        note(disabled(kind), format_args!("{kind} turned off"));
-                    }
-                    let resources = function.config.resources();
-                    Reply::Value(if resources.intx { resources.irq } else { 0 })
-                })
-            }
-            Command::Other(command) => Err(RequestError::UnknownCommand(command)),
-        };
-        if let Err(error) = result {
-            self.refused(bdf, request, error, now);
+        let done = function.serve(request, entries, dom0, &mut self.counters);
+        match &done {
+            Ok(done) => self.note(bdf, done, now),
+            Err(error) => self.note_refusal(bdf, request, *error, now),
         }
-        result
+        done.map(Done::into_reply)
     }
 
     /// What is counted.
@@ -266,7 +226,43 @@ impl<E: ConfigSpace> Engine<E> {
         self.limiter.due()
     }
 
-    fn refused(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
+    /// Counts what was done, and logs what deserves a line.
+    fn note(&mut self, bdf: Bdf, done: &Done, now: Duration) {
+        match done {
+            Done::Read(_) => self.counters.add(Counter::Reads),
+            Done::Written(Effect::Forwarded) => self.counters.add(Counter::WritesForwarded),
+            Done::Written(Effect::Absorbed) => self.counters.add(Counter::WritesAbsorbed),
+            // Counted already, by register; or nothing was on.
+            Done::Written(Effect::Dropped) | Done::Off { kind: None, .. } => {}
+            Done::MsiOn(pirq) => {
+                self.note_messages(
+                    Counter::MsiEnabled,
+                    now,
+                    format_args!("{bdf}: MSI turned on, pirq {pirq}"),
+                );
+            }
+            Done::MsixOn(pirqs) => {
+                let count = pirqs.len();
+                self.note_messages(
+                    Counter::MsixEnabled,
+                    now,
+                    format_args!("{bdf}: MSI-X turned on, {count} vectors"),
+                );
+            }
+            Done::Off { kind: Some(kind), .. } => {
+                self.note_messages(disabled(*kind), now, format_args!("{bdf}: {kind} turned off"));
+            }
+        }
+    }
+
+    fn note_messages(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
+        self.counters.add(counter);
+        if self.limiter.admit(Line::Messages.index(), now) {
+            log::info!("{line}");
+        }
+    }
+
+    fn note_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
         let blame = error.blame();
         self.counters.add(Counter::Refused);
         self.counters.add(match blame {
@@ -278,6 +274,73 @@ impl<E: ConfigSpace> Engine<E> {
         if self.limiter.admit(Line::Refusal(blame).index(), now) {
             log::warn!("{bdf}: {} refused ({blame}): {error}", request.command);
         }
+    }
+}
+
+impl<E: ConfigSpace> Function<E> {
+    fn serve(
+        &mut self,
+        request: &Request,
+        entries: Result<&[MsixEntry], TooManyVectors>,
+        dom0: &mut impl Dom0,
+        counters: &mut Counters,
+    ) -> Result<Done, RequestError> {
+        let resources = self.config.resources();
+        let line = if resources.intx { resources.irq } else { 0 };
+        let mut hardware = Reach {
+            ecam: &self.ecam,
+            bdf: resources.bdf,
+            dom0,
+        };
+        match request.command {
+            Command::ConfRead => {
+                let access = Access::new(request.offset, request.size)?;
+                Ok(Done::Read(self.config.read(&self.ecam, access)))
+            }
+            Command::ConfWrite => {
+                let access = Access::new(request.offset, request.size)?;
+                self.write(access, request.value, dom0, counters)
+                    .map(Done::Written)
+            }
+            Command::EnableMsi => self.messages.enable_msi(&mut hardware).map(Done::MsiOn),
+            Command::EnableMsix => self
+                .messages
+                .enable_msix(&mut hardware, entries)
+                .map(Done::MsixOn),
+            Command::DisableMsi | Command::DisableMsix => {
+                let kind = self.messages.disable(&mut hardware)?;
+                Ok(Done::Off { kind, line })
+            }
+            Command::Other(command) => Err(RequestError::UnknownCommand(command)),
+        }
+    }
+
+    fn write(
+        &mut self,
+        access: Access,
+        value: u32,
+        dom0: &mut impl Dom0,
+        counters: &mut Counters,
+    ) -> Result<Effect, RequestError> {
+        let bdf = self.config.resources().bdf;
+        let mut hardware = Reach {
+            ecam: &self.ecam,
+            bdf,
+            dom0,
+        };
+        // True only once for each register that has a counter of its own: so few lines need no limit.
+        let mut first = None;
+        let dropped = |offset| {
+            if counters.add_dropped_write(self.place.devfn(), offset) {
+                first = first.or(Some(offset));
+            }
+        };
+        let effect = self.config.write(&mut hardware, access, value, dropped);
+        if let Some(offset) = first {
+            let name = self.config.name_of(offset).unwrap_or("no register of the policy");
+            log::info!("{bdf}: writes to {offset:#05x} ({name}) are dropped");
+        }
+        effect
     }
 }
 

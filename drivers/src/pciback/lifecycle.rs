@@ -2,7 +2,8 @@
 //!
 //! What the other ends write is looked at as a whole after every change, and each step follows from the
 //! states found: no step relies on having seen the one before. A guest's garbage ends its own connection,
-//! with the reason in the xenbus error node.
+//! with the reason in the xenbus error node. The states of hotplug, Reconfiguring and Reconfigured, are left
+//! alone: a guest gets all its devices at once.
 
 use super::engine::{Engine, MAX_FUNCTIONS, Reply};
 use crate::error::{Blame, Excerpt, SetupError};
@@ -427,7 +428,6 @@ impl<P: Platform> FirstHop<P> {
         for ecam in self.engine.clear() {
             cx.platform.unmap_ecam(ecam);
         }
-        cx.second.publish(self.engine.counters());
     }
 
     fn quiesce<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
