@@ -8,15 +8,19 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::cpio::Archive;
 use crate::observer::Observer;
-use crate::qemu::{DISK_BYTES, Machine, QEMU, file};
+use crate::qemu::{DISK_BYTES, Machine, QEMU, STOP, file, find_program};
 use crate::rig::Rig;
 use crate::store::create_dir;
 
 /// How often the run's progress is looked at.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long dom0 has to hand over its logs when the time is up.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// A file or directory of the host that dom0 gets, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +56,7 @@ pub struct Boot {
     pub files: Vec<FileIn>,
     /// The program that dom0 runs as root: a script with a first line `#!/bin/sh`.
     pub script: String,
-    /// From power-on to power-off.
+    /// From power-on. A script that still runs then is killed, and dom0 gets [some time](GRACE) to hand over its logs.
     pub timeout: Duration,
 }
 
@@ -164,8 +168,6 @@ impl Rig {
         let mut run = Run::start(&boot.machine, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
-        observer.phase(&format!("{}: collecting logs", self.suite()));
-
         for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
             fs::rename(work.join(from), dir.join(to)).with_context(|| format!("writing {to}"))?;
         }
@@ -176,7 +178,7 @@ impl Rig {
             }
             _ => end,
         };
-        for name in [file::INITRD, file::RESULTS, file::EVENTS] {
+        for name in [file::INITRD, file::RESULTS, file::EVENTS, file::CONTROL] {
             let _ = fs::remove_file(work.join(name));
         }
         let outcome = Outcome {
@@ -289,6 +291,17 @@ fn phase_name(phase: &str) -> &str {
     }
 }
 
+/// The command to which QEMU's arguments are added. Where it can be had, QEMU ends with the rig even if that is
+/// killed without warning.
+fn emulator() -> Command {
+    if find_program("setpriv").is_none() {
+        return Command::new(QEMU);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", QEMU]);
+    command
+}
+
 /// QEMU at work. Dropping it ends QEMU.
 struct Run {
     qemu: Child,
@@ -315,7 +328,10 @@ impl Run {
         for name in [file::SERIAL, file::EVENTS, file::OUTPUT] {
             File::create(work.join(name)).with_context(|| format!("creating {name}"))?;
         }
-        let qemu = Command::new(QEMU)
+        let control = work.join(file::CONTROL);
+        mknodat(CWD, &control, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .with_context(|| format!("creating {}", control.display()))?;
+        let qemu = emulator()
             .args(arguments)
             .current_dir(work)
             .stdin(Stdio::null())
@@ -335,7 +351,7 @@ impl Run {
 
     /// Passes on what happens until QEMU ends or the time is up.
     fn watch(&mut self, timeout: Duration, observer: &mut dyn Observer) -> Result<End> {
-        let deadline = Instant::now() + timeout;
+        let mut deadline = Instant::now() + timeout;
         let mut progress = Progress::default();
         loop {
             let ended = self.qemu.try_wait().context("waiting for QEMU")?;
@@ -347,10 +363,24 @@ impl Run {
                 bail!("stopped");
             }
             if Instant::now() >= deadline {
-                return Ok(End::TimedOut);
+                if progress.stopped || !progress.script_runs || self.stop().is_err() {
+                    return Ok(End::TimedOut);
+                }
+                observer.phase("the time is up, ending the script");
+                progress.stopped = true;
+                deadline += GRACE;
             }
             std::thread::sleep(TICK);
         }
+    }
+
+    /// Has dom0 end the script.
+    fn stop(&self) -> std::io::Result<()> {
+        // QEMU has it open, so this does not wait for a reader.
+        File::options()
+            .write(true)
+            .open(self.work.join(file::CONTROL))?
+            .write_all(STOP.as_bytes())
     }
 
     fn pass_on(&mut self, progress: &mut Progress, observer: &mut dyn Observer) -> Result<()> {
@@ -371,7 +401,10 @@ impl Run {
         self.unfinished_line += &String::from_utf8_lossy(&self.events.read_new()?);
         while let Some((line, rest)) = self.unfinished_line.split_once('\n') {
             match Event::parse(line) {
-                Some(Event::Phase(phase)) => observer.phase(phase_name(phase)),
+                Some(Event::Phase(phase)) => {
+                    progress.script_runs = phase == "script";
+                    observer.phase(phase_name(phase));
+                }
                 Some(Event::Failed(reason)) => progress.failed = Some(reason.to_owned()),
                 Some(Event::Exit(code)) => progress.exit_code = Some(code),
                 Some(Event::Done) => progress.done = true,
@@ -388,6 +421,7 @@ impl Run {
             return Err(anyhow!("QEMU ended with {status}: {}", said.trim()));
         }
         Ok(match progress {
+            Progress { stopped: true, .. } => End::TimedOut,
             Progress {
                 exit_code: Some(code),
                 done: true,
@@ -416,6 +450,9 @@ impl Drop for Run {
 #[derive(Debug, Default)]
 struct Progress {
     kernel_seen: bool,
+    script_runs: bool,
+    /// The time was up, and dom0 was told.
+    stopped: bool,
     failed: Option<String>,
     exit_code: Option<i32>,
     done: bool,

@@ -26,6 +26,8 @@ pub mod file {
     pub const SERIAL: &str = "serial";
     /// Written: lines by which dom0's init tells how far it is.
     pub const EVENTS: &str = "events";
+    /// Read, a named pipe: the line [`STOP`](super::STOP) ends the script.
+    pub const CONTROL: &str = "control";
     /// Written: what the script prints.
     pub const OUTPUT: &str = "output";
     /// Written: a tar archive of logs.
@@ -33,6 +35,9 @@ pub mod file {
     /// Written: what QEMU itself has to say.
     pub const QEMU_ERRORS: &str = "qemu.stderr";
 }
+
+/// What dom0 is told when the script's time is up: it ends the script and hands over its logs.
+pub const STOP: &str = "stop\n";
 
 /// A PC with a virtual IOMMU that boots Xen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,21 +115,17 @@ impl Machine {
         add("serial", "chardev:serial".to_owned());
         // Out of the way of the slots that scenarios use.
         add("device", "virtio-serial-pci,id=rig,addr=1e".to_owned());
-        for (nr, (port, path)) in [
-            ("events", file::EVENTS),
-            ("output", file::OUTPUT),
-            ("results", file::RESULTS),
-        ]
-        .iter()
-        .enumerate()
-        {
-            add("chardev", format!("file,id={port},path={path}"));
+        let ports = [
+            ("events", "file", file::EVENTS),
+            ("output", "file", file::OUTPUT),
+            ("results", "file", file::RESULTS),
+            ("control", "pipe", file::CONTROL),
+        ];
+        for (nr, (port, kind, path)) in (1..).zip(ports) {
+            add("chardev", format!("{kind},id={port},path={path}"));
             add(
                 "device",
-                format!(
-                    "virtserialport,bus=rig.0,nr={},chardev={port},name=rig.{port}",
-                    nr + 1
-                ),
+                format!("virtserialport,bus=rig.0,nr={nr},chardev={port},name=rig.{port}"),
             );
         }
         for name in self.backends("netdev") {
@@ -203,7 +204,7 @@ pub fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
 }
 
 /// Looks for a program on the search path.
-fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
