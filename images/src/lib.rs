@@ -29,7 +29,7 @@
 //! | [`rig`] | the cache of all that |
 //! | [`qemu`] | the machine |
 //! | [`boot`] | one run and its outcome |
-//! | [`stub`] | building the stub's image and the toolstack |
+//! | [`products`] | building the stub's image and the toolstack |
 #![forbid(unsafe_code)]
 
 pub mod apt;
@@ -40,11 +40,11 @@ pub mod kernel;
 pub mod modules;
 pub mod observer;
 pub mod packages;
+pub mod products;
 pub mod qemu;
 pub mod rig;
 pub mod rootfs;
 pub mod store;
-pub mod stub;
 pub mod suite;
 
 pub use boot::{Boot, End, FileIn, Outcome};

@@ -63,12 +63,11 @@ impl Packages {
         serde_json::from_slice(&fs::read(self.manifest_path()).ok()?).ok()
     }
 
-    /// Whether every package file is still the one in the manifest.
+    /// Whether all that is asked for is in the manifest, and every package file still the one that it names.
     pub fn is_intact(&self, manifest: &Manifest) -> bool {
-        manifest
-            .packages
-            .iter()
-            .all(|package| sha256_of_file(&self.deb(package)).is_ok_and(|sha256| sha256 == package.sha256))
+        let has = |name: &String| manifest.packages.iter().any(|package| package.name == *name);
+        self.suite.packages().iter().all(has)
+            && manifest.packages.iter().all(|package| sha256_of_file(&self.deb(package)).is_ok_and(|sha256| sha256 == package.sha256))
     }
 
     /// Fetches the newest packages of the suite and writes the manifest.

@@ -73,6 +73,7 @@ const PCI_PROGRAMS: [&str; 2] = ["lspci", "setpci"];
 
 const DOM0: Recipe = Recipe {
     programs: &[
+        "jq",
         "libxl-save-helper",
         "lsevtchn",
         "xen-hptool",

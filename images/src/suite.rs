@@ -64,6 +64,7 @@ impl Suite {
             "linux-image-amd64",
             "busybox-static",
             "pciutils",
+            "jq",
         ]
         .map(str::to_owned)
         .to_vec()

@@ -1,7 +1,7 @@
 #!/bin/sh
 # A host without IOMMU: nothing is passed through, and the reason is named.
 #: device edu,addr=6
-#: iommu off
+#: xen iommu=0
 . /rig/scenarios/lib.sh
 
 guest_config g1

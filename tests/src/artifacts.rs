@@ -2,7 +2,7 @@
 
 use crate::scenario;
 use anyhow::{Context as _, Result};
-use images::{FileIn, Observer, stub};
+use images::{FileIn, Observer, products};
 use std::path::Path;
 
 /// Files of this repository that dom0 gets, and where.
@@ -14,15 +14,12 @@ const FILES: &[(&str, &str)] =
 /// # Errors
 /// Something does not compile.
 pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
-    let mut files = stub::install(observer)?;
+    let mut files = products::install(observer)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
     for (host, target) in FILES {
         files.push(FileIn { host: root.join(host), target: (*target).to_owned() });
     }
-    files.push(FileIn {
-        host: stub::build_config_latency(observer)?,
-        target: "/rig/bin/config-latency".to_owned(),
-    });
+    files.push(products::config_latency(observer)?);
     files.push(FileIn {
         host: scenario::directory().join("lib.sh"),
         target: "/rig/scenarios/lib.sh".to_owned(),

@@ -52,7 +52,7 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Report> {
     let boot = Boot {
-        machine: Machine { devices: scenario.devices.clone(), iommu: scenario.iommu, ..Machine::default() },
+        machine: Machine { devices: scenario.devices.clone(), xen_options: scenario.xen_options.clone(), ..Machine::default() },
         files: files.to_vec(),
         script: scenario.script.clone(),
         timeout: scenario.timeout,

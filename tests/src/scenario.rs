@@ -1,6 +1,6 @@
 //! Scenarios: what there are, and what each needs.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use images::Suite;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,8 +23,8 @@ pub struct Scenario {
     pub suites: Vec<Suite>,
     /// `#: timeout SECONDS`, from power-on.
     pub timeout: Duration,
-    /// `#: iommu off`: a host without one.
-    pub iommu: bool,
+    /// `#: xen OPTION`: more for Xen's command line.
+    pub xen_options: Vec<String>,
     /// The script.
     pub script: String,
 }
@@ -49,7 +49,7 @@ impl Scenario {
             devices: Vec::new(),
             suites: Vec::new(),
             timeout: Duration::from_secs(180),
-            iommu: true,
+            xen_options: Vec::new(),
             script: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
@@ -61,11 +61,8 @@ impl Scenario {
                     let seconds = value.parse().with_context(|| format!("`#: {need}` wants seconds"))?;
                     scenario.timeout = Duration::from_secs(seconds);
                 }
-                "iommu" => {
-                    ensure!(value == "off", "`#: {need}`: only `off` makes a difference");
-                    scenario.iommu = false;
-                }
-                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout and iommu"),
+                "xen" => scenario.xen_options.push(value.to_owned()),
+                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout and xen"),
             }
         }
         scenario.script = script;
@@ -105,14 +102,14 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
         assert_eq!(scenario.devices, ["e1000e,addr=5", "edu"]);
         assert_eq!(scenario.timeout, Duration::from_secs(7));
         assert!(scenario.is_for(Suite::Trixie) && !scenario.is_for(Suite::Bookworm));
-        assert!(scenario.iommu);
+        assert_eq!(scenario.xen_options, ["iommu=0"]);
     }
 
     #[test]
@@ -121,7 +118,6 @@ mod tests {
             ("#: devise edu", "devise"),
             ("#: timeout soon", "timeout soon"),
             ("#: suite buster", "buster"),
-            ("#: iommu maybe", "iommu maybe"),
             ("#: device", "device"),
         ] {
             let error = parse(&format!("#!/bin/sh\n# T.\n{line}\n")).unwrap_err();

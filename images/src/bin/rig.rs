@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use images::observer::{Observer, Terminal};
-use images::{Boot, End, FileIn, Machine, Outcome, Rig, Suite, store, stub};
+use images::{Boot, End, FileIn, Machine, Outcome, Rig, Suite, store, products};
 
 /// Boots Debian's Xen in QEMU and runs a script in dom0.
 #[derive(Debug, Parser)]
@@ -138,7 +138,7 @@ impl Run {
             store::target_dir().join("rig-out").join(name)
         });
         if self.bulkhead {
-            files.extend(stub::install(&mut terminal)?);
+            files.extend(products::install(&mut terminal)?);
         }
         let boot = Boot {
             machine: Machine {

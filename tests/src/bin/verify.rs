@@ -133,7 +133,7 @@ fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
 
 fn image_size(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     let since = Instant::now();
-    let size = std::fs::metadata(images::stub::build_stub(observer)?)?.len();
+    let size = std::fs::metadata(images::products::build_stub(observer)?)?.len();
     let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}");
     let verdict = if size <= IMAGE_LIMIT { Verdict::Success } else { Verdict::Failure("too large".into()) };
     score.line(&name, &verdict, since);

@@ -1,4 +1,4 @@
-//! Building what is installed in a rig's dom0: the stub's image and the `bulkhead` command.
+//! Building what this workspace puts into a rig's dom0.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -43,6 +43,21 @@ const TOOLSTACK: Product = Product {
     cargo: &["build", "--package=bulkhead", "--bin=bulkhead", "--release"],
 };
 
+/// Runs in a guest too, whose image has few libraries.
+const CONFIG_LATENCY: Product = Product {
+    name: "the measuring program",
+    path: "release/config-latency",
+    target: "/rig/bin/config-latency",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-tests",
+        "--bin=config-latency",
+        "--release",
+        "--",
+        "-Ctarget-feature=+crt-static",
+    ],
+};
+
 /// Builds the stub's image and gives its path.
 ///
 /// # Errors
@@ -51,28 +66,24 @@ pub fn build_stub(observer: &mut dyn Observer) -> Result<PathBuf> {
     build(&STUB, observer)
 }
 
-/// Builds the `bulkhead` command for dom0 and gives its path.
-///
-/// # Errors
-/// It does not compile: the compiler's words are in the error.
-pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
-    build(&TOOLSTACK, observer)
-}
-
-/// Builds both and gives them as files for dom0, each where an installation has it.
+/// What an installation of Bulkhead has, each file where it has it.
 ///
 /// # Errors
 /// One of them does not compile.
 pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
-    [STUB, TOOLSTACK]
-        .iter()
-        .map(|product| {
-            Ok(FileIn {
-                host: build(product, observer)?,
-                target: product.target.to_owned(),
-            })
-        })
-        .collect()
+    [STUB, TOOLSTACK].iter().map(|product| build_file(product, observer)).collect()
+}
+
+/// The program that measures accesses of configuration space from inside a guest.
+///
+/// # Errors
+/// It does not compile.
+pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&CONFIG_LATENCY, observer)
+}
+
+fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {
+    Ok(FileIn { host: build(product, observer)?, target: product.target.to_owned() })
 }
 
 fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
