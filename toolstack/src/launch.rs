@@ -11,7 +11,7 @@ use crate::mcfg::{self, Mcfg};
 use crate::progress::{Progress, is_exported, progress};
 use crate::record::{self, Attachment, Domain};
 use crate::release::{Released, release};
-use crate::seize::{give_back, seize};
+use crate::seize::{Before, give_back, seize};
 use crate::xl;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs;
@@ -281,8 +281,9 @@ fn take_from_dom0(host: &mut Host, bdfs: &[Bdf], interrupt: &Interrupt, undo: &m
         let seized = seize(host, bdf);
         undo.push(Step::Seized(bdf));
         match seized? {
-            Some(driver) => println!("took {bdf} from dom0's driver {driver}"),
-            None => println!("{bdf} is held by xen-pciback"),
+            Before::Driven(driver) => println!("took {bdf} from dom0's driver {driver}"),
+            Before::Idle => println!("took {bdf}, which had no driver in dom0"),
+            Before::Held => println!("{bdf} is held by xen-pciback already"),
         }
         interrupt.check()?;
     }

@@ -56,13 +56,29 @@ pub enum SeizeError {
     Record(#[from] RecordError),
 }
 
-/// Makes xen-pciback hold the device. Returns the driver that it was taken from, if there was one.
-pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
+/// What a device was before it was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Held by xen-pciback already.
+    Held,
+    /// Bound to this driver of dom0's.
+    Driven(String),
+    /// Bound to no driver.
+    Idle,
+}
+
+/// Makes xen-pciback hold the device.
+pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
     load_pciback(host)?;
-    let driver = host.sysfs.driver(bdf).filter(|driver| driver != PCIBACK);
-    let held = host.sysfs.driver(bdf).as_deref() == Some(PCIBACK);
+    let before = match host.sysfs.driver(bdf) {
+        Some(driver) if driver == PCIBACK => Before::Held,
+        Some(driver) => Before::Driven(driver),
+        None => Before::Idle,
+    };
+    let held = before == Before::Held;
     if !held {
-        record::note_seized(&mut host.store, bdf, driver.as_deref().unwrap_or_default())?;
+        let driver = if let Before::Driven(driver) = &before { driver } else { "" };
+        record::note_seized(&mut host.store, bdf, driver)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {
@@ -72,7 +88,7 @@ pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
         return Err(SeizeError::Add { bdf, source });
     }
     match host.sysfs.driver(bdf) {
-        Some(now) if now == PCIBACK => Ok(driver),
+        Some(now) if now == PCIBACK => Ok(before),
         now => Err(SeizeError::NotHeld { bdf, driver: now }),
     }
 }
