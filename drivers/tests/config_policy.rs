@@ -194,6 +194,21 @@ mod command {
     }
 
     #[test]
+    fn a_device_that_forgot_its_addresses_gets_them_back_before_it_decodes() {
+        let device = Device::e1000e();
+        for lost in [0x04, 0x10, 0x18, 0x30] {
+            device.poke(lost, 2, 0);
+            device.poke(lost + 2, 2, 0);
+        }
+        let mut view = View::of(device);
+        view.write(0x04, 2, 0x0002).unwrap();
+        assert_eq!(
+            view.sent(),
+            [(0x10, 4, 0xfeb8_0000), (0x18, 4, 0xc041), (0x04, 2, 0x0003)]
+        );
+    }
+
+    #[test]
     fn a_device_that_lost_decode_in_d3_gets_it_back() {
         let mut view = View::new();
         view.device.poke(0x04, 2, 0x0000);
@@ -291,10 +306,15 @@ fn a_bar_that_the_device_lost_is_put_back_and_never_moved() {
 }
 
 #[test]
-fn the_rom_cannot_be_enabled() {
+fn the_rom_can_be_sized_and_neither_enabled_nor_moved() {
     let mut view = View::new();
-    assert_eq!(view.write(0x30, 4, 0xfeb0_0001), Ok(Effect::Absorbed));
-    assert_eq!(view.read(0x30, 4), 0xfeb0_0000);
+    view.device.poke(0x30, 4, 0);
+    for value in [0xfeb0_0001, 0xfeb0_0000, 0xdead_0000] {
+        assert_eq!(view.write(0x30, 4, value), Ok(Effect::Absorbed));
+        assert_eq!(view.read(0x30, 4), 0xfeb0_0000);
+    }
+    view.write(0x30, 4, u32::MAX).unwrap();
+    assert_eq!(view.read(0x30, 4), 0xfffc_0000);
     assert_eq!(view.sent(), []);
 }
 

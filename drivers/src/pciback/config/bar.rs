@@ -34,7 +34,8 @@ struct Bar {
     size: u32,
     /// The bits that a probe may leave at 0.
     ignored: u32,
-    implemented: bool,
+    /// The value may be put back into a device that lost it.
+    restorable: bool,
     probing: bool,
 }
 
@@ -50,7 +51,8 @@ impl Bar {
             value: region.start as u32 | flags,
             size: region.size.wrapping_neg() as u32 | flags,
             ignored,
-            implemented: true,
+            // A guest cannot enable the ROM, so it matters to nobody where it would be.
+            restorable: !rom,
             probing: false,
         }
     }
@@ -60,7 +62,7 @@ impl Bar {
             value: (lower.start >> 32) as u32,
             size: (lower.size.wrapping_neg() >> 32) as u32,
             ignored: 0,
-            implemented: true,
+            restorable: true,
             probing: false,
         }
     }
@@ -120,6 +122,12 @@ impl Bars {
         self.decodable
     }
 
+    /// The value that the device must hold before it decodes, if the register matters for that.
+    pub fn address(&self, index: BarIndex) -> Option<u32> {
+        let bar = self.bar(index);
+        bar.restorable.then_some(bar.value)
+    }
+
     /// What the guest reads.
     pub fn read(&self, index: BarIndex) -> u32 {
         let bar = self.bar(index);
@@ -133,7 +141,7 @@ impl Bars {
         };
         bar.probing = value | bar.ignored == u32::MAX;
         // A device that was in D3 may have lost its addresses; the recorded one may be put back.
-        let lost = !bar.probing && bar.implemented && value == bar.value && hardware != bar.value;
+        let lost = !bar.probing && bar.restorable && value == bar.value && hardware != bar.value;
         if lost {
             BarWrite::Restore(bar.value)
         } else {
@@ -207,11 +215,9 @@ mod tests {
         assert_eq!(bars.write(0, 0xdead_0000, 0), BarWrite::Absorbed);
         assert_eq!(bars.write(3, 0x38, 0), BarWrite::Restore(0x38));
         assert_eq!(bars.write(4, 0, 0x1234), BarWrite::Absorbed, "not implemented");
-        assert_eq!(
-            bars.write(ROM, 0xfeb8_0001, 0xfeb8_0000),
-            BarWrite::Absorbed,
-            "ROM enable"
-        );
+        for value in [0xfeb8_0000, 0xfeb8_0001] {
+            assert_eq!(bars.write(ROM, value, 0), BarWrite::Absorbed, "ROM");
+        }
     }
 
     #[test]

@@ -276,7 +276,8 @@ impl VirtualConfig {
         let mut present = read(hardware);
         let mut effect = Effect::Absorbed;
         if command::target(present, written, decodable) & !present & command::DECODE != 0 {
-            effect = self.wake(hardware)?;
+            // A device that was in D3 may have forgotten where it is, and must not answer at address 0.
+            effect = self.wake(hardware)?.max(self.restore_bars(hardware)?);
             present = read(hardware);
         }
         // All-ones is no value of this register: nothing sound could be derived from it.
@@ -303,6 +304,20 @@ impl VirtualConfig {
         hardware.write(control, u32::from(awake))?;
         hardware.pause(WAKE_TIME);
         Ok(Effect::Forwarded)
+    }
+
+    /// Puts the recorded addresses back into BARs that hold others.
+    fn restore_bars(&self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+        let mut effect = Effect::Absorbed;
+        for placed in &self.registers {
+            if let Write::Bar(index) = placed.register.write
+                && let Some(address) = self.resources.bars.address(index)
+            {
+                let present = hardware.read(placed.span.offset(), placed.span.width());
+                effect = effect.max(change(hardware, placed.span, present, address)?);
+            }
+        }
+        Ok(effect)
     }
 
     fn write_power_control(

@@ -70,7 +70,7 @@ pub enum Write {
     Bist,
     /// Bus mastering and memory-write-and-invalidate go to the device; decode is turned on there, never off.
     Command,
-    /// All-ones starts a size probe; the recorded address is put back into a device that lost it.
+    /// All-ones starts a size probe; the recorded address is put back into a device that lost it, but for the ROM.
     Bar(BarIndex),
     /// PME status, data select and a supported power state go to the device.
     PowerControl,
