@@ -82,7 +82,8 @@ pub struct Modules {
     pub version: String,
     dir: PathBuf,
     by_name: BTreeMap<String, String>,
-    builtin: Vec<String>,
+    /// The file `modules.builtin`: paths of what is built into the kernel.
+    builtin: String,
 }
 
 impl Modules {
@@ -116,7 +117,7 @@ impl Modules {
             .lines()
             .map(|path| (name_of(path), path.to_owned()))
             .collect();
-        let builtin = list("modules.builtin")?.lines().map(name_of).collect();
+        let builtin = list("modules.builtin")?;
         Ok(Modules {
             version: version.to_owned(),
             dir: dir.clone(),
@@ -141,7 +142,7 @@ impl Modules {
     fn load(&self, name: &str) -> Result<Option<Module>> {
         let Some(path) = self.by_name.get(name) else {
             ensure!(
-                self.builtin.iter().any(|builtin| builtin == name),
+                self.builtin.lines().any(|builtin| name_of(builtin) == name),
                 "kernel {} has no module {name}",
                 self.version
             );
@@ -200,22 +201,19 @@ impl LoadOrder {
     }
 }
 
-/// Puts modules into an archive, with the lists by which `modprobe` finds them.
-pub fn install(archive: &mut Archive, version: &str, modules: &[Module]) {
-    let dir = format!("/lib/modules/{version}");
+/// Puts modules of a kernel into an archive, with the lists by which `modprobe` finds them.
+pub fn install(archive: &mut Archive, kernel: &Modules, modules: &[Module]) {
+    let dir = format!("/lib/modules/{}", kernel.version);
     for module in modules {
         archive.file(&format!("{dir}/{}", module.path), 0o644, &module.content);
     }
-    archive.file(
-        &format!("{dir}/modules.dep"),
-        0o644,
-        dependencies(modules).as_bytes(),
-    );
-    archive.file(
-        &format!("{dir}/modules.alias"),
-        0o644,
-        aliases(modules).as_bytes(),
-    );
+    for (name, content) in [
+        ("modules.dep", &dependencies(modules)),
+        ("modules.alias", &aliases(modules)),
+        ("modules.builtin", &kernel.builtin),
+    ] {
+        archive.file(&format!("{dir}/{name}"), 0o644, content.as_bytes());
+    }
 }
 
 /// `modules.dep`: each module with all that it needs, the first to be loaded last.

@@ -12,7 +12,7 @@ use crate::store::sha256;
 use crate::suite::Suite;
 
 /// To be raised when the code below puts something else into an archive although the tables are the same.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// A small file that this crate carries.
 #[derive(Debug)]
@@ -251,7 +251,7 @@ impl<'a> Source<'a> {
             }
         }
         let modules = self.modules.closure(&recipe.modules.concat())?;
-        modules::install(&mut archive, &self.modules.version, &modules);
+        modules::install(&mut archive, &self.modules, &modules);
         archive.finish()
     }
 
