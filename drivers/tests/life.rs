@@ -179,6 +179,27 @@ fn the_toolstack_can_start_a_connection_anew() {
 }
 
 #[test]
+fn a_stub_can_be_given_to_another_guest_in_one_change() {
+    const OTHER: u16 = 9;
+    let mut host = Host::connected();
+    host.xenstored.introduce(OTHER);
+    let hop = path::Device::first_hop(STUB, OTHER);
+    // Between two steps of the stub: the old guest's nodes go, the new one's come.
+    host.remove(&format!("{}/backend/pci/{GUEST}", path::home(STUB)));
+    host.first = hop;
+    host.guest = common::guest::Guest::new(&host.world, &host.xenstored, hop);
+    let served = host.second.backend_node(key::GUEST);
+    host.set(&served, &OTHER.to_string());
+    host.attach_first(&["0000:00:05.0"]);
+    host.settle();
+    assert_eq!(host.backend_state(), Initialised);
+    host.guest.publish();
+    host.settle();
+    assert_eq!(host.backend_state(), Connected);
+    assert_eq!(host.world.mapped(), 2);
+}
+
+#[test]
 fn interrupts_that_an_earlier_guest_left_on_are_turned_off_before_the_next() {
     let mut host = Host::idle();
     host.device.set_messages(MessageKind::Msix, true);

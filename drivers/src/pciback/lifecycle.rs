@@ -239,6 +239,12 @@ impl<P: Platform> FirstHop<P> {
         if names.is_empty() {
             return Ok(None);
         }
+        if let Some(guest) = self.guest
+            && !names.iter().any(|name| parse_domid(name) == Some(guest))
+        {
+            // Gone, and another one is here: its removal and the next attach came as one change.
+            self.forget(cx)?;
+        }
         let served = match self.guest {
             Some(guest) => guest,
             None if cx.second.is_up() => match cx.second.guest(cx.client) {
@@ -259,7 +265,7 @@ impl<P: Platform> FirstHop<P> {
         };
         let mut found = None;
         for name in names {
-            let guest = store::decimal(&name).and_then(|number| DomId::try_from(number).ok());
+            let guest = parse_domid(&name);
             for number in children(cx.client, &format!("{directory}/{name}"))? {
                 match guest {
                     Some(guest) if guest == served && number == "0" => found = Some(guest),
@@ -458,6 +464,10 @@ fn virtual_address(place: Bdf) -> String {
         place.device(),
         place.function()
     )
+}
+
+fn parse_domid(text: &str) -> Option<DomId> {
+    store::decimal(text)?.try_into().ok()
 }
 
 /// The names of a node's children; none if there is no such node.

@@ -161,17 +161,17 @@ impl Host {
         let hop = self.first;
         self.set(&hop.frontend_node(key::BACKEND), &hop.backend_dir());
         self.set(&hop.frontend_node(key::STATE), "1");
-        self.own(&hop.frontend_dir(), GUEST, STUB);
-        self.own(&hop.frontend_node(key::STATE), GUEST, STUB);
+        self.own(&hop.frontend_dir(), hop.frontend(), STUB);
+        self.own(&hop.frontend_node(key::STATE), hop.frontend(), STUB);
         for (index, device) in devices.iter().enumerate() {
             self.set(&hop.backend_node(&Numbered::Device.at(index)), device);
             self.set(&hop.backend_node(&Numbered::State.at(index)), "1");
         }
         self.set(&hop.backend_node(key::NUM_DEVS), &devices.len().to_string());
         self.set(&hop.backend_node(key::STATE), "1");
-        self.own(&hop.backend_dir(), STUB, GUEST);
+        self.own(&hop.backend_dir(), STUB, hop.frontend());
         for node in [key::STATE, key::NUM_DEVS] {
-            self.own(&hop.backend_node(node), STUB, GUEST);
+            self.own(&hop.backend_node(node), STUB, hop.frontend());
         }
     }
 
