@@ -82,7 +82,7 @@ guest_config() {
     cat >"/root/$name.cfg" <<END
 name = "$name"
 type = "pv"
-kernel = "/rig/guest/vmlinuz"
+kernel = "/rig/guest/vmlinux"
 ramdisk = "${GUEST_INITRD:-/rig/guest/initrd}"
 extra = "console=hvc0"
 memory = 256

@@ -6,8 +6,10 @@ use images::{FileIn, Observer, products};
 use std::path::Path;
 
 /// Files of this repository that dom0 gets, and where.
-const FILES: &[(&str, &str)] =
-    &[("config/stubdom.cfg", "/etc/bulkhead/stubdom.cfg"), ("config/guest.cfg", "/etc/bulkhead/guest.cfg")];
+const FILES: &[(&str, &str)] = &[
+    ("config/stubdom.cfg", "/etc/bulkhead/stubdom.cfg"),
+    ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
+];
 
 /// Builds the stub, the dom0 command and the measuring program, and lists all that dom0 gets.
 ///
@@ -15,9 +17,14 @@ const FILES: &[(&str, &str)] =
 /// Something does not compile.
 pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
     let mut files = products::install(observer)?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("tests/ lies in the workspace")?;
     for (host, target) in FILES {
-        files.push(FileIn { host: root.join(host), target: (*target).to_owned() });
+        files.push(FileIn {
+            host: root.join(host),
+            target: (*target).to_owned(),
+        });
     }
     files.push(products::config_latency(observer)?);
     files.push(FileIn {

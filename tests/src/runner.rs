@@ -4,12 +4,8 @@ use crate::scenario::Scenario;
 use crate::verdict::Verdict;
 use anyhow::Result;
 use images::{Boot, End, FileIn, Machine, Observer, Outcome, Rig};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Lines of a failed scenario's output that are shown.
-const SHOWN: usize = 60;
 
 /// One scenario that was run.
 #[derive(Debug)]
@@ -20,24 +16,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// From power-on to power-off.
     pub duration: Duration,
-    /// What it printed.
-    pub output: String,
     /// Where its logs are.
     pub dir: PathBuf,
-}
-
-impl Report {
-    /// The last lines of the output and where the rest is, for a reader who wants to know why.
-    pub fn details(&self) -> String {
-        let lines: Vec<&str> = self.output.lines().collect();
-        let mut details = String::new();
-        for line in &lines[lines.len().saturating_sub(SHOWN)..] {
-            // Writing to a String cannot fail.
-            let _ = writeln!(details, "    {line}");
-        }
-        let _ = writeln!(details, "    all logs: {}", self.dir.display());
-        details
-    }
 }
 
 /// Runs `scenario` on `rig`; its logs are left below `out`.
@@ -52,7 +32,11 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Report> {
     let boot = Boot {
-        machine: Machine { devices: scenario.devices.clone(), xen_options: scenario.xen_options.clone(), ..Machine::default() },
+        machine: Machine {
+            devices: scenario.devices.clone(),
+            xen_options: scenario.xen_options.clone(),
+            ..Machine::default()
+        },
         files: files.to_vec(),
         script: scenario.script.clone(),
         timeout: scenario.timeout,
@@ -60,7 +44,12 @@ pub fn run(
     let name = format!("{}/{}", rig.suite(), scenario.name);
     let outcome = rig.run(&boot, &out.join(&name), observer)?;
     let verdict = verdict(&outcome, scenario);
-    Ok(Report { name, verdict, duration: outcome.duration, output: outcome.script_log, dir: outcome.dir })
+    Ok(Report {
+        name,
+        verdict,
+        duration: outcome.duration,
+        dir: outcome.dir,
+    })
 }
 
 fn verdict(outcome: &Outcome, scenario: &Scenario) -> Verdict {

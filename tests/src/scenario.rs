@@ -35,14 +35,20 @@ impl Scenario {
     /// # Errors
     /// A file that cannot be read, or lines that do not say what a scenario needs; named.
     pub fn load(path: &Path) -> Result<Self> {
-        let name = path.file_stem().context("a scenario has a name")?.to_string_lossy().into_owned();
+        let name = path
+            .file_stem()
+            .context("a scenario has a name")?
+            .to_string_lossy()
+            .into_owned();
         let script = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         Self::parse(name, script).with_context(|| format!("scenario {}", path.display()))
     }
 
     fn parse(name: String, script: String) -> Result<Self> {
         let title = script.lines().nth(1).and_then(|line| line.strip_prefix("# "));
-        let title = title.context("its second line is to be its title: `# The …`")?.to_owned();
+        let title = title
+            .context("its second line is to be its title: `# The …`")?
+            .to_owned();
         let mut scenario = Self {
             name,
             title,
@@ -53,12 +59,18 @@ impl Scenario {
             script: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
-            let (key, value) = need.split_once(' ').with_context(|| format!("`#: {need}` has no value"))?;
+            let (key, value) = need
+                .split_once(' ')
+                .with_context(|| format!("`#: {need}` has no value"))?;
             match key {
                 "device" => scenario.devices.push(value.to_owned()),
-                "suite" => scenario.suites.push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
+                "suite" => scenario
+                    .suites
+                    .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
                 "timeout" => {
-                    let seconds = value.parse().with_context(|| format!("`#: {need}` wants seconds"))?;
+                    let seconds = value
+                        .parse()
+                        .with_context(|| format!("`#: {need}` wants seconds"))?;
                     scenario.timeout = Duration::from_secs(seconds);
                 }
                 "xen" => scenario.xen_options.push(value.to_owned()),
@@ -131,7 +143,11 @@ mod tests {
         let scenarios = all().unwrap();
         assert!(!scenarios.is_empty());
         for scenario in scenarios {
-            assert!(scenario.script.contains(". /rig/scenarios/lib.sh"), "{} gives no verdict", scenario.name);
+            assert!(
+                scenario.script.contains(". /rig/scenarios/lib.sh"),
+                "{} gives no verdict",
+                scenario.name
+            );
         }
     }
 }

@@ -19,7 +19,12 @@ impl Verdict {
     /// Reads the verdict off a script's output and exit code. What is no clear verdict is an error: a scenario that
     /// dies half-way has not succeeded.
     pub fn of(output: &str, exit_code: i32) -> Self {
-        let last = output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+        let last = output
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())
+            .unwrap_or_default();
         let verdict = last.strip_prefix("VERDICT ").and_then(|text| {
             let (word, reason) = text.split_once(": ").unwrap_or((text, ""));
             let verdict = match word {
@@ -34,7 +39,9 @@ impl Verdict {
         match verdict {
             Some(verdict) if verdict.exit_code() == exit_code => verdict,
             Some(verdict) => Self::Error(format!("it says {verdict}, but ends with exit code {exit_code}")),
-            None => Self::Error(format!("no verdict on the last line (exit code {exit_code}): {last}")),
+            None => Self::Error(format!(
+                "no verdict on the last line (exit code {exit_code}): {last}"
+            )),
         }
     }
 
@@ -67,8 +74,14 @@ mod tests {
     #[test]
     fn the_last_line_and_the_exit_code_agree_on_a_verdict() {
         assert_eq!(Verdict::of("ok: a\nVERDICT Success\n\n", 0), Verdict::Success);
-        assert_eq!(Verdict::of("VERDICT Failure: 3 pings lost\r\n", 5), Verdict::Failure("3 pings lost".into()));
-        assert_eq!(Verdict::of("VERDICT Skip: no VF", 3), Verdict::Skip("no VF".into()));
+        assert_eq!(
+            Verdict::of("VERDICT Failure: 3 pings lost\r\n", 5),
+            Verdict::Failure("3 pings lost".into())
+        );
+        assert_eq!(
+            Verdict::of("VERDICT Skip: no VF", 3),
+            Verdict::Skip("no VF".into())
+        );
     }
 
     #[test]
@@ -80,7 +93,10 @@ mod tests {
             ("VERDICT Success: almost", 0),
             ("VERDICT Splendid", 0),
         ] {
-            assert!(matches!(Verdict::of(output, exit_code), Verdict::Error(_)), "{output:?} {exit_code}");
+            assert!(
+                matches!(Verdict::of(output, exit_code), Verdict::Error(_)),
+                "{output:?} {exit_code}"
+            );
         }
     }
 }

@@ -43,20 +43,34 @@ fn measure(rounds: usize, mut access: impl FnMut(usize) -> Result<()>) -> Result
         .collect::<Result<Vec<Duration>>>()?;
     times.sort_unstable();
     let at = |share: f64| times[((rounds - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6;
-    Ok(Percentiles { p50: at(0.5), p99: at(0.99), max: at(1.0), rounds })
+    Ok(Percentiles {
+        p50: at(0.5),
+        p99: at(0.99),
+        max: at(1.0),
+        rounds,
+    })
 }
 
 fn write_byte(config: &File, value: u8) -> Result<()> {
-    config.write_all_at(&[value], CACHE_LINE_SIZE).context("write of the cache line size")
+    config
+        .write_all_at(&[value], CACHE_LINE_SIZE)
+        .context("write of the cache line size")
 }
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let bdf = arguments.next().context("usage: config-latency BDF [ROUNDS]")?;
-    let rounds: usize = arguments.next().map_or(Ok(2000), |text| text.parse()).context("ROUNDS is a number")?;
+    let rounds: usize = arguments
+        .next()
+        .map_or(Ok(2000), |text| text.parse())
+        .context("ROUNDS is a number")?;
     ensure!(rounds > 0, "ROUNDS must be at least 1");
     let path = format!("/sys/bus/pci/devices/{bdf}/config");
-    let config = OpenOptions::new().read(true).write(true).open(&path).with_context(|| format!("open {path}"))?;
+    let config = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("open {path}"))?;
 
     let mut word = [0; 4];
     config.read_exact_at(&mut word, 0)?;
@@ -71,13 +85,26 @@ fn main() -> Result<()> {
         ensure!(word == ids, "{bdf} answers {word:02x?}, before it was {ids:02x?}");
         Ok(())
     })?;
-    let write1 = measure(rounds, |round| write_byte(&config, if round % 2 == 0 { 8 } else { 16 }))?;
+    let write1 = measure(rounds, |round| {
+        write_byte(&config, if round % 2 == 0 { 8 } else { 16 })
+    })?;
     let last = if rounds % 2 == 1 { 8 } else { 16 };
     config.read_exact_at(&mut byte, CACHE_LINE_SIZE)?;
-    ensure!(byte == [last], "a write of {last} reads back as {}: it was lost", byte[0]);
+    ensure!(
+        byte == [last],
+        "a write of {last} reads back as {}: it was lost",
+        byte[0]
+    );
     let write1_same = measure(rounds, |_| write_byte(&config, last))?;
     write_byte(&config, before)?;
 
-    println!("{}", serde_json::to_string(&Report { read4, write1, write1_same })?);
+    println!(
+        "{}",
+        serde_json::to_string(&Report {
+            read4,
+            write1,
+            write1_same
+        })?
+    );
     Ok(())
 }

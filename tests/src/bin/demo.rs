@@ -58,9 +58,16 @@ fn main() -> Result<()> {
         println!("\n== {} ({})", scenario.title, arguments.suite);
         let report = runner::run(&rig, &scenario, &files, &out, &mut observer)?;
         if report.verdict != Verdict::Success {
-            bail!("{}: {}; all logs: {}", report.name, report.verdict, report.dir.display());
+            bail!(
+                "{}: {}; all logs: {}",
+                report.name,
+                report.verdict,
+                report.dir.display()
+            );
         }
-        latency = Some(report.dir.join("files/latency.json")).filter(|path| path.exists()).or(latency);
+        latency = Some(report.dir.join("files/latency.json"))
+            .filter(|path| path.exists())
+            .or(latency);
     }
     drop(observer);
     table(&latency.context("the scenario side-by-side leaves latency.json")?)
@@ -79,8 +86,16 @@ fn table(path: &Path) -> Result<()> {
     ]);
     for (what, pciback, bulkhead) in [
         ("read of 4 bytes", &both.pciback.read4, &both.bulkhead.read4),
-        ("write of 1 byte, new value", &both.pciback.write1, &both.bulkhead.write1),
-        ("write of 1 byte, same value", &both.pciback.write1_same, &both.bulkhead.write1_same),
+        (
+            "write of 1 byte, new value",
+            &both.pciback.write1,
+            &both.bulkhead.write1,
+        ),
+        (
+            "write of 1 byte, same value",
+            &both.pciback.write1_same,
+            &both.bulkhead.write1_same,
+        ),
     ] {
         table.add_row([
             what.to_owned(),

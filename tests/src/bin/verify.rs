@@ -34,7 +34,18 @@ const IMAGE_LIMIT: u64 = 128 * 1024;
 /// Checks that need no rig: what they show, and cargo's arguments.
 const HOST_CHECKS: &[(&str, &[&str])] = &[
     ("formatting", &["fmt", "--all", "--check"]),
-    ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    (
+        "lints",
+        &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
     (
         "lints of the image",
         &[
@@ -83,8 +94,17 @@ fn main() -> Result<ExitCode> {
     for name in &score.failed {
         println!("failed: {name}");
     }
-    println!("{} passed, {} failed, {} skipped", score.passed, score.failed.len(), score.skipped);
-    Ok(if score.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    println!(
+        "{} passed, {} failed, {} skipped",
+        score.passed,
+        score.failed.len(),
+        score.skipped
+    );
+    Ok(if score.failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn host_checks(score: &mut Score) -> Result<()> {
@@ -92,9 +112,19 @@ fn host_checks(score: &mut Score) -> Result<()> {
     for (name, words) in HOST_CHECKS {
         let since = Instant::now();
         println!("-- {name}: cargo {}", words.join(" "));
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
-        let status = Command::new(&cargo).args(*words).current_dir(root).status().context("start cargo")?;
-        let verdict = if status.success() { Verdict::Success } else { Verdict::Failure(status.to_string()) };
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("tests/ lies in the workspace")?;
+        let status = Command::new(&cargo)
+            .args(*words)
+            .current_dir(root)
+            .status()
+            .context("start cargo")?;
+        let verdict = if status.success() {
+            Verdict::Success
+        } else {
+            Verdict::Failure(status.to_string())
+        };
         score.line(name, &verdict, since);
     }
     Ok(())
@@ -105,7 +135,10 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     image_size(score, &mut observer)?;
-    for suite in Suite::ALL.into_iter().filter(|suite| arguments.suite.is_none_or(|only| only == *suite)) {
+    for suite in Suite::ALL
+        .into_iter()
+        .filter(|suite| arguments.suite.is_none_or(|only| only == *suite))
+    {
         let rig = Rig::prepare(suite, &mut observer)?;
         for scenario in chosen.iter().filter(|scenario| scenario.is_for(suite)) {
             println!("-- {suite}/{}: {}", scenario.name, scenario.title);
@@ -114,7 +147,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             let report = runner::run(&rig, scenario, &files, &out, &mut observer)?;
             score.line(&report.name, &report.verdict, since);
             if !matches!(report.verdict, Verdict::Success | Verdict::Skip(_)) {
-                print!("{}", report.details());
+                println!("all logs: {}", report.dir.display());
             }
         }
     }
@@ -128,14 +161,21 @@ fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
             bail!("no scenario is called {name}; there are {}", known.join(", "));
         }
     }
-    Ok(all.into_iter().filter(|scenario| names.is_empty() || names.contains(&scenario.name)).collect())
+    Ok(all
+        .into_iter()
+        .filter(|scenario| names.is_empty() || names.contains(&scenario.name))
+        .collect())
 }
 
 fn image_size(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     let since = Instant::now();
     let size = std::fs::metadata(images::products::build_stub(observer)?)?.len();
     let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}");
-    let verdict = if size <= IMAGE_LIMIT { Verdict::Success } else { Verdict::Failure("too large".into()) };
+    let verdict = if size <= IMAGE_LIMIT {
+        Verdict::Success
+    } else {
+        Verdict::Failure("too large".into())
+    };
     score.line(&name, &verdict, since);
     Ok(())
 }
