@@ -108,6 +108,11 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
+            // We never go back to this state: the toolstack has made the nodes anew, without our particulars.
+            (Phase::Offered(_), Initialising | InitWait) if own == Initialising => {
+                self.drop_channel(platform);
+                self.try_offer(platform, client)
+            }
             (Phase::Offered(_), Connected) => {
                 self.set_state(client, Connected)?;
                 if let Phase::Offered(channel) = core::mem::replace(&mut self.phase, Phase::Down) {
@@ -235,7 +240,12 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         log::error!("second hop: {error}");
         self.drop_channel(platform);
         self.phase = Phase::Failed;
-        store::report(client, &self.device.frontend_dir(), &error);
+        store::report(
+            client,
+            self.device.frontend(),
+            &self.device.frontend_dir(),
+            &error,
+        );
         self.set_state(client, XenbusState::Closing)
     }
 

@@ -1,9 +1,11 @@
 //! Reading nodes that others write, so that whatever stands there has a defined meaning.
 
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::platform::DomId;
 use alloc::format;
 use alloc::string::{String, ToString};
 use xenbus::client::{Cause, Error, Store};
+use xenbus::path;
 use xenbus::state::XenbusState;
 use xenbus::wire::ErrorName;
 
@@ -69,17 +71,19 @@ pub fn value<R>(
     })
 }
 
-/// Tells why the device at `directory` fails, where Linux's drivers tell it: in the node
-/// `error/<device>/error` below the home of the domain. What cannot be written is only logged.
-pub fn report(store: &mut impl Store, directory: &str, error: &SetupError) {
-    // `directory` is absolute; the rest of it, from below the home on, names the device.
-    let device = directory.splitn(5, '/').nth(4).unwrap_or(directory);
-    let home = directory.strip_suffix(device).unwrap_or_default();
-    let path = format!("{home}error/{device}/error");
-    let text = format!("{} {error}", -error.errno());
-    if let Err(refused) = store.write(&path, &text) {
+/// Tells why a device of domain `owner` fails, where Linux's drivers tell it: for the device whose end of it
+/// is at `directory`, in `error/<device>/error` below the domain's home. What cannot be written is logged.
+pub fn report(store: &mut impl Store, owner: DomId, directory: &str, error: &SetupError) {
+    let home = path::home(owner);
+    let device = directory.strip_prefix(&home).unwrap_or(directory);
+    if let Err(refused) = store.write(&format!("{home}/error{device}/error"), &error_text(error)) {
         log::warn!("cannot write the error node: {refused}");
     }
+}
+
+/// What an error node says: the negative errno value, then the words.
+pub fn error_text(error: &SetupError) -> String {
+    format!("{} {error}", -error.errno())
 }
 
 /// Reads a decimal number that fits in 32 bits, without sign or blanks.

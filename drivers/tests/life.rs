@@ -270,6 +270,28 @@ fn a_service_that_starts_over_gets_a_new_page() {
 }
 
 #[test]
+fn particulars_that_the_toolstack_wiped_out_are_published_again() {
+    let mut host = Host::idle();
+    host.attach_second(&["0000:00:05.0"]);
+    host.remove(&host.second.backend_node(key::STATE));
+    let silent = host.second.backend_node(key::STATE);
+    host.start();
+    host.set(&silent, "3");
+    host.stub().step();
+    assert_eq!(
+        host.hop_state(),
+        Initialised,
+        "offered, and the service has not taken it up"
+    );
+
+    host.remove(&host.second.frontend_dir());
+    host.attach_second(&["0000:00:05.0"]);
+    host.settle();
+    assert_eq!(host.hop_state(), Connected);
+    assert_eq!((host.world.grants(STUB), host.world.open_ports(STUB)), (1, 1));
+}
+
+#[test]
 fn shutdown_requests_are_obeyed_and_acknowledged() {
     for (asked, reason) in [
         ("poweroff", Reason::Poweroff),

@@ -271,11 +271,21 @@ impl<P: Platform> FirstHop<P> {
                     Some(guest) if guest == served && number == "0" => found = Some(guest),
                     Some(guest) if guest != served => {
                         let refusal = SetupError::OtherGuest { guest, served };
-                        refuse(cx.client, &format!("{directory}/{name}/{number}"), &refusal)?;
+                        refuse(
+                            cx.client,
+                            self.stub,
+                            &format!("{directory}/{name}/{number}"),
+                            &refusal,
+                        )?;
                     }
                     _ => {
                         let refusal = SetupError::OtherConnection(Excerpt::of(&number).to_string());
-                        refuse(cx.client, &format!("{directory}/{name}/{number}"), &refusal)?;
+                        refuse(
+                            cx.client,
+                            self.stub,
+                            &format!("{directory}/{name}/{number}"),
+                            &refusal,
+                        )?;
                     }
                 }
             }
@@ -417,7 +427,7 @@ impl<P: Platform> FirstHop<P> {
     fn fail<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device, error: &SetupError) {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        let told = tell_failure(cx.client, &device.backend_dir(), error);
+        let told = tell_failure(cx.client, self.stub, &device.backend_dir(), error);
         self.phase = Phase::Ended { stale: told.is_err() };
         if let Err(unwritten) = told {
             log::error!("guest {}: {unwritten}", device.frontend());
@@ -502,29 +512,34 @@ fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Resu
 }
 
 /// Turns away a connection that is not ours to serve, once: unless it is on its way down already.
-fn refuse(store: &mut impl Store, directory: &str, refusal: &SetupError) -> Result<(), SetupError> {
+fn refuse(
+    store: &mut impl Store,
+    stub: DomId,
+    directory: &str,
+    refusal: &SetupError,
+) -> Result<(), SetupError> {
     let state = store::state(store, &format!("{directory}/{}", key::STATE))?;
     if matches!(
         state,
         XenbusState::Initialising | XenbusState::InitWait | XenbusState::Initialised
     ) {
         log::error!("{refusal}");
-        tell_failure(store, directory, refusal)?;
+        tell_failure(store, stub, directory, refusal)?;
     }
     Ok(())
 }
 
 /// Writes the reason where xenbus and our own toolstack look for it, then goes to Closing.
-fn tell_failure(store: &mut impl Store, directory: &str, error: &SetupError) -> Result<(), SetupError> {
-    store::report(store, directory, error);
-    let text = format!("{} {error}", -error.errno());
+fn tell_failure(
+    store: &mut impl Store,
+    stub: DomId,
+    directory: &str,
+    error: &SetupError,
+) -> Result<(), SetupError> {
+    store::report(store, stub, directory, error);
+    let closing = XenbusState::Closing.as_str();
     store
-        .write(&format!("{directory}/error"), &text)
-        .and_then(|()| {
-            store.write(
-                &format!("{directory}/{}", key::STATE),
-                XenbusState::Closing.as_str(),
-            )
-        })
+        .write(&format!("{directory}/error"), &store::error_text(error))
+        .and_then(|()| store.write(&format!("{directory}/{}", key::STATE), closing))
         .map_err(store::failed)
 }
