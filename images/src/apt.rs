@@ -161,6 +161,8 @@ impl Apt {
             ("APT::Install-Recommends", "false".to_owned()),
             // Apt's own unprivileged user cannot write below a directory that belongs to the caller.
             ("APT::Sandbox::User", "root".to_owned()),
+            // A list that cannot be fetched is an error, not a warning.
+            ("APT::Update::Error-Mode", "any".to_owned()),
             ("Acquire::Languages", "none".to_owned()),
             ("Acquire::Retries", "3".to_owned()),
         ] {

@@ -67,7 +67,9 @@ impl Packages {
     pub fn is_intact(&self, manifest: &Manifest) -> bool {
         let has = |name: &String| manifest.packages.iter().any(|package| package.name == *name);
         self.suite.packages().iter().all(has)
-            && manifest.packages.iter().all(|package| sha256_of_file(&self.deb(package)).is_ok_and(|sha256| sha256 == package.sha256))
+            && manifest.packages.iter().all(|package| {
+                sha256_of_file(&self.deb(package)).is_ok_and(|sha256| sha256 == package.sha256)
+            })
     }
 
     /// Fetches the newest packages of the suite and writes the manifest.

@@ -71,7 +71,10 @@ pub fn build_stub(observer: &mut dyn Observer) -> Result<PathBuf> {
 /// # Errors
 /// One of them does not compile.
 pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
-    [STUB, TOOLSTACK].iter().map(|product| build_file(product, observer)).collect()
+    [STUB, TOOLSTACK]
+        .iter()
+        .map(|product| build_file(product, observer))
+        .collect()
 }
 
 /// The program that measures accesses of configuration space from inside a guest.
@@ -83,7 +86,10 @@ pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
 }
 
 fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {
-    Ok(FileIn { host: build(product, observer)?, target: product.target.to_owned() })
+    Ok(FileIn {
+        host: build(product, observer)?,
+        target: product.target.to_owned(),
+    })
 }
 
 fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {

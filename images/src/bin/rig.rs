@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use images::observer::{Observer, Terminal};
-use images::{Boot, End, FileIn, Machine, Outcome, Rig, Suite, store, products};
+use images::{Boot, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
 
 /// Boots Debian's Xen in QEMU and runs a script in dom0.
 #[derive(Debug, Parser)]
