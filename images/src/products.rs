@@ -98,7 +98,8 @@ fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
     output_of(
         Command::new(cargo)
             .args(product.cargo)
-            .current_dir(workspace_dir()),
+            .current_dir(workspace_dir())
+            .env("CARGO_TARGET_DIR", target_dir()),
     )
     .with_context(|| format!("building {}", product.name))?;
     let path = target_dir().join(product.path);

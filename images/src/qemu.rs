@@ -179,7 +179,7 @@ pub fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
     } else if find_program("sudo").is_some() {
         &["sudo", "-n"]
     } else {
-        bail!("{QEMU} is missing, and installing it takes root: run {by_hand}");
+        bail!("{QEMU} is missing, and installing it takes root: run '{by_hand}'");
     };
     observer.phase("installing the package qemu-system-x86");
     let steps: [&[&str]; 2] = [
@@ -198,7 +198,7 @@ pub fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
                 .args(&words[1..])
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )
-        .with_context(|| format!("{QEMU} is missing and installing it failed: as root, run {by_hand}"))?;
+        .with_context(|| format!("{QEMU} is missing, and '{by_hand}' failed"))?;
     }
     Ok(())
 }

@@ -11,12 +11,11 @@ use sha2::{Digest, Sha256};
 /// The environment variable that moves the cache elsewhere, e.g. to share it between checkouts.
 pub const CACHE_VARIABLE: &str = "BULKHEAD_RIG_CACHE";
 
-/// Cargo's target directory of this workspace.
+/// Cargo's target directory of this workspace, absolute.
 pub fn target_dir() -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(dir) => PathBuf::from(dir),
-        None => workspace_dir().join("target"),
-    }
+    std::env::var_os("CARGO_TARGET_DIR")
+        .and_then(|dir| std::path::absolute(dir).ok())
+        .unwrap_or_else(|| workspace_dir().join("target"))
 }
 
 /// The root of the workspace that this crate was built in.
