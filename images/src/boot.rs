@@ -19,7 +19,7 @@ use crate::store::create_dir;
 /// How often the run's progress is looked at.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long dom0 has to hand over its logs when the time is up.
+/// How long dom0 has to hand over its logs when the time is up; [`Boot::timeout`] names it too.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// A file or directory of the host that dom0 gets, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
@@ -56,7 +56,7 @@ pub struct Boot {
     pub files: Vec<FileIn>,
     /// The program that dom0 runs as root: a script with a first line `#!/bin/sh`.
     pub script: String,
-    /// From power-on. A script that still runs then is killed, and dom0 gets [some time](GRACE) to hand over its logs.
+    /// From power-on. A script that still runs then is killed, and dom0 gets 20 s to hand over its logs.
     pub timeout: Duration,
 }
 
