@@ -18,7 +18,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 use xenbus::client::Store as _;
-use xenbus::path::Device as Hop;
+use xenbus::path::DeviceType;
 
 /// Power state bits of PMCSR, which lies here in the power management capability.
 const PMCSR: u16 = 4;
@@ -69,11 +69,10 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
             destroyed,
         );
     }
-    let first = Hop::first_hop(attachment.stub.domid, guest);
-    let second = Hop::second_hop(attachment.stub.domid);
-    let mut nodes = vec![second.backend_dir()];
+    // With the directories that hold nothing else, so that nothing piles up from guest to guest.
+    let mut nodes = vec![format!("{}/{}", DeviceType::Bulkhead.backends(0), attachment.stub.domid)];
     if guest_alive {
-        nodes.push(first.frontend_dir());
+        nodes.push(DeviceType::Pci.frontends(guest));
     }
     for path in nodes {
         let removed = remove_if_there(host, &path);
