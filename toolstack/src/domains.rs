@@ -3,6 +3,7 @@
 use crate::record::Domain;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
+use crate::xl::{self, XlError};
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::path::home;
@@ -25,6 +26,17 @@ pub enum DomainError {
         #[source]
         source: StoreError,
     },
+}
+
+/// Why a domain was not destroyed.
+#[derive(Debug, Error)]
+pub enum DestroyError {
+    /// xl could not.
+    #[error(transparent)]
+    Xl(#[from] XlError),
+    /// Whether it lives is unknown.
+    #[error("cannot see in xenstore whether the domain lives")]
+    Store(#[from] StoreError),
 }
 
 /// Finds a domain by its name or number.
@@ -64,6 +76,17 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
     }
     let uuid = uuid(store, domain.domid)?;
     Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
+}
+
+/// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.
+pub fn destroy(store: &mut Store, domain: &Domain) -> Result<(), DestroyError> {
+    if !is_alive(store, domain)? {
+        return Ok(());
+    }
+    match xl::destroy(&domain.domid.to_string()) {
+        Err(_) if !is_alive(store, domain)? => Ok(()),
+        destroyed => Ok(destroyed?),
+    }
 }
 
 fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {

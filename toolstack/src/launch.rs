@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
-use xenbus::path::{Device as Hop, home, key};
+use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
 /// How often xenstore is looked at while something is waited for.
@@ -407,10 +407,8 @@ pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let attachment = find_attachment(&mut host, who)?;
-    if is_alive(&mut host.store, &attachment.guest)? {
-        xl::destroy(&attachment.guest.domid.to_string())?;
-        println!("destroyed guest {}", attachment.guest.name);
-    }
+    domains::destroy(&mut host.store, &attachment.guest)?;
+    println!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
     let deadline = Instant::now() + GUEST_PATIENCE;
     while is_alive(&mut host.store, &attachment.guest)? {
@@ -519,14 +517,7 @@ impl Step {
     fn undo(self, host: &mut Host) -> Result<()> {
         match self {
             Self::Seized(bdf) => give_back(host, bdf).map(drop).map_err(Into::into),
-            Self::Created(domain) => {
-                if host.store.read_optional(&home(domain.domid))?.is_some()
-                    && is_alive(&mut host.store, &domain)?
-                {
-                    xl::destroy(&domain.domid.to_string())?;
-                }
-                Ok(())
-            }
+            Self::Created(domain) => Ok(domains::destroy(&mut host.store, &domain)?),
             Self::Attached(attachment) => {
                 let released = release_once(host, &attachment)?;
                 ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));

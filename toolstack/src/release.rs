@@ -6,14 +6,13 @@
 use crate::attach::permit;
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
-use crate::domains::is_alive;
+use crate::domains::{self, is_alive};
 use crate::host::Host;
 use crate::interrupts::{Mode, turn_off};
 use crate::record::{self, Attachment, Device};
 use crate::resources::resources;
 use crate::restore;
 use crate::xenctrl::{DomId, Hypervisor};
-use crate::xl;
 use std::io;
 use std::thread;
 use std::time::Duration;
@@ -61,16 +60,17 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
         }
     }
 
-    let stub_alive = alive(host, &attachment.stub, &mut released);
-    if stub_alive {
-        let destroyed = xl::destroy(&attachment.stub.domid.to_string());
-        released.note(
-            format_args!("cannot destroy stub {}", attachment.stub.name),
-            destroyed,
-        );
-    }
+    let destroyed = domains::destroy(&mut host.store, &attachment.stub);
+    released.note(
+        format_args!("cannot destroy stub {}", attachment.stub.name),
+        destroyed,
+    );
     // With the directories that hold nothing else, so that nothing piles up from guest to guest.
-    let mut nodes = vec![format!("{}/{}", DeviceType::Bulkhead.backends(0), attachment.stub.domid)];
+    let mut nodes = vec![format!(
+        "{}/{}",
+        DeviceType::Bulkhead.backends(0),
+        attachment.stub.domid
+    )];
     if guest_alive {
         nodes.push(DeviceType::Pci.frontends(guest));
     }

@@ -77,7 +77,11 @@ pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
     };
     let held = before == Before::Held;
     if !held {
-        let driver = if let Before::Driven(driver) = &before { driver } else { "" };
+        let driver = if let Before::Driven(driver) = &before {
+            driver
+        } else {
+            ""
+        };
         record::note_seized(&mut host.store, bdf, driver)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
