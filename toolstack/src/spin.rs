@@ -12,7 +12,7 @@ pub const LONGEST: Duration = Duration::from_micros(100);
 /// After how many vain looks in a row looking is given up for a while.
 const PATIENCE: u32 = 4;
 /// Every how many requests it is then tried again.
-const RETRY: u32 = 16;
+const RETRY: u32 = 64;
 
 /// The rule by which one attachment spins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::xenctrl::DomId;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
@@ -18,10 +18,12 @@ use xenbus::pciif::SharedPage;
 const GNTDEV: &str = "/dev/xen/gntdev";
 const EVTCHN: &str = "/dev/xen/evtchn";
 const PAGE_SIZE: usize = 4096;
+const DOM0: u32 = 0;
 
 const MAP_GRANT_REF: (u8, u8) = (b'G', 0);
 const UNMAP_GRANT_REF: (u8, u8) = (b'G', 1);
 const BIND_INTERDOMAIN: (u8, u8) = (b'E', 1);
+const BIND_UNBOUND_PORT: (u8, u8) = (b'E', 2);
 const NOTIFY: (u8, u8) = (b'E', 4);
 
 #[repr(C)]
@@ -45,6 +47,11 @@ struct UnmapGrantRef {
 struct BindInterdomain {
     remote_domain: u32,
     remote_port: u32,
+}
+
+#[repr(C)]
+struct BindUnboundPort {
+    remote_domain: u32,
 }
 
 #[repr(C)]
@@ -96,11 +103,7 @@ const fn opcode_of_size(size: usize) -> Opcode {
 }
 
 fn open_device(path: &str) -> io::Result<OwnedFd> {
-    let opened = open(
-        path,
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-    );
+    let opened = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     opened.map_err(|error| io::Error::new(error.kind(), format!("cannot open {path}: {error}")))
 }
 
@@ -230,55 +233,89 @@ impl Drop for GrantedPage {
     }
 }
 
-/// An event channel to another domain. An event masks it until [`Self::unmask`].
+/// What a wait for events ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The peer sent an event. No other comes until [`EventChannel::unmask`].
+    Peer,
+    /// Someone in this process called [`EventChannel::stop`].
+    Stop,
+}
+
+/// An event channel to another domain, and a second one from this process to itself that ends a wait.
+///
+/// The second one makes a wait one blocking read: this is the path that every write of a guest takes,
+/// and a system call more is felt there.
 #[derive(Debug)]
 pub struct EventChannel {
     device: OwnedFd,
-    port: u32,
+    peer: u32,
+    /// The ends of the second channel: what is sent on the first arrives at the other.
+    stop: (u32, u32),
 }
 
 impl EventChannel {
     /// Binds to the `remote` port, which `peer` has made for dom0.
     pub fn bind(peer: DomId, remote: u32) -> io::Result<Self> {
+        // Closing the device unbinds all its ports.
         let device = open_device(EVTCHN)?;
-        let mut request = BindInterdomain {
-            remote_domain: peer.into(),
-            remote_port: remote,
-        };
-        // SAFETY: evtchn knows this request, by this structure. Closing the device unbinds the port.
-        let port = unsafe { submit(&device, BIND_INTERDOMAIN, &mut request) }?;
-        Ok(Self { device, port })
-    }
-
-    /// Sends an event to the other end.
-    pub fn notify(&self) -> io::Result<()> {
-        let mut request = Notify { port: self.port };
+        let mut unbound = BindUnboundPort { remote_domain: DOM0 };
         // SAFETY: evtchn knows this request, by this structure.
-        unsafe { submit(&self.device, NOTIFY, &mut request) }.map(drop)
+        let arrives = unsafe { submit(&device, BIND_UNBOUND_PORT, &mut unbound) }?;
+        Ok(Self {
+            stop: (bind_interdomain(&device, DOM0, arrives)?, arrives),
+            peer: bind_interdomain(&device, peer.into(), remote)?,
+            device,
+        })
     }
 
-    /// Takes an event; false if there is none. From then on the channel is masked.
-    pub fn take(&self) -> io::Result<bool> {
-        let mut port = [0; 4];
-        match read(&self.device, &mut port) {
-            Ok(count) => Ok(count == port.len()),
-            Err(Errno::AGAIN) => Ok(false),
-            Err(error) => Err(error.into()),
+    /// Waits until something happens.
+    pub fn wait(&self) -> io::Result<Event> {
+        loop {
+            let mut port = [0; 4];
+            match read(&self.device, &mut port) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match u32::from_ne_bytes(port) {
+                port if port == self.peer => return Ok(Event::Peer),
+                port if port == self.stop.1 => return Ok(Event::Stop),
+                // A fresh channel tells of itself once.
+                _ => {}
+            }
         }
     }
 
-    /// Lets events come again; one that was sent meanwhile comes at once.
+    /// Sends an event to the peer.
+    pub fn notify(&self) -> io::Result<()> {
+        notify(&self.device, self.peer)
+    }
+
+    /// Ends the wait of another thread, now or when it begins.
+    pub fn stop(&self) -> io::Result<()> {
+        notify(&self.device, self.stop.0)
+    }
+
+    /// Lets the peer's events come again; one that was sent meanwhile comes at once.
     pub fn unmask(&self) -> io::Result<()> {
-        write(&self.device, &self.port.to_ne_bytes())?;
+        write(&self.device, &self.peer.to_ne_bytes())?;
         Ok(())
     }
 }
 
-/// Readable when an event has come.
-impl AsFd for EventChannel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
-    }
+fn bind_interdomain(device: &OwnedFd, remote_domain: u32, remote_port: u32) -> io::Result<u32> {
+    let mut request = BindInterdomain {
+        remote_domain,
+        remote_port,
+    };
+    // SAFETY: evtchn knows this request, by this structure.
+    unsafe { submit(device, BIND_INTERDOMAIN, &mut request) }
+}
+
+fn notify(device: &OwnedFd, port: u32) -> io::Result<()> {
+    let mut request = Notify { port };
+    // SAFETY: evtchn knows this request, by this structure.
+    unsafe { submit(device, NOTIFY, &mut request) }.map(drop)
 }
 
 #[cfg(test)]
@@ -294,6 +331,10 @@ mod tests {
         assert_eq!(
             number(BIND_INTERDOMAIN, size_of::<BindInterdomain>()),
             0x0008_4501
+        );
+        assert_eq!(
+            number(BIND_UNBOUND_PORT, size_of::<BindUnboundPort>()),
+            0x0004_4502
         );
         assert_eq!(number(NOTIFY, size_of::<Notify>()), 0x0004_4504);
     }

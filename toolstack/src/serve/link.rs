@@ -10,9 +10,7 @@ use crate::status::{RefusedWrite, Served};
 use crate::store::{self, NoStore, Store, StoreError};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::xenctrl::{DomId, Xenctrl};
-use crate::xendev::{EventChannel, GrantedPage};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fd::OwnedFd;
+use crate::xendev::{Event, EventChannel, GrantedPage};
 use std::hint;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -121,7 +119,7 @@ struct Shared {
 /// A stub that is served, until this is dropped.
 pub struct Link {
     shared: Arc<Mutex<Shared>>,
-    stop: Arc<OwnedFd>,
+    channel: Arc<EventChannel>,
     worker: Option<JoinHandle<()>>,
 }
 
@@ -144,13 +142,12 @@ impl Link {
             requests: 0,
             failed: 0,
         }));
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        let channel = Arc::new(channel);
         let worker = Worker {
             stub,
             name: attachment.stub.name.clone(),
             shared: Arc::clone(&shared),
-            stop: Arc::clone(&stop),
-            channel,
+            channel: Arc::clone(&channel),
             xen,
             store: store::open()?,
             spin: Spin::default(),
@@ -161,7 +158,7 @@ impl Link {
             .spawn(move || worker.run())?;
         Ok(Self {
             shared,
-            stop,
+            channel,
             worker: Some(worker),
         })
     }
@@ -193,11 +190,10 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // An eventfd that is not full takes any number.
-        let _ = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
-        if let Some(worker) = self.worker.take()
-            && worker.join().is_err()
-        {
+        if let Err(error) = self.channel.stop() {
+            // Then it cannot be waited for either.
+            log::error!("the thread of a stub cannot be stopped: {error}");
+        } else if self.worker.take().is_some_and(|worker| worker.join().is_err()) {
             log::error!("the thread of a stub has failed");
         }
     }
@@ -212,8 +208,7 @@ struct Worker {
     stub: DomId,
     name: String,
     shared: Arc<Mutex<Shared>>,
-    stop: Arc<OwnedFd>,
-    channel: EventChannel,
+    channel: Arc<EventChannel>,
     xen: Arc<Xenctrl>,
     store: Store,
     spin: Spin,
@@ -228,23 +223,11 @@ impl Worker {
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        loop {
-            let mut fds = [
-                PollFd::new(&self.channel, PollFlags::IN),
-                PollFd::new(&*self.stop, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if !fds[1].revents().is_empty() {
-                return Ok(());
-            }
-            if self.channel.take()? {
-                self.burst()?;
-                self.channel.unmask()?;
-            }
+        while self.channel.wait()? == Event::Peer {
+            self.burst()?;
+            self.channel.unmask()?;
         }
+        Ok(())
     }
 
     /// Answers requests until none has come for a while. The channel stays masked meanwhile, so that
