@@ -236,3 +236,230 @@ impl<C: Config> Functions<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::tests::space;
+    use crate::config::tests::Model;
+    use crate::record::tests::{attachment, device};
+    use crate::xenctrl::tests::Xen;
+    use xenbus::model::Page;
+    use xenbus::pciif::MsixEntry;
+    use xenbus::pciif::backend::take;
+    use xenbus::pciif::frontend::post;
+
+    const POWER: u16 = 0x40;
+    const MSIX: u16 = 0x70;
+
+    /// An e1000e at 00:05.0 with five MSI-X entries behind BAR 3, decoding memory and ports.
+    fn config() -> Model {
+        let mut bytes = space(&[(POWER as u8, 1), (MSIX as u8, 0x11)]);
+        bytes[0x04] = 0x03;
+        bytes[0x10..0x14].copy_from_slice(&0xfebc_0000_u32.to_le_bytes());
+        bytes[usize::from(MSIX) + 2] = 4;
+        bytes[usize::from(MSIX) + 4] = 3;
+        Model::new(bytes)
+    }
+
+    struct Hop {
+        functions: Functions<Model>,
+        xen: Xen,
+        noted: Vec<String>,
+    }
+
+    impl Hop {
+        fn new() -> Self {
+            let mut attachment = attachment();
+            attachment.devices.truncate(1);
+            attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
+            attachment.modes = vec![Mode::Line];
+            Self {
+                functions: Functions::new(&attachment, |_| Ok::<_, io::Error>(config())).unwrap(),
+                xen: Xen::default(),
+                noted: Vec::new(),
+            }
+        }
+
+        fn ask(&mut self, request: &Request, entries: &[u16]) -> Result<Done, OpError> {
+            let page = Page::new();
+            let entry = |&entry| MsixEntry { vector: 0, entry };
+            let entries: Vec<_> = entries.iter().map(entry).collect();
+            assert!(post(&page, request, &entries).is_ok());
+            let taken = take(&page).unwrap();
+            let noted = &mut self.noted;
+            let note = |index, mode: &Mode| noted.push(format!("{index}: {mode}"));
+            self.functions
+                .answer(&taken, &self.xen, note)
+                .map_err(|failure| failure.error)
+        }
+
+        fn config(&self) -> &Model {
+            &self.functions.functions[0].config
+        }
+
+        fn writes(&self) -> Vec<(u16, u8, u32)> {
+            self.config().writes.borrow().clone()
+        }
+    }
+
+    fn bdf() -> Bdf {
+        "00:05.0".parse().unwrap()
+    }
+
+    #[test]
+    fn a_write_that_the_guard_lets_through_reaches_the_device_in_its_width() {
+        let mut hop = Hop::new();
+        let done = hop.ask(&Request::conf_write(bdf(), 4, 2, 0x0007), &[]);
+        assert_eq!(done, Ok(Done::Value(0)));
+        assert_eq!(
+            hop.ask(&Request::conf_write(bdf(), 0xc, 1, 0xffff_ff10), &[]),
+            Ok(Done::Value(0))
+        );
+        assert_eq!(hop.writes(), [(4, 2, 0x0007), (0xc, 1, 0x10)]);
+    }
+
+    #[test]
+    fn a_write_that_the_guard_refuses_reaches_nothing_and_is_counted() {
+        let mut hop = Hop::new();
+        for (offset, width, value) in [
+            (4, 2, 0),
+            (0x10, 4, 0),
+            (MSIX + 2, 2, 0x8000),
+            (0x200, 4, 1),
+            (4, 2, 0),
+        ] {
+            let answer = hop.ask(&Request::conf_write(bdf(), offset, width, value), &[]);
+            assert_eq!(answer, Err(OpError::AccessDenied), "{offset:#x}");
+        }
+        assert!(hop.writes().is_empty());
+        let function = hop.functions.iter().next().unwrap();
+        let refused: Vec<_> = function.refused().collect();
+        assert_eq!(
+            refused,
+            [
+                (0x04, Refusal::Command, 2),
+                (0x10, Refusal::BaseAddress, 1),
+                (MSIX + 2, Refusal::Interrupts, 1),
+                (0x200, Refusal::Unlisted, 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_offset_or_size_that_is_no_register_is_refused() {
+        let mut hop = Hop::new();
+        for (offset, size) in [
+            (-4, 4),
+            (4096, 1),
+            (5, 2),
+            (2, 4),
+            (4, 3),
+            (4, 0),
+            (4, -2),
+            (i32::MIN, i32::MIN),
+            (4, i32::MAX),
+        ] {
+            let request = Request {
+                offset,
+                size,
+                ..Request::conf_write(bdf(), 4, 2, 7)
+            };
+            assert_eq!(
+                hop.ask(&request, &[]),
+                Err(OpError::InvalidOffset),
+                "{offset} {size}"
+            );
+        }
+        assert!(hop.writes().is_empty());
+    }
+
+    #[test]
+    fn only_the_devices_of_the_attachment_are_spoken_to() {
+        let mut hop = Hop::new();
+        let other = Request::conf_write("00:06.0".parse().unwrap(), 4, 2, 7);
+        assert_eq!(hop.ask(&other, &[]), Err(OpError::DeviceNotFound));
+        let beyond = Request {
+            bus: 0x1_0000,
+            ..Request::conf_write(bdf(), 4, 2, 7)
+        };
+        assert_eq!(hop.ask(&beyond, &[]), Err(OpError::DeviceNotFound));
+    }
+
+    #[test]
+    fn reads_and_unknown_commands_are_not_answered() {
+        let mut hop = Hop::new();
+        assert_eq!(
+            hop.ask(&Request::conf_read(bdf(), 0, 4), &[]),
+            Err(OpError::NotImplemented)
+        );
+        for raw in [6, 10, u32::MAX] {
+            let request = Request::new(Command::from_raw(raw), bdf());
+            assert_eq!(hop.ask(&request, &[]), Err(OpError::NotImplemented), "{raw}");
+        }
+    }
+
+    #[test]
+    fn msix_is_mapped_noted_and_ended_by_either_disable() {
+        let mut hop = Hop::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        assert_eq!(hop.ask(&enable, &[0, 2]), Ok(Done::Vectors(vec![55, 54])));
+        assert_eq!(
+            hop.ask(&Request::new(Command::DisableMsi, bdf()), &[]),
+            Ok(Done::Value(0))
+        );
+        assert_eq!(hop.noted, ["0: msix 0=55 2=54", "0: intx"]);
+        assert_eq!(hop.xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
+    }
+
+    #[test]
+    fn the_service_takes_up_a_mode_that_another_one_turned_on() {
+        let mode = Mode::Msix(vec![(0, 55)]);
+        let mut function = Function::new(device("00:05.0"), config(), mode.clone()).unwrap();
+        assert_eq!(*function.mode(), mode);
+        let xen = Xen::default();
+        function
+            .interrupts
+            .disable(&function.config, &xen, 3, |_| {})
+            .unwrap();
+        assert_eq!(xen.calls(), ["unmap 3 55"]);
+    }
+
+    #[test]
+    fn a_line_that_is_withheld_is_silenced_at_once() {
+        let device = Device {
+            line_offered: false,
+            ..device("00:05.0")
+        };
+        let function = Function::new(device, config(), Mode::Line).unwrap();
+        assert_eq!(*function.config.writes.borrow(), [(4, 2, 0x0403)]);
+    }
+
+    #[test]
+    fn a_function_that_forgets_its_addresses_in_its_sleep_gets_them_back() {
+        let mut hop = Hop::new();
+        hop.config().set16(4, 0x0007);
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        assert_eq!(hop.ask(&power(3), &[]), Ok(Done::Value(0)));
+        // As a function does that resets itself on the way to D0.
+        hop.config().set16(0x04, 0);
+        hop.config().set16(0x12, 0);
+        assert_eq!(hop.ask(&power(0), &[]), Ok(Done::Value(0)));
+        let expected = [
+            (POWER + 4, 2, 3),
+            (POWER + 4, 2, 0),
+            (0x10, 4, 0xfebc_0000),
+            (4, 2, 0x0007),
+        ];
+        assert_eq!(hop.writes(), expected);
+    }
+
+    #[test]
+    fn a_function_that_keeps_its_state_in_its_sleep_is_left_alone() {
+        let mut hop = Hop::new();
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        assert_eq!(hop.ask(&power(3), &[]), Ok(Done::Value(0)));
+        assert_eq!(hop.ask(&power(0), &[]), Ok(Done::Value(0)));
+        assert_eq!(hop.writes(), [(POWER + 4, 2, 3), (POWER + 4, 2, 0)]);
+    }
+}
