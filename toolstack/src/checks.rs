@@ -415,7 +415,9 @@ pub fn describe_all(
 mod tests {
     use super::*;
     use crate::capabilities::tests::space;
+    use crate::store::tests::dom0;
     use crate::sysfs::tests::Tree;
+    use xenbus::model::Xenstored;
 
     const A: &str = "0000:00:05.0";
     const B: &str = "0000:00:06.0";
@@ -571,6 +573,26 @@ mod tests {
                  `xl pci-detach 7 0000:00:05.0` frees it"
             ]
         );
+    }
+
+    #[test]
+    fn claims_are_found_wherever_they_are_written_down() {
+        let mut store = dom0(&Xenstored::new());
+        assert_eq!(Claims::read(&mut store).unwrap(), Claims::default());
+        record::tests::attachment().write(&mut store).unwrap();
+        record::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
+        store.write("/libxl/pci/0000-00-08-0/domid", "7").unwrap();
+        // What xl leaves behind for a device that is free again.
+        store
+            .write("/libxl/pci/0000-00-0b-0/driver_path", "/sys/x")
+            .unwrap();
+        store
+            .write("/local/domain/0/backend/pci/9/0/dev-0", "0000:00:09.0")
+            .unwrap();
+        let claims = Claims::read(&mut store).unwrap();
+        let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
+        assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
+        assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
     }
 
     #[test]

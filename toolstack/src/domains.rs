@@ -93,3 +93,48 @@ fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
     let vm = store.read_optional(&format!("{}/vm", home(domid)))?;
     Ok(vm.map(|path| path.trim_start_matches("/vm/").to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{dom0, introduce};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_domain_is_found_by_its_name_and_its_number() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let by_name = find(&mut store, "web").unwrap();
+        assert_eq!(by_name, crate::record::tests::domain(3, "web"));
+        assert_eq!(find(&mut store, "3").unwrap(), by_name);
+        let error = find(&mut store, "mail").unwrap_err().to_string();
+        assert_eq!(error, "there is no domain mail: `xl list` shows those that run");
+    }
+
+    #[test]
+    fn a_domain_lives_until_xen_has_released_it() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let web = find(&mut store, "web").unwrap();
+        assert!(is_alive(&mut store, &web).unwrap());
+        // xl removes the home first, and destroys the domain then.
+        store.remove(&home(3)).unwrap();
+        assert!(is_alive(&mut store, &web).unwrap());
+        daemon.release(3);
+        assert!(!is_alive(&mut store, &web).unwrap());
+    }
+
+    #[test]
+    fn a_later_domain_with_the_same_number_is_another_one() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let web = find(&mut store, "web").unwrap();
+        store
+            .write("/local/domain/3/vm", "/vm/00000000-0000-0000-0000-000000000099")
+            .unwrap();
+        assert!(!is_alive(&mut store, &web).unwrap());
+    }
+}

@@ -124,6 +124,8 @@ impl Hop {
 mod tests {
     use super::*;
     use crate::record::tests::attachment;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::model::Xenstored;
 
     fn listing(directory: &Directory) -> Vec<String> {
         directory
@@ -206,5 +208,39 @@ mod tests {
                 "state = 1"
             ]
         );
+    }
+
+    #[test]
+    fn each_end_writes_its_own_nodes_and_reads_the_others_and_nobody_else_does() {
+        let daemon = Xenstored::new();
+        for domid in [3, 4, 5] {
+            daemon.introduce(domid);
+        }
+        let mut store = dom0(&daemon);
+        // Twice, as after an attach that failed halfway.
+        for _ in 0..2 {
+            Hop::second(&attachment()).write(&mut store).unwrap();
+            Hop::first(&attachment()).write(&mut store).unwrap();
+        }
+        for (writer, reader, node) in [
+            (3, 4, "/local/domain/3/device/pci/0/state"),
+            (4, 3, "/local/domain/4/backend/pci/3/0/state"),
+            (4, 0, "/local/domain/4/device/bulkhead/0/state"),
+            (0, 4, "/local/domain/0/backend/bulkhead/4/0/state"),
+        ] {
+            assert_eq!(
+                connect(&daemon, reader).read(node).unwrap(),
+                "1",
+                "{reader} reads {node}"
+            );
+            connect(&daemon, writer).write(node, "2").unwrap();
+            for other in [3, 4, 5].into_iter().filter(|&domid| domid != writer) {
+                assert!(
+                    connect(&daemon, other).write(node, "9").is_err(),
+                    "{other} writes {node}"
+                );
+            }
+            assert!(connect(&daemon, 5).read(node).is_err(), "5 reads {node}");
+        }
     }
 }

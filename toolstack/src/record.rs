@@ -336,6 +336,8 @@ mod hex {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::model::Xenstored;
 
     pub fn domain(domid: DomId, name: &str) -> Domain {
         Domain {
@@ -409,6 +411,52 @@ pub(crate) mod tests {
         assert!(error.contains("`xenstore-rm /r/dev-0`"), "{error}");
         let error = Attachment::from_nodes("/r", "", &nodes).unwrap_err().to_string();
         assert!(error.starts_with("the record /r is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_record_lies_in_xenstore_out_of_sight_of_other_domains() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        attachment().write(&mut store).unwrap();
+        note_mode(&mut store, 4, 1, &Mode::Msi(53)).unwrap();
+        let mut expected = attachment();
+        expected.modes[1] = Mode::Msi(53);
+        let (all, damaged) = Attachment::all(&mut store).unwrap();
+        assert_eq!((all, damaged.len()), (vec![expected.clone()], 0));
+
+        daemon.introduce(4);
+        let mut stub = connect(&daemon, 4);
+        for node in [ROOT, ATTACHMENTS, &path(4), &format!("{}/dev-0", path(4))] {
+            assert!(stub.read(node).is_err(), "{node}");
+        }
+
+        expected.remove(&mut store).unwrap();
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), None);
+        assert!(Attachment::all(&mut store).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_hide_the_others() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        attachment().write(&mut store).unwrap();
+        store.write(&path(9), "nonsense").unwrap();
+        let (all, damaged) = Attachment::all(&mut store).unwrap();
+        assert_eq!((all.len(), damaged.len()), (1, 1));
+    }
+
+    #[test]
+    fn seized_and_quarantined_devices_are_remembered_and_forgotten() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        let bdf = "0000:00:05.0".parse().unwrap();
+        assert_eq!(seized_from(&mut store, bdf).unwrap(), None);
+        note_seized(&mut store, bdf, "e1000e").unwrap();
+        assert_eq!(seized_from(&mut store, bdf).unwrap().as_deref(), Some("e1000e"));
+        forget_seized(&mut store, bdf).unwrap();
+        assert_eq!(seized_from(&mut store, bdf).unwrap(), None);
+        quarantine(&mut store, bdf, "it is mute").unwrap();
+        assert_eq!(quarantined(&mut store).unwrap(), [(bdf, "it is mute".to_owned())]);
     }
 
     #[test]

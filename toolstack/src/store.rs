@@ -37,16 +37,27 @@ pub fn open() -> Result<Store, NoStore> {
             .open(DEVICE)
             .map_err(NoStore)?,
     };
-    Ok(Client::new(Stream(file)))
+    Ok(Client::new(Stream(Kind::File(file))))
 }
 
 /// The byte stream of a connection.
 #[derive(Debug)]
-pub struct Stream(File);
+pub struct Stream(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    File(File),
+    #[cfg(test)]
+    Model(xenbus::model::Connection),
+}
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match &self.0 {
+            Kind::File(file) => file.as_fd(),
+            #[cfg(test)]
+            Kind::Model(_) => panic!("a model cannot be waited for"),
+        }
     }
 }
 
@@ -54,19 +65,63 @@ impl Transport for Stream {
     type Error = io::Error;
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        match &mut self.0 {
+            Kind::File(file) => file.write_all(bytes),
+            #[cfg(test)]
+            Kind::Model(connection) => connection.send(bytes).map_err(tests::failed),
+        }
     }
 
     fn receive(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact(bytes)
+        match &mut self.0 {
+            Kind::File(file) => file.read_exact(bytes),
+            #[cfg(test)]
+            Kind::Model(connection) => connection.receive(bytes).map_err(tests::failed),
+        }
     }
 
     fn ready(&mut self) -> io::Result<bool> {
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        Ok(poll(&mut fds, Some(&now))? > 0)
+        match &mut self.0 {
+            Kind::File(file) => {
+                let mut fds = [PollFd::new(file, PollFlags::IN)];
+                let now = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                };
+                Ok(poll(&mut fds, Some(&now))? > 0)
+            }
+            #[cfg(test)]
+            Kind::Model(connection) => connection.ready().map_err(tests::failed),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use xenbus::client::Store as _;
+    use xenbus::model::Xenstored;
+
+    pub fn failed(error: impl std::fmt::Debug) -> io::Error {
+        io::Error::other(format!("{error:?}"))
+    }
+
+    /// Dom0's connection to a model.
+    pub fn dom0(daemon: &Xenstored) -> Store {
+        connect(daemon, 0)
+    }
+
+    /// A domain's connection to a model.
+    pub fn connect(daemon: &Xenstored, domid: u16) -> Store {
+        Client::new(Stream(Kind::Model(daemon.connect(domid))))
+    }
+
+    /// Makes a domain as xl does.
+    pub fn introduce(daemon: &Xenstored, domid: u16, name: &str) {
+        daemon.introduce(domid);
+        let mut store = dom0(daemon);
+        let vm = format!("/vm/00000000-0000-0000-0000-{domid:012}");
+        store.write(&format!("/local/domain/{domid}/name"), name).unwrap();
+        store.write(&format!("/local/domain/{domid}/vm"), &vm).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment};
 use crate::spin::Spin;
 use crate::status::{RefusedWrite, Served};
-use crate::store::{self, NoStore, Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::xenctrl::{DomId, Xenctrl};
 use crate::xendev::{Event, EventChannel, GrantedPage};
@@ -63,9 +63,6 @@ pub enum LinkError {
     /// A device cannot be used.
     #[error("cannot access the configuration space of a device")]
     Config(#[from] io::Error),
-    /// No connection to xenstore for the thread.
-    #[error(transparent)]
-    Store(#[from] NoStore),
 }
 
 /// What a stub publishes in xenstore.
@@ -149,7 +146,6 @@ impl Link {
             shared: Arc::clone(&shared),
             channel: Arc::clone(&channel),
             xen,
-            store: store::open()?,
             spin: Spin::default(),
             limit: RateLimit::new(Instant::now()),
         };
@@ -210,21 +206,25 @@ struct Worker {
     shared: Arc<Mutex<Shared>>,
     channel: Arc<EventChannel>,
     xen: Arc<Xenctrl>,
-    store: Store,
     spin: Spin,
     limit: RateLimit,
 }
 
 impl Worker {
     fn run(mut self) {
-        if let Err(error) = self.serve() {
-            log::error!("stub {}: lost its event channel: {error}", self.name);
+        let ended = match store::open() {
+            Ok(mut store) => self.serve(&mut store).map_err(anyhow::Error::from),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = ended {
+            log::error!("stub {} is served no more: {error:#}", self.name);
         }
     }
 
-    fn serve(&mut self) -> io::Result<()> {
+    /// Serves until it is stopped; interrupt modes are noted in `store`.
+    fn serve(&mut self, store: &mut Store) -> io::Result<()> {
         while self.channel.wait()? == Event::Peer {
-            self.burst()?;
+            self.burst(store)?;
             self.channel.unmask()?;
         }
         Ok(())
@@ -235,13 +235,13 @@ impl Worker {
     ///
     /// A burst without end is cut, so that others get at what is shared: the events of the requests
     /// that follow wait behind the mask.
-    fn burst(&mut self) -> io::Result<()> {
+    fn burst(&mut self, store: &mut Store) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
         let mut answered = 0;
         while answered < LONGEST_BURST {
             if let Some(taken) = take(&shared.page) {
-                self.answer(&mut shared, taken)?;
+                self.answer(&mut shared, taken, store)?;
                 answered += 1;
             } else if answered == 0 || !self.look(&shared.page) {
                 break;
@@ -270,9 +270,9 @@ impl Worker {
         found
     }
 
-    fn answer(&mut self, shared: &mut Shared, taken: Taken) -> io::Result<()> {
+    fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
-        let (store, stub, name) = (&mut self.store, self.stub, &self.name);
+        let (stub, name) = (self.stub, &self.name);
         let note = |index: usize, mode: &Mode| match record::note_mode(store, stub, index, mode) {
             Ok(()) => log::info!("stub {name}: device {index} now interrupts by {mode}"),
             Err(error) => log::error!("stub {name}: cannot note interrupt mode {mode}: {error}"),
