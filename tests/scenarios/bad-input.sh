@@ -20,7 +20,8 @@ refused "a guest that has the device by xl already" "pci" bulkhead run /root/g3.
 refused "a guest that does not exist" "nobody" bulkhead attach nobody --device $BDF
 refused "a guest to destroy that does not exist" "nobody" bulkhead destroy nobody
 refused "a bridge" "header|bridge" bulkhead run /root/g1.cfg --device 0000:00:1f.0
-refused "without root" "root" setuidgid nobody bulkhead run /root/g1.cfg --device $BDF
+echo "nobody:x:65534:65534::/:/bin/sh" >>/etc/passwd
+refused "without root" "root" su nobody -s /bin/sh -c "bulkhead run /root/g1.cfg --device $BDF"
 check "dom0 still has its driver or none, and the guest was not made" sh -c "! xl domid g1 && ! xl pci-assignable-list | grep -q 05.0"
 
 # --- in use
@@ -39,10 +40,15 @@ check "a stub without work" xl create -q /etc/bulkhead/stubdom.cfg 'name="idle"'
 check "it says so" wait-log "$log" "no guest" 10
 idle=$(xl domid idle)
 home=/local/domain/$idle
-xenstore-write $home/device/bulkhead/0/backend nonsense $home/device/bulkhead/0/backend-id nonsense $home/device/bulkhead/0/state 1
-check "nonsense in the second hop's nodes is named" wait-log "$log" "backend-id|device/bulkhead" 10
-xenstore-write $home/backend/pci/77/0/frontend /nowhere $home/backend/pci/77/0/frontend-id 77x $home/backend/pci/77/0/state 1
-check "nonsense in the first hop's nodes is named" wait-log "$log" "frontend-id|backend/pci/77" 10
+second=/local/domain/0/backend/bulkhead/$idle/0
+xenstore-write $second/guest 77x $second/num_devs many $second/state 1 $home/device/bulkhead/0/state 1
+xenstore-chmod $second n0 r$idle
+xenstore-chmod $home/device/bulkhead/0 n$idle r0
+xenstore-write $home/backend/pci/77/0/num_devs many $home/backend/pci/77/0/state 1
+xenstore-chmod $home/backend/pci/77/0 n$idle
+within 10 "nonsense in the nodes of either hop is named, by the stub or the service" \
+    grep -hE "(guest|num_devs|frontend|state).*(77x|many|missing|not|no )|backend/pci/77|bulkhead/$idle" "$log" /var/log/bulkhead/serve.log
+cat /tmp/check
 check "it lives" sh -c "xl list idle | awk 'NR == 2 { exit \$5 ~ /c/ }'"
 check "it ends when asked" xl shutdown -w idle
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The same card, guest kernel and boot: what the guest sees and how long accesses take, by xen-pciback and by Bulkhead.
 #: device e1000e,netdev=n0,addr=5
-#: timeout 300
+#: cpus 2
+#: timeout 150
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 ROUNDS=2000

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The stub is destroyed under traffic: the guest's card goes on, dom0 and the device notice nothing.
 #: device e1000e,netdev=n0,addr=5
+#: cpus 2
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 
@@ -20,7 +21,7 @@ sleep 10
 equal "pings of 100 answered, ten a second" 100 "$(in_guest g1 cat /tmp/pings | sed -n 's/.* \([0-9]*\) packets received.*/\1/p;s/.*transmitted, \([0-9]*\) received.*/\1/p')"
 header >/tmp/after
 check "configuration space of the device is untouched" cmp /tmp/before /tmp/after
-equal "MSI-X is still on" + "$(lspci -vv -s $BDF | sed -n 's/.*MSI-X: Enable\([-+]\).*/\1/p')"
+equal "MSI-X is still on" + "$(lspci -vv -s $BDF 2>/dev/null | sed -n 's/.*MSI-X: Enable\([-+]\).*/\1/p')"
 equal "dom0's kernel log" "" "$(dmesg)"
 check "the service lives" sh -c "bulkhead status --json | jq -e .service.running"
 success

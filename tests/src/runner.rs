@@ -33,6 +33,7 @@ pub fn run(
 ) -> Result<Report> {
     let boot = Boot {
         machine: Machine {
+            cpus: scenario.cpus,
             devices: scenario.devices.clone(),
             xen_options: scenario.xen_options.clone(),
             ..Machine::default()

@@ -23,6 +23,9 @@ pub struct Scenario {
     pub suites: Vec<Suite>,
     /// `#: timeout SECONDS`, from power-on.
     pub timeout: Duration,
+    /// `#: cpus N`: physical processors; one unless it says otherwise. QEMU emulates each by a thread: where the
+    /// machine has fewer to spare, Xen's clocks drift apart, and waits that count time end early.
+    pub cpus: u8,
     /// `#: xen OPTION`: more for Xen's command line.
     pub xen_options: Vec<String>,
     /// The script.
@@ -55,6 +58,7 @@ impl Scenario {
             devices: Vec::new(),
             suites: Vec::new(),
             timeout: Duration::from_secs(180),
+            cpus: 1,
             xen_options: Vec::new(),
             script: String::new(),
         };
@@ -73,8 +77,13 @@ impl Scenario {
                         .with_context(|| format!("`#: {need}` wants seconds"))?;
                     scenario.timeout = Duration::from_secs(seconds);
                 }
+                "cpus" => {
+                    scenario.cpus = value
+                        .parse()
+                        .with_context(|| format!("`#: {need}` wants a number"))?;
+                }
                 "xen" => scenario.xen_options.push(value.to_owned()),
-                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout and xen"),
+                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout, cpus and xen"),
             }
         }
         scenario.script = script;
@@ -114,7 +123,7 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: cpus 2\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
@@ -122,6 +131,7 @@ mod tests {
         assert_eq!(scenario.timeout, Duration::from_secs(7));
         assert!(scenario.is_for(Suite::Trixie) && !scenario.is_for(Suite::Bookworm));
         assert_eq!(scenario.xen_options, ["iommu=0"]);
+        assert_eq!(scenario.cpus, 2);
     }
 
     #[test]
@@ -129,6 +139,7 @@ mod tests {
         for (line, part) in [
             ("#: devise edu", "devise"),
             ("#: timeout soon", "timeout soon"),
+            ("#: cpus all", "cpus all"),
             ("#: suite buster", "buster"),
             ("#: device", "device"),
         ] {
