@@ -505,6 +505,9 @@ impl Undo {
 
     /// Undoes everything; what cannot be undone is told.
     fn undo(self, host: &mut Host) {
+        if !self.0.is_empty() {
+            eprintln!("undoing what was done");
+        }
         for step in self.0.into_iter().rev() {
             if let Err(error) = step.undo(host) {
                 eprintln!("note: while undoing: {error:#}");
@@ -540,10 +543,7 @@ impl Interrupt {
     }
 
     fn check(&self) -> Result<()> {
-        ensure!(
-            !self.0.load(Ordering::Relaxed),
-            "interrupted; undoing what was done"
-        );
+        ensure!(!self.0.load(Ordering::Relaxed), "interrupted");
         Ok(())
     }
 }

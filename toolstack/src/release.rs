@@ -12,6 +12,7 @@ use crate::interrupts::{Mode, turn_off};
 use crate::record::{self, Attachment, Device};
 use crate::resources::resources;
 use crate::restore;
+use crate::serve;
 use crate::xenctrl::{DomId, Hypervisor};
 use std::io;
 use std::thread;
@@ -71,6 +72,7 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
         DeviceType::Bulkhead.backends(0),
         attachment.stub.domid
     )];
+    nodes.push(serve::error_directory(attachment.stub.domid));
     if guest_alive {
         nodes.push(DeviceType::Pci.frontends(guest));
     }

@@ -295,5 +295,10 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Reply {
 
 /// Where the service says why it does not serve a stub.
 pub fn error_node(stub: DomId) -> String {
-    format!("/local/domain/0/error/backend/bulkhead/{stub}/0/error")
+    format!("{}/0/error", error_directory(stub))
+}
+
+/// The directory of [`error_node`], which goes away with the attachment.
+pub fn error_directory(stub: DomId) -> String {
+    format!("/local/domain/0/error/backend/bulkhead/{stub}")
 }
