@@ -1,6 +1,6 @@
 //! The service: dom0's end of every stub's second hop.
 //!
-//! One thread watches xenstore and the control socket, and starts a [`link`] with a thread of its own
+//! One thread watches xenstore and the control socket, and starts a `link` with a thread of its own
 //! for each stub that is ready. What it knows it reads from the records and the xenbus states, so a
 //! service that is started again takes up where the last one ended.
 
