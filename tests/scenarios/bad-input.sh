@@ -42,13 +42,12 @@ idle=$(xl domid idle)
 home=/local/domain/$idle
 second=/local/domain/0/backend/bulkhead/$idle/0
 xenstore-write $second/guest 77x $second/num_devs many $second/state 1 $home/device/bulkhead/0/state 1
-xenstore-chmod $second n0 r$idle
-xenstore-chmod $home/device/bulkhead/0 n$idle r0
+xenstore-chmod -r $second n0 r$idle
+xenstore-chmod -r $home/device/bulkhead/0 n$idle r0
 xenstore-write $home/backend/pci/77/0/num_devs many $home/backend/pci/77/0/state 1
-xenstore-chmod $home/backend/pci/77/0 n$idle
-within 10 "nonsense in the nodes of either hop is named, by the stub or the service" \
-    grep -hE "(guest|num_devs|frontend|state).*(77x|many|missing|not|no )|backend/pci/77|bulkhead/$idle" "$log" /var/log/bulkhead/serve.log
-cat /tmp/check
+xenstore-chmod -r $home/backend/pci/77/0 n$idle
+# What it says depends on which node it meets first; it names the node in any case.
+check "nonsense in its nodes is named" wait-log "$log" "(ERROR|WARN).*(/local/domain/|second hop|backend/pci)" 10
 check "it lives" sh -c "xl list idle | awk 'NR == 2 { exit \$5 ~ /c/ }'"
 check "it ends when asked" xl shutdown -w idle
 
