@@ -35,7 +35,6 @@ pub mod resources;
 pub mod restore;
 pub mod seize;
 pub mod serve;
-pub mod spin;
 pub mod status;
 pub mod store;
 pub mod sysfs;
