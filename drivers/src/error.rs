@@ -97,6 +97,11 @@ pub enum RequestError {
         /// Name of the register.
         register: &'static str,
     },
+    /// The guest sets bits of MSI or MSI-X that only `enable_*` and `disable_*` turn.
+    MessageControl {
+        /// Name of the register.
+        register: &'static str,
+    },
     /// No command that a backend answers.
     UnknownCommand(u32),
     /// MSI or MSI-X cannot be turned on.
@@ -127,7 +132,7 @@ impl RequestError {
         match self {
             Self::NoDevice => E::DeviceNotFound,
             Self::BadAccess { .. } => E::InvalidOffset,
-            Self::Denied { .. } | Self::PowerState(_) => E::AccessDenied,
+            Self::Denied { .. } | Self::MessageControl { .. } | Self::PowerState(_) => E::AccessDenied,
             Self::UnknownCommand(_) => E::NotImplemented,
             Self::Message(MessageKind::Msi, _) => E::OpFailed,
             Self::Message(MessageKind::Msix, refusal) => match refusal {
@@ -154,6 +159,7 @@ impl RequestError {
             Self::NoDevice
             | Self::BadAccess { .. }
             | Self::Denied { .. }
+            | Self::MessageControl { .. }
             | Self::UnknownCommand(_)
             | Self::Message(..)
             | Self::PowerState(_) => Blame::Guest,
@@ -164,6 +170,12 @@ impl RequestError {
             | Self::ServiceRefused(_)
             | Self::ServiceNonsense => Blame::Toolstack,
         }
+    }
+
+    /// True if every stock guest is refused so, and means no harm: Linux sets the enable bit of MSI-X itself before
+    /// it asks by `enable_msix`, and passes over the refusal (`drivers/pci/msi/msi.c`).
+    pub const fn is_routine(self) -> bool {
+        matches!(self, Self::NoDevice | Self::MessageControl { .. })
     }
 
     /// True if the request may have reached the service although no answer came.
@@ -207,6 +219,12 @@ impl fmt::Display for RequestError {
                 f,
                 "write to {register}: this change is not the guest's to make; see docs/config-space.md"
             ),
+            Self::MessageControl { register } => {
+                write!(
+                    f,
+                    "write to {register}: only enable and disable requests turn these bits"
+                )
+            }
             Self::UnknownCommand(command) => {
                 write!(f, "command {command} is none that a backend answers; use 0 to 5")
             }
@@ -483,6 +501,12 @@ mod tests {
             (RequestError::NoDevice, -1),
             (RequestError::BadAccess { offset: -4, size: 4 }, -2),
             (RequestError::Denied { register: "Command" }, -3),
+            (
+                RequestError::MessageControl {
+                    register: "MSI Message Control",
+                },
+                -3,
+            ),
             (RequestError::PowerState(1), -3),
             (RequestError::UnknownCommand(6), -4),
             (RequestError::Message(Msi, R::AlreadyOn), -5),

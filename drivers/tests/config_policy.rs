@@ -410,12 +410,12 @@ mod messages {
             for bit in 0..16 {
                 assert_eq!(
                     view.write(base + 2, 2, flags ^ 1 << bit),
-                    Err(RequestError::Denied { register })
+                    Err(RequestError::MessageControl { register })
                 );
             }
             assert_eq!(
                 view.write(base, 4, (flags ^ 1) << 16),
-                Err(RequestError::Denied { register }),
+                Err(RequestError::MessageControl { register }),
                 "in a wider write"
             );
         }

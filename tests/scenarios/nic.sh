@@ -35,5 +35,6 @@ done
 equal "pings lost of 20 after the rebinds" 0 "$(pings_lost g1 20)"
 in_guest g1 dmesg >/tmp/guest-dmesg
 equal "complaints in the guest" "" "$(grep -iE 'enable msix get err|not responding|pcifront.*(err|fail)' /tmp/guest-dmesg)"
+equal "complaints in the stub" "" "$(grep -E 'WARN|ERROR' "$log")"
 equal "complaints in dom0" "" "$(dmesg | grep -iE 'pciback.*(err|fail|warn)|call trace|bug:|nobody cared|DMAR.*fault')"
 success

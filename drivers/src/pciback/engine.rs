@@ -263,8 +263,12 @@ impl<E: ConfigSpace> Engine<E> {
     }
 
     fn note_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
-        let blame = error.blame();
         self.counters.add(Counter::Refused);
+        if error.is_routine() {
+            log::debug!("{bdf}: {} refused: {error}", request.command);
+            return;
+        }
+        let blame = error.blame();
         self.counters.add(match blame {
             Blame::Guest => Counter::BlamedGuest,
             Blame::Device => Counter::BlamedDevice,

@@ -153,7 +153,7 @@ impl VirtualConfig {
     /// `dropped` is told the offset of each register whose write is dropped.
     ///
     /// # Errors
-    /// [`RequestError::Denied`] and [`RequestError::PowerState`] where the policy says so, [`RequestError::DeviceSilent`],
+    /// [`RequestError::Denied`], [`RequestError::MessageControl`] and [`RequestError::PowerState`] where the policy says so, [`RequestError::DeviceSilent`],
     /// or what the second hop answers.
     pub fn write(
         &mut self,
@@ -260,7 +260,9 @@ impl VirtualConfig {
             Write::VpdAddress if new as u16 & capability::VPD_WRITE != 0 => Err(denied),
             // Writing the address starts a read, even if it is the same address.
             Write::VpdAddress => hardware.write(span, new).map(|()| Effect::Forwarded),
-            Write::MessageControl if new != old => Err(denied),
+            Write::MessageControl if new != old => Err(RequestError::MessageControl {
+                register: placed.register.name,
+            }),
             Write::MessageControl => Ok(Effect::Absorbed),
         }
     }
