@@ -16,8 +16,37 @@ pub struct Report {
     pub verdict: Verdict,
     /// From power-on to power-off.
     pub duration: Duration,
+    /// What it printed.
+    pub output: String,
     /// Where its logs are.
     pub dir: PathBuf,
+}
+
+/// Lines of output that are shown of a scenario that did not succeed.
+const SHOWN: usize = 40;
+
+impl Report {
+    /// What a reader wants to know beside the verdict: nothing of a success but its measurements, else the end of the
+    /// output and where the rest is.
+    pub fn details(&self) -> String {
+        let lines: Vec<&str> = self.output.lines().collect();
+        let shown = match self.verdict {
+            Verdict::Success => lines
+                .iter()
+                .filter(|line| line.starts_with("  "))
+                .copied()
+                .collect(),
+            _ => lines[lines.len().saturating_sub(SHOWN)..].to_vec(),
+        };
+        let mut details: String = shown
+            .iter()
+            .map(|line| format!("         {}\n", line.trim_start()))
+            .collect();
+        if !matches!(self.verdict, Verdict::Success) {
+            details += &format!("         all logs: {}\n", self.dir.display());
+        }
+        details
+    }
 }
 
 /// Runs `scenario` on `rig`; its logs are left below `out`.
@@ -49,6 +78,7 @@ pub fn run(
         name,
         verdict,
         duration: outcome.duration,
+        output: outcome.script_log,
         dir: outcome.dir,
     })
 }

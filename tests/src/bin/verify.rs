@@ -5,12 +5,13 @@ use bulkhead_tests::scenario::{self, Scenario};
 use bulkhead_tests::verdict::Verdict;
 use bulkhead_tests::{artifacts, runner};
 use clap::Parser;
-use images::observer::Terminal;
-use images::{Rig, Suite};
+use images::observer::{Quiet, Terminal};
+use images::{FileIn, Rig, Suite};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Checks everything: format, lints, host tests, image size, and the scenarios on real Xen in QEMU.
@@ -135,23 +136,53 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     image_size(score, &mut observer)?;
-    for suite in Suite::ALL
-        .into_iter()
-        .filter(|suite| arguments.suite.is_none_or(|only| only == *suite))
-    {
-        let rig = Rig::prepare(suite, &mut observer)?;
-        for scenario in chosen.iter().filter(|scenario| scenario.is_for(suite)) {
-            println!("-- {suite}/{}: {}", scenario.name, scenario.title);
-            let since = Instant::now();
-            let out = images::store::target_dir().join("rig-out");
-            let report = runner::run(&rig, scenario, &files, &out, &mut observer)?;
-            score.line(&report.name, &report.verdict, since);
-            if !matches!(report.verdict, Verdict::Success | Verdict::Skip(_)) {
-                println!("all logs: {}", report.dir.display());
-            }
+    let mut rigs = Vec::new();
+    for suite in Suite::ALL {
+        if arguments.suite.is_none_or(|only| only == suite) {
+            rigs.push(Rig::prepare(suite, &mut observer)?);
         }
     }
-    Ok(())
+    drop(observer);
+    let jobs = rigs.iter().flat_map(|rig| {
+        let suited = chosen.iter().filter(|scenario| scenario.is_for(rig.suite()));
+        suited.map(move |scenario| (rig, scenario))
+    });
+    // What takes several processors runs alone, so that it has them.
+    let (wide, narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
+    let score = Mutex::new(score);
+    run_all(wide, 1, &files, &score)?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    run_all(narrow, processors, &files, &score)
+}
+
+/// Runs scenarios, `width` at a time; each is told of when it ends.
+fn run_all(
+    jobs: VecDeque<(&Rig, &Scenario)>,
+    width: usize,
+    files: &[FileIn],
+    score: &Mutex<&mut Score>,
+) -> Result<()> {
+    let out = images::store::target_dir().join("rig-out");
+    let jobs = Mutex::new(jobs);
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let work = || -> Result<()> {
+        while let Some((rig, scenario)) = next() {
+            println!("-- {}/{}: {}", rig.suite(), scenario.name, scenario.title);
+            let since = Instant::now();
+            let report = runner::run(rig, scenario, files, &out, &mut Quiet)?;
+            let mut score = score.lock().unwrap_or_else(PoisonError::into_inner);
+            score.line(&report.name, &report.verdict, since);
+            print!("{}", report.details());
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..width).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
 }
 
 fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
