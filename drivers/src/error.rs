@@ -286,6 +286,8 @@ pub enum SetupError {
     Duplicate(Bdf),
     /// No free slot on the virtual bus.
     BusFull(Bdf),
+    /// It cannot have stood on the virtual bus where its node says.
+    Misplaced(Bdf),
     /// A second guest.
     OtherGuest {
         /// The guest that asks.
@@ -353,13 +355,18 @@ const ENODEV: i32 = 19;
 const EINVAL: i32 = 22;
 
 impl SetupError {
+    /// True if it is xenstore that failed, whatever was to be done.
+    pub const fn is_of_store(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::StoreLost(_))
+    }
+
     /// The errno value (positive) that the xenbus error node starts with.
     pub const fn errno(&self) -> i32 {
         match self {
             Self::MissingNode { .. } => ENOENT,
             Self::BadNode { .. } => EINVAL,
             Self::NotServed(_) | Self::OtherGuest { .. } => EPERM,
-            Self::Duplicate(_) | Self::OtherConnection(_) => EEXIST,
+            Self::Duplicate(_) | Self::Misplaced(_) | Self::OtherConnection(_) => EEXIST,
             Self::BusFull(_) => ENOMEM,
             Self::DeviceSilent(_) | Self::WrongIds { .. } | Self::HeaderType { .. } => ENODEV,
             Self::MapEcam { errno, .. }
@@ -379,6 +386,7 @@ impl SetupError {
             Self::NotServed(_)
             | Self::Duplicate(_)
             | Self::BusFull(_)
+            | Self::Misplaced(_)
             | Self::OtherGuest { .. }
             | Self::OtherConnection(_)
             | Self::WrongIds { .. }
@@ -415,6 +423,10 @@ impl fmt::Display for SetupError {
                     "no slot is left for {bdf} on the virtual bus; attach at most 32 devices"
                 )
             }
+            Self::Misplaced(bdf) => write!(
+                f,
+                "{bdf} cannot have stood where its vdev node says; detach it and attach it again"
+            ),
             Self::OtherGuest { guest, served } => write!(
                 f,
                 "guest {guest} asks, but this stub serves guest {served}; start a stub of its own for it"

@@ -152,11 +152,11 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         )
     }
 
-    /// The devices that the service lists for this stub.
+    /// The addresses of the devices that the service lists for this stub.
     ///
     /// # Errors
-    /// As [`Self::guest`].
-    pub fn devices(&self, store: &mut impl Store) -> Result<Vec<Resources>, SetupError> {
+    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Listed::number_of`] tells.
+    pub fn list(&self, store: &mut impl Store) -> Result<Listed, SetupError> {
         let count = store::value(
             store,
             &self.device.backend_node(key::NUM_DEVS),
@@ -164,16 +164,26 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             "a number from 0 to 256",
             |text| store::decimal(text).filter(|&count| count as usize <= MAX_FUNCTIONS),
         )?;
-        (0..count as usize)
-            .map(|index| self.resources(store, index))
-            .collect()
+        let mut addresses = Vec::new();
+        for number in 0..count as usize {
+            let address = self.node(store, Numbered::Device.at(number), "SSSS:BB:DD.F", |text| {
+                text.parse().ok()
+            });
+            match address {
+                Err(error) if error.is_of_store() => return Err(error),
+                address => addresses.push(address),
+            }
+        }
+        Ok(Listed(addresses))
     }
 
-    fn resources(&self, store: &mut impl Store, index: usize) -> Result<Resources, SetupError> {
+    /// What the service says about device `bdf`, which has this number in its list.
+    ///
+    /// # Errors
+    /// As [`Self::guest`].
+    pub fn resources(&self, store: &mut impl Store, bdf: Bdf, index: usize) -> Result<Resources, SetupError> {
         Ok(Resources {
-            bdf: self.node(store, Numbered::Device.at(index), "SSSS:BB:DD.F", |text| {
-                text.parse().ok()
-            })?,
+            bdf,
             ids: self.node(store, Numbered::Ids.at(index), "VVVV:DDDD", |text| {
                 text.parse().ok()
             })?,
@@ -295,6 +305,24 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         store
             .write(&self.device.frontend_node(key::STATE), state.as_str())
             .map_err(store::failed)
+    }
+}
+
+/// The service's list of devices: the address under each number, or what is wrong with its node.
+#[derive(Clone, Debug)]
+pub struct Listed(Vec<Result<Bdf, SetupError>>);
+
+impl Listed {
+    /// The number of a device.
+    ///
+    /// # Errors
+    /// The device is not in the list. If it may be hidden behind a bad node, that node is the error.
+    pub fn number_of(&self, bdf: Bdf) -> Result<usize, SetupError> {
+        if let Some(number) = self.0.iter().position(|address| *address == Ok(bdf)) {
+            return Ok(number);
+        }
+        let bad = self.0.iter().find_map(|address| address.as_ref().err());
+        Err(bad.cloned().unwrap_or(SetupError::NotServed(bdf)))
     }
 }
 

@@ -219,11 +219,7 @@ fn a_stub_started_anew_takes_up_the_connection_where_it_was() {
     host.settle();
 
     // The stub dies: Xen unbinds its ports, and the service starts over with the new one.
-    host.stub = None;
-    host.world.kill(STUB);
-    host.service.borrow_mut().restart();
-    host.set(&host.second.frontend_node(key::STATE), "1");
-    host.start();
+    host.restart_stub();
     host.settle();
 
     assert_eq!(
@@ -329,14 +325,7 @@ fn the_stub_tells_xl_what_it_obeys() {
 #[test]
 fn states_that_mean_nothing_change_nothing() {
     let mut host = Host::connected();
-    for state in [
-        Initialising,
-        InitWait,
-        Initialised,
-        Reconfiguring,
-        Reconfigured,
-        Connected,
-    ] {
+    for state in [Initialising, InitWait, Initialised, Reconfigured, Connected] {
         host.guest.set_state(state);
         host.settle();
         assert_eq!(host.backend_state(), Connected, "{state:?}");

@@ -198,7 +198,8 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => any::<u32>().prop_map(|number| number.to_string()),
     ];
     let guest_keys = proptest::sample::select(vec![key::PCI_OP_REF, key::EVENT_CHANNEL, key::MAGIC]);
-    let backend_keys = proptest::sample::select(vec![key::STATE, key::NUM_DEVS, "dev-0"]);
+    let backend_keys =
+        proptest::sample::select(vec![key::STATE, key::NUM_DEVS, "dev-0", "state-0", "vdev-0"]);
     prop_oneof![
         6 => text.clone().prop_map(Happening::GuestState),
         2 => (guest_keys, text.clone()).prop_map(|(key, value)| Happening::GuestNode(key, value)),

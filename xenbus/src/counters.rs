@@ -145,6 +145,17 @@ impl Counters {
         })
     }
 
+    /// Takes the registers of the guest's function `devfn` out of the table, because another device will stand
+    /// there. The sum, [`Counter::WritesDropped`], stays.
+    pub fn forget_function(&mut self, devfn: u8) {
+        let mut kept = [DroppedWrite::default(); DROPPED_MAX];
+        let others = self.dropped_writes().filter(|entry| entry.devfn != devfn);
+        for (to, entry) in kept.iter_mut().zip(others) {
+            *to = entry;
+        }
+        self.dropped = kept;
+    }
+
     /// The registers whose writes were dropped, in the order of their first write.
     pub fn dropped_writes(&self) -> impl Iterator<Item = DroppedWrite> + '_ {
         self.dropped.iter().copied().filter(|entry| entry.count > 0)
@@ -286,6 +297,22 @@ mod tests {
                 count: 2
             })
         );
+    }
+
+    #[test]
+    fn a_function_that_is_forgotten_makes_room_in_the_table_and_leaves_the_sum() {
+        let mut counters = Counters::default();
+        for register in 0..DROPPED_MAX as u16 {
+            counters.add_dropped_write(if register % 2 == 0 { 8 } else { 16 }, register);
+        }
+        counters.forget_function(8);
+        let left: Vec<_> = counters.dropped_writes().map(|entry| entry.offset).collect();
+        assert_eq!(
+            left,
+            (0..DROPPED_MAX as u16).filter(|n| n % 2 == 1).collect::<Vec<_>>()
+        );
+        assert_eq!(counters.get(Counter::WritesDropped), DROPPED_MAX as u64);
+        assert!(counters.add_dropped_write(8, 0), "named anew");
     }
 
     #[test]

@@ -136,6 +136,8 @@ pub enum Numbered {
     State,
     /// First hop: address on the guest's bus, `SSSS:BB:DD.FF`.
     VirtualDevice,
+    /// First hop: why this one device is refused.
+    Error,
     /// First hop: segment and bus of a PCI root, `SSSS:BB`.
     Root,
     /// Second hop: vendor and device id, a [`crate::device::Ids`].
@@ -158,6 +160,7 @@ impl Numbered {
             Self::Key => "key",
             Self::State => "state",
             Self::VirtualDevice => "vdev",
+            Self::Error => "error",
             Self::Root => "root",
             Self::Ids => "ids",
             Self::Ecam => "ecam",
@@ -210,6 +213,7 @@ mod tests {
             Key,
             State,
             VirtualDevice,
+            Error,
             Root,
             Ids,
             Ecam,
@@ -221,8 +225,8 @@ mod tests {
         assert_eq!(
             keys,
             [
-                "dev-12", "key-12", "state-12", "vdev-12", "root-12", "ids-12", "ecam-12", "bars-12",
-                "irq-12", "intx-12"
+                "dev-12", "key-12", "state-12", "vdev-12", "error-12", "root-12", "ids-12", "ecam-12",
+                "bars-12", "irq-12", "intx-12"
             ]
         );
     }

@@ -102,7 +102,8 @@ struct Function<E> {
 /// The functions of one guest, and what is counted about them.
 #[derive(Debug)]
 pub struct Engine<E> {
-    functions: Vec<Function<E>>,
+    /// By the index that `slots` knows; a function that was removed leaves a gap for the next.
+    functions: Vec<Option<Function<E>>>,
     slots: Slots,
     counters: Counters,
     limiter: Limiter<{ Line::KINDS }>,
@@ -126,26 +127,62 @@ impl<E: ConfigSpace> Engine<E> {
     /// What [`VirtualConfig::new`] says of the device, or that the bus has no place; with the config space,
     /// which the caller may want to unmap.
     pub fn add(&mut self, resources: Resources, ecam: E) -> Result<Bdf, (SetupError, E)> {
+        self.insert(resources, ecam, Slots::add)
+    }
+
+    /// Exports a function where it stood on the guest's bus before.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn restore(&mut self, resources: Resources, ecam: E, place: Bdf) -> Result<(), (SetupError, E)> {
+        let stand = |slots: &mut Slots, bdf, index| slots.restore(bdf, place, index).map(|()| place);
+        self.insert(resources, ecam, stand).map(drop)
+    }
+
+    fn insert(
+        &mut self,
+        resources: Resources,
+        ecam: E,
+        stand: impl FnOnce(&mut Slots, Bdf, u8) -> Result<Bdf, NoPlace>,
+    ) -> Result<Bdf, (SetupError, E)> {
         let bdf = resources.bdf;
         let config = match VirtualConfig::new(resources, &ecam) {
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
         };
-        let placed = u8::try_from(self.functions.len())
+        let gap = self.functions.iter().position(Option::is_none);
+        let index = gap.unwrap_or(self.functions.len());
+        let placed = u8::try_from(index)
             .map_err(|_| NoPlace::Full)
-            .and_then(|index| self.slots.add(bdf, index));
+            .and_then(|index| stand(&mut self.slots, bdf, index));
         let place = match placed {
             Ok(place) => place,
             Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf), ecam)),
             Err(NoPlace::Taken) => return Err((SetupError::Duplicate(bdf), ecam)),
+            Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf), ecam)),
         };
-        self.functions.push(Function {
+        let function = Some(Function {
             messages: Messages::new(&config, &ecam),
             config,
             ecam,
             place,
         });
+        match self.functions.get_mut(index) {
+            Some(gap) => *gap = function,
+            None => self.functions.push(function),
+        }
         Ok(place)
+    }
+
+    /// Takes a function away from the guest, with its interrupts off; returns its config space, to be unmapped.
+    /// `None` if it is not exported.
+    pub fn remove(&mut self, bdf: Bdf, dom0: &mut impl Dom0) -> Option<E> {
+        self.quiesce_function(bdf, dom0);
+        let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
+        let Function { place, ecam, .. } = exported.take()?;
+        self.slots.remove(place);
+        self.counters.forget_function(place.devfn());
+        Some(ecam)
     }
 
     /// Takes all functions away from the guest; returns their config spaces, to be unmapped.
@@ -153,26 +190,27 @@ impl<E: ConfigSpace> Engine<E> {
         self.slots = Slots::default();
         core::mem::take(&mut self.functions)
             .into_iter()
+            .flatten()
             .map(|function| function.ecam)
+    }
+
+    /// True if the function at this real address is exported.
+    pub fn exports(&self, bdf: Bdf) -> bool {
+        self.functions.iter().any(|function| is_at(function, bdf))
     }
 
     /// Turns off MSI and MSI-X wherever they are on. What cannot be turned off is logged.
     pub fn quiesce(&mut self, dom0: &mut impl Dom0) {
-        for function in &mut self.functions {
-            let bdf = function.config.resources().bdf;
-            let mut hardware = Reach {
-                ecam: &function.ecam,
-                bdf,
-                dom0,
-            };
-            match function.messages.disable(&mut hardware) {
-                Ok(None) => {}
-                Ok(Some(kind)) => {
-                    self.counters.add(disabled(kind));
-                    log::info!("{bdf}: {kind} turned off");
-                }
-                Err(error) => log::warn!("{bdf}: its interrupts may still be on: {error}"),
-            }
+        for function in self.functions.iter_mut().flatten() {
+            function.quiesce(dom0, &mut self.counters);
+        }
+    }
+
+    /// The same for one function.
+    pub fn quiesce_function(&mut self, bdf: Bdf, dom0: &mut impl Dom0) {
+        let mut functions = self.functions.iter_mut().filter(|function| is_at(function, bdf));
+        if let Some(function) = functions.next().and_then(Option::as_mut) {
+            function.quiesce(dom0, &mut self.counters);
         }
     }
 
@@ -188,7 +226,7 @@ impl<E: ConfigSpace> Engine<E> {
         now: Duration,
     ) -> Result<Reply, RequestError> {
         let found = self.slots.find(request.domain, request.bus, request.devfn);
-        let Some(function) = found.and_then(|index| self.functions.get_mut(index)) else {
+        let Some(function) = found.and_then(|index| self.functions.get_mut(index)?.as_mut()) else {
             // Not logged, and nobody's fault: a scan asks for every address.
             self.counters.add(Counter::Refused);
             return Err(RequestError::NoDevice);
@@ -282,6 +320,23 @@ impl<E: ConfigSpace> Engine<E> {
 }
 
 impl<E: ConfigSpace> Function<E> {
+    fn quiesce(&mut self, dom0: &mut impl Dom0, counters: &mut Counters) {
+        let bdf = self.config.resources().bdf;
+        let mut hardware = Reach {
+            ecam: &self.ecam,
+            bdf,
+            dom0,
+        };
+        match self.messages.disable(&mut hardware) {
+            Ok(None) => {}
+            Ok(Some(kind)) => {
+                counters.add(disabled(kind));
+                log::info!("{bdf}: {kind} turned off");
+            }
+            Err(error) => log::warn!("{bdf}: its interrupts may still be on: {error}"),
+        }
+    }
+
     fn serve(
         &mut self,
         request: &Request,
@@ -346,6 +401,12 @@ impl<E: ConfigSpace> Function<E> {
         }
         effect
     }
+}
+
+fn is_at<E>(function: &Option<Function<E>>, bdf: Bdf) -> bool {
+    function
+        .as_ref()
+        .is_some_and(|function| function.config.resources().bdf == bdf)
 }
 
 const fn disabled(kind: MessageKind) -> Counter {

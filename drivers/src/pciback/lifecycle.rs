@@ -2,12 +2,18 @@
 //!
 //! What the other ends write is looked at as a whole after every change, and each step follows from the
 //! states found: no step relies on having seen the one before. A guest's garbage ends its own connection,
-//! with the reason in the xenbus error node. The states of hotplug, Reconfiguring and Reconfigured, are left
-//! alone: a guest gets all its devices at once.
+//! with the reason in the xenbus error node.
+//!
+//! # Hotplug
+//! The toolstack changes the [`list`] of devices and sets our state to Reconfiguring. The guest lets go of the
+//! devices that are to leave and goes to Reconfiguring too; only then do we change what we export, and go to
+//! Reconfigured. The guest looks at its bus again and goes to Connected, and so do we. A device that cannot be
+//! exported is refused alone.
 
-use super::engine::{Engine, MAX_FUNCTIONS, Reply};
+use super::engine::{Engine, Reply};
+use super::list::{self, Change, Entry};
 use crate::error::{Blame, Excerpt, SetupError};
-use crate::pcifront::{PATIENCE, SecondHop};
+use crate::pcifront::{Listed, PATIENCE, SecondHop};
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
 use alloc::format;
@@ -16,7 +22,7 @@ use alloc::vec::Vec;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::counters::Counter;
-use xenbus::path::{Device, DeviceType, Numbered, key};
+use xenbus::path::{Device, DeviceType, key};
 use xenbus::pciif;
 use xenbus::pciif::backend::{self, Delivery, Success};
 use xenbus::state::XenbusState;
@@ -173,7 +179,7 @@ impl<P: Platform> FirstHop<P> {
         self.follow_down(cx, device, own, frontend)
     }
 
-    /// The steps up: export, then connect.
+    /// The steps up: export, then connect, then follow changes of the list.
     fn advance<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -184,15 +190,24 @@ impl<P: Platform> FirstHop<P> {
         use XenbusState::*;
         if matches!(self.phase, Phase::Idle) {
             match own {
-                // Above Initialising it is the connection of an earlier life of this stub, to be taken up.
-                Initialising | InitWait | Initialised | Connected => self.export(cx, device, own)?,
+                Initialising | InitWait => self.export(cx, device)?,
+                // The connection of an earlier life of this stub.
+                Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
                 _ => self.phase = Phase::ENDED,
             }
         }
         if let Phase::Exported { seen } = &mut self.phase {
             *seen |= frontend != Unknown;
-            if matches!(frontend, Initialised | Connected) {
-                self.connect(cx, device)?;
+            if matches!(frontend, Initialised | Connected | Reconfiguring) {
+                self.connect(cx, device, own)?;
+            }
+        }
+        if matches!(self.phase, Phase::Connected(_)) {
+            match (own, frontend) {
+                // Also when the toolstack has thought better of it: the guest waits for an answer.
+                (Connected | Reconfiguring, Reconfiguring) => self.reconfigure(cx, device)?,
+                (Reconfigured, Connected) => set_state(cx.client, device, Connected)?,
+                _ => {}
             }
         }
         Ok(())
@@ -306,82 +321,178 @@ impl<P: Platform> FirstHop<P> {
         Ok(())
     }
 
-    /// Takes stock of the guest's devices, and tells it where they stand.
-    fn export<T: Transport>(
+    /// Takes stock of a new guest's devices, and tells it where they stand. It gets all of them or none.
+    fn export<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device) -> Result<(), SetupError> {
+        self.guest = Some(device.frontend());
+        self.watch_frontend(cx, device)?;
+        set_state(cx.client, device, XenbusState::InitWait)?;
+        log::info!("guest {}: backend in InitWait: ready", device.frontend());
+
+        let served = cx.second.list(cx.client)?;
+        let mut entries = Vec::new();
+        for number in 0..list::count(cx.client, device)? {
+            let bdf = list::address(cx.client, device, number)?;
+            let place = self.add(cx, &served, bdf, None)?;
+            entries.push(Entry {
+                number,
+                bdf: Some(bdf),
+                change: Change::Exported(place),
+            });
+        }
+        self.publish(cx, device, &entries)?;
+        set_state(cx.client, device, XenbusState::Initialised)?;
+        self.phase = Phase::Exported { seen: false };
+        Ok(())
+    }
+
+    /// Exports again what an earlier life of this stub exported, each device where it stood: the guest may be
+    /// using them. One that cannot be exported is refused alone.
+    fn take_up<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-        own: XenbusState,
     ) -> Result<(), SetupError> {
         self.guest = Some(device.frontend());
         self.watch_frontend(cx, device)?;
-        let fresh = own == XenbusState::Initialising;
-        if fresh {
-            set_state(cx.client, device, XenbusState::InitWait)?;
-            log::info!("guest {}: backend in InitWait: ready", device.frontend());
-        }
-
-        let served = cx.second.devices(cx.client)?;
-        let count = own_node(
-            cx.client,
-            device,
-            key::NUM_DEVS,
-            "a number from 1 to 256",
-            |text| store::decimal(text).filter(|&count| (1..=MAX_FUNCTIONS as u32).contains(&count)),
-        )?;
-        let mut places: Vec<Bdf> = Vec::new();
-        for index in 0..count as usize {
-            let bdf: Bdf = own_node(
-                cx.client,
-                device,
-                &Numbered::Device.at(index),
-                "SSSS:BB:DD.F",
-                |text| text.parse().ok(),
-            )?;
-            let resources = served
-                .iter()
-                .find(|resources| resources.bdf == bdf)
-                .ok_or(SetupError::NotServed(bdf))?;
-            let frame = resources.ecam;
-            let ecam =
-                cx.platform
-                    .map_ecam(frame)
-                    .map_err(|errno| SetupError::MapEcam { bdf, frame, errno })?;
-            let place = match self.engine.add(resources.clone(), ecam) {
-                Ok(place) => place,
-                Err((error, ecam)) => {
-                    cx.platform.unmap_ecam(ecam);
-                    return Err(error);
-                }
-            };
-            log::info!("exporting {bdf} ({}) as {place}", resources.ids);
-            places.push(place);
-        }
-        if fresh {
-            // A new guest starts with interrupts off, whatever the one before left behind.
-            self.quiesce(cx);
-        }
-
-        let published = cx.client.transaction(|store| {
-            for (index, place) in places.iter().enumerate() {
-                store.write(
-                    &device.backend_node(&Numbered::VirtualDevice.at(index)),
-                    &virtual_address(*place),
-                )?;
-                store.write(
-                    &device.backend_node(&Numbered::State.at(index)),
-                    XenbusState::Initialised.as_str(),
-                )?;
+        let served = cx.second.list(cx.client)?;
+        let mut entries = Vec::new();
+        for number in 0..list::count(cx.client, device)? {
+            let state = list::state(cx.client, device, number)?;
+            if !matches!(state, XenbusState::Initialised | XenbusState::Closing) {
+                continue;
             }
-            store.write(&device.backend_node(&Numbered::Root.at(0)), "0000:00")?;
-            store.write(&device.backend_node(key::ROOT_NUM), "1")
-        });
-        published.map_err(store::failed)?;
-        if fresh {
-            set_state(cx.client, device, XenbusState::Initialised)?;
+            let bdf = list::address(cx.client, device, number);
+            let stood = list::place(cx.client, device, number);
+            let place = bdf
+                .clone()
+                .and_then(|bdf| self.add(cx, &served, bdf, Some(stood?)));
+            if place.is_err() {
+                entries.push(entry(number, bdf.ok(), place)?);
+            }
         }
+        self.publish(cx, device, &entries)?;
         self.phase = Phase::Exported { seen: false };
         Ok(())
+    }
+
+    /// Follows the list: takes away what the guest has let go of, and adds what is new.
+    fn reconfigure<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), SetupError> {
+        let entries = match self.changes(cx, device) {
+            Ok(entries) => entries,
+            Err(error) if error.is_of_store() => return Err(error),
+            Err(error) => {
+                log::error!(
+                    "guest {}: its devices stay as they are: {error}",
+                    device.frontend()
+                );
+                Vec::new()
+            }
+        };
+        if !entries.is_empty() {
+            self.publish(cx, device, &entries)?;
+        }
+        set_state(cx.client, device, XenbusState::Reconfigured)
+    }
+
+    fn changes<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<Vec<Entry>, SetupError> {
+        let served = cx.second.list(cx.client)?;
+        let mut entries = Vec::new();
+        for number in 0..list::count(cx.client, device)? {
+            let state = list::state(cx.client, device, number)?;
+            if !matches!(state, XenbusState::Initialising | XenbusState::Closing) {
+                continue;
+            }
+            let bdf = list::address(cx.client, device, number);
+            entries.push(match (state, &bdf) {
+                (XenbusState::Closing, Ok(bdf)) => {
+                    self.remove(cx, *bdf);
+                    Entry {
+                        number,
+                        bdf: Some(*bdf),
+                        change: Change::Removed,
+                    }
+                }
+                _ => {
+                    let place = bdf.clone().and_then(|bdf| self.add(cx, &served, bdf, None));
+                    entry(number, bdf.ok(), place)?
+                }
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Publishes what has become of devices of the list.
+    fn publish<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        entries: &[Entry],
+    ) -> Result<(), SetupError> {
+        for entry in entries {
+            if let Change::Refused(error) = &entry.change {
+                log::error!("guest {}: device {}: {error}", device.frontend(), entry.number);
+            }
+        }
+        for bdf in list::publish(cx.client, device, entries)? {
+            self.remove(cx, bdf);
+        }
+        Ok(())
+    }
+
+    /// Exports the device at `bdf`: where it stood, or, as a new one, at the first free place and with its
+    /// interrupts off, whatever an earlier guest left behind.
+    fn add<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        served: &Listed,
+        bdf: Bdf,
+        stood: Option<Bdf>,
+    ) -> Result<Bdf, SetupError> {
+        let number = served.number_of(bdf)?;
+        let resources = cx.second.resources(cx.client, bdf, number)?;
+        let (ids, frame) = (resources.ids, resources.ecam);
+        let ecam = cx
+            .platform
+            .map_ecam(frame)
+            .map_err(|errno| SetupError::MapEcam { bdf, frame, errno })?;
+        let added = match stood {
+            Some(place) => self.engine.restore(resources, ecam, place).map(|()| place),
+            None => self.engine.add(resources, ecam),
+        };
+        let place = match added {
+            Ok(place) => place,
+            Err((error, ecam)) => {
+                cx.platform.unmap_ecam(ecam);
+                return Err(error);
+            }
+        };
+        log::info!("exporting {bdf} ({ids}) as {place}");
+        if stood.is_none() {
+            let deadline = cx.platform.now().saturating_add(PATIENCE);
+            self.engine
+                .quiesce_function(bdf, &mut cx.second.link(cx.platform, deadline));
+        }
+        Ok(place)
+    }
+
+    /// Takes the device at `bdf` away from the guest, if it has it.
+    fn remove<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, bdf: Bdf) {
+        let deadline = cx.platform.now().saturating_add(PATIENCE);
+        let removed = self
+            .engine
+            .remove(bdf, &mut cx.second.link(cx.platform, deadline));
+        if let Some(ecam) = removed {
+            cx.platform.unmap_ecam(ecam);
+            log::info!("{bdf} is exported no more");
+        }
     }
 
     /// Takes up the guest's page and port.
@@ -389,6 +500,7 @@ impl<P: Platform> FirstHop<P> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
+        own: XenbusState,
     ) -> Result<(), SetupError> {
         let guest = device.frontend();
         let mut node = |key, expected| {
@@ -418,7 +530,10 @@ impl<P: Platform> FirstHop<P> {
             }
         };
         self.phase = Phase::Connected(Channel { page, port });
-        set_state(cx.client, device, XenbusState::Connected)?;
+        // A reconfiguration under way goes on from where it is.
+        if !matches!(own, XenbusState::Reconfiguring | XenbusState::Reconfigured) {
+            set_state(cx.client, device, XenbusState::Connected)?;
+        }
         log::info!("guest {guest} connected");
         Ok(())
     }
@@ -465,15 +580,17 @@ impl<P: Platform> FirstHop<P> {
     }
 }
 
-/// A function's address as pciback writes it into `vdev-N`: two digits for the function.
-fn virtual_address(place: Bdf) -> String {
-    format!(
-        "{:04x}:{:02x}:{:02x}.{:02x}",
-        place.segment(),
-        place.bus(),
-        place.device(),
-        place.function()
-    )
+/// What to publish about a device that was to be exported.
+///
+/// # Errors
+/// A failure of xenstore, which says nothing about the device.
+fn entry(number: usize, bdf: Option<Bdf>, place: Result<Bdf, SetupError>) -> Result<Entry, SetupError> {
+    let change = match place {
+        Ok(place) => Change::Exported(place),
+        Err(error) if error.is_of_store() => return Err(error),
+        Err(error) => Change::Refused(error),
+    };
+    Ok(Entry { number, bdf, change })
 }
 
 fn parse_domid(text: &str) -> Option<DomId> {
@@ -487,23 +604,6 @@ fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, SetupErro
         Err(error) if error.is_not_found() => Ok(Vec::new()),
         Err(error) => Err(store::failed(error)),
     }
-}
-
-/// A node of our own directory that the toolstack must have written.
-fn own_node<R>(
-    store: &mut impl Store,
-    device: Device,
-    key: &str,
-    expected: &'static str,
-    parse: impl FnOnce(&str) -> Option<R>,
-) -> Result<R, SetupError> {
-    store::value(
-        store,
-        &device.backend_node(key),
-        Blame::Toolstack,
-        expected,
-        parse,
-    )
 }
 
 fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Result<(), SetupError> {

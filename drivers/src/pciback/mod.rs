@@ -5,6 +5,7 @@ pub mod engine;
 
 pub mod hardware;
 pub mod lifecycle;
+pub mod list;
 pub mod messages;
 pub mod resources;
 pub mod slots;

@@ -1,7 +1,7 @@
 //! Where functions stand on the guest's virtual bus.
 //!
 //! The bus is 0000:00. Functions of one device keep together and keep their function numbers; each device
-//! takes the first free slot, so the same devices in the same order always stand in the same places.
+//! takes the first free slot and keeps it until its last function has gone, as with xen-pciback.
 
 use xenbus::bdf::Bdf;
 
@@ -26,6 +26,9 @@ pub enum NoPlace {
     Full,
     /// The function has its place already.
     Taken,
+    /// It cannot stand where it is to stand: not on this bus, under another function number, or among another
+    /// device's functions.
+    Misplaced,
 }
 
 impl Default for Slots {
@@ -43,22 +46,53 @@ impl Slots {
     /// # Errors
     /// [`NoPlace`]; nothing has changed then.
     pub fn add(&mut self, real: Bdf, index: u8) -> Result<Bdf, NoPlace> {
-        let device = Bdf::from_devfn(real.segment(), real.bus(), real.device() << 3);
         let slot = self
-            .devices
-            .iter()
-            .position(|&occupant| occupant == Some(device))
+            .slot_of(device(real))
             .or_else(|| self.devices.iter().position(Option::is_none))
             .ok_or(NoPlace::Full)?;
         // Below 256: 32 slots of 8 functions.
-        let devfn = (slot << 3) as u8 | real.function();
-        let place = &mut self.functions[usize::from(devfn)];
-        if place.is_some() {
+        let place = Bdf::from_devfn(0, 0, (slot << 3) as u8 | real.function());
+        self.put(real, place, index)?;
+        Ok(place)
+    }
+
+    /// Places the function `real` where it stood before.
+    ///
+    /// # Errors
+    /// [`NoPlace`]; nothing has changed then.
+    pub fn restore(&mut self, real: Bdf, place: Bdf, index: u8) -> Result<(), NoPlace> {
+        let slot = usize::from(place.device());
+        let free = self.devices[slot].is_none_or(|occupant| occupant == device(real));
+        let moved = self.slot_of(device(real)).is_some_and(|stands| stands != slot);
+        let on_the_bus = (place.segment(), place.bus()) == (0, 0);
+        if !on_the_bus || place.function() != real.function() || !free || moved {
+            return Err(NoPlace::Misplaced);
+        }
+        self.put(real, place, index)
+    }
+
+    fn put(&mut self, real: Bdf, place: Bdf, index: u8) -> Result<(), NoPlace> {
+        let function = &mut self.functions[usize::from(place.devfn())];
+        if function.is_some() {
             return Err(NoPlace::Taken);
         }
-        *place = Some(index);
-        self.devices[slot] = Some(device);
-        Ok(Bdf::from_devfn(0, 0, devfn))
+        *function = Some(index);
+        self.devices[usize::from(place.device())] = Some(device(real));
+        Ok(())
+    }
+
+    /// Frees the place of a function, and its slot with the last function of the device.
+    pub fn remove(&mut self, place: Bdf) {
+        self.functions[usize::from(place.devfn())] = None;
+        let slot = usize::from(place.device());
+        let siblings = &self.functions[slot * FUNCTIONS..][..FUNCTIONS];
+        if siblings.iter().all(Option::is_none) {
+            self.devices[slot] = None;
+        }
+    }
+
+    fn slot_of(&self, device: Bdf) -> Option<usize> {
+        self.devices.iter().position(|&occupant| occupant == Some(device))
     }
 
     /// The index of the function at the virtual address of a request.
@@ -69,6 +103,11 @@ impl Slots {
         let place = self.functions.get(usize::try_from(devfn).ok()?)?;
         place.map(usize::from)
     }
+}
+
+/// The device that a function belongs to, as the address of its function 0.
+const fn device(function: Bdf) -> Bdf {
+    Bdf::from_devfn(function.segment(), function.bus(), function.device() << 3)
 }
 
 #[cfg(test)]
@@ -122,5 +161,45 @@ mod tests {
         assert_eq!(slots.add(bdf("0000:04:00.0"), 32), Err(NoPlace::Full));
         assert_eq!(slots.add(bdf("0000:03:05.0"), 32), Err(NoPlace::Taken));
         assert!(slots.add(bdf("0000:03:05.1"), 32).is_ok());
+    }
+
+    #[test]
+    fn a_freed_slot_is_the_next_ones_and_a_device_keeps_its_slot_until_its_last_function_has_gone() {
+        let mut slots = Slots::default();
+        for (index, real) in ["0000:03:00.0", "0000:04:00.0", "0000:04:00.1", "0000:05:00.0"]
+            .into_iter()
+            .enumerate()
+        {
+            slots.add(bdf(real), index as u8).unwrap();
+        }
+        slots.remove(bdf("0000:00:01.0"));
+        assert_eq!(slots.find(0, 0, 8), None);
+        assert_eq!(slots.add(bdf("0000:06:00.0"), 1), Ok(bdf("0000:00:03.0")));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), 4), Ok(bdf("0000:00:01.0")));
+        slots.remove(bdf("0000:00:01.0"));
+        slots.remove(bdf("0000:00:01.1"));
+        assert_eq!(slots.add(bdf("0000:07:00.0"), 1), Ok(bdf("0000:00:01.0")));
+        slots.remove(bdf("0000:00:00.0"));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), 0), Ok(bdf("0000:00:00.0")));
+    }
+
+    #[test]
+    fn a_function_is_restored_where_it_stood_and_nowhere_that_it_cannot_have_stood() {
+        let mut slots = Slots::default();
+        let mut restore = |real, place| slots.restore(bdf(real), bdf(place), 7);
+        assert_eq!(restore("0000:04:00.1", "0000:00:02.1"), Ok(()));
+        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Ok(()));
+        for (real, place) in [
+            ("0000:05:00.0", "0001:00:03.0"),
+            ("0000:05:00.0", "0000:01:03.0"),
+            ("0000:05:00.0", "0000:00:03.1"),
+            ("0000:05:00.2", "0000:00:02.2"),
+            ("0000:04:00.2", "0000:00:03.2"),
+        ] {
+            assert_eq!(restore(real, place), Err(NoPlace::Misplaced), "{real} at {place}");
+        }
+        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:05:00.0"), 1), Ok(bdf("0000:00:00.0")));
+        assert_eq!(slots.find(0, 0, 0x11), Some(7));
     }
 }

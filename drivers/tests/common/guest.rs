@@ -2,6 +2,7 @@
 
 use super::world::World;
 use drivers::platform::Port;
+use std::collections::BTreeSet;
 use xenbus::client::{Client, Store};
 use xenbus::model::{Connection, Page, Xenstored};
 use xenbus::path::{Device, key};
@@ -15,6 +16,8 @@ pub struct Guest {
     pub port: Port,
     pub store: Client<Connection>,
     pub device: Device,
+    /// The addresses, as devfn, at which it knows a device.
+    pub bus: BTreeSet<u8>,
     world: World,
 }
 
@@ -27,6 +30,7 @@ impl Guest {
             port: world.alloc_unbound(device.frontend(), device.backend()),
             store: Client::new(xenstored.connect(device.frontend())),
             device,
+            bus: BTreeSet::new(),
             world: world.clone(),
         }
     }

@@ -48,6 +48,11 @@ impl Transport for StoreLine {
     }
 }
 
+/// Frame of a function's ECAM page.
+fn frame_of(bdf: Bdf) -> u64 {
+    0xb0000 | u64::from(bdf.bus()) << 8 | u64::from(bdf.devfn())
+}
+
 pub struct Host {
     pub world: World,
     pub xenstored: Xenstored,
@@ -123,9 +128,23 @@ impl Host {
 
     /// Writes the nodes of the second hop.
     pub fn attach_second(&mut self, devices: &[&str]) {
+        self.list_second(devices);
+        let hop = self.second;
+        self.set(&hop.backend_node(key::GUEST), &GUEST.to_string());
+        self.set(&hop.backend_node(key::STATE), "1");
+        self.own(&hop.backend_dir(), 0, STUB);
+        self.set(&hop.frontend_node(key::BACKEND), &hop.backend_dir());
+        self.set(&hop.frontend_node(key::BACKEND_ID), "0");
+        self.own(&hop.frontend_dir(), STUB, 0);
+        self.set(&hop.frontend_node(key::STATE), "1");
+    }
+
+    /// Writes the list of devices of the second hop. A device keeps its model.
+    pub fn list_second(&mut self, devices: &[&str]) {
         let hop = self.second;
         for (index, device) in devices.iter().enumerate() {
-            let frame = 0xb0028 + index as u64;
+            let bdf = device.parse::<Bdf>().ok();
+            let frame = bdf.map_or(0, frame_of);
             for (key, value) in [
                 (Numbered::Device, (*device).to_owned()),
                 (Numbered::Ids, "8086:10d3".to_owned()),
@@ -136,24 +155,25 @@ impl Host {
             ] {
                 self.set(&hop.backend_node(&key.at(index)), &value);
             }
-            let model = if index == 0 {
-                self.device.clone()
-            } else {
-                Device::e1000e()
-            };
-            self.world.add_ecam(frame, &model);
-            if let Ok(bdf) = device.parse::<Bdf>() {
-                self.service.borrow_mut().devices.insert(bdf, model);
+            if let Some(bdf) = bdf {
+                let model = self.model(bdf, index == 0);
+                self.world.add_ecam(frame, &model);
             }
         }
         self.set(&hop.backend_node(key::NUM_DEVS), &devices.len().to_string());
-        self.set(&hop.backend_node(key::GUEST), &GUEST.to_string());
-        self.set(&hop.backend_node(key::STATE), "1");
-        self.own(&hop.backend_dir(), 0, STUB);
-        self.set(&hop.frontend_node(key::BACKEND), &hop.backend_dir());
-        self.set(&hop.frontend_node(key::BACKEND_ID), "0");
-        self.own(&hop.frontend_dir(), STUB, 0);
-        self.set(&hop.frontend_node(key::STATE), "1");
+    }
+
+    /// The card at `bdf`; a new one is `self.device` if it is the first.
+    fn model(&mut self, bdf: Bdf, first: bool) -> Device {
+        let mut service = self.service.borrow_mut();
+        let fresh = || {
+            if first {
+                self.device.clone()
+            } else {
+                Device::e1000e()
+            }
+        };
+        service.devices.entry(bdf).or_insert_with(fresh).clone()
     }
 
     /// Writes the nodes of the first hop.

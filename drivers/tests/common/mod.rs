@@ -5,5 +5,6 @@
 pub mod device;
 pub mod guest;
 pub mod host;
+pub mod hotplug;
 pub mod service;
 pub mod world;

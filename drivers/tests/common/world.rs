@@ -65,8 +65,9 @@ impl World {
             .count()
     }
 
-    /// A domain dies: its ports are closed. Its grants stay, as nobody asks for them.
+    /// The stub dies: its ports are closed and its mappings go. Its grants stay, as nobody asks for them.
     pub fn kill(&self, domid: DomId) {
+        self.0.borrow_mut().mapped = 0;
         let ports: Vec<Port> = {
             let state = self.0.borrow();
             let own = state.ends.keys().filter(|(owner, _)| *owner == domid);

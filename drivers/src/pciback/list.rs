@@ -1,0 +1,140 @@
+//! The guest's list of devices: the numbered nodes in our directory of the first hop.
+//!
+//! The toolstack adds a device with state Initialising and asks for one back with Closing. We answer with
+//! Initialised and the device's place on the guest's bus, or with Closed: it is not, or not any more, exported.
+
+use super::engine::MAX_FUNCTIONS;
+use crate::error::{Blame, SetupError};
+use crate::store;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Client, Store, Transport};
+use xenbus::path::{Device, Numbered, key};
+use xenbus::state::XenbusState;
+
+/// What becomes of a device of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It stands at this address on the guest's bus.
+    Exported(Bdf),
+    /// The guest has let go of it.
+    Removed,
+    /// It is not exported, and this is why.
+    Refused(SetupError),
+}
+
+/// A [`Change`] of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number in the list.
+    pub number: usize,
+    /// Its real address; `None` if the node with that is bad.
+    pub bdf: Option<Bdf>,
+    /// What becomes of it.
+    pub change: Change,
+}
+
+/// How many devices the list has: at least one.
+///
+/// # Errors
+/// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
+pub fn count(store: &mut impl Store, device: Device) -> Result<usize, SetupError> {
+    let count = node(store, device, key::NUM_DEVS, "a number from 1 to 256", |text| {
+        store::decimal(text).filter(|&count| (1..=MAX_FUNCTIONS as u32).contains(&count))
+    })?;
+    Ok(count as usize)
+}
+
+/// The real address of device `number`.
+///
+/// # Errors
+/// As [`count`].
+pub fn address(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, SetupError> {
+    let key = Numbered::Device.at(number);
+    node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
+}
+
+/// Where device `number` stands on the guest's bus, as an earlier life of this stub has published it.
+///
+/// # Errors
+/// As [`count`].
+pub fn place(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, SetupError> {
+    let key = Numbered::VirtualDevice.at(number);
+    let expected = "SSSS:BB:DD.FF, or take the device off its list";
+    node(store, device, &key, expected, |text| text.parse().ok())
+}
+
+/// The state of device `number`.
+///
+/// # Errors
+/// As [`store::read`].
+pub fn state(store: &mut impl Store, device: Device, number: usize) -> Result<XenbusState, SetupError> {
+    store::state(store, &device.backend_node(&Numbered::State.at(number)))
+}
+
+/// Publishes what has become of devices, all at one moment. Returns those that the toolstack has taken off the
+/// list meanwhile: they must not be exported.
+///
+/// # Errors
+/// [`SetupError::Store`] or [`SetupError::StoreLost`].
+pub fn publish<T: Transport>(
+    client: &mut Client<T>,
+    device: Device,
+    entries: &[Entry],
+) -> Result<Vec<Bdf>, SetupError> {
+    let withdrawn = client.transaction(|store| {
+        let mut withdrawn = Vec::new();
+        for entry in entries {
+            let path = |key: Numbered| device.backend_node(&key.at(entry.number));
+            if let Some(bdf) = entry.bdf {
+                let listed = store.read_optional(&path(Numbered::Device))?;
+                if listed.and_then(|text| text.parse().ok()) != Some(bdf) {
+                    if matches!(entry.change, Change::Exported(_)) {
+                        withdrawn.push(bdf);
+                    }
+                    continue;
+                }
+            }
+            let state = match &entry.change {
+                Change::Exported(place) => {
+                    store.write(&path(Numbered::VirtualDevice), &virtual_address(*place))?;
+                    XenbusState::Initialised
+                }
+                Change::Removed => XenbusState::Closed,
+                Change::Refused(error) => {
+                    store.write(&path(Numbered::Error), &store::error_text(error))?;
+                    XenbusState::Closed
+                }
+            };
+            store.write(&path(Numbered::State), state.as_str())?;
+        }
+        store.write(&device.backend_node(&Numbered::Root.at(0)), "0000:00")?;
+        store.write(&device.backend_node(key::ROOT_NUM), "1")?;
+        Ok(withdrawn)
+    });
+    withdrawn.map_err(store::failed)
+}
+
+fn node<R>(
+    store: &mut impl Store,
+    device: Device,
+    key: &str,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<R>,
+) -> Result<R, SetupError> {
+    let path = device.backend_node(key);
+    store::value(store, &path, Blame::Toolstack, expected, parse)
+}
+
+/// A function's address as pciback writes it into `vdev-N`: two digits for the function.
+fn virtual_address(place: Bdf) -> String {
+    format!(
+        "{:04x}:{:02x}:{:02x}.{:02x}",
+        place.segment(),
+        place.bus(),
+        place.device(),
+        place.function()
+    )
+}
