@@ -57,18 +57,26 @@ pub fn value<R>(
     expected: &'static str,
     parse: impl FnOnce(&str) -> Option<R>,
 ) -> Result<R, SetupError> {
-    let Some(text) = read(store, path)? else {
-        return Err(SetupError::MissingNode {
-            blame,
-            path: path.to_string(),
-        });
-    };
-    parse(&text).ok_or_else(|| SetupError::BadNode {
+    let text = text(store, path, blame)?;
+    parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))
+}
+
+// Apart from `value`, which exists once for each type that is read.
+fn text(store: &mut impl Store, path: &str, blame: Blame) -> Result<String, SetupError> {
+    read(store, path)?.ok_or_else(|| SetupError::MissingNode {
         blame,
         path: path.to_string(),
-        value: Excerpt::of(&text),
-        expected,
     })
+}
+
+#[cold]
+fn bad_node(path: &str, blame: Blame, text: &str, expected: &'static str) -> SetupError {
+    SetupError::BadNode {
+        blame,
+        path: path.to_string(),
+        value: Excerpt::of(text),
+        expected,
+    }
 }
 
 /// Tells why a device of domain `owner` fails, where Linux's drivers tell it: for the device whose end of it

@@ -57,7 +57,7 @@ fn engine() -> (Engine<Device>, DirectDom0) {
     let device = Device::e1000e();
     let mut engine = Engine::default();
     engine
-        .add(Device::resources("0000:00:05.0"), device.clone())
+        .add(Device::resources("0000:00:05.0"), device.clone(), None)
         .unwrap();
     (
         engine,

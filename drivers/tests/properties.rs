@@ -107,7 +107,7 @@ proptest! {
         let bdf: Bdf = "0000:00:05.0".parse().unwrap();
         let mut dom0 = common::device::DirectDom0([(bdf, device.clone())].into());
         let mut engine = Engine::default();
-        engine.add(Device::resources("0000:00:05.0"), device.clone()).unwrap();
+        engine.add(Device::resources("0000:00:05.0"), device.clone(), None).unwrap();
 
         for event in events {
             let answer = match &event {

@@ -121,30 +121,12 @@ impl<E> Default for Engine<E> {
 }
 
 impl<E: ConfigSpace> Engine<E> {
-    /// Exports a function; returns its address on the guest's bus.
+    /// Exports a function, where it stood on the guest's bus before if it did; returns its address there.
     ///
     /// # Errors
     /// What [`VirtualConfig::new`] says of the device, or that the bus has no place; with the config space,
     /// which the caller may want to unmap.
-    pub fn add(&mut self, resources: Resources, ecam: E) -> Result<Bdf, (SetupError, E)> {
-        self.insert(resources, ecam, Slots::add)
-    }
-
-    /// Exports a function where it stood on the guest's bus before.
-    ///
-    /// # Errors
-    /// As [`Self::add`].
-    pub fn restore(&mut self, resources: Resources, ecam: E, place: Bdf) -> Result<(), (SetupError, E)> {
-        let stand = |slots: &mut Slots, bdf, index| slots.restore(bdf, place, index).map(|()| place);
-        self.insert(resources, ecam, stand).map(drop)
-    }
-
-    fn insert(
-        &mut self,
-        resources: Resources,
-        ecam: E,
-        stand: impl FnOnce(&mut Slots, Bdf, u8) -> Result<Bdf, NoPlace>,
-    ) -> Result<Bdf, (SetupError, E)> {
+    pub fn add(&mut self, resources: Resources, ecam: E, stood: Option<Bdf>) -> Result<Bdf, (SetupError, E)> {
         let bdf = resources.bdf;
         let config = match VirtualConfig::new(resources, &ecam) {
             Ok(config) => config,
@@ -154,7 +136,10 @@ impl<E: ConfigSpace> Engine<E> {
         let index = gap.unwrap_or(self.functions.len());
         let placed = u8::try_from(index)
             .map_err(|_| NoPlace::Full)
-            .and_then(|index| stand(&mut self.slots, bdf, index));
+            .and_then(|index| match stood {
+                Some(place) => self.slots.restore(bdf, place, index).map(|()| place),
+                None => self.slots.add(bdf, index),
+            });
         let place = match placed {
             Ok(place) => place,
             Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf), ecam)),

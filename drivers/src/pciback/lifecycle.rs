@@ -463,11 +463,7 @@ impl<P: Platform> FirstHop<P> {
             .platform
             .map_ecam(frame)
             .map_err(|errno| SetupError::MapEcam { bdf, frame, errno })?;
-        let added = match stood {
-            Some(place) => self.engine.restore(resources, ecam, place).map(|()| place),
-            None => self.engine.add(resources, ecam),
-        };
-        let place = match added {
+        let place = match self.engine.add(resources, ecam, stood) {
             Ok(place) => place,
             Err((error, ecam)) => {
                 cx.platform.unmap_ecam(ecam);

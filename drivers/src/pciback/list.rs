@@ -7,7 +7,7 @@ use super::engine::MAX_FUNCTIONS;
 use crate::error::{Blame, SetupError};
 use crate::store;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
@@ -84,37 +84,53 @@ pub fn publish<T: Transport>(
     device: Device,
     entries: &[Entry],
 ) -> Result<Vec<Bdf>, SetupError> {
+    let roots = [
+        (Numbered::Root.at(0), "0000:00".to_string()),
+        (key::ROOT_NUM.to_string(), "1".to_string()),
+    ];
+    let changed = entries.iter().map(|entry| (Some(entry), nodes(entry)));
+    let plan: Vec<_> = changed.chain([(None, Vec::from(roots))]).collect();
     let withdrawn = client.transaction(|store| {
         let mut withdrawn = Vec::new();
-        for entry in entries {
-            let path = |key: Numbered| device.backend_node(&key.at(entry.number));
-            if let Some(bdf) = entry.bdf {
-                let listed = store.read_optional(&path(Numbered::Device))?;
-                if listed.and_then(|text| text.parse().ok()) != Some(bdf) {
-                    if matches!(entry.change, Change::Exported(_)) {
-                        withdrawn.push(bdf);
+        for (entry, nodes) in &plan {
+            if let Some(Entry {
+                number,
+                bdf: Some(bdf),
+                change,
+            }) = entry
+            {
+                let listed = store.read_optional(&device.backend_node(&Numbered::Device.at(*number)))?;
+                if listed.and_then(|text| text.parse().ok()) != Some(*bdf) {
+                    if matches!(change, Change::Exported(_)) {
+                        withdrawn.push(*bdf);
                     }
                     continue;
                 }
             }
-            let state = match &entry.change {
-                Change::Exported(place) => {
-                    store.write(&path(Numbered::VirtualDevice), &virtual_address(*place))?;
-                    XenbusState::Initialised
-                }
-                Change::Removed => XenbusState::Closed,
-                Change::Refused(error) => {
-                    store.write(&path(Numbered::Error), &store::error_text(error))?;
-                    XenbusState::Closed
-                }
-            };
-            store.write(&path(Numbered::State), state.as_str())?;
+            for (key, value) in nodes {
+                store.write(&device.backend_node(key), value)?;
+            }
         }
-        store.write(&device.backend_node(&Numbered::Root.at(0)), "0000:00")?;
-        store.write(&device.backend_node(key::ROOT_NUM), "1")?;
         Ok(withdrawn)
     });
     withdrawn.map_err(store::failed)
+}
+
+/// Key and value of the nodes that tell of a change.
+fn nodes(entry: &Entry) -> Vec<(String, String)> {
+    let at = |key: Numbered| key.at(entry.number);
+    let state = |state: XenbusState| (at(Numbered::State), state.as_str().to_string());
+    match &entry.change {
+        Change::Exported(place) => Vec::from([
+            (at(Numbered::VirtualDevice), virtual_address(*place)),
+            state(XenbusState::Initialised),
+        ]),
+        Change::Removed => Vec::from([state(XenbusState::Closed)]),
+        Change::Refused(error) => Vec::from([
+            (at(Numbered::Error), store::error_text(error)),
+            state(XenbusState::Closed),
+        ]),
+    }
 }
 
 fn node<R>(

@@ -110,16 +110,14 @@ impl VirtualConfig {
         let tables = capabilities
             .iter()
             .map(|found| (found.base, found.policy.registers));
-        let mut registers: Vec<Placed> = core::iter::once((0, &header::TYPE_0[..]))
-            .chain(tables)
-            .flat_map(|(base, table)| {
-                table.iter().map(move |register| Placed {
-                    span: register.span(base),
-                    register,
-                })
-            })
-            .collect();
-        registers.sort_unstable_by_key(|placed| placed.span.offset());
+        let mut registers: Vec<Placed> = Vec::new();
+        for (base, table) in core::iter::once((0, &header::TYPE_0[..])).chain(tables) {
+            for register in table {
+                let span = register.span(base);
+                let behind = |placed: &Placed| placed.span.offset() <= span.offset();
+                registers.insert(registers.partition_point(behind), Placed { span, register });
+            }
+        }
 
         Ok(Self {
             registers,
