@@ -326,6 +326,9 @@ impl Listed {
     }
 }
 
+/// How long an answer of the service is awaited without going to sleep: a write takes it less, as a rule.
+const LINGER: Duration = Duration::from_micros(300);
+
 /// The way to dom0 for one request of the guest.
 pub struct Link<'a, P: Platform> {
     hop: &'a mut SecondHop<P::Page>,
@@ -369,6 +372,7 @@ impl<P: Platform> Link<'_, P> {
                 channel.overdue = Some(posted);
                 return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
             }
+            self.platform.linger(channel.port, LINGER);
             self.platform.wait(&[channel.port], Some(self.deadline));
         }
     }

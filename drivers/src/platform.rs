@@ -51,6 +51,9 @@ pub trait Platform {
     fn notify(&mut self, port: Port);
     /// Takes the pending mark off a port; true if it was set.
     fn take_pending(&mut self, port: Port) -> bool;
+    /// Lets other domains run, without going to sleep, until `port` is pending or `time` has passed. What comes soon
+    /// is seen sooner than by [`Self::wait`], which takes a wake-up.
+    fn linger(&mut self, port: Port, time: Duration);
     /// Blocks until one of `ports` is pending or the clock reaches `until`.
     fn wait(&mut self, ports: &[Port], until: Option<Duration>);
 

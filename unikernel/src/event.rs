@@ -41,15 +41,32 @@ pub fn shared_info() -> Option<*mut SharedInfo> {
     (!page.is_null()).then_some(page)
 }
 
+/// The word of the shared info page that holds the pending mark of `port`, and its bit.
+fn pending_mark(port: Port) -> Option<(&'static AtomicU64, u64)> {
+    let page = shared_info().filter(|_| port < PORT_LIMIT)?;
+    // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen sets bits atomically, and so
+    // do we.
+    let word = unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_pending[(port / 64) as usize]) };
+    Some((word, 1 << (port % 64)))
+}
+
 /// Takes the pending mark off `port`; true if it was set.
 pub fn take_pending(port: Port) -> bool {
-    let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) else {
-        return false;
-    };
-    let bit = 1 << (port % 64);
-    // SAFETY: in the mapped page (the port is below the limit); Xen sets bits atomically, and so do we.
-    let word = unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_pending[(port / 64) as usize]) };
-    word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    pending_mark(port).is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0)
+}
+
+/// True if an event came over `port` since the last [`take_pending`].
+pub fn is_pending(port: Port) -> bool {
+    pending_mark(port).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+}
+
+/// Lets Xen run somebody else on this processor for a moment.
+pub fn yield_processor() {
+    const NONE: u64 = 0;
+    let operation = u64::from(xen_sys::SCHEDOP_yield);
+    // SAFETY: SCHEDOP_yield takes no argument.
+    let yielded = unsafe { hypercall::call4(__HYPERVISOR_sched_op, [operation, NONE, NONE, NONE]) };
+    debug_assert!(yielded.is_ok(), "SCHEDOP_yield: {yielded:?}");
 }
 
 /// Makes a sub-operation of `event_channel_op`.

@@ -114,6 +114,13 @@ impl Platform for Xen {
         event::take_pending(port)
     }
 
+    fn linger(&mut self, port: Port, time: Duration) {
+        let end = clock::now() + time;
+        while !event::is_pending(port) && clock::now() < end {
+            event::yield_processor();
+        }
+    }
+
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
         event::wait(ports, until);
     }

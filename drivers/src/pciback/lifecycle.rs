@@ -116,17 +116,17 @@ impl<P: Platform> FirstHop<P> {
     }
 
     /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
-    /// accesses, and log lines only within a limit.
-    pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) {
+    /// accesses, and log lines only within a limit. True if there was one.
+    pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) -> bool {
         let Phase::Connected(channel) = &self.phase else {
-            return;
+            return false;
         };
         if !platform.take_pending(channel.port) {
-            return;
+            return false;
         }
         let Some(taken) = backend::take(&channel.page) else {
             self.engine.count(Counter::SpuriousEvents);
-            return;
+            return false;
         };
         let now = platform.now();
         let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
@@ -143,6 +143,7 @@ impl<P: Platform> FirstHop<P> {
             Delivery::Late => self.engine.count(Counter::LateAnswers),
         }
         second.publish(self.engine.counters());
+        true
     }
 
     /// Follows the states of both ends.

@@ -247,6 +247,10 @@ impl Platform for Domain {
         self.world.take_pending(self.domid, port)
     }
 
+    fn linger(&mut self, _port: Port, _time: Duration) {
+        // Time passes, and others run, only in `wait`.
+    }
+
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
         (self.others.borrow_mut())();
         if !self.world.is_pending(self.domid, ports) {
