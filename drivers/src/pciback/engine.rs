@@ -239,7 +239,13 @@ impl<E: ConfigSpace> Engine<E> {
     pub fn settle_log(&mut self, now: Duration) -> Option<Duration> {
         self.limiter.settle(now, |kind, count| {
             let name = LINE_NAMES.get(kind).copied().unwrap_or_default();
-            log::warn!("{count} more {name} were not logged one by one");
+            // As serious as the lines that it stands for.
+            let level = if kind == Line::Messages.index() {
+                log::Level::Info
+            } else {
+                log::Level::Warn
+            };
+            log::log!(level, "{count} more {name} were not logged one by one");
         });
         self.limiter.due()
     }
