@@ -194,6 +194,20 @@ mod command {
     }
 
     #[test]
+    fn a_guest_that_turns_decode_on_wakes_a_device_whose_decode_was_never_off() {
+        let mut view = View::new();
+        view.write(0x04, 2, 0x0000).unwrap();
+        view.write(PM + 4, 2, 0x0003).unwrap();
+        assert_eq!(view.sent(), [(PM + 4, 2, 0x0003)]);
+        assert_eq!(view.write(0x04, 2, 0x0001), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(PM + 4, 2, 0x0000)]);
+        view.write(PM + 4, 2, 0x0003).unwrap();
+        view.sent();
+        assert_eq!(view.write(0x04, 2, 0x0003), Ok(Effect::Absorbed));
+        assert_eq!(view.sent(), [], "it was on already: nothing is turned on");
+    }
+
+    #[test]
     fn a_device_that_forgot_its_addresses_gets_them_back_before_it_decodes() {
         let device = Device::e1000e();
         for lost in [0x04, 0x10, 0x18, 0x30] {

@@ -275,8 +275,11 @@ impl VirtualConfig {
         let decodable = self.resources.bars.decodable();
         let mut present = read(hardware);
         let mut effect = Effect::Absorbed;
-        if command::target(present, written, decodable) & !present & command::DECODE != 0 {
-            // A device that was in D3 may have forgotten where it is, and must not answer at address 0.
+        let enables = |bits: u16| bits & command::DECODE != 0;
+        let enabled_anew = enables(written) && !enables(self.command);
+        if enabled_anew || enables(command::target(present, written, decodable) & !present) {
+            // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
+            // D3 may have forgotten where it is, and must not answer at address 0.
             effect = self.wake(hardware)?.max(self.restore_bars(hardware)?);
             present = read(hardware);
         }

@@ -68,7 +68,8 @@ pub enum Write {
     Forward,
     /// It goes to the device if all it changes is the start bit.
     Bist,
-    /// Bus mastering and memory-write-and-invalidate go to the device; decode is turned on there, never off.
+    /// Bus mastering and memory-write-and-invalidate go to the device; decode is turned on there, never off. A guest
+    /// that turns decode on brings the device to D0.
     Command,
     /// All-ones starts a size probe; the recorded address is put back into a device that lost it, but for the ROM.
     Bar(BarIndex),
@@ -104,7 +105,9 @@ impl fmt::Display for Write {
             Self::Drop => "dropped, counted",
             Self::Forward => "forwarded",
             Self::Bist => "forwarded if only the start bit changes",
-            Self::Command => "bus master and MWI forwarded; decode turned on in the device, never off",
+            Self::Command => {
+                "bus master and MWI forwarded; decode turned on in the device, which brings it to D0, and never off"
+            }
             Self::Bar(_) => {
                 "all-ones probes the size; the recorded address is restored if the device lost it"
             }
