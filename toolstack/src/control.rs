@@ -1,6 +1,8 @@
 //! How the commands talk to the service: one line of JSON each way, over a socket that only root may
 //! use.
 
+use crate::record;
+use crate::release::Released;
 use crate::status::Status;
 use crate::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
@@ -14,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use xenbus::bdf::Bdf;
 
 /// Directory of what exists only while the host runs.
 pub const RUN: &str = "/run/bulkhead";
@@ -29,13 +32,26 @@ const LONGEST_LINE: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a command asks of the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
     /// Everything about all attachments.
     Status,
     /// Take the devices of this stub back.
     Release {
+        /// The stub.
+        stub: DomId,
+    },
+    /// Take some devices of this stub back. The guest has let go of them.
+    TakeBack {
+        /// The stub.
+        stub: DomId,
+        /// The devices.
+        #[serde(with = "record::texts")]
+        devices: Vec<Bdf>,
+    },
+    /// Serve the devices that this stub's record names now.
+    Follow {
         /// The stub.
         stub: DomId,
     },
@@ -47,7 +63,9 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Status`].
     Status(Status),
-    /// To [`Request::Release`].
+    /// To [`Request::Follow`].
+    Followed,
+    /// To [`Request::Release`] and [`Request::TakeBack`].
     Released {
         /// What happened to each device.
         devices: Vec<String>,
@@ -59,6 +77,12 @@ pub enum Reply {
         /// Why.
         message: String,
     },
+}
+
+impl From<Released> for Reply {
+    fn from(Released { devices, problems }: Released) -> Self {
+        Self::Released { devices, problems }
+    }
 }
 
 /// Why the service did not answer.
@@ -245,6 +269,16 @@ mod tests {
             serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(),
             Request::Status
         );
+        let request = Request::TakeBack {
+            stub: 4,
+            devices: vec!["00:05.0".parse().unwrap()],
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(
+            line,
+            r#"{"request":"take_back","stub":4,"devices":["0000:00:05.0"]}"#
+        );
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
         let reply = Reply::Released {
             devices: vec!["a".into()],
             problems: vec![],
@@ -261,6 +295,7 @@ mod tests {
             "status",
             r#"{"request":"release"}"#,
             r#"{"request":"release","stub":70000}"#,
+            r#"{"request":"take_back","stub":4,"devices":["00:05"]}"#,
         ] {
             assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
         }

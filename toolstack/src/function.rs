@@ -166,41 +166,62 @@ impl<C: Config> Functions<C> {
     /// Takes the devices of an attachment into service; `open` opens their configuration spaces.
     pub fn new<E: From<io::Error>>(
         attachment: &Attachment,
-        mut open: impl FnMut(Bdf) -> Result<C, E>,
+        open: impl FnMut(Bdf) -> Result<C, E>,
     ) -> Result<Self, E> {
-        let mut functions = Vec::new();
-        for (device, mode) in attachment.devices.iter().zip(&attachment.modes) {
-            functions.push(Function::new(device.clone(), open(device.bdf)?, mode.clone())?);
-        }
-        Ok(Self {
+        let mut functions = Self {
             guest: attachment.guest.domid,
-            functions,
-        })
+            functions: Vec::new(),
+        };
+        functions.follow(attachment, open)?;
+        Ok(functions)
     }
 
-    /// The devices, in the order of the record.
+    /// Takes those devices into service that the attachment has got, and drops those that it has lost. What is
+    /// known of the others stays.
+    pub fn follow<E: From<io::Error>>(
+        &mut self,
+        attachment: &Attachment,
+        mut open: impl FnMut(Bdf) -> Result<C, E>,
+    ) -> Result<(), E> {
+        self.functions
+            .retain(|function| attachment.bdfs().any(|bdf| bdf == function.bdf()));
+        for (device, mode) in attachment.devices_and_modes() {
+            if !self.functions.iter().any(|function| function.bdf() == device.bdf) {
+                let function = Function::new(device.clone(), open(device.bdf)?, mode.clone())?;
+                self.functions.push(function);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes devices out of service: no request for them is answered any more.
+    pub fn drop_devices(&mut self, bdfs: &[Bdf]) {
+        self.functions.retain(|function| !bdfs.contains(&function.bdf()));
+    }
+
+    /// The devices, in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = &Function<C>> {
         self.functions.iter()
     }
 
-    /// Carries a request out. `note` writes down that the device of this number changed its mode.
+    /// Carries a request out. `note` writes down that the device at this address changed its mode.
     pub fn answer(
         &mut self,
         taken: &Taken,
         xen: &impl Hypervisor,
-        note: impl FnOnce(usize, &Mode),
+        note: impl FnOnce(Bdf, &Mode),
     ) -> Result<Done, Failure> {
         let request = taken.request();
         let spoken_of = request.function();
-        let mut functions = self.functions.iter_mut().enumerate();
-        let Some((index, function)) = functions.find(|(_, function)| Some(function.device.bdf) == spoken_of)
-        else {
+        let mut functions = self.functions.iter_mut();
+        let Some(function) = functions.find(|function| Some(function.bdf()) == spoken_of) else {
             return Err(Failure {
                 error: OpError::DeviceNotFound,
                 cause: "not a device of this stub".into(),
             });
         };
-        let note = |mode: &Mode| note(index, mode);
+        let bdf = function.bdf();
+        let note = |mode: &Mode| note(bdf, mode);
         let Function {
             interrupts, config, ..
         } = function;
@@ -288,7 +309,7 @@ mod tests {
             assert!(post(&page, request, &entries).is_ok());
             let taken = take(&page).unwrap();
             let noted = &mut self.noted;
-            let note = |index, mode: &Mode| noted.push(format!("{index}: {mode}"));
+            let note = |bdf: Bdf, mode: &Mode| noted.push(format!("{bdf}: {mode}"));
             self.functions
                 .answer(&taken, &self.xen, note)
                 .map_err(|failure| failure.error)
@@ -408,8 +429,47 @@ mod tests {
             hop.ask(&Request::new(Command::DisableMsi, bdf()), &[]),
             Ok(Done::Value(0))
         );
-        assert_eq!(hop.noted, ["0: msix 0=55 2=54", "0: intx"]);
+        assert_eq!(hop.noted, ["0000:00:05.0: msix 0=55 2=54", "0000:00:05.0: intx"]);
         assert_eq!(hop.xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
+    }
+
+    #[test]
+    fn the_list_is_followed_and_the_devices_that_stay_keep_what_is_known_of_them() {
+        let mut hop = Hop::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        hop.ask(&enable, &[0]).unwrap();
+        let mut one = attachment();
+        one.devices.truncate(1);
+        one.modes = vec![Mode::Line];
+        let two = one.with(vec![device("00:06.0")]);
+        let open = |_| Ok::<_, io::Error>(config());
+
+        let other = "00:06.0".parse().unwrap();
+        let write = Request::conf_write(other, 4, 2, 7);
+        assert_eq!(hop.ask(&write, &[]), Err(OpError::DeviceNotFound));
+        hop.functions.follow(&two, open).unwrap();
+        assert_eq!(hop.ask(&write, &[]), Ok(Done::Value(0)));
+        assert_eq!(
+            hop.ask(&enable, &[0]),
+            Err(OpError::EALREADY),
+            "MSI-X is still known to be on"
+        );
+
+        hop.functions.drop_devices(&[bdf()]);
+        assert_eq!(hop.ask(&enable, &[0]), Err(OpError::DeviceNotFound));
+        hop.functions.follow(&one, open).unwrap();
+        assert_eq!(hop.ask(&write, &[]), Err(OpError::DeviceNotFound));
+        assert_eq!(hop.ask(&enable, &[0]).map(|_| ()), Ok(()), "it starts anew");
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_an_error_and_the_others_are_served() {
+        let mut hop = Hop::new();
+        let more = attachment();
+        let closed = |_| Err::<Model, _>(io::Error::from(io::ErrorKind::NotFound));
+        assert!(hop.functions.follow(&more, closed).is_err());
+        let write = Request::conf_write(bdf(), 4, 2, 7);
+        assert_eq!(hop.ask(&write, &[]), Ok(Done::Value(0)));
     }
 
     #[test]

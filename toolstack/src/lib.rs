@@ -25,6 +25,7 @@ pub mod guest;
 pub mod host;
 pub mod interrupts;
 pub mod launch;
+pub mod list;
 pub mod mcfg;
 pub mod nodes;
 pub mod progress;

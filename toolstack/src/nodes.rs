@@ -1,6 +1,6 @@
 //! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
 
-use crate::record::Attachment;
+use crate::record::{self, Attachment};
 use crate::store::{Store, StoreError};
 use xenbus::client::Store as _;
 use xenbus::path::{Device, Numbered, key};
@@ -62,19 +62,10 @@ impl Hop {
             (key::DOMAIN.to_owned(), attachment.guest.name.clone()),
             (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
         ];
-        for (index, device) in attachment.devices.iter().enumerate() {
-            let bdf = device.bdf.to_string();
-            nodes.push((Numbered::Key.at(index), bdf.clone()));
-            nodes.push((Numbered::Device.at(index), bdf));
-            nodes.push((
-                Numbered::State.at(index),
-                XenbusState::Initialising.as_str().into(),
-            ));
+        for (number, device) in attachment.devices.iter().enumerate() {
+            nodes.extend(of_first(number, device));
         }
-        Self::new(
-            Device::first_hop(attachment.stub.domid, attachment.guest.domid),
-            nodes,
-        )
+        Self::new(first_hop(attachment), nodes)
     }
 
     /// The second hop: the stub finds the service in dom0, and what it must know of the devices.
@@ -83,16 +74,8 @@ impl Hop {
             (key::GUEST.to_owned(), attachment.guest.domid.to_string()),
             (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
         ];
-        for (index, device) in attachment.devices.iter().enumerate() {
-            let of_device = [
-                (Numbered::Device, device.bdf.to_string()),
-                (Numbered::Ids, device.ids.to_string()),
-                (Numbered::Ecam, format!("{:x}", device.ecam)),
-                (Numbered::Bars, device.bars.to_string()),
-                (Numbered::Irq, device.gsi.unwrap_or(0).to_string()),
-                (Numbered::Intx, u8::from(device.line_offered).to_string()),
-            ];
-            nodes.extend(of_device.map(|(key, value)| (key.at(index), value)));
+        for (number, device) in attachment.devices.iter().enumerate() {
+            nodes.extend(of_second(number, device));
         }
         Self::new(Device::second_hop(attachment.stub.domid), nodes)
     }
@@ -118,6 +101,35 @@ impl Hop {
             Ok(())
         })
     }
+}
+
+/// The first hop of an attachment.
+pub const fn first_hop(attachment: &Attachment) -> Device {
+    Device::first_hop(attachment.stub.domid, attachment.guest.domid)
+}
+
+/// The nodes of device `number` in the backend's directory of the first hop, when it is new.
+pub fn of_first(number: usize, device: &record::Device) -> [(String, String); 3] {
+    let bdf = device.bdf.to_string();
+    [
+        (Numbered::Key, bdf.clone()),
+        (Numbered::Device, bdf),
+        (Numbered::State, XenbusState::Initialising.as_str().to_owned()),
+    ]
+    .map(|(key, value)| (key.at(number), value))
+}
+
+/// The nodes of device `number` in the backend's directory of the second hop.
+pub fn of_second(number: usize, device: &record::Device) -> [(String, String); 6] {
+    [
+        (Numbered::Device, device.bdf.to_string()),
+        (Numbered::Ids, device.ids.to_string()),
+        (Numbered::Ecam, format!("{:x}", device.ecam)),
+        (Numbered::Bars, device.bars.to_string()),
+        (Numbered::Irq, device.gsi.unwrap_or(0).to_string()),
+        (Numbered::Intx, u8::from(device.line_offered).to_string()),
+    ]
+    .map(|(key, value)| (key.at(number), value))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::interrupts::Mode;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store as _, Transport};
@@ -101,31 +101,60 @@ impl Attachment {
         self.devices.iter().map(|device| device.bdf)
     }
 
-    /// Writes the record down, in one transaction.
-    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
-        let nodes = self.nodes();
-        let root = path(self.stub.domid);
-        make_root(store)?;
-        store.transaction(|store| {
-            nodes
-                .iter()
-                .try_for_each(|(key, value)| store.write(&format!("{root}{key}"), value))
-        })?;
-        Ok(())
+    /// The devices, each with its interrupt mode.
+    pub fn devices_and_modes(&self) -> impl Iterator<Item = (&Device, &Mode)> {
+        self.devices.iter().zip(&self.modes)
     }
 
-    /// Key below the record's own node, and value, of each of its nodes.
-    fn nodes(&self) -> Vec<(String, String)> {
+    /// The same attachment with more devices, whose messages are off.
+    pub fn with(&self, devices: Vec<Device>) -> Self {
+        let mut more = self.clone();
+        more.modes.extend(devices.iter().map(|_| Mode::Line));
+        more.devices.extend(devices);
+        more
+    }
+
+    /// The same attachment without some of its devices.
+    pub fn without(&self, bdfs: &[Bdf]) -> Self {
+        let kept = self
+            .devices_and_modes()
+            .filter(|(device, _)| !bdfs.contains(&device.bdf));
+        let (devices, modes) = kept.map(|(device, mode)| (device.clone(), mode.clone())).unzip();
+        Self {
+            guest: self.guest.clone(),
+            stub: self.stub.clone(),
+            devices,
+            modes,
+        }
+    }
+
+    /// Writes the record down, in one transaction. Of a device that is recorded already, the mode is left as it
+    /// is: the service may have noted another one since `self` was read.
+    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         let domains = Domains {
             guest: self.guest.clone(),
             stub: self.stub.clone(),
         };
-        let mut nodes = vec![(String::new(), json(&domains))];
-        for (index, (device, mode)) in self.devices.iter().zip(&self.modes).enumerate() {
-            nodes.push((format!("/dev-{index}"), json(device)));
-            nodes.push((format!("/irq-{index}"), mode.to_string()));
-        }
-        nodes
+        let root = path(self.stub.domid);
+        make_root(store)?;
+        store.transaction(|store| {
+            store.write(&root, &json(&domains))?;
+            let recorded = store.directory(&root)?;
+            let mut nodes = BTreeSet::new();
+            for (index, (device, mode)) in self.devices_and_modes().enumerate() {
+                let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
+                store.write(&format!("{root}/{dev}"), &json(device))?;
+                if !recorded.contains(&irq) {
+                    store.write(&format!("{root}/{irq}"), &mode.to_string())?;
+                }
+                nodes.extend([dev, irq]);
+            }
+            for left_over in recorded.iter().filter(|key| !nodes.contains(*key)) {
+                store.remove(&format!("{root}/{left_over}"))?;
+            }
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Reads the record of a stub; `None` if there is none.
@@ -155,12 +184,14 @@ impl Attachment {
             let Some(device) = nodes.get(&format!("dev-{index}")) else {
                 break;
             };
-            devices.push(from_json(&format!("{root}/dev-{index}"), device)?);
-            let mode = nodes.get(&format!("irq-{index}")).map_or("", String::as_str);
+            let device: Device = from_json(&format!("{root}/dev-{index}"), device)?;
+            let key = mode_key(device.bdf);
+            let mode = nodes.get(&key).map_or("", String::as_str);
             modes.push(
                 mode.parse()
-                    .map_err(|error| damaged(&format!("{root}/irq-{index}"), error))?,
+                    .map_err(|error| damaged(&format!("{root}/{key}"), error))?,
             );
+            devices.push(device);
         }
         Ok(Self {
             guest: domains.guest,
@@ -194,9 +225,14 @@ impl Attachment {
     }
 }
 
-/// Notes the interrupt mode of device number `index`.
-pub fn note_mode(store: &mut Store, stub: DomId, index: usize, mode: &Mode) -> Result<(), RecordError> {
-    Ok(store.write(&format!("{}/irq-{index}", path(stub)), &mode.to_string())?)
+/// Notes the interrupt mode of a device.
+pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, mode: &Mode) -> Result<(), RecordError> {
+    Ok(store.write(&format!("{}/{}", path(stub), mode_key(bdf)), &mode.to_string())?)
+}
+
+/// By the device's address, which it keeps, whatever its number in the list becomes.
+fn mode_key(bdf: Bdf) -> String {
+    format!("irq-{}", node_name(bdf))
 }
 
 /// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
@@ -311,6 +347,29 @@ mod text {
     }
 }
 
+/// Lists of values that are written as their texts.
+pub mod texts {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    /// Writes the texts.
+    pub fn serialize<S: Serializer>(values: &[impl Display], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(values.iter().map(ToString::to_string))
+    }
+
+    /// Reads the texts.
+    pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+        deserializer: D,
+    ) -> Result<Vec<T>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts
+            .iter()
+            .map(|text| text.parse().map_err(D::Error::custom))
+            .collect()
+    }
+}
+
 /// Bytes that are written as hexadecimal digits.
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -374,33 +433,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_record_is_read_back_as_it_was_written() {
-        let nodes = attachment().nodes();
-        let domains = nodes[0].1.clone();
-        let below = nodes
-            .into_iter()
-            .skip(1)
-            .map(|(key, value)| (key[1..].to_owned(), value))
-            .collect();
-        assert_eq!(
-            Attachment::from_nodes("/r", &domains, &below).unwrap(),
-            attachment()
-        );
-    }
-
-    #[test]
     fn every_node_fits_in_a_message_of_xenstore() {
-        let mut attachment = attachment();
-        attachment.modes[0] = Mode::Msix((1920..2048).map(|entry| (entry, 65_535)).collect());
-        for (key, value) in attachment.nodes() {
-            assert!(value.len() < 3072, "{key}: {}", value.len());
+        let mode = Mode::Msix((1920..2048).map(|entry| (entry, 65_535)).collect());
+        for value in [mode.to_string(), json(&device("00:05.0"))] {
+            assert!(value.len() < 3072, "{}: {value}", value.len());
         }
     }
 
     #[test]
     fn a_damaged_record_is_named_with_its_cause_and_the_way_out() {
         let nodes = [("dev-0".to_owned(), "{}".to_owned())].into();
-        let domains = attachment().nodes()[0].1.clone();
+        let Attachment { guest, stub, .. } = attachment();
+        let domains = json(&Domains { guest, stub });
         let error = Attachment::from_nodes("/r", &domains, &nodes)
             .unwrap_err()
             .to_string();
@@ -418,7 +462,7 @@ pub(crate) mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         attachment().write(&mut store).unwrap();
-        note_mode(&mut store, 4, 1, &Mode::Msi(53)).unwrap();
+        note_mode(&mut store, 4, "00:06.0".parse().unwrap(), &Mode::Msi(53)).unwrap();
         let mut expected = attachment();
         expected.modes[1] = Mode::Msi(53);
         let (all, damaged) = Attachment::all(&mut store).unwrap();
@@ -433,6 +477,32 @@ pub(crate) mod tests {
         expected.remove(&mut store).unwrap();
         assert_eq!(Attachment::read(&mut store, 4).unwrap(), None);
         assert!(Attachment::all(&mut store).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_changes_keeps_what_the_service_has_noted_meanwhile_and_leaves_nothing_behind() {
+        let mut store = dom0(&Xenstored::new());
+        let before = attachment();
+        before.write(&mut store).unwrap();
+        let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
+        note_mode(&mut store, 4, six, &Mode::Msi(53)).unwrap();
+
+        before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.modes, [before.modes[0].clone(), Mode::Msi(53), Mode::Line]);
+
+        // The number of the second device changes, its mode does not.
+        read.without(&[five]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        let left: Vec<_> = read.bdfs().map(|bdf| bdf.to_string()).collect();
+        assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
+        assert_eq!(read.modes, [Mode::Msi(53), Mode::Line]);
+        assert_eq!(store.directory(&path(4)).unwrap().len(), 4);
+
+        // A device that comes back starts anew.
+        read.with(vec![device("00:05.0")]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.modes[2], Mode::Line);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::config::{Config, command, register};
 use crate::domains::{self, is_alive};
 use crate::host::Host;
 use crate::interrupts::{Mode, turn_off};
+use crate::list;
 use crate::record::{self, Attachment, Device};
 use crate::resources::resources;
 use crate::restore;
@@ -17,6 +18,7 @@ use crate::xenctrl::{DomId, Hypervisor};
 use std::io;
 use std::thread;
 use std::time::Duration;
+use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::DeviceType;
 
@@ -40,26 +42,7 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
     let mut released = Released::default();
     let guest_alive = alive(host, &attachment.guest, &mut released);
     let guest = attachment.guest.domid;
-    for (device, mode) in attachment.devices.iter().zip(&attachment.modes) {
-        let bdf = device.bdf;
-        let quiesced = host
-            .sysfs
-            .open_config(bdf)
-            .map_err(io::Error::other)
-            .and_then(|config| quiesce(&config));
-        released.note(format_args!("{bdf}: cannot stop it"), quiesced);
-        if guest_alive {
-            take(&host.xen, guest, device, mode, &mut released);
-        }
-        reset(host, device, &mut released);
-        if guest_alive {
-            let deassigned = host.xen.deassign(guest, bdf);
-            released.note(
-                format_args!("{bdf}: cannot deassign it from domain {guest}"),
-                deassigned,
-            );
-        }
-    }
+    take_devices(host, attachment, &|_| true, guest_alive, &mut released);
 
     let destroyed = domains::destroy(&mut host.store, &attachment.stub);
     released.note(
@@ -85,6 +68,82 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
         attachment.remove(&mut host.store),
     );
     released
+}
+
+/// Takes some devices back from a guest that keeps the others. It must have let go of them, and so must the stub.
+///
+/// The record goes last: as long as a device is in it, this can be tried again.
+pub fn take_back(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Released {
+    let mut released = Released::default();
+    let guest_alive = alive(host, &attachment.guest, &mut released);
+    let leaving = |device: &Device| bdfs.contains(&device.bdf);
+    take_devices(host, attachment, &leaving, guest_alive, &mut released);
+    let stub = attachment.stub.domid;
+    for device in attachment.devices.iter().filter(|device| leaving(device)) {
+        released.note(
+            format_args!(
+                "{}: cannot revoke its configuration page from the stub",
+                device.bdf
+            ),
+            host.xen.allow_frames(stub, device.ecam, 1, false),
+        );
+    }
+    let kept = attachment.without(bdfs);
+    let struck = list::strike(&mut host.store, &kept);
+    released.note(
+        format_args!("cannot take the devices off the lists in xenstore"),
+        struck,
+    );
+    released.note(
+        format_args!("cannot change the record"),
+        kept.write(&mut host.store),
+    );
+    released
+}
+
+/// Stops and resets those devices of an attachment that are `leaving`, and takes them from the guest if it lives.
+fn take_devices(
+    host: &mut Host,
+    attachment: &Attachment,
+    leaving: &dyn Fn(&Device) -> bool,
+    guest_alive: bool,
+    released: &mut Released,
+) {
+    let guest = attachment.guest.domid;
+    for (index, (device, mode)) in attachment.devices_and_modes().enumerate() {
+        if !leaving(device) {
+            continue;
+        }
+        let bdf = device.bdf;
+        let quiesced = host
+            .sysfs
+            .open_config(bdf)
+            .map_err(io::Error::other)
+            .and_then(|config| quiesce(&config));
+        released.note(format_args!("{bdf}: cannot stop it"), quiesced);
+        if guest_alive {
+            let line_stays = line_stays(&attachment.devices, index, leaving);
+            take(&host.xen, guest, device, mode, line_stays, released);
+        }
+        reset(host, device, released);
+        if guest_alive {
+            let deassigned = host.xen.deassign(guest, bdf);
+            released.note(
+                format_args!("{bdf}: cannot deassign it from domain {guest}"),
+                deassigned,
+            );
+        }
+    }
+}
+
+/// True if the guest has another device with the interrupt line of device number `index`: one that is not leaving,
+/// or one whose turn has not come.
+fn line_stays(devices: &[Device], index: usize, leaving: &dyn Fn(&Device) -> bool) -> bool {
+    let mut others = devices
+        .iter()
+        .enumerate()
+        .filter(|&(number, other)| number > index || number < index && !leaving(other));
+    others.any(|(_, other)| other.line_offered && other.gsi == devices[index].gsi)
 }
 
 impl Released {
@@ -136,8 +195,16 @@ fn quiesce(config: &impl Config) -> io::Result<()> {
     turn_off(config, &capabilities)
 }
 
-/// Takes interrupts and address ranges from a guest that lives on.
-fn take(xen: &impl Hypervisor, guest: DomId, device: &Device, mode: &Mode, released: &mut Released) {
+/// Takes interrupts and address ranges from a guest that lives on. The line stays with it if another device of
+/// its own uses that too.
+fn take(
+    xen: &impl Hypervisor,
+    guest: DomId,
+    device: &Device,
+    mode: &Mode,
+    line_stays: bool,
+    released: &mut Released,
+) {
     let bdf = device.bdf;
     for pirq in mode.pirqs() {
         released.note(
@@ -145,7 +212,7 @@ fn take(xen: &impl Hypervisor, guest: DomId, device: &Device, mode: &Mode, relea
             xen.unmap_pirq(guest, pirq.into()),
         );
     }
-    if let Some(gsi) = device.gsi.filter(|_| device.line_offered) {
+    if let Some(gsi) = device.gsi.filter(|_| device.line_offered && !line_stays) {
         released.note(
             format_args!("{bdf}: cannot revoke GSI {gsi}"),
             xen.allow_pirq(guest, gsi, false),
@@ -228,7 +295,7 @@ mod tests {
         let xen = Xen::default();
         let mut released = Released::default();
         let mode = Mode::Msix(vec![(0, 55), (1, 54)]);
-        take(&xen, 3, &device("00:05.0"), &mode, &mut released);
+        take(&xen, 3, &device("00:05.0"), &mode, false, &mut released);
         assert_eq!(
             xen.calls(),
             [
@@ -244,6 +311,29 @@ mod tests {
             ]
         );
         assert_eq!(released, Released::default());
+    }
+
+    #[test]
+    fn a_line_goes_with_the_last_device_that_uses_it() {
+        let other_line = Device {
+            gsi: Some(21),
+            ..device("00:06.0")
+        };
+        let devices = [device("00:05.0"), other_line, device("00:09.0")];
+        let all: &dyn Fn(&Device) -> bool = &|_| true;
+        let stays = |index, leaving| line_stays(&devices, index, leaving);
+        assert_eq!([0, 1, 2].map(|index| stays(index, all)), [true, false, false]);
+        let last: &dyn Fn(&Device) -> bool = &|device| device.bdf == devices[2].bdf;
+        assert!(stays(2, last));
+
+        let xen = Xen::default();
+        let mut released = Released::default();
+        take(&xen, 3, &devices[2], &Mode::Line, true, &mut released);
+        assert!(
+            xen.calls()
+                .iter()
+                .all(|call| !call.starts_with("pirq") && !call.starts_with("unmap"))
+        );
     }
 
     #[test]

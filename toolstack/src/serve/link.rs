@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use thiserror::Error;
+use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::counters::Counters;
 use xenbus::path::{Device as Hop, key};
@@ -156,6 +157,17 @@ impl Link {
         })
     }
 
+    /// Serves the devices that the attachment has now.
+    pub fn follow(&self, attachment: &Attachment, sysfs: &Sysfs) -> Result<(), LinkError> {
+        let open = |bdf| sysfs.open_config(bdf).map_err(LinkError::from);
+        lock(&self.shared).functions.follow(attachment, open)
+    }
+
+    /// Serves these devices no more. No request for them is under way when this returns.
+    pub fn drop_devices(&self, bdfs: &[Bdf]) {
+        lock(&self.shared).functions.drop_devices(bdfs);
+    }
+
     /// What there is to tell of it.
     pub fn served(&self) -> Served {
         let shared = lock(&self.shared);
@@ -247,9 +259,9 @@ impl Worker {
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
         let (stub, name) = (self.stub, &self.name);
-        let note = |index: usize, mode: &Mode| match record::note_mode(store, stub, index, mode) {
-            Ok(()) => log::info!("stub {name}: device {index} now interrupts by {mode}"),
-            Err(error) => log::error!("stub {name}: cannot note interrupt mode {mode}: {error}"),
+        let note = |bdf: Bdf, mode: &Mode| match record::note_mode(store, stub, bdf, mode) {
+            Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}"),
+            Err(error) => log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"),
         };
         let done = shared.functions.answer(&taken, &*self.xen, note);
         let answer = match &done {

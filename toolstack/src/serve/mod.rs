@@ -6,11 +6,11 @@
 
 mod link;
 
-use crate::control::{ControlError, Listener, Reply, Request};
+use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
 use crate::host::{Host, HostError};
 use crate::record::{ATTACHMENTS, Attachment, RecordError};
-use crate::release::{Released, release};
+use crate::release::{Released, release, take_back};
 use crate::status::{self, Served};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use thiserror::Error;
+use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, DeviceType, key};
 use xenbus::state::XenbusState;
@@ -246,18 +247,41 @@ impl Service {
     /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
     fn release(&mut self, attachment: &Attachment) -> Released {
         self.links.remove(&attachment.stub.domid);
-        // The link may have changed the modes since.
-        let current = Attachment::read(&mut self.host.store, attachment.stub.domid)
-            .ok()
-            .flatten();
-        let released = release(&mut self.host, current.as_ref().unwrap_or(attachment));
-        for line in &released.devices {
-            log::info!("{line}");
+        let current = self.current(attachment);
+        logged(release(&mut self.host, &current))
+    }
+
+    /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
+    fn take_back(&mut self, attachment: &Attachment, bdfs: &[Bdf]) -> Released {
+        if let Some(link) = self.links.get(&attachment.stub.domid) {
+            link.drop_devices(bdfs);
         }
-        for problem in &released.problems {
-            log::error!("{problem}");
+        let current = self.current(attachment);
+        logged(take_back(&mut self.host, &current, bdfs))
+    }
+
+    /// The attachment as it is recorded now, when nothing changes it any more: its link may have noted other
+    /// modes since.
+    fn current(&mut self, attachment: &Attachment) -> Attachment {
+        let current = Attachment::read(&mut self.host.store, attachment.stub.domid);
+        current.ok().flatten().unwrap_or_else(|| attachment.clone())
+    }
+
+    /// Serves what the record of a stub says now.
+    fn follow_record(&mut self, stub: DomId, attachment: &Attachment) -> Reply {
+        let Some(link) = self.links.get(&stub) else {
+            return Reply::Error {
+                message: format!(
+                    "stub {} is not served: see the log {}",
+                    attachment.stub.name,
+                    control::LOG
+                ),
+            };
+        };
+        match link.follow(attachment, &self.host.sysfs) {
+            Ok(()) => Reply::Followed,
+            Err(error) => failed(error),
         }
-        released
     }
 
     fn answer(&mut self, request: Request) -> Reply {
@@ -273,18 +297,38 @@ impl Service {
                     Err(error) => failed(error),
                 }
             }
-            Request::Release { stub } => match Attachment::read(&mut self.host.store, stub) {
-                Ok(Some(attachment)) => {
-                    let Released { devices, problems } = self.release(&attachment);
-                    Reply::Released { devices, problems }
-                }
-                Ok(None) => Reply::Error {
-                    message: format!("domain {stub} is no stub of a guest"),
-                },
-                Err(error) => failed(error),
-            },
+            Request::Release { stub } => {
+                self.answer_about(stub, |service, attachment| service.release(attachment).into())
+            }
+            Request::TakeBack { stub, devices } => self.answer_about(stub, |service, attachment| {
+                service.take_back(attachment, &devices).into()
+            }),
+            Request::Follow { stub } => self.answer_about(stub, |service, attachment| {
+                service.follow_record(stub, attachment)
+            }),
         }
     }
+
+    /// Answers a request about the attachment of a stub.
+    fn answer_about(&mut self, stub: DomId, answer: impl FnOnce(&mut Self, &Attachment) -> Reply) -> Reply {
+        match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => answer(self, &attachment),
+            Ok(None) => Reply::Error {
+                message: format!("domain {stub} is no stub of a guest"),
+            },
+            Err(error) => failed(error),
+        }
+    }
+}
+
+fn logged(released: Released) -> Released {
+    for line in &released.devices {
+        log::info!("{line}");
+    }
+    for problem in &released.problems {
+        log::error!("{problem}");
+    }
+    released
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Reply {

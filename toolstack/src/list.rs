@@ -1,0 +1,260 @@
+//! The list of devices of a connection that stands: adding to it, asking for devices back, closing the gaps.
+//!
+//! The order is libxl's, and Linux' pcifront and the stub follow it: one transaction changes the list and sets the
+//! backend's state to Reconfiguring; the guest lets go of what is leaving and goes there too; the stub changes what
+//! it exports and goes to Reconfigured; guest, then stub, go back to Connected. Only then the list may change again.
+
+use crate::nodes::{first_hop, of_first, of_second};
+use crate::record::{Attachment, Device};
+use crate::store::{Store, StoreError, Stream};
+use std::ops::Range;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Store as _, Transaction};
+use xenbus::path::{Device as Hop, Numbered, key};
+use xenbus::state::XenbusState;
+
+/// All that the first hop says of one device.
+const FIRST: [Numbered; 5] = [
+    Numbered::Key,
+    Numbered::Device,
+    Numbered::VirtualDevice,
+    Numbered::State,
+    Numbered::Error,
+];
+/// All that the second hop says of one device.
+const SECOND: [Numbered; 6] = [
+    Numbered::Device,
+    Numbered::Ids,
+    Numbered::Ecam,
+    Numbered::Bars,
+    Numbered::Irq,
+    Numbered::Intx,
+];
+
+/// One device of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its real address; `None` if the node with that is damaged.
+    pub bdf: Option<Bdf>,
+    /// Initialising: new. Initialised: exported. Closing: asked back. Closed: not exported.
+    pub state: XenbusState,
+    /// Why the stub refused it.
+    pub error: Option<String>,
+}
+
+/// The list of a first hop, and how far both ends are with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// The stub's state.
+    pub backend: XenbusState,
+    /// The guest's state.
+    pub guest: XenbusState,
+    /// The devices, in the order of their numbers.
+    pub entries: Vec<Entry>,
+}
+
+/// The longest list that is read: a bus full. The stub could write anything here.
+const LONGEST: usize = 256;
+
+impl List {
+    /// Reads the list of an attachment, all at one moment.
+    pub fn read(store: &mut Store, attachment: &Attachment) -> Result<Self, StoreError> {
+        let hop = first_hop(attachment);
+        store.transaction(|store| Self::read_of(store, hop))
+    }
+
+    fn read_of(store: &mut Transacted<'_>, hop: Hop) -> Result<Self, StoreError> {
+        let count = length(store, hop)?.unwrap_or(0);
+        let mut entries = Vec::new();
+        for number in 0..count {
+            let mut node = |key: Numbered| store.read_optional(&hop.backend_node(&key.at(number)));
+            entries.push(Entry {
+                bdf: node(Numbered::Device)?.and_then(|bdf| bdf.parse().ok()),
+                state: XenbusState::parse(&node(Numbered::State)?.unwrap_or_default()),
+                error: node(Numbered::Error)?,
+            });
+        }
+        let mut state = |path: String| {
+            let text = store.read_optional(&path)?;
+            Ok(XenbusState::parse(&text.unwrap_or_default()))
+        };
+        Ok(Self {
+            backend: state(hop.backend_node(key::STATE))?,
+            guest: state(hop.frontend_node(key::STATE))?,
+            entries,
+        })
+    }
+
+    /// True if no change is under way, so that one can begin.
+    pub fn is_settled(&self) -> bool {
+        (self.backend, self.guest) == (XenbusState::Connected, XenbusState::Connected)
+    }
+
+    /// What the list says of a device.
+    pub fn entry(&self, bdf: Bdf) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.bdf == Some(bdf))
+    }
+
+    /// True if the guest may still have one of these devices.
+    pub fn has_any(&self, bdfs: &[Bdf]) -> bool {
+        let entries = bdfs.iter().filter_map(|&bdf| self.entry(bdf));
+        entries
+            .map(|entry| entry.state)
+            .any(|state| matches!(state, XenbusState::Initialised | XenbusState::Closing))
+    }
+}
+
+/// Adds `new`, which the attachment names already, and has both ends follow. False, and nothing is changed, while
+/// another change is under way or the connection does not stand.
+pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result<bool, StoreError> {
+    let hop = first_hop(attachment);
+    store.transaction(|store| {
+        let list = List::read_of(store, hop)?;
+        if !list.is_settled() {
+            return Ok(false);
+        }
+        write_second(store, attachment)?;
+        let first = list.entries.len();
+        for (number, device) in (first..).zip(new) {
+            for (key, value) in of_first(number, device) {
+                store.write(&hop.backend_node(&key), &value)?;
+            }
+        }
+        write_length(store, hop, first + new.len())?;
+        set_state(store, hop, XenbusState::Reconfiguring)?;
+        Ok(true)
+    })
+}
+
+/// Asks the guest to let go of devices. Of those that it does not have, nothing is asked. False, and nothing is
+/// changed, as for [`add`].
+pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Result<bool, StoreError> {
+    use XenbusState::{Closed, Closing, Initialised, Initialising, Reconfiguring};
+    let hop = first_hop(attachment);
+    store.transaction(|store| {
+        let list = List::read_of(store, hop)?;
+        if !list.is_settled() {
+            return Ok(false);
+        }
+        change_states(store, hop, &list, bdfs, |state| match state {
+            Initialised => Some(Closing),
+            // One that the stub has never looked at.
+            Initialising => Some(Closed),
+            _ => None,
+        })?;
+        if list.has_any(bdfs) {
+            set_state(store, hop, Reconfiguring)?;
+        }
+        Ok(true)
+    })
+}
+
+/// Takes a change of these devices back that the guest has not looked at. False, and nothing is changed, if there
+/// is none, or the guest has.
+///
+/// A guest that looks at this very moment goes to Reconfiguring all the same. The stub answers that, and what the
+/// guest has let go of, it finds again.
+pub fn withdraw(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Result<bool, StoreError> {
+    use XenbusState::{Closed, Closing, Connected, Initialised, Initialising, Reconfiguring};
+    let hop = first_hop(attachment);
+    store.transaction(|store| {
+        let list = List::read_of(store, hop)?;
+        if (list.backend, list.guest) != (Reconfiguring, Connected) {
+            return Ok(false);
+        }
+        change_states(store, hop, &list, bdfs, |state| match state {
+            Initialising => Some(Closed),
+            Closing => Some(Initialised),
+            _ => None,
+        })?;
+        set_state(store, hop, Connected)?;
+        Ok(true)
+    })
+}
+
+/// Takes all devices off both lists that the attachment does not name any more, and closes the gaps.
+pub fn strike(store: &mut Store, kept: &Attachment) -> Result<(), StoreError> {
+    let hop = first_hop(kept);
+    let stays = |entry: &Entry| kept.bdfs().any(|bdf| entry.bdf == Some(bdf));
+    store.transaction(|store| {
+        if length(store, hop)?.is_some() {
+            let list = List::read_of(store, hop)?;
+            let numbers = 0..list.entries.len();
+            let stay: Vec<usize> = numbers.filter(|&number| stays(&list.entries[number])).collect();
+            for (to, from) in stay.iter().copied().enumerate() {
+                for key in FIRST.into_iter().filter(|_| to != from) {
+                    let (to, from) = (hop.backend_node(&key.at(to)), hop.backend_node(&key.at(from)));
+                    match store.read_optional(&from)? {
+                        Some(value) => store.write(&to, &value)?,
+                        None => store.remove(&to)?,
+                    }
+                }
+            }
+            remove_numbers(store, hop, &FIRST, stay.len()..list.entries.len())?;
+            write_length(store, hop, stay.len())?;
+        }
+        write_second(store, kept)
+    })
+}
+
+type Transacted<'a> = Transaction<'a, Stream>;
+
+/// Writes the list of the second hop, if there is one.
+fn write_second(store: &mut Transacted<'_>, attachment: &Attachment) -> Result<(), StoreError> {
+    let hop = Hop::second_hop(attachment.stub.domid);
+    let Some(before) = length(store, hop)? else {
+        return Ok(());
+    };
+    for (number, device) in attachment.devices.iter().enumerate() {
+        for (key, value) in of_second(number, device) {
+            store.write(&hop.backend_node(&key), &value)?;
+        }
+    }
+    remove_numbers(store, hop, &SECOND, attachment.devices.len()..before)?;
+    write_length(store, hop, attachment.devices.len())
+}
+
+/// The length of a hop's list; `None` if there is no such hop.
+fn length(store: &mut Transacted<'_>, hop: Hop) -> Result<Option<usize>, StoreError> {
+    let text = store.read_optional(&hop.backend_node(key::NUM_DEVS))?;
+    Ok(text.map(|text| text.parse().unwrap_or(0).min(LONGEST)))
+}
+
+fn write_length(store: &mut Transacted<'_>, hop: Hop, length: usize) -> Result<(), StoreError> {
+    store.write(&hop.backend_node(key::NUM_DEVS), &length.to_string())
+}
+
+fn remove_numbers(
+    store: &mut Transacted<'_>,
+    hop: Hop,
+    keys: &[Numbered],
+    numbers: Range<usize>,
+) -> Result<(), StoreError> {
+    for number in numbers {
+        for key in keys {
+            store.remove(&hop.backend_node(&key.at(number)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Changes the states of some devices to what `next` says, where it says anything.
+fn change_states(
+    store: &mut Transacted<'_>,
+    hop: Hop,
+    list: &List,
+    bdfs: &[Bdf],
+    next: impl Fn(XenbusState) -> Option<XenbusState>,
+) -> Result<(), StoreError> {
+    for (number, entry) in list.entries.iter().enumerate() {
+        let named = entry.bdf.is_some_and(|bdf| bdfs.contains(&bdf));
+        if let Some(state) = next(entry.state).filter(|_| named) {
+            store.write(&hop.backend_node(&Numbered::State.at(number)), state.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+fn set_state(store: &mut Transacted<'_>, hop: Hop, state: XenbusState) -> Result<(), StoreError> {
+    store.write(&hop.backend_node(key::STATE), state.as_str())
+}
