@@ -63,6 +63,18 @@ pub trait Config {
     }
 }
 
+/// A value of the command register without DMA and INTx.
+pub fn quiet(command: u16) -> u16 {
+    command & !command::MASTER | command::INTX_DISABLE
+}
+
+/// Forbids the function DMA and its INTx line: one that is left waiting for its driver may hold down a
+/// line that others share. Linux allows both again for the next driver.
+pub fn quieten(config: &impl Config) -> io::Result<()> {
+    let now = config.read16(register::COMMAND)?;
+    config.write16(register::COMMAND, quiet(now))
+}
+
 /// The `config` file that Linux keeps in sysfs for each function, held open.
 ///
 /// Linux splits a write of 1, 2 or 4 aligned bytes into no smaller accesses.

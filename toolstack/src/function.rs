@@ -6,7 +6,7 @@
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
 use crate::guard::{Guard, Refusal};
-use crate::interrupts::{Failure, Interrupts, Mode, silence_line};
+use crate::interrupts::{Failure, Interrupts, Mode, release_line, silence_line};
 use crate::record::{Attachment, Device};
 use crate::restore;
 use crate::xenctrl::{DomId, Hypervisor};
@@ -47,13 +47,17 @@ pub struct Function<C> {
 }
 
 impl<C: Config> Function<C> {
-    /// Takes a device into service that is now in `mode`. A line that is withheld is silenced.
+    /// Takes a device into service that is now in `mode`. A line that is withheld is silenced, one
+    /// that is offered is allowed.
     pub fn new(device: Device, config: C, mode: Mode) -> io::Result<Self> {
         let dword = |offset| config.read(offset, 4).map(u32::to_le_bytes);
         let bytes: io::Result<Vec<_>> = (0..64).map(|n| dword(4 * n)).collect();
         let capabilities = Capabilities::find(&bytes?.concat());
         if !device.line_offered {
             silence_line(&config)?;
+        } else if mode == Mode::Line {
+            // The release from its last guest took it away.
+            release_line(&config)?;
         }
         Ok(Self {
             guard: Guard::new(&device.header, &capabilities),
@@ -493,6 +497,16 @@ mod tests {
         };
         let function = Function::new(device, config(), Mode::Line).unwrap();
         assert_eq!(*function.config.writes.borrow(), [(4, 2, 0x0403)]);
+    }
+
+    #[test]
+    fn a_line_that_is_offered_is_allowed_unless_messages_are_on() {
+        for (mode, writes) in [(Mode::Line, vec![(4, 2, 0x0003)]), (Mode::Msi(55), vec![])] {
+            let config = config();
+            config.set16(4, 0x0403);
+            let function = Function::new(device("00:05.0"), config, mode).unwrap();
+            assert_eq!(*function.config.writes.borrow(), writes);
+        }
     }
 
     #[test]

@@ -351,7 +351,7 @@ pub fn silence_line(config: &impl Config) -> io::Result<()> {
 }
 
 /// Allows the function its INTx line again.
-fn release_line(config: &impl Config) -> io::Result<()> {
+pub fn release_line(config: &impl Config) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value & command::INTX_DISABLE != 0 {
         config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;

@@ -5,7 +5,7 @@
 
 use crate::attach::permit;
 use crate::capabilities::Capabilities;
-use crate::config::{Config, command, register};
+use crate::config::{Config, quieten, register};
 use crate::domains::{self, is_alive};
 use crate::host::Host;
 use crate::interrupts::{Mode, turn_off};
@@ -177,7 +177,7 @@ fn remove_if_there(host: &mut Host, path: &str) -> Result<(), crate::store::Stor
     }
 }
 
-/// Wakes the function up, stops its DMA and its messages.
+/// Wakes the function up, stops its DMA and its interrupts.
 fn quiesce(config: &impl Config) -> io::Result<()> {
     let dwords: io::Result<Vec<_>> = (0..64)
         .map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
@@ -190,8 +190,7 @@ fn quiesce(config: &impl Config) -> io::Result<()> {
             thread::sleep(WAKE_UP);
         }
     }
-    let now = config.read16(register::COMMAND)?;
-    config.write16(register::COMMAND, now & !command::MASTER)?;
+    quieten(config)?;
     turn_off(config, &capabilities)
 }
 
@@ -278,7 +277,7 @@ mod tests {
     use crate::xenctrl::tests::Xen;
 
     #[test]
-    fn a_function_is_woken_then_its_dma_stops_then_its_messages() {
+    fn a_function_is_woken_then_its_dma_and_line_stop_then_its_messages() {
         let mut bytes = space(&[(0x40, 1), (0x50, 5), (0x70, 0x11)]);
         bytes[0x04] = 0x07;
         bytes[0x44] = 0x03;
@@ -286,7 +285,7 @@ mod tests {
         bytes[0x73] = 0x80;
         let config = Model::new(bytes);
         quiesce(&config).unwrap();
-        let expected = [(0x44, 2, 0), (0x04, 2, 0x03), (0x52, 2, 0), (0x72, 2, 0)];
+        let expected = [(0x44, 2, 0), (0x04, 2, 0x0403), (0x52, 2, 0), (0x72, 2, 0)];
         assert_eq!(*config.writes.borrow(), expected);
     }
 

@@ -5,10 +5,12 @@
 //! It is exported to nobody: xen-pciback resets a device when its frontend dies, and the frontend
 //! would be the stub.
 
+use crate::config::quieten;
 use crate::host::Host;
 use crate::record::{self, RecordError};
-use crate::sysfs::PCIBACK;
+use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xl::{self, XlError};
+use std::io;
 use std::process::{Command, Stdio};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
@@ -30,6 +32,15 @@ pub enum SeizeError {
         /// What xl said.
         #[source]
         source: XlError,
+    },
+    /// Its command register cannot be written.
+    #[error("cannot stop DMA and INTx of {bdf}, which has no driver that would")]
+    Quieten {
+        /// The device.
+        bdf: Bdf,
+        /// The cause.
+        #[source]
+        source: io::Error,
     },
     /// xl did not fail, yet the device is elsewhere.
     #[error(
@@ -75,6 +86,11 @@ pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
         Some(driver) => Before::Driven(driver),
         None => Before::Idle,
     };
+    if before == Before::Idle {
+        // Firmware that booted from a disk leaves its controller's DMA on. xen-pciback puts the device back as
+        // it found it when it lets go, and dom0 would then get a device whose DMA runs as the guest set it up.
+        quieten_idle(&host.sysfs, bdf)?;
+    }
     let held = before == Before::Held;
     if !held {
         let driver = if let Before::Driven(driver) = &before {
@@ -97,6 +113,14 @@ pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
     }
 }
 
+/// Stops the DMA and the line of a device that has no driver of dom0's. A driver does that itself.
+fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
+    let config = sysfs.open_config(bdf).map_err(io::Error::other);
+    config
+        .and_then(|config| quieten(&config))
+        .map_err(|source| SeizeError::Quieten { bdf, source })
+}
+
 /// Gives a device back to the driver that it was taken from. One that was held before we came stays
 /// held. Returns the driver, if there is one.
 pub fn give_back(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
@@ -105,6 +129,10 @@ pub fn give_back(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError
     };
     let driver = Some(driver).filter(|driver| !driver.is_empty());
     xl::assignable_remove(bdf, driver.is_some()).map_err(|source| SeizeError::Remove { bdf, source })?;
+    if driver.is_none() {
+        // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
+        quieten_idle(&host.sysfs, bdf)?;
+    }
     record::forget_seized(&mut host.store, bdf)?;
     Ok(driver)
 }
@@ -124,5 +152,29 @@ fn load_pciback(host: &Host) -> Result<(), SeizeError> {
         Ok(())
     } else {
         Err(SeizeError::NoPciback)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sysfs::tests::Tree;
+
+    #[test]
+    fn an_idle_device_loses_dma_and_line_and_nothing_else_changes() {
+        let tree = Tree::new();
+        let mut config = [0x5a; 64];
+        config[4..6].copy_from_slice(&0x0107_u16.to_le_bytes());
+        tree.add("0000:00:07.0", &[("config", &config)]);
+        let bdf = "00:07.0".parse().unwrap();
+        quieten_idle(&tree.sysfs(), bdf).unwrap();
+        config[4..6].copy_from_slice(&0x0503_u16.to_le_bytes());
+        assert_eq!(tree.sysfs().config_bytes(bdf).unwrap(), config);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_quietened_is_named() {
+        let error = quieten_idle(&Tree::new().sysfs(), "00:07.0".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("INTx of 0000:00:07.0"), "{error}");
     }
 }
