@@ -51,6 +51,7 @@ const DEVICE_DRIVERS: &[&str] = &[
     "igbvf",
     "nvme",
     "sd_mod",
+    "usb-storage",
     "virtio_blk",
     "virtio_net",
     "virtio_pci",
