@@ -326,7 +326,8 @@ impl Listed {
     }
 }
 
-/// How long an answer of the service is awaited without going to sleep: a write takes it less, as a rule.
+/// How long an answer of the service is looked for in the page without going to sleep. A write takes less, as a rule,
+/// and its answer is there before the event that tells of it.
 const LINGER: Duration = Duration::from_micros(300);
 
 /// The way to dom0 for one request of the guest.
@@ -372,8 +373,11 @@ impl<P: Platform> Link<'_, P> {
                 channel.overdue = Some(posted);
                 return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
             }
-            self.platform.linger(channel.port, LINGER);
-            self.platform.wait(&[channel.port], Some(self.deadline));
+            if now < started.saturating_add(LINGER) {
+                self.platform.relax();
+            } else {
+                self.platform.wait(&[channel.port], Some(self.deadline));
+            }
         }
     }
 }

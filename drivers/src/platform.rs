@@ -51,9 +51,11 @@ pub trait Platform {
     fn notify(&mut self, port: Port);
     /// Takes the pending mark off a port; true if it was set.
     fn take_pending(&mut self, port: Port) -> bool;
-    /// Lets other domains run, without going to sleep, until `port` is pending or `time` has passed. What comes soon
-    /// is seen sooner than by [`Self::wait`], which takes a wake-up.
-    fn linger(&mut self, port: Port, time: Duration);
+    /// True if `port` is pending; the mark stays.
+    fn is_pending(&self, port: Port) -> bool;
+    /// Lets other domains run for a moment, without going to sleep. What is awaited in a loop of these is seen sooner
+    /// than by [`Self::wait`], which takes a wake-up.
+    fn relax(&mut self);
     /// Blocks until one of `ports` is pending or the clock reaches `until`.
     fn wait(&mut self, ports: &[Port], until: Option<Duration>);
 

@@ -170,7 +170,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     pub fn wait(&mut self, until: Option<Duration>) {
         let count = self.ports().len();
         if self.served {
-            self.platform.linger(self.ports[1], LINGER);
+            let end = self.platform.now().saturating_add(LINGER);
+            while !self.platform.is_pending(self.ports[1]) && self.platform.now() < end {
+                self.platform.relax();
+            }
         }
         self.platform.wait(&self.ports[..count], until);
     }

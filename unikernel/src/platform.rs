@@ -114,11 +114,12 @@ impl Platform for Xen {
         event::take_pending(port)
     }
 
-    fn linger(&mut self, port: Port, time: Duration) {
-        let end = clock::now() + time;
-        while !event::is_pending(port) && clock::now() < end {
-            event::yield_processor();
-        }
+    fn is_pending(&self, port: Port) -> bool {
+        event::is_pending(port)
+    }
+
+    fn relax(&mut self) {
+        event::yield_processor();
     }
 
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {

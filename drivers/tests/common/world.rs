@@ -247,8 +247,13 @@ impl Platform for Domain {
         self.world.take_pending(self.domid, port)
     }
 
-    fn linger(&mut self, _port: Port, _time: Duration) {
-        // Time passes, and others run, only in `wait`.
+    fn is_pending(&self, port: Port) -> bool {
+        self.world.is_pending(self.domid, &[port])
+    }
+
+    fn relax(&mut self) {
+        // Others run only in `wait`.
+        self.world.0.borrow_mut().clock += Duration::from_micros(10);
     }
 
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
