@@ -71,6 +71,18 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
     Ok(())
 }
 
+/// Gives `new` devices, which the attachment names too, to a guest that is connected already. The lists in xenstore
+/// are left alone.
+///
+/// As with [`attach()`], the record is written first.
+pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Result<(), AttachError> {
+    attachment.write(&mut host.store)?;
+    for device in new {
+        give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
+    }
+    Ok(())
+}
+
 /// The device's memory, ports, line and DMA to the guest; its configuration page to the stub.
 fn give(xen: &impl Hypervisor, guest: DomId, stub: DomId, device: &Device) -> Result<(), AttachError> {
     let bdf = device.bdf;

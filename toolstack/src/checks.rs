@@ -119,6 +119,20 @@ pub enum Refusal {
         /// The shared machine frame.
         frame: u64,
     },
+    /// The guest keeps access to a page of a device that leaves.
+    #[error(
+        "{bdf} shares the 4 KiB page at {address:#x} with {other}, which the guest keeps, and memory is taken away by \
+         the page: detach both (`bulkhead detach {bdf} {other}`), or neither",
+        address = frame << 12
+    )]
+    PageStays {
+        /// The device that is to leave.
+        bdf: Bdf,
+        /// The one that it shares with.
+        other: Bdf,
+        /// The shared machine frame.
+        frame: u64,
+    },
     /// sysfs cannot be read.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
@@ -234,7 +248,7 @@ fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item = Claim> {
     attachment.bdfs().map(move |bdf| Claim {
         bdf,
         by: format!("by guest {guest} (through stub {stub})"),
-        next: format!("`bulkhead detach {guest}` or `bulkhead destroy {guest}` frees it"),
+        next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
     })
 }
 
@@ -244,6 +258,19 @@ fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
         by: format!("by domain {domid} (through dom0's xen-pciback)"),
         next: format!("`xl pci-detach {domid} {bdf}` frees it"),
     }
+}
+
+/// Checks that devices can leave a guest that keeps the devices `kept`.
+pub fn check_leaving(leaving: &[Device], kept: &[Device]) -> Result<(), Refusal> {
+    for device in leaving {
+        for other in kept {
+            if let Some(frame) = shared_frame(&device.bars, &other.bars) {
+                let (bdf, other) = (device.bdf, other.bdf);
+                return Err(Refusal::PageStays { bdf, other, frame });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the host can keep a device's DMA and configuration space apart.
@@ -272,8 +299,15 @@ pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
     }
 }
 
-/// Checks that the devices can be given away together; all that speaks against it is returned.
-pub fn check_devices(bdfs: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg, claims: &Claims) -> Vec<Refusal> {
+/// Checks that the devices can be given to a guest that has the devices `already`; all that speaks against it is
+/// returned.
+pub fn check_devices(
+    bdfs: &[Bdf],
+    already: &[Bdf],
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+    claims: &Claims,
+) -> Vec<Refusal> {
     let everywhere = match sysfs.functions() {
         Ok(functions) => functions,
         Err(error) => return vec![Refusal::NoSysfs(error)],
@@ -284,7 +318,8 @@ pub fn check_devices(bdfs: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg, claims: &Claims) 
             refusals.push(Refusal::NamedTwice { bdf });
             continue;
         }
-        let elsewhere = everywhere.iter().copied().filter(|other| !bdfs.contains(other));
+        let together = |other: &Bdf| bdfs.contains(other) || already.contains(other);
+        let elsewhere = everywhere.iter().copied().filter(|other| !together(other));
         if let Err(refusal) = check_device(bdf, elsewhere, sysfs, mcfg, claims) {
             refusals.push(refusal);
         }
@@ -382,18 +417,20 @@ fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
     if pin == 0 { None } else { sysfs.irq(bdf) }
 }
 
-/// Describes the devices of one guest, and what else the administrator should know about them.
+/// Describes devices for a guest that has the devices `already`, and what else the administrator should know
+/// about them.
 pub fn describe_all(
     bdfs: &[Bdf],
+    already: &[Bdf],
     sysfs: &Sysfs,
     mcfg: &Mcfg,
     claims: &Claims,
 ) -> Result<(Vec<Device>, Vec<Notice>), Refusal> {
     let mut devices = Vec::new();
     let mut notices = Vec::new();
-    let mut vectors = 0;
+    let together = [already, bdfs].concat();
     for &bdf in bdfs {
-        let sharers = line_sharers(bdf, bdfs, sysfs, claims)?;
+        let sharers = line_sharers(bdf, &together, sysfs, claims)?;
         let device = describe(bdf, &sharers, sysfs, mcfg)?;
         if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
             let others = sharers.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
@@ -402,8 +439,11 @@ pub fn describe_all(
         if sysfs.reset_method(bdf).is_none() {
             notices.push(Notice::NoReset { bdf });
         }
-        vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
         devices.push(device);
+    }
+    let mut vectors = 0;
+    for bdf in together {
+        vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
     }
     if vectors > SPARE_PIRQS {
         notices.push(Notice::ManyVectors { vectors });
@@ -470,7 +510,7 @@ mod tests {
 
     fn refusals(tree: &Tree, names: &[&str], claims: &Claims) -> Vec<String> {
         let bdfs: Vec<_> = names.iter().map(|name| bdf(name)).collect();
-        let refusals = check_devices(&bdfs, &tree.sysfs(), &mcfg(), claims);
+        let refusals = check_devices(&bdfs, &[], &tree.sysfs(), &mcfg(), claims);
         refusals.iter().map(Refusal::to_string).collect()
     }
 
@@ -542,7 +582,7 @@ mod tests {
             told,
             [
                 "0000:00:05.0 is in use by guest web (through stub web-bulkhead): \
-              `bulkhead detach web` or `bulkhead destroy web` frees it"
+              `bulkhead detach 0000:00:05.0` or `bulkhead destroy web` frees it"
             ]
         );
         let quarantined = Claims {
@@ -612,6 +652,43 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guest_has_already_counts_as_its_own() {
+        let tree = host();
+        tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
+        let guest = Claims {
+            taken: vec![xl_claim(bdf(A), "7")],
+            ..Claims::default()
+        };
+        let refusals =
+            |already: &[Bdf]| check_devices(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).len();
+        assert_eq!((refusals(&[]), refusals(&[bdf(A)])), (1, 0), "a page");
+        let offered = |already: &[Bdf]| {
+            let (devices, _) = describe_all(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).unwrap();
+            devices[0].line_offered
+        };
+        assert_eq!((offered(&[]), offered(&[bdf(A)])), (false, true), "a line");
+        tree.add(A, &[("config", &config(0, 1, 33))]);
+        let (_, notices) = describe_all(&[bdf(B)], &[bdf(A)], &tree.sysfs(), &mcfg(), &guest).unwrap();
+        assert_eq!(notices, [Notice::ManyVectors { vectors: 38 }]);
+    }
+
+    #[test]
+    fn a_device_does_not_leave_while_the_guest_keeps_one_in_the_same_page() {
+        let tree = host();
+        let describe = |name| describe(bdf(name), &[], &tree.sysfs(), &mcfg()).unwrap();
+        assert!(check_leaving(&[describe(A)], &[describe(B)]).is_ok());
+        tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
+        let refusal = check_leaving(&[describe(A)], &[describe(B)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refusal.contains("`bulkhead detach 0000:00:05.0 0000:00:06.0`"),
+            "{refusal}"
+        );
+        assert!(check_leaving(&[describe(A), describe(B)], &[]).is_ok());
+    }
+
+    #[test]
     fn a_line_is_shared_with_devices_elsewhere_that_dom0_or_a_guest_uses() {
         let tree = host();
         let sysfs = tree.sysfs();
@@ -664,7 +741,7 @@ mod tests {
         )
         .unwrap();
         let sysfs = tree.sysfs();
-        let (devices, notices) = describe_all(&[bdf(A)], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        let (devices, notices) = describe_all(&[bdf(A)], &[], &sysfs, &mcfg(), &Claims::default()).unwrap();
         assert!(!devices[0].line_offered);
         let (a, others) = (bdf(A), "0000:00:06.0".to_owned());
         assert_eq!(

@@ -1,36 +1,30 @@
 //! The commands that change something: `run`, `attach`, `detach`, `destroy`.
 
-use crate::attach::attach;
-use crate::checks::{self, Claims, Notice, Refusal};
+use crate::attach;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::domains::{self, DomainError, is_alive};
 use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::Host;
+use crate::hotplug;
 use crate::interrupts::Mode;
-use crate::mcfg::{self, Mcfg};
+use crate::prepare::{self, Checked};
 use crate::progress::{Progress, is_exported, progress};
 use crate::record::{self, Attachment, Domain};
 use crate::release::{Released, release};
-use crate::seize::{Before, give_back, seize};
+use crate::seize::give_back;
+use crate::undo::{Step, Undo};
+use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, wait};
+use crate::xenctrl::DomId;
 use crate::xl;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
-
-/// How often xenstore is looked at while something is waited for.
-const POLL: Duration = Duration::from_millis(50);
-/// How long a stub may take to export its devices.
-const STUB_PATIENCE: Duration = Duration::from_secs(15);
-/// How long a guest may take to let go of its devices, or to be cleared away.
-const GUEST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What `run` is asked for.
 #[derive(Clone, Debug)]
@@ -54,6 +48,10 @@ pub struct Attach {
     pub stub: Option<String>,
     /// The devices that the guest gets.
     pub devices: Vec<Bdf>,
+    /// The image of a stub that is created.
+    pub kernel: PathBuf,
+    /// How long a guest that runs may take to have them.
+    pub wait: Duration,
 }
 
 /// The name of the stub that `run` makes for a guest.
@@ -72,11 +70,7 @@ pub fn run(request: &Run) -> Result<()> {
         "there is no file {}: name the guest's configuration file",
         file.display()
     );
-    ensure!(
-        request.kernel.is_file(),
-        "the stub's image {} is not there: install it, or name another with --kernel",
-        request.kernel.display()
-    );
+    check_kernel(&request.kernel)?;
     let (config, overrides) = guest_config(file)?;
     let (guest, stub) = (config.name.clone(), stub_name(&config.name));
     for name in [&guest, &stub] {
@@ -90,7 +84,7 @@ pub fn run(request: &Run) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = check(&mut host, &request.devices)?;
+    let checked = prepare::check(&mut host, &request.devices, &[])?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();
@@ -123,16 +117,14 @@ fn run_checked(
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    take_from_dom0(host, &request.devices, interrupt, undo)?;
+    checked.take_from_dom0(host, interrupt, undo)?;
     xl::create(&request.config, overrides, true).with_context(|| format!("cannot create guest {guest}"))?;
     let guest = domains::find(&mut host.store, guest)?;
     println!("created guest {} (domain {}), paused", guest.name, guest.domid);
     undo.push(Step::Created(guest.clone()));
     interrupt.check()?;
 
-    let stub = create_stub(host, &stub_name(&guest.name), &request.kernel)?;
-    println!("created stub {} (domain {})", stub.name, stub.domid);
-    undo.push(Step::Created(stub.clone()));
+    let stub = create_stub(host, &stub_name(&guest.name), &request.kernel, undo)?;
     interrupt.check()?;
 
     let attachment = attach_checked(host, guest, stub, checked, undo)?;
@@ -141,80 +133,139 @@ fn run_checked(
     Ok(attachment)
 }
 
-/// Gives devices to a guest and a stub that exist.
-pub fn attach_existing(request: &Attach) -> Result<()> {
+fn check_kernel(kernel: &Path) -> Result<()> {
+    ensure!(
+        kernel.is_file(),
+        "the stub's image {} is not there: install it, or name another with --kernel",
+        kernel.display()
+    );
+    Ok(())
+}
+
+/// Gives devices to a guest that exists: further ones by its stub, first ones by a stub that it is given.
+pub fn attach(request: &Attach) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
     let guest = domains::find(&mut host.store, &request.guest)?;
-    let stub = find_stub(&mut host, &guest, request.stub.as_deref())?;
-    let config = xl::config_of(&guest.domid.to_string())?;
-    GuestConfig::from_json(&config)?.check()?;
-    check_free(&mut host, &guest, &stub)?;
-    let checked = check(&mut host, &request.devices)?;
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    damaged.iter().for_each(|error| eprintln!("note: {error}"));
+    match attachments
+        .iter()
+        .find(|attachment| attachment.guest.domid == guest.domid)
+    {
+        Some(attachment) => {
+            let stub = &attachment.stub;
+            let named = request.stub.as_deref();
+            ensure!(
+                named.is_none_or(|name| name == stub.name || name == stub.domid.to_string()),
+                "guest {} has devices already, through stub {}: it can have one stub only, so leave --stub out",
+                guest.name,
+                stub.name
+            );
+            hotplug::grow(&mut host, attachment, &request.devices, request.wait, &interrupt)
+        }
+        None => attach_first(&mut host, request, guest, &attachments, &interrupt),
+    }
+}
+
+/// Gives a guest its first devices, by a stub that is created if it is not there.
+fn attach_first(
+    host: &mut Host,
+    request: &Attach,
+    guest: Domain,
+    attachments: &[Attachment],
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let domid = guest.domid.to_string();
+    GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
+    let stub = find_stub(host, &guest, request.stub.as_deref(), attachments)?;
+    if stub.is_none() {
+        check_kernel(&request.kernel)?;
+    }
+    check_no_frontend(host, &guest)?;
+    let checked = prepare::check(host, &request.devices, &[])?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();
-    let result = take_from_dom0(&mut host, &request.devices, &interrupt, &mut undo)
-        .and_then(|()| attach_checked(&mut host, guest, stub, &checked, &mut undo))
-        .and_then(|attachment| {
-            wait_for_stub(&mut host, &attachment, &interrupt)?;
-            Ok(attachment)
-        });
-    match result {
-        Ok(attachment) => {
+    let steps = || {
+        checked.take_from_dom0(host, interrupt, &mut undo)?;
+        let stub = match stub {
+            Some(stub) => stub,
+            None => create_stub(host, &stub_name(&guest.name), &request.kernel, &mut undo)?,
+        };
+        interrupt.check()?;
+        let attachment = attach_checked(host, guest, stub, &checked, &mut undo)?;
+        let paused = xl::is_paused(&domid)?;
+        if paused {
+            wait_for_stub(host, &attachment, interrupt)?;
+        } else {
+            wait_for_guest(host, &attachment, request.wait, interrupt)?;
+        }
+        Ok((attachment, paused))
+    };
+    match steps() {
+        Ok((attachment, paused)) => {
             let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
-            println!(
-                "stub {stub} offers the devices to guest {guest}: if it is paused, `xl unpause {guest}`"
-            );
+            if paused {
+                println!(
+                    "stub {stub} offers the devices to guest {guest}, which is paused: `xl unpause {guest}`"
+                );
+            } else {
+                println!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
+            }
             Ok(())
         }
         Err(error) => {
-            undo.undo(&mut host);
+            undo.undo(host);
             Err(error)
         }
     }
 }
 
-fn find_stub(host: &mut Host, guest: &Domain, named: Option<&str>) -> Result<Domain> {
-    let name = named.map_or_else(|| stub_name(&guest.name), str::to_owned);
-    let stub = domains::find(&mut host.store, &name);
-    let stub = stub.with_context(|| {
-        format!(
-            "no stub for guest {guest}: create one with `xl create stubdom.cfg 'name=\"{name}\"'`, or name yours with \
-             --stub",
-            guest = guest.name
-        )
-    })?;
+/// The stub that is named, or the one that has the name for this guest; `None` if that has to be created.
+fn find_stub(
+    host: &mut Host,
+    guest: &Domain,
+    named: Option<&str>,
+    attachments: &[Attachment],
+) -> Result<Option<Domain>> {
+    let usual = stub_name(&guest.name);
+    let stub = match (domains::find(&mut host.store, named.unwrap_or(&usual)), named) {
+        (Ok(stub), _) => stub,
+        (Err(DomainError::NotFound { .. }), None) => return Ok(None),
+        (Err(error), _) => {
+            return Err(error).with_context(|| {
+                let name = named.unwrap_or(&usual);
+                format!(
+                    "no stub {name}: create it with `xl create stubdom.cfg 'name=\"{name}\"'`, or leave --stub out"
+                )
+            });
+        }
+    };
     ensure!(
         stub.domid != guest.domid,
         "{} cannot be guest and stub at once",
         guest.name
     );
-    Ok(stub)
-}
-
-/// Checks that neither domain has a connection yet.
-fn check_free(host: &mut Host, guest: &Domain, stub: &Domain) -> Result<()> {
-    let (attachments, _) = Attachment::all(&mut host.store)?;
-    for attachment in &attachments {
-        ensure!(
-            attachment.guest.domid != guest.domid,
-            "guest {0} has devices already, through stub {1}: `bulkhead detach {0}` first",
-            guest.name,
-            attachment.stub.name
-        );
-        ensure!(
-            attachment.stub.domid != stub.domid,
-            "{} is the stub of guest {} already: create another",
+    if let Some(other) = attachments
+        .iter()
+        .find(|attachment| attachment.stub.domid == stub.domid)
+    {
+        bail!(
+            "{} is the stub of guest {} already: name another, or leave --stub out",
             stub.name,
-            attachment.guest.name
+            other.guest.name
         );
     }
-    let frontend = Hop::first_hop(stub.domid, guest.domid).frontend_dir();
-    let taken = host.store.read_optional(&frontend)?.is_some();
+    Ok(Some(stub))
+}
+
+/// Checks that the guest has no connection that is not ours.
+fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
+    let frontend = Hop::first_hop(0, guest.domid).frontend_dir();
     ensure!(
-        !taken,
+        host.store.read_optional(&frontend)?.is_none(),
         "guest {} has a PCI frontend already ({frontend}): it can have one backend only",
         guest.name
     );
@@ -238,59 +289,7 @@ fn guest_config(file: &Path) -> Result<(GuestConfig, Vec<&'static str>)> {
     }
 }
 
-/// Devices that have passed all checks.
-struct Checked {
-    bdfs: Vec<Bdf>,
-    mcfg: Mcfg,
-    claims: Claims,
-}
-
-fn check(host: &mut Host, bdfs: &[Bdf]) -> Result<Checked> {
-    checks::check_host(&xl::info()?)?;
-    let table = fs::read(mcfg::PATH).with_context(|| {
-        format!(
-            "cannot read {}: this host maps no configuration space in memory, and the stub reads no other",
-            mcfg::PATH
-        )
-    })?;
-    let mcfg = Mcfg::parse(&table).with_context(|| format!("{} cannot be used", mcfg::PATH))?;
-    let claims = Claims::read(&mut host.store)?;
-    let refusals = checks::check_devices(bdfs, &host.sysfs, &mcfg, &claims);
-    match refusals.len() {
-        0 => Ok(Checked {
-            bdfs: bdfs.to_vec(),
-            mcfg,
-            claims,
-        }),
-        1 => Err(refusals
-            .into_iter()
-            .next()
-            .map_or_else(|| anyhow!("refused"), anyhow::Error::from)),
-        _ => bail!(
-            refusals
-                .iter()
-                .map(Refusal::to_string)
-                .collect::<Vec<_>>()
-                .join("\n")
-        ),
-    }
-}
-
-fn take_from_dom0(host: &mut Host, bdfs: &[Bdf], interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
-    for &bdf in bdfs {
-        let seized = seize(host, bdf);
-        undo.push(Step::Seized(bdf));
-        match seized? {
-            Before::Driven(driver) => println!("took {bdf} from dom0's driver {driver}"),
-            Before::Idle => println!("took {bdf}, which had no driver in dom0"),
-            Before::Held => println!("{bdf} is held by xen-pciback already"),
-        }
-        interrupt.check()?;
-    }
-    Ok(())
-}
-
-fn create_stub(host: &mut Host, name: &str, kernel: &Path) -> Result<Domain> {
+fn create_stub(host: &mut Host, name: &str, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
     let kernel = kernel
         .to_str()
         .context("the path of the stub's image is not UTF-8")?;
@@ -299,7 +298,10 @@ fn create_stub(host: &mut Host, name: &str, kernel: &Path) -> Result<Domain> {
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
     xl::create(&file, &[], false)
         .with_context(|| format!("cannot create stub {name} from {}", file.display()))?;
-    Ok(domains::find(&mut host.store, name)?)
+    let stub = domains::find(&mut host.store, name)?;
+    println!("created stub {} (domain {})", stub.name, stub.domid);
+    undo.push(Step::Created(stub.clone()));
+    Ok(stub)
 }
 
 fn attach_checked(
@@ -309,11 +311,7 @@ fn attach_checked(
     checked: &Checked,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    let (devices, notices) =
-        checks::describe_all(&checked.bdfs, &host.sysfs, &checked.mcfg, &checked.claims)?;
-    notices
-        .iter()
-        .for_each(|notice: &Notice| eprintln!("note: {notice}"));
+    let devices = checked.describe(host)?;
     let attachment = Attachment {
         guest,
         stub,
@@ -321,7 +319,7 @@ fn attach_checked(
         devices,
     };
     undo.push(Step::Attached(attachment.clone()));
-    attach(host, &attachment)?;
+    attach::attach(host, &attachment)?;
     Ok(attachment)
 }
 
@@ -343,35 +341,43 @@ fn wait_for_guest(
     wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))
 }
 
-fn wait(patience: Duration, interrupt: &Interrupt, mut look: impl FnMut() -> Result<Progress>) -> Result<()> {
-    let deadline = Instant::now() + patience;
-    loop {
-        interrupt.check()?;
-        match look()? {
-            Progress::Connected => return Ok(()),
-            Progress::Failed(why) => bail!("{why}"),
-            Progress::Waiting(what) if Instant::now() >= deadline => {
-                bail!("gave up after {} s: {what}", patience.as_secs())
-            }
-            Progress::Waiting(_) => thread::sleep(POLL),
-        }
-    }
-}
-
-/// Takes the devices of a running guest back, orderly: its pcifront lets go first.
-pub fn detach(who: &str) -> Result<()> {
+/// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
+/// devices, or some of its devices.
+pub fn detach(who: &[String]) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
-    let attachment = find_attachment(&mut host, who)?;
+    let first = who.first().context("name a guest or a device")?;
+    let attachment = find_attachment(&mut host, first)?;
+    if first.parse::<Bdf>().is_err() {
+        ensure!(
+            who.len() == 1,
+            "{first} is a guest, and all of its devices are detached: name it alone, or devices only"
+        );
+        return detach_all(&mut host, &attachment, &interrupt);
+    }
+    let mut bdfs: Vec<Bdf> = Vec::new();
+    for name in who {
+        let bdf = name
+            .parse()
+            .with_context(|| format!("{name} is no device: name one guest, or devices only"))?;
+        ensure!(
+            attachment.bdfs().any(|other| other == bdf),
+            "guest {} has no {bdf}: name devices of one guest (`bulkhead status` shows them)",
+            attachment.guest.name
+        );
+        bdfs.push(bdf);
+    }
+    if attachment.bdfs().all(|bdf| bdfs.contains(&bdf)) {
+        detach_all(&mut host, &attachment, &interrupt)
+    } else {
+        hotplug::shrink(&mut host, &attachment, &bdfs, &interrupt)
+    }
+}
+
+/// Ends the connection.
+fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {
     let guest = &attachment.guest;
-    ensure!(
-        who.parse::<Bdf>().is_err() || attachment.devices.len() == 1,
-        "{who} is one of {} devices of guest {}, and one alone cannot be detached by now: `bulkhead detach {1}` \
-         detaches all",
-        attachment.devices.len(),
-        guest.name
-    );
     ensure!(
         is_alive(&mut host.store, &attachment.stub)?,
         "stub {} is dead, so guest {} cannot be told to let go: `bulkhead destroy {1}` frees the devices",
@@ -382,7 +388,7 @@ pub fn detach(who: &str) -> Result<()> {
     let closing = XenbusState::Closing.as_str();
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
     host.store.write(&hop.backend_node(key::STATE), closing)?;
-    let let_go = wait(GUEST_PATIENCE, &interrupt, || {
+    let let_go = wait(GUEST_PATIENCE, interrupt, || {
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
         }
@@ -399,7 +405,7 @@ pub fn detach(who: &str) -> Result<()> {
     });
     let_go?;
     println!("guest {} has let go", guest.name);
-    finish(&mut host, &attachment)
+    finish(host, attachment)
 }
 
 /// Ends a guest and its stub, and gives its devices back to dom0.
@@ -425,9 +431,15 @@ pub fn destroy(who: &str) -> Result<()> {
 /// Releases the attachment and gives its devices back to dom0.
 fn finish(host: &mut Host, attachment: &Attachment) -> Result<()> {
     let released = release_once(host, attachment)?;
+    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    hand_back(host, &bdfs, released)
+}
+
+/// Gives devices that were released back to dom0, but for those in quarantine.
+pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released) -> Result<()> {
     released.devices.iter().for_each(|line| println!("{line}"));
     let mut problems = released.problems;
-    for bdf in attachment.bdfs() {
+    for &bdf in bdfs {
         let quarantined = record::quarantined(&mut host.store)?
             .iter()
             .any(|(other, _)| *other == bdf);
@@ -448,10 +460,20 @@ fn finish(host: &mut Host, attachment: &Attachment) -> Result<()> {
     Ok(())
 }
 
-/// Has the attachment released, by the service if it runs, unless that has happened.
-fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+/// Has the attachment released, unless that has happened.
+pub(crate) fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
-    match control::ask(Request::Release { stub }) {
+    ask_release(host, stub, Request::Release { stub }, release)
+}
+
+/// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
+pub(crate) fn ask_release(
+    host: &mut Host,
+    stub: DomId,
+    request: Request,
+    ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
+) -> Result<Released> {
+    match control::ask(request) {
         Ok(Reply::Released { devices, problems }) => Ok(Released { devices, problems }),
         Ok(_) => bail!("the service answered something else than asked: restart it"),
         Err(error) => {
@@ -460,7 +482,7 @@ fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
                 return Ok(Released::default());
             };
             match error {
-                ControlError::NotRunning(_) => Ok(release(host, &left)),
+                ControlError::NotRunning(_) => Ok(ourselves(host, &left)),
                 error => Err(error.into()),
             }
         }
@@ -484,66 +506,4 @@ fn find_attachment(host: &mut Host, who: &str) -> Result<Attachment> {
         }
         None => format!("guest {who} has no devices through Bulkhead: `bulkhead status` shows which do"),
     })
-}
-
-/// One thing that was done.
-#[derive(Clone, Debug)]
-enum Step {
-    Seized(Bdf),
-    Created(Domain),
-    Attached(Attachment),
-}
-
-/// What was done so far, to be undone in the reverse order.
-#[derive(Debug, Default)]
-struct Undo(Vec<Step>);
-
-impl Undo {
-    fn push(&mut self, step: Step) {
-        self.0.push(step);
-    }
-
-    /// Undoes everything; what cannot be undone is told.
-    fn undo(self, host: &mut Host) {
-        if !self.0.is_empty() {
-            eprintln!("undoing what was done");
-        }
-        for step in self.0.into_iter().rev() {
-            if let Err(error) = step.undo(host) {
-                eprintln!("note: while undoing: {error:#}");
-            }
-        }
-    }
-}
-
-impl Step {
-    fn undo(self, host: &mut Host) -> Result<()> {
-        match self {
-            Self::Seized(bdf) => give_back(host, bdf).map(drop).map_err(Into::into),
-            Self::Created(domain) => Ok(domains::destroy(&mut host.store, &domain)?),
-            Self::Attached(attachment) => {
-                let released = release_once(host, &attachment)?;
-                ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Ctrl-C and SIGTERM, seen between two steps.
-struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    fn catch() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&flag)).context("cannot catch signals")?;
-        }
-        Ok(Self(flag))
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!(!self.0.load(Ordering::Relaxed), "interrupted");
-        Ok(())
-    }
 }

@@ -7,7 +7,8 @@
 //!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
 //!   about writes and keeps the [`interrupts`].
-//! - [`launch`] and [`status`] are the commands around that.
+//! - [`launch`], [`hotplug`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
+//!   that runs.
 //!
 //! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl) and [`xendev`] (mapped grants and
 //! event channels).
@@ -23,11 +24,13 @@ pub mod function;
 pub mod guard;
 pub mod guest;
 pub mod host;
+pub mod hotplug;
 pub mod interrupts;
 pub mod launch;
 pub mod list;
 pub mod mcfg;
 pub mod nodes;
+pub mod prepare;
 pub mod progress;
 pub mod ratelimit;
 pub mod record;
@@ -39,6 +42,8 @@ pub mod serve;
 pub mod status;
 pub mod store;
 pub mod sysfs;
+pub mod undo;
+pub mod waiting;
 pub mod xenctrl;
 pub mod xendev;
 pub mod xl;

@@ -258,3 +258,294 @@ fn change_states(
 fn set_state(store: &mut Transacted<'_>, hop: Hop, state: XenbusState) -> Result<(), StoreError> {
     store.write(&hop.backend_node(key::STATE), state.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes;
+    use crate::record::tests::{attachment, device};
+    use crate::store::tests::{connect, dom0};
+    use XenbusState::*;
+    use xenbus::model::Xenstored;
+    use xenbus::path::DeviceType;
+
+    const FIRST_HOP: &str = "/local/domain/4/backend/pci/3/0";
+    const SECOND_HOP: &str = "/local/domain/0/backend/bulkhead/4/0";
+
+    /// A guest that is connected with devices 05.0 and 06.0, exported in slots 0 and 1.
+    fn connected() -> (Xenstored, Store) {
+        let daemon = Xenstored::new();
+        daemon.introduce(3);
+        daemon.introduce(4);
+        let mut store = dom0(&daemon);
+        nodes::Hop::second(&attachment()).write(&mut store).unwrap();
+        nodes::Hop::first(&attachment()).write(&mut store).unwrap();
+        let mut stub = connect(&daemon, 4);
+        for (key, value) in [
+            ("vdev-0", "0000:00:00.00"),
+            ("vdev-1", "0000:00:01.00"),
+            ("state-0", "3"),
+            ("state-1", "3"),
+            ("root-0", "0000:00"),
+            ("root_num", "1"),
+        ] {
+            stub.write(&format!("{FIRST_HOP}/{key}"), value).unwrap();
+        }
+        states(&daemon, Connected, Connected);
+        (daemon, store)
+    }
+
+    fn states(daemon: &Xenstored, backend: XenbusState, guest: XenbusState) {
+        let (own, peer) = (format!("{FIRST_HOP}/state"), "/local/domain/3/device/pci/0/state");
+        connect(daemon, 4).write(&own, backend.as_str()).unwrap();
+        connect(daemon, 3).write(peer, guest.as_str()).unwrap();
+    }
+
+    /// All numbered nodes below a directory, and the length and state.
+    fn listing(store: &mut Store, directory: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        for key in store.directory(directory).unwrap() {
+            let listed = key.contains('-') && !key.starts_with("frontend") && !key.starts_with("bars");
+            if listed || key == "num_devs" || key == "state" {
+                let value = store.read(&format!("{directory}/{key}")).unwrap();
+                lines.push(format!("{key}={value}"));
+            }
+        }
+        lines.sort();
+        lines
+    }
+
+    fn list(store: &mut Store) -> Vec<String> {
+        let list = List::read(store, &attachment()).unwrap();
+        let entry = |entry: &Entry| {
+            let bdf = entry
+                .bdf
+                .map_or("?".into(), |bdf| bdf.to_string()[5..].to_owned());
+            format!("{bdf} {:?}", entry.state)
+        };
+        list.entries.iter().map(entry).collect()
+    }
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_device_is_added_to_both_lists_as_libxl_does_and_the_state_comes_with_it() {
+        let (daemon, mut store) = connected();
+        let grown = attachment().with(vec![device("00:07.0")]);
+        assert!(add(&mut store, &grown, &grown.devices[2..]).unwrap());
+        assert_eq!(
+            listing(&mut store, FIRST_HOP),
+            [
+                "dev-0=0000:00:05.0",
+                "dev-1=0000:00:06.0",
+                "dev-2=0000:00:07.0",
+                "key-0=0000:00:05.0",
+                "key-1=0000:00:06.0",
+                "key-2=0000:00:07.0",
+                "num_devs=3",
+                "root-0=0000:00",
+                "state-0=3",
+                "state-1=3",
+                "state-2=1",
+                "state=7",
+                "vdev-0=0000:00:00.00",
+                "vdev-1=0000:00:01.00",
+            ]
+        );
+        let second = listing(&mut store, SECOND_HOP);
+        for line in [
+            "dev-2=0000:00:07.0",
+            "ids-2=8086:10d3",
+            "irq-2=20",
+            "num_devs=3",
+            "state=1",
+        ] {
+            assert!(second.contains(&line.to_owned()), "{line} in {second:?}");
+        }
+        // The guest reads it, the stub writes it.
+        assert_eq!(
+            connect(&daemon, 3).read(&format!("{FIRST_HOP}/state-2")).unwrap(),
+            "1"
+        );
+        connect(&daemon, 4)
+            .write(&format!("{FIRST_HOP}/state-2"), "3")
+            .unwrap();
+        assert_eq!(
+            connect(&daemon, 4).read(&format!("{SECOND_HOP}/dev-2")).unwrap(),
+            "0000:00:07.0"
+        );
+    }
+
+    #[test]
+    fn one_change_comes_after_another() {
+        let grown = attachment().with(vec![device("00:07.0")]);
+        let five = bdf("00:05.0");
+        for backend in [
+            Initialised,
+            Connected,
+            Closing,
+            Reconfiguring,
+            Reconfigured,
+            Unknown,
+        ] {
+            for guest in [Initialising, Initialised, Connected, Closed, Reconfiguring] {
+                if (backend, guest) == (Connected, Connected) {
+                    continue;
+                }
+                let (daemon, mut store) = connected();
+                states(&daemon, backend, guest);
+                let before = listing(&mut store, FIRST_HOP);
+                assert!(!add(&mut store, &grown, &grown.devices[2..]).unwrap());
+                assert!(!ask_back(&mut store, &attachment(), &[five]).unwrap());
+                assert_eq!(listing(&mut store, FIRST_HOP), before);
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_the_guest_has_is_asked_back() {
+        let (daemon, mut store) = connected();
+        let bdfs = [bdf("00:05.0"), bdf("00:09.0")];
+        assert!(ask_back(&mut store, &attachment(), &bdfs).unwrap());
+        assert_eq!(list(&mut store), ["00:05.0 Closing", "00:06.0 Initialised"]);
+        assert_eq!(store.read(&format!("{FIRST_HOP}/state")).unwrap(), "7");
+
+        // The stub has followed; what is not exported needs no handshake.
+        let mut stub = connect(&daemon, 4);
+        stub.write(&format!("{FIRST_HOP}/state-0"), "6").unwrap();
+        stub.write(&format!("{FIRST_HOP}/state-1"), "1").unwrap();
+        states(&daemon, Connected, Connected);
+        assert!(ask_back(&mut store, &attachment(), &[bdf("00:05.0"), bdf("00:06.0")]).unwrap());
+        assert_eq!(list(&mut store), ["00:05.0 Closed", "00:06.0 Closed"]);
+        assert_eq!(store.read(&format!("{FIRST_HOP}/state")).unwrap(), "4");
+    }
+
+    #[test]
+    fn a_change_is_withdrawn_only_before_the_guest_has_looked() {
+        let grown = attachment().with(vec![device("00:07.0")]);
+        let (daemon, mut store) = connected();
+        let seven = [bdf("00:07.0")];
+        assert!(
+            !withdraw(&mut store, &grown, &seven).unwrap(),
+            "there is no change"
+        );
+        add(&mut store, &grown, &grown.devices[2..]).unwrap();
+        assert!(withdraw(&mut store, &grown, &seven).unwrap());
+        let entries = ["00:05.0 Initialised", "00:06.0 Initialised", "00:07.0 Closed"];
+        assert_eq!(list(&mut store), entries);
+        assert!(List::read(&mut store, &grown).unwrap().is_settled());
+
+        ask_back(&mut store, &grown, &[bdf("00:06.0")]).unwrap();
+        assert!(withdraw(&mut store, &grown, &[bdf("00:06.0")]).unwrap());
+        assert_eq!(list(&mut store), entries);
+
+        ask_back(&mut store, &grown, &[bdf("00:06.0")]).unwrap();
+        states(&daemon, Reconfiguring, Reconfiguring);
+        assert!(!withdraw(&mut store, &grown, &[bdf("00:06.0")]).unwrap());
+    }
+
+    #[test]
+    fn the_gaps_are_closed_and_each_device_keeps_what_is_its_own() {
+        let (daemon, mut store) = connected();
+        let grown = attachment().with(vec![device("00:07.0")]);
+        add(&mut store, &grown, &grown.devices[2..]).unwrap();
+        let mut stub = connect(&daemon, 4);
+        for (key, value) in [("state-2", "6"), ("error-2", "-22 why"), ("state-0", "6")] {
+            stub.write(&format!("{FIRST_HOP}/{key}"), value).unwrap();
+        }
+        strike(&mut store, &grown.without(&[bdf("00:05.0")])).unwrap();
+        assert_eq!(
+            listing(&mut store, FIRST_HOP),
+            [
+                "dev-0=0000:00:06.0",
+                "dev-1=0000:00:07.0",
+                "error-1=-22 why",
+                "key-0=0000:00:06.0",
+                "key-1=0000:00:07.0",
+                "num_devs=2",
+                "root-0=0000:00",
+                "state-0=3",
+                "state-1=6",
+                "state=7",
+                "vdev-0=0000:00:01.00",
+            ]
+        );
+        strike(&mut store, &grown.without(&[bdf("00:05.0"), bdf("00:07.0")])).unwrap();
+        assert_eq!(
+            listing(&mut store, FIRST_HOP),
+            [
+                "dev-0=0000:00:06.0",
+                "key-0=0000:00:06.0",
+                "num_devs=1",
+                "root-0=0000:00",
+                "state-0=3",
+                "state=7",
+                "vdev-0=0000:00:01.00",
+            ]
+        );
+        let mut stub = connect(&daemon, 4);
+        stub.write(&format!("{FIRST_HOP}/vdev-0"), "0000:00:01.00")
+            .unwrap();
+        assert_eq!(
+            connect(&daemon, 3).read(&format!("{FIRST_HOP}/dev-0")).unwrap(),
+            "0000:00:06.0"
+        );
+        let second = listing(&mut store, SECOND_HOP);
+        assert_eq!(
+            second,
+            [
+                "dev-0=0000:00:06.0",
+                "ecam-0=b0028",
+                "ids-0=8086:10d3",
+                "intx-0=0",
+                "irq-0=0",
+                "num_devs=1",
+                "state=1"
+            ]
+        );
+    }
+
+    #[test]
+    fn lists_that_are_gone_are_passed_over_and_not_made_again() {
+        let (_, mut store) = connected();
+        store.remove(FIRST_HOP).unwrap();
+        store.remove(SECOND_HOP).unwrap();
+        strike(&mut store, &attachment().without(&[bdf("00:05.0")])).unwrap();
+        assert!(
+            store
+                .directory(&DeviceType::Bulkhead.backends(0))
+                .unwrap_or_default()
+                .len()
+                <= 1
+        );
+        assert!(
+            store
+                .read_optional(&format!("{FIRST_HOP}/num_devs"))
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            store
+                .read_optional(&format!("{SECOND_HOP}/num_devs"))
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn what_a_stub_writes_into_its_list_costs_dom0_no_more_than_a_bus_full() {
+        let (daemon, mut store) = connected();
+        for length in ["4294967295", "18446744073709551616", "-1", "x"] {
+            let mut stub = connect(&daemon, 4);
+            stub.write(&format!("{FIRST_HOP}/num_devs"), length).unwrap();
+            assert!(list(&mut store).len() <= LONGEST);
+        }
+        let mut stub = connect(&daemon, 4);
+        stub.write(&format!("{FIRST_HOP}/num_devs"), "2").unwrap();
+        stub.write(&format!("{FIRST_HOP}/dev-0"), "nonsense").unwrap();
+        stub.write(&format!("{FIRST_HOP}/state-1"), "nonsense").unwrap();
+        assert_eq!(list(&mut store), ["? Initialised", "00:06.0 Unknown"]);
+    }
+}

@@ -38,21 +38,29 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
     },
-    /// Give devices to a guest that exists and has none, by a stub that exists.
+    /// Give devices to a guest that exists. One that runs sees them come.
     Attach {
         /// The guest, by name or number.
         guest: String,
         /// A device to give it. May be repeated.
         #[arg(long = "device", value_name = "BDF", required = true, num_args = 1..)]
         devices: Vec<Bdf>,
-        /// The stub, by name or number [default: GUEST-bulkhead].
+        /// The stub of a guest that has no devices yet, by name or number [default: GUEST-bulkhead, created if it is
+        /// not there].
         #[arg(long, value_name = "DOMAIN")]
         stub: Option<String>,
+        /// The image of a stub that is created.
+        #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
+        kernel: PathBuf,
+        /// How long a guest that runs may take to have them.
+        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+        wait: u64,
     },
-    /// Take a running guest's devices back: it lets go, they are reset, its stub ends.
+    /// Take devices of a running guest back: it lets go, they are reset. With the last one its stub ends.
     Detach {
-        /// The guest, by name or number, or one of its devices.
-        who: String,
+        /// The guest, by name or number, or some of its devices.
+        #[arg(value_name = "GUEST|BDF", required = true, num_args = 1..)]
+        who: Vec<String>,
     },
     /// End a guest and its stub, reset its devices and give them back to dom0.
     Destroy {
@@ -94,7 +102,19 @@ fn execute(command: Command) -> Result<()> {
             kernel,
             wait: Duration::from_secs(wait),
         }),
-        Command::Attach { guest, devices, stub } => launch::attach_existing(&Attach { guest, stub, devices }),
+        Command::Attach {
+            guest,
+            devices,
+            stub,
+            kernel,
+            wait,
+        } => launch::attach(&Attach {
+            guest,
+            stub,
+            devices,
+            kernel,
+            wait: Duration::from_secs(wait),
+        }),
         Command::Detach { who } => launch::detach(&who),
         Command::Destroy { who } => launch::destroy(&who),
         Command::Status { json } => show_status(json),

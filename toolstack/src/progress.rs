@@ -1,9 +1,11 @@
 //! How far a guest and its stub have come to a connection, and what hangs.
 
 use crate::domains::is_alive;
+use crate::list::List;
 use crate::record::Attachment;
 use crate::serve;
 use crate::store::{Store, StoreError};
+use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, home, key};
 use xenbus::state::XenbusState;
@@ -35,14 +37,8 @@ pub enum Progress {
 /// Looks how far an attachment has come.
 pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
     let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
-    for domain in [&attachment.stub, &attachment.guest] {
-        if !is_alive(store, domain)? {
-            let name = &domain.name;
-            return Ok(Progress::Failed(format!(
-                "domain {name} has ended; {}",
-                console_log(name)
-            )));
-        }
+    if let Some(ended) = ended(store, attachment)? {
+        return Ok(ended);
     }
     // Where each end says what went wrong, as Linux's xenbus does.
     let errors = [
@@ -82,6 +78,17 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
         guest: state(first.frontend_node(key::STATE))?,
     };
     Ok(judge(states, &attachment.guest.name, &attachment.stub.name))
+}
+
+fn ended(store: &mut Store, attachment: &Attachment) -> Result<Option<Progress>, StoreError> {
+    for domain in [&attachment.stub, &attachment.guest] {
+        if !is_alive(store, domain)? {
+            let name = &domain.name;
+            let text = format!("domain {name} has ended; {}", console_log(name));
+            return Ok(Some(Progress::Failed(text)));
+        }
+    }
+    Ok(None)
 }
 
 fn judge(states: States, guest: &str, stub: &str) -> Progress {
@@ -127,6 +134,49 @@ fn judge(states: States, guest: &str, stub: &str) -> Progress {
     }
 }
 
+/// Looks how far a change of the list of devices has come; connected again, it has been taken in.
+pub fn settling(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
+    if let Some(ended) = ended(store, attachment)? {
+        return Ok(ended);
+    }
+    let list = List::read(store, attachment)?;
+    Ok(judge_change(
+        list.backend,
+        list.guest,
+        &attachment.guest.name,
+        &attachment.stub.name,
+    ))
+}
+
+fn judge_change(backend: XenbusState, pcifront: XenbusState, guest: &str, stub: &str) -> Progress {
+    use XenbusState::{Closed, Closing, Connected, Reconfigured, Reconfiguring, Unknown};
+    let waiting = |whom: String, name: &str| Progress::Waiting(format!("{whom}; {}", console_log(name)));
+    match (backend, pcifront) {
+        (Connected, Connected) => Progress::Connected,
+        (Closing | Closed | Unknown, _) | (_, Closing | Closed | Unknown) => Progress::Failed(format!(
+            "the connection between {guest} and {stub} is closed (stub {backend:?}, guest {pcifront:?}); {}",
+            console_log(stub)
+        )),
+        (Reconfiguring, Connected) => waiting(
+            format!(
+                "guest {guest} has not taken the change in: is it paused, or is a device in use that is to leave?"
+            ),
+            guest,
+        ),
+        (Reconfigured, Reconfiguring) => waiting(
+            format!("guest {guest} is still looking at its new devices"),
+            guest,
+        ),
+        (Reconfiguring | Connected, Reconfiguring) | (Reconfigured, Connected) => {
+            waiting(format!("stub {stub} does not follow the change"), stub)
+        }
+        _ => waiting(
+            format!("guest {guest} has not connected to stub {stub} yet"),
+            guest,
+        ),
+    }
+}
+
 /// True if the stub has done its part, and only the guest is waited for.
 pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let backend = Hop::first_hop(attachment.stub.domid, attachment.guest.domid).backend_node(key::STATE);
@@ -135,6 +185,16 @@ pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, S
         XenbusState::parse(&state),
         XenbusState::Initialised | XenbusState::Connected
     ))
+}
+
+/// Why a stub does not have a device; `error` is its own word.
+pub fn stub_says(stub: &str, bdf: Bdf, error: Option<&str>) -> String {
+    let log = console_log(stub);
+    match error {
+        // From a domain that is not trusted: must not steer a terminal.
+        Some(error) => format!("stub {stub} refuses {bdf}: {}; {log}", error.escape_debug()),
+        None => format!("stub {stub} does not take {bdf} in; {log}"),
+    }
 }
 
 fn console_log(domain: &str) -> String {
@@ -211,6 +271,41 @@ mod tests {
             let (service, stub, backend, guest) = states;
             let text = text(service, stub, backend, guest);
             assert!(text.starts_with(expected), "{states:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_hangs_in_a_change_is_named_at_every_stage() {
+        for (backend, guest, expected) in [
+            (Connected, Connected, "connected"),
+            (Reconfiguring, Connected, "guest web has not taken the change in"),
+            (Reconfiguring, Reconfiguring, "stub web-bulkhead does not follow"),
+            (Reconfigured, Reconfiguring, "guest web is still looking"),
+            (Reconfigured, Connected, "stub web-bulkhead does not follow"),
+            (Connected, Reconfiguring, "stub web-bulkhead does not follow"),
+            (Initialised, Initialised, "guest web has not connected"),
+            (
+                Closing,
+                Connected,
+                "failed: the connection between web and web-bulkhead",
+            ),
+            (
+                Connected,
+                Closed,
+                "failed: the connection between web and web-bulkhead",
+            ),
+            (
+                Unknown,
+                Connected,
+                "failed: the connection between web and web-bulkhead",
+            ),
+        ] {
+            let text = match judge_change(backend, guest, "web", "web-bulkhead") {
+                Progress::Connected => "connected".into(),
+                Progress::Waiting(text) => text,
+                Progress::Failed(text) => format!("failed: {text}"),
+            };
+            assert!(text.starts_with(expected), "{backend:?} {guest:?}: {text}");
         }
     }
 }

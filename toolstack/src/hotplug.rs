@@ -1,0 +1,160 @@
+//! Devices that come to, and leave, a guest whose connection stands.
+
+use crate::attach;
+use crate::checks::check_leaving;
+use crate::control::{self, Request};
+use crate::domains::is_alive;
+use crate::host::Host;
+use crate::launch::{ask_release, hand_back};
+use crate::list::{self, List};
+use crate::prepare::{self, Checked};
+use crate::progress::{settling, stub_says};
+use crate::record::Attachment;
+use crate::release::take_back;
+use crate::undo::{Step, Undo};
+use crate::waiting::{GUEST_PATIENCE, Interrupt, wait};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+use xenbus::bdf::Bdf;
+use xenbus::state::XenbusState;
+
+/// Gives a guest more devices. On any failure it has those that it had.
+pub fn grow(
+    host: &mut Host,
+    attachment: &Attachment,
+    bdfs: &[Bdf],
+    patience: Duration,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let already: Vec<Bdf> = attachment.bdfs().collect();
+    let checked = prepare::check(host, bdfs, &already)?;
+    ensure_stub(host, attachment)?;
+    control::ensure_running()?;
+    settle(host, attachment, patience, interrupt)?;
+
+    let mut undo = Undo::default();
+    match add(host, attachment, &checked, patience, interrupt, &mut undo) {
+        Ok(()) => {
+            let guest = &attachment.guest.name;
+            bdfs.iter().for_each(|bdf| println!("guest {guest} has {bdf}"));
+            Ok(())
+        }
+        Err(error) => {
+            undo.undo(host);
+            Err(error)
+        }
+    }
+}
+
+fn add(
+    host: &mut Host,
+    attachment: &Attachment,
+    checked: &Checked,
+    patience: Duration,
+    interrupt: &Interrupt,
+    undo: &mut Undo,
+) -> Result<()> {
+    checked.take_from_dom0(host, interrupt, undo)?;
+    let devices = checked.describe(host)?;
+    let grown = attachment.with(devices.clone());
+    undo.push(Step::Added(grown.clone(), checked.bdfs().to_vec()));
+    attach::extend(host, &grown, &devices)?;
+    control::ask(Request::Follow {
+        stub: attachment.stub.domid,
+    })?;
+    interrupt.check()?;
+    let added = list::add(&mut host.store, &grown, &devices)?;
+    ensure!(added, busy(attachment));
+    settle(host, &grown, patience, interrupt)?;
+
+    let list = List::read(&mut host.store, &grown)?;
+    for &bdf in checked.bdfs() {
+        let entry = list.entry(bdf);
+        let exported = entry.is_some_and(|entry| entry.state == XenbusState::Initialised);
+        let why = entry.and_then(|entry| entry.error.as_deref());
+        ensure!(exported, "{}", stub_says(&attachment.stub.name, bdf, why));
+    }
+    Ok(())
+}
+
+/// Takes some of a guest's devices back, orderly: its drivers let go first. On failure it keeps them.
+pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
+    let leaving = |bdf: &Bdf| bdfs.contains(bdf);
+    let (leave, stay): (Vec<_>, Vec<_>) = attachment
+        .devices
+        .iter()
+        .cloned()
+        .partition(|device| leaving(&device.bdf));
+    check_leaving(&leave, &stay)?;
+    ensure_stub(host, attachment)?;
+    let_go(host, attachment, bdfs, interrupt)?;
+    for bdf in bdfs {
+        println!("guest {} has let go of {bdf}", attachment.guest.name);
+    }
+    let released = take_back_once(host, attachment, bdfs)?;
+    hand_back(host, bdfs, released)
+}
+
+/// Takes devices back whose coming was interrupted somewhere.
+pub fn undo(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
+    list::withdraw(&mut host.store, attachment, bdfs)?;
+    let_go(host, attachment, bdfs, &Interrupt::default())?;
+    let problems = take_back_once(host, attachment, bdfs)?.problems;
+    ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(())
+}
+
+/// Has guest and stub let go of devices.
+fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
+    settle(host, attachment, GUEST_PATIENCE, interrupt)?;
+    let asked = list::ask_back(&mut host.store, attachment, bdfs)?;
+    ensure!(asked, busy(attachment));
+    if let Err(error) = settle(host, attachment, GUEST_PATIENCE, interrupt) {
+        let kept = list::withdraw(&mut host.store, attachment, bdfs)?;
+        let hint = format!(
+            "guest {0} {1}; `bulkhead destroy {0}` does not ask",
+            attachment.guest.name,
+            if kept {
+                "keeps the devices"
+            } else {
+                "may let go yet, so try again"
+            }
+        );
+        return Err(error.context(hint));
+    }
+    let list = List::read(&mut host.store, attachment)?;
+    ensure!(!list.has_any(bdfs), busy(attachment));
+    Ok(())
+}
+
+/// Waits until no change of the devices is under way.
+fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrupt: &Interrupt) -> Result<()> {
+    wait(patience, interrupt, || Ok(settling(&mut host.store, attachment)?))
+}
+
+fn take_back_once(
+    host: &mut Host,
+    attachment: &Attachment,
+    bdfs: &[Bdf],
+) -> Result<crate::release::Released> {
+    let stub = attachment.stub.domid;
+    let devices = bdfs.to_vec();
+    ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
+        take_back(host, left, bdfs)
+    })
+}
+
+fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
+    let guest = &attachment.guest.name;
+    ensure!(
+        is_alive(&mut host.store, &attachment.stub)?,
+        "stub {} is dead, so the devices of guest {guest} cannot change: `bulkhead destroy {guest}` frees them",
+        attachment.stub.name
+    );
+    Ok(())
+}
+
+fn busy(attachment: &Attachment) -> String {
+    let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
+    format!("guest {guest} and stub {stub} changed their connection at this very moment: try again")
+}

@@ -1,0 +1,85 @@
+//! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
+
+use crate::checks::{self, Claims, Refusal};
+use crate::host::Host;
+use crate::mcfg::{self, Mcfg};
+use crate::record::Device;
+use crate::seize::{Before, seize};
+use crate::undo::{Step, Undo};
+use crate::waiting::Interrupt;
+use crate::xl;
+use anyhow::{Context, Result, anyhow, bail};
+use std::fs;
+use xenbus::bdf::Bdf;
+
+/// Devices that have passed all checks.
+pub struct Checked {
+    bdfs: Vec<Bdf>,
+    /// The devices that the guest has besides.
+    already: Vec<Bdf>,
+    mcfg: Mcfg,
+    claims: Claims,
+}
+
+/// Checks devices for a guest that has the devices `already`.
+pub fn check(host: &mut Host, bdfs: &[Bdf], already: &[Bdf]) -> Result<Checked> {
+    checks::check_host(&xl::info()?)?;
+    let table = fs::read(mcfg::PATH).with_context(|| {
+        format!(
+            "cannot read {}: this host maps no configuration space in memory, and the stub reads no other",
+            mcfg::PATH
+        )
+    })?;
+    let mcfg = Mcfg::parse(&table).with_context(|| format!("{} cannot be used", mcfg::PATH))?;
+    let claims = Claims::read(&mut host.store)?;
+    let refusals = checks::check_devices(bdfs, already, &host.sysfs, &mcfg, &claims);
+    match refusals.len() {
+        0 => Ok(Checked {
+            bdfs: bdfs.to_vec(),
+            already: already.to_vec(),
+            mcfg,
+            claims,
+        }),
+        1 => Err(refusals
+            .into_iter()
+            .next()
+            .map_or_else(|| anyhow!("refused"), anyhow::Error::from)),
+        _ => bail!(
+            refusals
+                .iter()
+                .map(Refusal::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+        ),
+    }
+}
+
+impl Checked {
+    /// The devices.
+    pub fn bdfs(&self) -> &[Bdf] {
+        &self.bdfs
+    }
+
+    /// Takes the devices from dom0's drivers.
+    pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
+        for &bdf in &self.bdfs {
+            let seized = seize(host, bdf);
+            undo.push(Step::Seized(bdf));
+            match seized? {
+                Before::Driven(driver) => println!("took {bdf} from dom0's driver {driver}"),
+                Before::Idle => println!("took {bdf}, which had no driver in dom0"),
+                Before::Held => println!("{bdf} is held by xen-pciback already"),
+            }
+            interrupt.check()?;
+        }
+        Ok(())
+    }
+
+    /// Describes the devices, once they are taken, and tells what the administrator should know.
+    pub fn describe(&self, host: &Host) -> Result<Vec<Device>> {
+        let (devices, notices) =
+            checks::describe_all(&self.bdfs, &self.already, &host.sysfs, &self.mcfg, &self.claims)?;
+        notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        Ok(devices)
+    }
+}
