@@ -58,6 +58,21 @@ const CONFIG_LATENCY: Product = Product {
     ],
 };
 
+/// Runs in a guest too.
+const CONFIG_SWEEP: Product = Product {
+    name: "the comparing program",
+    path: "release/config-sweep",
+    target: "/rig/bin/config-sweep",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-tests",
+        "--bin=config-sweep",
+        "--release",
+        "--",
+        "-Ctarget-feature=+crt-static",
+    ],
+};
+
 /// Builds the stub's image and gives its path.
 ///
 /// # Errors
@@ -83,6 +98,14 @@ pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
 /// It does not compile.
 pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&CONFIG_LATENCY, observer)
+}
+
+/// The program that compares what two backends answer to the same accesses.
+///
+/// # Errors
+/// It does not compile.
+pub fn config_sweep(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&CONFIG_SWEEP, observer)
 }
 
 fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {

@@ -11,7 +11,7 @@ const FILES: &[(&str, &str)] = &[
     ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
 ];
 
-/// Builds the stub, the dom0 command and the measuring program, and lists all that dom0 gets.
+/// Builds the stub, the dom0 command and the programs for guests, and lists all that dom0 gets.
 ///
 /// # Errors
 /// Something does not compile.
@@ -27,6 +27,7 @@ pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
         });
     }
     files.push(products::config_latency(observer)?);
+    files.push(products::config_sweep(observer)?);
     files.push(FileIn {
         host: scenario::directory().join("lib.sh"),
         target: "/rig/scenarios/lib.sh".to_owned(),

@@ -8,4 +8,5 @@
 pub mod artifacts;
 pub mod runner;
 pub mod scenario;
+pub mod sweep;
 pub mod verdict;

@@ -1,0 +1,17 @@
+//! The differential proof: the same configuration accesses through xen-pciback and through Bulkhead, and what differs.
+//!
+//! In a stock Linux guest, [`guest`] issues a [`sequence`] of [`operation`]s to a function and keeps every answer in a
+//! [`recording`]. The same is done through the other backend, in the same boot. In dom0, [`compare`] puts the two side
+//! by side, with what each left in the device; differences other than those of [`known`] are failures.
+//!
+//! Linux offers user space no access that is unaligned, of another size than 1, 2 or 4 bytes, or outside the function's
+//! config space. Those are for the host tests of `drivers/`.
+
+pub mod compare;
+pub mod exclusion;
+pub mod guest;
+pub mod known;
+pub mod layout;
+pub mod operation;
+pub mod recording;
+pub mod sequence;
