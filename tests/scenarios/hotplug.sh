@@ -21,7 +21,8 @@ inventory() {
     echo "message interrupts of guests: $(xen_lines i 'MSI.* d[1-9][0-9]*:')"
     echo "lines of guests: $(xen_lines i 'IO-APIC.* d[1-9][0-9]*:')"
     echo "event channels to guests: $(xen_lines e 'd=[1-9]')"
-    echo "xenstore nodes: $(xenstore-ls -f / | grep -cE 'bulkhead|/pci/')"
+    # By name. What libxl remembers of a device's driver in dom0 stays, by libxl's design.
+    xenstore-ls -f / | sed 's/ = .*//' | grep -E 'bulkhead|/pci/' | grep -v '^/libxl/pci/' | sort
 }
 # The guest's bus, such as "00:00.0 8086:10d3 00:01.0 1234:11e8".
 bus() { in_guest g1 "lspci -n" | awk '{ print $1, $3 }' | sort | tr '\n' ' ' | sed 's/ $//'; }

@@ -87,6 +87,8 @@ pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt:
         .partition(|device| leaving(&device.bdf));
     check_leaving(&leave, &stay)?;
     ensure_stub(host, attachment)?;
+    // The guest's drivers turn their devices off, which takes writes.
+    control::ensure_running()?;
     let_go(host, attachment, bdfs, interrupt)?;
     for bdf in bdfs {
         println!("guest {} has let go of {bdf}", attachment.guest.name);

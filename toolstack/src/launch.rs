@@ -384,6 +384,8 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
         attachment.stub.name,
         guest.name
     );
+    // The guest's drivers turn their devices off, which takes writes.
+    control::ensure_running()?;
     let hop = Hop::first_hop(attachment.stub.domid, guest.domid);
     let closing = XenbusState::Closing.as_str();
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
