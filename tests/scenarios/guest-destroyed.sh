@@ -5,22 +5,6 @@
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 
-# Lines of what Xen prints for a debug key that match a pattern.
-xen_lines() { # KEY PATTERN
-    xl dmesg -c >/dev/null
-    xl debug-keys "$1"
-    usleep 200000
-    xl dmesg -c | grep -cE "$2"
-}
-# What could leak, as text that must be the same before and after.
-inventory() {
-    echo "message interrupts of guests: $(xen_lines i 'MSI.* d[1-9][0-9]*:')"
-    echo "event channels to guests: $(xen_lines e 'd=[1-9]')"
-    echo "grants in use: $(xen_lines g '\[0x[0-9a-f]+\]')"
-    echo "xenstore nodes: $(xenstore-ls -f / | grep -cE 'bulkhead|/pci/')"
-    echo "domains: $(xl list | awk 'NR > 1 { print $1 }' | tr '\n' ' ')"
-    echo "free memory, MiB: $(xl info free_memory)"
-}
 control_bits() { setpci -s $BDF COMMAND; }
 
 round() {

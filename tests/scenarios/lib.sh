@@ -115,3 +115,118 @@ pings_lost() {
 }
 
 stub_log() { echo "/var/log/xen/guest-$1.log"; }
+
+# xen_lines KEY PATTERN: counts the lines that match among what Xen prints for a debug key.
+xen_lines() {
+    xl dmesg -c >/dev/null
+    xl debug-keys "$1"
+    usleep 200000
+    xl dmesg -c | grep -cE "$2"
+}
+# inventory: what could leak, as text that must be the same before and after.
+inventory() {
+    echo "message interrupts of guests: $(xen_lines i 'MSI.* d[1-9][0-9]*:')"
+    echo "event channels to guests: $(xen_lines e 'd=[1-9]')"
+    echo "grants in use: $(xen_lines g '\[0x[0-9a-f]+\]')"
+    echo "xenstore nodes: $(xenstore-ls -f / | grep -cE 'bulkhead|/pci/')"
+    echo "domains: $(xl list | awk 'NR > 1 { print $1 }' | tr '\n' ' ')"
+    echo "free memory, MiB: $(xl info free_memory)"
+}
+
+# complaints: prints what dom0's kernel has complained of since its log was cleared.
+complaints() { dmesg | grep -iE 'pciback.*(err|fail|warn)|call trace|bug:|nobody cared|DMAR.*fault'; }
+
+# --- each kind of device, by the driver that it has in the guest
+
+# Shell for the guest: wait until a card's link or a disk is there, see that it answers, leave otherwise.
+NETWORK_UP='ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up
+    until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do [ $((n += 1)) -lt 50 ] || exit 1; usleep 200000; done'
+DISK_UP='until [ -b $disk ] && head -c 512 $disk >/dev/null; do [ $((n += 1)) -lt 50 ] || exit 1; usleep 200000; done'
+# Shell for the guest: the lines of /proc/interrupts that belong to the function at $at; a driver may leave some of its
+# vectors unused.
+INTERRUPTS='cd /sys/bus/pci/devices/$at; irqs=$(ls msi_irqs 2>/dev/null)
+    for irq in ${irqs:-$(cat irq)}; do grep "^ *$irq:" /proc/interrupts || echo "$irq: 0 unused"; done'
+REBIND='cd /sys/bus/pci/devices/$at/driver && echo $at >unbind && echo $at >bind || exit 1'
+# Shell for the guest or dom0: fill the start of $disk with random bytes and print their checksum; print the checksum
+# of what the medium holds there.
+DISK_FILL='new=/tmp/${disk##*/}; head -c 4194304 /dev/urandom >$new && dd if=$new of=$disk bs=1M conv=fsync 2>/dev/null &&
+    sha256sum <$new'
+DISK_SUM='echo 3 >/proc/sys/vm/drop_caches; head -c 4194304 $disk | sha256sum'
+
+# in_mode WHAT MODE LINES: the guest's interrupts, by LINES of its /proc/interrupts, are of MODE, such as `msi-x 3`.
+in_mode() {
+    equal "$1: interrupts in the guest" "$2" "$(awk '
+        / unused$/ { next }
+        { mode = / -pcifront-msi-x / ? "msi-x" : / -pcifront-msi / ? "msi" : / -pcifront / ? "intx" : $0; modes[mode] }
+        END { for (mode in modes) printf "%s ", mode; print NR }' "$3")"
+}
+# mode_of BDF: prints the same by `bulkhead status`.
+mode_of() {
+    bulkhead status --json |
+        jq -r --arg bdf "$1" '.stubs[].devices[] | select(.bdf == $bdf) | "\(.mode) \(.pirqs | length)"'
+}
+# fired LINES: how many interrupts there were by lines of /proc/interrupts.
+fired() { awk '{ sum += $2 } END { print sum + 0 }' "$1"; }
+
+# moves_data NAME network|DISK WHEN: 20 pings are answered; or random bytes are written and read back.
+moves_data() {
+    if [ "$2" = network ]; then
+        equal "$1: pings lost of 20 $3" 0 "$(pings_lost "$1" 20 0.1)"
+    else
+        in_guest "$1" "disk=$2; $DISK_FILL && $DISK_SUM" >/tmp/sums
+        equal "$1: checksums of what was written to $2 and read $3, equal ones once" 1 "$(uniq /tmp/sums | grep -c .)"
+    fi
+}
+
+# quiet BDF: the device can send neither DMA nor interrupts.
+quiet() {
+    lspci -vv -s "$1" 2>/dev/null >/tmp/lspci
+    equal "$1: bus master, and messages that are on" "BusMaster- " \
+        "$(grep -oE 'BusMaster[-+]' /tmp/lspci) $(grep -oE 'MSI(-X)?: Enable\+' /tmp/lspci)"
+}
+
+# same_in_dom0 NAME DISK DRIVER...: dom0's own drivers read from DISK what the guest NAME wrote last.
+same_in_dom0() {
+    name=$1 disk=$2
+    shift 2
+    check "dom0: modprobe $*" modprobe -a "$@"
+    check "dom0: $disk comes up" sh -c "disk=$disk; $DISK_UP"
+    equal "$name: dom0 reads the same from $disk" "$(tail -n 1 "/tmp/$name.sum")" "$(sh -c "disk=$disk; $DISK_SUM")"
+}
+
+# device NAME BDF MODE network|DISK DRIVER...: the function at BDF works for a guest of its own with these drivers, in
+# its own interrupt mode, and after five rebinds too. The checksum of its DISK is left in /tmp/NAME.sum.
+device() {
+    name=$1 bdf=0000:00:$2 mode=$3 data=$4
+    shift 4
+    read -r began _ </proc/uptime
+    [ "$data" = network ] && up=$NETWORK_UP || up="disk=$data; $DISK_UP"
+    at="at=0000:00:00.0"
+    guest_config "$name"
+    check "$name: bulkhead run" bulkhead run "/root/$name.cfg" --device "$bdf"
+    check "$name: it comes up with $*" in_guest "$name" "$at; modprobe -a $*; $up; $INTERRUPTS"
+    cp /tmp/check /tmp/lines
+    in_mode "$name" "$mode" /tmp/lines
+    equal "$name: interrupts by status" "$mode" "$(mode_of "$bdf")"
+    moves_data "$name" "$data" "at first"
+    in_guest "$name" "$at; $INTERRUPTS" >/tmp/lines.later
+    cat /tmp/lines.later
+    check "$name: interrupts came while data moved" [ "$(fired /tmp/lines.later)" -gt "$(fired /tmp/lines)" ]
+    for round in 1 2 3 4 5; do
+        check "$name: rebind $round" in_guest "$name" "$at; $REBIND; $up; $INTERRUPTS"
+        cp /tmp/check /tmp/lines
+        in_mode "$name: rebind $round" "$mode" /tmp/lines
+    done
+    equal "$name: interrupts by status after the rebinds" "$mode" "$(mode_of "$bdf")"
+    moves_data "$name" "$data" "after the rebinds"
+    [ "$data" = network ] || cp /tmp/sums "/tmp/$name.sum"
+    in_guest "$name" dmesg >/tmp/guest-dmesg
+    equal "$name: complaints in the guest" "" \
+        "$(grep -iE 'enable msix get err|not responding|pcifront.*(err|fail)|nobody cared|call trace' /tmp/guest-dmesg)"
+    check "$name: xl destroy" xl destroy "$name"
+    within 10 "$name: the attachment is cleared away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
+    quiet "$bdf"
+    check "$name: given back to dom0" xl pci-assignable-remove -r "$bdf"
+    read -r now _ </proc/uptime
+    say "$name took $(awk -v a="$began" -v b="$now" 'BEGIN { print b - a }') s"
+}

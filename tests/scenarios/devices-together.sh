@@ -1,0 +1,113 @@
+#!/bin/sh
+# Seventeen functions work at once in one guest through one stub, with all pirqs that Xen has to spare, and leave nothing behind.
+#: device e1000,netdev=n0,addr=5
+#: device rtl8139,netdev=n1,addr=6
+#: device edu,addr=7
+#: device ahci,id=ahci1,addr=8
+#: device ide-hd,drive=d0,bus=ahci1.0
+#: device ahci,id=ahci2,addr=9
+#: device ide-hd,drive=d1,bus=ahci2.0
+#: device nvme,serial=one,drive=d2,addr=a
+#: device nvme,serial=two,drive=d3,addr=b
+#: device qemu-xhci,id=xhci1,addr=c
+#: device usb-storage,bus=xhci1.0,drive=d4
+#: device e1000e,netdev=n2,addr=d.0,multifunction=on
+#: device e1000e,netdev=n3,addr=d.1
+#: device e1000e,netdev=n4,addr=e.0,multifunction=on
+#: device e1000e,netdev=n5,addr=e.1
+#: device vmxnet3,netdev=n6,addr=f
+#: device virtio-net-pci,netdev=n7,addr=10,iommu_platform=on,disable-legacy=on
+#: device virtio-net-pci,netdev=n8,addr=11,iommu_platform=on,disable-legacy=on
+#: device virtio-net-pci,netdev=n9,addr=12,iommu_platform=on,disable-legacy=on
+#: device virtio-blk-pci,drive=d5,addr=15,iommu_platform=on,disable-legacy=on
+#: timeout 300
+. /rig/scenarios/lib.sh
+
+# Where it is, where it should be in the guest, its driver there, its interrupts. All pirqs are in use when virtio_blk
+# is loaded, the last: it is refused MSI-X and makes do with its line, which it shares with e1000.
+FUNCTIONS="\
+05.0 00.0 e1000 intx 1
+06.0 01.0 8139cp intx 1
+07.0 02.0 - intx 1
+08.0 03.0 ahci msi 1
+09.0 04.0 ahci msi 1
+0a.0 05.0 nvme msi-x 2
+0b.0 06.0 nvme msi-x 2
+0c.0 07.0 xhci_hcd msi-x 2
+0d.0 08.0 e1000e msi-x 3
+0d.1 08.1 e1000e msi-x 3
+0e.0 09.0 e1000e msi-x 3
+0e.1 09.1 e1000e msi-x 3
+0f.0 0a.0 vmxnet3 msi-x 3
+10.0 0b.0 virtio-pci msi-x 3
+11.0 0c.0 virtio-pci msi-x 3
+12.0 0d.0 virtio-pci msi-x 3
+15.0 0e.0 virtio-pci intx 1"
+DISKS="sda sdb sdc nvme0n1 nvme1n1 vda"
+every() { echo "$FUNCTIONS" | awk "{ print $1 }"; } # AWK-EXPRESSION
+# run NAME: a guest with all functions.
+run() {
+    guest_config "$1"
+    # shellcheck disable=SC2046 # two words each
+    check "$1: bulkhead run" bulkhead run "/root/$1.cfg" $(every '"--device 0000:00:" $1')
+    cp /tmp/check /tmp/run
+}
+end() {
+    check "$1: xl destroy" xl destroy "$1"
+    within 20 "$1: the attachment is cleared away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
+    sleep 1
+}
+
+# After a first guest the devices are held, and all is there that Xen and dom0 keep.
+run first
+end first
+inventory >/tmp/before
+cat /tmp/before
+dmesg -c >/dev/null
+
+run all
+check "the command says that there are more vectors than pirqs" grep "extra_guest_irqs=" /tmp/run
+in_guest all "lspci -Dn 2>/dev/null" | awk '{ print $1 }' >/tmp/slots
+equal "addresses in the guest" "$(every '"0000:00:" $2')" "$(cat /tmp/slots)"
+for drivers in e1000 8139cp "ahci sd_mod" nvme "xhci-pci usb-storage" e1000e vmxnet3 "virtio_net virtio_pci" virtio_blk; do
+    check "modprobe $drivers" in_guest all "modprobe -a $drivers; sleep 1"
+done
+for disk in $DISKS; do
+    check "$disk is there" in_guest all "disk=/dev/$disk; $DISK_UP"
+done
+check "all cards have a link" in_guest all "cd /sys/class/net; for card in eth*; do
+        ip addr add 10.0.2.15/24 dev \$card; ip link set \$card up; done
+    until [ \$(cat eth*/carrier | grep -c 1) = 10 ]; do [ \$((n += 1)) -lt 100 ] || exit 1; usleep 200000; done"
+
+check "cards and disks move data at once" in_guest all "cd /tmp
+    for card in \$(ls /sys/class/net | grep eth); do ping -I \$card -c 20 -i 0.2 -W 3 10.0.2.2 >\$card.pings & done
+    for name in $DISKS; do (disk=/dev/\$name; $DISK_FILL && $DISK_SUM) >\$name.sums & done
+    wait"
+in_guest all "cd /tmp; grep -H received *.pings" >/tmp/pings
+cat /tmp/pings
+equal "cards, and those that lost none of 20 pings" "10 10" "$(grep -c . /tmp/pings) $(grep -c ' 20 packets received' /tmp/pings)"
+in_guest all "cd /tmp; for sums in *.sums; do echo \$sums \$(grep -c . \$sums) \$(sort -u \$sums | grep -c .); done" >/tmp/sums
+equal "disks that read what was written" 6 "$(grep -c ' 2 1$' /tmp/sums)"
+
+in_guest all "cd /sys/bus/pci/devices; for at in *; do echo \"# \$at\"; ($INTERRUPTS); done" >/tmp/lines
+awk '/^# / { file = "/tmp/lines." $2; next } { print >file }' /tmp/lines
+in_guest all "lspci -Dk 2>/dev/null" | awk '/^0/ { at = $1 } /driver in use/ { print at, $NF }' >/tmp/drivers
+every '$1, $2, $3, $4 " " $5' >/tmp/functions
+while read -r real place driver mode; do
+    equal "$place: interrupts by status" "$mode" "$(mode_of "0000:00:$real")"
+    [ "$driver" = - ] && continue
+    equal "$place: driver" "$driver" "$(awk -v at="0000:00:$place" '$1 == at { print $2 }' /tmp/drivers)"
+    in_mode "$place" "$mode" "/tmp/lines.0000:00:$place"
+    check "$place: interrupts came" [ "$(fired "/tmp/lines.0000:00:$place")" -gt 0 ]
+done </tmp/functions
+equal "pirqs in use for messages" 32 "$(bulkhead status --json | jq '[.stubs[].devices[] | select(.mode != "intx") | .pirqs[]] | unique | length')"
+equal "writes that dom0 refused" 0 "$(bulkhead status --json | jq '.stubs[0].served.refused | length')"
+
+end all
+for bdf in $(every '"0000:00:" $1'); do
+    quiet "$bdf"
+done
+inventory >/tmp/after
+diff /tmp/before /tmp/after || failure "something leaks"
+equal "complaints in dom0" "" "$(complaints)"
+success
