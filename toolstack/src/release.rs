@@ -10,6 +10,7 @@ use crate::domains::{self, is_alive};
 use crate::host::Host;
 use crate::interrupts::{Mode, turn_off};
 use crate::list;
+use crate::nodes::first_hop;
 use crate::record::{self, Attachment, Device};
 use crate::resources::resources;
 use crate::restore;
@@ -57,6 +58,9 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
     )];
     nodes.push(serve::error_directory(attachment.stub.domid));
     if guest_alive {
+        // One by one: Linux does not see a device go whose directory vanishes with the one above, and would take the
+        // next one for the same.
+        nodes.push(first_hop(attachment).frontend_dir());
         nodes.push(DeviceType::Pci.frontends(guest));
     }
     for path in nodes {
