@@ -3,13 +3,14 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device nvme,serial=1,drive=d0,addr=7
-#: timeout 3000
+#: cpus 2
+#: timeout 900
 . /rig/scenarios/lib.sh
 # To repeat a run, put the seed that it printed here.
 SEED=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
-COUNT=100000
+COUNT=40000
 DEVICES="e1000e edu nvme"
-say "seed $SEED, $COUNT accesses at random to each device"
+say "seed $SEED, $COUNT accesses at random to each of $DEVICES"
 
 bdf() { # DEVICE, in dom0
     case $1 in
