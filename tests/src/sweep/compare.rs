@@ -42,7 +42,7 @@ pub struct Difference {
     pub phase: Phase,
     /// Where it shows.
     pub seen: Seen,
-    /// The register; of an access that touches several and differs in its error, the first.
+    /// The register; of an access that touches several and differs in its error, the first that has a name.
     pub register: Register,
     /// The register's bits that differ; 0 for errors.
     pub bits: u32,
@@ -150,10 +150,13 @@ fn answers(
         bulkhead: bulkhead.to_string(),
     };
     if pciback.status != bulkhead.status {
-        let first = registers
-            .first()
-            .map(|&(register, _)| difference(Seen::Error, register, 0));
-        return first.into_iter().collect();
+        // Headers of capabilities are written by nobody: the error is that of what follows them.
+        let named = registers.iter().find(|(register, _)| register.is_named());
+        let blamed = named.or(registers.first());
+        return blamed
+            .map(|&(register, _)| difference(Seen::Error, register, 0))
+            .into_iter()
+            .collect();
     }
     let differing = pciback.value ^ bulkhead.value;
     registers
@@ -459,6 +462,26 @@ mod tests {
                 (PMCSR, Seen::Error, 0)
             );
         }
+    }
+
+    #[test]
+    fn the_error_of_an_access_that_begins_at_a_capabilitys_header_is_that_of_the_register_behind_it() {
+        let refuse = |operation| match operation {
+            Operation::Write(
+                Span {
+                    offset: 0xa0,
+                    width: 4,
+                },
+                _,
+            ) => Some(Answer {
+                value: 0,
+                status: 0x88,
+            }),
+            _ => None,
+        };
+        let found = differences(&silent(Phase::Driven), &side(Phase::Driven, refuse)).unwrap();
+        assert!(!found.is_empty());
+        assert!(found.iter().all(|difference| difference.register == MSIX_CONTROL));
     }
 
     #[test]

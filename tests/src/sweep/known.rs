@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 /// A difference that is meant.
 #[derive(Debug)]
 pub struct Known {
-    /// Which register; of an access that touches several and differs in its error, the first.
+    /// Which register; of an access that touches several and differs in its error, the first that has a name.
     pub register: Register,
     /// Which of its bits.
     pub bits: u32,

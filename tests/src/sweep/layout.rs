@@ -65,6 +65,11 @@ impl Register {
             at: Span::new(offset, width),
         }
     }
+
+    /// Whether it has a name; capability headers, for one, have none.
+    pub fn is_named(self) -> bool {
+        REGISTERS.iter().any(|(register, _)| *register == self)
+    }
 }
 
 /// Registers that are not 4 bytes wide, or that deserve a name.
