@@ -3,7 +3,7 @@
 use crate::record::{self, Attachment};
 use crate::store::{Store, StoreError};
 use xenbus::client::Store as _;
-use xenbus::path::{Device, Numbered, key};
+use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
@@ -14,6 +14,16 @@ pub struct Directory {
     owner: u16,
     reader: u16,
     nodes: Vec<(String, String)>,
+}
+
+impl Directory {
+    /// Where the owner tells of errors with this device (`xenbus_dev_error` of Linux): beside it, below `error`.
+    fn errors(&self) -> Option<String> {
+        let home = home(self.owner);
+        self.path
+            .strip_prefix(&home)
+            .map(|device| format!("{home}/error{device}"))
+    }
 }
 
 /// Both ends of a hop.
@@ -81,12 +91,17 @@ impl Hop {
     }
 
     /// Writes the nodes, all at one moment. What was there of an earlier hop between the same two is
-    /// removed.
+    /// removed, with the errors that were told of it.
     pub fn write(&self, store: &mut Store) -> Result<(), StoreError> {
         store.transaction(|store| {
             for directory in [&self.frontend, &self.backend] {
-                if store.read_optional(&directory.path)?.is_some() {
-                    store.remove(&directory.path)?;
+                for stale in [Some(directory.path.clone()), directory.errors()]
+                    .into_iter()
+                    .flatten()
+                {
+                    if store.read_optional(&stale)?.is_some() {
+                        store.remove(&stale)?;
+                    }
                 }
                 store.mkdir(&directory.path)?;
                 // Nodes made below inherit this.
@@ -220,6 +235,19 @@ mod tests {
                 "state = 1"
             ]
         );
+    }
+
+    #[test]
+    fn what_was_told_of_an_earlier_hop_is_forgotten() {
+        let daemon = Xenstored::new();
+        for domid in [3, 4] {
+            daemon.introduce(domid);
+        }
+        let mut store = dom0(&daemon);
+        let error = "/local/domain/3/error/device/pci/0/error";
+        store.write(error, "22 freeing event channel 8").unwrap();
+        Hop::first(&attachment()).write(&mut store).unwrap();
+        assert_eq!(store.read_optional(error).unwrap(), None);
     }
 
     #[test]
