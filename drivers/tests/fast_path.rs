@@ -4,7 +4,6 @@ mod common;
 
 use common::device::{Device, DirectDom0};
 use drivers::pciback::engine::Engine;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::time::Duration;
@@ -12,28 +11,8 @@ use xenbus::bdf::Bdf;
 use xenbus::pciif::{Command, Request};
 
 thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static LINES: Cell<usize> = const { Cell::new(0) };
 }
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came; counting touches a thread-local integer only.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 struct Lines;
 
@@ -66,13 +45,15 @@ fn engine() -> (Engine<Device>, DirectDom0) {
 }
 
 /// Allocations and log lines that `requests` cost, all answered at the same moment.
-fn cost(requests: &[Request]) -> (usize, usize) {
+fn cost(requests: &[Request]) -> (u64, usize) {
     let (mut engine, mut dom0) = engine();
-    let before = (ALLOCATIONS.get(), LINES.get());
-    for request in requests {
-        let _ = black_box(engine.serve(request, Ok(&[]), &mut dom0, Duration::ZERO));
-    }
-    (ALLOCATIONS.get() - before.0, LINES.get() - before.1)
+    let before = LINES.get();
+    let memory = allocation_counter::measure(|| {
+        for request in requests {
+            let _ = black_box(engine.serve(request, Ok(&[]), &mut dom0, Duration::ZERO));
+        }
+    });
+    (memory.count_total, LINES.get() - before)
 }
 
 #[test]
