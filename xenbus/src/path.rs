@@ -113,6 +113,8 @@ pub mod key {
     pub const ROOT_NUM: &str = "root_num";
     /// Backend, second hop: domid of the guest that the stub serves.
     pub const GUEST: &str = "guest";
+    /// Backend, second hop: how the guest's devices are addressed, a [`crate::device::SlotMode`].
+    pub const SLOTS: &str = "slots";
     /// Frontend: path of the backend's directory.
     pub const BACKEND: &str = "backend";
     /// Frontend: domid of the backend.
@@ -150,6 +152,14 @@ pub enum Numbered {
     Irq,
     /// Second hop: `1` if INTx is offered to the guest, else `0`.
     Intx,
+    /// Second hop: `1` if writes to registers that no table names go to the device.
+    Permissive,
+    /// Second hop: the registers that a user lets the guest write, [`crate::device::Quirks`].
+    Quirks,
+    /// Second hop: `0` if MSI and MSI-X are refused.
+    Msi,
+    /// Second hop: `1` if it is an SR-IOV virtual function.
+    Virtual,
 }
 
 impl Numbered {
@@ -167,6 +177,10 @@ impl Numbered {
             Self::Bars => "bars",
             Self::Irq => "irq",
             Self::Intx => "intx",
+            Self::Permissive => "permissive",
+            Self::Quirks => "quirks",
+            Self::Msi => "msi",
+            Self::Virtual => "virtual",
         };
         format!("{stem}-{index}")
     }
@@ -220,13 +234,30 @@ mod tests {
             Bars,
             Irq,
             Intx,
+            Permissive,
+            Quirks,
+            Msi,
+            Virtual,
         ]
         .map(|key| key.at(12));
         assert_eq!(
             keys,
             [
-                "dev-12", "key-12", "state-12", "vdev-12", "error-12", "root-12", "ids-12", "ecam-12",
-                "bars-12", "irq-12", "intx-12"
+                "dev-12",
+                "key-12",
+                "state-12",
+                "vdev-12",
+                "error-12",
+                "root-12",
+                "ids-12",
+                "ecam-12",
+                "bars-12",
+                "irq-12",
+                "intx-12",
+                "permissive-12",
+                "quirks-12",
+                "msi-12",
+                "virtual-12"
             ]
         );
     }
