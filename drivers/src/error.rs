@@ -3,12 +3,14 @@
 //! [`RequestError`] is the answer to one request; [`SetupError`] ends or prevents a
 //! connection. Every message names the thing, the cause and the next step.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
 use xenbus::pciif;
+use xenbus::printable::Printable;
 
 use crate::platform::{DomId, Errno};
 
@@ -247,7 +249,7 @@ impl fmt::Display for RequestError {
             Self::ServiceSilent(waited) => write!(
                 f,
                 "dom0's service did not answer within {} ms; is `bulkhead serve` running?",
-                waited.as_millis()
+                waited.as_secs() * 1000 + u64::from(waited.subsec_millis())
             ),
             Self::ServiceRefused(error) => write!(f, "dom0's service refused: {error}; see its log in dom0"),
             Self::ServiceNonsense => f.write_str(
@@ -475,22 +477,21 @@ impl fmt::Display for SetupError {
 
 impl core::error::Error for SetupError {}
 
-/// Hostile text made fit for a log line or a node: printable ASCII, at most [`Excerpt::MAX`] characters.
+/// Hostile text made fit for a log line or a node: printable ASCII, the first [`Excerpt::MAX`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt(String);
 
 impl Excerpt {
-    /// Number of characters that are kept.
+    /// Number of bytes that are kept.
     pub const MAX: usize = 32;
 
     /// Cuts and cleans `text`.
     pub fn of(text: &str) -> Self {
-        let printable = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-        let mut kept: String = text.chars().take(Self::MAX).map(printable).collect();
-        if text.chars().nth(Self::MAX).is_some() {
-            kept.push_str("...");
-        }
-        Self(kept)
+        let (kept, cut) = match text.as_bytes().split_at_checked(Self::MAX) {
+            Some((kept, rest)) if !rest.is_empty() => (kept, "..."),
+            _ => (text.as_bytes(), ""),
+        };
+        Self(format!("{}{cut}", Printable(kept)))
     }
 }
 
@@ -547,7 +548,7 @@ mod tests {
 
     #[test]
     fn hostile_text_is_cut_and_cleaned() {
-        assert_eq!(Excerpt::of("7\n\u{1b}[2J\u{e9}").to_string(), "7??[2J?");
+        assert_eq!(Excerpt::of("7\n\u{1b}[2J\u{e9}").to_string(), "7??[2J??");
         let long = Excerpt::of(&"x".repeat(5000)).to_string();
         assert_eq!(long.len(), Excerpt::MAX + 3);
     }

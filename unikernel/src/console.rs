@@ -10,6 +10,7 @@ use drivers::console::Console;
 use drivers::platform::Port;
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
+use xenbus::printable::Printable;
 
 /// Bytes of a line: what is longer is cut.
 const LINE: usize = 240;
@@ -41,7 +42,8 @@ pub fn init(page: RawPage, port: Port, command_line: &str) {
     let _ = log::set_logger(&Logger);
     if let (Some(word), Err(_)) = (wanted, level) {
         log::warn!(
-            "command line: no log level is called {word:?}; use error, warn, info, debug or trace. Taking info"
+            "command line: no log level is called \"{}\"; use error, warn, info, debug or trace. Taking info",
+            Printable(word.as_bytes())
         );
     }
 }

@@ -22,6 +22,7 @@ pub mod model;
 pub mod path;
 pub mod pciif;
 pub mod permission;
+pub mod printable;
 pub mod ring;
 pub mod state;
 pub mod wire;

@@ -7,8 +7,9 @@
 //! Nothing here panics on bytes that came from outside: every decoder takes any
 //! bytes and answers with a value or a [`Violation`].
 
+use crate::printable::Printable;
 use alloc::borrow::ToOwned;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -206,7 +207,7 @@ pub enum ErrorName {
     E2big,
     /// `EPERM`: not for this domain.
     Eperm,
-    /// A name that is none of the above, cut to 64 bytes.
+    /// A name that is none of the above, cut to 64 bytes and made [`Printable`].
     Other(String),
 }
 
@@ -237,7 +238,7 @@ impl ErrorName {
         let name = payload.split(|&byte| byte == 0).next().unwrap_or_default();
         let known = ERROR_NAMES.iter().find(|(text, _)| text.as_bytes() == name);
         known.map_or_else(
-            || Self::Other(String::from_utf8_lossy(&name[..name.len().min(OTHER_NAME_MAX)]).into_owned()),
+            || Self::Other(Printable(&name[..name.len().min(OTHER_NAME_MAX)]).to_string()),
             |(_, error)| error.clone(),
         )
     }
@@ -246,8 +247,7 @@ impl ErrorName {
 impl fmt::Display for ErrorName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // From outside: must not steer a terminal or forge a log line.
-            Self::Other(name) => write!(f, "unknown error {name:?}"),
+            Self::Other(name) => write!(f, "unknown error {name}"),
             known => {
                 let entry = ERROR_NAMES.iter().find(|(_, error)| error == known);
                 f.write_str(entry.map_or("", |&(text, _)| text))

@@ -1,5 +1,6 @@
 //! What can go wrong between a request and its reply.
 
+use crate::printable::Printable;
 use crate::wire::{ABSOLUTE_PATH_MAX, ErrorName, Kind, PAYLOAD_MAX, RELATIVE_PATH_MAX, Violation};
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -68,7 +69,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             f,
             "{}{space}{}: {}",
             self.operation,
-            self.subject.escape_debug(),
+            Printable(self.subject.as_bytes()),
             self.cause
         )
     }
