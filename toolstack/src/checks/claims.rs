@@ -1,0 +1,121 @@
+//! Who has which devices: guests of ours and of `xl`, and the quarantine.
+
+use crate::record::{self, Attachment, RecordError};
+use crate::store::{Store, StoreError};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+
+/// Who has a device, and how to get it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The device.
+    pub bdf: Bdf,
+    /// Such as `by guest web (through stub web-bulkhead)`.
+    pub by: String,
+    /// What to do about it.
+    pub next: String,
+}
+
+/// The devices that are taken, by whomever.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// By a guest.
+    pub taken: Vec<Claim>,
+    /// By nobody, because they did not recover: with the reason.
+    pub quarantined: Vec<(Bdf, String)>,
+}
+
+/// The claims on devices could not be read.
+#[derive(Debug, Error)]
+pub enum ClaimsError {
+    /// In xenstore.
+    #[error("cannot see in xenstore which devices are in use")]
+    Store(#[from] StoreError),
+    /// In the records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Where libxl notes the guest of a device: `SSSS-BB-DD-F/domid`.
+const LIBXL_DEVICES: &str = "/libxl/pci";
+/// Where xen-pciback's devices are: `GUEST/NUMBER/dev-N`.
+const PCIBACK_BACKENDS: &str = "/local/domain/0/backend/pci";
+
+impl Claims {
+    /// Collects what xenstore says: our records, those of libxl, and the nodes of xen-pciback.
+    pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
+        let (attachments, damaged) = Attachment::all(store)?;
+        if let Some(error) = damaged.into_iter().next() {
+            return Err(error.into());
+        }
+        let mut taken: Vec<Claim> = attachments.iter().flat_map(attachment_claims).collect();
+        for name in record::children(store, LIBXL_DEVICES)? {
+            let domid = store.read_optional(&format!("{LIBXL_DEVICES}/{name}/domid"))?;
+            taken.extend(
+                record::bdf_of(&name)
+                    .zip(domid)
+                    .map(|(bdf, domid)| xl_claim(bdf, &domid)),
+            );
+        }
+        for guest in record::children(store, PCIBACK_BACKENDS)? {
+            for number in record::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
+                let backend = format!("{PCIBACK_BACKENDS}/{guest}/{number}");
+                for key in record::children(store, &backend)? {
+                    if key.starts_with("dev-") {
+                        let bdf = store.read_optional(&format!("{backend}/{key}"))?;
+                        let bdf = bdf.and_then(|bdf| bdf.parse().ok());
+                        taken.extend(bdf.map(|bdf| xl_claim(bdf, &guest)));
+                    }
+                }
+            }
+        }
+        let quarantined = record::quarantined(store)?;
+        Ok(Self { taken, quarantined })
+    }
+}
+
+pub(super) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item = Claim> {
+    let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
+    attachment.bdfs().map(move |bdf| Claim {
+        bdf,
+        by: format!("by guest {guest} (through stub {stub})"),
+        next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
+    })
+}
+
+pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
+    Claim {
+        bdf,
+        by: format!("by domain {domid} (through dom0's xen-pciback)"),
+        next: format!("`xl pci-detach {domid} {bdf}` frees it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::fixture::{A, B, bdf};
+    use crate::store::tests::dom0;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn claims_are_found_wherever_they_are_written_down() {
+        let mut store = dom0(&Xenstored::new());
+        assert_eq!(Claims::read(&mut store).unwrap(), Claims::default());
+        record::tests::attachment().write(&mut store).unwrap();
+        record::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
+        store.write("/libxl/pci/0000-00-08-0/domid", "7").unwrap();
+        // What xl leaves behind for a device that is free again.
+        store
+            .write("/libxl/pci/0000-00-0b-0/driver_path", "/sys/x")
+            .unwrap();
+        store
+            .write("/local/domain/0/backend/pci/9/0/dev-0", "0000:00:09.0")
+            .unwrap();
+        let claims = Claims::read(&mut store).unwrap();
+        let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
+        assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
+        assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
+    }
+}

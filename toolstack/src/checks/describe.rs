@@ -1,0 +1,181 @@
+//! What a device that can be given away is like, and what the administrator should know about it.
+
+use super::{Claims, Refusal, line, line_sharers};
+use crate::config::register;
+use crate::interrupts::msix_entries;
+use crate::mcfg::Mcfg;
+use crate::record::Device;
+use crate::sysfs::Sysfs;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::device::Ids;
+
+/// The pirqs that Xen has for a guest's messages unless `extra_guest_irqs` says otherwise.
+const SPARE_PIRQS: u32 = 32;
+
+/// Something that the administrator should know about devices that can be given away.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Notice {
+    /// The line is shared.
+    #[error(
+        "INTx of {bdf} is withheld, because its interrupt line (GSI {gsi}) is shared with {others}; MSI and MSI-X \
+         work"
+    )]
+    LineWithheld {
+        /// The device.
+        bdf: Bdf,
+        /// The line.
+        gsi: u32,
+        /// The devices that use it too.
+        others: String,
+    },
+    /// The guest may not get all its vectors.
+    #[error(
+        "the devices have {vectors} MSI-X vectors in all, and Xen has {SPARE_PIRQS} pirqs for a guest: if the guest's \
+         drivers ask for more, boot Xen with extra_guest_irqs={vectors}"
+    )]
+    ManyVectors {
+        /// The sum over the devices.
+        vectors: u32,
+    },
+    /// State survives from guest to guest.
+    #[error("{bdf} has no reset that Linux knows: what one guest leaves in it, the next one finds")]
+    NoReset {
+        /// The device.
+        bdf: Bdf,
+    },
+}
+
+/// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
+/// turned on once, the interrupt line is known. `sharers` are those of [`line_sharers`].
+pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result<Device, Refusal> {
+    let config = sysfs.config_bytes(bdf)?;
+    let word = |at: usize| {
+        config
+            .get(at..at + 2)
+            .and_then(|raw| raw.try_into().ok())
+            .map_or(0xffff, u16::from_le_bytes)
+    };
+    let gsi = line(bdf, sysfs);
+    Ok(Device {
+        bdf,
+        ids: Ids {
+            vendor: word(0),
+            device: word(2),
+        },
+        bars: sysfs.bars(bdf)?,
+        ecam: mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
+        gsi,
+        line_offered: gsi.is_some() && sharers.is_empty(),
+        header: config.into_iter().take(register::HEADER_LENGTH).collect(),
+    })
+}
+
+/// Describes devices for a guest that has the devices `already`, and what else the administrator should know
+/// about them.
+pub fn describe_all(
+    bdfs: &[Bdf],
+    already: &[Bdf],
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+    claims: &Claims,
+) -> Result<(Vec<Device>, Vec<Notice>), Refusal> {
+    let mut devices = Vec::new();
+    let mut notices = Vec::new();
+    let together = [already, bdfs].concat();
+    for &bdf in bdfs {
+        let sharers = line_sharers(bdf, &together, sysfs, claims)?;
+        let device = describe(bdf, &sharers, sysfs, mcfg)?;
+        if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
+            let others = sharers.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
+            notices.push(Notice::LineWithheld { bdf, gsi, others });
+        }
+        if sysfs.reset_method(bdf).is_none() {
+            notices.push(Notice::NoReset { bdf });
+        }
+        devices.push(device);
+    }
+    let mut vectors = 0;
+    for bdf in together {
+        vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
+    }
+    if vectors > SPARE_PIRQS {
+        notices.push(Notice::ManyVectors { vectors });
+    }
+    Ok((devices, notices))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::claims::xl_claim;
+    use crate::checks::fixture::{A, B, bdf, config, host, mcfg};
+
+    #[test]
+    fn what_the_guest_has_already_counts_as_its_own() {
+        let tree = host();
+        let guest = Claims {
+            taken: vec![xl_claim(bdf(A), "7")],
+            ..Claims::default()
+        };
+        let offered = |already: &[Bdf]| {
+            let (devices, _) = describe_all(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).unwrap();
+            devices[0].line_offered
+        };
+        assert_eq!((offered(&[]), offered(&[bdf(A)])), (false, true), "a line");
+        tree.add(A, &[("config", &config(0, 1, 33))]);
+        let (_, notices) = describe_all(&[bdf(B)], &[bdf(A)], &tree.sysfs(), &mcfg(), &guest).unwrap();
+        assert_eq!(notices, [Notice::ManyVectors { vectors: 38 }]);
+    }
+
+    #[test]
+    fn a_description_holds_what_the_stub_and_the_release_need() {
+        let tree = host();
+        let device = describe(bdf(A), &[], &tree.sysfs(), &mcfg()).unwrap();
+        assert_eq!(device.ids.to_string(), "8086:10d3");
+        assert_eq!(
+            (device.ecam, device.gsi, device.line_offered),
+            (0xb0028, Some(20), true)
+        );
+        assert_eq!(device.header, config(0, 1, 5)[..64]);
+        assert!(
+            !describe(bdf(A), &[bdf(B)], &tree.sysfs(), &mcfg())
+                .unwrap()
+                .line_offered
+        );
+        tree.add(A, &[("config", &config(0, 0, 5))]);
+        let without_pin = describe(bdf(A), &[], &tree.sysfs(), &mcfg()).unwrap();
+        assert_eq!((without_pin.gsi, without_pin.line_offered), (None, false));
+    }
+
+    #[test]
+    fn the_administrator_is_told_of_a_withheld_line_many_vectors_and_a_missing_reset() {
+        let tree = host();
+        tree.add(A, &[("config", &config(0, 1, 33))]);
+        tree.add(B, &[("enable", b"1\n")]);
+        std::fs::remove_file(
+            tree.directory
+                .path()
+                .join("bus/pci/devices")
+                .join(A)
+                .join("reset"),
+        )
+        .unwrap();
+        let sysfs = tree.sysfs();
+        let (devices, notices) = describe_all(&[bdf(A)], &[], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        assert!(!devices[0].line_offered);
+        let (a, others) = (bdf(A), "0000:00:06.0".to_owned());
+        assert_eq!(
+            notices,
+            [
+                Notice::LineWithheld {
+                    bdf: a,
+                    gsi: 20,
+                    others
+                },
+                Notice::NoReset { bdf: a },
+                Notice::ManyVectors { vectors: 33 },
+            ]
+        );
+    }
+}

@@ -1,0 +1,229 @@
+//! Whether each single device can be given away.
+
+use super::page::page_sharer;
+use super::{Claims, Refusal};
+use crate::config::register;
+use crate::mcfg::Mcfg;
+use crate::sysfs::Sysfs;
+use xenbus::bdf::Bdf;
+
+/// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
+const CLASS_BRIDGE: u8 = 0x06;
+/// Bit 7 of the header type marks a device with more than one function.
+const HEADER_KIND: u8 = 0x7f;
+
+/// Checks that the devices can be given to a guest that has the devices `already`; all that speaks against it is
+/// returned.
+pub fn check_devices(
+    bdfs: &[Bdf],
+    already: &[Bdf],
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+    claims: &Claims,
+) -> Vec<Refusal> {
+    let everywhere = match sysfs.functions() {
+        Ok(functions) => functions,
+        Err(error) => return vec![Refusal::NoSysfs(error)],
+    };
+    let mut refusals = Vec::new();
+    for (index, &bdf) in bdfs.iter().enumerate() {
+        if bdfs[..index].contains(&bdf) {
+            refusals.push(Refusal::NamedTwice { bdf });
+            continue;
+        }
+        let together = |other: &Bdf| bdfs.contains(other) || already.contains(other);
+        let elsewhere = everywhere.iter().copied().filter(|other| !together(other));
+        if let Err(refusal) = check_device(bdf, elsewhere, sysfs, mcfg, claims) {
+            refusals.push(refusal);
+        }
+    }
+    refusals
+}
+
+fn check_device(
+    bdf: Bdf,
+    elsewhere: impl Iterator<Item = Bdf>,
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+    claims: &Claims,
+) -> Result<(), Refusal> {
+    if !sysfs.exists(bdf) {
+        return Err(Refusal::NoDevice { bdf });
+    }
+    if bdf.segment() != 0 {
+        return Err(Refusal::Segment { bdf });
+    }
+    if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
+        let (by, next) = (claim.by.clone(), claim.next.clone());
+        return Err(Refusal::InUse { bdf, by, next });
+    }
+    if let Some((_, reason)) = claims.quarantined.iter().find(|(other, _)| *other == bdf) {
+        let reason = reason.clone();
+        return Err(Refusal::Quarantined { bdf, reason });
+    }
+    let config = sysfs.config_bytes(bdf)?;
+    let byte = |at: u16| config.get(usize::from(at)).copied().unwrap_or(0xff);
+    if (byte(register::VENDOR), byte(register::VENDOR + 1)) == (0xff, 0xff) {
+        return Err(Refusal::Dead { bdf });
+    }
+    let (class, kind) = (
+        byte(register::BASE_CLASS),
+        byte(register::HEADER_TYPE) & HEADER_KIND,
+    );
+    if class == CLASS_BRIDGE || kind != 0 {
+        return Err(Refusal::Bridge { bdf, class, kind });
+    }
+    if mcfg.frame(bdf).is_none() {
+        return Err(Refusal::NoEcam { bdf });
+    }
+    let bars = sysfs.bars(bdf)?;
+    match page_sharer(&bars, elsewhere, sysfs)? {
+        Some((other, frame)) => Err(Refusal::SharedPage { bdf, other, frame }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::claims::{attachment_claims, xl_claim};
+    use crate::checks::fixture::{A, B, BRIDGE, bdf, config, host, mcfg};
+    use crate::record;
+    use crate::sysfs::tests::Tree;
+
+    fn refusals(tree: &Tree, names: &[&str], claims: &Claims) -> Vec<String> {
+        let bdfs: Vec<_> = names.iter().map(|name| bdf(name)).collect();
+        let refusals = check_devices(&bdfs, &[], &tree.sysfs(), &mcfg(), claims);
+        refusals.iter().map(Refusal::to_string).collect()
+    }
+
+    #[test]
+    fn sound_devices_are_accepted() {
+        assert_eq!(refusals(&host(), &[A, B], &Claims::default()), [""; 0]);
+    }
+
+    #[test]
+    fn every_refusal_is_told_at_once_and_names_its_device() {
+        let tree = host();
+        let told = refusals(&tree, &[A, A, "00:07.0", BRIDGE], &Claims::default());
+        let beginnings = [
+            "0000:00:05.0 is named twice",
+            "there is no PCI device 0000:00:07.0",
+            "0000:00:1c.0 is a bridge (class 00, header type 1)",
+        ];
+        assert_eq!(told.len(), beginnings.len(), "{told:?}");
+        for (text, beginning) in told.iter().zip(beginnings) {
+            assert!(text.starts_with(beginning), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bridge_of_the_mainboard_is_one_too() {
+        let tree = host();
+        let mut isa = config(0, 0, 1);
+        isa[0x0b] = 0x06;
+        tree.add(A, &[("config", &isa)]);
+        let told = refusals(&tree, &[A], &Claims::default());
+        assert!(
+            told[0].starts_with("0000:00:05.0 is a bridge (class 06, header type 0)"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_device_outside_segment_0_or_the_mcfg_is_refused() {
+        let tree = host();
+        for (name, reason) in [
+            ("0001:00:05.0", "lies in segment 0x1"),
+            ("0000:80:05.0", "has no memory-mapped"),
+        ] {
+            let files: [(&str, &[u8]); 2] = [("config", &config(0, 1, 5)), ("resource", b"")];
+            tree.add(name, &files);
+            let told = refusals(&tree, &[name], &Claims::default());
+            assert!(told.len() == 1 && told[0].contains(reason), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_is_refused() {
+        let tree = host();
+        for content in [&[0xff; 256][..], &[][..]] {
+            tree.add(A, &[("config", content)]);
+            let told = refusals(&tree, &[A], &Claims::default());
+            assert!(told[0].contains("does not answer"), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_in_use_or_in_quarantine_is_refused_with_the_way_out() {
+        let claims = Claims {
+            taken: attachment_claims(&record::tests::attachment()).collect(),
+            quarantined: vec![(bdf(B), "it did not answer after its reset".into())],
+        };
+        let told = refusals(&host(), &[A], &claims);
+        assert_eq!(
+            told,
+            [
+                "0000:00:05.0 is in use by guest web (through stub web-bulkhead): \
+              `bulkhead detach 0000:00:05.0` or `bulkhead destroy web` frees it"
+            ]
+        );
+        let quarantined = Claims {
+            taken: vec![],
+            ..claims
+        };
+        let told = refusals(&host(), &[B], &quarantined);
+        assert!(
+            told[0].contains("because it did not answer after its reset: power-cycle"),
+            "{told:?}"
+        );
+        assert!(
+            told[0].ends_with("`xenstore-rm /local/domain/0/bulkhead/quarantine/0000-00-06-0`"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_device_of_xls_is_refused_with_xls_way_out() {
+        let claims = Claims {
+            taken: vec![xl_claim(bdf(A), "7")],
+            ..Claims::default()
+        };
+        assert_eq!(
+            refusals(&host(), &[A], &claims),
+            [
+                "0000:00:05.0 is in use by domain 7 (through dom0's xen-pciback): \
+                 `xl pci-detach 7 0000:00:05.0` frees it"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_page_shared_with_a_device_elsewhere_is_refused_and_with_one_of_the_guest_is_not() {
+        let tree = host();
+        tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
+        let told = refusals(&tree, &[A], &Claims::default());
+        assert_eq!(
+            told,
+            [
+                "0000:00:05.0 shares the 4 KiB page at 0xfe000000 with 0000:00:06.0, which stays elsewhere, and memory \
+              is given away by the page: give both to the guest (--device 0000:00:05.0 --device 0000:00:06.0), \
+              or neither"
+            ]
+        );
+        assert_eq!(refusals(&tree, &[A, B], &Claims::default()), [""; 0]);
+    }
+
+    #[test]
+    fn a_page_shared_with_what_the_guest_has_already_is_no_obstacle() {
+        let tree = host();
+        tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
+        let guest = Claims {
+            taken: vec![xl_claim(bdf(A), "7")],
+            ..Claims::default()
+        };
+        let refusals =
+            |already: &[Bdf]| check_devices(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).len();
+        assert_eq!((refusals(&[]), refusals(&[bdf(A)])), (1, 0));
+    }
+}

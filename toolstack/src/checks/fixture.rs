@@ -1,0 +1,55 @@
+//! A host made of files, for the tests of all checks.
+
+use crate::capabilities::tests::space;
+use crate::mcfg::Mcfg;
+use crate::sysfs::tests::Tree;
+use xenbus::bdf::Bdf;
+
+pub const A: &str = "0000:00:05.0";
+pub const B: &str = "0000:00:06.0";
+pub const BRIDGE: &str = "0000:00:1c.0";
+
+pub fn bdf(text: &str) -> Bdf {
+    text.parse().unwrap()
+}
+
+pub fn mcfg() -> Mcfg {
+    let mut table = b"MCFG\x3c\0\0\0".to_vec();
+    table.resize(44, 0);
+    table.extend([0, 0, 0, 0xb0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0]);
+    Mcfg::parse(&table).unwrap()
+}
+
+pub fn config(header_type: u8, pin: u8, msix_entries: u8) -> Vec<u8> {
+    let mut config = space(&[(0x70, 0x11)]);
+    config[..4].copy_from_slice(&[0x86, 0x80, 0xd3, 0x10]);
+    config[0x0e] = header_type;
+    config[0x3d] = pin;
+    config[0x72] = msix_entries - 1;
+    config
+}
+
+/// Two devices whose BARs lie in neighbouring pages, and a bridge whose window holds both.
+pub fn host() -> Tree {
+    let tree = Tree::new();
+    let devices = [
+        (A, "0xfe000000 0xfe0000ff 0x200\n"),
+        (B, "0xfe001000 0xfe0010ff 0x200\n"),
+    ];
+    for (name, resource) in devices {
+        let files: [(&str, &[u8]); 5] = [
+            ("config", &config(0, 1, 5)),
+            ("resource", resource.as_bytes()),
+            ("irq", b"20\n"),
+            ("enable", b"0\n"),
+            ("reset", b""),
+        ];
+        tree.add(name, &files);
+    }
+    let window = "0x0 0x0 0x0\n".repeat(7) + "0xfe000000 0xfe0fffff 0x200\n";
+    tree.add(
+        BRIDGE,
+        &[("config", &config(1, 0, 1)), ("resource", window.as_bytes())],
+    );
+    tree
+}

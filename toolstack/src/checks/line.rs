@@ -1,0 +1,53 @@
+//! Interrupt lines, and who shares them.
+
+use super::{Claims, Refusal};
+use crate::config::register;
+use crate::sysfs::Sysfs;
+use xenbus::bdf::Bdf;
+
+/// The devices outside of `together` that use the same interrupt line: those that dom0 has turned on,
+/// and those of other guests.
+pub fn line_sharers(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs, claims: &Claims) -> Result<Vec<Bdf>, Refusal> {
+    let Some(gsi) = line(bdf, sysfs) else {
+        return Ok(Vec::new());
+    };
+    // A device that nobody uses cannot raise its line, and its number in sysfs may be the firmware's
+    // guess.
+    let in_use = |other| sysfs.is_enabled(other) || claims.taken.iter().any(|claim| claim.bdf == other);
+    let mut others = sysfs.functions().map_err(Refusal::NoSysfs)?;
+    others.retain(|&other| !together.contains(&other) && in_use(other) && line(other, sysfs) == Some(gsi));
+    Ok(others)
+}
+
+/// The interrupt line of a device, if it has a pin.
+pub fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
+    let config = sysfs.config_bytes(bdf).ok()?;
+    let pin = config.get(usize::from(register::INTERRUPT_PIN)).copied()?;
+    if pin == 0 { None } else { sysfs.irq(bdf) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::claims::xl_claim;
+    use crate::checks::fixture::{A, B, bdf, host};
+
+    #[test]
+    fn a_line_is_shared_with_devices_elsewhere_that_dom0_or_a_guest_uses() {
+        let tree = host();
+        let sysfs = tree.sysfs();
+        let nobody = Claims::default();
+        let guest = Claims {
+            taken: vec![xl_claim(bdf(B), "7")],
+            ..Claims::default()
+        };
+        let sharers = |together: &[Bdf], claims| line_sharers(bdf(A), together, &sysfs, claims).unwrap();
+        assert_eq!(sharers(&[bdf(A)], &nobody), []);
+        assert_eq!(sharers(&[bdf(A)], &guest), [bdf(B)]);
+        tree.add(B, &[("enable", b"1\n")]);
+        assert_eq!(sharers(&[bdf(A)], &nobody), [bdf(B)]);
+        assert_eq!(sharers(&[bdf(A), bdf(B)], &nobody), []);
+        tree.add(B, &[("irq", b"21\n")]);
+        assert_eq!(sharers(&[bdf(A)], &guest), []);
+    }
+}

@@ -1,0 +1,21 @@
+//! Whether devices can be given to a guest, and what to say if not.
+//!
+//! Nothing here changes anything: a refusal leaves the host as it was. One module for each kind of check.
+
+mod claims;
+mod describe;
+mod device;
+#[cfg(test)]
+mod fixture;
+mod host;
+mod line;
+mod page;
+mod refusal;
+
+pub use claims::{Claim, Claims, ClaimsError};
+pub use describe::{Notice, describe, describe_all};
+pub use device::check_devices;
+pub use host::check_host;
+pub use line::{line, line_sharers};
+pub use page::{check_leaving, page_sharer};
+pub use refusal::Refusal;

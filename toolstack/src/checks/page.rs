@@ -1,0 +1,58 @@
+//! Pages that the memory of two devices lies in: Xen gives memory away by the page.
+
+use super::Refusal;
+use crate::record::Device;
+use crate::resources::shared_frame;
+use crate::sysfs::{Sysfs, SysfsError};
+use xenbus::bdf::Bdf;
+use xenbus::device::Bars;
+
+/// The first function among `others` whose memory lies in a page with that behind `bars`, and the page's frame.
+pub fn page_sharer(
+    bars: &Bars,
+    others: impl Iterator<Item = Bdf>,
+    sysfs: &Sysfs,
+) -> Result<Option<(Bdf, u64)>, SysfsError> {
+    for other in others {
+        if let Some(frame) = shared_frame(bars, &sysfs.bars(other)?) {
+            return Ok(Some((other, frame)));
+        }
+    }
+    Ok(None)
+}
+
+/// Checks that devices can leave a guest that keeps the devices `kept`.
+pub fn check_leaving(leaving: &[Device], kept: &[Device]) -> Result<(), Refusal> {
+    for device in leaving {
+        for other in kept {
+            if let Some(frame) = shared_frame(&device.bars, &other.bars) {
+                let (bdf, other) = (device.bdf, other.bdf);
+                return Err(Refusal::PageStays { bdf, other, frame });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::describe;
+    use crate::checks::fixture::{A, B, bdf, host, mcfg};
+
+    #[test]
+    fn a_device_does_not_leave_while_the_guest_keeps_one_in_the_same_page() {
+        let tree = host();
+        let describe = |name| describe(bdf(name), &[], &tree.sysfs(), &mcfg()).unwrap();
+        assert!(check_leaving(&[describe(A)], &[describe(B)]).is_ok());
+        tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
+        let refusal = check_leaving(&[describe(A)], &[describe(B)])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refusal.contains("`bulkhead detach 0000:00:05.0 0000:00:06.0`"),
+            "{refusal}"
+        );
+        assert!(check_leaving(&[describe(A), describe(B)], &[]).is_ok());
+    }
+}

@@ -1,0 +1,125 @@
+//! Why devices cannot be given to a guest, in words.
+
+use crate::record;
+use crate::sysfs::SysfsError;
+use std::io;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// Why devices cannot be given to a guest.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// Without an IOMMU a guest's DMA reaches all memory.
+    #[error(
+        "this host has no IOMMU that Xen uses for PV guests (xl info: virt_caps has no pv_directio), so a \
+         device's DMA could reach all memory: turn on VT-d or AMD-Vi in the firmware, and boot Xen with iommu=1"
+    )]
+    NoIommu,
+    /// Xen's protection of configuration space is off.
+    #[error(
+        "Xen was booted with {option}: the stub's configuration page would be writable, past every check. \
+         Boot Xen without that option"
+    )]
+    EcamWritable {
+        /// The option.
+        option: String,
+    },
+    /// The same device two times.
+    #[error("{bdf} is named twice: name each device once")]
+    NamedTwice {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// No such device.
+    #[error("there is no PCI device {bdf} on this host: `lspci -D` lists those that are")]
+    NoDevice {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// Xen's interrupt mapping by bus and devfn knows segment 0 only.
+    #[error("{bdf} lies in segment {segment:#x}: only devices in segment 0 can be passed through by now", segment = bdf.segment())]
+    Segment {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// A bridge, to other buses or to what the mainboard is made of.
+    #[error("{bdf} is a bridge (class {class:02x}, header type {kind}): name a device behind it")]
+    Bridge {
+        /// The device.
+        bdf: Bdf,
+        /// The base class.
+        class: u8,
+        /// The header type.
+        kind: u8,
+    },
+    /// All ones.
+    #[error("{bdf} does not answer (its configuration space reads all ones): power-cycle the host")]
+    Dead {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// No page to read configuration space from.
+    #[error(
+        "{bdf} has no memory-mapped configuration space (the ACPI table MCFG has no entry for its bus), \
+         and the stub reads nothing else: turn on MMCONFIG in the firmware"
+    )]
+    NoEcam {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// Someone else's.
+    #[error("{bdf} is in use {by}: {next}")]
+    InUse {
+        /// The device.
+        bdf: Bdf,
+        /// Who has it.
+        by: String,
+        /// How to get it.
+        next: String,
+    },
+    /// It did not recover from its last guest.
+    #[error(
+        "{bdf} is in quarantine, because {reason}: power-cycle the host; if you know that the device is sound, \
+         lift it with `xenstore-rm {path}`", path = record::quarantine_path(*bdf)
+    )]
+    Quarantined {
+        /// The device.
+        bdf: Bdf,
+        /// What happened.
+        reason: String,
+    },
+    /// Access is given by the page.
+    #[error(
+        "{bdf} shares the 4 KiB page at {address:#x} with {other}, which stays elsewhere, and memory is given away \
+         by the page: give both to the guest (--device {bdf} --device {other}), or neither",
+        address = frame << 12
+    )]
+    SharedPage {
+        /// The device.
+        bdf: Bdf,
+        /// The one that it shares with.
+        other: Bdf,
+        /// The shared machine frame.
+        frame: u64,
+    },
+    /// The guest keeps access to a page of a device that leaves.
+    #[error(
+        "{bdf} shares the 4 KiB page at {address:#x} with {other}, which the guest keeps, and memory is taken away by \
+         the page: detach both (`bulkhead detach {bdf} {other}`), or neither",
+        address = frame << 12
+    )]
+    PageStays {
+        /// The device that is to leave.
+        bdf: Bdf,
+        /// The one that it shares with.
+        other: Bdf,
+        /// The shared machine frame.
+        frame: u64,
+    },
+    /// sysfs cannot be read.
+    #[error(transparent)]
+    Sysfs(#[from] SysfsError),
+    /// The list of devices cannot be read.
+    #[error("cannot list the PCI devices of this host in /sys: is sysfs mounted?")]
+    NoSysfs(#[source] io::Error),
+}
