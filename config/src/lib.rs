@@ -5,6 +5,8 @@
 //! of the service.
 #![forbid(unsafe_code)]
 
+pub mod options;
+
 use std::fmt;
 
 /// The stub's configuration, as it is installed.

@@ -42,6 +42,7 @@ pub mod serve;
 pub mod status;
 pub mod store;
 pub mod sysfs;
+pub mod terms;
 pub mod undo;
 pub mod waiting;
 pub mod xenctrl;

@@ -22,13 +22,16 @@ const FIRST: [Numbered; 5] = [
     Numbered::Error,
 ];
 /// All that the second hop says of one device.
-const SECOND: [Numbered; 6] = [
+const SECOND: [Numbered; 9] = [
     Numbered::Device,
     Numbered::Ids,
     Numbered::Ecam,
     Numbered::Bars,
     Numbered::Irq,
     Numbered::Intx,
+    Numbered::Permissive,
+    Numbered::Quirks,
+    Numbered::Msi,
 ];
 
 /// One device of the list.
@@ -207,7 +210,12 @@ fn write_second(store: &mut Transacted<'_>, attachment: &Attachment) -> Result<(
     };
     for (number, device) in attachment.devices.iter().enumerate() {
         for (key, value) in of_second(number, device) {
-            store.write(&hop.backend_node(&key), &value)?;
+            let node = hop.backend_node(&key);
+            match value {
+                Some(value) => store.write(&node, &value)?,
+                // The device that had this number before may have had other terms.
+                None => store.remove(&node)?,
+            }
         }
     }
     remove_numbers(store, hop, &SECOND, attachment.devices.len()..before)?;
@@ -505,6 +513,36 @@ mod tests {
                 "state=1"
             ]
         );
+    }
+
+    #[test]
+    fn the_terms_of_a_device_move_along_with_its_number() {
+        let (_, mut store) = connected();
+        let mut odd = device("00:07.0");
+        odd.terms = crate::terms::tests::unusual();
+        let grown = attachment().with(vec![odd, device("00:08.0")]);
+        add(&mut store, &grown, &grown.devices[2..]).unwrap();
+        let terms = |store: &mut Store| {
+            let mut terms = listing(store, SECOND_HOP);
+            terms.retain(|line| {
+                ["permissive", "quirks", "msi"]
+                    .iter()
+                    .any(|key| line.starts_with(key))
+            });
+            terms
+        };
+        assert_eq!(
+            terms(&mut store),
+            ["msi-2=0", "permissive-2=1", "quirks-2=44:2:ff;60:1:1"]
+        );
+        let left = grown.without(&[bdf("00:05.0")]);
+        strike(&mut store, &left).unwrap();
+        assert_eq!(
+            terms(&mut store),
+            ["msi-1=0", "permissive-1=1", "quirks-1=44:2:ff;60:1:1"]
+        );
+        strike(&mut store, &left.without(&[bdf("00:07.0")])).unwrap();
+        assert_eq!(terms(&mut store), [""; 0]);
     }
 
     #[test]

@@ -85,7 +85,8 @@ impl Hop {
             (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
         ];
         for (number, device) in attachment.devices.iter().enumerate() {
-            nodes.extend(of_second(number, device));
+            let present = |(key, value): (_, Option<_>)| value.map(|value| (key, value));
+            nodes.extend(of_second(number, device).into_iter().filter_map(present));
         }
         Self::new(Device::second_hop(attachment.stub.domid), nodes)
     }
@@ -134,15 +135,23 @@ pub fn of_first(number: usize, device: &record::Device) -> [(String, String); 3]
     .map(|(key, value)| (key.at(number), value))
 }
 
-/// The nodes of device `number` in the backend's directory of the second hop.
-pub fn of_second(number: usize, device: &record::Device) -> [(String, String); 6] {
+/// The nodes of device `number` in the backend's directory of the second hop: all that there can be, `None` where
+/// the absent node says it.
+pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<String>); 9] {
+    let terms = &device.terms;
     [
-        (Numbered::Device, device.bdf.to_string()),
-        (Numbered::Ids, device.ids.to_string()),
-        (Numbered::Ecam, format!("{:x}", device.ecam)),
-        (Numbered::Bars, device.bars.to_string()),
-        (Numbered::Irq, device.gsi.unwrap_or(0).to_string()),
-        (Numbered::Intx, u8::from(device.line_offered).to_string()),
+        (Numbered::Device, Some(device.bdf.to_string())),
+        (Numbered::Ids, Some(device.ids.to_string())),
+        (Numbered::Ecam, Some(format!("{:x}", device.ecam))),
+        (Numbered::Bars, Some(device.bars.to_string())),
+        (Numbered::Irq, Some(device.gsi.unwrap_or(0).to_string())),
+        (Numbered::Intx, Some(u8::from(device.line_offered).to_string())),
+        (Numbered::Permissive, terms.permissive.then(|| "1".to_owned())),
+        (
+            Numbered::Quirks,
+            (!terms.quirks.is_empty()).then(|| terms.quirks.to_string()),
+        ),
+        (Numbered::Msi, (!terms.msi.is_on()).then(|| "0".to_owned())),
     ]
     .map(|(key, value)| (key.at(number), value))
 }
@@ -235,6 +244,18 @@ mod tests {
                 "state = 1"
             ]
         );
+    }
+
+    #[test]
+    fn terms_are_told_where_they_are_not_the_usual_ones() {
+        let mut attachment = attachment();
+        attachment.devices[1].terms = crate::terms::tests::unusual();
+        let hop = Hop::second(&attachment);
+        let listing = listing(&hop.backend);
+        for line in ["permissive-1 = 1", "quirks-1 = 44:2:ff;60:1:1", "msi-1 = 0"] {
+            assert!(listing.contains(&line.to_owned()), "{line}");
+        }
+        assert!(!listing.iter().any(|line| line.starts_with("permissive-0")));
     }
 
     #[test]

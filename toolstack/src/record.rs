@@ -6,6 +6,7 @@
 
 use crate::interrupts::Mode;
 use crate::store::{Store, StoreError};
+use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +57,9 @@ pub struct Device {
     /// The first 64 bytes of configuration space, as they were before the guest got the device.
     #[serde(with = "hex")]
     pub header: Vec<u8>,
+    /// On what terms the guest has it.
+    #[serde(default)]
+    pub terms: Terms,
 }
 
 /// A guest, its stub, and the devices between them.
@@ -329,7 +333,7 @@ fn damaged(path: &str, cause: impl ToString) -> RecordError {
 }
 
 /// Values that are written as their text.
-mod text {
+pub(crate) mod text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::fmt::Display;
     use std::str::FromStr;
@@ -415,6 +419,7 @@ pub(crate) mod tests {
             gsi: Some(20),
             line_offered: true,
             header: (0..64).collect(),
+            terms: Terms::default(),
         }
     }
 
@@ -455,6 +460,19 @@ pub(crate) mod tests {
         assert!(error.contains("`xenstore-rm /r/dev-0`"), "{error}");
         let error = Attachment::from_nodes("/r", "", &nodes).unwrap_err().to_string();
         assert!(error.starts_with("the record /r is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_terms_is_read_as_the_usual_ones() {
+        let mut device = device("00:05.0");
+        let usual = json(&device);
+        device.terms = crate::terms::tests::unusual();
+        assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
+        let terms = format!(",\"terms\":{}", json(&Terms::default()));
+        let old = usual.replace(&terms, "");
+        assert_ne!(old, usual);
+        device.terms = Terms::default();
+        assert_eq!(serde_json::from_str::<Device>(&old).unwrap(), device);
     }
 
     #[test]

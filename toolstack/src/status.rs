@@ -5,6 +5,7 @@ use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
 use crate::store::StoreError;
+use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,9 @@ pub struct DeviceStatus {
     pub line_offered: bool,
     /// How Linux resets it.
     pub reset: Option<String>,
+    /// On what terms the guest has it.
+    #[serde(default)]
+    pub terms: Terms,
 }
 
 /// What the service has seen of a stub.
@@ -225,6 +229,7 @@ fn device_status(device: &Device, mode: &Mode, reset: Option<String>) -> DeviceS
         gsi: device.gsi,
         line_offered: device.line_offered,
         reset,
+        terms: device.terms.clone(),
     }
 }
 
@@ -241,6 +246,10 @@ impl fmt::Display for Status {
             writeln!(f, "no devices are passed through")?;
         } else {
             writeln!(f, "{}", self.devices_table())?;
+        }
+        let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
+        for device in devices.filter(|device| device.terms != Terms::default()) {
+            writeln!(f, "{}: {}", device.bdf, device.terms)?;
         }
         self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
         for device in &self.quarantined {
@@ -411,6 +420,27 @@ mod tests {
         assert!(
             text.contains("REFUSED 2 writes to register 0x10 of 0000:00:05.0: no"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn terms_are_told_of_the_devices_whose_terms_are_not_the_usual_ones() {
+        let mut status = status();
+        assert!(
+            !status
+                .to_string()
+                .lines()
+                .any(|line| line.starts_with("0000:00:05.0"))
+        );
+        status.stubs[0].devices[0].terms = crate::terms::tests::unusual();
+        let text = status.to_string();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("0000:00:05.0"))
+            .unwrap();
+        assert!(
+            line.contains("MSI off: policy.toml, bridge 0000:00:1c.0"),
+            "{line}"
         );
     }
 

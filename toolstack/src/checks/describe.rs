@@ -6,6 +6,7 @@ use crate::interrupts::msix_entries;
 use crate::mcfg::Mcfg;
 use crate::record::Device;
 use crate::sysfs::Sysfs;
+use crate::terms::Terms;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
@@ -68,6 +69,7 @@ pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result
         gsi,
         line_offered: gsi.is_some() && sharers.is_empty(),
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
+        terms: Terms::default(),
     })
 }
 

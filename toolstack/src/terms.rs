@@ -1,0 +1,102 @@
+//! On what terms a guest has a device.
+//!
+//! They are decided when the device is given, from the policy file and the command line, and recorded: the service
+//! holds the stub to what the record says, whatever the files say by then.
+
+use crate::record;
+use bulkhead_config::options::AerFate;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use xenbus::device::Quirks;
+
+/// What a guest may do with a device beyond the usual, or less.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Terms {
+    /// Writes to registers that no table names go to the device.
+    pub permissive: bool,
+    /// Registers of which the guest may write some bits.
+    #[serde(with = "record::text")]
+    pub quirks: Quirks,
+    /// Whether the guest may use MSI and MSI-X.
+    pub msi: Msi,
+    /// The INTx line is given to the guest although others use it.
+    pub share_intx: bool,
+    /// What becomes of the device after an error that the guest does not handle.
+    pub aer: AerFate,
+}
+
+/// Whether a guest may use MSI and MSI-X.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Msi {
+    /// It may.
+    #[default]
+    On,
+    /// It may not, by the rule in these words.
+    Off(String),
+}
+
+impl Msi {
+    /// True if the guest may.
+    pub fn is_on(&self) -> bool {
+        *self == Self::On
+    }
+}
+
+/// What is not as usual, for people; empty if all is.
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut unusual = Vec::new();
+        if self.permissive {
+            unusual.push("permissive".to_owned());
+        }
+        if !self.quirks.is_empty() {
+            unusual.push(format!("quirks {}", self.quirks));
+        }
+        if let Msi::Off(rule) = &self.msi {
+            unusual.push(format!("MSI off: {rule}"));
+        }
+        if self.share_intx {
+            unusual.push("INTx even if shared".to_owned());
+        }
+        if self.aer != AerFate::default() {
+            unusual.push(format!("after an error: {}", self.aer));
+        }
+        f.write_str(&unusual.join("; "))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Terms of which none is the usual one.
+    pub fn unusual() -> Terms {
+        Terms {
+            permissive: true,
+            quirks: "44:2:ff;60:1:1".parse().unwrap(),
+            msi: Msi::Off("policy.toml, bridge 0000:00:1c.0".into()),
+            share_intx: true,
+            aer: AerFate::Destroy,
+        }
+    }
+
+    #[test]
+    fn only_what_is_unusual_is_told() {
+        assert_eq!(Terms::default().to_string(), "");
+        assert_eq!(
+            unusual().to_string(),
+            "permissive; quirks 44:2:ff;60:1:1; MSI off: policy.toml, bridge 0000:00:1c.0; INTx even if shared; \
+             after an error: destroy"
+        );
+    }
+
+    #[test]
+    fn terms_are_read_as_they_were_written_and_what_is_missing_is_usual() {
+        let text = serde_json::to_string(&unusual()).unwrap();
+        assert_eq!(serde_json::from_str::<Terms>(&text).unwrap(), unusual());
+        assert_eq!(serde_json::from_str::<Terms>("{}").unwrap(), Terms::default());
+        assert!(serde_json::from_str::<Terms>(r#"{"quirks":"44:3:ff"}"#).is_err());
+    }
+}
