@@ -178,7 +178,13 @@ impl Rig {
             }
             _ => end,
         };
-        for name in [file::INITRD, file::RESULTS, file::EVENTS, file::CONTROL] {
+        for name in [
+            file::INITRD,
+            file::RESULTS,
+            file::EVENTS,
+            file::CONTROL,
+            file::MONITOR,
+        ] {
             let _ = fs::remove_file(work.join(name));
         }
         let outcome = Outcome {

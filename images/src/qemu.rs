@@ -32,6 +32,8 @@ pub mod file {
     pub const OUTPUT: &str = "output";
     /// Written: a tar archive of logs.
     pub const RESULTS: &str = "results.tar";
+    /// Made by QEMU, a socket: its monitor (QMP), by which dom0 injects errors into devices.
+    pub const MONITOR: &str = "monitor";
     /// Written: what QEMU itself has to say.
     pub const QEMU_ERRORS: &str = "qemu.stderr";
 }
@@ -115,11 +117,18 @@ impl Machine {
         add("serial", "chardev:serial".to_owned());
         // Out of the way of the slots that scenarios use.
         add("device", "virtio-serial-pci,id=rig,addr=1e".to_owned());
+        // The monitor listens before the port that dom0 reaches it by connects.
+        add(
+            "chardev",
+            format!("socket,id=qmp,path={},server=on,wait=off", file::MONITOR),
+        );
+        add("mon", "chardev=qmp,mode=control".to_owned());
         let ports = [
             ("events", "file", file::EVENTS),
             ("output", "file", file::OUTPUT),
             ("results", "file", file::RESULTS),
             ("control", "pipe", file::CONTROL),
+            ("monitor", "socket", file::MONITOR),
         ];
         for (nr, (port, kind, path)) in (1..).zip(ports) {
             add("chardev", format!("{kind},id={port},path={path}"));

@@ -89,6 +89,7 @@ const DOM0: Recipe = Recipe {
         // pthread_cancel loads it when it is first called: without it xl aborts.
         "libgcc_s.so.1",
         // What `bulkhead` loads at run time, and what a Rust program of the host may be linked with.
+        "libxencall.so.1",
         "libxenctrl.so.{xen}",
         "libxendevicemodel.so.1",
         "libxenevtchn.so.1",
@@ -130,6 +131,7 @@ const DOM0: Recipe = Recipe {
         "rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
         "rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
+        "rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
         "etc/passwd" 0o644 "passwd",
         "etc/group" 0o644 "group",
