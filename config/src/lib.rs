@@ -5,6 +5,7 @@
 //! of the service.
 #![forbid(unsafe_code)]
 
+pub mod name;
 pub mod options;
 
 use std::fmt;

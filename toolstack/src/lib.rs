@@ -29,6 +29,7 @@ pub mod interrupts;
 pub mod launch;
 pub mod list;
 pub mod mcfg;
+pub mod names;
 pub mod nodes;
 pub mod prepare;
 pub mod progress;

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
-use xenbus::device::Bars;
+use xenbus::device::{Bars, Ids};
 
 /// The driver with which dom0 holds a device for passthrough, as sysfs calls it.
 pub const PCIBACK: &str = "pciback";
@@ -42,11 +42,7 @@ impl Sysfs {
 
     /// All functions, in the order of their addresses.
     pub fn functions(&self) -> io::Result<Vec<Bdf>> {
-        let mut functions = Vec::new();
-        for entry in fs::read_dir(self.root.join("bus/pci/devices"))? {
-            let name = entry?.file_name();
-            functions.extend(name.to_str().and_then(|name| name.parse::<Bdf>().ok()));
-        }
+        let mut functions = functions_in(&self.root.join("bus/pci/devices"))?;
         functions.sort_unstable();
         Ok(functions)
     }
@@ -54,6 +50,51 @@ impl Sysfs {
     /// True if there is such a function.
     pub fn exists(&self, bdf: Bdf) -> bool {
         self.path(bdf, "").is_dir()
+    }
+
+    /// What the function is. Linux knows that of a virtual function too, which does not answer it.
+    pub fn ids(&self, bdf: Bdf) -> Result<Ids, SysfsError> {
+        Ok(Ids {
+            vendor: self.id(bdf, "vendor")?,
+            device: self.id(bdf, "device")?,
+        })
+    }
+
+    /// One half of the ids, such as `0x8086`.
+    fn id(&self, bdf: Bdf, file: &str) -> Result<u16, SysfsError> {
+        let what = "cannot read the ids";
+        let text = self.read(bdf, file, what)?;
+        let digits = text.trim().trim_start_matches("0x");
+        u16::from_str_radix(digits, 16).map_err(|error| {
+            let source = io::Error::new(io::ErrorKind::InvalidData, error);
+            self.error(bdf, file, what, source)
+        })
+    }
+
+    /// The functions on the bus below a bridge, in the order of their addresses.
+    pub fn below(&self, bridge: Bdf) -> Result<Vec<Bdf>, SysfsError> {
+        let mut below = functions_in(&self.path(bridge, ""))
+            .map_err(|source| self.error(bridge, "", "cannot list what is below", source))?;
+        below.sort_unstable();
+        Ok(below)
+    }
+
+    /// The bridges above a function, the nearest first.
+    pub fn bridges_above(&self, bdf: Bdf) -> Result<Vec<Bdf>, SysfsError> {
+        let path = fs::canonicalize(self.path(bdf, ""))
+            .map_err(|source| self.error(bdf, "", "cannot find the place", source))?;
+        let above = path
+            .ancestors()
+            .skip(1)
+            .filter_map(|path| path.file_name()?.to_str());
+        // At the host bridge's directory, such as pci0000:00, the functions end.
+        Ok(above.map_while(|name| name.parse().ok()).collect())
+    }
+
+    /// False if Linux has turned MSI off for all that is below a bridge.
+    pub fn msi_below(&self, bridge: Bdf) -> bool {
+        let text = fs::read_to_string(self.path(bridge, "msi_bus"));
+        text.map_or(true, |text| text.trim() != "0")
     }
 
     /// The function's address ranges.
@@ -150,6 +191,16 @@ impl Sysfs {
     }
 }
 
+/// The functions that have an entry in a directory.
+fn functions_in(directory: &Path) -> io::Result<Vec<Bdf>> {
+    let mut functions = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        functions.extend(name.to_str().and_then(|name| name.parse::<Bdf>().ok()));
+    }
+    Ok(functions)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -180,6 +231,15 @@ pub(crate) mod tests {
             }
         }
 
+        /// Adds a function below a bridge, as Linux lays that out: the one directory in the other, and a link.
+        pub fn add_below(&self, bridge: &str, bdf: &str, files: &[(&str, &[u8])]) {
+            let devices = self.directory.path().join("bus/pci/devices");
+            let home = fs::canonicalize(devices.join(bridge)).unwrap().join(bdf);
+            fs::create_dir_all(&home).unwrap();
+            symlink(home, devices.join(bdf)).unwrap();
+            self.add(bdf, files);
+        }
+
         pub fn bind(&self, bdf: &str, driver: &str) {
             let home = self.directory.path().join("bus/pci/drivers").join(driver);
             fs::create_dir_all(&home).unwrap();
@@ -201,6 +261,21 @@ pub(crate) mod tests {
         let sysfs = tree.sysfs();
         assert_eq!(sysfs.functions().unwrap(), [bdf("00:05.0"), bdf("00:1f.2")]);
         assert!(sysfs.exists(bdf("00:05.0")) && !sysfs.exists(bdf("00:06.0")));
+    }
+
+    #[test]
+    fn the_bridges_above_a_function_are_told_from_the_nearest_on() {
+        let tree = Tree::new();
+        tree.add("0000:00:1c.0", &[("msi_bus", b"1\n")]);
+        tree.add_below("0000:00:1c.0", "0000:02:01.0", &[("msi_bus", b"0\n")]);
+        tree.add_below("0000:02:01.0", "0000:03:00.0", &[]);
+        let sysfs = tree.sysfs();
+        let above = sysfs.bridges_above(bdf("03:00.0")).unwrap();
+        assert_eq!(above, [bdf("02:01.0"), bdf("00:1c.0")]);
+        assert_eq!(sysfs.bridges_above(bdf("00:1c.0")).unwrap(), []);
+        assert_eq!(sysfs.below(bdf("00:1c.0")).unwrap(), [bdf("02:01.0")]);
+        let msi = ["00:1c.0", "02:01.0", "03:00.0"].map(|name| sysfs.msi_below(bdf(name)));
+        assert_eq!(msi, [true, false, true]);
     }
 
     #[test]
