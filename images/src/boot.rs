@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::cpio::Archive;
+use crate::emulator::Emulator;
 use crate::observer::Observer;
-use crate::qemu::{DISK_BYTES, Machine, QEMU, STOP, file, find_program};
+use crate::qemu::{DISK_BYTES, Machine, STOP, file};
 use crate::rig::Rig;
 use crate::store::create_dir;
 
@@ -157,15 +158,17 @@ impl Rig {
     /// `machine/qemu.command`. What an earlier run left there is removed.
     ///
     /// # Errors
-    /// A file for dom0 is missing, `dir` cannot be written, QEMU does not accept a device, or the observer cancels.
+    /// A file for dom0 is missing, `dir` cannot be written, QEMU cannot be had or does not accept a device, or the
+    /// observer cancels.
     /// That the script fails, hangs or crashes the machine is no error but an [`Outcome`].
     pub fn run(&self, boot: &Boot, dir: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
         clear(dir)?;
         let work = dir.join(MACHINE_DIR);
         self.set_up(boot, &work)?;
+        let emulator = Emulator::prepare(boot.machine.qemu, observer)?;
         observer.phase(&format!("{}: booting Xen", self.suite()));
         let started = Instant::now();
-        let mut run = Run::start(&boot.machine, &work)?;
+        let mut run = Run::start(&emulator, &boot.machine, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
         for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
@@ -297,17 +300,6 @@ fn phase_name(phase: &str) -> &str {
     }
 }
 
-/// The command to which QEMU's arguments are added. Where it can be had, QEMU ends with the rig even if that is
-/// killed without warning.
-fn emulator() -> Command {
-    if find_program("setpriv").is_none() {
-        return Command::new(QEMU);
-    }
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", QEMU]);
-    command
-}
-
 /// QEMU at work. Dropping it ends QEMU.
 struct Run {
     qemu: Child,
@@ -319,16 +311,14 @@ struct Run {
 }
 
 impl Run {
-    fn start(machine: &Machine, work: &Path) -> Result<Run> {
-        let arguments = machine.arguments();
-        let quoted: Vec<_> = arguments
-            .iter()
+    fn start(emulator: &Emulator, machine: &Machine, work: &Path) -> Result<Run> {
+        let mut command = emulator.command();
+        command.args(machine.arguments());
+        let quoted: Vec<_> = std::iter::once(command.get_program())
+            .chain(command.get_args())
             .map(|word| format!("'{}'", word.to_string_lossy()))
             .collect();
-        fs::write(
-            work.join("qemu.command"),
-            format!("{QEMU} {}\n", quoted.join(" ")),
-        )?;
+        fs::write(work.join("qemu.command"), quoted.join(" ") + "\n")?;
         let stderr = File::create(work.join(file::QEMU_ERRORS))?;
         // So that they can be read before QEMU gets to them.
         for name in [file::SERIAL, file::EVENTS, file::OUTPUT] {
@@ -337,14 +327,13 @@ impl Run {
         let control = work.join(file::CONTROL);
         mknodat(CWD, &control, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .with_context(|| format!("creating {}", control.display()))?;
-        let qemu = emulator()
-            .args(arguments)
+        let qemu = command
             .current_dir(work)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
-            .with_context(|| format!("starting {QEMU}"))?;
+            .context("starting QEMU")?;
         Ok(Run {
             qemu,
             work: work.to_owned(),

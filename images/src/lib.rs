@@ -25,8 +25,10 @@
 //! |---|---|
 //! | [`suite`] | which Debian releases there are, and their packages |
 //! | [`apt`], [`packages`] | fetching the packages without touching the host's apt |
+//! | [`built`] | what is made of the packages, kept and checked |
 //! | [`cpio`], [`elf`], [`kernel`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
 //! | [`rig`] | the cache of all that |
+//! | [`emulator`] | QEMU: the host's, or a newer one |
 //! | [`qemu`] | the machine |
 //! | [`boot`] | one run and its outcome |
 //! | [`products`] | building the stub's image and the toolstack |
@@ -34,8 +36,10 @@
 
 pub mod apt;
 pub mod boot;
+pub mod built;
 pub mod cpio;
 pub mod elf;
+pub mod emulator;
 pub mod kernel;
 pub mod modules;
 pub mod observer;
@@ -48,6 +52,7 @@ pub mod store;
 pub mod suite;
 
 pub use boot::{Boot, End, FileIn, Outcome};
+pub use emulator::Emulator;
 pub use observer::Observer;
 pub use qemu::Machine;
 pub use rig::Rig;

@@ -1,4 +1,4 @@
-//! The Debian packages of a suite: fetched once, listed in a manifest, checked against it, unpacked.
+//! Debian packages, and what is made of them: fetched once, listed in a manifest, checked against it, unpacked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::apt::{Apt, Candidate, output_of};
+use crate::built::Built;
 use crate::observer::Observer;
-use crate::store::{create_dir, sha256_of_file, write_atomically};
+use crate::store::{Lock, create_dir, sha256_of_file, write_atomically};
 use crate::suite::{Suite, is_wanted};
 
-/// Which package files a suite's images are made of.
+/// Which package files something is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The Debian release.
@@ -34,20 +35,70 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// The packages of one suite in the cache: `debs/`, `manifest.json` and the private `apt/`.
+/// Packages in the cache: `debs/`, `manifest.json` and the private `apt/`; unpacked in `root/`, and what is made of
+/// them in `built/`.
 #[derive(Debug)]
 pub struct Packages {
+    name: String,
     suite: Suite,
+    asked_for: Vec<String>,
     dir: PathBuf,
 }
 
 impl Packages {
-    /// The packages of `suite`, kept in `dir`.
-    pub fn new(suite: Suite, dir: &Path) -> Self {
+    /// The packages `asked_for` of `suite`, and the libraries that they need, kept in `dir`. `name` is what they are
+    /// called when progress is shown.
+    pub fn new(name: &str, suite: Suite, asked_for: Vec<String>, dir: &Path) -> Self {
         Packages {
+            name: name.to_owned(),
             suite,
+            asked_for,
             dir: dir.to_owned(),
         }
+    }
+
+    /// Finds what was made of the packages, or has `make` make it from the directory that they are unpacked in.
+    /// `recipe` is to change with what `make` does.
+    ///
+    /// # Errors
+    /// Packages cannot be fetched or unpacked, the cache cannot be written, or `make` fails.
+    pub fn build(
+        &self,
+        recipe: &str,
+        observer: &mut dyn Observer,
+        make: impl FnOnce(&Path) -> Result<Vec<(String, Vec<u8>)>>,
+    ) -> Result<Built> {
+        let _lock = Lock::take(&self.dir)?;
+        let of = |manifest: &Manifest| Built::of(&self.dir, &format!("{recipe} {manifest:?}"));
+        let known = self.manifest();
+        if let Some(built) = known.as_ref().map(of).filter(Built::is_intact) {
+            return Ok(built);
+        }
+        let manifest = match known {
+            Some(manifest) if self.is_intact(&manifest) => manifest,
+            _ => self.fetch(observer)?,
+        };
+        let root = self.dir.join("root");
+        self.unpack(&manifest, &root, observer)?;
+        observer.phase(&format!("{}: building", self.name));
+        let built = of(&manifest);
+        make(&root)
+            .and_then(|files| built.write(files))
+            .with_context(|| format!("building {}", self.name))?;
+        Ok(built)
+    }
+
+    /// Forgets which packages were fetched, so that the newest are fetched next time.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub fn forget(&self) -> Result<()> {
+        let _lock = Lock::take(&self.dir)?;
+        let manifest = self.manifest_path();
+        if manifest.exists() {
+            fs::remove_file(&manifest).with_context(|| format!("removing {}", manifest.display()))?;
+        }
+        Ok(())
     }
 
     fn manifest_path(&self) -> PathBuf {
@@ -59,32 +110,28 @@ impl Packages {
     }
 
     /// What was fetched before; `None` if nothing was, or if the record of it does not parse.
-    pub fn manifest(&self) -> Option<Manifest> {
+    fn manifest(&self) -> Option<Manifest> {
         serde_json::from_slice(&fs::read(self.manifest_path()).ok()?).ok()
     }
 
     /// Whether all that is asked for is in the manifest, and every package file still the one that it names.
-    pub fn is_intact(&self, manifest: &Manifest) -> bool {
+    fn is_intact(&self, manifest: &Manifest) -> bool {
         let has = |name: &String| manifest.packages.iter().any(|package| package.name == *name);
-        self.suite.packages().iter().all(has)
+        self.asked_for.iter().all(has)
             && manifest.packages.iter().all(|package| {
                 sha256_of_file(&self.deb(package)).is_ok_and(|sha256| sha256 == package.sha256)
             })
     }
 
-    /// Fetches the newest packages of the suite and writes the manifest.
-    ///
-    /// # Errors
-    /// The host has no apt or no Debian mirror, a download fails, or the disk is full.
-    pub fn fetch(&self, observer: &mut dyn Observer) -> Result<Manifest> {
+    /// Fetches the newest packages and writes the manifest.
+    fn fetch(&self, observer: &mut dyn Observer) -> Result<Manifest> {
         let apt = Apt::create(&self.dir.join("apt"), self.suite)?;
-        observer.phase(&format!("{}: fetching package lists", self.suite));
+        observer.phase(&format!("{}: fetching package lists", self.name));
         apt.update()?;
-        let asked_for = self.suite.packages();
-        let mut wanted = apt.closure(&asked_for)?;
-        wanted.retain(|candidate| is_wanted(&candidate.name, &asked_for));
+        let mut wanted = apt.closure(&self.asked_for)?;
+        wanted.retain(|candidate| is_wanted(&candidate.name, &self.asked_for));
 
-        observer.phase(&format!("{}: fetching {} packages", self.suite, wanted.len()));
+        observer.phase(&format!("{}: fetching {} packages", self.name, wanted.len()));
         let debs = self.dir.join("debs");
         remove_dir(&debs)?;
         create_dir(&debs)?;
@@ -103,11 +150,8 @@ impl Packages {
     }
 
     /// Unpacks every package into `root`, which is emptied first.
-    ///
-    /// # Errors
-    /// `dpkg` is not installed or rejects a package.
-    pub fn unpack(&self, manifest: &Manifest, root: &Path, observer: &mut dyn Observer) -> Result<()> {
-        observer.phase(&format!("{}: unpacking packages", self.suite));
+    fn unpack(&self, manifest: &Manifest, root: &Path, observer: &mut dyn Observer) -> Result<()> {
+        observer.phase(&format!("{}: unpacking packages", self.name));
         remove_dir(root)?;
         create_dir(root)?;
         for package in &manifest.packages {

@@ -1,17 +1,9 @@
-//! The machine: which QEMU command line boots Xen, and QEMU itself.
+//! The machine: which QEMU command line boots Xen.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
-
-use crate::apt::output_of;
-use crate::observer::Observer;
-
-/// The emulator's program.
-pub const QEMU: &str = "qemu-system-x86_64";
+use crate::emulator::Version;
 
 /// Files that QEMU reads and writes, all below its working directory: `-kernel` and `-initrd` split their arguments
 /// at spaces and commas, so no name may have any.
@@ -44,6 +36,8 @@ pub const STOP: &str = "stop\n";
 /// A PC with a virtual IOMMU that boots Xen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
+    /// Which QEMU emulates it.
+    pub qemu: Version,
     /// QEMU's name of the processor, with features: `qemu64,+rdrand,+svm,+npt` has hardware virtualisation for HVM
     /// guests.
     pub cpu: String,
@@ -67,6 +61,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Machine {
+            qemu: Version::Host,
             // Without a source of random numbers xl waits three seconds for each identifier that it makes up.
             cpu: "qemu64,+rdrand".to_owned(),
             cpus: 2,
@@ -172,51 +167,6 @@ impl Machine {
 
 fn disk_file(name: &str) -> String {
     format!("{name}.img")
-}
-
-/// Installs QEMU where it is missing.
-///
-/// # Errors
-/// It is missing and cannot be installed without asking: the command to run is in the error.
-pub fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
-    if find_program(QEMU).is_some() {
-        return Ok(());
-    }
-    let by_hand = "apt-get update && apt-get install --no-install-recommends qemu-system-x86";
-    let privilege: &[&str] = if rustix::process::geteuid().is_root() {
-        &[]
-    } else if find_program("sudo").is_some() {
-        &["sudo", "-n"]
-    } else {
-        bail!("{QEMU} is missing, and installing it takes root: run '{by_hand}'");
-    };
-    observer.phase("installing the package qemu-system-x86");
-    let steps: [&[&str]; 2] = [
-        &["update"],
-        &["install", "--yes", "--no-install-recommends", "qemu-system-x86"],
-    ];
-    for step in steps {
-        let words: Vec<&str> = privilege
-            .iter()
-            .chain(&["apt-get", "-qq"])
-            .chain(step)
-            .copied()
-            .collect();
-        output_of(
-            Command::new(words[0])
-                .args(&words[1..])
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
-        .with_context(|| format!("{QEMU} is missing, and '{by_hand}' failed"))?;
-    }
-    Ok(())
-}
-
-/// Looks for a program on the search path.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
 }
 
 #[cfg(test)]

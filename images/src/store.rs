@@ -85,6 +85,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The content of a file.
+///
+/// # Errors
+/// Names the file.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
 /// Writes a file so that readers see the old content or the new, never half of it.
 ///
 /// # Errors

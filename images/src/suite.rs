@@ -71,11 +71,11 @@ impl Suite {
     }
 }
 
-/// Whether a package of the dependency closure goes into the images.
+/// Whether a package of the dependency closure is fetched.
 ///
-/// A whole Debian system hangs off Xen's tools (Python, Perl, udev). The images have busybox and their own init
-/// instead, so of everything that was not asked for they need the kernel (the dependency of `linux-image-amd64`)
-/// and shared libraries.
+/// A whole Debian system hangs off Xen's tools (Python, Perl, udev) and off QEMU. The images have busybox and their
+/// own init instead, so of everything that was not asked for they need the kernel (the dependency of
+/// `linux-image-amd64`) and shared libraries; QEMU needs these alone.
 pub fn is_wanted(package: &str, asked_for: &[String]) -> bool {
     const LIBRARIES: [&str; 2] = ["lib", "zlib1g"];
     const OTHERS: [&str; 2] = ["libpython", "libsystemd-shared"];

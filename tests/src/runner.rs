@@ -62,6 +62,7 @@ pub fn run(
 ) -> Result<Report> {
     let boot = Boot {
         machine: Machine {
+            qemu: scenario.qemu,
             cpus: scenario.cpus,
             devices: scenario.devices.clone(),
             xen_options: scenario.xen_options.clone(),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use images::Suite;
+use images::emulator::Version;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Scenario {
     pub devices: Vec<String>,
     /// `#: suite NAME`: only on these; all if there is none.
     pub suites: Vec<Suite>,
+    /// `#: qemu VERSION`: which QEMU; the host's unless it says otherwise.
+    pub qemu: Version,
     /// `#: timeout SECONDS`, from power-on.
     pub timeout: Duration,
     /// `#: cpus N`: physical processors; one unless it says otherwise. QEMU emulates each by a thread: where the
@@ -57,6 +60,7 @@ impl Scenario {
             title,
             devices: Vec::new(),
             suites: Vec::new(),
+            qemu: Version::default(),
             timeout: Duration::from_secs(180),
             cpus: 1,
             xen_options: Vec::new(),
@@ -71,6 +75,7 @@ impl Scenario {
                 "suite" => scenario
                     .suites
                     .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
+                "qemu" => scenario.qemu = value.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
                 "timeout" => {
                     let seconds = value
                         .parse()
@@ -83,7 +88,7 @@ impl Scenario {
                         .with_context(|| format!("`#: {need}` wants a number"))?;
                 }
                 "xen" => scenario.xen_options.push(value.to_owned()),
-                _ => bail!("`#: {need}`: no such need; there are device, suite, timeout, cpus and xen"),
+                _ => bail!("`#: {need}`: no such need; there are device, suite, qemu, timeout, cpus and xen"),
             }
         }
         scenario.script = script;
@@ -123,7 +128,7 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: cpus 2\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: cpus 2\n#: qemu 10\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
@@ -132,6 +137,7 @@ mod tests {
         assert!(scenario.is_for(Suite::Trixie) && !scenario.is_for(Suite::Bookworm));
         assert_eq!(scenario.xen_options, ["iommu=0"]);
         assert_eq!(scenario.cpus, 2);
+        assert_eq!(scenario.qemu, Version::Ten);
     }
 
     #[test]
@@ -141,6 +147,7 @@ mod tests {
             ("#: timeout soon", "timeout soon"),
             ("#: cpus all", "cpus all"),
             ("#: suite buster", "buster"),
+            ("#: qemu 1", "called 1"),
             ("#: device", "device"),
         ] {
             let error = parse(&format!("#!/bin/sh\n# T.\n{line}\n")).unwrap_err();

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use images::emulator::Version;
 use images::observer::{Observer, Terminal};
-use images::{Boot, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
+use images::{Boot, Emulator, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
 
 /// Boots Debian's Xen in QEMU and runs a script in dom0.
 #[derive(Debug, Parser)]
@@ -33,6 +34,9 @@ struct Prepare {
     /// Only this Debian release: bookworm or trixie
     #[arg(long)]
     suite: Option<Suite>,
+    /// The QEMU that is to be there: host (installed if missing) or 10 (from Debian's packages, not installed)
+    #[arg(long, default_value_t)]
+    qemu: Version,
     /// Fetch the newest packages even if some are there
     #[arg(long)]
     refresh: bool,
@@ -43,6 +47,9 @@ struct Run {
     /// The Debian release: bookworm (Xen 4.17, Linux 6.1) or trixie (Xen 4.20, Linux 6.12)
     #[arg(long, default_value_t = Suite::Bookworm)]
     suite: Suite,
+    /// Which QEMU: the host's, or 10, which has igb with virtual functions and is fetched but not installed
+    #[arg(long, default_value_t)]
+    qemu: Version,
     /// The script that dom0 runs as root
     #[arg(long)]
     script: PathBuf,
@@ -112,6 +119,7 @@ fn run(verb: Verb) -> Result<u8> {
 
 impl Prepare {
     fn run(self, observer: &mut dyn Observer) -> Result<u8> {
+        Emulator::prepare(self.qemu, observer)?;
         for suite in self.suite.map_or(Suite::ALL.to_vec(), |suite| vec![suite]) {
             if self.refresh {
                 Rig::forget(suite)?;
@@ -142,6 +150,7 @@ impl Run {
         }
         let boot = Boot {
             machine: Machine {
+                qemu: self.qemu,
                 cpu: self.cpu,
                 cpus: self.cpus,
                 memory_mib: self.memory,

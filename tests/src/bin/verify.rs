@@ -7,8 +7,8 @@ use bulkhead_tests::scenario::{self, Scenario};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::observer::{Quiet, Terminal};
-use images::{FileIn, Rig, Suite};
-use std::collections::VecDeque;
+use images::{Emulator, FileIn, Rig, Suite};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
@@ -142,6 +142,10 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     image_size(score, &mut observer)?;
+    let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
+    for version in versions {
+        Emulator::prepare(version, &mut observer)?;
+    }
     let mut rigs = Vec::new();
     for suite in Suite::ALL {
         if arguments.suite.is_none_or(|only| only == suite) {

@@ -1,0 +1,159 @@
+//! Files that are made from packages, once, and kept.
+//!
+//! They lie in `built/KEY/`; KEY is a digest of what they are made of, so that another recipe or another package
+//! makes them anew. Their list has a hash of each: what was damaged is made again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{create_dir, sha256, sha256_of_file, write_atomically};
+
+/// The list of the files, in their directory.
+const LIST: &str = "artefacts.json";
+/// The directory of the directories.
+const PARENT: &str = "built";
+/// How many sets of files are kept: each change of a recipe leaves some 150 MB behind.
+const KEPT: usize = 4;
+
+/// A set of files, made or to be made.
+#[derive(Debug)]
+pub struct Built {
+    dir: PathBuf,
+}
+
+/// One file of the list.
+#[derive(Debug, Serialize, Deserialize)]
+struct Artefact {
+    name: String,
+    sha256: String,
+}
+
+impl Built {
+    /// The set below `cache` that is made of what `recipe` says.
+    pub fn of(cache: &Path, recipe: &str) -> Built {
+        let key = sha256(recipe.as_bytes());
+        Built {
+            dir: cache.join(PARENT).join(&key[..16]),
+        }
+    }
+
+    /// The directory of the files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the file `name` is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Whether the files were made, and are still what they were.
+    pub fn is_intact(&self) -> bool {
+        let list = fs::read(self.path(LIST)).ok();
+        let list: Option<Vec<Artefact>> = list.and_then(|list| serde_json::from_slice(&list).ok());
+        let intact = list.is_some_and(|list| {
+            list.iter().all(|artefact| {
+                sha256_of_file(&self.path(&artefact.name)).is_ok_and(|sha256| sha256 == artefact.sha256)
+            })
+        });
+        if intact {
+            // Tells when it was last used; if that cannot be noted, it only goes sooner.
+            let _ = File::options()
+                .append(true)
+                .open(self.path(LIST))
+                .and_then(|file| file.set_modified(SystemTime::now()));
+        }
+        intact
+    }
+
+    /// Writes the files, and removes those sets of the same cache that were not used for longest.
+    ///
+    /// # Errors
+    /// Names what could not be written or removed.
+    pub fn write<N: Into<String>>(&self, files: impl IntoIterator<Item = (N, Vec<u8>)>) -> Result<()> {
+        create_dir(&self.dir)?;
+        let mut list = Vec::new();
+        for (name, content) in files {
+            let name = name.into();
+            write_atomically(&self.path(&name), &content)?;
+            let sha256 = sha256(&content);
+            list.push(Artefact { name, sha256 });
+        }
+        // Last: it stands for all the others being there.
+        write_atomically(&self.path(LIST), &serde_json::to_vec_pretty(&list)?)?;
+        self.dir.parent().map_or(Ok(()), prune)
+    }
+}
+
+fn prune(built: &Path) -> Result<()> {
+    let mut dirs: Vec<(SystemTime, PathBuf)> = fs::read_dir(built)?
+        .filter_map(|entry| {
+            let dir = entry.ok()?.path();
+            let used = dir.join(LIST).metadata().and_then(|metadata| metadata.modified());
+            Some((used.unwrap_or(SystemTime::UNIX_EPOCH), dir))
+        })
+        .collect();
+    dirs.sort_unstable();
+    for (_, dir) in &dirs[..dirs.len().saturating_sub(KEPT)] {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache of its own, removed when dropped.
+    struct Cache(PathBuf);
+
+    impl Cache {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("rig-{name}-{}", std::process::id()));
+            create_dir(&dir).expect("temporary");
+            Cache(dir)
+        }
+    }
+
+    impl Drop for Cache {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn files_are_intact_until_one_of_them_changes_or_goes() {
+        let cache = Cache::new("intact");
+        let built = Built::of(&cache.0, "recipe");
+        assert!(!built.is_intact());
+        let write = || built.write([("a", b"1".to_vec()), ("b", b"2".to_vec())]);
+        write().expect("temporary");
+        assert!(built.is_intact());
+        assert!(!Built::of(&cache.0, "another recipe").is_intact());
+        fs::write(built.path("b"), "3").expect("temporary");
+        assert!(!built.is_intact());
+        write().expect("temporary");
+        fs::remove_file(built.path("a")).expect("temporary");
+        assert!(!built.is_intact());
+    }
+
+    #[test]
+    fn images_not_used_for_longest_are_removed() {
+        let cache = Cache::new("prune");
+        let built = &cache.0;
+        for (age, name) in ["new", "newer", "newest", "old", "older"].into_iter().enumerate() {
+            create_dir(&built.join(name)).expect("temporary");
+            let list = File::create(built.join(name).join(LIST)).expect("temporary");
+            let minutes = [3, 4, 5, 2, 1][age];
+            list.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60 * minutes))
+                .expect("temporary");
+        }
+        prune(built).expect("temporary");
+        let left = ["new", "newer", "newest", "old", "older"].map(|name| built.join(name).exists());
+        assert_eq!(left, [true, true, true, true, false]);
+    }
+}
