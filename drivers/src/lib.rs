@@ -4,7 +4,8 @@
 //! - [`platform`]: what is asked of the machine; [`console`]: the log's way out.
 //! - [`pciback::config`], [`pciback::messages`], [`pciback::slots`]: the policy, pure logic over
 //!   [`pciback::hardware::Hardware`]. [`pciback::engine`] answers requests with them.
-//! - [`pciback::lifecycle`]: the first hop, where the guest's pcifront connects to the engine.
+//! - [`pciback::lifecycle`]: the first hop, where the guest's pcifront connects to the engine; [`pciback::aer`] passes
+//!   errors of devices on to it.
 //! - [`pcifront`]: the second hop, over which dom0's service does what a stub may not.
 //! - [`stub`]: all of it in one loop.
 //!

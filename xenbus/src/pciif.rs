@@ -3,8 +3,10 @@
 //! The same protocol runs on both hops: guest to stub, and stub to dom0's
 //! service. One request is under way at a time: the frontend writes it, sets
 //! [`ACTIVE`] and sends an event; the backend writes the answer and clears
-//! [`ACTIVE`]. [`backend`] and [`frontend`] are the two sides.
+//! [`ACTIVE`]. [`backend`] and [`frontend`] are the two sides. Errors of devices
+//! take the opposite way: [`aer`].
 
+pub mod aer;
 pub mod backend;
 pub mod frontend;
 pub mod layout;

@@ -184,6 +184,12 @@ impl<E: ConfigSpace> Engine<E> {
         self.functions.iter().any(|function| is_at(function, bdf))
     }
 
+    /// Where the function at this real address stands on the guest's bus.
+    pub fn place(&self, bdf: Bdf) -> Option<Bdf> {
+        let mut exported = self.functions.iter().filter(|function| is_at(function, bdf));
+        Some(exported.next()?.as_ref()?.place)
+    }
+
     /// Turns off MSI and MSI-X wherever they are on. What cannot be turned off is logged.
     pub fn quiesce(&mut self, dom0: &mut impl Dom0) {
         for function in self.functions.iter_mut().flatten() {

@@ -10,6 +10,7 @@
 //! Reconfigured. The guest looks at its bus again and goes to Connected, and so do we. A device that cannot be
 //! exported is refused alone.
 
+use super::aer::Relay;
 use super::engine::{Engine, Reply};
 use super::list::{self, Change, Entry};
 use crate::error::{Blame, Excerpt, SetupError};
@@ -78,6 +79,7 @@ pub struct FirstHop<P: Platform> {
     guest: Option<DomId>,
     phase: Phase<P::Page>,
     engine: Engine<P::Ecam>,
+    errors: Relay,
     /// The node watched under [`FRONTEND_TOKEN`].
     watched: Option<String>,
     /// Said already that a guest waits for dom0's service.
@@ -92,6 +94,7 @@ impl<P: Platform> FirstHop<P> {
             guest: None,
             phase: Phase::Idle,
             engine: Engine::default(),
+            errors: Relay::default(),
             watched: None,
             said_waiting: false,
         }
@@ -125,7 +128,9 @@ impl<P: Platform> FirstHop<P> {
             return false;
         }
         let Some(taken) = backend::take(&channel.page) else {
-            self.engine.count(Counter::SpuriousEvents);
+            if !self.errors.is_answered(&channel.page) {
+                self.engine.count(Counter::SpuriousEvents);
+            }
             return false;
         };
         let now = platform.now();
@@ -144,6 +149,28 @@ impl<P: Platform> FirstHop<P> {
         }
         second.publish(self.engine.counters());
         true
+    }
+
+    /// Passes errors of devices on to the guest, and its verdicts back. The events of both hops must have been taken
+    /// before: what is here to be passed on is seen in the pages alone.
+    pub fn relay_errors(&mut self, platform: &mut P, second: &SecondHop<P::Page>) {
+        let guest = match &self.phase {
+            Phase::Connected(channel) => Some(channel),
+            _ => None,
+        };
+        let engine = &self.engine;
+        let news = self.errors.pass(
+            second.channel().map(|(page, _)| page),
+            guest.map(|channel| &channel.page),
+            |bdf| engine.place(bdf),
+        );
+        if let (Some((notice, function)), Some(channel)) = (news.guest, guest) {
+            log::info!("{function}: the guest is told of an error (notice {notice})");
+            platform.notify(channel.port);
+        }
+        if let (true, Some((_, port))) = (news.service, second.channel()) {
+            platform.notify(port);
+        }
     }
 
     /// Follows the states of both ends.

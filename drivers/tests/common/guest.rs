@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use xenbus::client::{Client, Store};
 use xenbus::model::{Connection, Page, Xenstored};
 use xenbus::path::{Device, key};
+use xenbus::pciif::aer::{self, AerRequest};
 use xenbus::pciif::frontend::{self, Answer, Posted};
 use xenbus::pciif::{self, MsixEntry, Request};
 use xenbus::state::XenbusState;
@@ -65,6 +66,14 @@ impl Guest {
         let posted = frontend::post(&self.page, request, entries).unwrap();
         self.world.notify(self.device.frontend(), self.port);
         posted
+    }
+
+    /// Has its driver handle the error that it was told of, if it was: the driver says this.
+    pub fn handle(&mut self, verdict: i32) -> Option<AerRequest> {
+        let request = aer::pending(&self.page)?;
+        aer::answer(&self.page, verdict);
+        self.world.notify(self.device.frontend(), self.port);
+        Some(request)
     }
 
     pub fn answer(&self, posted: Posted) -> Answer {

@@ -9,6 +9,7 @@ use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store};
 use xenbus::model::{Connection, Page, Xenstored};
 use xenbus::path::{self, key};
+use xenbus::pciif::aer::{self, AerRequest, Busy};
 use xenbus::pciif::backend::{self, Success};
 use xenbus::pciif::{Command, OpError, Request};
 use xenbus::state::XenbusState;
@@ -80,6 +81,19 @@ impl Service {
                 self.world.notify(0, port);
             }
         }
+    }
+
+    /// Tells the guest of an error, or lets it lie with the one of before.
+    pub fn tell(&mut self, request: &AerRequest) -> Result<(), Busy> {
+        let (page, port) = self.channel.as_ref().expect("a connection");
+        aer::post(page, request)?;
+        self.world.notify(0, *port);
+        Ok(())
+    }
+
+    /// The guest's verdict on the last error.
+    pub fn verdict(&self) -> Option<i32> {
+        aer::verdict(self.page().expect("a connection"))
     }
 
     /// Forgets its connection, as a service that is started anew does, and says so.

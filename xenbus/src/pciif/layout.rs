@@ -22,6 +22,8 @@ pub const ENTRY_SIZE: usize = 4;
 pub const OP_SIZE: usize = OP_HEAD_SIZE + MAX_VECTORS * ENTRY_SIZE;
 /// The AER request (`struct xen_pcie_aer_op`), backend to frontend.
 pub const AER_OP: usize = OP + OP_SIZE;
+/// With a request the state of the device, with its answer the verdict.
+pub const AER_OP_ERR: usize = AER_OP + 4;
 /// Size of the AER request.
 pub const AER_OP_SIZE: usize = 20;
 /// Size of the whole structure. The rest of the page is free.
@@ -89,8 +91,8 @@ mod tests {
     fn the_structure_has_the_sizes_and_offsets_of_the_header_file() {
         assert_eq!((OP_SIZE, AER_OP_SIZE, TOTAL_SIZE), (548, 20, 572));
         assert_eq!(
-            (FLAGS, OP, OP_ERR, OP_VALUE, OP_ENTRIES, AER_OP),
-            (0, 4, 8, 32, 40, 552)
+            (FLAGS, OP, OP_ERR, OP_VALUE, OP_ENTRIES, AER_OP, AER_OP_ERR),
+            (0, 4, 8, 32, 40, 552, 556)
         );
         assert_eq!(vector_offset(127), 548);
     }
