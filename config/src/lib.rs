@@ -7,6 +7,7 @@
 
 pub mod name;
 pub mod options;
+pub mod policy;
 
 use std::fmt;
 
@@ -14,6 +15,8 @@ use std::fmt;
 pub const STUBDOM: &str = include_str!("../stubdom.cfg");
 /// An example of a guest's configuration.
 pub const GUEST: &str = include_str!("../guest.cfg");
+/// An example of the policy file, with every line commented out.
+pub const POLICY: &str = include_str!("../policy.toml");
 /// The systemd unit of the service.
 pub const SERVICE_UNIT: &str = include_str!("../bulkhead.service");
 /// Where the stub's image is installed.

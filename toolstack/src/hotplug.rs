@@ -7,6 +7,7 @@ use crate::domains::is_alive;
 use crate::host::Host;
 use crate::launch::{ask_release, hand_back};
 use crate::list::{self, List};
+use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{settling, stub_says};
 use crate::record::Attachment;
@@ -14,6 +15,7 @@ use crate::release::take_back;
 use crate::undo::{Step, Undo};
 use crate::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use anyhow::{Result, ensure};
+use bulkhead_config::options::Wanted;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::state::XenbusState;
@@ -22,12 +24,13 @@ use xenbus::state::XenbusState;
 pub fn grow(
     host: &mut Host,
     attachment: &Attachment,
-    bdfs: &[Bdf],
+    wanted: &[Wanted],
+    choices: &Choices,
     patience: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
-    let checked = prepare::check(host, bdfs, &already)?;
+    let checked = prepare::check(host, wanted, choices, &already)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
     settle(host, attachment, patience, interrupt)?;
@@ -36,7 +39,8 @@ pub fn grow(
     match add(host, attachment, &checked, patience, interrupt, &mut undo) {
         Ok(()) => {
             let guest = &attachment.guest.name;
-            bdfs.iter().for_each(|bdf| println!("guest {guest} has {bdf}"));
+            let bdfs = checked.bdfs().iter();
+            bdfs.for_each(|bdf| println!("guest {guest} has {bdf}"));
             Ok(())
         }
         Err(error) => {

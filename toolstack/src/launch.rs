@@ -7,6 +7,7 @@ use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::Host;
 use crate::hotplug;
 use crate::interrupts::Mode;
+use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{Progress, is_exported, progress};
 use crate::record::{self, Attachment, Domain};
@@ -17,6 +18,7 @@ use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, wait};
 use crate::xenctrl::DomId;
 use crate::xl;
 use anyhow::{Context, Result, bail, ensure};
+use bulkhead_config::options::Wanted;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -32,7 +34,9 @@ pub struct Run {
     /// The guest's configuration file.
     pub config: PathBuf,
     /// The devices that it gets.
-    pub devices: Vec<Bdf>,
+    pub devices: Vec<Wanted>,
+    /// What is said of all of them.
+    pub choices: Choices,
     /// The stub's image.
     pub kernel: PathBuf,
     /// How long the guest may take to connect.
@@ -47,7 +51,9 @@ pub struct Attach {
     /// The stub, by name or number.
     pub stub: Option<String>,
     /// The devices that the guest gets.
-    pub devices: Vec<Bdf>,
+    pub devices: Vec<Wanted>,
+    /// What is said of all of them.
+    pub choices: Choices,
     /// The image of a stub that is created.
     pub kernel: PathBuf,
     /// How long a guest that runs may take to have them.
@@ -84,7 +90,7 @@ pub fn run(request: &Run) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = prepare::check(&mut host, &request.devices, &[])?;
+    let checked = prepare::check(&mut host, &request.devices, &request.choices, &[])?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();
@@ -163,7 +169,14 @@ pub fn attach(request: &Attach) -> Result<()> {
                 guest.name,
                 stub.name
             );
-            hotplug::grow(&mut host, attachment, &request.devices, request.wait, &interrupt)
+            hotplug::grow(
+                &mut host,
+                attachment,
+                &request.devices,
+                &request.choices,
+                request.wait,
+                &interrupt,
+            )
         }
         None => attach_first(&mut host, request, guest, &attachments, &interrupt),
     }
@@ -184,7 +197,7 @@ fn attach_first(
         check_kernel(&request.kernel)?;
     }
     check_no_frontend(host, &guest)?;
-    let checked = prepare::check(host, &request.devices, &[])?;
+    let checked = prepare::check(host, &request.devices, &request.choices, &[])?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();

@@ -31,6 +31,7 @@ pub mod list;
 pub mod mcfg;
 pub mod names;
 pub mod nodes;
+pub mod policy;
 pub mod prepare;
 pub mod progress;
 pub mod ratelimit;

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use bulkhead_config::name::Name;
+use bulkhead_config::options::Wanted;
+use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,8 +13,8 @@ use std::time::Duration;
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Run};
+use toolstack::policy::Choices;
 use toolstack::{serve, status};
-use xenbus::bdf::Bdf;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
 #[derive(Parser)]
@@ -28,9 +30,12 @@ enum Command {
     Run {
         /// The guest's xl configuration file.
         config: PathBuf,
-        /// A device to give it, such as 0000:03:00.0. May be repeated.
-        #[arg(long = "device", value_name = "BDF", required = true, num_args = 1..)]
-        devices: Vec<Bdf>,
+        /// A device to give it, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, and on what terms:
+        /// NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]. May be repeated.
+        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        devices: Vec<Wanted>,
+        #[command(flatten)]
+        terms: TermsArgs,
         /// The stub's image.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
@@ -42,9 +47,11 @@ enum Command {
     Attach {
         /// The guest, by name or number.
         guest: String,
-        /// A device to give it. May be repeated.
-        #[arg(long = "device", value_name = "BDF", required = true, num_args = 1..)]
-        devices: Vec<Bdf>,
+        /// A device to give it, and on what terms, as for `run`. May be repeated.
+        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        devices: Vec<Wanted>,
+        #[command(flatten)]
+        terms: TermsArgs,
         /// The stub of a guest that has no devices yet, by name or number [default: GUEST-bulkhead, created if it is
         /// not there].
         #[arg(long, value_name = "DOMAIN")]
@@ -77,6 +84,30 @@ enum Command {
     Serve,
 }
 
+/// On what terms a guest gets devices.
+#[derive(Args)]
+struct TermsArgs {
+    /// The policy file [default: /etc/bulkhead/policy.toml, which need not be there].
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Without MSI and MSI-X for all these devices, but those with msi=1.
+    #[arg(long)]
+    no_msi: bool,
+    /// Without MSI and MSI-X for those of these devices that are below a bridge, but those with msi=1. May be repeated.
+    #[arg(long, value_name = "BRIDGE")]
+    no_msi_below: Vec<Name>,
+}
+
+impl From<TermsArgs> for Choices {
+    fn from(args: TermsArgs) -> Self {
+        Self {
+            file: args.policy,
+            no_msi: args.no_msi,
+            no_msi_below: args.no_msi_below,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,17 +125,20 @@ fn execute(command: Command) -> Result<()> {
         Command::Run {
             config,
             devices,
+            terms,
             kernel,
             wait,
         } => launch::run(&Run {
             config,
             devices,
+            choices: terms.into(),
             kernel,
             wait: Duration::from_secs(wait),
         }),
         Command::Attach {
             guest,
             devices,
+            terms,
             stub,
             kernel,
             wait,
@@ -112,6 +146,7 @@ fn execute(command: Command) -> Result<()> {
             guest,
             stub,
             devices,
+            choices: terms.into(),
             kernel,
             wait: Duration::from_secs(wait),
         }),

@@ -3,18 +3,23 @@
 use crate::checks::{self, Claims, Refusal};
 use crate::host::Host;
 use crate::mcfg::{self, Mcfg};
+use crate::policy::{self, Choices, Decided};
 use crate::record::Device;
 use crate::seize::{Before, seize};
+use crate::terms::Terms;
 use crate::undo::{Step, Undo};
 use crate::waiting::Interrupt;
 use crate::xl;
 use anyhow::{Context, Result, anyhow, bail};
+use bulkhead_config::options::Wanted;
 use std::fs;
 use xenbus::bdf::Bdf;
 
 /// Devices that have passed all checks.
 pub struct Checked {
     bdfs: Vec<Bdf>,
+    /// For each, on what terms the guest gets it.
+    terms: Vec<Terms>,
     /// The devices that the guest has besides.
     already: Vec<Bdf>,
     mcfg: Mcfg,
@@ -22,7 +27,10 @@ pub struct Checked {
 }
 
 /// Checks devices for a guest that has the devices `already`.
-pub fn check(host: &mut Host, bdfs: &[Bdf], already: &[Bdf]) -> Result<Checked> {
+pub fn check(host: &mut Host, wanted: &[Wanted], choices: &Choices, already: &[Bdf]) -> Result<Checked> {
+    let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
+    notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     checks::check_host(&xl::info()?)?;
     let table = fs::read(mcfg::PATH).with_context(|| {
         format!(
@@ -32,10 +40,11 @@ pub fn check(host: &mut Host, bdfs: &[Bdf], already: &[Bdf]) -> Result<Checked> 
     })?;
     let mcfg = Mcfg::parse(&table).with_context(|| format!("{} cannot be used", mcfg::PATH))?;
     let claims = Claims::read(&mut host.store)?;
-    let refusals = checks::check_devices(bdfs, already, &host.sysfs, &mcfg, &claims);
+    let refusals = checks::check_devices(&bdfs, already, &host.sysfs, &mcfg, &claims);
     match refusals.len() {
         0 => Ok(Checked {
-            bdfs: bdfs.to_vec(),
+            bdfs,
+            terms,
             already: already.to_vec(),
             mcfg,
             claims,
@@ -77,8 +86,9 @@ impl Checked {
 
     /// Describes the devices, once they are taken, and tells what the administrator should know.
     pub fn describe(&self, host: &Host) -> Result<Vec<Device>> {
+        let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) =
-            checks::describe_all(&self.bdfs, &self.already, &host.sysfs, &self.mcfg, &self.claims)?;
+            checks::describe_all(&wanted, &self.already, &host.sysfs, &self.mcfg, &self.claims)?;
         notices.iter().for_each(|notice| eprintln!("note: {notice}"));
         Ok(devices)
     }

@@ -22,6 +22,13 @@ impl fmt::Display for ValueError {
 
 impl core::error::Error for ValueError {}
 
+impl ValueError {
+    /// What was expected, to go on a sentence.
+    pub const fn expected(self) -> &'static str {
+        self.expected
+    }
+}
+
 /// Vendor and device id, written `8086:10d3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ids {

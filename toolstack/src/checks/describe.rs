@@ -6,7 +6,7 @@ use crate::interrupts::msix_entries;
 use crate::mcfg::Mcfg;
 use crate::record::Device;
 use crate::sysfs::Sysfs;
-use crate::terms::Terms;
+use crate::terms::{Msi, Terms};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
@@ -30,6 +30,16 @@ pub enum Notice {
         /// The devices that use it too.
         others: String,
     },
+    /// The device cannot interrupt.
+    #[error(
+        "{bdf} has no interrupts for its guest: MSI is off ({rule}), and it has no INTx line that could be given"
+    )]
+    NoInterrupts {
+        /// The device.
+        bdf: Bdf,
+        /// The rule that turned MSI off.
+        rule: String,
+    },
     /// The guest may not get all its vectors.
     #[error(
         "the devices have {vectors} MSI-X vectors in all, and Xen has {SPARE_PIRQS} pirqs for a guest: if the guest's \
@@ -49,7 +59,13 @@ pub enum Notice {
 
 /// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
 /// turned on once, the interrupt line is known. `sharers` are those of [`line_sharers`].
-pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result<Device, Refusal> {
+pub fn describe(
+    bdf: Bdf,
+    terms: &Terms,
+    sharers: &[Bdf],
+    sysfs: &Sysfs,
+    mcfg: &Mcfg,
+) -> Result<Device, Refusal> {
     let config = sysfs.config_bytes(bdf)?;
     let word = |at: usize| {
         config
@@ -69,14 +85,14 @@ pub fn describe(bdf: Bdf, sharers: &[Bdf], sysfs: &Sysfs, mcfg: &Mcfg) -> Result
         gsi,
         line_offered: gsi.is_some() && sharers.is_empty(),
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
-        terms: Terms::default(),
+        terms: terms.clone(),
     })
 }
 
-/// Describes devices for a guest that has the devices `already`, and what else the administrator should know
-/// about them.
+/// Describes devices, each with its terms, for a guest that has the devices `already`, and what else the administrator
+/// should know about them.
 pub fn describe_all(
-    bdfs: &[Bdf],
+    wanted: &[(Bdf, &Terms)],
     already: &[Bdf],
     sysfs: &Sysfs,
     mcfg: &Mcfg,
@@ -84,11 +100,15 @@ pub fn describe_all(
 ) -> Result<(Vec<Device>, Vec<Notice>), Refusal> {
     let mut devices = Vec::new();
     let mut notices = Vec::new();
-    let together = [already, bdfs].concat();
-    for &bdf in bdfs {
+    let bdfs: Vec<Bdf> = wanted.iter().map(|&(bdf, _)| bdf).collect();
+    let together = [already, &bdfs].concat();
+    for &(bdf, terms) in wanted {
         let sharers = line_sharers(bdf, &together, sysfs, claims)?;
-        let device = describe(bdf, &sharers, sysfs, mcfg)?;
-        if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
+        let device = describe(bdf, terms, &sharers, sysfs, mcfg)?;
+        if let (Msi::Off(rule), false) = (&terms.msi, device.line_offered) {
+            let rule = rule.clone();
+            notices.push(Notice::NoInterrupts { bdf, rule });
+        } else if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
             let others = sharers.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
             notices.push(Notice::LineWithheld { bdf, gsi, others });
         }
@@ -98,7 +118,12 @@ pub fn describe_all(
         devices.push(device);
     }
     let mut vectors = 0;
-    for bdf in together {
+    let off = |bdf| {
+        wanted
+            .iter()
+            .any(|&(other, terms)| other == bdf && !terms.msi.is_on())
+    };
+    for bdf in together.into_iter().filter(|&bdf| !off(bdf)) {
         vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
     }
     if vectors > SPARE_PIRQS {
@@ -121,19 +146,33 @@ mod tests {
             ..Claims::default()
         };
         let offered = |already: &[Bdf]| {
-            let (devices, _) = describe_all(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).unwrap();
+            let (devices, _) = describe_all(
+                &[(bdf(B), &Terms::default())],
+                already,
+                &tree.sysfs(),
+                &mcfg(),
+                &guest,
+            )
+            .unwrap();
             devices[0].line_offered
         };
         assert_eq!((offered(&[]), offered(&[bdf(A)])), (false, true), "a line");
         tree.add(A, &[("config", &config(0, 1, 33))]);
-        let (_, notices) = describe_all(&[bdf(B)], &[bdf(A)], &tree.sysfs(), &mcfg(), &guest).unwrap();
+        let (_, notices) = describe_all(
+            &[(bdf(B), &Terms::default())],
+            &[bdf(A)],
+            &tree.sysfs(),
+            &mcfg(),
+            &guest,
+        )
+        .unwrap();
         assert_eq!(notices, [Notice::ManyVectors { vectors: 38 }]);
     }
 
     #[test]
     fn a_description_holds_what_the_stub_and_the_release_need() {
         let tree = host();
-        let device = describe(bdf(A), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let device = describe(bdf(A), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
         assert_eq!(device.ids.to_string(), "8086:10d3");
         assert_eq!(
             (device.ecam, device.gsi, device.line_offered),
@@ -141,12 +180,12 @@ mod tests {
         );
         assert_eq!(device.header, config(0, 1, 5)[..64]);
         assert!(
-            !describe(bdf(A), &[bdf(B)], &tree.sysfs(), &mcfg())
+            !describe(bdf(A), &Terms::default(), &[bdf(B)], &tree.sysfs(), &mcfg())
                 .unwrap()
                 .line_offered
         );
         tree.add(A, &[("config", &config(0, 0, 5))]);
-        let without_pin = describe(bdf(A), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let without_pin = describe(bdf(A), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
         assert_eq!((without_pin.gsi, without_pin.line_offered), (None, false));
     }
 
@@ -164,7 +203,14 @@ mod tests {
         )
         .unwrap();
         let sysfs = tree.sysfs();
-        let (devices, notices) = describe_all(&[bdf(A)], &[], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        let (devices, notices) = describe_all(
+            &[(bdf(A), &Terms::default())],
+            &[],
+            &sysfs,
+            &mcfg(),
+            &Claims::default(),
+        )
+        .unwrap();
         assert!(!devices[0].line_offered);
         let (a, others) = (bdf(A), "0000:00:06.0".to_owned());
         assert_eq!(
@@ -179,5 +225,20 @@ mod tests {
                 Notice::ManyVectors { vectors: 33 },
             ]
         );
+    }
+
+    #[test]
+    fn a_device_whose_msi_is_off_needs_no_pirqs_and_must_have_a_line() {
+        let tree = host();
+        let sysfs = tree.sysfs();
+        tree.add(A, &[("config", &config(0, 0, 33))]);
+        let terms = Terms {
+            msi: Msi::Off("policy.toml, all devices".into()),
+            ..Terms::default()
+        };
+        let (_, notices) =
+            describe_all(&[(bdf(A), &terms)], &[], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        let rule = "policy.toml, all devices".into();
+        assert_eq!(notices, [Notice::NoInterrupts { bdf: bdf(A), rule }]);
     }
 }

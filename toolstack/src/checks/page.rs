@@ -39,11 +39,12 @@ mod tests {
     use super::*;
     use crate::checks::describe;
     use crate::checks::fixture::{A, B, bdf, host, mcfg};
+    use crate::terms::Terms;
 
     #[test]
     fn a_device_does_not_leave_while_the_guest_keeps_one_in_the_same_page() {
         let tree = host();
-        let describe = |name| describe(bdf(name), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let describe = |name| describe(bdf(name), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
         assert!(check_leaving(&[describe(A)], &[describe(B)]).is_ok());
         tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
         let refusal = check_leaving(&[describe(A)], &[describe(B)])

@@ -1,0 +1,266 @@
+//! The policy file: on what terms guests get devices. `policy.toml` explains each line.
+
+use crate::name::Name;
+use crate::options::{AerFate, Options};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
+use xenbus::device::Quirks;
+
+/// Where the policy is installed.
+pub const PATH: &str = "/etc/bulkhead/policy.toml";
+
+/// What the file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// MSI and MSI-X of all devices.
+    pub msi: Option<bool>,
+    /// The bridges.
+    #[serde(default, rename = "bridge")]
+    pub bridges: Vec<Bridge>,
+    /// The devices.
+    #[serde(default, rename = "device")]
+    pub devices: Vec<Device>,
+}
+
+/// What the file says of all devices below a bridge.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bridge {
+    /// The bridge.
+    pub address: Name,
+    /// MSI and MSI-X of those devices.
+    pub msi: bool,
+}
+
+/// What the file says of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "RawDevice")]
+pub struct Device {
+    /// The device; ids alone are every device with them.
+    pub name: Name,
+    /// What is chosen for it.
+    pub options: Options,
+    /// Whether it is taken from dom0's drivers at boot.
+    pub seize: bool,
+}
+
+/// As it stands in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawDevice {
+    r#match: Name,
+    msi: Option<bool>,
+    permissive: Option<bool>,
+    #[serde(default, deserialize_with = "quirks")]
+    quirks: Option<Quirks>,
+    share_intx: Option<bool>,
+    aer: Option<AerFate>,
+    #[serde(default)]
+    seize: bool,
+}
+
+impl From<RawDevice> for Device {
+    fn from(raw: RawDevice) -> Self {
+        Self {
+            name: raw.r#match,
+            options: Options {
+                msi: raw.msi,
+                permissive: raw.permissive,
+                quirks: raw.quirks,
+                share_intx: raw.share_intx,
+                aer: raw.aer,
+            },
+            seize: raw.seize,
+        }
+    }
+}
+
+fn quirks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Quirks>, D::Error> {
+    let mut quirks = Quirks::default();
+    for text in Vec::<String>::deserialize(deserializer)? {
+        let added = text.parse().and_then(|quirk| quirks.add(quirk));
+        added.map_err(|error| D::Error::custom(format!("{text:?}: {error}")))?;
+    }
+    Ok(Some(quirks))
+}
+
+/// Why there is no policy.
+#[derive(Debug)]
+pub enum PolicyError {
+    /// The file cannot be read.
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file says what cannot be understood.
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1 on.
+        line: usize,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable { path, .. } => write!(
+                f,
+                "cannot read the policy {}: name another with --policy",
+                path.display()
+            ),
+            Self::Broken { path, line, cause } => write!(
+                f,
+                "the policy {} is broken in line {line}: {cause}. Nothing is given to a guest before the line is \
+                 corrected or taken out",
+                path.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PolicyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable { source, .. } => Some(source),
+            Self::Broken { .. } => None,
+        }
+    }
+}
+
+impl Policy {
+    /// Reads the file that is named, or else the installed one, which need not be there.
+    ///
+    /// # Errors
+    /// A file that cannot be read or understood. Half a policy is none: nothing of it counts then.
+    pub fn read(named: Option<&Path>) -> Result<Self, PolicyError> {
+        let path = named.unwrap_or(Path::new(PATH));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(PolicyError::Unreadable {
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Reads the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`PolicyError::Broken`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, PolicyError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let before = text.as_bytes().iter().take(start);
+            PolicyError::Broken {
+                path: path.to_owned(),
+                line: 1 + before.filter(|byte| **byte == b'\n').count(),
+                cause: error.message().trim_end_matches('.').replace('\n', " "),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Policy, PolicyError> {
+        Policy::parse(text, Path::new("/etc/bulkhead/policy.toml"))
+    }
+
+    #[test]
+    fn the_installed_example_says_nothing_and_explains_everything() {
+        assert_eq!(parse(crate::POLICY).unwrap(), Policy::default());
+        let uncommented: String = crate::POLICY
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                // Explanations have a space after the sign, lines of the file have none.
+                Some(line) if !line.starts_with(' ') => format!("{line}\n"),
+                _ => "\n".into(),
+            })
+            .collect();
+        let policy = parse(&uncommented).unwrap();
+        assert_eq!(policy.msi, Some(true));
+        assert_eq!(policy.bridges[0].address.to_string(), "0000:00:1c.0");
+        assert!(!policy.bridges[0].msi);
+        let device = &policy.devices[0];
+        assert_eq!(device.name.to_string(), "8086:10d3@0000:03:00.0");
+        let options = Options {
+            msi: Some(false),
+            permissive: Some(true),
+            quirks: Some("44:2:ff;60:4:1".parse().unwrap()),
+            share_intx: Some(true),
+            aer: Some(AerFate::Detach),
+        };
+        assert_eq!((&device.options, device.seize), (&options, true));
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_said() {
+        let policy = parse("[[device]]\nmatch = \"8086:10d3\"\n").unwrap();
+        assert_eq!((policy.msi, policy.bridges.len()), (None, 0));
+        assert_eq!(policy.devices[0].options, Options::default());
+        assert!(!policy.devices[0].seize);
+    }
+
+    #[test]
+    fn a_broken_file_is_refused_with_file_line_and_cause() {
+        for (text, line, cause) in [
+            ("msi = 0", 1, "invalid type: integer `0`, expected a boolean"),
+            (
+                "\n\nfast = true",
+                3,
+                "unknown field `fast`, expected one of `msi`, `bridge`, `device`",
+            ),
+            ("msi = true\nmsi = false", 2, "duplicate key"),
+            ("[[device]]\nmsi = true", 1, "missing field `match`"),
+            ("[[device]]\nmatch = \"eth0\"", 2, "\"eth0\" names no PCI device"),
+            (
+                "[[device]]\nmatch = \"00:05.0\"\nshare_intx = true",
+                3,
+                "unknown field `share_intx`",
+            ),
+            (
+                "[[device]]\nmatch = \"00:05.0\"\naer = \"kill\"",
+                3,
+                "unknown variant `kill`",
+            ),
+            (
+                "[[device]]\nmatch = \"00:05.0\"\nquirks = [\"44:3:1\"]",
+                3,
+                "\"44:3:1\": expected a quirk's size of 1, 2 or 4",
+            ),
+            (
+                "[[device]]\nmatch = \"00:05.0\"\nquirks = [\"44:2:1\", \"45:1:1\"]",
+                3,
+                "\"45:1:1\": expected quirks of different registers",
+            ),
+            ("[[bridge]]\naddress = \"00:1c.0\"", 1, "missing field `msi`"),
+            ("msi = ", 1, ""),
+            ("[[device]", 1, ""),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            let start = format!("the policy /etc/bulkhead/policy.toml is broken in line {line}: {cause}");
+            assert!(error.starts_with(&start), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let path = Path::new("/nonexistent/policy.toml");
+        let error = Policy::read(Some(path)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot read the policy /nonexistent/policy.toml"),
+            "{error}"
+        );
+    }
+}
