@@ -8,7 +8,7 @@ use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
-use xenbus::device::Ids;
+use xenbus::device::{Ids, Quirk};
 use xenbus::pciif;
 use xenbus::printable::Printable;
 
@@ -73,6 +73,8 @@ pub enum MessageRefusal {
     NoVectors,
     /// The same table entry twice: Xen would map it twice without complaint.
     DuplicateEntry(u16),
+    /// The toolstack wants none of it for this device.
+    SwitchedOff,
     /// An entry past the end of the device's table.
     EntryPastTable {
         /// The entry asked for.
@@ -136,11 +138,12 @@ impl RequestError {
             Self::BadAccess { .. } => E::InvalidOffset,
             Self::Denied { .. } | Self::MessageControl { .. } | Self::PowerState(_) => E::AccessDenied,
             Self::UnknownCommand(_) => E::NotImplemented,
-            Self::Message(MessageKind::Msi, _) => E::OpFailed,
+            Self::Message(MessageKind::Msi, _) | Self::Message(_, R::SwitchedOff) => E::OpFailed,
             Self::Message(MessageKind::Msix, refusal) => match refusal {
                 R::AlreadyOn => E::EALREADY,
                 R::OtherKindOn | R::MemoryDecodeOff => E::ENXIO,
-                R::NoCapability
+                R::SwitchedOff
+                | R::NoCapability
                 | R::TooManyVectors(_)
                 | R::NoVectors
                 | R::DuplicateEntry(_)
@@ -163,8 +166,9 @@ impl RequestError {
             | Self::Denied { .. }
             | Self::MessageControl { .. }
             | Self::UnknownCommand(_)
-            | Self::Message(..)
             | Self::PowerState(_) => Blame::Guest,
+            Self::Message(_, MessageRefusal::SwitchedOff) => Blame::Toolstack,
+            Self::Message(..) => Blame::Guest,
             Self::DeviceSilent => Blame::Device,
             Self::ServiceAbsent
             | Self::ServiceBusy
@@ -190,6 +194,9 @@ impl fmt::Display for MessageRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCapability => f.write_str("the device has no such capability; use what lspci shows"),
+            Self::SwitchedOff => {
+                f.write_str("switched off for this device; `bulkhead status` in dom0 says by which rule")
+            }
             Self::AlreadyOn => f.write_str("it is on already; turn it off first"),
             Self::OtherKindOn => f.write_str("the other kind is on; turn that off first"),
             Self::MemoryDecodeOff => {
@@ -310,12 +317,23 @@ pub enum SetupError {
         /// Vendor and device id that were read.
         found: Ids,
     },
-    /// A bridge, or a header type that does not exist.
+    /// A CardBus bridge, or a header type that does not exist.
     HeaderType {
         /// Its address.
         bdf: Bdf,
-        /// The type: 1 is a PCI bridge, 2 a CardBus bridge.
+        /// The type: 2 is a CardBus bridge.
         header: u8,
+    },
+    /// A bridge on the virtual bus, which has no bus behind it.
+    VirtualBridge(Bdf),
+    /// A quirk for a register that has a rule of its own.
+    QuirkTaken {
+        /// The device.
+        bdf: Bdf,
+        /// The quirk.
+        quirk: Quirk,
+        /// Name of the register.
+        register: &'static str,
     },
     /// Xen refused to map a function's ECAM page.
     MapEcam {
@@ -370,7 +388,11 @@ impl SetupError {
             Self::NotServed(_) | Self::OtherGuest { .. } => EPERM,
             Self::Duplicate(_) | Self::Misplaced(_) | Self::OtherConnection(_) => EEXIST,
             Self::BusFull(_) => ENOMEM,
-            Self::DeviceSilent(_) | Self::WrongIds { .. } | Self::HeaderType { .. } => ENODEV,
+            Self::DeviceSilent(_)
+            | Self::WrongIds { .. }
+            | Self::HeaderType { .. }
+            | Self::VirtualBridge(_) => ENODEV,
+            Self::QuirkTaken { .. } => EINVAL,
             Self::MapEcam { errno, .. }
             | Self::MapGrant { errno, .. }
             | Self::BindPort { errno, .. }
@@ -392,6 +414,8 @@ impl SetupError {
             | Self::OtherGuest { .. }
             | Self::OtherConnection(_)
             | Self::WrongIds { .. }
+            | Self::VirtualBridge(_)
+            | Self::QuirkTaken { .. }
             | Self::MapEcam { .. } => Blame::Toolstack,
             Self::Store(_) | Self::StoreLost(_) => Blame::Toolstack,
             Self::Share(_) => Blame::Us,
@@ -439,7 +463,7 @@ impl fmt::Display for SetupError {
             ),
             Self::DeviceSilent(bdf) => write!(
                 f,
-                "{bdf} answers all-ones; check in dom0 that it is there, powered, and no virtual function"
+                "{bdf} answers all-ones; check in dom0 that it is there and powered, and attach it again"
             ),
             Self::WrongIds { bdf, expected, found } => write!(
                 f,
@@ -447,7 +471,15 @@ impl fmt::Display for SetupError {
             ),
             Self::HeaderType { bdf, header } => write!(
                 f,
-                "{bdf} has header type {header}; only type 0 (no bridge) can be passed through yet"
+                "{bdf} has header type {header}; devices (0) and PCI bridges (1) can be given to a guest"
+            ),
+            Self::VirtualBridge(bdf) => write!(
+                f,
+                "{bdf} is a bridge; give it with the devices behind it by --slots passthrough, or give these alone"
+            ),
+            Self::QuirkTaken { bdf, quirk, register } => write!(
+                f,
+                "quirk {quirk} of {bdf} is for {register}, which has a rule of its own; leave it out"
             ),
             Self::MapEcam { bdf, frame, errno } => write!(
                 f,

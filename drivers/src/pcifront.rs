@@ -23,7 +23,7 @@ use core::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::counters::Counters;
-use xenbus::device;
+use xenbus::device::{self, SlotMode};
 use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::frontend::{self, Posted};
 use xenbus::pciif::{self, Command, MsixEntry, Request};
@@ -31,6 +31,17 @@ use xenbus::state::XenbusState;
 
 /// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// What a node must say that is on or off.
+const FLAG: &str = "1 or 0";
+
+fn flag(text: &str) -> Option<bool> {
+    match text {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ => None,
+    }
+}
 
 /// What we share with the service.
 #[derive(Debug)]
@@ -190,6 +201,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// # Errors
     /// As [`Self::guest`].
     pub fn resources(&self, store: &mut impl Store, bdf: Bdf, index: usize) -> Result<Resources, SetupError> {
+        let bars = self.node(
+            store,
+            Numbered::Bars.at(index),
+            "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
+            |text| Bars::new(&text.parse::<device::Bars>().ok()?),
+        )?;
+        let virtual_function = self.flag(store, Numbered::Virtual, index, false)?;
         Ok(Resources {
             bdf,
             ids: self.node(store, Numbered::Ids.at(index), "VVVV:DDDD", |text| {
@@ -201,19 +219,57 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 "a frame number in hex",
                 store::hex,
             )?,
-            bars: self.node(
-                store,
-                Numbered::Bars.at(index),
-                "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
-                |text| Bars::new(&text.parse::<device::Bars>().ok()?),
-            )?,
+            bars: if virtual_function {
+                bars.of_virtual_function()
+            } else {
+                bars
+            },
             irq: self.node(store, Numbered::Irq.at(index), "a decimal number", store::decimal)?,
-            intx: self.node(store, Numbered::Intx.at(index), "1 or 0", |text| match text {
-                "1" => Some(true),
-                "0" => Some(false),
-                _ => None,
-            })?,
+            intx: self.node(store, Numbered::Intx.at(index), FLAG, flag)?,
+            permissive: self.flag(store, Numbered::Permissive, index, false)?,
+            quirks: self
+                .optional(
+                    store,
+                    &Numbered::Quirks.at(index),
+                    "REG:SIZE:MASK in hex, at most 32, apart from each other, separated by ;",
+                    |text| text.parse().ok(),
+                )?
+                .unwrap_or_default(),
+            msi: self.flag(store, Numbered::Msi, index, true)?,
+            virtual_function,
         })
+    }
+
+    /// How the guest's devices are addressed.
+    ///
+    /// # Errors
+    /// As [`Self::guest`].
+    pub fn slots(&self, store: &mut impl Store) -> Result<SlotMode, SetupError> {
+        let mode = self.optional(store, key::SLOTS, "vpci or passthrough", |text| text.parse().ok())?;
+        Ok(mode.unwrap_or_default())
+    }
+
+    fn flag(
+        &self,
+        store: &mut impl Store,
+        key: Numbered,
+        index: usize,
+        default: bool,
+    ) -> Result<bool, SetupError> {
+        let value = self.optional(store, &key.at(index), FLAG, flag)?;
+        Ok(value.unwrap_or(default))
+    }
+
+    /// A node that need not be there.
+    fn optional<R>(
+        &self,
+        store: &mut impl Store,
+        key: &str,
+        expected: &'static str,
+        parse: impl FnOnce(&str) -> Option<R>,
+    ) -> Result<Option<R>, SetupError> {
+        let path = self.device.backend_node(key);
+        store::optional(store, &path, Blame::Toolstack, expected, parse)
     }
 
     fn node<R>(

@@ -61,6 +61,24 @@ pub fn value<R>(
     parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))
 }
 
+/// The same for a node that need not be there.
+///
+/// # Errors
+/// As [`value`], but for [`SetupError::MissingNode`].
+pub fn optional<R>(
+    store: &mut impl Store,
+    path: &str,
+    blame: Blame,
+    expected: &'static str,
+    parse: impl FnOnce(&str) -> Option<R>,
+) -> Result<Option<R>, SetupError> {
+    let Some(text) = read(store, path)? else {
+        return Ok(None);
+    };
+    let value = parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))?;
+    Ok(Some(value))
+}
+
 // Apart from `value`, which exists once for each type that is read.
 fn text(store: &mut impl Store, path: &str, blame: Blame) -> Result<String, SetupError> {
     read(store, path)?.ok_or_else(|| SetupError::MissingNode {

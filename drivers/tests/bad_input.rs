@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::device::{Device, TABLE};
+use common::device::{Device, IRQ, TABLE};
 use common::host::{GUEST, Host, STUB};
 use common::service::Mood;
 use drivers::error::MessageKind;
@@ -10,6 +10,7 @@ use drivers::stub::{Outcome, Stub};
 use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store};
+use xenbus::counters::{Counter, Counters};
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::{AER_HANDLER, Command, MsixEntry, Request, SharedPage, layout};
 use xenbus::state::XenbusState::*;
@@ -63,6 +64,67 @@ mod requests {
             let request = Request::new(Command::from_raw(command), FIRST);
             assert_eq!(told(&mut host, &request, &[]), -4, "{command}");
         }
+    }
+
+    #[test]
+    fn several_messages_of_msi_are_refused_as_a_command_that_is_not_there() {
+        const ENABLE_MULTI_MSI: u32 = 10;
+        let mut host = Host::connected();
+        let request = Request {
+            value: 4,
+            ..Request::new(Command::from_raw(ENABLE_MULTI_MSI), FIRST)
+        };
+        assert_eq!(told(&mut host, &request, &[]), -4);
+        assert_eq!(host.device.mode(), None);
+        assert!(
+            host.service.borrow().served.is_empty(),
+            "dom0 hears nothing of it"
+        );
+    }
+
+    #[test]
+    fn messages_that_are_switched_off_for_a_device_are_refused_and_the_line_is_left() {
+        let mut host = Host::idle();
+        host.attach_second(&["0000:00:05.0"]);
+        let path = host.second.backend_node("msi-0");
+        host.set(&path, "0");
+        host.attach_first(&["0000:00:05.0"]);
+        host.start();
+        host.settle();
+        host.guest.publish();
+        host.settle();
+        let refused = |host: &mut Host| {
+            let service = host.service.borrow();
+            let counters = Counters::collect(service.page().unwrap()).unwrap();
+            counters.get(Counter::Refused)
+        };
+        let before = refused(&mut host);
+        assert_eq!(told(&mut host, &Request::new(Command::EnableMsi, FIRST), &[]), -5);
+        let msix = Request::new(Command::EnableMsix, FIRST);
+        assert_eq!(told(&mut host, &msix, &entries([0])), -5);
+        assert_eq!(refused(&mut host) - before, 2);
+        assert!(host.service.borrow().served.is_empty());
+        let off = host.ask(&Request::new(Command::DisableMsix, FIRST), &[]).unwrap();
+        assert_eq!(off.value, IRQ, "the line's pirq");
+    }
+
+    #[test]
+    fn a_virtual_function_gets_msix_whatever_its_own_decode_bit_says() {
+        let mut host = Host::idle();
+        host.device.poke(0x00, 4, u32::MAX);
+        host.device.poke(0x04, 2, 0);
+        host.attach_second(&["0000:00:05.0"]);
+        let path = host.second.backend_node("virtual-0");
+        host.set(&path, "1");
+        host.attach_first(&["0000:00:05.0"]);
+        host.start();
+        host.settle();
+        host.guest.publish();
+        host.settle();
+        assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+        let msix = Request::new(Command::EnableMsix, FIRST);
+        host.device.decode_by_another();
+        assert_eq!(told(&mut host, &msix, &entries([0])), 0);
     }
 
     #[test]
@@ -418,6 +480,14 @@ mod toolstack_nodes {
             ),
             ("irq-0", &["", "-1", "x"]),
             ("intx-0", &["", "2", "yes"]),
+            ("slots", &["", "real", "Vpci"]),
+            ("permissive-0", &["", "2", "yes"]),
+            (
+                "quirks-0",
+                &["44:3:1", "1000:1:1", "44:1:100", "44:2:1;45:1:1", "x"],
+            ),
+            ("msi-0", &["", "2", "off"]),
+            ("virtual-0", &["", "2", "no"]),
         ] {
             for value in values {
                 let error = refused(|host| {
@@ -490,9 +560,26 @@ mod toolstack_nodes {
     }
 
     #[test]
-    fn a_bridge_is_named() {
+    fn a_cardbus_bridge_and_a_pci_bridge_on_the_virtual_bus_are_named() {
+        let error = refused(|host| host.device.poke(0x0e, 1, 2));
+        assert!(error.starts_with("-19 0000:00:05.0 has header type 2"), "{error}");
         let error = refused(|host| host.device.poke(0x0e, 1, 1));
-        assert!(error.starts_with("-19 0000:00:05.0 has header type 1"), "{error}");
+        assert!(
+            error.starts_with("-19 0000:00:05.0 is a bridge") && error.contains("--slots passthrough"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_quirk_for_a_register_with_a_rule_is_named() {
+        let error = refused(|host| {
+            let path = host.second.backend_node("quirks-0");
+            host.set(&path, "4:2:400");
+        });
+        assert!(
+            error.starts_with("-22 quirk 4:2:400 of 0000:00:05.0 is for Command"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,10 +4,13 @@ mod common;
 
 use common::device::{Device, IRQ, MSI, MSIX, PCIE, PM, VPD};
 use drivers::error::{MessageKind, RequestError, SetupError};
+use drivers::pciback::config::bar::Bars;
 use drivers::pciback::config::{Access, Effect, VirtualConfig};
 use drivers::pciback::hardware::Hardware;
+use drivers::pciback::resources::Resources;
 use drivers::platform::ConfigSpace;
 use std::time::Duration;
+use xenbus::device::Quirks;
 
 /// A guest's view of a device.
 struct View {
@@ -22,7 +25,14 @@ impl View {
     }
 
     fn of(device: Device) -> Self {
-        let config = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap();
+        Self::with(device, |_| {})
+    }
+
+    /// A device about which the toolstack says something else than usual.
+    fn with(device: Device, change: impl FnOnce(&mut Resources)) -> Self {
+        let mut resources = Device::resources("0000:00:05.0");
+        change(&mut resources);
+        let config = VirtualConfig::new(resources, &device).unwrap();
         Self {
             device,
             config,
@@ -503,13 +513,325 @@ fn a_device_with_other_ids_is_refused_by_name() {
 }
 
 #[test]
-fn a_bridge_is_refused_and_a_multifunction_device_is_not() {
+fn a_cardbus_bridge_is_refused_in_words_and_a_multifunction_device_is_not() {
     let device = Device::e1000e();
-    device.poke(0x0e, 1, 0x81);
-    let error = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap_err();
-    assert!(matches!(error, SetupError::HeaderType { header: 1, .. }));
-    device.poke(0x0e, 1, 0x80);
-    assert!(VirtualConfig::new(Device::resources("0000:00:05.0"), &device).is_ok());
+    for header in [0x02, 0x82, 0x7f] {
+        device.poke(0x0e, 1, header);
+        let error = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap_err();
+        assert!(matches!(error, SetupError::HeaderType { .. }), "{header:#x}");
+        assert!(
+            error.to_string().contains("devices (0) and PCI bridges (1)"),
+            "{error}"
+        );
+    }
+    for header in [0x80, 0x81] {
+        device.poke(0x0e, 1, header);
+        assert!(VirtualConfig::new(Device::resources("0000:00:05.0"), &device).is_ok());
+    }
+}
+
+mod bridge {
+    use super::*;
+
+    /// A bridge with BAR 0 and a ROM.
+    fn view() -> View {
+        View::with(Device::bridge(), |resources| {
+            resources.ids = "1b36:0001".parse().unwrap();
+            let bars = "feb80000,20000,0;0,0,0;0,0,0;0,0,0;0,0,0;0,0,0;feb00000,40000,0";
+            resources.bars = Bars::new(&bars.parse().unwrap()).unwrap();
+        })
+    }
+
+    #[test]
+    fn has_two_bars_and_its_rom_elsewhere() {
+        let mut view = view();
+        for (offset, address, size) in [
+            (0x10, 0xfeb8_0000, 0xfffe_0000),
+            (0x14, 0, 0),
+            (0x38, 0xfeb0_0000, 0xfffc_0000),
+        ] {
+            assert_eq!(view.read(offset, 4), address);
+            assert_eq!(view.write(offset, 4, u32::MAX), Ok(Effect::Absorbed));
+            assert_eq!(view.read(offset, 4), size, "{offset:#x}");
+            view.write(offset, 4, address).unwrap();
+        }
+        view.device.poke(0x10, 4, 0);
+        assert_eq!(view.write(0x10, 4, 0xfeb8_0000), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x10, 4, 0xfeb8_0000)]);
+    }
+
+    #[test]
+    fn its_buses_and_windows_read_as_they_are_and_are_never_written_not_even_permissively() {
+        for permissive in [false, true] {
+            let device = Device::bridge();
+            if permissive {
+                device.let_through(None);
+            }
+            let mut view = View::with(device, |resources| {
+                resources.ids = "1b36:0001".parse().unwrap();
+                resources.permissive = permissive;
+            });
+            for offset in (0x18..0x34).chain(0x3e..0x40) {
+                assert_eq!(view.read(offset, 1), view.device.read(offset, 1), "{offset:#x}");
+                let secondary_status = matches!(offset, 0x1e | 0x1f);
+                let expected = if permissive && secondary_status {
+                    Effect::Forwarded
+                } else {
+                    Effect::Dropped
+                };
+                assert_eq!(view.write(offset, 1, 0xff), Ok(expected), "{offset:#x}");
+            }
+            assert!(
+                view.sent()
+                    .iter()
+                    .all(|(offset, ..)| matches!(offset, 0x1e | 0x1f))
+            );
+        }
+    }
+
+    #[test]
+    fn command_line_pin_and_the_rest_are_as_with_a_device() {
+        let mut view = view();
+        view.device.poke(0x04, 2, 0x0000);
+        assert_eq!(view.write(0x04, 2, 0x0006), Ok(Effect::Forwarded));
+        assert_eq!(
+            view.sent(),
+            [(0x04, 2, 0x0007)],
+            "both decode bits: its windows need them"
+        );
+        assert_eq!(view.write(0x04, 2, 0x0000), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x04, 2, 0x0003)], "decode stays on");
+        assert_eq!((view.read(0x3c, 1), view.read(0x3d, 1)), (IRQ, 1));
+        assert_eq!(view.write(0x0c, 1, 0x10), Ok(Effect::Forwarded));
+        assert_eq!(view.write(0x0d, 1, 0x10), Ok(Effect::Dropped));
+        assert_eq!(view.read(0x00, 4), 0x0001_1b36);
+    }
+}
+
+mod permissive {
+    use super::*;
+
+    fn view() -> View {
+        let device = Device::e1000e();
+        device.let_through(None);
+        View::with(device, |resources| resources.permissive = true)
+    }
+
+    #[test]
+    fn what_has_no_rule_goes_to_the_device_even_if_it_changes_nothing() {
+        let mut view = view();
+        for (offset, width, value) in [
+            (0x06, 2, 0xf900),
+            (0x08, 4, 0x0200_0001),
+            (PCIE + 8, 2, 0x2810),
+            (0x104, 4, 0),
+            (0xffc, 4, 7),
+            (0x4a, 1, 5),
+        ] {
+            assert_eq!(view.write(offset, width, value), Ok(Effect::Forwarded));
+            assert_eq!(view.sent(), [(offset, width, value)]);
+        }
+        assert_eq!(view.dropped, []);
+    }
+
+    #[test]
+    fn a_write_beside_a_ruled_register_is_split_and_the_rule_holds() {
+        let mut view = view();
+        assert_eq!(view.write(0x04, 4, 0xf900_0403), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x06, 2, 0xf900)]);
+        view.write(0x0c, 4, 0x0080_2010).unwrap();
+        assert_eq!(view.sent(), [(0x0c, 1, 0x10), (0x0e, 1, 0x80)]);
+        assert_eq!(view.dropped, [0x0d], "the latency timer");
+    }
+
+    #[test]
+    fn command_follows_in_all_bits_that_are_the_guests_and_no_other() {
+        let mut view = view();
+        view.write(0x04, 2, 0xffff).unwrap();
+        assert_eq!(view.sent(), [(0x04, 2, 0x02bf)]);
+        view.write(0x04, 2, 0x0000).unwrap();
+        assert_eq!(view.sent(), [(0x04, 2, 0x0003)], "decode stays on");
+    }
+
+    #[test]
+    fn messages_stay_xens_and_product_data_the_devices() {
+        let mut view = view();
+        for base in [MSI, MSIX] {
+            let flags = view.read(base + 2, 2);
+            assert!(view.write(base + 2, 2, flags ^ 0x8001).is_err());
+        }
+        for offset in [MSI + 4, MSI + 8, MSI + 12, MSIX + 4, MSIX + 8, VPD + 4] {
+            assert_eq!(view.write(offset, 4, 1), Ok(Effect::Dropped), "{offset:#x}");
+        }
+        assert!(view.write(VPD + 2, 2, 0x8000).is_err());
+        assert_eq!(view.sent(), []);
+    }
+
+    #[test]
+    fn messages_with_64_bit_and_mask_are_guarded_to_their_end() {
+        let device = Device::e1000e();
+        device.poke(MSI + 2, 2, 0x0180);
+        // Room for 24 bytes.
+        device.poke(MSI + 1, 1, 0);
+        device.let_through(None);
+        let mut view = View::with(device, |resources| resources.permissive = true);
+        for offset in (4..24).step_by(4) {
+            assert_eq!(view.write(MSI + offset, 4, 0), Ok(Effect::Dropped), "{offset:#x}");
+        }
+        assert_eq!(view.write(MSI + 24, 4, 0), Ok(Effect::Forwarded));
+    }
+}
+
+mod quirks {
+    use super::*;
+
+    fn view(quirks: &str) -> View {
+        let device = Device::e1000e();
+        let quirks: Quirks = quirks.parse().unwrap();
+        for quirk in quirks.as_slice() {
+            device.let_through(Some((quirk.offset(), quirk.width())));
+        }
+        View::with(device, |resources| resources.quirks = quirks)
+    }
+
+    #[test]
+    fn the_bits_of_the_mask_are_the_guests_and_the_others_stay() {
+        let mut view = view("e8:2:ff0");
+        view.device.poke(PCIE + 8, 2, 0xa005);
+        assert_eq!(view.write(PCIE + 8, 2, 0xffff), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(PCIE + 8, 2, 0xaff5)]);
+        assert_eq!(view.write(PCIE + 8, 2, 0), Ok(Effect::Forwarded));
+        assert_eq!(view.device.word(PCIE + 8), 0xa005);
+        assert_eq!(view.read(PCIE + 8, 2), 0xa005, "read as it is");
+    }
+
+    #[test]
+    fn only_the_bytes_that_are_written_change() {
+        let mut view = view("e8:4:ffffffff;100:1:1");
+        view.device.poke(PCIE + 8, 4, 0x1122_3344);
+        assert_eq!(view.write(PCIE + 9, 1, 0xaa), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(PCIE + 8, 4, 0x1122_aa44)]);
+        view.device.poke(0x100, 1, 0x10);
+        assert_eq!(view.write(0x100, 4, 0xffff_ffff), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x100, 1, 0x11)]);
+        assert_eq!(view.dropped, [0x100], "the other three bytes");
+    }
+
+    #[test]
+    fn a_write_beside_the_mask_is_dropped_and_the_same_value_goes_out_again() {
+        let mut view = view("e8:2:ff");
+        assert_eq!(view.write(PCIE + 9, 1, 0xff), Ok(Effect::Dropped));
+        assert_eq!(view.dropped, [PCIE + 8]);
+        for _ in 0..2 {
+            assert_eq!(view.write(PCIE + 8, 1, 0x01), Ok(Effect::Forwarded));
+        }
+        assert_eq!(view.sent().len(), 2, "a written 1 may clear a bit");
+    }
+
+    #[test]
+    fn it_may_cover_registers_without_a_rule_and_its_neighbours_keep_theirs() {
+        let mut view = view("2c:4:ffffffff");
+        assert_eq!(view.write(0x2c, 4, 0x1234_5678), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x2c, 4, 0x1234_5678)], "in one write");
+        assert_eq!(view.write(0x28, 4, 1), Ok(Effect::Dropped));
+    }
+
+    #[test]
+    fn one_for_a_register_with_a_rule_is_refused_by_name() {
+        for (quirk, register) in [
+            ("4:2:400", "Command"),
+            ("10:4:ffffffff", "BAR 0"),
+            ("d:1:ff", "Latency Timer"),
+            ("3c:1:ff", "Interrupt Line"),
+            ("cc:2:100", "PMCSR"),
+            ("d4:4:ffffffff", "MSI Address"),
+            ("a2:1:ff", "MSI-X Message Control"),
+        ] {
+            let mut resources = Device::resources("0000:00:05.0");
+            resources.quirks = quirk.parse().unwrap();
+            let error = VirtualConfig::new(resources, &Device::e1000e()).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "quirk {quirk} of 0000:00:05.0 is for {register}, which has a rule of its own; leave it out"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn of_a_permissive_device_a_quirk_keeps_its_mask() {
+        let device = Device::e1000e();
+        device.let_through(None);
+        let mut view = View::with(device, |resources| {
+            resources.permissive = true;
+            resources.quirks = "e8:2:ff".parse().unwrap();
+        });
+        view.write(PCIE + 8, 4, 0xffff_ffff).unwrap();
+        assert_eq!(view.sent(), [(PCIE + 8, 2, 0x00ff), (PCIE + 10, 2, 0xffff)]);
+    }
+}
+
+mod virtual_function {
+    use super::*;
+
+    /// As a card has it: no ids, no BARs, no decode bits.
+    fn device() -> Device {
+        let device = Device::e1000e();
+        device.poke(0x00, 4, u32::MAX);
+        device.poke(0x04, 2, 0);
+        for bar in 0..6 {
+            device.poke(0x10 + 4 * bar, 4, 0);
+        }
+        device.poke(0x3c, 2, 0);
+        device
+    }
+
+    fn view() -> View {
+        View::with(device(), |resources| {
+            resources.virtual_function = true;
+            resources.ids = "8086:10ca".parse().unwrap();
+            resources.bars = resources.bars.clone().of_virtual_function();
+            resources.irq = 0;
+            resources.intx = false;
+        })
+    }
+
+    #[test]
+    fn shows_the_ids_that_dom0_knows() {
+        let view = view();
+        assert_eq!(view.read(0x00, 4), 0x10ca_8086);
+        assert_eq!((view.read(0x00, 2), view.read(0x02, 2)), (0x8086, 0x10ca));
+        assert_eq!(view.read(0x3c, 2), 0, "neither line nor pin");
+    }
+
+    #[test]
+    fn its_bars_and_decode_are_taken_in_here() {
+        let mut view = view();
+        assert_eq!(view.read(0x10, 4), 0xfeb8_0000);
+        assert_eq!(view.write(0x10, 4, u32::MAX), Ok(Effect::Absorbed));
+        assert_eq!(view.read(0x10, 4), 0xfffe_0000);
+        assert_eq!(view.write(0x10, 4, 0xfeb8_0000), Ok(Effect::Absorbed));
+        assert_eq!(view.write(0x04, 2, 0x0002), Ok(Effect::Absorbed));
+        assert_eq!(view.read(0x04, 2), 0x0002, "the guest sees what it wrote");
+        assert_eq!(view.sent(), []);
+        assert_eq!(view.write(0x04, 2, 0x0006), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x04, 2, 0x0004)]);
+    }
+
+    #[test]
+    fn one_that_is_not_there_is_refused_and_one_with_ids_of_its_own_must_have_the_right_ones() {
+        let silent = device();
+        silent.fill(0xff);
+        let mut resources = Device::resources("0000:00:05.0");
+        resources.virtual_function = true;
+        let error = VirtualConfig::new(resources.clone(), &silent).unwrap_err();
+        assert!(matches!(error, SetupError::DeviceSilent(_)));
+        assert!(VirtualConfig::new(resources.clone(), &Device::e1000e()).is_ok());
+        resources.ids = "8086:10ca".parse().unwrap();
+        let error = VirtualConfig::new(resources, &Device::e1000e()).unwrap_err();
+        assert!(matches!(error, SetupError::WrongIds { .. }));
+    }
 }
 
 #[test]

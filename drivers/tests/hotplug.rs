@@ -335,8 +335,8 @@ fn a_new_device_that_is_not_what_the_toolstack_says_is_refused_alone() {
             "-19 0000:00:06.0 is 8086:100e, not 8086:10d3",
         ),
         (
-            Box::new(|host: &mut Host| host.card(B).poke(0x0e, 1, 1)),
-            "-19 0000:00:06.0 has header type 1",
+            Box::new(|host: &mut Host| host.card(B).poke(0x0e, 1, 2)),
+            "-19 0000:00:06.0 has header type 2",
         ),
         (
             Box::new(|host: &mut Host| {
@@ -413,7 +413,14 @@ fn a_device_that_is_taken_off_the_list_while_it_is_being_exported_is_not_publish
         change,
     };
     let entries = [
-        entry(1, B, Change::Exported(at(SLOT[1]))),
+        entry(
+            1,
+            B,
+            Change::Exported {
+                place: at(SLOT[1]),
+                root: true,
+            },
+        ),
         entry(2, C, Change::Removed),
     ];
     let mut stub = Client::new(host.xenstored.connect(STUB));

@@ -154,7 +154,7 @@ impl Served {
             .map(|&counter| (counter.name().to_owned(), counters.get(counter)));
         self.counters = named.collect();
         let dropped = counters.dropped_writes().map(|write| DroppedWrites {
-            slot: format!("{:02x}.{:x}", write.devfn >> 3, write.devfn & 7),
+            slot: format!("{:02x}:{:02x}.{:x}", write.bus, write.devfn >> 3, write.devfn & 7),
             offset: write.offset,
             count: write.count,
         });
@@ -357,7 +357,7 @@ mod tests {
         };
         let mut counters = Counters::default();
         counters.add(Counter::Reads);
-        counters.add_dropped_write(0x08, 0x0d);
+        counters.add_dropped_write("00:01.0".parse().unwrap(), 0x0d);
         let mut served = Served {
             requests: 12,
             failed: 1,
@@ -414,7 +414,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("dropped 1 writes to register 0xd of the guest's 01.0"),
+            text.contains("dropped 1 writes to register 0xd of the guest's 00:01.0"),
             "{text}"
         );
         assert!(

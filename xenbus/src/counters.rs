@@ -12,15 +12,16 @@
 //! | 0 | magic, `BHCT` |
 //! | 4 | version, u32: [`VERSION`] |
 //! | 8 | one u64 for each [`Counter`], in its order |
-//! | then | [`DROPPED_MAX`] entries `{ devfn: u8, zero: u8, offset: u16, count: u32 }`; count 0: free |
+//! | then | [`DROPPED_MAX`] entries `{ devfn: u8, bus: u8, offset: u16, count: u32 }`; count 0: free |
 
+use crate::bdf::Bdf;
 use crate::pciif::{SharedPage, layout};
 use core::fmt;
 
 /// Offset of the block in the page.
 pub const OFFSET: usize = 1024;
 /// Version of the block's layout; it changes whenever [`Counter`] or the table does.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Registers that are named one by one in the table of dropped writes.
 pub const DROPPED_MAX: usize = 16;
 /// Size of the block, in bytes.
@@ -95,7 +96,9 @@ counters! {
 /// Writes to one register that were dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedWrite {
-    /// The function on the guest's bus: `device << 3 | function`.
+    /// The function's bus in the guest.
+    pub bus: u8,
+    /// The function on that bus: `device << 3 | function`.
     pub devfn: u8,
     /// Offset of the register, below 4096.
     pub offset: u16,
@@ -123,20 +126,22 @@ impl Counters {
         self.values[counter as usize]
     }
 
-    /// Counts a dropped write to the register at `offset` of the guest's function `devfn`.
+    /// Counts a dropped write to the register at `offset` of the guest's function at `place`, in segment 0.
     ///
     /// [`Counter::WritesDropped`] counts all of them; the table names the first
     /// [`DROPPED_MAX`] registers. Returns true for the first write to a register
     /// that the table takes in, so that a log names each register once.
-    pub fn add_dropped_write(&mut self, devfn: u8, offset: u16) -> bool {
+    pub fn add_dropped_write(&mut self, place: Bdf, offset: u16) -> bool {
         self.add(Counter::WritesDropped);
+        let (bus, devfn) = (place.bus(), place.devfn());
         let entry = self.dropped.iter_mut().find(|entry| {
             let free = entry.count == 0;
-            free || (entry.devfn, entry.offset) == (devfn, offset)
+            free || (entry.bus, entry.devfn, entry.offset) == (bus, devfn, offset)
         });
         entry.is_some_and(|entry| {
             let first = entry.count == 0;
             *entry = DroppedWrite {
+                bus,
                 devfn,
                 offset,
                 count: entry.count.saturating_add(1),
@@ -145,11 +150,12 @@ impl Counters {
         })
     }
 
-    /// Takes the registers of the guest's function `devfn` out of the table, because another device will stand
+    /// Takes the registers of the guest's function at `place` out of the table, because another device will stand
     /// there. The sum, [`Counter::WritesDropped`], stays.
-    pub fn forget_function(&mut self, devfn: u8) {
+    pub fn forget_function(&mut self, place: Bdf) {
         let mut kept = [DroppedWrite::default(); DROPPED_MAX];
-        let others = self.dropped_writes().filter(|entry| entry.devfn != devfn);
+        let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (place.bus(), place.devfn());
+        let others = self.dropped_writes().filter(stays);
         for (to, entry) in kept.iter_mut().zip(others) {
             *to = entry;
         }
@@ -185,6 +191,7 @@ impl Counters {
         }
         for (field, entry) in block[TABLE..].chunks_exact_mut(ENTRY_SIZE).zip(self.dropped) {
             field[0] = entry.devfn;
+            field[1] = entry.bus;
             field[2..4].copy_from_slice(&entry.offset.to_le_bytes());
             field[4..].copy_from_slice(&entry.count.to_le_bytes());
         }
@@ -211,10 +218,11 @@ impl Counters {
         for (value, &bytes) in counters.values.iter_mut().zip(values.as_chunks().0) {
             *value = u64::from_le_bytes(bytes);
         }
-        for (entry, &[devfn, _, o0, o1, c0, c1, c2, c3]) in
+        for (entry, &[devfn, bus, o0, o1, c0, c1, c2, c3]) in
             counters.dropped.iter_mut().zip(table.as_chunks().0)
         {
             *entry = DroppedWrite {
+                bus,
                 devfn,
                 offset: u16::from_le_bytes([o0, o1]),
                 count: u32::from_le_bytes([c0, c1, c2, c3]),
@@ -259,13 +267,16 @@ mod tests {
     use super::*;
     use alloc::vec::Vec;
 
+    const A: Bdf = Bdf::from_devfn(0, 0, 8);
+    const B: Bdf = Bdf::from_devfn(0, 2, 8);
+
     #[test]
     fn a_block_holds_every_counter_and_the_table() {
         let mut counters = Counters::default();
         for (times, counter) in Counter::ALL.into_iter().enumerate() {
             (0..times).for_each(|_| counters.add(counter));
         }
-        counters.add_dropped_write(0x08, 0x1ff);
+        counters.add_dropped_write(B, 0x1ff);
         let read = Counters::decode(&counters.encode()).unwrap();
         assert_eq!(read, counters);
         assert_eq!(read.get(Counter::BlamedSelf), 14);
@@ -283,15 +294,16 @@ mod tests {
     fn dropped_writes_are_named_per_register_until_the_table_is_full() {
         let mut counters = Counters::default();
         let first: Vec<bool> = (0..20)
-            .map(|register| counters.add_dropped_write(8, register))
+            .map(|register| counters.add_dropped_write(A, register))
             .collect();
         assert_eq!(first.iter().filter(|&&first| first).count(), DROPPED_MAX);
-        assert!(!counters.add_dropped_write(8, 3));
+        assert!(!counters.add_dropped_write(A, 3));
         assert_eq!(counters.get(Counter::WritesDropped), 21);
         assert_eq!(counters.dropped_writes().count(), DROPPED_MAX);
         assert_eq!(
             counters.dropped_writes().nth(3),
             Some(DroppedWrite {
+                bus: 0,
                 devfn: 8,
                 offset: 3,
                 count: 2
@@ -303,25 +315,25 @@ mod tests {
     fn a_function_that_is_forgotten_makes_room_in_the_table_and_leaves_the_sum() {
         let mut counters = Counters::default();
         for register in 0..DROPPED_MAX as u16 {
-            counters.add_dropped_write(if register % 2 == 0 { 8 } else { 16 }, register);
+            counters.add_dropped_write(if register % 2 == 0 { A } else { B }, register);
         }
-        counters.forget_function(8);
+        counters.forget_function(A);
         let left: Vec<_> = counters.dropped_writes().map(|entry| entry.offset).collect();
         assert_eq!(
             left,
             (0..DROPPED_MAX as u16).filter(|n| n % 2 == 1).collect::<Vec<_>>()
         );
         assert_eq!(counters.get(Counter::WritesDropped), DROPPED_MAX as u64);
-        assert!(counters.add_dropped_write(8, 0), "named anew");
+        assert!(counters.add_dropped_write(A, 0), "named anew");
     }
 
     #[test]
     fn a_block_that_is_none_is_named() {
         let mut block = Counters::default().encode();
         assert_eq!(Counters::decode(&[0; BLOCK_SIZE]), Err(CountersError::Magic));
-        block[4] = 2;
+        block[4] = 3;
         block[7] = 1;
-        assert_eq!(Counters::decode(&block), Err(CountersError::Version(0x0100_0002)));
+        assert_eq!(Counters::decode(&block), Err(CountersError::Version(0x0100_0003)));
 
         let mut block = Counters::default().encode();
         block[TABLE + ENTRY_SIZE + 3] = 0x10;

@@ -13,6 +13,7 @@ use core::fmt;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::counters::{Counter, Counters};
+use xenbus::device::SlotMode;
 use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 
 /// Most functions that a guest can have: a bus full.
@@ -95,7 +96,7 @@ struct Function<E> {
     config: VirtualConfig,
     messages: Messages,
     ecam: E,
-    /// Where it stands on the guest's bus.
+    /// Where it stands in the guest.
     place: Bdf,
 }
 
@@ -121,14 +122,23 @@ impl<E> Default for Engine<E> {
 }
 
 impl<E: ConfigSpace> Engine<E> {
-    /// Exports a function, where it stood on the guest's bus before if it did; returns its address there.
+    /// Addresses the functions of a new connection in this way; there are none of an earlier one.
+    pub fn begin(&mut self, mode: SlotMode) {
+        self.slots = Slots::new(mode);
+    }
+
+    /// Exports a function, where it stood in the guest before if it did; returns its address there.
     ///
     /// # Errors
-    /// What [`VirtualConfig::new`] says of the device, or that the bus has no place; with the config space,
+    /// What [`VirtualConfig::new`] says of the device, or that the bus has no place for it; with the config space,
     /// which the caller may want to unmap.
     pub fn add(&mut self, resources: Resources, ecam: E, stood: Option<Bdf>) -> Result<Bdf, (SetupError, E)> {
         let bdf = resources.bdf;
+        let virtual_function = resources.virtual_function;
         let config = match VirtualConfig::new(resources, &ecam) {
+            Ok(config) if config.is_bridge() && self.slots.mode() == SlotMode::Vpci => {
+                return Err((SetupError::VirtualBridge(bdf), ecam));
+            }
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
         };
@@ -137,8 +147,8 @@ impl<E: ConfigSpace> Engine<E> {
         let placed = u8::try_from(index)
             .map_err(|_| NoPlace::Full)
             .and_then(|index| match stood {
-                Some(place) => self.slots.restore(bdf, place, index).map(|()| place),
-                None => self.slots.add(bdf, index),
+                Some(place) => self.slots.restore(bdf, virtual_function, place, index),
+                None => self.slots.add(bdf, virtual_function, index),
             });
         let place = match placed {
             Ok(place) => place,
@@ -166,17 +176,23 @@ impl<E: ConfigSpace> Engine<E> {
         let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
         let Function { place, ecam, .. } = exported.take()?;
         self.slots.remove(place);
-        self.counters.forget_function(place.devfn());
+        self.counters.forget_function(place);
         Some(ecam)
     }
 
     /// Takes all functions away from the guest; returns their config spaces, to be unmapped.
     pub fn clear(&mut self) -> impl Iterator<Item = E> {
-        self.slots = Slots::default();
+        self.begin(self.slots.mode());
         core::mem::take(&mut self.functions)
             .into_iter()
             .flatten()
             .map(|function| function.ecam)
+    }
+
+    /// True if the guest finds the bus of this place behind a bridge of its own.
+    pub fn is_behind_bridge(&self, place: Bdf) -> bool {
+        let mut functions = self.functions.iter().flatten();
+        functions.any(|function| function.config.leads_to(&function.ecam, place))
     }
 
     /// True if the function at this real address is exported.
@@ -216,7 +232,7 @@ impl<E: ConfigSpace> Engine<E> {
         dom0: &mut impl Dom0,
         now: Duration,
     ) -> Result<Reply, RequestError> {
-        let found = self.slots.find(request.domain, request.bus, request.devfn);
+        let found = self.slots.find(request.function());
         let Some(function) = found.and_then(|index| self.functions.get_mut(index)?.as_mut()) else {
             // Not logged, and nobody's fault: a scan asks for every address.
             self.counters.add(Counter::Refused);
@@ -387,7 +403,7 @@ impl<E: ConfigSpace> Function<E> {
         // True only once for each register that has a counter of its own: so few lines need no limit.
         let mut first = None;
         let dropped = |offset| {
-            if counters.add_dropped_write(self.place.devfn(), offset) {
+            if counters.add_dropped_write(self.place, offset) {
                 first = first.or(Some(offset));
             }
         };

@@ -357,6 +357,7 @@ impl<P: Platform> FirstHop<P> {
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
 
         let served = cx.second.list(cx.client)?;
+        self.engine.begin(cx.second.slots(cx.client)?);
         let mut entries = Vec::new();
         for number in 0..list::count(cx.client, device)? {
             let bdf = list::address(cx.client, device, number)?;
@@ -364,8 +365,14 @@ impl<P: Platform> FirstHop<P> {
             entries.push(Entry {
                 number,
                 bdf: Some(bdf),
-                change: Change::Exported(place),
+                change: Change::Exported { place, root: true },
             });
+        }
+        for entry in &mut entries {
+            if let Change::Exported { place, root } = &mut entry.change {
+                // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
+                *root = !self.engine.is_behind_bridge(*place);
+            }
         }
         self.publish(cx, device, &entries)?;
         set_state(cx.client, device, XenbusState::Initialised)?;
@@ -383,6 +390,7 @@ impl<P: Platform> FirstHop<P> {
         self.guest = Some(device.frontend());
         self.watch_frontend(cx, device)?;
         let served = cx.second.list(cx.client)?;
+        self.engine.begin(cx.second.slots(cx.client)?);
         let mut entries = Vec::new();
         for number in 0..list::count(cx.client, device)? {
             let state = list::state(cx.client, device, number)?;
@@ -610,7 +618,8 @@ impl<P: Platform> FirstHop<P> {
 /// A failure of xenstore, which says nothing about the device.
 fn entry(number: usize, bdf: Option<Bdf>, place: Result<Bdf, SetupError>) -> Result<Entry, SetupError> {
     let change = match place {
-        Ok(place) => Change::Exported(place),
+        // Also behind a bridge: a guest that runs looks for new devices on its roots only.
+        Ok(place) => Change::Exported { place, root: true },
         Err(error) if error.is_of_store() => return Err(error),
         Err(error) => Change::Refused(error),
     };

@@ -4,6 +4,7 @@
 //! Initialised and the device's place on the guest's bus, or with Closed: it is not, or not any more, exported.
 
 use super::engine::MAX_FUNCTIONS;
+use super::slots::bus_of;
 use crate::error::{Blame, SetupError};
 use crate::store;
 use alloc::format;
@@ -14,11 +15,19 @@ use xenbus::client::{Client, Store, Transport};
 use xenbus::path::{Device, Numbered, key};
 use xenbus::state::XenbusState;
 
+/// Most roots that are looked at: a segment full of buses. Only ours stand there.
+const MAX_ROOTS: usize = 256;
+
 /// What becomes of a device of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It stands at this address on the guest's bus.
-    Exported(Bdf),
+    /// The guest has it.
+    Exported {
+        /// Its address there.
+        place: Bdf,
+        /// The guest is to look for its bus among the roots.
+        root: bool,
+    },
     /// The guest has let go of it.
     Removed,
     /// It is not exported, and this is why.
@@ -84,25 +93,17 @@ pub fn publish<T: Transport>(
     device: Device,
     entries: &[Entry],
 ) -> Result<Vec<Bdf>, SetupError> {
-    let roots = [
-        (Numbered::Root.at(0), "0000:00".to_string()),
-        (key::ROOT_NUM.to_string(), "1".to_string()),
-    ];
-    let changed = entries.iter().map(|entry| (Some(entry), nodes(entry)));
-    let plan: Vec<_> = changed.chain([(None, Vec::from(roots))]).collect();
+    let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
     let withdrawn = client.transaction(|store| {
         let mut withdrawn = Vec::new();
+        let mut added = Vec::new();
         for (entry, nodes) in &plan {
-            if let Some(Entry {
-                number,
-                bdf: Some(bdf),
-                change,
-            }) = entry
-            {
-                let listed = store.read_optional(&device.backend_node(&Numbered::Device.at(*number)))?;
-                if listed.and_then(|text| text.parse().ok()) != Some(*bdf) {
-                    if matches!(change, Change::Exported(_)) {
-                        withdrawn.push(*bdf);
+            if let Some(bdf) = entry.bdf {
+                let number = Numbered::Device.at(entry.number);
+                let listed = store.read_optional(&device.backend_node(&number))?;
+                if listed.and_then(|text| text.parse().ok()) != Some(bdf) {
+                    if matches!(entry.change, Change::Exported { .. }) {
+                        withdrawn.push(bdf);
                     }
                     continue;
                 }
@@ -110,10 +111,43 @@ pub fn publish<T: Transport>(
             for (key, value) in nodes {
                 store.write(&device.backend_node(key), value)?;
             }
+            if let Change::Exported { place, root: true } = entry.change {
+                added.push(root(place));
+            }
         }
+        publish_roots(store, device, added)?;
         Ok(withdrawn)
     });
     withdrawn.map_err(store::failed)
+}
+
+/// Appends the roots that are not in the list yet. As with xen-pciback, none ever leaves it: the guest keeps its buses.
+fn publish_roots<S: Store>(
+    store: &mut S,
+    device: Device,
+    added: Vec<String>,
+) -> Result<(), xenbus::client::Error<S::TransportError>> {
+    let node = |key: &str| device.backend_node(key);
+    let count = store.read_optional(&node(key::ROOT_NUM))?;
+    let count = count.and_then(|text| store::decimal(&text)).unwrap_or(0);
+    let mut roots = Vec::new();
+    for number in 0..(count as usize).min(MAX_ROOTS) {
+        let known = store.read_optional(&node(&Numbered::Root.at(number)))?;
+        roots.push(known.unwrap_or_default());
+    }
+    for root in added {
+        if !roots.contains(&root) {
+            store.write(&node(&Numbered::Root.at(roots.len())), &root)?;
+            roots.push(root);
+        }
+    }
+    store.write(&node(key::ROOT_NUM), &roots.len().to_string())
+}
+
+/// The root that a guest finds a function at this place below: its segment and bus.
+fn root(place: Bdf) -> String {
+    let (segment, bus) = bus_of(place);
+    format!("{segment:04x}:{bus:02x}")
 }
 
 /// Key and value of the nodes that tell of a change.
@@ -121,7 +155,7 @@ fn nodes(entry: &Entry) -> Vec<(String, String)> {
     let at = |key: Numbered| key.at(entry.number);
     let state = |state: XenbusState| (at(Numbered::State), state.as_str().to_string());
     match &entry.change {
-        Change::Exported(place) => Vec::from([
+        Change::Exported { place, .. } => Vec::from([
             (at(Numbered::VirtualDevice), virtual_address(*place)),
             state(XenbusState::Initialised),
         ]),

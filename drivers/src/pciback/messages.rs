@@ -24,6 +24,10 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct Messages {
     mode: Mode,
+    /// The toolstack allows both kinds.
+    offered: bool,
+    /// Its memory decode is that of its physical function, which only dom0 can see.
+    virtual_function: bool,
     /// Offset of the MSI capability.
     msi: Option<u16>,
     /// Offset of the MSI-X capability.
@@ -45,7 +49,13 @@ impl Messages {
         } else {
             Mode::Line
         };
-        Self { mode, msi, msix }
+        Self {
+            mode,
+            offered: config.resources().msi,
+            virtual_function: config.resources().virtual_function,
+            msi,
+            msix,
+        }
     }
 
     /// Which interrupts the device sends.
@@ -59,8 +69,11 @@ impl Messages {
     /// [`RequestError::Message`], or what dom0's service answers.
     pub fn enable_msi(&mut self, hardware: &mut impl Hardware) -> Result<u32, RequestError> {
         const KIND: MessageKind = MessageKind::Msi;
-        self.settle(hardware)?;
         let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
+        if !self.offered {
+            return refuse(MessageRefusal::SwitchedOff);
+        }
+        self.settle(hardware)?;
         match self.mode {
             Mode::Messages(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
@@ -87,6 +100,9 @@ impl Messages {
     ) -> Result<Vec<u16>, RequestError> {
         const KIND: MessageKind = MessageKind::Msix;
         let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
+        if !self.offered {
+            return refuse(MessageRefusal::SwitchedOff);
+        }
         let entries = match entries {
             Ok(entries) => entries,
             Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
@@ -97,7 +113,8 @@ impl Messages {
             Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
-        if hardware.read(header::COMMAND, 2) as u16 & command::MEMORY == 0 {
+        let decodes = || hardware.read(header::COMMAND, 2) as u16 & command::MEMORY != 0;
+        if !self.virtual_function && !decodes() {
             return refuse(MessageRefusal::MemoryDecodeOff);
         }
         let Some(base) = self.msix else {

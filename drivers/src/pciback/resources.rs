@@ -2,7 +2,7 @@
 
 use super::config::bar::Bars;
 use xenbus::bdf::Bdf;
-use xenbus::device::Ids;
+use xenbus::device::{Ids, Quirks};
 
 /// What cannot be read from the function's config space, or must be checked against it.
 #[derive(Clone, Debug)]
@@ -19,4 +19,13 @@ pub struct Resources {
     pub irq: u32,
     /// True if the guest may use INTx; otherwise its pin register reads 0.
     pub intx: bool,
+    /// True if writes to registers that no table names go to the device.
+    pub permissive: bool,
+    /// The registers that a user lets the guest write.
+    pub quirks: Quirks,
+    /// False if MSI and MSI-X are refused.
+    pub msi: bool,
+    /// True if it is an SR-IOV virtual function: its ids read all-ones, it has no line, and its BARs and memory decode
+    /// are those of its physical function, which dom0 has.
+    pub virtual_function: bool,
 }

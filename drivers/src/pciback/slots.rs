@@ -1,22 +1,35 @@
-//! Where functions stand on the guest's virtual bus.
+//! Where functions stand in a guest.
 //!
-//! The bus is 0000:00. Functions of one device keep together and keep their function numbers; each device
-//! takes the first free slot and keeps it until its last function has gone, as with xen-pciback.
+//! With [`SlotMode::Vpci`] that is one bus, 0000:00. Functions of one device keep together and keep their function
+//! numbers; each device takes the first free slot and keeps it until its last function has gone, as with xen-pciback. A
+//! virtual function with function number 0 is a device of its own: the slot's other functions would be looked for only
+//! if its header said "multifunction".
+//!
+//! With [`SlotMode::Passthrough`] each function stands where it is in the host.
 
+use alloc::vec::Vec;
 use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
 
 /// Number of slots on a bus.
-const SLOTS: usize = 32;
-/// Number of functions in a slot.
-const FUNCTIONS: usize = 8;
+const SLOTS: u8 = 32;
+
+/// A function that has its place.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    real: Bdf,
+    place: Bdf,
+    /// No other function may stand in its slot.
+    alone: bool,
+    /// The caller's number for it.
+    index: u8,
+}
 
 /// Which function, by index, stands where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Slots {
-    /// The device in each slot, as the address of its function 0.
-    devices: [Option<Bdf>; SLOTS],
-    /// The function at each `slot << 3 | function`.
-    functions: [Option<u8>; SLOTS * FUNCTIONS],
+    mode: SlotMode,
+    placed: Vec<Placed>,
 }
 
 /// Why a function finds no place.
@@ -31,83 +44,123 @@ pub enum NoPlace {
     Misplaced,
 }
 
-impl Default for Slots {
-    fn default() -> Self {
+impl Slots {
+    /// No function yet.
+    pub const fn new(mode: SlotMode) -> Self {
         Self {
-            devices: [None; SLOTS],
-            functions: [None; SLOTS * FUNCTIONS],
+            mode,
+            placed: Vec::new(),
         }
     }
-}
 
-impl Slots {
-    /// Places the function `real`, which the caller knows as `index`; returns its virtual address.
+    /// How functions are addressed.
+    pub const fn mode(&self) -> SlotMode {
+        self.mode
+    }
+
+    /// Places the function `real`, which the caller knows as `index`; returns its address in the guest.
     ///
     /// # Errors
     /// [`NoPlace`]; nothing has changed then.
-    pub fn add(&mut self, real: Bdf, index: u8) -> Result<Bdf, NoPlace> {
-        let slot = self
-            .slot_of(device(real))
-            .or_else(|| self.devices.iter().position(Option::is_none))
-            .ok_or(NoPlace::Full)?;
-        // Below 256: 32 slots of 8 functions.
-        let place = Bdf::from_devfn(0, 0, (slot << 3) as u8 | real.function());
-        self.put(real, place, index)?;
-        Ok(place)
+    pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, NoPlace> {
+        let alone = stands_alone(real, virtual_function);
+        let place = match self.mode {
+            SlotMode::Passthrough => real,
+            SlotMode::Vpci => {
+                let slot = self.slot_of(real, alone).or_else(|| self.free_slot());
+                Bdf::from_devfn(0, 0, slot.ok_or(NoPlace::Full)? << 3 | real.function())
+            }
+        };
+        self.put(Placed {
+            real,
+            place,
+            alone,
+            index,
+        })
     }
 
     /// Places the function `real` where it stood before.
     ///
     /// # Errors
     /// [`NoPlace`]; nothing has changed then.
-    pub fn restore(&mut self, real: Bdf, place: Bdf, index: u8) -> Result<(), NoPlace> {
-        let slot = usize::from(place.device());
-        let free = self.devices[slot].is_none_or(|occupant| occupant == device(real));
-        let moved = self.slot_of(device(real)).is_some_and(|stands| stands != slot);
-        let on_the_bus = (place.segment(), place.bus()) == (0, 0);
-        if !on_the_bus || place.function() != real.function() || !free || moved {
+    pub fn restore(
+        &mut self,
+        real: Bdf,
+        virtual_function: bool,
+        place: Bdf,
+        index: u8,
+    ) -> Result<Bdf, NoPlace> {
+        let alone = stands_alone(real, virtual_function);
+        let possible = match self.mode {
+            SlotMode::Passthrough => place == real,
+            SlotMode::Vpci => {
+                let slot = match self.slot_of(real, alone) {
+                    Some(slot) => slot == place.device(),
+                    None => self.is_free(place.device()),
+                };
+                slot && bus_of(place) == (0, 0) && place.function() == real.function()
+            }
+        };
+        if !possible && !self.has(real) {
             return Err(NoPlace::Misplaced);
         }
-        self.put(real, place, index)
+        self.put(Placed {
+            real,
+            place,
+            alone,
+            index,
+        })
     }
 
-    fn put(&mut self, real: Bdf, place: Bdf, index: u8) -> Result<(), NoPlace> {
-        let function = &mut self.functions[usize::from(place.devfn())];
-        if function.is_some() {
+    fn put(&mut self, placed: Placed) -> Result<Bdf, NoPlace> {
+        if self.has(placed.real) || self.find(Some(placed.place)).is_some() {
             return Err(NoPlace::Taken);
         }
-        *function = Some(index);
-        self.devices[usize::from(place.device())] = Some(device(real));
-        Ok(())
+        self.placed.push(placed);
+        Ok(placed.place)
     }
 
-    /// Frees the place of a function, and its slot with the last function of the device.
+    /// Frees the place of a function.
     pub fn remove(&mut self, place: Bdf) {
-        self.functions[usize::from(place.devfn())] = None;
-        let slot = usize::from(place.device());
-        let siblings = &self.functions[slot * FUNCTIONS..][..FUNCTIONS];
-        if siblings.iter().all(Option::is_none) {
-            self.devices[slot] = None;
-        }
+        self.placed.retain(|placed| placed.place != place);
     }
 
-    fn slot_of(&self, device: Bdf) -> Option<usize> {
-        self.devices.iter().position(|&occupant| occupant == Some(device))
+    /// The index of the function at the address of a request, if that is one.
+    pub fn find(&self, place: Option<Bdf>) -> Option<usize> {
+        let placed = self.placed.iter().find(|placed| Some(placed.place) == place)?;
+        Some(placed.index.into())
     }
 
-    /// The index of the function at the virtual address of a request.
-    pub fn find(&self, domain: u32, bus: u32, devfn: u32) -> Option<usize> {
-        if domain != 0 || bus != 0 {
-            return None;
-        }
-        let place = self.functions.get(usize::try_from(devfn).ok()?)?;
-        place.map(usize::from)
+    fn has(&self, real: Bdf) -> bool {
+        self.placed.iter().any(|placed| placed.real == real)
+    }
+
+    /// The slot of the other functions of the same device.
+    fn slot_of(&self, real: Bdf, alone: bool) -> Option<u8> {
+        let sibling = |placed: &&Placed| {
+            let device = |bdf: Bdf| (bus_of(bdf), bdf.device());
+            !alone && !placed.alone && device(placed.real) == device(real)
+        };
+        let placed = self.placed.iter().find(sibling)?;
+        Some(placed.place.device())
+    }
+
+    fn free_slot(&self) -> Option<u8> {
+        (0..SLOTS).find(|&slot| self.is_free(slot))
+    }
+
+    fn is_free(&self, slot: u8) -> bool {
+        self.placed.iter().all(|placed| placed.place.device() != slot)
     }
 }
 
-/// The device that a function belongs to, as the address of its function 0.
-const fn device(function: Bdf) -> Bdf {
-    Bdf::from_devfn(function.segment(), function.bus(), function.device() << 3)
+/// Segment and bus of an address.
+pub const fn bus_of(function: Bdf) -> (u16, u8) {
+    (function.segment(), function.bus())
+}
+
+const fn stands_alone(real: Bdf, virtual_function: bool) -> bool {
+    virtual_function && real.function() == 0
 }
 
 #[cfg(test)]
@@ -120,7 +173,7 @@ mod tests {
 
     #[test]
     fn devices_take_slots_in_order_and_functions_stay_together() {
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(SlotMode::Vpci);
         for (index, (real, place)) in [
             ("0000:03:00.1", "0000:00:00.1"),
             ("0000:04:00.0", "0000:00:01.0"),
@@ -131,64 +184,66 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            assert_eq!(slots.add(bdf(real), index as u8), Ok(bdf(place)), "{real}");
-            assert_eq!(slots.find(0, 0, bdf(place).devfn().into()), Some(index));
+            assert_eq!(slots.add(bdf(real), false, index as u8), Ok(bdf(place)), "{real}");
+            assert_eq!(slots.find(Some(bdf(place))), Some(index));
         }
     }
 
     #[test]
     fn what_is_not_on_the_bus_is_not_found() {
-        let mut slots = Slots::default();
-        slots.add(bdf("0000:03:00.0"), 0).unwrap();
-        for (domain, bus, devfn) in [
-            (0, 0, 1),
-            (0, 0, 8),
-            (0, 1, 0),
-            (1, 0, 0),
-            (0, 0, 256),
-            (0, 0, u32::MAX),
+        let mut slots = Slots::new(SlotMode::Vpci);
+        slots.add(bdf("0000:03:00.0"), false, 0).unwrap();
+        for place in [
+            "0000:00:00.1",
+            "0000:00:01.0",
+            "0000:01:00.0",
+            "0001:00:00.0",
+            "0000:03:00.0",
         ] {
-            assert_eq!(slots.find(domain, bus, devfn), None);
+            assert_eq!(slots.find(Some(bdf(place))), None, "{place}");
         }
+        assert_eq!(slots.find(None), None, "no address at all");
     }
 
     #[test]
     fn the_thirty_third_device_and_a_second_copy_find_no_place() {
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(SlotMode::Vpci);
         for device in 0..32 {
-            slots.add(Bdf::new(0, 3, device, 0).unwrap(), device).unwrap();
+            slots
+                .add(Bdf::new(0, 3, device, 0).unwrap(), false, device)
+                .unwrap();
         }
-        assert_eq!(slots.add(bdf("0000:04:00.0"), 32), Err(NoPlace::Full));
-        assert_eq!(slots.add(bdf("0000:03:05.0"), 32), Err(NoPlace::Taken));
-        assert!(slots.add(bdf("0000:03:05.1"), 32).is_ok());
+        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 32), Err(NoPlace::Full));
+        assert_eq!(slots.add(bdf("0000:03:05.0"), false, 32), Err(NoPlace::Taken));
+        assert!(slots.add(bdf("0000:03:05.1"), false, 32).is_ok());
     }
 
     #[test]
     fn a_freed_slot_is_the_next_ones_and_a_device_keeps_its_slot_until_its_last_function_has_gone() {
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(SlotMode::Vpci);
         for (index, real) in ["0000:03:00.0", "0000:04:00.0", "0000:04:00.1", "0000:05:00.0"]
             .into_iter()
             .enumerate()
         {
-            slots.add(bdf(real), index as u8).unwrap();
+            slots.add(bdf(real), false, index as u8).unwrap();
         }
         slots.remove(bdf("0000:00:01.0"));
-        assert_eq!(slots.find(0, 0, 8), None);
-        assert_eq!(slots.add(bdf("0000:06:00.0"), 1), Ok(bdf("0000:00:03.0")));
-        assert_eq!(slots.add(bdf("0000:04:00.0"), 4), Ok(bdf("0000:00:01.0")));
+        assert_eq!(slots.find(Some(bdf("0000:00:01.0"))), None);
+        assert_eq!(slots.add(bdf("0000:06:00.0"), false, 1), Ok(bdf("0000:00:03.0")));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 4), Ok(bdf("0000:00:01.0")));
         slots.remove(bdf("0000:00:01.0"));
         slots.remove(bdf("0000:00:01.1"));
-        assert_eq!(slots.add(bdf("0000:07:00.0"), 1), Ok(bdf("0000:00:01.0")));
+        assert_eq!(slots.add(bdf("0000:07:00.0"), false, 1), Ok(bdf("0000:00:01.0")));
         slots.remove(bdf("0000:00:00.0"));
-        assert_eq!(slots.add(bdf("0000:04:00.0"), 0), Ok(bdf("0000:00:00.0")));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 0), Ok(bdf("0000:00:00.0")));
     }
 
     #[test]
     fn a_function_is_restored_where_it_stood_and_nowhere_that_it_cannot_have_stood() {
-        let mut slots = Slots::default();
-        let mut restore = |real, place| slots.restore(bdf(real), bdf(place), 7);
-        assert_eq!(restore("0000:04:00.1", "0000:00:02.1"), Ok(()));
-        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Ok(()));
+        let mut slots = Slots::new(SlotMode::Vpci);
+        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 7);
+        assert_eq!(restore("0000:04:00.1", "0000:00:02.1"), Ok(bdf("0000:00:02.1")));
+        assert!(restore("0000:04:00.0", "0000:00:02.0").is_ok());
         for (real, place) in [
             ("0000:05:00.0", "0001:00:03.0"),
             ("0000:05:00.0", "0000:01:03.0"),
@@ -199,7 +254,48 @@ mod tests {
             assert_eq!(restore(real, place), Err(NoPlace::Misplaced), "{real} at {place}");
         }
         assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(NoPlace::Taken));
-        assert_eq!(slots.add(bdf("0000:05:00.0"), 1), Ok(bdf("0000:00:00.0")));
-        assert_eq!(slots.find(0, 0, 0x11), Some(7));
+        assert_eq!(slots.add(bdf("0000:05:00.0"), false, 1), Ok(bdf("0000:00:00.0")));
+        assert_eq!(slots.find(Some(bdf("0000:00:02.1"))), Some(7));
+    }
+
+    #[test]
+    fn a_virtual_function_0_stands_alone_and_the_others_join_their_device() {
+        let mut slots = Slots::new(SlotMode::Vpci);
+        for (real, place) in [
+            ("0000:03:10.0", "0000:00:00.0"),
+            ("0000:03:10.2", "0000:00:01.2"),
+            ("0000:03:10.4", "0000:00:01.4"),
+            ("0000:03:11.4", "0000:00:02.4"),
+            ("0000:03:11.0", "0000:00:03.0"),
+        ] {
+            assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(place)), "{real}");
+        }
+        assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(NoPlace::Taken));
+        let mut again = Slots::new(SlotMode::Vpci);
+        let mut restore = |real, place| again.restore(bdf(real), true, bdf(place), 0);
+        assert!(restore("0000:03:10.0", "0000:00:00.0").is_ok());
+        assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(NoPlace::Misplaced));
+        assert!(restore("0000:03:10.2", "0000:00:01.2").is_ok());
+        assert_eq!(restore("0000:03:11.0", "0000:00:01.0"), Err(NoPlace::Misplaced));
+    }
+
+    #[test]
+    fn in_passthrough_mode_each_function_stands_where_it_is_in_the_host() {
+        let mut slots = Slots::new(SlotMode::Passthrough);
+        let reals = ["0000:03:00.1", "0000:04:00.1", "0001:03:00.1", "0000:ff:1f.7"];
+        for (index, real) in reals.into_iter().enumerate() {
+            assert_eq!(slots.add(bdf(real), index == 0, index as u8), Ok(bdf(real)));
+        }
+        for (index, real) in reals.into_iter().enumerate() {
+            assert_eq!(slots.find(Some(bdf(real))), Some(index), "{real}");
+        }
+        assert_eq!(slots.find(Some(bdf("0000:00:00.1"))), None);
+        assert_eq!(slots.add(bdf("0000:03:00.1"), false, 9), Err(NoPlace::Taken));
+        slots.remove(bdf("0000:04:00.1"));
+        assert_eq!(slots.find(Some(bdf("0000:04:00.1"))), None);
+
+        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 9);
+        assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:04:00.1", "0000:04:00.1"), Ok(bdf("0000:04:00.1")));
     }
 }

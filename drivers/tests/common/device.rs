@@ -44,11 +44,16 @@ struct State {
     /// The service does its work, and its answers come too late.
     late: bool,
     paused: Duration,
+    /// Registers besides the policy's that the service lets through: a user's quirks, or all of them.
+    let_through: Vec<(u16, u8)>,
+    permissive: bool,
+    /// It decodes whatever its COMMAND says.
+    decodes: bool,
 }
 
 impl Device {
-    pub fn e1000e() -> Self {
-        let device = Self(Rc::new(RefCell::new(State {
+    fn blank() -> Self {
+        Self(Rc::new(RefCell::new(State {
             bytes: vec![0; 4096],
             writes: Vec::new(),
             mode: None,
@@ -56,7 +61,48 @@ impl Device {
             answer: None,
             late: false,
             paused: Duration::ZERO,
-        })));
+            let_through: Vec::new(),
+            permissive: false,
+            decodes: false,
+        })))
+    }
+
+    /// A bridge from its bus to buses 2 and 3, with a BAR and MSI.
+    pub fn bridge() -> Self {
+        let device = Self::blank();
+        for (offset, width, value) in [
+            (0x00, 4, 0x0001_1b36),
+            (0x04, 4, 0x0010_0003),
+            (0x08, 4, 0x0604_0000),
+            (0x0e, 1, 0x01),
+            (0x10, 4, 0xfeb8_0000),
+            (0x18, 4, 0x0003_0200),
+            (0x1c, 2, 0xc1c1),
+            (0x20, 4, 0xfe90_fe80),
+            (0x34, 1, u32::from(MSI)),
+            (0x38, 4, 0xfeb0_0000),
+            (0x3c, 2, 0x010b),
+            (MSI, 4, 0x0080_0005),
+        ] {
+            device.poke(offset, width, value);
+        }
+        device
+    }
+
+    /// It is a virtual function, and its physical one decodes.
+    pub fn decode_by_another(&self) {
+        self.0.borrow_mut().decodes = true;
+    }
+
+    /// The service lets writes of this register through, or of all that no rule is about.
+    pub fn let_through(&self, register: Option<(u16, u8)>) {
+        let mut state = self.0.borrow_mut();
+        state.permissive |= register.is_none();
+        state.let_through.extend(register);
+    }
+
+    pub fn e1000e() -> Self {
+        let device = Self::blank();
         for (offset, width, value) in [
             (0x00, 4, 0x10d3_8086),
             (0x04, 4, 0x0010_0003),
@@ -91,6 +137,10 @@ impl Device {
             bars: Bars::new(&BARS.parse::<device::Bars>().unwrap()).unwrap(),
             irq: IRQ,
             intx: true,
+            permissive: false,
+            quirks: device::Quirks::default(),
+            msi: true,
+            virtual_function: false,
         }
     }
 
@@ -139,7 +189,12 @@ impl Device {
     pub fn guarded_write(&self, offset: u16, width: u8, value: u32) {
         let old = self.read(offset, width);
         let changed = old ^ value;
+        let (let_through, permissive) = {
+            let state = self.0.borrow();
+            (state.let_through.contains(&(offset, width)), state.permissive)
+        };
         match (offset, width) {
+            _ if let_through => {}
             (0x04, 2) => {
                 assert_eq!(old & 3 & !value, 0, "decode turned off: {old:#x} -> {value:#x}");
                 assert_eq!(
@@ -164,6 +219,15 @@ impl Device {
                 );
             }
             (at, 2) if at == VPD + 2 => assert_eq!(value & 0x8000, 0, "VPD write started"),
+            (at, width) if permissive => {
+                let kept = [0..4, 0x3c..0x3e, MSI..MSI + 14, MSIX..MSIX + 12];
+                let end = at + u16::from(width);
+                let touched = kept.iter().find(|range| at < range.end && range.start < end);
+                assert!(
+                    touched.is_none(),
+                    "{at:#x}: a register of Xen's or dom0's written"
+                );
+            }
             _ => panic!("write of {value:#x} to {offset:#x}, {width} bytes: no register for that"),
         }
         self.0.borrow_mut().writes.push((offset, width, value));
@@ -202,7 +266,8 @@ impl Device {
             assert!(!seen.contains(&entry.entry), "entry {} mapped twice", entry.entry);
             seen.push(entry.entry);
         }
-        assert!(self.word(4) & 2 != 0, "MSI-X without memory decode");
+        let decodes = self.word(4) & 2 != 0 || self.0.borrow().decodes;
+        assert!(decodes, "MSI-X without memory decode");
         self.set_messages(MessageKind::Msix, true);
         self.0.borrow_mut().next_pirq = 55;
         entries.iter().map(|_| self.next_pirq()).collect()

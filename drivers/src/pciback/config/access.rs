@@ -72,6 +72,27 @@ impl Access {
         self.overlay(0, other, u32::MAX)
     }
 
+    /// The widest sound accesses that make up the bytes of this range whose bits are set in `bits`.
+    pub fn pieces(self, bits: u32) -> impl Iterator<Item = Self> {
+        let mut left = bits & self.mask();
+        core::iter::from_fn(move || {
+            let first = left.checked_ilog2().map(|_| left.trailing_zeros() / 8)? as u16;
+            let offset = self.offset + first;
+            let pieces = [4, 2, 1].map(|width| Self { offset, width });
+            let piece = pieces.into_iter().find(|piece| {
+                let inside = offset.is_multiple_of(piece.width.into()) && piece.end() <= self.end();
+                inside && self.covered_by(*piece) & !left == 0
+            })?;
+            left &= !self.covered_by(piece);
+            Some(piece)
+        })
+    }
+
+    /// The bytes of `value`, a value of this range, that `part` covers, as a value of `part`.
+    pub fn part(self, part: Self, value: u32) -> u32 {
+        part.overlay(0, self, value)
+    }
+
     /// All bits of this range.
     pub const fn mask(self) -> u32 {
         u32::MAX >> (32 - 8 * self.width as u32)
@@ -81,6 +102,7 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     #[test]
     fn a_sound_access_is_small_aligned_and_inside() {
@@ -129,5 +151,21 @@ mod tests {
             (Access::at(0, 1).mask(), Access::at(0, 4).mask()),
             (0xff, u32::MAX)
         );
+    }
+
+    #[test]
+    fn bytes_are_written_in_the_widest_sound_pieces() {
+        let pieces = |offset, width, bits| -> Vec<(u16, u8)> {
+            let pieces = Access::at(offset, width).pieces(bits);
+            pieces.map(|piece| (piece.offset(), piece.width())).collect()
+        };
+        assert_eq!(pieces(4, 4, u32::MAX), [(4, 4)]);
+        assert_eq!(pieces(4, 4, 0xffff_0000), [(6, 2)]);
+        assert_eq!(pieces(4, 4, 0xffff_ff00), [(5, 1), (6, 2)]);
+        assert_eq!(pieces(4, 4, 0xff00_ffff), [(4, 2), (7, 1)]);
+        assert_eq!(pieces(6, 2, u32::MAX), [(6, 2)]);
+        assert_eq!(pieces(4094, 2, 0xff00), [(4095, 1)]);
+        assert_eq!(pieces(4, 4, 0), []);
+        assert_eq!(Access::at(4, 4).part(Access::at(6, 2), 0x1122_3344), 0x1122);
     }
 }

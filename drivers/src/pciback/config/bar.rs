@@ -117,6 +117,15 @@ impl Bars {
         Some(Self { bars, decodable })
     }
 
+    /// Those of an SR-IOV virtual function: they answer as the others do, but its registers hold no address, and its
+    /// decode is that of its physical function.
+    pub fn of_virtual_function(mut self) -> Self {
+        for bar in &mut self.bars {
+            bar.restorable = false;
+        }
+        Self { decodable: 0, ..self }
+    }
+
     /// COMMAND's I/O and memory bits, as far as there is a BAR for them.
     pub const fn decodable(&self) -> u16 {
         self.decodable
@@ -218,6 +227,16 @@ mod tests {
         for value in [0xfeb8_0000, 0xfeb8_0001] {
             assert_eq!(bars.write(ROM, value, 0), BarWrite::Absorbed, "ROM");
         }
+    }
+
+    #[test]
+    fn a_virtual_functions_bars_can_be_sized_and_are_never_written() {
+        let mut bars = bars().of_virtual_function();
+        bars.write(0, u32::MAX, 0);
+        assert_eq!(bars.read(0), 0xfffe_0000);
+        assert_eq!(bars.write(0, 0xfebc_0000, 0), BarWrite::Absorbed);
+        assert_eq!(bars.read(0), 0xfebc_0000);
+        assert_eq!((bars.address(0), bars.decodable()), (None, 0));
     }
 
     #[test]

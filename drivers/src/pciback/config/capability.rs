@@ -13,6 +13,10 @@ pub const PM_CONTROL: u16 = 4;
 pub const MESSAGE_CONTROL: u16 = 2;
 /// MSI message control: turned on.
 pub const MSI_ENABLE: u16 = 0x0001;
+/// MSI message control: the address has 64 bits.
+const MSI_64_BIT: u16 = 0x0080;
+/// MSI message control: each vector can be masked.
+const MSI_MASK: u16 = 0x0100;
 /// MSI-X message control: turned on.
 pub const MSIX_ENABLE: u16 = 0x8000;
 /// MSI-X message control: number of table entries, less one.
@@ -51,7 +55,7 @@ pub struct Policy {
     pub id: u8,
     /// The name in the PCI specification.
     pub name: &'static str,
-    /// Its registers, by offset from its start.
+    /// Its registers, by offset from its start. MSI has the last ones only if its message control says so.
     pub registers: &'static [Register],
 }
 
@@ -102,6 +106,12 @@ pub static POLICIES: [Policy; 4] = [
                 Read::Hardware,
                 Write::MessageControl,
             ),
+            // What they hold depends on the form. All are Xen's, whoever is permissive.
+            plain(4, 4, "MSI Address"),
+            plain(8, 4, "MSI Upper Address, or Data"),
+            plain(0x0c, 4, "MSI Data, or Mask"),
+            plain(0x10, 4, "MSI Mask, or Pending"),
+            plain(0x14, 4, "MSI Pending"),
         ],
     },
     Policy {
@@ -130,6 +140,8 @@ pub struct Found {
     pub base: u16,
     /// Its table.
     pub policy: &'static Policy,
+    /// The registers of that table that it has.
+    pub registers: &'static [Register],
 }
 
 /// Walks the list of a function, and returns the first capability of each kind that has a table.
@@ -151,13 +163,15 @@ pub fn walk(hardware: &impl ConfigSpace) -> Vec<Found> {
         if id == 0xff {
             break;
         }
-        if let Some(policy) = POLICIES.iter().find(|policy| policy.id == id) {
-            let candidate = Found { base: next, policy };
-            if candidate.end() <= END
-                && found
-                    .iter()
-                    .all(|other| other.policy.kind != policy.kind && !candidate.overlaps(other))
-            {
+        let is_new =
+            |policy: &&Policy| policy.id == id && found.iter().all(|other| other.policy.kind != policy.kind);
+        if let Some(policy) = POLICIES.iter().find(is_new) {
+            let candidate = Found {
+                base: next,
+                policy,
+                registers: present(policy, hardware, next),
+            };
+            if candidate.end() <= END && !found.iter().any(|other| candidate.overlaps(other)) {
                 found.push(candidate);
             }
         }
@@ -166,10 +180,23 @@ pub fn walk(hardware: &impl ConfigSpace) -> Vec<Found> {
     found
 }
 
+/// The registers that a capability of this kind has at `base`.
+fn present(policy: &'static Policy, hardware: &impl ConfigSpace, base: u16) -> &'static [Register] {
+    let all = policy.registers;
+    if policy.kind != Kind::Msi {
+        return all;
+    }
+    let control = hardware.read(base + MESSAGE_CONTROL, 2) as u16;
+    // Address, data; the upper address; mask and pending bits.
+    let wide = usize::from(control & MSI_64_BIT != 0);
+    let masked = if control & MSI_MASK != 0 { 2 } else { 0 };
+    let missing = 3 - wide - masked;
+    all.get(..all.len() - missing).unwrap_or(all)
+}
+
 impl Found {
     fn end(&self) -> u16 {
         let length = self
-            .policy
             .registers
             .last()
             .map_or(0, |last| last.offset + u16::from(last.width));
@@ -260,7 +287,7 @@ mod tests {
     fn a_loop_ends() {
         let space = Space::with(0x40, &[(0x40, 0x09, 0x50), (0x50, 0x05, 0x40)]);
         assert_eq!(space.walk(), [(0x50, Kind::Msi)]);
-        assert!(space.reads.get() <= MAX_HOPS + 2);
+        assert!(space.reads.get() <= MAX_HOPS + 3);
     }
 
     #[test]
@@ -270,6 +297,16 @@ mod tests {
             Space::with(0x43, &[(0x40, 0x05, 0x3f)]).walk(),
             [(0x40, Kind::Msi)]
         );
+    }
+
+    #[test]
+    fn msi_has_as_many_registers_as_its_control_word_says() {
+        for (control, last) in [(0, 8), (0x0080, 0x0c), (0x0100, 0x10), (0x0180, 0x14)] {
+            let mut space = Space::with(0x40, &[(0x40, 0x05, 0)]);
+            space.bytes[0x42..0x44].copy_from_slice(&u16::to_le_bytes(control));
+            let found = walk(&space);
+            assert_eq!(found[0].registers.last().unwrap().offset, last, "{control:#x}");
+        }
     }
 
     #[test]

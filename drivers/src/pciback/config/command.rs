@@ -16,21 +16,29 @@ pub const DECODE: u16 = IO | MEMORY;
 pub const FROM_HARDWARE: u16 = 0x02bc;
 
 /// The bits of the device that follow the guest's.
-const FORWARDED: u16 = MASTER | INVALIDATE;
+pub const FORWARDED: u16 = MASTER | INVALIDATE;
 
 /// What a guest reads where the device holds `hardware` and the guest last wrote `shadow`.
 pub const fn view(hardware: u16, shadow: u16) -> u16 {
     hardware & FROM_HARDWARE | shadow & !FROM_HARDWARE
 }
 
+/// Which bits of a function's COMMAND a guest can reach.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// The decode bits that mean something: those that there are BARs for.
+    pub decodable: u16,
+    /// The bits that follow the guest's: [`FORWARDED`], or [`FROM_HARDWARE`] if the device is permissive.
+    pub forwarded: u16,
+}
+
 /// The value that the device must hold after the guest wrote `written`.
 ///
-/// `decodable` are the decode bits that the function has BARs for. Decode goes on with the guest's first
-/// decode bit and stays on for ever: an access that nobody claims can bring the host down (XSA-120).
-/// Parity, SERR and INTx disable stay as dom0 left them.
-pub const fn target(hardware: u16, written: u16, decodable: u16) -> u16 {
-    let decode = if written & DECODE != 0 { decodable } else { 0 };
-    hardware & !FORWARDED | written & FORWARDED | decode
+/// Decode goes on with the guest's first decode bit and stays on for ever: an access that nobody claims can
+/// bring the host down (XSA-120). Parity, SERR and INTx disable stay as dom0 left them.
+pub const fn target(hardware: u16, written: u16, reach: Reach) -> u16 {
+    let decode = if written & DECODE != 0 { reach.decodable } else { 0 };
+    hardware & !reach.forwarded | written & reach.forwarded | decode
 }
 
 #[cfg(test)]
@@ -41,16 +49,18 @@ mod tests {
     fn for_every_pair_of_values_decode_is_never_turned_off_and_nothing_else_moves() {
         for hardware in 0..=u16::MAX {
             for written in [0, 1, 2, 4, 0x10, 0x400, 0x547, 0xffff, hardware, !hardware] {
-                for decodable in 0..=DECODE {
-                    let after = target(hardware, written, decodable);
+                for (decodable, forwarded) in (0..=DECODE).zip([FORWARDED, FROM_HARDWARE].into_iter().cycle())
+                {
+                    let reach = Reach { decodable, forwarded };
+                    let after = target(hardware, written, reach);
                     assert_eq!(hardware & DECODE & !after, 0, "decode turned off");
-                    assert_eq!((after ^ hardware) & !(FORWARDED | DECODE), 0, "another bit moved");
+                    assert_eq!((after ^ hardware) & !(forwarded | DECODE), 0, "another bit moved");
                     assert_eq!(
                         (after & !hardware) & DECODE & !decodable,
                         0,
                         "decode without a BAR"
                     );
-                    assert_eq!(after & FORWARDED, written & FORWARDED);
+                    assert_eq!(after & forwarded, written & forwarded);
                 }
             }
         }

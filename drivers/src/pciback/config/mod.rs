@@ -1,8 +1,9 @@
 //! Config space as a guest sees it: a policy per register, and hardware behind it.
 //!
-//! The policy is data: [`header::TYPE_0`] and [`capability::POLICIES`]. What is in no table reads what the
-//! device says, and writes to it are dropped and counted. Accesses of any width are split over registers in
-//! one place, [`VirtualConfig::read`] and [`VirtualConfig::write`].
+//! The policy is data: [`header::TYPE_0`], [`header::TYPE_1`] and [`capability::POLICIES`]. What is in no table reads
+//! what the device says, and writes to it are dropped and counted, unless the toolstack calls the device permissive or
+//! has a quirk for them. Accesses of any width are split over registers in one place, [`VirtualConfig::read`] and
+//! [`VirtualConfig::write`].
 //!
 //! Everything that the device itself says may be a lie. Reads are free; a write to the device costs a trip
 //! to dom0, so a write that would change nothing is answered here.
@@ -28,7 +29,8 @@ use capability::Kind;
 use core::ops::Range;
 use core::time::Duration;
 use register::{Read, Register, Write};
-use xenbus::device::Ids;
+use xenbus::bdf::Bdf;
+use xenbus::device::{Ids, Quirk};
 
 /// PMCSR: the power state.
 const POWER_STATE: u16 = 0x0003;
@@ -69,8 +71,12 @@ pub struct VirtualConfig {
     /// By offset, without overlap.
     registers: Vec<Placed>,
     resources: Resources,
+    /// It is a bridge to other buses.
+    bridge: bool,
     /// COMMAND as the guest last wrote it.
     command: u16,
+    /// What of COMMAND the guest can reach in the device.
+    reach: command::Reach,
     /// Offsets of the capabilities.
     pm: Option<u16>,
     msi: Option<u16>,
@@ -82,11 +88,18 @@ impl VirtualConfig {
     /// walks its capability list.
     ///
     /// # Errors
-    /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`].
+    /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`],
+    /// [`SetupError::QuirkTaken`].
     pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, SetupError> {
         let bdf = resources.bdf;
+        // The ids of a virtual function read all-ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
         let ids = hardware.read(0, 4);
-        if ids == u32::MAX {
+        let telling = if resources.virtual_function {
+            hardware.read(header::CLASS, 4)
+        } else {
+            ids
+        };
+        if telling == u32::MAX {
             return Err(SetupError::DeviceSilent(bdf));
         }
         let found = Ids {
@@ -94,24 +107,24 @@ impl VirtualConfig {
             device: (ids >> 16) as u16,
         };
         let expected = resources.ids;
-        if found != expected {
+        if found != expected && !(resources.virtual_function && ids == u32::MAX) {
             return Err(SetupError::WrongIds { bdf, expected, found });
         }
         let header = hardware.read(header::HEADER_TYPE, 1) as u8 & !header::MULTIFUNCTION;
-        if header != 0 {
-            return Err(SetupError::HeaderType { bdf, header });
-        }
+        let (bridge, header_table) = match header {
+            header::DEVICE => (false, &header::TYPE_0[..]),
+            header::BRIDGE => (true, &header::TYPE_1[..]),
+            _ => return Err(SetupError::HeaderType { bdf, header }),
+        };
 
         let capabilities = capability::walk(hardware);
         let base = |kind| {
             let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
             of_kind.map(|found| found.base)
         };
-        let tables = capabilities
-            .iter()
-            .map(|found| (found.base, found.policy.registers));
+        let tables = capabilities.iter().map(|found| (found.base, found.registers));
         let mut registers: Vec<Placed> = Vec::new();
-        for (base, table) in core::iter::once((0, &header::TYPE_0[..])).chain(tables) {
+        for (base, table) in core::iter::once((0, header_table)).chain(tables) {
             for register in table {
                 let span = register.span(base);
                 let behind = |placed: &Placed| placed.span.offset() <= span.offset();
@@ -119,8 +132,35 @@ impl VirtualConfig {
             }
         }
 
+        for quirk in resources.quirks.as_slice() {
+            let taken = |placed: &&Placed| {
+                placed.register.write != Write::Default && span_of(quirk).covered_by(placed.span) != 0
+            };
+            if let Some(placed) = registers.iter().find(taken) {
+                return Err(SetupError::QuirkTaken {
+                    bdf,
+                    quirk: *quirk,
+                    register: placed.register.name,
+                });
+            }
+        }
+
         Ok(Self {
             registers,
+            reach: command::Reach {
+                // A bridge's windows need both, whether it has BARs or not.
+                decodable: if bridge {
+                    command::DECODE
+                } else {
+                    resources.bars.decodable()
+                },
+                forwarded: if resources.permissive {
+                    command::FROM_HARDWARE
+                } else {
+                    command::FORWARDED
+                },
+            },
+            bridge,
             command: hardware.read(header::COMMAND, 2) as u16,
             pm: base(Kind::Pm),
             msi: base(Kind::Msi),
@@ -132,6 +172,21 @@ impl VirtualConfig {
     /// What the toolstack says about the function.
     pub fn resources(&self) -> &Resources {
         &self.resources
+    }
+
+    /// True if it is a PCI bridge.
+    pub fn is_bridge(&self) -> bool {
+        self.bridge
+    }
+
+    /// True if it is a bridge behind which the bus of `function` lies.
+    pub fn leads_to(&self, hardware: &impl ConfigSpace, function: Bdf) -> bool {
+        let bus = |offset| hardware.read(offset, 1);
+        let behind = || bus(header::SECONDARY_BUS)..=bus(header::SUBORDINATE_BUS);
+        self.bridge
+            && self.resources.bdf.segment() == function.segment()
+            && self.resources.bdf.bus() < function.bus()
+            && behind().contains(&function.bus().into())
     }
 
     /// What a guest reads.
@@ -162,17 +217,42 @@ impl VirtualConfig {
     ) -> Result<Effect, RequestError> {
         let mut effect = Effect::Dropped;
         let mut refusal = None;
-        let mut covered = 0;
-        for index in self.touched(access) {
-            let placed = self.registers[index];
-            covered |= access.covered_by(placed.span);
-            match self.write_register(&placed, hardware, access, value) {
-                Ok(Effect::Dropped) => dropped(placed.span.offset()),
-                Ok(one) => effect = effect.max(one),
-                Err(error) => refusal = refusal.or(Some(error)),
+        let mut note = |result: Result<Effect, RequestError>| match result {
+            Ok(one) => effect = effect.max(one),
+            Err(error) => refusal = refusal.or(Some(error)),
+        };
+        // What no rule takes in.
+        let mut left = access.mask();
+        for quirk in self.resources.quirks.as_slice() {
+            let covered = access.covered_by(span_of(quirk));
+            if covered != 0 {
+                left &= !covered;
+                note(write_masked(hardware, quirk, access, value, &mut dropped));
             }
         }
-        if covered != access.mask() {
+        let mut unnamed = left;
+        for index in self.touched(access) {
+            let placed = self.registers[index];
+            let covered = access.covered_by(placed.span);
+            unnamed &= !covered;
+            if placed.register.write != Write::Default {
+                left &= !covered;
+                let result = self.write_register(&placed, hardware, access, value);
+                if result == Ok(Effect::Dropped) {
+                    dropped(placed.span.offset());
+                }
+                note(result);
+            } else if left & covered != 0 && !self.resources.permissive {
+                dropped(placed.span.offset());
+            }
+        }
+        if self.resources.permissive {
+            for piece in access.pieces(left) {
+                // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
+                let result = hardware.write(piece, access.part(piece, value));
+                note(result.map(|()| Effect::Forwarded));
+            }
+        } else if unnamed != 0 {
             dropped(access.offset());
         }
         refusal.map_or(Ok(effect), Err)
@@ -231,7 +311,7 @@ impl VirtualConfig {
         let denied = RequestError::Denied {
             register: placed.register.name,
         };
-        if placed.register.write == Write::Drop {
+        if matches!(placed.register.write, Write::Drop | Write::Default) {
             return Ok(Effect::Dropped);
         }
         let old = self.value(placed, hardware);
@@ -241,7 +321,7 @@ impl VirtualConfig {
             Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
                 change(hardware, span, old, new)
             }
-            Write::Drop | Write::Bist => Ok(Effect::Dropped),
+            Write::Default | Write::Drop | Write::Bist => Ok(Effect::Dropped),
             Write::Command => self.write_command(hardware, span, new as u16),
             Write::Bar(index) => {
                 let present = hardware.read(span.offset(), span.width());
@@ -272,12 +352,11 @@ impl VirtualConfig {
         written: u16,
     ) -> Result<Effect, RequestError> {
         let read = |hardware: &_| ConfigSpace::read(hardware, span.offset(), span.width()) as u16;
-        let decodable = self.resources.bars.decodable();
         let mut present = read(hardware);
         let mut effect = Effect::Absorbed;
         let enables = |bits: u16| bits & command::DECODE != 0;
         let enabled_anew = enables(written) && !enables(self.command);
-        if enabled_anew || enables(command::target(present, written, decodable) & !present) {
+        if enabled_anew || enables(command::target(present, written, self.reach) & !present) {
             // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
             // D3 may have forgotten where it is, and must not answer at address 0.
             effect = self.wake(hardware)?.max(self.restore_bars(hardware)?);
@@ -287,7 +366,7 @@ impl VirtualConfig {
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
-        let target = command::target(present, written, decodable);
+        let target = command::target(present, written, self.reach);
         effect = effect.max(change(hardware, span, u32::from(present), u32::from(target))?);
         self.command = written;
         Ok(effect)
@@ -349,6 +428,31 @@ impl VirtualConfig {
         let unchanged = present & !PME_STATUS;
         change(hardware, span, u32::from(unchanged), u32::from(effective))
     }
+}
+
+const fn span_of(quirk: &Quirk) -> Access {
+    Access::at(quirk.offset(), quirk.width())
+}
+
+/// Writes the bits of a quirk's mask that an access covers; the other bits of the register keep their value.
+fn write_masked(
+    hardware: &mut impl Hardware,
+    quirk: &Quirk,
+    access: Access,
+    value: u32,
+    mut dropped: impl FnMut(u16),
+) -> Result<Effect, RequestError> {
+    let span = span_of(quirk);
+    let bits = quirk.mask() & span.covered_by(access);
+    if bits == 0 {
+        dropped(span.offset());
+        return Ok(Effect::Dropped);
+    }
+    let present = hardware.read(span.offset(), span.width());
+    let written = span.overlay(present, access, value);
+    // Also where nothing changes: the bits may be of those that a written 1 clears.
+    hardware.write(span, present & !bits | written & bits)?;
+    Ok(Effect::Forwarded)
 }
 
 /// Writes `new` to the device, unless `old`, which is there, is the same.

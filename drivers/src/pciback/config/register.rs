@@ -62,6 +62,8 @@ pub enum Read {
 /// What happens to a guest's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
+    /// As with bytes that no table names: dropped and counted, or forwarded for a permissive device or a quirk.
+    Default,
     /// Nothing: the write succeeds, changes nothing, and is counted.
     Drop,
     /// It goes to the device.
@@ -102,11 +104,13 @@ impl fmt::Display for Read {
 impl fmt::Display for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Default => "the default",
             Self::Drop => "dropped, counted",
             Self::Forward => "forwarded",
             Self::Bist => "forwarded if only the start bit changes",
             Self::Command => {
-                "bus master and MWI forwarded; decode turned on in the device, which brings it to D0, and never off"
+                "bus master and MWI forwarded, for a permissive device all of 0x02bc; decode turned on in the device, \
+                 which brings it to D0, and never off"
             }
             Self::Bar(_) => {
                 "all-ones probes the size; the recorded address is restored if the device lost it"

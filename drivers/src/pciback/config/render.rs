@@ -1,7 +1,7 @@
 //! The policy as a table to read: `docs/config-space.md` is this text.
 
 use super::capability::POLICIES;
-use super::header::TYPE_0;
+use super::header::{TYPE_0, TYPE_1};
 use super::register::Register;
 use alloc::string::String;
 use core::fmt::Write;
@@ -14,13 +14,24 @@ pub fn render() -> String {
          anew: `cargo run -p bulkhead-drivers --example config-table > docs/config-space.md`.\n\n\
          A *forwarded* write goes to the device by way of dom0's service, and only if it changes something\n\
          there. A *dropped* write succeeds, changes nothing, and is counted. A *denied* one is answered with\n\
-         `XEN_PCI_ERR_access_denied`. **What no table names reads what the device says, and writes to it are\n\
-         dropped**: that holds for MSI addresses and masks, PCI Express, and all of extended space.\n\n\
+         `XEN_PCI_ERR_access_denied`. **What no table names reads what the device says. Writes to it have the\n\
+         default: dropped and counted**. That holds for PCI Express and all of extended space.\n\n\
+         Two things change the default, and nothing else, for one device of one guest:\n\n\
+         - A *quirk*, `REG:SIZE:MASK`: the bits of MASK are the guest's. The register is read, these bits\n\
+         \u{20} replaced, and all of it written; so a SIZE is best that keeps bits out which a written 1 clears. A\n\
+         \u{20} quirk for a register whose write is not the default is refused at the export, in words.\n\
+         - *Permissive*: what has the default, and no quirk, is forwarded, even if it changes nothing. MSI and\n\
+         \u{20} MSI-X registers stay Xen's, and a bridge's buses and windows dom0's.\n\n\
+         In dom0 the service judges both again before it writes.\n\n\
          An access must be 1, 2 or 4 bytes, aligned, and below 4096; others are answered with\n\
          `XEN_PCI_ERR_invalid_offset`. One that covers several registers is split over them, byte by byte.\n\n\
-         Functions with a header type other than 0 are refused.\n",
+         Devices (header type 0) and PCI bridges (1) have tables. CardBus bridges (2) are refused. With MSI switched\n\
+         off for a device, `enable_msi` and `enable_msix` are answered with `XEN_PCI_ERR_op_failed`.\n\n\
+         Of an SR-IOV virtual function the ids are those that dom0 knows, its own read all-ones; its BARs are never\n\
+         written, and its decode bits are left alone: they are its physical function's, as dom0 checks.\n",
     );
     section(&mut text, "Header type 0", "Offset", &TYPE_0);
+    section(&mut text, "Header type 1", "Offset", &TYPE_1);
     for policy in &POLICIES {
         let mut title = String::from(policy.name);
         push(&mut title, format_args!(" (capability {:#04x})", policy.id));
