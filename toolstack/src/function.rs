@@ -39,6 +39,8 @@ pub enum Done {
 pub struct Function<C> {
     device: Device,
     config: C,
+    /// Of the physical function, if this is a virtual one.
+    physical: Option<C>,
     guard: Guard,
     interrupts: Interrupts,
     /// COMMAND as it was when the function was put to sleep.
@@ -47,9 +49,9 @@ pub struct Function<C> {
 }
 
 impl<C: Config> Function<C> {
-    /// Takes a device into service that is now in `mode`. A line that is withheld is silenced, one
-    /// that is offered is allowed.
-    pub fn new(device: Device, config: C, mode: Mode) -> io::Result<Self> {
+    /// Takes a device into service that is now in `mode`; `physical` is the configuration space of the physical
+    /// function of a virtual one. A line that is withheld is silenced, one that is offered is allowed.
+    pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
         let dword = |offset| config.read(offset, 4).map(u32::to_le_bytes);
         let bytes: io::Result<Vec<_>> = (0..64).map(|n| dword(4 * n)).collect();
         let capabilities = Capabilities::find(&bytes?.concat());
@@ -64,6 +66,7 @@ impl<C: Config> Function<C> {
             interrupts: Interrupts::new(device.bdf, capabilities, device.bars, device.line_offered, mode),
             device,
             config,
+            physical,
             command_before_sleep: None,
             refused: BTreeMap::new(),
         })
@@ -191,7 +194,9 @@ impl<C: Config> Functions<C> {
             .retain(|function| attachment.bdfs().any(|bdf| bdf == function.bdf()));
         for (device, mode) in attachment.devices_and_modes() {
             if !self.functions.iter().any(|function| function.bdf() == device.bdf) {
-                let function = Function::new(device.clone(), open(device.bdf)?, mode.clone())?;
+                let config = open(device.bdf)?;
+                let physical = device.physical.map(&mut open).transpose()?;
+                let function = Function::new(device.clone(), config, physical, mode.clone())?;
                 self.functions.push(function);
             }
         }
@@ -227,8 +232,12 @@ impl<C: Config> Functions<C> {
         let bdf = function.bdf();
         let note = |mode: &Mode| note(bdf, mode);
         let Function {
-            interrupts, config, ..
+            interrupts,
+            config,
+            physical,
+            ..
         } = function;
+        let config = &*config;
         match request.command {
             Command::ConfWrite => function.write(request),
             Command::EnableMsi => {
@@ -242,7 +251,14 @@ impl<C: Config> Functions<C> {
                 })?;
                 let entries: Vec<u16> = entries.iter().map(|entry| entry.entry).collect();
                 interrupts
-                    .enable_msix(config, xen, self.guest, &entries, note)
+                    .enable_msix(
+                        config,
+                        physical.as_ref().unwrap_or(config),
+                        xen,
+                        self.guest,
+                        &entries,
+                        note,
+                    )
                     .map(Done::Vectors)
             }
             Command::DisableMsi | Command::DisableMsix => {
@@ -267,7 +283,7 @@ mod tests {
     use super::*;
     use crate::capabilities::tests::space;
     use crate::config::tests::Model;
-    use crate::record::tests::{attachment, device};
+    use crate::record::tests::{attachment, device, virtual_function};
     use crate::xenctrl::tests::Xen;
     use xenbus::model::Page;
     use xenbus::pciif::MsixEntry;
@@ -467,6 +483,30 @@ mod tests {
     }
 
     #[test]
+    fn msix_of_a_virtual_function_waits_for_its_physical_one_to_decode_memory() {
+        let mut one = attachment();
+        one.devices = vec![virtual_function("01:10.0")];
+        one.modes = vec![Mode::Line];
+        let physical = one.devices[0].physical.unwrap();
+        let functions = |decode: u8| {
+            let open = |bdf| {
+                let config = config();
+                config.bytes.borrow_mut()[4] = if bdf == physical { decode } else { 0 };
+                Ok::<_, io::Error>(config)
+            };
+            Functions::new(&one, open).unwrap()
+        };
+        let enable = Request::new(Command::EnableMsix, one.devices[0].bdf);
+        for (decode, answer) in [(0, Err(OpError::ENXIO)), (2, Ok(Done::Vectors(vec![55])))] {
+            let mut hop = Hop {
+                functions: functions(decode),
+                ..Hop::new()
+            };
+            assert_eq!(hop.ask(&enable, &[0]), answer, "{decode}");
+        }
+    }
+
+    #[test]
     fn a_device_that_cannot_be_opened_is_an_error_and_the_others_are_served() {
         let mut hop = Hop::new();
         let more = attachment();
@@ -479,7 +519,7 @@ mod tests {
     #[test]
     fn the_service_takes_up_a_mode_that_another_one_turned_on() {
         let mode = Mode::Msix(vec![(0, 55)]);
-        let mut function = Function::new(device("00:05.0"), config(), mode.clone()).unwrap();
+        let mut function = Function::new(device("00:05.0"), config(), None, mode.clone()).unwrap();
         assert_eq!(*function.mode(), mode);
         let xen = Xen::default();
         function
@@ -495,7 +535,7 @@ mod tests {
             line_offered: false,
             ..device("00:05.0")
         };
-        let function = Function::new(device, config(), Mode::Line).unwrap();
+        let function = Function::new(device, config(), None, Mode::Line).unwrap();
         assert_eq!(*function.config.writes.borrow(), [(4, 2, 0x0403)]);
     }
 
@@ -504,7 +544,7 @@ mod tests {
         for (mode, writes) in [(Mode::Line, vec![(4, 2, 0x0003)]), (Mode::Msi(55), vec![])] {
             let config = config();
             config.set16(4, 0x0403);
-            let function = Function::new(device("00:05.0"), config, mode).unwrap();
+            let function = Function::new(device("00:05.0"), config, None, mode).unwrap();
             assert_eq!(*function.config.writes.borrow(), writes);
         }
     }

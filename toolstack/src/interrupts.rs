@@ -189,16 +189,18 @@ impl Interrupts {
     }
 
     /// Turns MSI-X on for all of `entries`, or for none, and returns a pirq for each. For `note`
-    /// see [`Self::enable_msi`].
+    /// see [`Self::enable_msi`]. `decoder` is the function whose COMMAND turns decoding of memory on: this one, or the
+    /// physical one of a virtual one, whose own bit reads 0 (SR-IOV 1.1, section 3.4.1.3).
     pub fn enable_msix(
         &mut self,
         config: &impl Config,
+        decoder: &impl Config,
         xen: &impl Hypervisor,
         guest: DomId,
         entries: &[u16],
         note: impl FnOnce(&Mode),
     ) -> Result<Vec<u16>, Failure> {
-        let table = self.msix_table(config)?;
+        let table = self.msix_table(config, decoder)?;
         self.check_entries(entries, table.last_entry)?;
         let mut mapped: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
         for &entry in entries {
@@ -259,7 +261,7 @@ impl Interrupts {
         off.and(unmapped).and(line)
     }
 
-    fn msix_table(&self, config: &impl Config) -> Result<MsixTable, Failure> {
+    fn msix_table(&self, config: &impl Config, decoder: &impl Config) -> Result<MsixTable, Failure> {
         let capability = self
             .capabilities
             .msix
@@ -269,7 +271,7 @@ impl Interrupts {
             Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
         }
-        let decodes = config.read16(register::COMMAND).map_err(Failure::config)? & command::MEMORY != 0;
+        let decodes = decoder.read16(register::COMMAND).map_err(Failure::config)? & command::MEMORY != 0;
         if !decodes {
             return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
         }
@@ -415,7 +417,7 @@ mod tests {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
         let mut noted = None;
-        let pirqs = interrupts.enable_msix(&config, &xen, GUEST, &[0, 4, 2], |mode| {
+        let pirqs = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 4, 2], |mode| {
             noted = Some(mode.clone())
         });
         assert_eq!(pirqs.unwrap(), [55, 54, 53]);
@@ -438,7 +440,9 @@ mod tests {
     fn msix_is_all_or_nothing() {
         let (config, mut interrupts) = function();
         let xen = Xen::refusing_after(2);
-        let failure = interrupts.enable_msix(&config, &xen, GUEST, &[0, 1, 2], |_| panic!("nothing is on"));
+        let failure = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 1, 2], |_| {
+            panic!("nothing is on")
+        });
         let failure = failure.unwrap_err();
         assert_eq!(failure.error, OpError::OpFailed);
         assert!(
@@ -463,7 +467,7 @@ mod tests {
             let (config, mut interrupts) = function();
             let xen = Xen::default();
             let failure = interrupts
-                .enable_msix(&config, &xen, GUEST, entries, |_| {})
+                .enable_msix(&config, &config, &xen, GUEST, entries, |_| {})
                 .unwrap_err();
             assert_eq!((failure.error, failure.cause.as_str()), (OpError::EINVAL, cause));
             assert!(xen.calls().is_empty());
@@ -476,18 +480,32 @@ mod tests {
         config.set16(COMMAND, 5);
         let xen = Xen::default();
         let failure = interrupts
-            .enable_msix(&config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
             .unwrap_err();
         assert_eq!(failure.error, OpError::ENXIO);
         config.set16(COMMAND, 7);
         for bar in [4, 6, 7] {
             config.set16(MSIX + 4, bar);
             let failure = interrupts
-                .enable_msix(&config, &xen, GUEST, &[0], |_| {})
+                .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
                 .unwrap_err();
             assert_eq!(failure.error, OpError::OpFailed, "{bar}");
         }
         assert!(xen.calls().is_empty());
+    }
+
+    #[test]
+    fn msix_of_a_virtual_function_needs_the_decode_bit_of_its_physical_one() {
+        let (config, mut interrupts) = function();
+        config.set16(COMMAND, 0);
+        let physical = Model::new(vec![0; 64]);
+        let xen = Xen::default();
+        let mut enable = || interrupts.enable_msix(&config, &physical, &xen, GUEST, &[0], |_| {});
+        assert_eq!(enable().unwrap_err().error, OpError::ENXIO);
+        assert!(xen.calls().is_empty());
+        physical.set16(COMMAND, command::MEMORY);
+        assert_eq!(enable().unwrap(), [55]);
+        assert!(physical.writes.borrow().is_empty());
     }
 
     #[test]
@@ -500,20 +518,20 @@ mod tests {
             .unwrap_err()
             .error;
         let msix = interrupts
-            .enable_msix(&config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
             .unwrap_err()
             .error;
         assert_eq!((msi, msix), (OpError::EALREADY, OpError::ENXIO));
         interrupts.disable(&config, &xen, GUEST, |_| {}).unwrap();
         interrupts
-            .enable_msix(&config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
             .unwrap();
         let msi = interrupts
             .enable_msi(&config, &xen, GUEST, |_| {})
             .unwrap_err()
             .error;
         let msix = interrupts
-            .enable_msix(&config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
             .unwrap_err()
             .error;
         assert_eq!((msi, msix), (OpError::ENXIO, OpError::EALREADY));
@@ -524,7 +542,7 @@ mod tests {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
         interrupts
-            .enable_msix(&config, &xen, GUEST, &[0, 1], |_| {})
+            .enable_msix(&config, &config, &xen, GUEST, &[0, 1], |_| {})
             .unwrap();
         config.writes.borrow_mut().clear();
         interrupts

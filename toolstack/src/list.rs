@@ -22,7 +22,7 @@ const FIRST: [Numbered; 5] = [
     Numbered::Error,
 ];
 /// All that the second hop says of one device.
-const SECOND: [Numbered; 9] = [
+const SECOND: [Numbered; 10] = [
     Numbered::Device,
     Numbered::Ids,
     Numbered::Ecam,
@@ -32,6 +32,7 @@ const SECOND: [Numbered; 9] = [
     Numbered::Permissive,
     Numbered::Quirks,
     Numbered::Msi,
+    Numbered::Virtual,
 ];
 
 /// One device of the list.

@@ -137,7 +137,7 @@ pub fn of_first(number: usize, device: &record::Device) -> [(String, String); 3]
 
 /// The nodes of device `number` in the backend's directory of the second hop: all that there can be, `None` where
 /// the absent node says it.
-pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<String>); 9] {
+pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<String>); 10] {
     let terms = &device.terms;
     [
         (Numbered::Device, Some(device.bdf.to_string())),
@@ -152,6 +152,7 @@ pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<Str
             (!terms.quirks.is_empty()).then(|| terms.quirks.to_string()),
         ),
         (Numbered::Msi, (!terms.msi.is_on()).then(|| "0".to_owned())),
+        (Numbered::Virtual, device.physical.map(|_| "1".to_owned())),
     ]
     .map(|(key, value)| (key.at(number), value))
 }
@@ -159,7 +160,8 @@ pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::attachment;
+    use crate::interrupts::Mode;
+    use crate::record::tests::{attachment, virtual_function};
     use crate::store::tests::{connect, dom0};
     use xenbus::model::Xenstored;
 
@@ -250,11 +252,20 @@ mod tests {
     fn terms_are_told_where_they_are_not_the_usual_ones() {
         let mut attachment = attachment();
         attachment.devices[1].terms = crate::terms::tests::unusual();
+        attachment.devices.push(virtual_function("01:10.0"));
+        attachment.modes.push(Mode::Line);
         let hop = Hop::second(&attachment);
         let listing = listing(&hop.backend);
-        for line in ["permissive-1 = 1", "quirks-1 = 44:2:ff;60:1:1", "msi-1 = 0"] {
+        for line in [
+            "permissive-1 = 1",
+            "quirks-1 = 44:2:ff;60:1:1",
+            "msi-1 = 0",
+            "irq-2 = 0",
+            "virtual-2 = 1",
+        ] {
             assert!(listing.contains(&line.to_owned()), "{line}");
         }
+        assert!(!listing.iter().any(|line| line.starts_with("virtual-1")));
         assert!(!listing.iter().any(|line| line.starts_with("permissive-0")));
     }
 

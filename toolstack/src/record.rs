@@ -60,6 +60,9 @@ pub struct Device {
     /// On what terms the guest has it.
     #[serde(default)]
     pub terms: Terms,
+    /// The physical function of a virtual one (SR-IOV), which stays in dom0.
+    #[serde(default, with = "optional_text")]
+    pub physical: Option<Bdf>,
 }
 
 /// A guest, its stub, and the devices between them.
@@ -351,6 +354,25 @@ pub(crate) mod text {
     }
 }
 
+/// Values that may be absent, written as their texts.
+mod optional_text {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub fn serialize<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().map(ToString::to_string).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom))
+            .transpose()
+    }
+}
+
 /// Lists of values that are written as their texts.
 pub mod texts {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -420,6 +442,17 @@ pub(crate) mod tests {
             line_offered: true,
             header: (0..64).collect(),
             terms: Terms::default(),
+            physical: None,
+        }
+    }
+
+    /// A virtual function of 01:00.0.
+    pub fn virtual_function(bdf: &str) -> Device {
+        Device {
+            gsi: None,
+            line_offered: false,
+            physical: Some("01:00.0".parse().unwrap()),
+            ..device(bdf)
         }
     }
 
@@ -463,16 +496,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_record_of_before_there_were_terms_is_read_as_the_usual_ones() {
+    fn a_record_of_before_there_were_terms_is_read_as_one_of_usual_terms() {
         let mut device = device("00:05.0");
         let usual = json(&device);
         device.terms = crate::terms::tests::unusual();
         assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
-        let terms = format!(",\"terms\":{}", json(&Terms::default()));
+        let terms = format!(",\"terms\":{},\"physical\":null", json(&Terms::default()));
         let old = usual.replace(&terms, "");
         assert_ne!(old, usual);
         device.terms = Terms::default();
         assert_eq!(serde_json::from_str::<Device>(&old).unwrap(), device);
+    }
+
+    #[test]
+    fn the_physical_function_of_a_virtual_one_is_recorded() {
+        let device = virtual_function("01:10.0");
+        assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
+        let damaged = json(&device).replace("0000:01:00.0", "the first");
+        assert!(serde_json::from_str::<Device>(&damaged).is_err());
     }
 
     #[test]

@@ -80,6 +80,9 @@ pub struct DeviceStatus {
     pub gsi: Option<u32>,
     /// False if the line is withheld, or absent.
     pub line_offered: bool,
+    /// The physical function of a virtual one.
+    #[serde(default)]
+    pub virtual_function_of: Option<String>,
     /// How Linux resets it.
     pub reset: Option<String>,
     /// On what terms the guest has it.
@@ -228,6 +231,7 @@ fn device_status(device: &Device, mode: &Mode, reset: Option<String>) -> DeviceS
         pirqs,
         gsi: device.gsi,
         line_offered: device.line_offered,
+        virtual_function_of: device.physical.map(|physical| physical.to_string()),
         reset,
         terms: device.terms.clone(),
     }
@@ -251,6 +255,13 @@ impl fmt::Display for Status {
         for device in devices.filter(|device| device.terms != Terms::default()) {
             writeln!(f, "{}: {}", device.bdf, device.terms)?;
         }
+        for (physical, virtuals) in self.physical_functions() {
+            writeln!(
+                f,
+                "{physical} has to stay in dom0 with its driver: guests have its virtual functions {}",
+                virtuals.join(", ")
+            )?;
+        }
         self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
         for device in &self.quarantined {
             writeln!(f, "quarantine: {}, because {}", device.bdf, device.reason)?;
@@ -262,6 +273,20 @@ impl fmt::Display for Status {
 }
 
 impl Status {
+    /// The physical functions whose virtual ones guests have, with these.
+    fn physical_functions(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut physical_functions = BTreeMap::<_, Vec<_>>::new();
+        for device in self.stubs.iter().flat_map(|stub| &stub.devices) {
+            if let Some(physical) = &device.virtual_function_of {
+                physical_functions
+                    .entry(physical.as_str())
+                    .or_default()
+                    .push(device.bdf.as_str());
+            }
+        }
+        physical_functions
+    }
+
     fn devices_table(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_BORDERS_ONLY_CONDENSED);
@@ -347,7 +372,7 @@ impl StubStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::device;
+    use crate::record::tests::{device, virtual_function};
 
     fn status() -> Status {
         let domain = |domid, name: &str| DomainStatus {
@@ -442,6 +467,19 @@ mod tests {
             line.contains("MSI off: policy.toml, bridge 0000:00:1c.0"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_physical_function_is_named_with_its_virtual_ones_that_guests_have() {
+        let mut status = status();
+        for bdf in ["01:10.0", "01:10.2"] {
+            let device = device_status(&virtual_function(bdf), &Mode::Line, None);
+            status.stubs[0].devices.push(device);
+        }
+        let text = status.to_string();
+        let line = "\n0000:01:00.0 has to stay in dom0 with its driver: guests have its virtual functions 0000:01:10.0, \
+                    0000:01:10.2\n";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -71,6 +71,24 @@ impl Sysfs {
         })
     }
 
+    /// The physical function of a virtual one (SR-IOV).
+    pub fn physical_function(&self, bdf: Bdf) -> Option<Bdf> {
+        self.link(bdf, "physfn")
+    }
+
+    /// The virtual functions that a physical one has now, in the order of their numbers; none of any other function.
+    pub fn virtual_functions(&self, bdf: Bdf) -> Vec<Bdf> {
+        (0..)
+            .map_while(|number| self.link(bdf, &format!("virtfn{number}")))
+            .collect()
+    }
+
+    /// The function that a link of another leads to.
+    fn link(&self, bdf: Bdf, name: &str) -> Option<Bdf> {
+        let target = fs::read_link(self.path(bdf, name)).ok()?;
+        target.file_name()?.to_str()?.parse().ok()
+    }
+
     /// The functions on the bus below a bridge, in the order of their addresses.
     pub fn below(&self, bridge: Bdf) -> Result<Vec<Bdf>, SysfsError> {
         let mut below = functions_in(&self.path(bridge, ""))
@@ -240,6 +258,16 @@ pub(crate) mod tests {
             self.add(bdf, files);
         }
 
+        /// Makes `virtuals` the virtual functions of `physical`.
+        pub fn sriov(&self, physical: &str, virtuals: &[&str]) {
+            let devices = self.directory.path().join("bus/pci/devices");
+            for (number, name) in virtuals.iter().enumerate() {
+                let link = devices.join(physical).join(format!("virtfn{number}"));
+                symlink(format!("../{name}"), link).unwrap();
+                symlink(format!("../{physical}"), devices.join(name).join("physfn")).unwrap();
+            }
+        }
+
         pub fn bind(&self, bdf: &str, driver: &str) {
             let home = self.directory.path().join("bus/pci/drivers").join(driver);
             fs::create_dir_all(&home).unwrap();
@@ -288,6 +316,21 @@ pub(crate) mod tests {
         tree.bind("0000:00:05.0", "pciback");
         assert_eq!(sysfs.driver(bdf("00:05.0")).as_deref(), Some("pciback"));
         assert!(sysfs.has_pciback());
+    }
+
+    #[test]
+    fn physical_and_virtual_functions_name_each_other() {
+        let tree = Tree::new();
+        for name in ["0000:01:00.0", "0000:01:10.0", "0000:01:10.2"] {
+            tree.add(name, &[]);
+        }
+        tree.sriov("0000:01:00.0", &["0000:01:10.0", "0000:01:10.2"]);
+        let sysfs = tree.sysfs();
+        let virtuals = sysfs.virtual_functions(bdf("01:00.0"));
+        assert_eq!(virtuals, [bdf("01:10.0"), bdf("01:10.2")]);
+        assert_eq!(sysfs.virtual_functions(bdf("01:10.0")), []);
+        let physical = ["01:00.0", "01:10.0", "01:10.2"].map(|name| sysfs.physical_function(bdf(name)));
+        assert_eq!(physical, [None, Some(bdf("01:00.0")), Some(bdf("01:00.0"))]);
     }
 
     #[test]

@@ -9,7 +9,6 @@ use crate::sysfs::Sysfs;
 use crate::terms::{Msi, Terms};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
-use xenbus::device::Ids;
 
 /// The pirqs that Xen has for a guest's messages unless `extra_guest_irqs` says otherwise.
 const SPARE_PIRQS: u32 = 32;
@@ -67,25 +66,17 @@ pub fn describe(
     mcfg: &Mcfg,
 ) -> Result<Device, Refusal> {
     let config = sysfs.config_bytes(bdf)?;
-    let word = |at: usize| {
-        config
-            .get(at..at + 2)
-            .and_then(|raw| raw.try_into().ok())
-            .map_or(0xffff, u16::from_le_bytes)
-    };
     let gsi = line(bdf, sysfs);
     Ok(Device {
         bdf,
-        ids: Ids {
-            vendor: word(0),
-            device: word(2),
-        },
+        ids: sysfs.ids(bdf)?,
         bars: sysfs.bars(bdf)?,
         ecam: mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
         gsi,
         line_offered: gsi.is_some() && sharers.is_empty(),
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
+        physical: sysfs.physical_function(bdf),
     })
 }
 

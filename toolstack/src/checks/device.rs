@@ -1,7 +1,7 @@
 //! Whether each single device can be given away.
 
 use super::page::page_sharer;
-use super::{Claims, Refusal};
+use super::{Claims, Refusal, check_sriov};
 use crate::config::register;
 use crate::mcfg::Mcfg;
 use crate::sysfs::Sysfs;
@@ -57,13 +57,20 @@ fn check_device(
         let (by, next) = (claim.by.clone(), claim.next.clone());
         return Err(Refusal::InUse { bdf, by, next });
     }
+    check_sriov(bdf, claims, sysfs)?;
     if let Some((_, reason)) = claims.quarantined.iter().find(|(other, _)| *other == bdf) {
         let reason = reason.clone();
         return Err(Refusal::Quarantined { bdf, reason });
     }
     let config = sysfs.config_bytes(bdf)?;
     let byte = |at: u16| config.get(usize::from(at)).copied().unwrap_or(0xff);
-    if (byte(register::VENDOR), byte(register::VENDOR + 1)) == (0xff, 0xff) {
+    // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
+    let telling = if sysfs.physical_function(bdf).is_some() {
+        register::BASE_CLASS - 1
+    } else {
+        register::VENDOR
+    };
+    if (byte(telling), byte(telling + 1)) == (0xff, 0xff) {
         return Err(Refusal::Dead { bdf });
     }
     let (class, kind) = (

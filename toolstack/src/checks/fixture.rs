@@ -37,7 +37,9 @@ pub fn host() -> Tree {
         (B, "0xfe001000 0xfe0010ff 0x200\n"),
     ];
     for (name, resource) in devices {
-        let files: [(&str, &[u8]); 5] = [
+        let files: [(&str, &[u8]); 7] = [
+            ("vendor", b"0x8086\n"),
+            ("device", b"0x10d3\n"),
             ("config", &config(0, 1, 5)),
             ("resource", resource.as_bytes()),
             ("irq", b"20\n"),

@@ -11,6 +11,7 @@ mod host;
 mod line;
 mod page;
 mod refusal;
+mod sriov;
 
 pub use claims::{Claim, Claims, ClaimsError};
 pub use describe::{Notice, describe, describe_all};
@@ -19,3 +20,4 @@ pub use host::check_host;
 pub use line::{line, line_sharers};
 pub use page::{check_leaving, page_sharer};
 pub use refusal::Refusal;
+pub use sriov::check_sriov;

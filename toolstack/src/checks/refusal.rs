@@ -88,6 +88,33 @@ pub enum Refusal {
         /// What happened.
         reason: String,
     },
+    /// The parent of others.
+    #[error(
+        "{bdf} has the virtual functions {list}, which need it and its driver in dom0: give these away, or remove them \
+         first (`echo 0 >/sys/bus/pci/devices/{bdf}/sriov_numvfs`){users}",
+        list = addresses(virtuals),
+        users = users.iter().map(|user| format!("; {user}")).collect::<String>()
+    )]
+    HasVirtualFunctions {
+        /// The device.
+        bdf: Bdf,
+        /// Its virtual functions.
+        virtuals: Vec<Bdf>,
+        /// Who has some of them, in words.
+        users: Vec<String>,
+    },
+    /// Its parent is not where it must be.
+    #[error(
+        "{bdf} is a virtual function of {physical}, which {by}: it works only while that one is with its driver in dom0"
+    )]
+    PhysicalFunctionAway {
+        /// The device.
+        bdf: Bdf,
+        /// Its physical function.
+        physical: Bdf,
+        /// Where that is, in words.
+        by: String,
+    },
     /// Access is given by the page.
     #[error(
         "{bdf} shares the 4 KiB page at {address:#x} with {other}, which stays elsewhere, and memory is given away \
@@ -122,4 +149,9 @@ pub enum Refusal {
     /// The list of devices cannot be read.
     #[error("cannot list the PCI devices of this host in /sys: is sysfs mounted?")]
     NoSysfs(#[source] io::Error),
+}
+
+fn addresses(bdfs: &[Bdf]) -> String {
+    let texts: Vec<_> = bdfs.iter().map(Bdf::to_string).collect();
+    texts.join(", ")
 }
