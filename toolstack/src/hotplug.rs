@@ -59,7 +59,7 @@ fn add(
     undo: &mut Undo,
 ) -> Result<()> {
     checked.take_from_dom0(host, interrupt, undo)?;
-    let devices = checked.describe(host)?;
+    let devices = checked.describe()?;
     let grown = attachment.with(devices.clone());
     undo.push(Step::Added(grown.clone(), checked.bdfs().to_vec()));
     attach::extend(host, &grown, &devices)?;

@@ -324,7 +324,7 @@ fn attach_checked(
     checked: &Checked,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    let devices = checked.describe(host)?;
+    let devices = checked.describe()?;
     let attachment = Attachment {
         guest,
         stub,

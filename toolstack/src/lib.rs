@@ -37,6 +37,7 @@ pub mod progress;
 pub mod ratelimit;
 pub mod record;
 pub mod release;
+pub mod reset;
 pub mod resources;
 pub mod restore;
 pub mod seize;

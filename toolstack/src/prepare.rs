@@ -1,8 +1,7 @@
 //! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
 
-use crate::checks::{self, Claims, Refusal};
+use crate::checks::{self, Refusal, Surroundings};
 use crate::host::Host;
-use crate::mcfg::{self, Mcfg};
 use crate::policy::{self, Choices, Decided};
 use crate::record::Device;
 use crate::seize::{Before, seize};
@@ -10,9 +9,8 @@ use crate::terms::Terms;
 use crate::undo::{Step, Undo};
 use crate::waiting::Interrupt;
 use crate::xl;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use bulkhead_config::options::Wanted;
-use std::fs;
 use xenbus::bdf::Bdf;
 
 /// Devices that have passed all checks.
@@ -22,8 +20,7 @@ pub struct Checked {
     terms: Vec<Terms>,
     /// The devices that the guest has besides.
     already: Vec<Bdf>,
-    mcfg: Mcfg,
-    claims: Claims,
+    around: Surroundings,
 }
 
 /// Checks devices for a guest that has the devices `already`.
@@ -31,23 +28,16 @@ pub fn check(host: &mut Host, wanted: &[Wanted], choices: &Choices, already: &[B
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
     notices.iter().for_each(|notice| eprintln!("note: {notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
-    checks::check_host(&xl::info()?)?;
-    let table = fs::read(mcfg::PATH).with_context(|| {
-        format!(
-            "cannot read {}: this host maps no configuration space in memory, and the stub reads no other",
-            mcfg::PATH
-        )
-    })?;
-    let mcfg = Mcfg::parse(&table).with_context(|| format!("{} cannot be used", mcfg::PATH))?;
-    let claims = Claims::read(&mut host.store)?;
-    let refusals = checks::check_devices(&bdfs, already, &host.sysfs, &mcfg, &claims);
+    let info = xl::info()?;
+    checks::check_host(&info)?;
+    let around = Surroundings::read(host, &bdfs, &info)?;
+    let refusals = checks::check_devices(&bdfs, already, &around);
     match refusals.len() {
         0 => Ok(Checked {
             bdfs,
             terms,
             already: already.to_vec(),
-            mcfg,
-            claims,
+            around,
         }),
         1 => Err(refusals
             .into_iter()
@@ -85,10 +75,9 @@ impl Checked {
     }
 
     /// Describes the devices, once they are taken, and tells what the administrator should know.
-    pub fn describe(&self, host: &Host) -> Result<Vec<Device>> {
+    pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
-        let (devices, notices) =
-            checks::describe_all(&wanted, &self.already, &host.sysfs, &self.mcfg, &self.claims)?;
+        let (devices, notices) = checks::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| eprintln!("note: {notice}"));
         Ok(devices)
     }

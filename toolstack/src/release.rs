@@ -4,30 +4,20 @@
 //! Every step is tried, because a device that is left half quiesced is the worst outcome.
 
 use crate::attach::permit;
-use crate::capabilities::Capabilities;
-use crate::config::{Config, quieten, register};
 use crate::domains::{self, is_alive};
 use crate::host::Host;
-use crate::interrupts::{Mode, turn_off};
+use crate::interrupts::Mode;
 use crate::list;
 use crate::nodes::first_hop;
 use crate::record::{self, Attachment, Device};
+use crate::reset::{self, quiesce};
 use crate::resources::resources;
-use crate::restore;
 use crate::serve;
 use crate::xenctrl::{DomId, Hypervisor};
 use std::io;
-use std::thread;
-use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::DeviceType;
-
-/// Power state bits of PMCSR, which lies here in the power management capability.
-const PMCSR: u16 = 4;
-const POWER_STATE: u16 = 0x3;
-/// From D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
-const WAKE_UP: Duration = Duration::from_millis(10);
 
 /// What happened to one device, and what did not work.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,23 +171,6 @@ fn remove_if_there(host: &mut Host, path: &str) -> Result<(), crate::store::Stor
     }
 }
 
-/// Wakes the function up, stops its DMA and its interrupts.
-fn quiesce(config: &impl Config) -> io::Result<()> {
-    let dwords: io::Result<Vec<_>> = (0..64)
-        .map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
-        .collect();
-    let capabilities = Capabilities::find(&dwords?.concat());
-    if let Some(power) = capabilities.power {
-        let state = config.read16(power + PMCSR)?;
-        if state & POWER_STATE != 0 {
-            config.write16(power + PMCSR, state & !POWER_STATE)?;
-            thread::sleep(WAKE_UP);
-        }
-    }
-    quieten(config)?;
-    turn_off(config, &capabilities)
-}
-
 /// Takes interrupts and address ranges from a guest that lives on. The line stays with it if another device of
 /// its own uses that too.
 fn take(
@@ -231,43 +204,20 @@ fn take(
     }
 }
 
-/// Resets the device and puts its header back. One that does not answer afterwards goes into
-/// quarantine.
+/// Resets the device and puts its header back. One that does not come back from that goes into quarantine.
 fn reset(host: &mut Host, device: &Device, released: &mut Released) {
     let bdf = device.bdf;
-    let method = host.sysfs.reset_method(bdf);
-    if method.is_some() {
-        released.note(format_args!("{bdf}: cannot reset it"), host.sysfs.reset(bdf));
-    }
-    let restored = host
-        .sysfs
-        .open_config(bdf)
-        .map_err(io::Error::other)
-        .and_then(|config| {
-            restore::header(&config, &device.header)?;
-            config.read(register::VENDOR, 4)
-        });
-    let expected = u32::from(device.ids.vendor) | u32::from(device.ids.device) << 16;
-    let reason = match restored {
-        Ok(ids) if ids == expected => None,
-        Ok(ids) => Some(format!(
-            "after its reset it answers as {:04x}:{:04x}, not as {}",
-            ids & 0xffff,
-            ids >> 16,
-            device.ids
-        )),
-        Err(error) => Some(format!(
-            "its configuration could not be restored after its reset ({error})"
-        )),
-    };
-    let line = match (&reason, method) {
-        (Some(reason), _) => {
-            let noted = record::quarantine(&mut host.store, bdf, reason);
+    let line = match reset::reset(&host.sysfs, bdf, device.ids, &device.header) {
+        Ok(Some(method)) => format!("{bdf} was stopped and reset by {method}, and answers"),
+        Ok(None) => format!(
+            "{bdf} was stopped, and answers; no reset method: what the guest left in its registers stays there"
+        ),
+        Err(error) => {
+            let reason = error.to_string();
+            let noted = record::quarantine(&mut host.store, bdf, &reason);
             released.note(format_args!("{bdf}: cannot note its quarantine"), noted);
-            format!("{bdf} is kept in quarantine: {reason}")
+            format!("{bdf} is kept in quarantine: {reason}; `bulkhead release {bdf}` tries its reset again")
         }
-        (None, Some(method)) => format!("{bdf} was stopped and reset ({method}), and answers"),
-        (None, None) => format!("{bdf} was stopped, and answers; it has no reset that Linux knows"),
     };
     released.devices.push(line);
 }
@@ -275,23 +225,8 @@ fn reset(host: &mut Host, device: &Device, released: &mut Released) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::tests::space;
-    use crate::config::tests::Model;
     use crate::record::tests::device;
     use crate::xenctrl::tests::Xen;
-
-    #[test]
-    fn a_function_is_woken_then_its_dma_and_line_stop_then_its_messages() {
-        let mut bytes = space(&[(0x40, 1), (0x50, 5), (0x70, 0x11)]);
-        bytes[0x04] = 0x07;
-        bytes[0x44] = 0x03;
-        bytes[0x52] = 0x01;
-        bytes[0x73] = 0x80;
-        let config = Model::new(bytes);
-        quiesce(&config).unwrap();
-        let expected = [(0x44, 2, 0), (0x04, 2, 0x0403), (0x52, 2, 0), (0x72, 2, 0)];
-        assert_eq!(*config.writes.borrow(), expected);
-    }
 
     #[test]
     fn a_living_guest_loses_its_interrupts_and_ranges() {

@@ -4,6 +4,7 @@ use crate::domains::is_alive;
 use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
+use crate::reset::Plan;
 use crate::store::StoreError;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
@@ -83,7 +84,7 @@ pub struct DeviceStatus {
     /// The physical function of a virtual one.
     #[serde(default)]
     pub virtual_function_of: Option<String>,
-    /// How Linux resets it.
+    /// How it will be reset when it leaves the guest, such as `FLR`; absent if it cannot be.
     pub reset: Option<String>,
     /// On what terms the guest has it.
     #[serde(default)]
@@ -188,7 +189,10 @@ pub fn collect(
             domain: domain_status(host, &attachment.stub, &stub_state)?,
             guest: domain_status(host, &attachment.guest, &guest_state)?,
             devices: devices
-                .map(|(device, mode)| device_status(device, mode, host.sysfs.reset_method(device.bdf)))
+                .map(|(device, mode)| {
+                    let reset = Plan::of(device.bdf, &host.sysfs).used();
+                    device_status(device, mode, reset.map(|method| method.to_string()))
+                })
                 .collect(),
             served: served.remove(&stub),
         });
@@ -403,7 +407,7 @@ mod tests {
                 devices: vec![device_status(
                     &device("00:05.0"),
                     &Mode::Msix(vec![(0, 55), (1, 54)]),
-                    Some("flr".into()),
+                    Some("FLR".into()),
                 )],
                 served: Some(served),
             }],
@@ -425,7 +429,7 @@ mod tests {
             "8086:10d3",
             "MSI-X, 2 vectors",
             "55 54",
-            "flr",
+            "FLR",
         ] {
             assert!(row.contains(cell), "{cell} in {row}");
         }

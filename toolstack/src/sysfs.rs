@@ -12,6 +12,9 @@ use xenbus::device::{Bars, Ids};
 /// The driver with which dom0 holds a device for passthrough, as sysfs calls it.
 pub const PCIBACK: &str = "pciback";
 
+/// `IFF_UP` among the flags of a network interface (`include/uapi/linux/if.h`).
+const INTERFACE_UP: u32 = 1;
+
 /// A file of sysfs that could not be used.
 #[derive(Debug, Error)]
 #[error("{what} of {bdf} ({path})")]
@@ -164,18 +167,12 @@ impl Sysfs {
             .map_err(|source| self.error(bdf, "config", "cannot open the configuration space", source))
     }
 
-    /// How Linux would reset the function, such as `flr` or `pm bus`; `None` if it cannot.
-    pub fn reset_method(&self, bdf: Bdf) -> Option<String> {
-        let methods = fs::read_to_string(self.path(bdf, "reset_method"));
-        let methods = methods.map(|text| text.trim().to_owned()).unwrap_or_default();
+    /// The ways in which Linux would reset the function, in their order, such as `pm bus`; empty before Linux 5.15,
+    /// which has no list; `None` if it cannot reset it.
+    pub fn reset_methods(&self, bdf: Bdf) -> Option<String> {
+        let methods = fs::read_to_string(self.path(bdf, "reset_method")).unwrap_or_default();
         let can = self.path(bdf, "reset").exists();
-        // Before Linux 5.15 there is no list, only the switch.
-        let methods = if methods.is_empty() && can {
-            "default".into()
-        } else {
-            methods
-        };
-        can.then_some(methods)
+        can.then(|| methods.trim().to_owned())
     }
 
     /// Resets the function; Linux keeps its configuration across that.
@@ -184,6 +181,47 @@ impl Sysfs {
         reset
             .and_then(|mut file| io::Write::write_all(&mut file, b"1"))
             .map_err(|source| self.error(bdf, "reset", "cannot reset", source))
+    }
+
+    /// The network interfaces of the function, each with whether it is up.
+    pub fn interfaces(&self, bdf: Bdf) -> Vec<(String, bool)> {
+        let interfaces = self.class_devices("net", bdf).into_iter().map(|(name, path)| {
+            let flags = fs::read_to_string(path.join("flags")).unwrap_or_default();
+            let digits = flags.trim().trim_start_matches("0x");
+            let up = u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & INTERFACE_UP != 0);
+            (name, up)
+        });
+        interfaces.collect()
+    }
+
+    /// The disks and partitions of the function, each with the block devices made of it.
+    pub fn disks(&self, bdf: Bdf) -> Vec<(String, Vec<String>)> {
+        let disks = self.class_devices("block", bdf).into_iter().map(|(name, path)| {
+            let holders = fs::read_dir(path.join("holders")).into_iter().flatten().flatten();
+            let holders = holders.filter_map(|entry| entry.file_name().into_string().ok());
+            (name, holders.collect())
+        });
+        disks.collect()
+    }
+
+    /// The devices of a class, such as `net`, that lie below the function: name and directory.
+    fn class_devices(&self, class: &str, bdf: Bdf) -> Vec<(String, PathBuf)> {
+        let function = bdf.to_string();
+        let below = |path: &Path| {
+            path.components()
+                .any(|part| part.as_os_str() == function.as_str())
+        };
+        let entries = fs::read_dir(self.root.join("class").join(class))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let devices = entries.filter_map(|entry| {
+            let path = fs::canonicalize(entry.path()).ok().filter(|path| below(path))?;
+            Some((entry.file_name().into_string().ok()?, path))
+        });
+        let mut devices: Vec<_> = devices.collect();
+        devices.sort();
+        devices
     }
 
     fn read(&self, bdf: Bdf, file: &str, what: &'static str) -> Result<String, SysfsError> {
@@ -242,7 +280,7 @@ pub(crate) mod tests {
         }
 
         pub fn add(&self, bdf: &str, files: &[(&str, &[u8])]) {
-            let device = self.directory.path().join("bus/pci/devices").join(bdf);
+            let device = self.device(bdf);
             fs::create_dir_all(&device).unwrap();
             for (name, content) in files {
                 fs::write(device.join(name), content).unwrap();
@@ -268,10 +306,27 @@ pub(crate) mod tests {
             }
         }
 
+        pub fn device(&self, bdf: &str) -> PathBuf {
+            self.directory.path().join("bus/pci/devices").join(bdf)
+        }
+
+        /// A device of a class, such as `net`, that is the function's; returns its directory.
+        pub fn add_class(&self, bdf: &str, class: &str, name: &str, files: &[(&str, &str)]) -> PathBuf {
+            let device = self.device(bdf).join(class).join(name);
+            fs::create_dir_all(&device).unwrap();
+            for (name, content) in files {
+                fs::write(device.join(name), content).unwrap();
+            }
+            let class = self.directory.path().join("class").join(class);
+            fs::create_dir_all(&class).unwrap();
+            symlink(&device, class.join(name)).unwrap();
+            device
+        }
+
         pub fn bind(&self, bdf: &str, driver: &str) {
             let home = self.directory.path().join("bus/pci/drivers").join(driver);
             fs::create_dir_all(&home).unwrap();
-            let device = self.directory.path().join("bus/pci/devices").join(bdf);
+            let device = self.device(bdf);
             symlink(home, device.join("driver")).unwrap();
         }
     }
@@ -348,15 +403,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_way_of_resetting_is_told() {
+    fn the_ways_of_resetting_are_told() {
         let tree = Tree::new();
         tree.add("0000:00:01.0", &[("reset", b""), ("reset_method", b"flr bus\n")]);
         tree.add("0000:00:02.0", &[("reset", b"")]);
         tree.add("0000:00:03.0", &[("reset_method", b"\n")]);
-        let method = |name| tree.sysfs().reset_method(bdf(name));
-        assert_eq!(method("00:01.0").as_deref(), Some("flr bus"));
-        assert_eq!(method("00:02.0").as_deref(), Some("default"));
-        assert_eq!(method("00:03.0"), None);
+        let methods = |name| tree.sysfs().reset_methods(bdf(name));
+        assert_eq!(methods("00:01.0").as_deref(), Some("flr bus"));
+        assert_eq!(methods("00:02.0").as_deref(), Some(""));
+        assert_eq!(methods("00:03.0"), None);
     }
 
     #[test]

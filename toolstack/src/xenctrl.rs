@@ -39,6 +39,8 @@ pub trait Hypervisor {
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
     /// Takes a function out of the domain's IOMMU context, into quarantine or back to dom0.
     fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
+    /// The other functions of the domain whose DMA the IOMMU cannot tell from that of this one.
+    fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>>;
 }
 
 /// Why the library cannot be used.
@@ -99,6 +101,7 @@ struct Functions {
     unmap_pirq: unsafe extern "C" fn(Handle, u32, c_int) -> c_int,
     assign_device: unsafe extern "C" fn(Handle, u32, u32, u32) -> c_int,
     deassign_device: unsafe extern "C" fn(Handle, u32, u32) -> c_int,
+    get_device_group: unsafe extern "C" fn(Handle, u32, u32, u32, *mut u32, *mut u32) -> c_int,
 }
 
 /// An open control interface.
@@ -186,6 +189,7 @@ fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
             unmap_pirq: *library.get(b"xc_physdev_unmap_pirq\0")?,
             assign_device: *library.get(b"xc_assign_device\0")?,
             deassign_device: *library.get(b"xc_deassign_device\0")?,
+            get_device_group: *library.get(b"xc_get_device_group\0")?,
         })
     }
 }
@@ -198,6 +202,16 @@ fn running_version(read: impl Fn(&str) -> io::Result<String>) -> io::Result<Stri
 /// A function's address as the control interface packs it: segment, bus, devfn.
 fn machine_sbdf(bdf: Bdf) -> u32 {
     u32::from(bdf.segment()) << 16 | u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn())
+}
+
+/// More functions than one bus can have, twice.
+const LARGEST_GROUP: u32 = 512;
+
+/// A member of a group, whose bus and devfn Xen packs one byte higher than anywhere else
+/// (`iommu_get_device_group` in `xen/drivers/passthrough/pci.c`).
+fn group_member(segment: u16, packed: u32) -> Bdf {
+    let [_, devfn, bus, _] = packed.to_le_bytes();
+    Bdf::from_devfn(segment, bus, devfn)
 }
 
 fn int(value: u32) -> io::Result<c_int> {
@@ -268,6 +282,30 @@ impl Hypervisor for Xenctrl {
         // SAFETY: scalars only, the handle is live (see above).
         self.call(|xen, handle| unsafe { (xen.deassign_device)(handle, domain.into(), machine_sbdf(bdf)) })
     }
+
+    fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>> {
+        let mut members = [0_u32; LARGEST_GROUP as usize];
+        let mut count = 0;
+        let (array, found) = (members.as_mut_ptr(), &raw mut count);
+        // SAFETY: `count` and `members` outlive the call, which is told how many elements there are; otherwise
+        // scalars, the handle is live (see above).
+        self.call(|xen, handle| unsafe {
+            (xen.get_device_group)(
+                handle,
+                domain.into(),
+                machine_sbdf(bdf),
+                LARGEST_GROUP,
+                found,
+                array,
+            )
+        })?;
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        Ok(members
+            .iter()
+            .take(count)
+            .map(|&member| group_member(bdf.segment(), member))
+            .collect())
+    }
 }
 
 #[cfg(test)]
@@ -280,6 +318,8 @@ pub(crate) mod tests {
         calls: RefCell<Vec<String>>,
         /// How many more messages may be mapped.
         mappings: Cell<u16>,
+        /// All devices are in one group: owner and address.
+        group: RefCell<Vec<(DomId, Bdf)>>,
     }
 
     impl Default for Xen {
@@ -293,7 +333,12 @@ pub(crate) mod tests {
             Self {
                 calls: RefCell::default(),
                 mappings: Cell::new(mappings),
+                group: RefCell::default(),
             }
+        }
+
+        pub fn put_in_group(&self, owner: DomId, bdf: Bdf) {
+            self.group.borrow_mut().push((owner, bdf));
         }
 
         pub fn calls(&self) -> Vec<String> {
@@ -347,6 +392,14 @@ pub(crate) mod tests {
         fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
             self.note(format!("deassign {domain} {bdf}"))
         }
+
+        fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>> {
+            let group = self.group.borrow();
+            let others = group
+                .iter()
+                .filter(|(owner, other)| *owner == domain && *other != bdf);
+            Ok(others.map(|&(_, other)| other).collect())
+        }
     }
 
     #[test]
@@ -354,6 +407,11 @@ pub(crate) mod tests {
         let files = |part: &str| Ok(if part == "major" { "4\n" } else { "17\n" }.to_owned());
         assert_eq!(running_version(files).unwrap(), "4.17");
         assert!(running_version(|_| Err(io::ErrorKind::NotFound.into())).is_err());
+    }
+
+    #[test]
+    fn a_member_of_a_group_is_unpacked() {
+        assert_eq!(group_member(1, 0x0003_ff00), "0001:03:1f.7".parse().unwrap());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::record::{self, Attachment, RecordError};
 use crate::store::{Store, StoreError};
+use crate::xenctrl::DomId;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
@@ -11,6 +12,8 @@ use xenbus::client::Store as _;
 pub struct Claim {
     /// The device.
     pub bdf: Bdf,
+    /// The domain that has it.
+    pub domain: Option<DomId>,
     /// Such as `by guest web (through stub web-bulkhead)`.
     pub by: String,
     /// What to do about it.
@@ -79,6 +82,7 @@ pub(super) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item =
     let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
     attachment.bdfs().map(move |bdf| Claim {
         bdf,
+        domain: Some(attachment.guest.domid),
         by: format!("by guest {guest} (through stub {stub})"),
         next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
     })
@@ -87,6 +91,7 @@ pub(super) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item =
 pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
     Claim {
         bdf,
+        domain: domid.parse().ok(),
         by: format!("by domain {domid} (through dom0's xen-pciback)"),
         next: format!("`xl pci-detach {domid} {bdf}` frees it"),
     }

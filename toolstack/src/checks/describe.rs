@@ -1,17 +1,14 @@
 //! What a device that can be given away is like, and what the administrator should know about it.
 
-use super::{Claims, Refusal, line, line_sharers};
+use super::{Refusal, Surroundings, line, line_sharers};
 use crate::config::register;
 use crate::interrupts::msix_entries;
-use crate::mcfg::Mcfg;
 use crate::record::Device;
+use crate::reset::Plan;
 use crate::sysfs::Sysfs;
 use crate::terms::{Msi, Terms};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
-
-/// The pirqs that Xen has for a guest's messages unless `extra_guest_irqs` says otherwise.
-const SPARE_PIRQS: u32 = 32;
 
 /// Something that the administrator should know about devices that can be given away.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -19,7 +16,7 @@ pub enum Notice {
     /// The line is shared.
     #[error(
         "INTx of {bdf} is withheld, because its interrupt line (GSI {gsi}) is shared with {others}; MSI and MSI-X \
-         work"
+         work. `share-intx=1` gives it all the same"
     )]
     LineWithheld {
         /// The device.
@@ -39,41 +36,78 @@ pub enum Notice {
         /// The rule that turned MSI off.
         rule: String,
     },
+    /// The line is shared, and given all the same.
+    #[error(
+        "INTx of {bdf} is given although its interrupt line (GSI {gsi}) is shared with {others}: each side sees the \
+         other's interrupts, and one that does not let go of the line stops both"
+    )]
+    LineShared {
+        /// The device.
+        bdf: Bdf,
+        /// The line.
+        gsi: u32,
+        /// The devices that use it too.
+        others: String,
+    },
     /// The guest may not get all its vectors.
     #[error(
-        "the devices have {vectors} MSI-X vectors in all, and Xen has {SPARE_PIRQS} pirqs for a guest: if the guest's \
+        "the devices have {vectors} MSI-X vectors in all, and Xen has {spare} pirqs for a guest: if the guest's \
          drivers ask for more, boot Xen with extra_guest_irqs={vectors}"
     )]
     ManyVectors {
         /// The sum over the devices.
         vectors: u32,
+        /// What a guest has.
+        spare: u32,
     },
     /// State survives from guest to guest.
-    #[error("{bdf} has no reset that Linux knows: what one guest leaves in it, the next one finds")]
+    #[error(
+        "{bdf} has no reset method{why}: what a guest leaves in its registers stays there, for the next guest and for \
+         dom0",
+        why = blocked(blocked_by)
+    )]
     NoReset {
         /// The device.
         bdf: Bdf,
+        /// The devices without which its bus could be reset.
+        blocked_by: Vec<Bdf>,
     },
+}
+
+fn blocked(by: &[Bdf]) -> String {
+    if by.is_empty() {
+        String::new()
+    } else {
+        format!(" (a reset of its bus would hit {} too)", names(by))
+    }
+}
+
+fn names(bdfs: &[Bdf]) -> String {
+    bdfs.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Says so if a device cannot be reset.
+fn no_reset(bdf: Bdf, sysfs: &Sysfs) -> Option<Notice> {
+    let plan = Plan::of(bdf, sysfs);
+    let blocked_by = plan.blocked_by().to_vec();
+    plan.used()
+        .is_none()
+        .then_some(Notice::NoReset { bdf, blocked_by })
 }
 
 /// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
 /// turned on once, the interrupt line is known. `sharers` are those of [`line_sharers`].
-pub fn describe(
-    bdf: Bdf,
-    terms: &Terms,
-    sharers: &[Bdf],
-    sysfs: &Sysfs,
-    mcfg: &Mcfg,
-) -> Result<Device, Refusal> {
+pub fn describe(bdf: Bdf, terms: &Terms, sharers: &[Bdf], around: &Surroundings) -> Result<Device, Refusal> {
+    let sysfs = &around.sysfs;
     let config = sysfs.config_bytes(bdf)?;
     let gsi = line(bdf, sysfs);
     Ok(Device {
         bdf,
         ids: sysfs.ids(bdf)?,
         bars: sysfs.bars(bdf)?,
-        ecam: mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
+        ecam: around.mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
         gsi,
-        line_offered: gsi.is_some() && sharers.is_empty(),
+        line_offered: gsi.is_some() && (sharers.is_empty() || terms.share_intx),
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
         physical: sysfs.physical_function(bdf),
@@ -85,27 +119,27 @@ pub fn describe(
 pub fn describe_all(
     wanted: &[(Bdf, &Terms)],
     already: &[Bdf],
-    sysfs: &Sysfs,
-    mcfg: &Mcfg,
-    claims: &Claims,
+    around: &Surroundings,
 ) -> Result<(Vec<Device>, Vec<Notice>), Refusal> {
     let mut devices = Vec::new();
     let mut notices = Vec::new();
     let bdfs: Vec<Bdf> = wanted.iter().map(|&(bdf, _)| bdf).collect();
     let together = [already, &bdfs].concat();
     for &(bdf, terms) in wanted {
-        let sharers = line_sharers(bdf, &together, sysfs, claims)?;
-        let device = describe(bdf, terms, &sharers, sysfs, mcfg)?;
+        let sharers = line_sharers(bdf, &together, around)?;
+        let device = describe(bdf, terms, &sharers, around)?;
         if let (Msi::Off(rule), false) = (&terms.msi, device.line_offered) {
             let rule = rule.clone();
             notices.push(Notice::NoInterrupts { bdf, rule });
         } else if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
-            let others = sharers.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ");
-            notices.push(Notice::LineWithheld { bdf, gsi, others });
+            let others = names(&sharers);
+            notices.push(if device.line_offered {
+                Notice::LineShared { bdf, gsi, others }
+            } else {
+                Notice::LineWithheld { bdf, gsi, others }
+            });
         }
-        if sysfs.reset_method(bdf).is_none() {
-            notices.push(Notice::NoReset { bdf });
-        }
+        notices.extend(no_reset(bdf, &around.sysfs));
         devices.push(device);
     }
     let mut vectors = 0;
@@ -115,10 +149,11 @@ pub fn describe_all(
             .any(|&(other, terms)| other == bdf && !terms.msi.is_on())
     };
     for bdf in together.into_iter().filter(|&bdf| !off(bdf)) {
-        vectors += u32::from(msix_entries(&sysfs.config_bytes(bdf)?));
+        vectors += u32::from(msix_entries(&around.sysfs.config_bytes(bdf)?));
     }
-    if vectors > SPARE_PIRQS {
-        notices.push(Notice::ManyVectors { vectors });
+    let spare = around.spare_pirqs;
+    if vectors > spare {
+        notices.push(Notice::ManyVectors { vectors, spare });
     }
     Ok((devices, notices))
 }
@@ -126,8 +161,9 @@ pub fn describe_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::Claims;
     use crate::checks::claims::xl_claim;
-    use crate::checks::fixture::{A, B, bdf, config, host, mcfg};
+    use crate::checks::fixture::{A, B, around, bdf, config, host};
 
     #[test]
     fn what_the_guest_has_already_counts_as_its_own() {
@@ -137,46 +173,36 @@ mod tests {
             ..Claims::default()
         };
         let offered = |already: &[Bdf]| {
-            let (devices, _) = describe_all(
-                &[(bdf(B), &Terms::default())],
-                already,
-                &tree.sysfs(),
-                &mcfg(),
-                &guest,
-            )
-            .unwrap();
+            let (devices, _) =
+                describe_all(&[(bdf(B), &Terms::default())], already, &around(&tree, &guest)).unwrap();
             devices[0].line_offered
         };
         assert_eq!((offered(&[]), offered(&[bdf(A)])), (false, true), "a line");
         tree.add(A, &[("config", &config(0, 1, 33))]);
-        let (_, notices) = describe_all(
-            &[(bdf(B), &Terms::default())],
-            &[bdf(A)],
-            &tree.sysfs(),
-            &mcfg(),
-            &guest,
-        )
-        .unwrap();
-        assert_eq!(notices, [Notice::ManyVectors { vectors: 38 }]);
+        let usual = Terms::default();
+        let (_, notices) = describe_all(&[(bdf(B), &usual)], &[bdf(A)], &around(&tree, &guest)).unwrap();
+        let many = Notice::ManyVectors {
+            vectors: 38,
+            spare: 32,
+        };
+        assert_eq!(notices, [many]);
     }
 
     #[test]
     fn a_description_holds_what_the_stub_and_the_release_need() {
         let tree = host();
-        let device = describe(bdf(A), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let around = around(&tree, &Claims::default());
+        let described = |sharers: &[Bdf]| describe(bdf(A), &Terms::default(), sharers, &around).unwrap();
+        let device = described(&[]);
         assert_eq!(device.ids.to_string(), "8086:10d3");
         assert_eq!(
             (device.ecam, device.gsi, device.line_offered),
             (0xb0028, Some(20), true)
         );
         assert_eq!(device.header, config(0, 1, 5)[..64]);
-        assert!(
-            !describe(bdf(A), &Terms::default(), &[bdf(B)], &tree.sysfs(), &mcfg())
-                .unwrap()
-                .line_offered
-        );
+        assert!(!described(&[bdf(B)]).line_offered);
         tree.add(A, &[("config", &config(0, 0, 5))]);
-        let without_pin = describe(bdf(A), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let without_pin = described(&[]);
         assert_eq!((without_pin.gsi, without_pin.line_offered), (None, false));
     }
 
@@ -193,15 +219,9 @@ mod tests {
                 .join("reset"),
         )
         .unwrap();
-        let sysfs = tree.sysfs();
-        let (devices, notices) = describe_all(
-            &[(bdf(A), &Terms::default())],
-            &[],
-            &sysfs,
-            &mcfg(),
-            &Claims::default(),
-        )
-        .unwrap();
+        let around = around(&tree, &Claims::default());
+        let usual = Terms::default();
+        let (devices, notices) = describe_all(&[(bdf(A), &usual)], &[], &around).unwrap();
         assert!(!devices[0].line_offered);
         let (a, others) = (bdf(A), "0000:00:06.0".to_owned());
         assert_eq!(
@@ -212,8 +232,14 @@ mod tests {
                     gsi: 20,
                     others
                 },
-                Notice::NoReset { bdf: a },
-                Notice::ManyVectors { vectors: 33 },
+                Notice::NoReset {
+                    bdf: a,
+                    blocked_by: vec![]
+                },
+                Notice::ManyVectors {
+                    vectors: 33,
+                    spare: 32
+                },
             ]
         );
     }
@@ -221,15 +247,29 @@ mod tests {
     #[test]
     fn a_device_whose_msi_is_off_needs_no_pirqs_and_must_have_a_line() {
         let tree = host();
-        let sysfs = tree.sysfs();
+        let around = around(&tree, &Claims::default());
         tree.add(A, &[("config", &config(0, 0, 33))]);
         let terms = Terms {
             msi: Msi::Off("policy.toml, all devices".into()),
             ..Terms::default()
         };
-        let (_, notices) =
-            describe_all(&[(bdf(A), &terms)], &[], &sysfs, &mcfg(), &Claims::default()).unwrap();
+        let (_, notices) = describe_all(&[(bdf(A), &terms)], &[], &around).unwrap();
         let rule = "policy.toml, all devices".into();
         assert_eq!(notices, [Notice::NoInterrupts { bdf: bdf(A), rule }]);
+    }
+
+    #[test]
+    fn a_shared_line_is_given_on_terms_that_say_so_and_that_is_told() {
+        let tree = host();
+        tree.add(B, &[("enable", b"1\n")]);
+        let share = Terms {
+            share_intx: true,
+            ..Terms::default()
+        };
+        let around = around(&tree, &Claims::default());
+        let (devices, notices) = describe_all(&[(bdf(A), &share)], &[], &around).unwrap();
+        assert!(devices[0].line_offered);
+        let (bdf, others) = (bdf(A), B.to_owned());
+        assert_eq!(notices, [Notice::LineShared { bdf, gsi: 20, others }]);
     }
 }

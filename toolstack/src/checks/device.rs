@@ -1,9 +1,8 @@
 //! Whether each single device can be given away.
 
 use super::page::page_sharer;
-use super::{Claims, Refusal, check_sriov};
+use super::{Refusal, Surroundings, check_sriov};
 use crate::config::register;
-use crate::mcfg::Mcfg;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
 
@@ -14,14 +13,8 @@ const HEADER_KIND: u8 = 0x7f;
 
 /// Checks that the devices can be given to a guest that has the devices `already`; all that speaks against it is
 /// returned.
-pub fn check_devices(
-    bdfs: &[Bdf],
-    already: &[Bdf],
-    sysfs: &Sysfs,
-    mcfg: &Mcfg,
-    claims: &Claims,
-) -> Vec<Refusal> {
-    let everywhere = match sysfs.functions() {
+pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], around: &Surroundings) -> Vec<Refusal> {
+    let everywhere = match around.sysfs.functions() {
         Ok(functions) => functions,
         Err(error) => return vec![Refusal::NoSysfs(error)],
     };
@@ -33,7 +26,7 @@ pub fn check_devices(
         }
         let together = |other: &Bdf| bdfs.contains(other) || already.contains(other);
         let elsewhere = everywhere.iter().copied().filter(|other| !together(other));
-        if let Err(refusal) = check_device(bdf, elsewhere, sysfs, mcfg, claims) {
+        if let Err(refusal) = check_device(bdf, elsewhere, around) {
             refusals.push(refusal);
         }
     }
@@ -42,11 +35,10 @@ pub fn check_devices(
 
 fn check_device(
     bdf: Bdf,
-    elsewhere: impl Iterator<Item = Bdf>,
-    sysfs: &Sysfs,
-    mcfg: &Mcfg,
-    claims: &Claims,
+    mut elsewhere: impl Iterator<Item = Bdf> + Clone,
+    around: &Surroundings,
 ) -> Result<(), Refusal> {
+    let (sysfs, claims) = (&around.sysfs, &around.claims);
     if !sysfs.exists(bdf) {
         return Err(Refusal::NoDevice { bdf });
     }
@@ -80,27 +72,48 @@ fn check_device(
     if class == CLASS_BRIDGE || kind != 0 {
         return Err(Refusal::Bridge { bdf, class, kind });
     }
-    if mcfg.frame(bdf).is_none() {
+    if around.mcfg.frame(bdf).is_none() {
         return Err(Refusal::NoEcam { bdf });
     }
+    if let Some(used) = around.mounts.of(bdf, sysfs) {
+        let (by, next) = (
+            format!("by dom0: {}", used.what),
+            format!("`{}` frees it", used.end),
+        );
+        return Err(Refusal::InUse { bdf, by, next });
+    }
+    let group = around.groups.others(bdf);
+    if let Some(other) = elsewhere
+        .clone()
+        .find(|&other| group.contains(&other) && !is_bridge(other, sysfs))
+    {
+        return Err(Refusal::SharedGroup { bdf, other });
+    }
     let bars = sysfs.bars(bdf)?;
-    match page_sharer(&bars, elsewhere, sysfs)? {
+    match page_sharer(&bars, &mut elsewhere, sysfs)? {
         Some((other, frame)) => Err(Refusal::SharedPage { bdf, other, frame }),
         None => Ok(()),
     }
+}
+
+/// A bridge has no DMA of its own that a device behind it could be taken for.
+fn is_bridge(bdf: Bdf, sysfs: &Sysfs) -> bool {
+    let config = sysfs.config_bytes(bdf).unwrap_or_default();
+    config.get(usize::from(register::BASE_CLASS)) == Some(&CLASS_BRIDGE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checks::claims::{attachment_claims, xl_claim};
-    use crate::checks::fixture::{A, B, BRIDGE, bdf, config, host, mcfg};
+    use crate::checks::fixture::{A, B, BRIDGE, around, bdf, config, host};
+    use crate::checks::{Claims, Groups, Mounts};
     use crate::record;
     use crate::sysfs::tests::Tree;
 
     fn refusals(tree: &Tree, names: &[&str], claims: &Claims) -> Vec<String> {
         let bdfs: Vec<_> = names.iter().map(|name| bdf(name)).collect();
-        let refusals = check_devices(&bdfs, &[], &tree.sysfs(), &mcfg(), claims);
+        let refusals = check_devices(&bdfs, &[], &around(tree, claims));
         refusals.iter().map(Refusal::to_string).collect()
     }
 
@@ -181,11 +194,7 @@ mod tests {
         };
         let told = refusals(&host(), &[B], &quarantined);
         assert!(
-            told[0].contains("because it did not answer after its reset: power-cycle"),
-            "{told:?}"
-        );
-        assert!(
-            told[0].ends_with("`xenstore-rm /local/domain/0/bulkhead/quarantine/0000-00-06-0`"),
+            told[0].contains("because it did not answer after its reset: `bulkhead release 0000:00:06.0`"),
             "{told:?}"
         );
     }
@@ -229,8 +238,48 @@ mod tests {
             taken: vec![xl_claim(bdf(A), "7")],
             ..Claims::default()
         };
-        let refusals =
-            |already: &[Bdf]| check_devices(&[bdf(B)], already, &tree.sysfs(), &mcfg(), &guest).len();
+        let refusals = |already: &[Bdf]| check_devices(&[bdf(B)], already, &around(&tree, &guest)).len();
         assert_eq!((refusals(&[]), refusals(&[bdf(A)])), (1, 0));
+    }
+
+    #[test]
+    fn a_device_that_dom0_uses_is_refused_with_the_way_to_free_it() {
+        let tree = host();
+        tree.add_class(A, "net", "eth0", &[("flags", "0x1003\n")]);
+        tree.add_class(B, "block", "sda1", &[]);
+        let mut around = around(&tree, &Claims::default());
+        around.mounts = Mounts::parse("/dev/sda1 /mnt ext4 rw 0 0\n", "");
+        let refusals = check_devices(&[bdf(A), bdf(B)], &[], &around);
+        let told: Vec<_> = refusals.iter().map(Refusal::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "0000:00:05.0 is in use by dom0: its interface eth0 is up: `ip link set eth0 down` frees it",
+                "0000:00:06.0 is in use by dom0: /dev/sda1 is mounted on /mnt: `umount /mnt` frees it",
+            ]
+        );
+    }
+
+    #[test]
+    fn devices_whose_dma_cannot_be_told_apart_go_together_or_not_at_all() {
+        let tree = host();
+        let xen = crate::xenctrl::tests::Xen::default();
+        for name in [A, B, BRIDGE] {
+            xen.put_in_group(0, bdf(name));
+        }
+        let mut bridge = config(1, 0, 1);
+        bridge[0x0b] = 0x06;
+        tree.add(BRIDGE, &[("config", &bridge)]);
+        let nobody = Claims::default();
+        let mut around = around(&tree, &nobody);
+        around.groups = Groups::read(&xen, &[bdf(A), bdf(B)], &nobody).unwrap();
+        let refusals = check_devices(&[bdf(A)], &[], &around);
+        let text = refusals[0].to_string();
+        assert!(
+            text.contains("cannot tell the DMA of 0000:00:05.0 from that of 0000:00:06.0"),
+            "{text}"
+        );
+        assert!(check_devices(&[bdf(A), bdf(B)], &[], &around).is_empty());
+        assert!(check_devices(&[bdf(A)], &[bdf(B)], &around).is_empty());
     }
 }

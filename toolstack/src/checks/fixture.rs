@@ -1,5 +1,6 @@
 //! A host made of files, for the tests of all checks.
 
+use super::{Claims, Groups, Mounts, Surroundings};
 use crate::capabilities::tests::space;
 use crate::mcfg::Mcfg;
 use crate::sysfs::tests::Tree;
@@ -54,4 +55,16 @@ pub fn host() -> Tree {
         &[("config", &config(1, 0, 1)), ("resource", window.as_bytes())],
     );
     tree
+}
+
+/// What is around the devices of `tree`: nothing but who has them.
+pub fn around(tree: &Tree, claims: &Claims) -> Surroundings {
+    Surroundings {
+        sysfs: tree.sysfs(),
+        mcfg: mcfg(),
+        claims: claims.clone(),
+        mounts: Mounts::default(),
+        groups: Groups::default(),
+        spare_pirqs: 32,
+    }
 }

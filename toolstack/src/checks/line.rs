@@ -1,13 +1,14 @@
 //! Interrupt lines, and who shares them.
 
-use super::{Claims, Refusal};
+use super::{Refusal, Surroundings};
 use crate::config::register;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
 
 /// The devices outside of `together` that use the same interrupt line: those that dom0 has turned on,
 /// and those of other guests.
-pub fn line_sharers(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs, claims: &Claims) -> Result<Vec<Bdf>, Refusal> {
+pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result<Vec<Bdf>, Refusal> {
+    let (sysfs, claims) = (&around.sysfs, &around.claims);
     let Some(gsi) = line(bdf, sysfs) else {
         return Ok(Vec::new());
     };
@@ -29,19 +30,20 @@ pub fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::Claims;
     use crate::checks::claims::xl_claim;
-    use crate::checks::fixture::{A, B, bdf, host};
+    use crate::checks::fixture::{A, B, around, bdf, host};
 
     #[test]
     fn a_line_is_shared_with_devices_elsewhere_that_dom0_or_a_guest_uses() {
         let tree = host();
-        let sysfs = tree.sysfs();
         let nobody = Claims::default();
         let guest = Claims {
             taken: vec![xl_claim(bdf(B), "7")],
             ..Claims::default()
         };
-        let sharers = |together: &[Bdf], claims| line_sharers(bdf(A), together, &sysfs, claims).unwrap();
+        let sharers =
+            |together: &[Bdf], claims| line_sharers(bdf(A), together, &around(&tree, claims)).unwrap();
         assert_eq!(sharers(&[bdf(A)], &nobody), []);
         assert_eq!(sharers(&[bdf(A)], &guest), [bdf(B)]);
         tree.add(B, &[("enable", b"1\n")]);

@@ -7,17 +7,23 @@ mod describe;
 mod device;
 #[cfg(test)]
 mod fixture;
+mod group;
 mod host;
 mod line;
+mod mounts;
 mod page;
 mod refusal;
 mod sriov;
+mod surroundings;
 
 pub use claims::{Claim, Claims, ClaimsError};
 pub use describe::{Notice, describe, describe_all};
 pub use device::check_devices;
-pub use host::check_host;
+pub use group::Groups;
+pub use host::{check_host, spare_pirqs};
 pub use line::{line, line_sharers};
+pub use mounts::{Mounts, Use};
 pub use page::{check_leaving, page_sharer};
 pub use refusal::Refusal;
 pub use sriov::check_sriov;
+pub use surroundings::{Surroundings, SurroundingsError};

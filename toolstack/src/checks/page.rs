@@ -37,14 +37,22 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device]) -> Result<(), Refusal>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::describe;
-    use crate::checks::fixture::{A, B, bdf, host, mcfg};
+    use crate::checks::fixture::{A, B, around, bdf, host};
+    use crate::checks::{Claims, describe};
     use crate::terms::Terms;
 
     #[test]
     fn a_device_does_not_leave_while_the_guest_keeps_one_in_the_same_page() {
         let tree = host();
-        let describe = |name| describe(bdf(name), &Terms::default(), &[], &tree.sysfs(), &mcfg()).unwrap();
+        let describe = |name| {
+            describe(
+                bdf(name),
+                &Terms::default(),
+                &[],
+                &around(&tree, &Claims::default()),
+            )
+            .unwrap()
+        };
         assert!(check_leaving(&[describe(A)], &[describe(B)]).is_ok());
         tree.add(B, &[("resource", b"0xfe000800 0xfe0008ff 0x200\n")]);
         let refusal = check_leaving(&[describe(A)], &[describe(B)])

@@ -1,6 +1,5 @@
 //! Why devices cannot be given to a guest, in words.
 
-use crate::record;
 use crate::sysfs::SysfsError;
 use std::io;
 use thiserror::Error;
@@ -79,8 +78,8 @@ pub enum Refusal {
     },
     /// It did not recover from its last guest.
     #[error(
-        "{bdf} is in quarantine, because {reason}: power-cycle the host; if you know that the device is sound, \
-         lift it with `xenstore-rm {path}`", path = record::quarantine_path(*bdf)
+        "{bdf} is in quarantine, because {reason}: `bulkhead release {bdf}` tries its reset again and frees it if it \
+         answers, otherwise power-cycle the host"
     )]
     Quarantined {
         /// The device.
@@ -128,6 +127,17 @@ pub enum Refusal {
         other: Bdf,
         /// The shared machine frame.
         frame: u64,
+    },
+    /// The IOMMU cannot keep them apart.
+    #[error(
+        "the IOMMU cannot tell the DMA of {bdf} from that of {other}, which stays elsewhere (they are behind one bridge \
+         to conventional PCI): give both to the guest (--device {bdf} --device {other}), or neither"
+    )]
+    SharedGroup {
+        /// The device.
+        bdf: Bdf,
+        /// The one whose DMA looks the same.
+        other: Bdf,
     },
     /// The guest keeps access to a page of a device that leaves.
     #[error(
