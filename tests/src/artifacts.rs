@@ -8,6 +8,7 @@ use std::path::Path;
 /// Files of this repository that dom0 gets, and where.
 const FILES: &[(&str, &str)] = &[
     ("config/stubdom.cfg", "/etc/bulkhead/stubdom.cfg"),
+    ("config/policy.toml", "/etc/bulkhead/policy.toml"),
     ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
 ];
 

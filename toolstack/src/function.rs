@@ -62,7 +62,7 @@ impl<C: Config> Function<C> {
             release_line(&config)?;
         }
         Ok(Self {
-            guard: Guard::new(&device.header, &capabilities),
+            guard: Guard::new(&device.header, &capabilities, &device.terms),
             interrupts: Interrupts::new(device.bdf, capabilities, device.bars, device.line_offered, mode),
             device,
             config,
@@ -235,10 +235,15 @@ impl<C: Config> Functions<C> {
             interrupts,
             config,
             physical,
+            device,
             ..
         } = function;
         let config = &*config;
         match request.command {
+            Command::EnableMsi | Command::EnableMsix if !device.terms.msi.is_on() => Err(Failure {
+                error: OpError::OpFailed,
+                cause: device.terms.to_string(),
+            }),
             Command::ConfWrite => function.write(request),
             Command::EnableMsi => {
                 let pirq = interrupts.enable_msi(config, xen, self.guest, note)?;
@@ -284,6 +289,7 @@ mod tests {
     use crate::capabilities::tests::space;
     use crate::config::tests::Model;
     use crate::record::tests::{attachment, device, virtual_function};
+    use crate::terms::{Msi, Terms};
     use crate::xenctrl::tests::Xen;
     use xenbus::model::Page;
     use xenbus::pciif::MsixEntry;
@@ -311,8 +317,13 @@ mod tests {
 
     impl Hop {
         fn new() -> Self {
+            Self::with(Terms::default())
+        }
+
+        fn with(terms: Terms) -> Self {
             let mut attachment = attachment();
             attachment.devices.truncate(1);
+            attachment.devices[0].terms = terms;
             attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
             attachment.modes = vec![Mode::Line];
             Self {
@@ -451,6 +462,36 @@ mod tests {
         );
         assert_eq!(hop.noted, ["0000:00:05.0: msix 0=55 2=54", "0000:00:05.0: intx"]);
         assert_eq!(hop.xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
+    }
+
+    #[test]
+    fn a_stub_gets_no_more_than_the_record_says() {
+        let mut hop = Hop::with(Terms {
+            quirks: "50:2:ff0".parse().unwrap(),
+            msi: Msi::Off("policy.toml, all devices".into()),
+            ..Terms::default()
+        });
+        for command in [Command::EnableMsi, Command::EnableMsix] {
+            let answer = hop.ask(&Request::new(command, bdf()), &[0]);
+            assert_eq!(answer, Err(OpError::OpFailed));
+        }
+        let write = |offset, size, value| Request::conf_write(bdf(), offset, size, value);
+        let before = hop.writes().len();
+        assert_eq!(hop.ask(&write(0x80, 4, 1), &[]), Err(OpError::AccessDenied));
+        hop.config().set16(0x50, 0x1234);
+        assert_eq!(hop.ask(&write(0x50, 2, 0x1ff4), &[]), Ok(Done::Value(0)));
+        assert_eq!(hop.ask(&write(0x50, 2, 0x1ff5), &[]), Err(OpError::AccessDenied));
+        assert_eq!(hop.writes()[before..], [(0x50, 2, 0x1ff4)]);
+        assert!(hop.xen.calls().is_empty() && hop.noted.is_empty());
+
+        let mut hop = Hop::with(Terms {
+            permissive: true,
+            ..Terms::default()
+        });
+        assert_eq!(hop.ask(&write(0x80, 4, 1), &[]), Ok(Done::Value(0)));
+        for refused in [write(0x10, 4, 0), write(MSIX, 4, 0), write(4, 2, 0)] {
+            assert_eq!(hop.ask(&refused, &[]), Err(OpError::AccessDenied));
+        }
     }
 
     #[test]

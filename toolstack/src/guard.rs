@@ -4,10 +4,16 @@
 //! every write again, by a rule per register and nothing else: a register that is not in the table,
 //! or is written in another width, is refused. The rules are those of xen-pciback's conf_space
 //! tables, seen from below: what its policy lets through to hardware.
+//!
+//! The record of the device may widen that. A quirk is one more rule, for some bits of one register that has none. A
+//! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
 
 use crate::capabilities::{Capabilities, MSIX_LENGTH};
 use crate::config::{command, register};
+use crate::terms::Terms;
+use std::ops::Range;
 use thiserror::Error;
+use xenbus::device::Quirk;
 
 /// COMMAND bits that belong to the guest: bus master, special cycles, memory write and invalidate,
 /// VGA palette snoop, stepping, fast back-to-back.
@@ -17,6 +23,9 @@ const COMMAND_DECODE: u32 = (command::IO | command::MEMORY) as u32;
 const PMCSR_GUEST: u32 = 0x9e03;
 const BIST_START: u32 = 0x40;
 const VPD_WRITE: u32 = 0x8000;
+/// The header's layout, without the bit for more than one function; and that of a bridge to other buses.
+const HEADER_KIND: u8 = 0x7f;
+const HEADER_BRIDGE: u8 = 1;
 
 /// Why a write was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
@@ -39,6 +48,9 @@ pub enum Refusal {
     /// Would write to the device's product data.
     #[error("product data may not be written")]
     VpdWrite,
+    /// Changes a bit that no quirk gives to the guest.
+    #[error("only the bits of the quirk's mask may change")]
+    Quirk,
     /// Self test with other bits changed.
     #[error("only the start bit of the self test may change")]
     SelfTest,
@@ -59,12 +71,14 @@ pub enum Rule {
     Power,
     /// The address register of the product data.
     VpdAddress,
+    /// These bits.
+    Bits(u32),
 }
 
 impl Rule {
     /// True if the verdict depends on what the register holds now.
     pub fn needs_current(self) -> bool {
-        matches!(self, Self::Command | Self::SelfTest | Self::Power)
+        matches!(self, Self::Command | Self::SelfTest | Self::Power | Self::Bits(_))
     }
 
     /// Judges the writing of `value`, where the register now reads `current`.
@@ -83,48 +97,100 @@ impl Rule {
             Self::Exactly(recorded) => (value == recorded, Refusal::BaseAddress),
             Self::Power => (changed & !PMCSR_GUEST == 0, Refusal::Power),
             Self::VpdAddress => (value & VPD_WRITE == 0, Refusal::VpdWrite),
+            Self::Bits(mask) => (changed & !mask == 0, Refusal::Quirk),
         };
         if allowed { Ok(()) } else { Err(refusal) }
     }
 }
 
+/// What lies where in a kind of header.
+struct Layout {
+    /// Number of base address registers.
+    bars: u16,
+    /// The expansion ROM's base address.
+    rom: u16,
+    /// Registers without a rule that stay dom0's, whatever the record says.
+    kept: &'static [Range<u16>],
+}
+
+/// A device: its ids, the latency timer, the interrupt line and pin are kept.
+const DEVICE: Layout = Layout {
+    bars: 6,
+    rom: register::ROM,
+    kept: &[0x00..0x04, 0x0d..0x0e, 0x3c..0x3e],
+};
+
+/// A bridge, of which the bus numbers, the windows and the control register are kept besides.
+const BRIDGE: Layout = Layout {
+    bars: 2,
+    rom: 0x38,
+    kept: &[0x00..0x04, 0x0d..0x0e, 0x18..0x1e, 0x20..0x34, 0x3c..0x40],
+};
+
+/// Bytes that the capabilities of power management and of product data take. What of them has no rule is kept.
+const POWER_LENGTH: u16 = 8;
+const VPD_LENGTH: u16 = 8;
+
 /// The rules for one function.
 #[derive(Clone, Debug)]
 pub struct Guard {
     rules: Vec<(u16, u8, Rule)>,
-    interrupts: Vec<std::ops::Range<u16>>,
+    kept: Vec<Range<u16>>,
+    interrupts: Vec<Range<u16>>,
     power: Option<u16>,
+    permissive: bool,
+    unfit: Vec<Quirk>,
 }
 
 impl Guard {
-    /// Makes the rules for a function from its header as it was recorded at the attach, and from
-    /// where its capabilities lie. Registers beyond a header shorter than 64 bytes get no rule.
-    pub fn new(header: &[u8], capabilities: &Capabilities) -> Self {
+    /// Makes the rules for a function from its header as it was recorded at the attach, from where its capabilities
+    /// lie, and from the terms on which the guest has it. Registers beyond a header shorter than 64 bytes get no rule.
+    pub fn new(header: &[u8], capabilities: &Capabilities, terms: &Terms) -> Self {
+        let kind = header.get(usize::from(register::HEADER_TYPE)).copied();
+        let layout = match kind.unwrap_or(0) & HEADER_KIND {
+            HEADER_BRIDGE => BRIDGE,
+            _ => DEVICE,
+        };
         let mut rules = vec![
             (register::COMMAND, 2, Rule::Command),
             (register::CACHE_LINE, 1, Rule::Any),
             (register::BIST, 1, Rule::SelfTest),
         ];
-        let addresses = (0..6).map(|n| register::BAR + 4 * n).chain([register::ROM]);
-        for offset in addresses {
+        let addresses = (0..layout.bars).map(|n| register::BAR + 4 * n);
+        for offset in addresses.chain([layout.rom]) {
             let at = usize::from(offset);
             if let Some(raw) = header.get(at..at + 4).and_then(|raw| raw.try_into().ok()) {
                 rules.push((offset, 4, Rule::Exactly(u32::from_le_bytes(raw))));
             }
         }
+        let mut kept = layout.kept.to_vec();
         if let Some(power) = capabilities.power {
             rules.push((power + 4, 2, Rule::Power));
+            kept.push(power..power + POWER_LENGTH);
         }
         if let Some(vpd) = capabilities.vpd {
             rules.push((vpd + 2, 2, Rule::VpdAddress));
+            kept.push(vpd..vpd + VPD_LENGTH);
         }
         let msi = capabilities.msi.map(|at| at..at + capabilities.msi_length);
         let msix = capabilities.msix.map(|at| at..at + MSIX_LENGTH);
-        Self {
+        let mut guard = Self {
             rules,
+            kept,
             interrupts: msi.into_iter().chain(msix).collect(),
             power: capabilities.power,
+            permissive: terms.permissive,
+            unfit: Vec::new(),
+        };
+        for &quirk in terms.quirks.as_slice() {
+            let (offset, width) = (quirk.offset(), quirk.width());
+            if guard.is_free(span(offset, width)) {
+                guard.rules.push((offset, width, Rule::Bits(quirk.mask())));
+            } else {
+                guard.unfit.push(quirk);
+            }
         }
+        guard
     }
 
     /// Where the power management control register lies, if there is one.
@@ -132,20 +198,44 @@ impl Guard {
         self.power.map(|at| at + 4)
     }
 
+    /// The quirks that are of no effect, because their registers have rules or are kept.
+    pub fn unfit_quirks(&self) -> &[Quirk] {
+        &self.unfit
+    }
+
     /// The rule for a write of `width` bytes at `offset`.
     pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Refusal> {
-        let end = offset.saturating_add(width.into());
-        if self
-            .interrupts
-            .iter()
-            .any(|range| offset < range.end && range.start < end)
-        {
+        let written = span(offset, width);
+        if overlaps_any(&written, &self.interrupts) {
             return Err(Refusal::Interrupts);
         }
         let listed = |(at, wide, _): &&(u16, u8, Rule)| (*at, *wide) == (offset, width);
-        let (_, _, rule) = self.rules.iter().find(listed).ok_or(Refusal::Unlisted)?;
-        Ok(*rule)
+        match self.rules.iter().find(listed) {
+            Some((_, _, rule)) => Ok(*rule),
+            None if self.permissive && self.is_free(written) => Ok(Rule::Any),
+            None => Err(Refusal::Unlisted),
+        }
     }
+
+    /// True if a register has no rule, and is neither kept nor Xen's.
+    fn is_free(&self, register: Range<u16>) -> bool {
+        let ruled = |(at, wide, _): &(u16, u8, Rule)| overlap(&register, &span(*at, *wide));
+        !self.rules.iter().any(ruled)
+            && !overlaps_any(&register, &self.kept)
+            && !overlaps_any(&register, &self.interrupts)
+    }
+}
+
+fn span(offset: u16, width: u8) -> Range<u16> {
+    offset..offset.saturating_add(width.into())
+}
+
+fn overlap(one: &Range<u16>, other: &Range<u16>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+fn overlaps_any(one: &Range<u16>, others: &[Range<u16>]) -> bool {
+    others.iter().any(|other| overlap(one, other))
 }
 
 #[cfg(test)]
@@ -165,6 +255,10 @@ mod tests {
     }
 
     fn guard() -> Guard {
+        with(Terms::default())
+    }
+
+    fn with(terms: Terms) -> Guard {
         let list = [
             (POWER as u8, 1),
             (MSI as u8, 5),
@@ -175,7 +269,7 @@ mod tests {
         config[0x10..0x14].copy_from_slice(&0xfebc_0000_u32.to_le_bytes());
         config[usize::from(MSI) + 2] = 0x80;
         config[0x30..0x34].copy_from_slice(&0xfeb8_0000_u32.to_le_bytes());
-        Guard::new(&config[..64], &Capabilities::find(&config))
+        Guard::new(&config[..64], &Capabilities::find(&config), &terms)
     }
 
     #[test]
@@ -292,9 +386,118 @@ mod tests {
 
     #[test]
     fn a_function_without_capabilities_has_header_rules_only() {
-        let guard = Guard::new(&[], &Capabilities::default());
+        let guard = Guard::new(&[], &Capabilities::default(), &Terms::default());
         assert_eq!(guard.pmcsr(), None);
         assert_eq!(guard.judge(4, 2, 3, 3), Ok(()));
         assert_eq!(guard.judge(0x10, 4, 0, 0), Err(Refusal::Unlisted));
+    }
+
+    /// The registers, in each width, that any value may be written to, where the usual guard allows none.
+    fn gained(guard: &Guard) -> Vec<(u16, u8)> {
+        let usual = self::guard();
+        let mut gained = Vec::new();
+        for width in [1, 2, 4] {
+            for offset in (0..4096).step_by(width.into()) {
+                if guard.rule(offset, width) != usual.rule(offset, width) {
+                    assert_eq!(usual.rule(offset, width), Err(Refusal::Unlisted));
+                    gained.push((offset, width));
+                }
+            }
+        }
+        gained
+    }
+
+    #[test]
+    fn a_permissive_device_may_be_written_wherever_no_rule_is_and_nothing_is_dom0s_or_xens() {
+        let guard = with(Terms {
+            permissive: true,
+            ..Terms::default()
+        });
+        let taken = [
+            // Ids, COMMAND; cache line, latency; BIST and BARs; ROM; interrupt line and pin.
+            0x00..0x06,
+            0x0c..0x0e,
+            0x0f..0x28,
+            0x30..0x34,
+            0x3c..0x3e,
+            VPD..VPD + 8,
+            MSIX..MSIX + 12,
+            POWER..POWER + 8,
+            MSI..MSI + 14,
+        ];
+        let gained = gained(&guard);
+        for width in [1, 2, 4] {
+            for offset in (0..4096).step_by(width.into()) {
+                let free = !overlaps_any(&span(offset, width), &taken);
+                assert_eq!(gained.contains(&(offset, width)), free, "{offset:#x} {width}");
+            }
+        }
+        assert_eq!(guard.rule(0x44, 4), Ok(Rule::Any));
+    }
+
+    #[test]
+    fn a_permissive_bridge_keeps_its_bus_numbers_and_windows() {
+        let mut header = [0; 64];
+        header[0x0e] = 0x81;
+        header[0x38] = 0x01;
+        let terms = Terms {
+            permissive: true,
+            ..Terms::default()
+        };
+        let guard = Guard::new(&header, &Capabilities::default(), &terms);
+        let free: Vec<u16> = (0..64).filter(|&at| guard.rule(at, 1) == Ok(Rule::Any)).collect();
+        // Status, revision and class, (cache line), header type, secondary status, capabilities pointer.
+        assert_eq!(
+            free,
+            [6, 7, 8, 9, 0xa, 0xb, 0xc, 0xe, 0x1e, 0x1f, 0x34, 0x35, 0x36, 0x37]
+        );
+        assert_eq!(guard.rule(0x38, 4), Ok(Rule::Exactly(1)));
+    }
+
+    #[test]
+    fn of_a_register_with_a_quirk_the_bits_of_the_mask_may_change_in_that_width() {
+        for permissive in [false, true] {
+            let guard = with(Terms {
+                permissive,
+                quirks: "44:2:ff0".parse().unwrap(),
+                ..Terms::default()
+            });
+            for bit in 0..16 {
+                let changed = guard.judge(0x44, 2, 0x1234 ^ 1 << bit, 0x1234);
+                assert_eq!(changed.is_ok(), (4..12).contains(&bit), "{bit}");
+            }
+            assert_eq!(guard.judge(0x44, 2, 0xffff, 0), Err(Refusal::Quirk));
+            for (offset, width) in [(0x44, 1), (0x45, 1), (0x44, 4)] {
+                assert_eq!(
+                    guard.rule(offset, width),
+                    Err(Refusal::Unlisted),
+                    "{offset:#x} {width}"
+                );
+            }
+        }
+        let quirky = with(Terms {
+            quirks: "44:2:ff0;ffc:4:1".parse().unwrap(),
+            ..Terms::default()
+        });
+        assert_eq!(gained(&quirky), [(0x44, 2), (0xffc, 4)]);
+    }
+
+    #[test]
+    fn a_quirk_gives_nothing_that_has_a_rule_or_is_dom0s_or_xens() {
+        let unfit = "4:2:400;8:4:1;10:2:ffff;30:1:1;3c:1:ff;60:2:1;64:4:1;a2:2:8000;cc:2:100;d4:4:1";
+        let guard = with(Terms {
+            quirks: unfit.parse().unwrap(),
+            ..Terms::default()
+        });
+        let refused: Vec<String> = guard.unfit_quirks().iter().map(Quirk::to_string).collect();
+        let free = "8:4:1";
+        assert_eq!(
+            refused,
+            unfit
+                .split(';')
+                .filter(|quirk| *quirk != free)
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(gained(&guard), [(8, 4)]);
     }
 }

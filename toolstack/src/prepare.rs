@@ -31,7 +31,11 @@ pub fn check(host: &mut Host, wanted: &[Wanted], choices: &Choices, already: &[B
     let info = xl::info()?;
     checks::check_host(&info)?;
     let around = Surroundings::read(host, &bdfs, &info)?;
-    let refusals = checks::check_devices(&bdfs, already, &around);
+    let mut refusals = checks::check_devices(&bdfs, already, &around);
+    if refusals.is_empty() {
+        let quirks = |(&bdf, terms)| checks::check_quirks(bdf, terms, &host.sysfs).err();
+        refusals.extend(bdfs.iter().zip(&terms).filter_map(quirks));
+    }
     match refusals.len() {
         0 => Ok(Checked {
             bdfs,

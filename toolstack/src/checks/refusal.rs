@@ -4,6 +4,7 @@ use crate::sysfs::SysfsError;
 use std::io;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
+use xenbus::device::Quirk;
 
 /// Why devices cannot be given to a guest.
 #[derive(Debug, Error)]
@@ -22,6 +23,17 @@ pub enum Refusal {
     EcamWritable {
         /// The option.
         option: String,
+    },
+    /// A quirk for a register that is not free.
+    #[error(
+        "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's \
+         (docs/config-space.md lists them): take the quirk out"
+    )]
+    Quirk {
+        /// The device.
+        bdf: Bdf,
+        /// The quirk.
+        quirk: Quirk,
     },
     /// The same device two times.
     #[error("{bdf} is named twice: name each device once")]
