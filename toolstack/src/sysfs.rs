@@ -50,6 +50,19 @@ impl Sysfs {
         Ok(functions)
     }
 
+    /// The other functions in the slot of a function. A virtual one is in none: its address is only a number.
+    pub fn slot_of(&self, bdf: Bdf) -> Vec<Bdf> {
+        let is_physical = |&function: &Bdf| self.physical_function(function).is_none();
+        if !is_physical(&bdf) {
+            return Vec::new();
+        }
+        (0..8)
+            .filter_map(|function| Bdf::new(bdf.segment(), bdf.bus(), bdf.device(), function))
+            .filter(|&other| other != bdf && self.exists(other))
+            .filter(is_physical)
+            .collect()
+    }
+
     /// True if there is such a function.
     pub fn exists(&self, bdf: Bdf) -> bool {
         self.path(bdf, "").is_dir()
@@ -386,6 +399,26 @@ pub(crate) mod tests {
         assert_eq!(sysfs.virtual_functions(bdf("01:10.0")), []);
         let physical = ["01:00.0", "01:10.0", "01:10.2"].map(|name| sysfs.physical_function(bdf(name)));
         assert_eq!(physical, [None, Some(bdf("01:00.0")), Some(bdf("01:00.0"))]);
+    }
+
+    #[test]
+    fn a_slot_has_the_physical_functions_of_its_device() {
+        let tree = Tree::new();
+        for name in [
+            "0000:01:05.0",
+            "0000:01:05.2",
+            "0000:01:05.7",
+            "0000:01:06.0",
+            "0000:02:05.1",
+        ] {
+            tree.add(name, &[]);
+        }
+        tree.sriov("0000:01:05.0", &["0000:01:05.7"]);
+        let slot_of = |name| tree.sysfs().slot_of(bdf(name));
+        assert_eq!(slot_of("01:05.0"), [bdf("01:05.2")]);
+        assert_eq!(slot_of("01:05.2"), [bdf("01:05.0")]);
+        assert_eq!(slot_of("01:05.7"), [], "virtual");
+        assert_eq!(slot_of("01:06.0"), []);
     }
 
     #[test]

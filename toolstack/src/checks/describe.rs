@@ -4,7 +4,7 @@ use super::{Refusal, Surroundings, line, line_sharers};
 use crate::config::register;
 use crate::interrupts::msix_entries;
 use crate::record::Device;
-use crate::reset::Plan;
+use crate::reset::{Method, Plan};
 use crate::sysfs::Sysfs;
 use crate::terms::{Msi, Terms};
 use thiserror::Error;
@@ -72,6 +72,19 @@ pub enum Notice {
         /// The devices without which its bus could be reset.
         blocked_by: Vec<Bdf>,
     },
+    /// Only a part of a multi-function device is the guest's.
+    #[error(
+        "{bdf} comes without {others} of its slot, so its reset ({method}) is of this function alone: what they share \
+         keeps its state"
+    )]
+    PartOfSlot {
+        /// The device.
+        bdf: Bdf,
+        /// The other functions, separated by commas.
+        others: String,
+        /// How it is reset.
+        method: Method,
+    },
 }
 
 fn blocked(by: &[Bdf]) -> String {
@@ -86,13 +99,20 @@ fn names(bdfs: &[Bdf]) -> String {
     bdfs.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Says so if a device cannot be reset.
-fn no_reset(bdf: Bdf, sysfs: &Sysfs) -> Option<Notice> {
+/// What there is to say about a device's reset, for a guest that has `together`.
+fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
     let plan = Plan::of(bdf, sysfs);
-    let blocked_by = plan.blocked_by().to_vec();
-    plan.used()
-        .is_none()
-        .then_some(Notice::NoReset { bdf, blocked_by })
+    let Some(method) = plan.used() else {
+        let blocked_by = plan.blocked_by().to_vec();
+        return Some(Notice::NoReset { bdf, blocked_by });
+    };
+    let mut others = sysfs.slot_of(bdf);
+    others.retain(|other| !together.contains(other));
+    (!others.is_empty()).then(|| Notice::PartOfSlot {
+        bdf,
+        others: names(&others),
+        method,
+    })
 }
 
 /// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
@@ -139,7 +159,7 @@ pub fn describe_all(
                 Notice::LineWithheld { bdf, gsi, others }
             });
         }
-        notices.extend(no_reset(bdf, &around.sysfs));
+        notices.extend(about_reset(bdf, &together, &around.sysfs));
         devices.push(device);
     }
     let mut vectors = 0;
@@ -163,7 +183,7 @@ mod tests {
     use super::*;
     use crate::checks::Claims;
     use crate::checks::claims::xl_claim;
-    use crate::checks::fixture::{A, B, around, bdf, config, host};
+    use crate::checks::fixture::{A, B, add_function, around, bdf, config, host};
 
     #[test]
     fn what_the_guest_has_already_counts_as_its_own() {
@@ -256,6 +276,26 @@ mod tests {
         let (_, notices) = describe_all(&[(bdf(A), &terms)], &[], &around).unwrap();
         let rule = "policy.toml, all devices".into();
         assert_eq!(notices, [Notice::NoInterrupts { bdf: bdf(A), rule }]);
+    }
+
+    #[test]
+    fn a_function_that_comes_without_the_others_of_its_slot_is_reset_alone_and_that_is_told() {
+        let tree = host();
+        let (first, second) = ("0000:00:07.0", "0000:00:07.1");
+        for name in [first, second] {
+            add_function(&tree, name, 0, "0xfe100000 0xfe1000ff 0x200\n");
+        }
+        let around = around(&tree, &Claims::default());
+        let told = |bdfs: &[&str], already: &[Bdf]| {
+            let usual = Terms::default();
+            let wanted: Vec<_> = bdfs.iter().map(|name| (bdf(name), &usual)).collect();
+            describe_all(&wanted, already, &around).unwrap().1
+        };
+        let (bdf, others) = (bdf(second), first.to_owned());
+        let method = Method::Unnamed;
+        assert_eq!(told(&[second], &[]), [Notice::PartOfSlot { bdf, others, method }]);
+        assert_eq!(told(&[first], &[bdf]), []);
+        assert_eq!(told(&[first, second], &[]), []);
     }
 
     #[test]

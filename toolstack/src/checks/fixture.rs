@@ -30,25 +30,25 @@ pub fn config(header_type: u8, pin: u8, msix_entries: u8) -> Vec<u8> {
     config
 }
 
+/// A function with MSI-X and a reset that Linux does not name.
+pub fn add_function(tree: &Tree, name: &str, pin: u8, resource: &str) {
+    let files: [(&str, &[u8]); 7] = [
+        ("vendor", b"0x8086\n"),
+        ("device", b"0x10d3\n"),
+        ("config", &config(0, pin, 5)),
+        ("resource", resource.as_bytes()),
+        ("irq", b"20\n"),
+        ("enable", b"0\n"),
+        ("reset", b""),
+    ];
+    tree.add(name, &files);
+}
+
 /// Two devices whose BARs lie in neighbouring pages, and a bridge whose window holds both.
 pub fn host() -> Tree {
     let tree = Tree::new();
-    let devices = [
-        (A, "0xfe000000 0xfe0000ff 0x200\n"),
-        (B, "0xfe001000 0xfe0010ff 0x200\n"),
-    ];
-    for (name, resource) in devices {
-        let files: [(&str, &[u8]); 7] = [
-            ("vendor", b"0x8086\n"),
-            ("device", b"0x10d3\n"),
-            ("config", &config(0, 1, 5)),
-            ("resource", resource.as_bytes()),
-            ("irq", b"20\n"),
-            ("enable", b"0\n"),
-            ("reset", b""),
-        ];
-        tree.add(name, &files);
-    }
+    add_function(&tree, A, 1, "0xfe000000 0xfe0000ff 0x200\n");
+    add_function(&tree, B, 1, "0xfe001000 0xfe0010ff 0x200\n");
     let window = "0x0 0x0 0x0\n".repeat(7) + "0xfe000000 0xfe0fffff 0x200\n";
     tree.add(
         BRIDGE,
