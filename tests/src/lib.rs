@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+pub mod lspci;
+pub mod markdown;
 pub mod runner;
 pub mod scenario;
 pub mod sweep;

@@ -1,6 +1,7 @@
 //! The differential proof's program: `record` in a guest, `compare` in dom0, `known` for the documentation.
 
 use anyhow::{Context as _, Result};
+use bulkhead_tests::lspci::{self, Comparison};
 use bulkhead_tests::sweep::compare::Proof;
 use bulkhead_tests::sweep::sequence::Phase;
 use bulkhead_tests::sweep::{guest, known};
@@ -44,8 +45,17 @@ enum Command {
         /// What was recorded through Bulkhead
         bulkhead: PathBuf,
     },
+    /// Compare two directories of listings by lspci; fails as `compare` does
+    CompareLspci {
+        /// What was listed through xen-pciback
+        pciback: PathBuf,
+        /// What was listed through Bulkhead
+        bulkhead: PathBuf,
+    },
     /// Print the differences that are meant, as docs/parity.md has them
     Known,
+    /// Print those of listings by lspci, as docs/parity.md has them
+    KnownLspci,
 }
 
 fn main() -> Result<ExitCode> {
@@ -71,6 +81,14 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::CompareLspci { pciback, bulkhead } => {
+            let comparison = Comparison::load(&pciback, &bulkhead)?;
+            print!("{comparison}");
+            if !comparison.holds() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::KnownLspci => std::io::stdout().write_all(lspci::known::render().as_bytes())?,
         Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@
 use super::compare::{Difference, Seen};
 use super::layout::{CACHE_LINE_SIZE, COMMAND, MSIX_CONTROL, PMCSR, Register};
 use super::sequence::Phase;
-use std::fmt::Write as _;
+use crate::markdown::{list, table};
 
 /// A difference that is meant.
 #[derive(Debug)]
@@ -120,37 +120,36 @@ impl Known {
 
 /// The table of differences, in markdown.
 pub fn render() -> String {
-    let mut text = String::from(
-        "| Register | Bits | Shows in | Phases | Devices | xen-pciback | Bulkhead | Why |\n\
-         |---|---|---|---|---|---|---|---|\n",
-    );
-    for known in KNOWN {
-        let devices = match known.devices {
-            [] => "any".to_owned(),
-            devices => devices.join(", "),
-        };
-        // A `String` takes all that it is given.
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {devices} | {} | {} | {} |",
-            known.register,
-            match known.bits {
-                0 => "-".to_owned(),
-                bits => format!("{bits:#06x}"),
-            },
-            list(known.seen),
-            list(known.phases),
-            known.pciback,
-            known.bulkhead,
-            known.reason
-        );
-    }
-    text
-}
-
-fn list(items: &[impl ToString]) -> String {
-    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
-    items.join(", ")
+    table(
+        [
+            "Register",
+            "Bits",
+            "Shows in",
+            "Phases",
+            "Devices",
+            "xen-pciback",
+            "Bulkhead",
+            "Why",
+        ],
+        KNOWN.iter().map(|known| {
+            [
+                known.register.to_string(),
+                match known.bits {
+                    0 => "-".to_owned(),
+                    bits => format!("{bits:#06x}"),
+                },
+                list(known.seen),
+                list(known.phases),
+                match known.devices {
+                    [] => "any".to_owned(),
+                    devices => devices.join(", "),
+                },
+                known.pciback.to_owned(),
+                known.bulkhead.to_owned(),
+                known.reason.to_owned(),
+            ]
+        }),
+    )
 }
 
 #[cfg(test)]
