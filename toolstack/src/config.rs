@@ -1,5 +1,6 @@
 //! Access to the configuration space of one function.
 
+use crate::header;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -21,10 +22,6 @@ pub mod register {
     pub const HEADER_TYPE: u16 = 0x0e;
     /// Built-in self test, 8 bits.
     pub const BIST: u16 = 0x0f;
-    /// The first of six base address registers, 32 bits each.
-    pub const BAR: u16 = 0x10;
-    /// The expansion ROM's base address, 32 bits.
-    pub const ROM: u16 = 0x30;
     /// Interrupt line, 8 bits.
     pub const INTERRUPT_LINE: u16 = 0x3c;
     /// Interrupt pin, 8 bits.
@@ -41,6 +38,8 @@ pub mod command {
     pub const MEMORY: u16 = 1 << 1;
     /// The function may start DMA.
     pub const MASTER: u16 = 1 << 2;
+    /// The function may write whole cache lines at once.
+    pub const INVALIDATE: u16 = 1 << 4;
     /// The function may not raise its INTx line.
     pub const INTX_DISABLE: u16 = 1 << 10;
 }
@@ -63,16 +62,23 @@ pub trait Config {
     }
 }
 
-/// A value of the command register without DMA and INTx.
-pub fn quiet(command: u16) -> u16 {
-    command & !command::MASTER | command::INTX_DISABLE
+/// A value of the command register without DMA and INTx. A bridge does none of its own: its bus master bit stays, by
+/// which it passes on that of the devices behind it, and dom0 would not think of turning on again.
+pub fn quiet(command: u16, bridge: bool) -> u16 {
+    if bridge {
+        command & !command::INVALIDATE
+    } else {
+        command & !command::MASTER | command::INTX_DISABLE
+    }
 }
 
 /// Forbids the function DMA and its INTx line: one that is left waiting for its driver may hold down a
 /// line that others share. Linux allows both again for the next driver.
 pub fn quieten(config: &impl Config) -> io::Result<()> {
     let now = config.read16(register::COMMAND)?;
-    config.write16(register::COMMAND, quiet(now))
+    let kind = config.read(register::HEADER_TYPE, 1)? as u8;
+    let bridge = kind & header::KIND == header::BRIDGE;
+    config.write16(register::COMMAND, quiet(now, bridge))
 }
 
 /// The `config` file that Linux keeps in sysfs for each function, held open.

@@ -10,6 +10,7 @@
 
 use crate::capabilities::{Capabilities, MSIX_LENGTH};
 use crate::config::{command, register};
+use crate::header;
 use crate::terms::Terms;
 use std::ops::Range;
 use thiserror::Error;
@@ -23,9 +24,6 @@ const COMMAND_DECODE: u32 = (command::IO | command::MEMORY) as u32;
 const PMCSR_GUEST: u32 = 0x9e03;
 const BIST_START: u32 = 0x40;
 const VPD_WRITE: u32 = 0x8000;
-/// The header's layout, without the bit for more than one function; and that of a bridge to other buses.
-const HEADER_KIND: u8 = 0x7f;
-const HEADER_BRIDGE: u8 = 1;
 
 /// Why a write was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
@@ -103,29 +101,9 @@ impl Rule {
     }
 }
 
-/// What lies where in a kind of header.
-struct Layout {
-    /// Number of base address registers.
-    bars: u16,
-    /// The expansion ROM's base address.
-    rom: u16,
-    /// Registers without a rule that stay dom0's, whatever the record says.
-    kept: &'static [Range<u16>],
-}
-
-/// A device: its ids, the latency timer, the interrupt line and pin are kept.
-const DEVICE: Layout = Layout {
-    bars: 6,
-    rom: register::ROM,
-    kept: &[0x00..0x04, 0x0d..0x0e, 0x3c..0x3e],
-};
-
-/// A bridge, of which the bus numbers, the windows and the control register are kept besides.
-const BRIDGE: Layout = Layout {
-    bars: 2,
-    rom: 0x38,
-    kept: &[0x00..0x04, 0x0d..0x0e, 0x18..0x1e, 0x20..0x34, 0x3c..0x40],
-};
+/// Registers without a rule that stay dom0's, whatever the record says: ids, the latency timer, the interrupt line and
+/// pin. Of a bridge its buses and windows stay so too.
+const KEPT: [Range<u16>; 3] = [0x00..0x04, 0x0d..0x0e, 0x3c..0x3e];
 
 /// Bytes that the capabilities of power management and of product data take. What of them has no rule is kept.
 const POWER_LENGTH: u16 = 8;
@@ -145,25 +123,21 @@ pub struct Guard {
 impl Guard {
     /// Makes the rules for a function from its header as it was recorded at the attach, from where its capabilities
     /// lie, and from the terms on which the guest has it. Registers beyond a header shorter than 64 bytes get no rule.
-    pub fn new(header: &[u8], capabilities: &Capabilities, terms: &Terms) -> Self {
-        let kind = header.get(usize::from(register::HEADER_TYPE)).copied();
-        let layout = match kind.unwrap_or(0) & HEADER_KIND {
-            HEADER_BRIDGE => BRIDGE,
-            _ => DEVICE,
-        };
+    pub fn new(recorded: &[u8], capabilities: &Capabilities, terms: &Terms) -> Self {
         let mut rules = vec![
             (register::COMMAND, 2, Rule::Command),
             (register::CACHE_LINE, 1, Rule::Any),
             (register::BIST, 1, Rule::SelfTest),
         ];
-        let addresses = (0..layout.bars).map(|n| register::BAR + 4 * n);
-        for offset in addresses.chain([layout.rom]) {
+        for &offset in header::addresses(recorded) {
             let at = usize::from(offset);
-            if let Some(raw) = header.get(at..at + 4).and_then(|raw| raw.try_into().ok()) {
+            if let Some(raw) = recorded.get(at..at + 4).and_then(|raw| raw.try_into().ok()) {
                 rules.push((offset, 4, Rule::Exactly(u32::from_le_bytes(raw))));
             }
         }
-        let mut kept = layout.kept.to_vec();
+        let windows = header::windows(recorded).iter();
+        let windows = windows.map(|&(offset, width)| offset..offset + u16::from(width));
+        let mut kept: Vec<_> = KEPT.into_iter().chain(windows).collect();
         if let Some(power) = capabilities.power {
             rules.push((power + 4, 2, Rule::Power));
             kept.push(power..power + POWER_LENGTH);

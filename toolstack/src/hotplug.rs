@@ -30,7 +30,7 @@ pub fn grow(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
-    let checked = prepare::check(host, wanted, choices, &already)?;
+    let checked = prepare::check(host, wanted, choices, &already, attachment.slots)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
     settle(host, attachment, patience, interrupt)?;

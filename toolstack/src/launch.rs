@@ -25,6 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
+use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
@@ -37,6 +38,8 @@ pub struct Run {
     pub devices: Vec<Wanted>,
     /// What is said of all of them.
     pub choices: Choices,
+    /// How the guest addresses them.
+    pub slots: SlotMode,
     /// The stub's image.
     pub kernel: PathBuf,
     /// How long the guest may take to connect.
@@ -54,6 +57,8 @@ pub struct Attach {
     pub devices: Vec<Wanted>,
     /// What is said of all of them.
     pub choices: Choices,
+    /// How the guest addresses them; `None`: as those that it has.
+    pub slots: Option<SlotMode>,
     /// The image of a stub that is created.
     pub kernel: PathBuf,
     /// How long a guest that runs may take to have them.
@@ -90,7 +95,7 @@ pub fn run(request: &Run) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = prepare::check(&mut host, &request.devices, &request.choices, &[])?;
+    let checked = prepare::check(&mut host, &request.devices, &request.choices, &[], request.slots)?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();
@@ -133,7 +138,7 @@ fn run_checked(
     let stub = create_stub(host, &stub_name(&guest.name), &request.kernel, undo)?;
     interrupt.check()?;
 
-    let attachment = attach_checked(host, guest, stub, checked, undo)?;
+    let attachment = attach_checked(host, guest, stub, request.slots, checked, undo)?;
     interrupt.check()?;
     xl::unpause(&attachment.guest.domid.to_string())?;
     Ok(attachment)
@@ -169,6 +174,12 @@ pub fn attach(request: &Attach) -> Result<()> {
                 guest.name,
                 stub.name
             );
+            ensure!(
+                request.slots.is_none_or(|slots| slots == attachment.slots),
+                "guest {} addresses its devices by --slots {}, all of them: leave --slots out",
+                guest.name,
+                attachment.slots
+            );
             hotplug::grow(
                 &mut host,
                 attachment,
@@ -197,7 +208,8 @@ fn attach_first(
         check_kernel(&request.kernel)?;
     }
     check_no_frontend(host, &guest)?;
-    let checked = prepare::check(host, &request.devices, &request.choices, &[])?;
+    let slots = request.slots.unwrap_or_default();
+    let checked = prepare::check(host, &request.devices, &request.choices, &[], slots)?;
     control::ensure_running()?;
 
     let mut undo = Undo::default();
@@ -208,7 +220,7 @@ fn attach_first(
             None => create_stub(host, &stub_name(&guest.name), &request.kernel, &mut undo)?,
         };
         interrupt.check()?;
-        let attachment = attach_checked(host, guest, stub, &checked, &mut undo)?;
+        let attachment = attach_checked(host, guest, stub, slots, &checked, &mut undo)?;
         let paused = xl::is_paused(&domid)?;
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;
@@ -321,6 +333,7 @@ fn attach_checked(
     host: &mut Host,
     guest: Domain,
     stub: Domain,
+    slots: SlotMode,
     checked: &Checked,
     undo: &mut Undo,
 ) -> Result<Attachment> {
@@ -328,6 +341,7 @@ fn attach_checked(
     let attachment = Attachment {
         guest,
         stub,
+        slots,
         modes: vec![Mode::Line; devices.len()],
         devices,
     };

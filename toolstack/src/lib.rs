@@ -23,6 +23,7 @@ pub mod domains;
 pub mod function;
 pub mod guard;
 pub mod guest;
+pub mod header;
 pub mod host;
 pub mod hotplug;
 pub mod interrupts;

@@ -15,6 +15,7 @@ use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Run};
 use toolstack::policy::Choices;
 use toolstack::{serve, status};
+use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
 #[derive(Parser)]
@@ -36,6 +37,9 @@ enum Command {
         devices: Vec<Wanted>,
         #[command(flatten)]
         terms: TermsArgs,
+        /// How the guest addresses them: vpci is one bus of its own, passthrough the addresses that they have in dom0.
+        #[arg(long, value_name = "MODE", default_value_t)]
+        slots: SlotMode,
         /// The stub's image.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
@@ -52,6 +56,9 @@ enum Command {
         devices: Vec<Wanted>,
         #[command(flatten)]
         terms: TermsArgs,
+        /// How the guest addresses them, as for `run` [default: as those that it has; vpci for the first ones].
+        #[arg(long, value_name = "MODE")]
+        slots: Option<SlotMode>,
         /// The stub of a guest that has no devices yet, by name or number [default: GUEST-bulkhead, created if it is
         /// not there].
         #[arg(long, value_name = "DOMAIN")]
@@ -126,12 +133,14 @@ fn execute(command: Command) -> Result<()> {
             config,
             devices,
             terms,
+            slots,
             kernel,
             wait,
         } => launch::run(&Run {
             config,
             devices,
             choices: terms.into(),
+            slots,
             kernel,
             wait: Duration::from_secs(wait),
         }),
@@ -139,6 +148,7 @@ fn execute(command: Command) -> Result<()> {
             guest,
             devices,
             terms,
+            slots,
             stub,
             kernel,
             wait,
@@ -147,6 +157,7 @@ fn execute(command: Command) -> Result<()> {
             stub,
             devices,
             choices: terms.into(),
+            slots,
             kernel,
             wait: Duration::from_secs(wait),
         }),

@@ -82,6 +82,7 @@ impl Hop {
     pub fn second(attachment: &Attachment) -> Self {
         let mut nodes = vec![
             (key::GUEST.to_owned(), attachment.guest.domid.to_string()),
+            (key::SLOTS.to_owned(), attachment.slots.to_string()),
             (key::NUM_DEVS.to_owned(), attachment.devices.len().to_string()),
         ];
         for (number, device) in attachment.devices.iter().enumerate() {
@@ -220,6 +221,7 @@ mod tests {
                 "frontend-id = 4",
                 "online = 1",
                 "guest = 3",
+                "slots = vpci",
                 "num_devs = 2",
                 "dev-0 = 0000:00:05.0",
                 "ids-0 = 8086:10d3",

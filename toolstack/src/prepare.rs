@@ -12,6 +12,7 @@ use crate::xl;
 use anyhow::{Result, anyhow, bail};
 use bulkhead_config::options::Wanted;
 use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
 
 /// Devices that have passed all checks.
 pub struct Checked {
@@ -23,15 +24,21 @@ pub struct Checked {
     around: Surroundings,
 }
 
-/// Checks devices for a guest that has the devices `already`.
-pub fn check(host: &mut Host, wanted: &[Wanted], choices: &Choices, already: &[Bdf]) -> Result<Checked> {
+/// Checks devices for a guest that has the devices `already`, and addresses all in this way.
+pub fn check(
+    host: &mut Host,
+    wanted: &[Wanted],
+    choices: &Choices,
+    already: &[Bdf],
+    slots: SlotMode,
+) -> Result<Checked> {
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
     notices.iter().for_each(|notice| eprintln!("note: {notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     let info = xl::info()?;
     checks::check_host(&info)?;
     let around = Surroundings::read(host, &bdfs, &info)?;
-    let mut refusals = checks::check_devices(&bdfs, already, &around);
+    let mut refusals = checks::check_devices(&bdfs, already, slots, &around);
     if refusals.is_empty() {
         let quirks = |(&bdf, terms)| checks::check_quirks(bdf, terms, &host.sysfs).err();
         refusals.extend(bdfs.iter().zip(&terms).filter_map(quirks));

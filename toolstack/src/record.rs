@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store as _, Transport};
-use xenbus::device::{Bars, Ids};
+use xenbus::device::{Bars, Ids, SlotMode};
 use xenbus::permission::{Access, Permission};
 
 /// Directory of everything remembered.
@@ -72,6 +72,8 @@ pub struct Attachment {
     pub guest: Domain,
     /// The stub that serves it.
     pub stub: Domain,
+    /// How the guest addresses them.
+    pub slots: SlotMode,
     /// The devices, in the order of their numbers in xenstore.
     pub devices: Vec<Device>,
     /// The interrupt mode of each.
@@ -79,9 +81,11 @@ pub struct Attachment {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Domains {
+struct Ends {
     guest: Domain,
     stub: Domain,
+    #[serde(default, with = "text")]
+    slots: SlotMode,
 }
 
 /// A record that could not be read or written.
@@ -130,6 +134,7 @@ impl Attachment {
         Self {
             guest: self.guest.clone(),
             stub: self.stub.clone(),
+            slots: self.slots,
             devices,
             modes,
         }
@@ -138,14 +143,15 @@ impl Attachment {
     /// Writes the record down, in one transaction. Of a device that is recorded already, the mode is left as it
     /// is: the service may have noted another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
-        let domains = Domains {
+        let ends = Ends {
             guest: self.guest.clone(),
             stub: self.stub.clone(),
+            slots: self.slots,
         };
         let root = path(self.stub.domid);
         make_root(store)?;
         store.transaction(|store| {
-            store.write(&root, &json(&domains))?;
+            store.write(&root, &json(&ends))?;
             let recorded = store.directory(&root)?;
             let mut nodes = BTreeSet::new();
             for (index, (device, mode)) in self.devices_and_modes().enumerate() {
@@ -168,7 +174,7 @@ impl Attachment {
     pub fn read(store: &mut Store, stub: DomId) -> Result<Option<Self>, RecordError> {
         let root = path(stub);
         let nodes = store.transaction(|store| {
-            let Some(domains) = store.read_optional(&root)? else {
+            let Some(ends) = store.read_optional(&root)? else {
                 return Ok(None);
             };
             let mut nodes = BTreeMap::new();
@@ -176,15 +182,15 @@ impl Attachment {
                 let value = store.read(&format!("{root}/{key}"))?;
                 nodes.insert(key, value);
             }
-            Ok(Some((domains, nodes)))
+            Ok(Some((ends, nodes)))
         })?;
         nodes
-            .map(|(domains, nodes)| Self::from_nodes(&root, &domains, &nodes))
+            .map(|(ends, nodes)| Self::from_nodes(&root, &ends, &nodes))
             .transpose()
     }
 
-    fn from_nodes(root: &str, domains: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
-        let domains: Domains = from_json(root, domains)?;
+    fn from_nodes(root: &str, ends: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
+        let ends: Ends = from_json(root, ends)?;
         let mut devices = Vec::new();
         let mut modes = Vec::new();
         for index in 0.. {
@@ -201,8 +207,9 @@ impl Attachment {
             devices.push(device);
         }
         Ok(Self {
-            guest: domains.guest,
-            stub: domains.stub,
+            guest: ends.guest,
+            stub: ends.stub,
+            slots: ends.slots,
             devices,
             modes,
         })
@@ -465,6 +472,7 @@ pub(crate) mod tests {
         Attachment {
             guest: domain(3, "web"),
             stub: domain(4, "web-bulkhead"),
+            slots: SlotMode::Vpci,
             devices: vec![device("00:05.0"), without_line],
             modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Line],
         }
@@ -481,8 +489,10 @@ pub(crate) mod tests {
     #[test]
     fn a_damaged_record_is_named_with_its_cause_and_the_way_out() {
         let nodes = [("dev-0".to_owned(), "{}".to_owned())].into();
-        let Attachment { guest, stub, .. } = attachment();
-        let domains = json(&Domains { guest, stub });
+        let Attachment {
+            guest, stub, slots, ..
+        } = attachment();
+        let domains = json(&Ends { guest, stub, slots });
         let error = Attachment::from_nodes("/r", &domains, &nodes)
             .unwrap_err()
             .to_string();

@@ -15,6 +15,7 @@ use std::fmt;
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::counters::{Counter, Counters};
+use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
@@ -46,6 +47,9 @@ pub struct StubStatus {
     pub domain: DomainStatus,
     /// The guest, and the state of its pcifront.
     pub guest: DomainStatus,
+    /// How the guest addresses them: `vpci` or `passthrough`.
+    #[serde(default, with = "record::text")]
+    pub slots: SlotMode,
     /// The devices.
     pub devices: Vec<DeviceStatus>,
     /// What the service has seen of the stub; absent while it serves it not.
@@ -188,6 +192,7 @@ pub fn collect(
         status.stubs.push(StubStatus {
             domain: domain_status(host, &attachment.stub, &stub_state)?,
             guest: domain_status(host, &attachment.guest, &guest_state)?,
+            slots: attachment.slots,
             devices: devices
                 .map(|(device, mode)| {
                     let reset = Plan::of(device.bdf, &host.sysfs).used();
@@ -254,6 +259,13 @@ impl fmt::Display for Status {
             writeln!(f, "no devices are passed through")?;
         } else {
             writeln!(f, "{}", self.devices_table())?;
+        }
+        for stub in self
+            .stubs
+            .iter()
+            .filter(|stub| stub.slots == SlotMode::Passthrough)
+        {
+            writeln!(f, "{} sees its devices where they are in dom0", stub.guest.name)?;
         }
         let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
         for device in devices.filter(|device| device.terms != Terms::default()) {
@@ -404,6 +416,7 @@ mod tests {
             stubs: vec![StubStatus {
                 domain: domain(4, "web-bulkhead"),
                 guest: domain(3, "web"),
+                slots: SlotMode::Passthrough,
                 devices: vec![device_status(
                     &device("00:05.0"),
                     &Mode::Msix(vec![(0, 55), (1, 54)]),

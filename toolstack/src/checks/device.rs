@@ -3,17 +3,17 @@
 use super::page::page_sharer;
 use super::{Refusal, Surroundings, check_sriov};
 use crate::config::register;
+use crate::header;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
 
 /// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
 const CLASS_BRIDGE: u8 = 0x06;
-/// Bit 7 of the header type marks a device with more than one function.
-const HEADER_KIND: u8 = 0x7f;
 
-/// Checks that the devices can be given to a guest that has the devices `already`; all that speaks against it is
-/// returned.
-pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], around: &Surroundings) -> Vec<Refusal> {
+/// Checks that the devices can be given to a guest that has the devices `already`, and addresses all in this way; all
+/// that speaks against it is returned.
+pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], slots: SlotMode, around: &Surroundings) -> Vec<Refusal> {
     let everywhere = match around.sysfs.functions() {
         Ok(functions) => functions,
         Err(error) => return vec![Refusal::NoSysfs(error)],
@@ -26,7 +26,7 @@ pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], around: &Surroundings) -> Ve
         }
         let together = |other: &Bdf| bdfs.contains(other) || already.contains(other);
         let elsewhere = everywhere.iter().copied().filter(|other| !together(other));
-        if let Err(refusal) = check_device(bdf, elsewhere, around) {
+        if let Err(refusal) = check_device(bdf, elsewhere, slots, around) {
             refusals.push(refusal);
         }
     }
@@ -36,6 +36,7 @@ pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], around: &Surroundings) -> Ve
 fn check_device(
     bdf: Bdf,
     mut elsewhere: impl Iterator<Item = Bdf> + Clone,
+    slots: SlotMode,
     around: &Surroundings,
 ) -> Result<(), Refusal> {
     let (sysfs, claims) = (&around.sysfs, &around.claims);
@@ -65,12 +66,11 @@ fn check_device(
     if (byte(telling), byte(telling + 1)) == (0xff, 0xff) {
         return Err(Refusal::Dead { bdf });
     }
-    let (class, kind) = (
-        byte(register::BASE_CLASS),
-        byte(register::HEADER_TYPE) & HEADER_KIND,
-    );
-    if class == CLASS_BRIDGE || kind != 0 {
-        return Err(Refusal::Bridge { bdf, class, kind });
+    let (class, kind) = (byte(register::BASE_CLASS), header::kind(&config));
+    if kind == header::BRIDGE {
+        check_bridge(bdf, &config, elsewhere.clone(), slots)?;
+    } else if class == CLASS_BRIDGE || kind != 0 {
+        return Err(Refusal::Mainboard { bdf, class, kind });
     }
     if around.mcfg.frame(bdf).is_none() {
         return Err(Refusal::NoEcam { bdf });
@@ -96,6 +96,22 @@ fn check_device(
     }
 }
 
+/// Checks that a PCI bridge can be given away: with all that is behind it, to a guest that has the buses behind it.
+fn check_bridge(
+    bdf: Bdf,
+    config: &[u8],
+    mut elsewhere: impl Iterator<Item = Bdf>,
+    slots: SlotMode,
+) -> Result<(), Refusal> {
+    if slots == SlotMode::Vpci {
+        return Err(Refusal::VirtualBridge { bdf });
+    }
+    match elsewhere.find(|&other| header::leads_to(bdf, config, other)) {
+        Some(other) => Err(Refusal::BehindBridge { bdf, other }),
+        None => Ok(()),
+    }
+}
+
 /// A bridge has no DMA of its own that a device behind it could be taken for.
 fn is_bridge(bdf: Bdf, sysfs: &Sysfs) -> bool {
     let config = sysfs.config_bytes(bdf).unwrap_or_default();
@@ -113,7 +129,7 @@ mod tests {
 
     fn refusals(tree: &Tree, names: &[&str], claims: &Claims) -> Vec<String> {
         let bdfs: Vec<_> = names.iter().map(|name| bdf(name)).collect();
-        let refusals = check_devices(&bdfs, &[], &around(tree, claims));
+        let refusals = check_devices(&bdfs, &[], SlotMode::Vpci, &around(tree, claims));
         refusals.iter().map(Refusal::to_string).collect()
     }
 
@@ -129,7 +145,7 @@ mod tests {
         let beginnings = [
             "0000:00:05.0 is named twice",
             "there is no PCI device 0000:00:07.0",
-            "0000:00:1c.0 is a bridge (class 00, header type 1)",
+            "0000:00:1c.0 is a PCI bridge: give it with all that is behind it by --slots passthrough",
         ];
         assert_eq!(told.len(), beginnings.len(), "{told:?}");
         for (text, beginning) in told.iter().zip(beginnings) {
@@ -148,6 +164,52 @@ mod tests {
             told[0].starts_with("0000:00:05.0 is a bridge (class 06, header type 0)"),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn a_pci_bridge_goes_in_passthrough_mode_with_all_that_is_behind_it() {
+        let tree = host();
+        let mut bridge = config(1, 0, 1);
+        bridge[0x19..0x1b].copy_from_slice(&[2, 2]);
+        tree.add(BRIDGE, &[("config", &bridge)]);
+        let behind = "0000:02:01.0";
+        let files: [(&str, &[u8]); 2] = [
+            ("config", &config(0, 1, 5)),
+            ("resource", b"0xfe008000 0xfe00ffff 0x200\n"),
+        ];
+        tree.add(behind, &files);
+        let told = |names: &[&str], already: &[&str], slots| -> Vec<String> {
+            let bdfs = |names: &[&str]| names.iter().map(|name| bdf(name)).collect::<Vec<_>>();
+            let around = around(&tree, &Claims::default());
+            let refusals = check_devices(&bdfs(names), &bdfs(already), slots, &around);
+            refusals.iter().map(Refusal::to_string).collect()
+        };
+        let none: [String; 0] = [];
+        assert_eq!(told(&[BRIDGE, behind], &[], SlotMode::Passthrough), none);
+        assert_eq!(told(&[BRIDGE], &[behind], SlotMode::Passthrough), none);
+        assert_eq!(told(&[behind], &[], SlotMode::Vpci), none);
+        let alone = told(&[BRIDGE, A], &[], SlotMode::Passthrough);
+        assert!(
+            alone.len() == 1 && alone[0].contains("give 0000:02:01.0 to the guest too"),
+            "{alone:?}"
+        );
+        let on_one_bus = told(&[BRIDGE, behind], &[], SlotMode::Vpci);
+        assert!(on_one_bus[0].contains("--slots passthrough"), "{on_one_bus:?}");
+    }
+
+    #[test]
+    fn a_cardbus_bridge_is_refused_in_either_mode() {
+        let tree = host();
+        tree.add(BRIDGE, &[("config", &config(2, 0, 1))]);
+        let around = around(&tree, &Claims::default());
+        for slots in [SlotMode::Vpci, SlotMode::Passthrough] {
+            let refusals = check_devices(&[bdf(BRIDGE)], &[], slots, &around);
+            assert!(
+                refusals[0]
+                    .to_string()
+                    .contains("header type 2) that no guest can have")
+            );
+        }
     }
 
     #[test]
@@ -238,7 +300,8 @@ mod tests {
             taken: vec![xl_claim(bdf(A), "7")],
             ..Claims::default()
         };
-        let refusals = |already: &[Bdf]| check_devices(&[bdf(B)], already, &around(&tree, &guest)).len();
+        let refusals =
+            |already: &[Bdf]| check_devices(&[bdf(B)], already, SlotMode::Vpci, &around(&tree, &guest)).len();
         assert_eq!((refusals(&[]), refusals(&[bdf(A)])), (1, 0));
     }
 
@@ -249,7 +312,7 @@ mod tests {
         tree.add_class(B, "block", "sda1", &[]);
         let mut around = around(&tree, &Claims::default());
         around.mounts = Mounts::parse("/dev/sda1 /mnt ext4 rw 0 0\n", "");
-        let refusals = check_devices(&[bdf(A), bdf(B)], &[], &around);
+        let refusals = check_devices(&[bdf(A), bdf(B)], &[], SlotMode::Vpci, &around);
         let told: Vec<_> = refusals.iter().map(Refusal::to_string).collect();
         assert_eq!(
             told,
@@ -273,13 +336,13 @@ mod tests {
         let nobody = Claims::default();
         let mut around = around(&tree, &nobody);
         around.groups = Groups::read(&xen, &[bdf(A), bdf(B)], &nobody).unwrap();
-        let refusals = check_devices(&[bdf(A)], &[], &around);
+        let refusals = check_devices(&[bdf(A)], &[], SlotMode::Vpci, &around);
         let text = refusals[0].to_string();
         assert!(
             text.contains("cannot tell the DMA of 0000:00:05.0 from that of 0000:00:06.0"),
             "{text}"
         );
-        assert!(check_devices(&[bdf(A), bdf(B)], &[], &around).is_empty());
-        assert!(check_devices(&[bdf(A)], &[bdf(B)], &around).is_empty());
+        assert!(check_devices(&[bdf(A), bdf(B)], &[], SlotMode::Vpci, &around).is_empty());
+        assert!(check_devices(&[bdf(A)], &[bdf(B)], SlotMode::Vpci, &around).is_empty());
     }
 }

@@ -53,9 +53,39 @@ pub enum Refusal {
         /// The device.
         bdf: Bdf,
     },
-    /// A bridge, to other buses or to what the mainboard is made of.
-    #[error("{bdf} is a bridge (class {class:02x}, header type {kind}): name a device behind it")]
-    Bridge {
+    /// A PCI bridge for a guest with one virtual bus, where nothing is behind it.
+    #[error(
+        "{bdf} is a PCI bridge: give it with all that is behind it by --slots passthrough, or the devices behind it \
+         alone"
+    )]
+    VirtualBridge {
+        /// The bridge.
+        bdf: Bdf,
+    },
+    /// A PCI bridge without a device behind it.
+    #[error("{bdf} is a PCI bridge, and {other} behind it would stay: give {other} to the guest too")]
+    BehindBridge {
+        /// The bridge.
+        bdf: Bdf,
+        /// The device.
+        other: Bdf,
+    },
+    /// A PCI bridge that leaves, and a device behind it that stays.
+    #[error(
+        "{bdf} is a PCI bridge, and the guest would lose sight of {other} behind it: `bulkhead detach {bdf} {other}` \
+         takes both back"
+    )]
+    BridgeLeaves {
+        /// The bridge.
+        bdf: Bdf,
+        /// The device.
+        other: Bdf,
+    },
+    /// A bridge to what the mainboard is made of, or to CardBus.
+    #[error(
+        "{bdf} is a bridge (class {class:02x}, header type {kind}) that no guest can have: name a device behind it"
+    )]
+    Mainboard {
         /// The device.
         bdf: Bdf,
         /// The base class.
