@@ -73,6 +73,36 @@ const CONFIG_SWEEP: Product = Product {
     ],
 };
 
+/// Runs in dom0.
+const OPS_COMPARE: Product = Product {
+    name: "the program that compares answers",
+    path: "release/ops-compare",
+    target: "/rig/bin/ops-compare",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-tests",
+        "--bin=ops-compare",
+        "--release",
+        "--",
+        "-Ctarget-feature=+crt-static",
+    ],
+};
+
+const TEST_GUEST: Product = Product {
+    name: "the bare test guest",
+    path: "stub/test-guest",
+    target: "/rig/guest/test-guest",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-test-guest",
+        "--bin=test-guest",
+        "--features=boot",
+        "--profile=stub",
+        "--",
+        "-Crelocation-model=static",
+    ],
+};
+
 /// Builds the stub's image and gives its path.
 ///
 /// # Errors
@@ -106,6 +136,22 @@ pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
 /// It does not compile.
 pub fn config_sweep(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&CONFIG_SWEEP, observer)
+}
+
+/// The program that compares what two backends answer to the test guest.
+///
+/// # Errors
+/// It does not compile.
+pub fn ops_compare(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&OPS_COMPARE, observer)
+}
+
+/// The kernel of the test guest, which asks a backend for what Linux would not.
+///
+/// # Errors
+/// It does not compile.
+pub fn test_guest(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&TEST_GUEST, observer)
 }
 
 fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {

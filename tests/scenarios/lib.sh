@@ -94,6 +94,26 @@ END
     done
 }
 
+# bare_guest NAME WORDS [LINE]...: writes NAME.cfg, a guest that is no Linux: what it does with its PCI backend is told by
+# WORDS on its command line (tests/guest).
+bare_guest() {
+    name=$1
+    words=$2
+    shift 2
+    cat >"/root/$name.cfg" <<END
+name = "$name"
+type = "pv"
+kernel = "/rig/guest/test-guest"
+extra = "$words"
+memory = 16
+vcpus = 1
+e820_host = 1
+END
+    for line; do
+        echo "$line" >>"/root/$name.cfg"
+    done
+}
+
 # in_guest NAME COMMAND...: runs it there, 60 s at most.
 in_guest() {
     domain=$1

@@ -8,6 +8,7 @@
 pub mod artifacts;
 pub mod lspci;
 pub mod markdown;
+pub mod ops;
 pub mod runner;
 pub mod scenario;
 pub mod sweep;

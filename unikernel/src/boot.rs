@@ -104,6 +104,8 @@ pub struct Machine {
     pub xen_version: (u16, u16),
     /// Memory of this domain, in pages of 4 KiB.
     pub pages: u64,
+    /// The kernel command line: `extra=` of the domain's configuration, up to the first byte that is not ASCII.
+    pub command_line: &'static str,
 }
 
 /// Set-up stopped: at which step, and what Xen said.
@@ -132,8 +134,8 @@ impl<T> Step<T> for Result<T, Errno> {
 
 /// The first Rust code: called once by `_start`.
 extern "C" fn enter(info: *const StartInfo) -> ! {
-    // SAFETY: Xen passes start info in rsi; it is an ordinary page of ours, mapped and not written by anybody.
-    let info = unsafe { &*info };
+    // SAFETY: Xen passes start info in rsi; it is an ordinary page of ours, mapped for ever and not written by anybody.
+    let info: &'static StartInfo = unsafe { &*info };
     // SAFETY: called once, with Xen's start info, before anything else.
     match unsafe { set_up(info) } {
         Ok(machine) => bulkhead_main(machine),
@@ -145,7 +147,7 @@ extern "C" fn enter(info: *const StartInfo) -> ! {
 ///
 /// # Safety
 /// Once only, with the start info that Xen has passed, before any other code of this crate.
-unsafe fn set_up(info: &StartInfo) -> Result<Machine, BootError> {
+unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's table of nr_pages entries; the notes ask for the layout that `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages) };
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
@@ -172,10 +174,11 @@ unsafe fn set_up(info: &StartInfo) -> Result<Machine, BootError> {
         store: StoreRing::new(store_page, info.store_evtchn),
         xen_version: xen_version().step("tell its version")?,
         pages: info.nr_pages,
+        command_line: command_line(info),
     })
 }
 
-/// The kernel command line: `extra=` of the domain's configuration, up to the first byte that is not ASCII.
+/// See [`Machine::command_line`].
 fn command_line(info: &StartInfo) -> &str {
     // SAFETY: the same bytes, seen as unsigned.
     let bytes = unsafe { &*(&raw const info.cmd_line).cast::<[u8; 1024]>() };

@@ -49,13 +49,15 @@ const HOST_CHECKS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "lints of the image",
+        "lints of the images",
         &[
             "clippy",
             "--quiet",
             "--package=bulkhead-unikernel",
             "--bin=bulkhead-stub",
-            "--features=boot",
+            "--package=bulkhead-test-guest",
+            "--bin=test-guest",
+            "--features=bulkhead-unikernel/boot,bulkhead-test-guest/boot",
             "--profile=stub",
             "--",
             "-D",

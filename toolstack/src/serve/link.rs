@@ -146,6 +146,7 @@ impl Link {
             channel: Arc::clone(&channel),
             xen,
             limit: RateLimit::new(Instant::now()),
+            changes: RateLimit::new(Instant::now()),
         };
         let worker = thread::Builder::new()
             .name(format!("stub {stub}"))
@@ -215,7 +216,10 @@ struct Worker {
     shared: Arc<Mutex<Shared>>,
     channel: Arc<EventChannel>,
     xen: Arc<Xenctrl>,
+    /// Of complaints.
     limit: RateLimit,
+    /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
+    changes: RateLimit,
 }
 
 impl Worker {
@@ -258,10 +262,19 @@ impl Worker {
 
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
-        let (stub, name) = (self.stub, &self.name);
-        let note = |bdf: Bdf, mode: &Mode| match record::note_mode(store, stub, bdf, mode) {
-            Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}"),
-            Err(error) => log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"),
+        let (stub, name, changes) = (self.stub, &self.name, &mut self.changes);
+        let note = |bdf: Bdf, mode: &Mode| {
+            let noted = record::note_mode(store, stub, bdf, mode);
+            let Some(missed) = changes.allow(Instant::now()) else {
+                return;
+            };
+            let more = more(missed);
+            match noted {
+                Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
+                Err(error) => {
+                    log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
+                }
+            }
         };
         let done = shared.functions.answer(&taken, &*self.xen, note);
         let answer = match &done {

@@ -66,7 +66,7 @@ pub(super) fn decode_head(head: &Head) -> Request {
 }
 
 /// Offset of the vector of MSI-X entry `index`.
-pub(super) const fn vector_offset(index: usize) -> usize {
+pub const fn vector_offset(index: usize) -> usize {
     OP_ENTRIES + index * ENTRY_SIZE
 }
 

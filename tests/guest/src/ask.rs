@@ -1,0 +1,26 @@
+//! Things that only dom0 can do: the guest asks for them in words, by a node below its home.
+
+use crate::frontend::{Failure, wait_for};
+use core::time::Duration;
+use drivers::platform::Platform;
+use xenbus::client::{Client, Store, Transport};
+
+/// The node. dom0 empties it when what it asks for is done.
+pub const ASK: &str = "data/ask";
+/// How long dom0 may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Asks dom0 for something, and waits until it is done.
+///
+/// # Errors
+/// [`Failure::Silent`], [`Failure::Store`].
+pub fn ask_dom0<P: Platform, T: Transport>(
+    platform: &mut P,
+    client: &mut Client<T>,
+    words: &str,
+) -> Result<(), Failure> {
+    client.write(ASK, words)?;
+    wait_for(platform, LIMIT, "dom0 to do what it was asked", || {
+        Ok(client.read(ASK)?.is_empty().then_some(()))
+    })
+}

@@ -1,0 +1,29 @@
+//! A bare PV guest with a PCI frontend of its own: it asks for what Linux cannot, or would not.
+//!
+//! It stands on the stub's own library, and connects to whichever backend its nodes name: Bulkhead's stub, or
+//! xen-pciback in dom0. It is for tests, and never shipped.
+//!
+//! - [`op`]: a request with every field free; [`answer`]: what came back, down to bytes that nobody may touch.
+//! - [`shape`]: what a sequence has to know of a function; [`case`]: the cases that the rules name;
+//!   [`random`]: requests from a seed; [`plan`]: all of these in one sequence, the same in the guest and where its
+//!   answers are compared.
+//! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
+//!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out.
+//!
+//! The sequences are pure, and know nothing of a machine: the program that compares answers uses them too.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod answer;
+pub mod ask;
+pub mod case;
+pub mod differential;
+pub mod frontend;
+pub mod op;
+pub mod options;
+pub mod plan;
+pub mod random;
+pub mod recorder;
+pub mod shape;

@@ -1,0 +1,55 @@
+//! The guest's image: connects to its PCI backend, does what the command line says, tells how it went, and idles.
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+use core::time::Duration;
+use drivers::platform::Platform;
+use test_guest::differential;
+use test_guest::frontend::{Failure, Frontend};
+use test_guest::options::{Mode, Options};
+use unikernel::boot::Machine;
+use xenbus::client::Client;
+
+unikernel::main!(main);
+
+/// For the end of a run: nothing more to do, and the nodes stay for dom0 to read.
+const IDLE: Duration = Duration::from_secs(3600);
+
+fn main(machine: Machine) -> ! {
+    let mut xen = machine.xen;
+    let mut client = Client::new(machine.store);
+    match Options::parse(machine.command_line) {
+        Ok(options) => match run(&mut xen, &mut client, options) {
+            Ok(()) => log::info!("done"),
+            Err(failure) => log::error!("failed: {failure}"),
+        },
+        Err(error) => log::error!("failed: {error}"),
+    }
+    loop {
+        let until = xen.now().saturating_add(IDLE);
+        xen.wait(&[], Some(until));
+    }
+}
+
+fn run(
+    xen: &mut unikernel::platform::Xen,
+    client: &mut Client<unikernel::store::StoreRing>,
+    options: Options,
+) -> Result<(), Failure> {
+    match options.mode {
+        Mode::Ops => {
+            let mut frontend = Frontend::connect(xen, client)?;
+            log::info!("connected");
+            let began = xen.now();
+            let summary = differential::run(xen, client, &mut frontend, options.seed, options.count)?;
+            log::info!(
+                "{} requests in {} ms, the slowest in {} ms",
+                summary.requests,
+                xen.now().saturating_sub(began).as_millis(),
+                summary.slowest.as_millis()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What the guest is to do, by its kernel command line (`extra=` of its configuration).
+
+use core::fmt;
+use core::str::FromStr;
+
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Carry out a plan and record the answers.
+    Ops,
+}
+
+impl FromStr for Mode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "ops" => Ok(Self::Ops),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The words of the command line that are for us; others, such as `loglevel=`, are passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `mode=NAME`: [`Mode::Ops`] if absent.
+    pub mode: Mode,
+    /// `seed=N`: what random requests come from. 1 if absent.
+    pub seed: u64,
+    /// `count=N`: how many random requests. 1000 if absent.
+    pub count: usize,
+}
+
+/// A word whose value is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadOption<'a>(pub &'a str);
+
+impl fmt::Display for BadOption<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "command line: {} means nothing here", self.0)
+    }
+}
+
+impl Options {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// [`BadOption`].
+    pub fn parse(line: &str) -> Result<Self, BadOption<'_>> {
+        let mut options = Self {
+            mode: Mode::Ops,
+            seed: 1,
+            count: 1000,
+        };
+        for word in line.split_ascii_whitespace() {
+            match word.split_once('=') {
+                Some(("mode", value)) => options.mode = parse(word, value)?,
+                Some(("seed", value)) => options.seed = parse(word, value)?,
+                Some(("count", value)) => options.count = parse(word, value)?,
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn parse<'a, V: FromStr>(word: &'a str, value: &str) -> Result<V, BadOption<'a>> {
+    value.parse().map_err(|_| BadOption(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_others_are_passed_over() {
+        let options = Options::parse("console=hvc0 mode=ops seed=7  count=20 loglevel=debug");
+        let expected = Options {
+            mode: Mode::Ops,
+            seed: 7,
+            count: 20,
+        };
+        assert_eq!(options, Ok(expected));
+        assert_eq!(Options::parse("mode=ops seed=x"), Err(BadOption("seed=x")));
+        assert_eq!(Options::parse("mode=peace"), Err(BadOption("mode=peace")));
+    }
+}

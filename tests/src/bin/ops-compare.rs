@@ -1,0 +1,50 @@
+//! Compares what two backends answered to the test guest, in dom0; prints the differences that are meant.
+
+use anyhow::{Context as _, Result};
+use bulkhead_tests::ops::compare::Proof;
+use bulkhead_tests::ops::known;
+use bulkhead_tests::ops::recording::Recording;
+use clap::{Parser, Subcommand};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Compares the answers of two backends to the same requests.
+#[derive(Parser)]
+#[command(name = "ops-compare")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare two recordings; fails if anything differs that is not meant to
+    Compare {
+        /// What was recorded through xen-pciback
+        pciback: PathBuf,
+        /// What was recorded through Bulkhead
+        bulkhead: PathBuf,
+    },
+    /// Print the differences that are meant, as docs/parity.md has them
+    Known,
+}
+
+fn load(path: &Path) -> Result<Recording> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    Recording::parse(&text).with_context(|| path.display().to_string())
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Compare { pciback, bulkhead } => {
+            let proof = Proof::new(&load(&pciback)?, &load(&bulkhead)?)?;
+            print!("{proof}");
+            if !proof.holds() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
