@@ -330,6 +330,27 @@ fn a_bar_that_the_device_lost_is_put_back_and_never_moved() {
 }
 
 #[test]
+fn a_part_of_a_bar_is_merged_into_what_it_reads_and_so_is_no_probe() {
+    let mut view = View::new();
+    for (offset, width, ones) in [(0x10, 2, 0xffff), (0x12, 2, 0xffff), (0x13, 1, 0xff)] {
+        assert_eq!(view.write(offset, width, ones), Ok(Effect::Absorbed));
+        assert_eq!(view.read(0x10, 4), 0xfeb8_0000, "{offset:#x}");
+    }
+    assert_eq!(view.sent(), []);
+}
+
+#[test]
+fn the_next_guest_finds_the_devices_own_command_and_addresses() {
+    let device = Device::e1000e();
+    let mut first = View::of(device.clone());
+    first.write(0x04, 2, 0x0540).unwrap();
+    first.write(0x10, 4, u32::MAX).unwrap();
+    let next = View::of(device);
+    assert_eq!(next.read(0x04, 2), 0x0003);
+    assert_eq!(next.read(0x10, 4), 0xfeb8_0000);
+}
+
+#[test]
 fn the_rom_can_be_sized_and_neither_enabled_nor_moved() {
     let mut view = View::new();
     view.device.poke(0x30, 4, 0);

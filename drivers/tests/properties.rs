@@ -102,12 +102,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn no_sequence_of_requests_gets_past_the_policy(events in proptest::collection::vec(events(), 1..60)) {
+    fn no_sequence_of_requests_gets_past_the_policy(
+        events in proptest::collection::vec(events(), 1..60),
+        permissive: bool,
+        quirk: bool,
+        msi: bool,
+    ) {
         let device = Device::e1000e();
+        let mut resources = Device::resources("0000:00:05.0");
+        if quirk {
+            resources.quirks = "6:2:f900;e8:2:ff0;100:4:ff".parse().unwrap();
+            for quirk in resources.quirks.as_slice() {
+                device.let_through(Some((quirk.offset(), quirk.width())));
+            }
+        }
+        if permissive {
+            device.let_through(None);
+        }
+        (resources.permissive, resources.msi) = (permissive, msi);
         let bdf: Bdf = "0000:00:05.0".parse().unwrap();
         let mut dom0 = common::device::DirectDom0([(bdf, device.clone())].into());
         let mut engine = Engine::default();
-        engine.add(Device::resources("0000:00:05.0"), device.clone(), None).unwrap();
+        engine.add(resources, device.clone(), None).unwrap();
 
         for event in events {
             let answer = match &event {
@@ -137,6 +153,7 @@ proptest! {
                 (_, Err(error)) => prop_assert!(ERRORS.contains(&error.answer().raw()), "{}", error),
                 (Event::Request(request, indices), Ok(Reply::Vectors(pirqs))) => {
                     prop_assert_eq!(request.command, Command::EnableMsix);
+                    prop_assert!(msi);
                     prop_assert_eq!(indices.len(), pirqs.len());
                     prop_assert!(!pirqs.contains(&0));
                     prop_assert_eq!(device.mode(), Some(MessageKind::Msix));
