@@ -12,6 +12,10 @@ pub mod register {
     pub const VENDOR: u16 = 0x00;
     /// Command, 16 bits.
     pub const COMMAND: u16 = 0x04;
+    /// Revision, 8 bits; the 24 bits of the class follow.
+    pub const REVISION: u16 = 0x08;
+    /// Sub-class and base class, 16 bits.
+    pub const CLASS: u16 = 0x0a;
     /// Base class, 8 bits.
     pub const BASE_CLASS: u16 = 0x0b;
     /// Cache line size, 8 bits.

@@ -150,6 +150,14 @@ pub enum ResetError {
         /// What it says: vendor in the low half.
         found: u32,
     },
+    /// It is a virtual function no more, or another one.
+    #[error("after its reset its class and revision read {found:08x}, not {expected:08x}")]
+    Gone {
+        /// What they should be.
+        expected: u32,
+        /// What they are.
+        found: u32,
+    },
     /// It sleeps.
     #[error("after its reset it stays in power state D{state}, not in D0")]
     Asleep {
@@ -192,10 +200,7 @@ pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<
 /// Puts the header of a function back, and checks that it answers in D0.
 fn recover(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
     // First of all: nothing is written to a device that is not the one, or that answers all ones.
-    let found = config.read(register::VENDOR, 4)?;
-    if found != u32::from(ids.vendor) | u32::from(ids.device) << 16 {
-        return Err(ResetError::Mute { expected: ids, found });
-    }
+    ensure_present(config, ids, header)?;
     if let Some(power) = capabilities(config)?.power {
         let state = config.read16(power + PMCSR)? & POWER_STATE;
         if state != 0 {
@@ -203,6 +208,26 @@ fn recover(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetErr
         }
     }
     Ok(restore::header(config, header)?)
+}
+
+/// Checks that the function whose `header` was recorded is there.
+fn ensure_present(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
+    let recorded = |at: u16| {
+        let raw = header.get(usize::from(at)..usize::from(at) + 4)?;
+        raw.try_into().ok().map(u32::from_le_bytes)
+    };
+    let found = config.read(register::VENDOR, 4)?;
+    if recorded(register::VENDOR) == Some(u32::MAX) {
+        // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
+        let expected = recorded(register::REVISION).unwrap_or(u32::MAX);
+        let found = config.read(register::REVISION, 4)?;
+        if found == u32::MAX || found != expected {
+            return Err(ResetError::Gone { expected, found });
+        }
+    } else if found != u32::from(ids.vendor) | u32::from(ids.device) << 16 {
+        return Err(ResetError::Mute { expected: ids, found });
+    }
+    Ok(())
 }
 
 fn capabilities(config: &impl Config) -> io::Result<Capabilities> {
@@ -310,6 +335,22 @@ mod tests {
             assert_eq!(error.to_string(), reason);
             assert!(config.writes.borrow().is_empty());
         }
+    }
+
+    #[test]
+    fn a_virtual_function_tells_by_its_class_that_it_is_there() {
+        let (mut bytes, ids) = awake();
+        bytes[..4].fill(0xff);
+        bytes[8..12].copy_from_slice(&[1, 0, 0, 2]);
+        let header = bytes[..64].to_vec();
+        recover(&Model::new(bytes), ids, &header).unwrap();
+        let gone = Model::new(vec![0xff; 256]);
+        let error = recover(&gone, ids, &header).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "after its reset its class and revision read ffffffff, not 02000001"
+        );
+        assert!(gone.writes.borrow().is_empty());
     }
 
     #[test]

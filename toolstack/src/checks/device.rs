@@ -59,7 +59,7 @@ fn check_device(
     let byte = |at: u16| config.get(usize::from(at)).copied().unwrap_or(0xff);
     // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
     let telling = if sysfs.physical_function(bdf).is_some() {
-        register::BASE_CLASS - 1
+        register::CLASS
     } else {
         register::VENDOR
     };
