@@ -4,7 +4,8 @@
 ended=
 finish() { # CODE VERDICT
     ended=1
-    echo "VERDICT $2"
+    # One line, though a command that is named in it may have more.
+    echo "VERDICT $(echo "$2" | tr '\n' ' ')"
     exit "$1"
 }
 success() { finish 0 Success; }

@@ -321,13 +321,21 @@ struct MsixTable {
 
 /// How many MSI-X entries a function has; 0 without MSI-X.
 pub fn msix_entries(config: &[u8]) -> u16 {
-    let at = Capabilities::find(config)
-        .msix
-        .map(|at| usize::from(at + MSIX_CONTROL));
-    let control = at
-        .and_then(|at| config.get(at..at + 2)?.try_into().ok())
-        .map(u16::from_le_bytes);
+    let control = control(config, Capabilities::find(config).msix, MSIX_CONTROL);
     control.map_or(0, |control| (control & MSIX_LAST_ENTRY) + 1)
+}
+
+/// True if MSI or MSI-X is on, so that the function raises no line.
+pub fn sends_messages(config: &[u8]) -> bool {
+    let Capabilities { msi, msix, .. } = Capabilities::find(config);
+    let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
+    on(msi, MSI_CONTROL, MSI_ENABLE) || on(msix, MSIX_CONTROL, MSIX_ENABLE)
+}
+
+/// The control word of a capability.
+fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
+    let at = usize::from(capability? + offset);
+    Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// Turns MSI and MSI-X off in the device.

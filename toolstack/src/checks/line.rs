@@ -2,6 +2,7 @@
 
 use super::{Refusal, Surroundings};
 use crate::config::register;
+use crate::interrupts::sends_messages;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
 
@@ -13,8 +14,15 @@ pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result
         return Ok(Vec::new());
     };
     // A device that nobody uses cannot raise its line, and its number in sysfs may be the firmware's
-    // guess.
-    let in_use = |other| sysfs.is_enabled(other) || claims.taken.iter().any(|claim| claim.bdf == other);
+    // guess. Neither does one that sends messages; a guest may have its driver do otherwise at any time, dom0 does not.
+    let messages = |other| {
+        sysfs
+            .config_bytes(other)
+            .is_ok_and(|config| sends_messages(&config))
+    };
+    let in_use = |other| {
+        sysfs.is_enabled(other) && !messages(other) || claims.taken.iter().any(|claim| claim.bdf == other)
+    };
     let mut others = sysfs.functions().map_err(Refusal::NoSysfs)?;
     others.retain(|&other| !together.contains(&other) && in_use(other) && line(other, sysfs) == Some(gsi));
     Ok(others)
@@ -32,7 +40,7 @@ mod tests {
     use super::*;
     use crate::checks::Claims;
     use crate::checks::claims::xl_claim;
-    use crate::checks::fixture::{A, B, around, bdf, host};
+    use crate::checks::fixture::{A, B, around, bdf, config, host};
 
     #[test]
     fn a_line_is_shared_with_devices_elsewhere_that_dom0_or_a_guest_uses() {
@@ -49,6 +57,11 @@ mod tests {
         tree.add(B, &[("enable", b"1\n")]);
         assert_eq!(sharers(&[bdf(A)], &nobody), [bdf(B)]);
         assert_eq!(sharers(&[bdf(A), bdf(B)], &nobody), []);
+        let mut messages = config(0, 1, 5);
+        messages[0x73] |= 0x80;
+        tree.add(B, &[("config", &messages)]);
+        assert_eq!(sharers(&[bdf(A)], &nobody), [], "as a port of dom0's does");
+        assert_eq!(sharers(&[bdf(A)], &guest), [bdf(B)]);
         tree.add(B, &[("irq", b"21\n")]);
         assert_eq!(sharers(&[bdf(A)], &guest), []);
     }
