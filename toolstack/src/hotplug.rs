@@ -1,7 +1,7 @@
 //! Devices that come to, and leave, a guest whose connection stands.
 
 use crate::attach;
-use crate::checks::check_leaving;
+use crate::checks::{Groups, check_leaving};
 use crate::control::{self, Request};
 use crate::domains::is_alive;
 use crate::host::Host;
@@ -14,7 +14,7 @@ use crate::record::Attachment;
 use crate::release::take_back;
 use crate::undo::{Step, Undo};
 use crate::waiting::{GUEST_PATIENCE, Interrupt, wait};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bulkhead_config::options::Wanted;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
@@ -89,7 +89,9 @@ pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt:
         .iter()
         .cloned()
         .partition(|device| leaving(&device.bdf));
-    check_leaving(&leave, &stay)?;
+    let groups =
+        Groups::among(&host.xen, bdfs, &[attachment.guest.domid]).context("cannot ask Xen for groups")?;
+    check_leaving(&leave, &stay, &groups)?;
     ensure_stub(host, attachment)?;
     // The guest's drivers turn their devices off, which takes writes.
     control::ensure_running()?;

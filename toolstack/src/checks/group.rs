@@ -3,7 +3,7 @@
 //! Under Xen dom0's sysfs shows none, because Xen drives the IOMMU; Xen is asked.
 
 use super::Claims;
-use crate::xenctrl::Hypervisor;
+use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeMap;
 use std::io;
 use xenbus::bdf::Bdf;
@@ -20,10 +20,15 @@ impl Groups {
         owners.extend(claims.taken.iter().filter_map(|claim| claim.domain));
         owners.sort_unstable();
         owners.dedup();
+        Self::among(xen, bdfs, &owners)
+    }
+
+    /// Asks Xen about `bdfs`, and about the members of their groups that these domains have.
+    pub fn among(xen: &impl Hypervisor, bdfs: &[Bdf], owners: &[DomId]) -> io::Result<Self> {
         let mut groups = BTreeMap::new();
         for &bdf in bdfs {
             let mut others = Vec::new();
-            for &owner in &owners {
+            for &owner in owners {
                 others.extend(xen.group(owner, bdf)?);
             }
             others.sort_unstable();

@@ -181,6 +181,17 @@ pub enum Refusal {
         /// The one whose DMA looks the same.
         other: Bdf,
     },
+    /// The guest keeps a device whose DMA looks like that of one that leaves.
+    #[error(
+        "the IOMMU cannot tell the DMA of {bdf} and {other} apart, and the guest would keep the one without its DMA: \
+         `bulkhead detach {bdf} {other}` takes both back"
+    )]
+    GroupStays {
+        /// The device that leaves.
+        bdf: Bdf,
+        /// The one that stays.
+        other: Bdf,
+    },
     /// The guest keeps access to a page of a device that leaves.
     #[error(
         "{bdf} shares the 4 KiB page at {address:#x} with {other}, which the guest keeps, and memory is taken away by \
