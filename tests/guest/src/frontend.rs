@@ -10,7 +10,7 @@ use core::time::Duration;
 use drivers::platform::{DomId, Errno, GrantRef, Platform, Port};
 use xenbus::client::{Client, Error, Store, Transport};
 use xenbus::path::key;
-use xenbus::pciif::layout::{FLAGS, OP, TOTAL_SIZE};
+use xenbus::pciif::layout::{FLAGS, OP, OP_SIZE, TOTAL_SIZE};
 use xenbus::pciif::{ACTIVE, MAGIC, SharedPage};
 use xenbus::state::XenbusState;
 
@@ -38,6 +38,8 @@ pub enum Failure {
     Xen(Errno),
     /// Nobody did what was waited for.
     Silent(&'static str),
+    /// The backend did what it must not.
+    Unsound(&'static str),
     /// The backend has gone to this state instead of connecting.
     Refused(XenbusState),
 }
@@ -49,6 +51,7 @@ impl fmt::Display for Failure {
             Self::Node(path) => write!(f, "{path} has no value of use"),
             Self::Xen(Errno(errno)) => write!(f, "Xen refuses a page or a port (errno {errno})"),
             Self::Silent(what) => write!(f, "waited in vain for {what}"),
+            Self::Unsound(what) => write!(f, "the backend is not sound: {what}"),
             Self::Refused(state) => write!(
                 f,
                 "the backend does not connect: it is in state {}",
@@ -133,6 +136,24 @@ impl<P: Platform> Frontend<P> {
         Ok(Self { page, grant, port })
     }
 
+    /// Takes back what was shared.
+    pub fn disconnect(self, platform: &mut P) {
+        platform.close(self.port);
+        platform.unshare_page(self.page, self.grant);
+    }
+
+    /// Sends the bytes of a request, whatever they are, and waits for nothing.
+    pub fn send(&mut self, platform: &mut P, request: &[u8; OP_SIZE]) {
+        self.page.copy_in(OP, request);
+        self.page.set_bits(FLAGS, ACTIVE);
+        platform.notify(self.port);
+    }
+
+    /// True while a request waits for its answer.
+    pub fn is_active(&self) -> bool {
+        self.page.load(FLAGS) & ACTIVE != 0
+    }
+
     /// The shapes of all functions 0 of the bus.
     ///
     /// # Errors
@@ -158,15 +179,15 @@ impl<P: Platform> Frontend<P> {
     /// # Errors
     /// [`Failure::Silent`].
     pub fn ask(&mut self, platform: &mut P, op: &Op) -> Result<Answer, Failure> {
-        self.page.copy_in(OP, &op.encode());
-        let before = self.shared();
-        self.page.set_bits(FLAGS, ACTIVE);
-        platform.notify(self.port);
+        let mut before = self.shared();
+        let request = op.encode();
+        before[OP..OP + OP_SIZE].copy_from_slice(&request);
+        self.send(platform, &request);
         let end = platform.now().saturating_add(ANSWER_LIMIT);
         loop {
             // Taken before the look, so that what comes after the look ends the wait.
             platform.take_pending(self.port);
-            if self.page.load(FLAGS) & ACTIVE == 0 {
+            if !self.is_active() {
                 return Ok(Answer::read(op, &before, &self.shared()));
             }
             if platform.now() >= end {

@@ -8,7 +8,8 @@
 //!   [`random`]: requests from a seed; [`plan`]: all of these in one sequence, the same in the guest and where its
 //!   answers are compared.
 //! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
-//!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out.
+//!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out;
+//!   [`attack`]: what a hostile guest does.
 //!
 //! The sequences are pure, and know nothing of a machine: the program that compares answers uses them too.
 #![no_std]
@@ -18,6 +19,7 @@ extern crate alloc;
 
 pub mod answer;
 pub mod ask;
+pub mod attack;
 pub mod case;
 pub mod differential;
 pub mod frontend;

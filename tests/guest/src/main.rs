@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 use drivers::platform::Platform;
+use test_guest::attack::Attacker;
 use test_guest::differential;
 use test_guest::frontend::{Failure, Frontend};
 use test_guest::options::{Mode, Options};
@@ -37,10 +38,10 @@ fn run(
     client: &mut Client<unikernel::store::StoreRing>,
     options: Options,
 ) -> Result<(), Failure> {
+    let mut frontend = Frontend::connect(xen, client)?;
+    log::info!("connected");
     match options.mode {
         Mode::Ops => {
-            let mut frontend = Frontend::connect(xen, client)?;
-            log::info!("connected");
             let began = xen.now();
             let summary = differential::run(xen, client, &mut frontend, options.seed, options.count)?;
             log::info!(
@@ -49,6 +50,17 @@ fn run(
                 xen.now().saturating_sub(began).as_millis(),
                 summary.slowest.as_millis()
             );
+        }
+        Mode::Hostile => {
+            let mut attacker = Attacker {
+                shapes: frontend.functions(xen)?,
+                platform: xen,
+                client,
+                frontend,
+                random: fastrand::Rng::with_seed(options.seed),
+                count: options.count,
+            };
+            attacker.attack()?;
         }
     }
     Ok(())

@@ -8,6 +8,8 @@ use core::str::FromStr;
 pub enum Mode {
     /// Carry out a plan and record the answers.
     Ops,
+    /// Attack the backend.
+    Hostile,
 }
 
 impl FromStr for Mode {
@@ -16,6 +18,7 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, ()> {
         match text {
             "ops" => Ok(Self::Ops),
+            "hostile" => Ok(Self::Hostile),
             _ => Err(()),
         }
     }
