@@ -149,7 +149,9 @@ pub(crate) mod tests {
             let mut value = [0; 4];
             let at = usize::from(offset);
             let width = usize::from(width);
-            value[..width].copy_from_slice(&self.bytes.borrow()[at..at + width]);
+            let bytes = self.bytes.borrow();
+            let register = bytes.get(at..at + width).ok_or(io::ErrorKind::UnexpectedEof)?;
+            value[..width].copy_from_slice(register);
             Ok(u32::from_le_bytes(value))
         }
 

@@ -54,7 +54,12 @@ impl<C: Config> Function<C> {
     pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
         let dword = |offset| config.read(offset, 4).map(u32::to_le_bytes);
         let bytes: io::Result<Vec<_>> = (0..64).map(|n| dword(4 * n)).collect();
-        let capabilities = Capabilities::find(&bytes?.concat());
+        let mut bytes = bytes?;
+        if device.terms.reach_unlisted() {
+            // As far as there is extended space; what lies there matters to the guard.
+            bytes.extend((64..1024).map_while(|n| dword(4 * n).ok()));
+        }
+        let capabilities = Capabilities::find(&bytes.concat());
         if !device.line_offered {
             silence_line(&config)?;
         } else if mode == Mode::Line {

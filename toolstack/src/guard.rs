@@ -8,7 +8,7 @@
 //! The record of the device may widen that. A quirk is one more rule, for some bits of one register that has none. A
 //! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
 
-use crate::capabilities::{Capabilities, MSIX_LENGTH};
+use crate::capabilities::{Capabilities, MSIX_LENGTH, RESIZABLE_LENGTH, SRIOV_LENGTH};
 use crate::config::{command, register};
 use crate::header;
 use crate::terms::Terms;
@@ -146,6 +146,10 @@ impl Guard {
             rules.push((vpd + 2, 2, Rule::VpdAddress));
             kept.push(vpd..vpd + VPD_LENGTH);
         }
+        // They say to which addresses the function, or those that it makes, answers.
+        let resizable = capabilities.resizable.into_iter().flatten();
+        kept.extend(resizable.map(|at| at..at + RESIZABLE_LENGTH));
+        kept.extend(capabilities.sriov.map(|at| at..at + SRIOV_LENGTH));
         let msi = capabilities.msi.map(|at| at..at + capabilities.msi_length);
         let msix = capabilities.msix.map(|at| at..at + MSIX_LENGTH);
         let mut guard = Self {
@@ -215,7 +219,7 @@ fn overlaps_any(one: &Range<u16>, others: &[Range<u16>]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::tests::space;
+    use crate::capabilities::tests::{extended, space};
 
     const POWER: u16 = 0xc8;
     const MSI: u16 = 0xd0;
@@ -407,6 +411,32 @@ mod tests {
             }
         }
         assert_eq!(guard.rule(0x44, 4), Ok(Rule::Any));
+    }
+
+    #[test]
+    fn to_which_addresses_a_permissive_device_answers_stays_dom0s() {
+        let config = extended(&[(0x100, 0x0015), (0x140, 0x0010), (0x180, 0x0024)]);
+        let terms = Terms {
+            permissive: true,
+            quirks: "148:2:1;1f0:1:1".parse().unwrap(),
+            ..Terms::default()
+        };
+        let guard = Guard::new(&config, &Capabilities::find(&config), &terms);
+        for (offset, free) in [
+            (0xfc, true),
+            (0x130, false),
+            (0x134, true),
+            (0x140, false),
+            (0x17c, false),
+            (0x1b4, true),
+        ] {
+            assert_eq!(guard.rule(offset, 4).is_ok(), free, "{offset:#x}");
+        }
+        assert_eq!(
+            guard.unfit_quirks().len(),
+            1,
+            "the one on making virtual functions"
+        );
     }
 
     #[test]

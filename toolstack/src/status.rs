@@ -102,7 +102,8 @@ pub struct Served {
     pub requests: u64,
     /// Requests answered with an error.
     pub failed: u64,
-    /// Writes that the service's own guard refused: a sound stub never sends one.
+    /// Writes that the service's own guard refused: a sound stub sends none, but for SR-IOV and resizable BARs of a
+    /// permissive device.
     pub refused: Vec<RefusedWrite>,
     /// The stub's own counters, by name; empty before it has published any.
     pub counters: BTreeMap<String, u64>,

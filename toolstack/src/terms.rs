@@ -26,6 +26,13 @@ pub struct Terms {
     pub aer: AerFate,
 }
 
+impl Terms {
+    /// True if the guest may write registers that no table names.
+    pub fn reach_unlisted(&self) -> bool {
+        self.permissive || !self.quirks.is_empty()
+    }
+}
+
 /// Whether a guest may use MSI and MSI-X.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
