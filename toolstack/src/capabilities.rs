@@ -9,6 +9,8 @@ pub struct Capabilities {
     pub vpd: Option<u16>,
     /// Message signalled interrupts (id 0x05).
     pub msi: Option<u16>,
+    /// PCI Express (id 0x10).
+    pub express: Option<u16>,
     /// MSI-X (id 0x11).
     pub msix: Option<u16>,
     /// Single root I/O virtualization (extended, id 0x0010).
@@ -62,6 +64,7 @@ impl Capabilities {
                 0x01 => Some(&mut found.power),
                 0x03 => Some(&mut found.vpd),
                 0x05 => Some(&mut found.msi),
+                0x10 => Some(&mut found.express),
                 0x11 => Some(&mut found.msix),
                 _ => None,
             };
@@ -132,6 +135,7 @@ pub(crate) mod tests {
         let expected = Capabilities {
             power: Some(0xc8),
             msi: Some(0xd0),
+            express: Some(0xe0),
             msix: Some(0xa0),
             msi_length: 10,
             ..Capabilities::default()

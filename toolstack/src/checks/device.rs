@@ -2,6 +2,7 @@
 
 use super::page::page_sharer;
 use super::{Refusal, Surroundings, check_sriov};
+use crate::capabilities::Capabilities;
 use crate::config::register;
 use crate::header;
 use crate::sysfs::Sysfs;
@@ -10,6 +11,10 @@ use xenbus::device::SlotMode;
 
 /// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
 const CLASS_BRIDGE: u8 = 0x06;
+
+/// Kinds of PCI Express functions (PCI Express Base 3.0, section 7.8.2) that are ports: a root port, and both ends of a
+/// switch.
+const EXPRESS_PORTS: [u8; 3] = [4, 5, 6];
 
 /// Checks that the devices can be given to a guest that has the devices `already`, and addresses all in this way; all
 /// that speaks against it is returned.
@@ -103,6 +108,11 @@ fn check_bridge(
     mut elsewhere: impl Iterator<Item = Bdf>,
     slots: SlotMode,
 ) -> Result<(), Refusal> {
+    let express = Capabilities::find(config).express.map(usize::from);
+    let kind = express.and_then(|at| config.get(at + 2)).map(|flags| flags >> 4);
+    if kind.is_some_and(|kind| EXPRESS_PORTS.contains(&kind)) {
+        return Err(Refusal::ExpressPort { bdf });
+    }
     if slots == SlotMode::Vpci {
         return Err(Refusal::VirtualBridge { bdf });
     }
@@ -195,6 +205,23 @@ mod tests {
         );
         let on_one_bus = told(&[BRIDGE, behind], &[], SlotMode::Vpci);
         assert!(on_one_bus[0].contains("--slots passthrough"), "{on_one_bus:?}");
+    }
+
+    #[test]
+    fn a_pci_express_port_is_refused_and_a_bridge_from_express_to_conventional_pci_is_not() {
+        let tree = host();
+        let around = around(&tree, &Claims::default());
+        for kind in 4..=8 {
+            let mut bridge = config(1, 0, 1);
+            bridge[0x34] = 0x50;
+            bridge[0x50..0x54].copy_from_slice(&[0x10, 0, kind << 4 | 2, 0]);
+            tree.add(BRIDGE, &[("config", &bridge)]);
+            let refusals = check_devices(&[bdf(BRIDGE)], &[], SlotMode::Passthrough, &around);
+            let port = refusals
+                .iter()
+                .any(|refusal| refusal.to_string().contains("PCI Express port"));
+            assert_eq!(port, kind < 7, "{kind}: {refusals:?}");
+        }
     }
 
     #[test]

@@ -62,6 +62,15 @@ pub enum Refusal {
         /// The bridge.
         bdf: Bdf,
     },
+    /// A root port, or a port of a switch.
+    #[error(
+        "{bdf} is a PCI Express port, whose hotplug and errors the guest's kernel would take over from dom0: give the \
+         devices behind it alone"
+    )]
+    ExpressPort {
+        /// The port.
+        bdf: Bdf,
+    },
     /// A PCI bridge without a device behind it.
     #[error("{bdf} is a PCI bridge, and {other} behind it would stay: give {other} to the guest too")]
     BehindBridge {
