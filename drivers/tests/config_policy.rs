@@ -656,6 +656,25 @@ mod permissive {
     }
 
     #[test]
+    fn sriov_and_resizable_bars_stay_dom0s() {
+        let device = Device::e1000e();
+        // Behind AER, which names 0x140 as the next.
+        device.poke(0x140, 4, 0x1a01_0010);
+        device.poke(0x1a0, 4, 0x0001_0015);
+        device.let_through(None);
+        let mut view = View::with(device, |resources| resources.permissive = true);
+        for (offset, effect) in [
+            (0x13c, Effect::Forwarded),
+            (0x140, Effect::Dropped),
+            (0x17c, Effect::Dropped),
+            (0x180, Effect::Forwarded),
+            (0x1a8, Effect::Dropped),
+        ] {
+            assert_eq!(view.write(offset, 4, 1), Ok(effect), "{offset:#x}");
+        }
+    }
+
+    #[test]
     fn a_write_beside_a_ruled_register_is_split_and_the_rule_holds() {
         let mut view = view();
         assert_eq!(view.write(0x04, 4, 0xf900_0403), Ok(Effect::Forwarded));

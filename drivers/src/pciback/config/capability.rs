@@ -4,6 +4,7 @@ use super::header;
 use super::register::{Read, Register, Write};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// PM: offset of the capabilities word (PMC).
 pub const PM_CAPABILITIES: u16 = 2;
@@ -132,6 +133,34 @@ pub static POLICIES: [Policy; 4] = [
         ],
     },
 ];
+
+/// Extended capabilities that stay dom0's even if the device is permissive, as id and bytes: SR-IOV, resizable BARs, and
+/// those of virtual functions. They say what functions there are, and how much of the address space they take.
+const KEPT: [(u16, u16); 3] = [(0x0010, 0x40), (0x0015, 0x34), (0x0024, 0x34)];
+/// How many hops the walk over extended capabilities makes: the space has room for no more.
+const MAX_EXTENDED_HOPS: usize = 480;
+
+/// Where the extended capabilities lie that stay dom0's.
+pub fn kept(hardware: &impl ConfigSpace) -> Vec<Range<u16>> {
+    let mut ranges = Vec::new();
+    let mut next = END;
+    for _ in 0..MAX_EXTENDED_HOPS {
+        let header = hardware.read(next, 4);
+        let id = header as u16;
+        if let Some(&(_, length)) = KEPT.iter().find(|&&(kept, _)| kept == id) {
+            let range = next..next + length;
+            if ranges.contains(&range) {
+                break;
+            }
+            ranges.push(range);
+        }
+        next = (header >> 20) as u16 & !3;
+        if next < END || id == u16::MAX {
+            break;
+        }
+    }
+    ranges
+}
 
 /// A capability found in a function, with the table that governs it.
 #[derive(Clone, Copy, Debug)]
@@ -307,6 +336,22 @@ mod tests {
             let found = walk(&space);
             assert_eq!(found[0].registers.last().unwrap().offset, last, "{control:#x}");
         }
+    }
+
+    #[test]
+    fn what_stays_dom0s_is_found_and_a_loop_of_extended_capabilities_ends() {
+        struct Extended(&'static [(u16, u32)]);
+        impl ConfigSpace for Extended {
+            fn read(&self, offset: u16, _: u8) -> u32 {
+                let found = self.0.iter().find(|&&(at, _)| at == offset);
+                found.map_or(0, |&(_, header)| header)
+            }
+        }
+        const LIST: [(u16, u32); 3] = [(0x100, 0x1501_0001), (0x150, 0x2001_0010), (0x200, 0x1001_0015)];
+        let found = kept(&Extended(&LIST));
+        assert_eq!(found, [0x150..0x190, 0x200..0x234]);
+        assert!(kept(&Extended(&[])).is_empty());
+        assert!(kept(&Extended(&[(0x100, u32::MAX)])).is_empty());
     }
 
     #[test]

@@ -70,6 +70,8 @@ struct Placed {
 pub struct VirtualConfig {
     /// By offset, without overlap.
     registers: Vec<Placed>,
+    /// What of extended space stays dom0's although the device is permissive.
+    kept: Vec<Range<u16>>,
     resources: Resources,
     /// It is a bridge to other buses.
     bridge: bool,
@@ -147,6 +149,11 @@ impl VirtualConfig {
 
         Ok(Self {
             registers,
+            kept: if resources.permissive {
+                capability::kept(hardware)
+            } else {
+                Vec::new()
+            },
             reach: command::Reach {
                 // A bridge's windows need both, whether it has BARs or not.
                 decodable: if bridge {
@@ -248,6 +255,10 @@ impl VirtualConfig {
         }
         if self.resources.permissive {
             for piece in access.pieces(left) {
+                if self.kept.iter().any(|range| range.contains(&piece.offset())) {
+                    dropped(piece.offset());
+                    continue;
+                }
                 // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
                 let result = hardware.write(piece, access.part(piece, value));
                 note(result.map(|()| Effect::Forwarded));

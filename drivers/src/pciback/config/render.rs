@@ -21,7 +21,7 @@ pub fn render() -> String {
          \u{20} replaced, and all of it written; so a SIZE is best that keeps bits out which a written 1 clears. A\n\
          \u{20} quirk for a register whose write is not the default is refused at the export, in words.\n\
          - *Permissive*: what has the default, and no quirk, is forwarded, even if it changes nothing. MSI and\n\
-         \u{20} MSI-X registers stay Xen's, and a bridge's buses and windows dom0's.\n\n\
+         \u{20} MSI-X registers stay Xen's; a bridge's buses and windows, SR-IOV and resizable BARs dom0's.\n\n\
          In dom0 the service judges both again before it writes.\n\n\
          An access must be 1, 2 or 4 bytes, aligned, and below 4096; others are answered with\n\
          `XEN_PCI_ERR_invalid_offset`. One that covers several registers is split over them, byte by byte.\n\n\
