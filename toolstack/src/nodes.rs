@@ -164,6 +164,7 @@ mod tests {
     use crate::interrupts::Mode;
     use crate::record::tests::{attachment, virtual_function};
     use crate::store::tests::{connect, dom0};
+    use xenbus::device::SlotMode;
     use xenbus::model::Xenstored;
 
     fn listing(directory: &Directory) -> Vec<String> {
@@ -269,6 +270,16 @@ mod tests {
         }
         assert!(!listing.iter().any(|line| line.starts_with("virtual-1")));
         assert!(!listing.iter().any(|line| line.starts_with("permissive-0")));
+    }
+
+    #[test]
+    fn the_stub_is_told_how_the_guest_addresses_its_devices() {
+        let passthrough = Attachment {
+            slots: SlotMode::Passthrough,
+            ..attachment()
+        };
+        let nodes = listing(&Hop::second(&passthrough).backend);
+        assert!(nodes.contains(&"slots = passthrough".to_owned()));
     }
 
     #[test]

@@ -545,4 +545,18 @@ mod tests {
             ("intx", &[20][..])
         );
     }
+
+    #[test]
+    fn a_guest_that_has_its_devices_where_they_are_in_dom0_is_named() {
+        let mut status = status();
+        assert!(
+            status
+                .to_string()
+                .contains("web sees its devices where they are in dom0\n")
+        );
+        status.stubs[0].slots = SlotMode::Vpci;
+        assert!(!status.to_string().contains("where they are"));
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["stubs"][0]["slots"], "vpci");
+    }
 }
