@@ -66,6 +66,7 @@ pub fn run(
             cpus: scenario.cpus,
             devices: scenario.devices.clone(),
             xen_options: scenario.xen_options.clone(),
+            dom0_options: scenario.dom0_options.clone(),
             ..Machine::default()
         },
         files: files.to_vec(),

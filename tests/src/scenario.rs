@@ -31,6 +31,8 @@ pub struct Scenario {
     pub cpus: u8,
     /// `#: xen OPTION`: more for Xen's command line.
     pub xen_options: Vec<String>,
+    /// `#: dom0 OPTION`: more for the command line of dom0's kernel.
+    pub dom0_options: Vec<String>,
     /// The script.
     pub script: String,
 }
@@ -64,6 +66,7 @@ impl Scenario {
             timeout: Duration::from_secs(180),
             cpus: 1,
             xen_options: Vec::new(),
+            dom0_options: Vec::new(),
             script: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
@@ -88,7 +91,10 @@ impl Scenario {
                         .with_context(|| format!("`#: {need}` wants a number"))?;
                 }
                 "xen" => scenario.xen_options.push(value.to_owned()),
-                _ => bail!("`#: {need}`: no such need; there are device, suite, qemu, timeout, cpus and xen"),
+                "dom0" => scenario.dom0_options.push(value.to_owned()),
+                _ => bail!(
+                    "`#: {need}`: no such need; there are device, suite, qemu, timeout, cpus, xen and dom0"
+                ),
             }
         }
         scenario.script = script;
@@ -128,7 +134,7 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: cpus 2\n#: qemu 10\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: dom0 quiet\n#: cpus 2\n#: qemu 10\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
@@ -136,6 +142,7 @@ mod tests {
         assert_eq!(scenario.timeout, Duration::from_secs(7));
         assert!(scenario.is_for(Suite::Trixie) && !scenario.is_for(Suite::Bookworm));
         assert_eq!(scenario.xen_options, ["iommu=0"]);
+        assert_eq!(scenario.dom0_options, ["quiet"]);
         assert_eq!(scenario.cpus, 2);
         assert_eq!(scenario.qemu, Version::Ten);
     }

@@ -1,5 +1,6 @@
 //! Giving devices to a guest, with a stub as their backend.
 
+use crate::acking::{self, AckError};
 use crate::host::Host;
 use crate::nodes::Hop;
 use crate::record::{Attachment, Device, RecordError};
@@ -39,6 +40,9 @@ pub enum AttachError {
     /// The record could not be written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Dom0 would lose the line.
+    #[error("dom0 cannot be made to answer for a shared line, so it would lose it: leave share-intx=1 out")]
+    Ack(#[from] AckError),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -60,6 +64,7 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
     for device in &attachment.devices {
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
+    answer_for_lines(host, &attachment.devices)?;
     // The second hop comes first: the stub needs it before it can answer the guest.
     let nodes = |hop| move |source| AttachError::Nodes { hop, source };
     Hop::second(attachment)
@@ -79,6 +84,18 @@ pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Resul
     attachment.write(&mut host.store)?;
     for device in new {
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
+    }
+    answer_for_lines(host, new)
+}
+
+/// Has dom0 answer for those devices whose line it uses too.
+fn answer_for_lines(host: &mut Host, devices: &[Device]) -> Result<(), AttachError> {
+    for device in devices {
+        if let Some(gsi) = device.gsi.filter(|_| device.line_offered)
+            && !host.sysfs.line_users(gsi).is_empty()
+        {
+            acking::start(host, device.bdf)?;
+        }
     }
     Ok(())
 }

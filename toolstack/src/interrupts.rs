@@ -338,6 +338,13 @@ fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
     Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
 }
 
+/// How many messages the MSI capability of a function can send; 0 without MSI.
+pub fn msi_messages(config: &[u8]) -> u32 {
+    let control = control(config, Capabilities::find(config).msi, MSI_CONTROL);
+    // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
+    control.map_or(0, |control| 1 << (control >> 1 & 7).min(5))
+}
+
 /// Turns MSI and MSI-X off in the device.
 pub fn turn_off(config: &impl Config, capabilities: &Capabilities) -> io::Result<()> {
     let msi = capabilities.msi.map(|at| (at + MSI_CONTROL, MSI_ENABLE));
@@ -393,6 +400,16 @@ mod tests {
         let bdf = "00:05.0".parse().unwrap();
         let interrupts = Interrupts::new(bdf, Capabilities::find(&bytes), bars, true, Mode::Line);
         (Model::new(bytes), interrupts)
+    }
+
+    #[test]
+    fn the_messages_of_msi_are_counted_by_the_power_of_two() {
+        let mut config = space(&[(MSI as u8, 5)]);
+        for (control, messages) in [(0x80, 1), (0x8a, 32), (0x8e, 32)] {
+            config[usize::from(MSI) + 2] = control;
+            assert_eq!(msi_messages(&config), messages);
+        }
+        assert_eq!(msi_messages(&[0; 256]), 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The commands that change something: `run`, `attach`, `detach`, `destroy`.
 
+use crate::acking;
 use crate::attach;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::domains::{self, DomainError, is_alive};
@@ -7,10 +8,11 @@ use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::Host;
 use crate::hotplug;
 use crate::interrupts::Mode;
+use crate::names;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{Progress, is_exported, progress};
-use crate::record::{self, Attachment, Domain};
+use crate::record::{Attachment, Domain};
 use crate::release::{Released, release};
 use crate::seize::give_back;
 use crate::undo::{Step, Undo};
@@ -18,6 +20,7 @@ use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, wait};
 use crate::xenctrl::DomId;
 use crate::xl;
 use anyhow::{Context, Result, bail, ensure};
+use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -469,12 +472,6 @@ pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released) -> Re
     released.devices.iter().for_each(|line| println!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
-        let quarantined = record::quarantined(&mut host.store)?
-            .iter()
-            .any(|(other, _)| *other == bdf);
-        if quarantined {
-            continue;
-        }
         match give_back(host, bdf) {
             Ok(Some(driver)) => println!("gave {bdf} back to {driver}"),
             Ok(None) => {}
@@ -516,6 +513,31 @@ pub(crate) fn ask_release(
             }
         }
     }
+}
+
+/// Switches whether dom0 answers for a guest's device on a line that dom0's drivers use too.
+pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let bdf = names::resolve(device, &host.sysfs)?;
+    let attachment = find_attachment(&mut host, &bdf.to_string())?;
+    let offered = attachment
+        .devices
+        .iter()
+        .any(|device| device.bdf == bdf && device.line_offered);
+    ensure!(
+        offered,
+        "guest {} has {bdf} without its interrupt line, so there is nothing to answer for",
+        attachment.guest.name
+    );
+    if answer {
+        acking::start(&mut host, bdf)?;
+        println!("dom0 answers for the line of {bdf}");
+    } else {
+        acking::switch(&mut host.store, &host.sysfs, bdf, false)?;
+        println!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
+    }
+    Ok(())
 }
 
 /// Finds an attachment by guest (name or number) or device.

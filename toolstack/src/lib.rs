@@ -5,25 +5,30 @@
 //!   configuration ([`guest`]).
 //! - [`attach`] gives it: permissions, assignment, and the xenstore nodes of both hops ([`nodes`]).
 //!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
+//! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
 //!   about writes and keeps the [`interrupts`].
-//! - [`launch`], [`hotplug`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
+//! - [`launch`], [`hotplug`], [`check`], [`hold`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
 //!   that runs.
 //!
 //! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl) and [`xendev`] (mapped grants and
 //! event channels).
 #![deny(unsafe_code)]
 
+pub mod acking;
 pub mod attach;
 pub mod capabilities;
+pub mod check;
 pub mod checks;
 pub mod config;
 pub mod control;
+pub mod dmar;
 pub mod domains;
 pub mod function;
 pub mod guard;
 pub mod guest;
 pub mod header;
+pub mod hold;
 pub mod host;
 pub mod hotplug;
 pub mod interrupts;

@@ -4,8 +4,10 @@
 use anyhow::{Context, Result};
 use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +16,7 @@ use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Run};
 use toolstack::policy::Choices;
-use toolstack::{serve, status};
+use toolstack::{check, hold, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -81,6 +83,50 @@ enum Command {
         /// The guest, by name or number, or one of its devices.
         who: String,
     },
+    /// Tell all about devices before a guest gets them, and whether it could. Changes nothing; succeeds if all are fit.
+    Check {
+        /// A device, and on what terms, as for `run`.
+        #[arg(value_name = "NAME", required = true, num_args = 1..)]
+        devices: Vec<String>,
+        /// The guest that they are meant for, by name or number.
+        #[arg(long, value_name = "GUEST")]
+        guest: Option<String>,
+        /// How the guest's devices are to be addressed: vpci or passthrough.
+        #[arg(long, value_name = "MODE", default_value_t = SlotMode::Vpci)]
+        slots: SlotMode,
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take devices from dom0's drivers and hold them for guests to come, reset and out of everyone's reach.
+    Seize {
+        /// A device.
+        #[arg(value_name = "NAME", required_unless_present = "marked", num_args = 1..)]
+        devices: Vec<Name>,
+        /// Those that the policy file marks with `seize = true`.
+        #[arg(long, conflicts_with = "devices")]
+        marked: bool,
+        /// The policy file [default: /etc/bulkhead/policy.toml].
+        #[arg(long, value_name = "FILE", requires = "marked")]
+        policy: Option<PathBuf>,
+    },
+    /// Give devices that are held for guests back to dom0's drivers; also those in quarantine, if a reset revives them.
+    Release {
+        /// A device.
+        #[arg(value_name = "NAME", required = true, num_args = 1..)]
+        devices: Vec<Name>,
+    },
+    /// Switch whether dom0 answers for a guest's device on a line that dom0's drivers use too; `status` shows it.
+    Irq {
+        /// The device.
+        #[arg(value_name = "NAME")]
+        device: Name,
+        /// Without an answer dom0's kernel takes the line for broken after 100,000 interrupts, and turns it off.
+        #[arg(value_name = "on|off")]
+        ack: Switch,
+    },
     /// Show stubs, guests, devices, interrupt modes and counters.
     Status {
         /// For programs.
@@ -115,9 +161,16 @@ impl From<TermsArgs> for Choices {
     }
 }
 
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("bulkhead: {error:#}");
             ExitCode::FAILURE
@@ -125,7 +178,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> Result<()> {
+fn execute(command: Command) -> Result<ExitCode> {
     // Said first, whatever else is wrong.
     check_privilege()?;
     match command {
@@ -163,6 +216,33 @@ fn execute(command: Command) -> Result<()> {
         }),
         Command::Detach { who } => launch::detach(&who),
         Command::Destroy { who } => launch::destroy(&who),
+        Command::Check {
+            devices,
+            guest,
+            slots,
+            terms,
+            json,
+        } => {
+            let choices = terms.into();
+            let report = check::check(&check::Request {
+                devices,
+                guest,
+                slots,
+                choices,
+            })?;
+            print(&report, json)?;
+            return Ok(if report.fit {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Command::Seize {
+            marked: true, policy, ..
+        } => hold::seize_marked(policy.as_deref()),
+        Command::Seize { devices, .. } => hold::seize(&devices),
+        Command::Release { devices } => hold::release(&devices),
+        Command::Irq { device, ack } => launch::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Serve => {
             let filter = env_logger::Env::default().default_filter_or("info");
@@ -171,7 +251,8 @@ fn execute(command: Command) -> Result<()> {
             serve::serve().inspect_err(|error| log::error!("{error}"))?;
             Ok(())
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show_status(json: bool) -> Result<()> {
@@ -181,12 +262,16 @@ fn show_status(json: bool) -> Result<()> {
         Err(ControlError::NotRunning(_)) => status::collect(&mut Host::open()?, false, BTreeMap::new())?,
         Err(error) => return Err(error.into()),
     };
+    print(&status, json)
+}
+
+/// Prints what was found out, for people or for programs.
+fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json {
-        serde_json::to_string_pretty(&status)? + "\n"
+        serde_json::to_string_pretty(found)? + "\n"
     } else {
-        status.to_string()
+        found.to_string()
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("cannot write the status")
+    let printed = std::io::stdout().write_all(text.as_bytes());
+    printed.context("cannot print what was found out")
 }

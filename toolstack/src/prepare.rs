@@ -3,8 +3,8 @@
 use crate::checks::{self, Refusal, Surroundings};
 use crate::host::Host;
 use crate::policy::{self, Choices, Decided};
-use crate::record::Device;
-use crate::seize::{Before, seize};
+use crate::record::{Device, Taken};
+use crate::seize::{Before, make_ready, seize};
 use crate::terms::Terms;
 use crate::undo::{Step, Undo};
 use crate::waiting::Interrupt;
@@ -73,12 +73,15 @@ impl Checked {
     /// Takes the devices from dom0's drivers.
     pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
-            let seized = seize(host, bdf);
+            let seized = seize(host, bdf, Taken::ForGuest);
             undo.push(Step::Seized(bdf));
             match seized? {
                 Before::Driven(driver) => println!("took {bdf} from dom0's driver {driver}"),
                 Before::Idle => println!("took {bdf}, which had no driver in dom0"),
                 Before::Held => println!("{bdf} is held by xen-pciback already"),
+            }
+            if let Some(method) = make_ready(host, bdf)? {
+                println!("{bdf} was reset by {method}");
             }
             interrupt.check()?;
         }

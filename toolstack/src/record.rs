@@ -20,8 +20,6 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Directory of the devices taken from a driver of dom0's: by [`node_name`], with the driver's name.
-const SEIZED: &str = "/local/domain/0/bulkhead/seized";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
 
@@ -249,20 +247,40 @@ fn mode_key(bdf: Bdf) -> String {
     format!("irq-{}", node_name(bdf))
 }
 
-/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
-pub fn note_seized(store: &mut Store, bdf: Bdf, driver: &str) -> Result<(), RecordError> {
-    make_root(store)?;
-    Ok(store.write(&seized_path(bdf), driver)?)
+/// What a device was taken from dom0 for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// A guest: it goes back after that.
+    ForGuest,
+    /// Guests to come: it stays held until it is released in words.
+    ToKeep,
 }
 
-/// The driver that a device was taken from; `None` if it was not taken by us.
-pub fn seized_from(store: &mut Store, bdf: Bdf) -> Result<Option<String>, RecordError> {
-    Ok(store.read_optional(&seized_path(bdf))?)
+impl Taken {
+    /// The node of a device that was taken for this, with the name of the driver that it was taken from.
+    fn path(self, bdf: Bdf) -> String {
+        let directory = match self {
+            Self::ForGuest => "seized",
+            Self::ToKeep => "kept",
+        };
+        format!("{ROOT}/{directory}/{}", node_name(bdf))
+    }
+}
+
+/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
+pub fn note_taken(store: &mut Store, taken: Taken, bdf: Bdf, driver: &str) -> Result<(), RecordError> {
+    make_root(store)?;
+    Ok(store.write(&taken.path(bdf), driver)?)
+}
+
+/// The driver that a device was taken from; `None` if it was not taken for that.
+pub fn taken_from(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<Option<String>, RecordError> {
+    Ok(store.read_optional(&taken.path(bdf))?)
 }
 
 /// Forgets that a device was taken.
-pub fn forget_seized(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
-    Ok(store.remove(&seized_path(bdf))?)
+pub fn forget_taken(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<(), RecordError> {
+    Ok(store.remove(&taken.path(bdf))?)
 }
 
 /// Remembers that a device must not be given to anyone.
@@ -281,8 +299,17 @@ pub fn quarantined(store: &mut Store) -> Result<Vec<(Bdf, String)>, RecordError>
     Ok(devices)
 }
 
-/// Where one lifts the quarantine of a device, for error messages.
-pub fn quarantine_path(bdf: Bdf) -> String {
+/// Why a device is in quarantine, if it is.
+pub fn quarantine_reason(store: &mut Store, bdf: Bdf) -> Result<Option<String>, RecordError> {
+    Ok(store.read_optional(&quarantine_path(bdf))?)
+}
+
+/// Lets a device be given away again.
+pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+    Ok(store.remove(&quarantine_path(bdf))?)
+}
+
+fn quarantine_path(bdf: Bdf) -> String {
     format!("{QUARANTINE}/{}", node_name(bdf))
 }
 
@@ -295,10 +322,6 @@ pub fn node_name(bdf: Bdf) -> String {
 /// The address in a [`node_name`].
 pub fn bdf_of(name: &str) -> Option<Bdf> {
     name.replacen('-', ":", 2).replacen('-', ".", 1).parse().ok()
-}
-
-fn seized_path(bdf: Bdf) -> String {
-    format!("{SEIZED}/{}", node_name(bdf))
 }
 
 /// The children of a node; none if it does not exist.
@@ -589,11 +612,16 @@ pub(crate) mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         let bdf = "0000:00:05.0".parse().unwrap();
-        assert_eq!(seized_from(&mut store, bdf).unwrap(), None);
-        note_seized(&mut store, bdf, "e1000e").unwrap();
-        assert_eq!(seized_from(&mut store, bdf).unwrap().as_deref(), Some("e1000e"));
-        forget_seized(&mut store, bdf).unwrap();
-        assert_eq!(seized_from(&mut store, bdf).unwrap(), None);
+        for (taken, other) in [(Taken::ForGuest, Taken::ToKeep), (Taken::ToKeep, Taken::ForGuest)] {
+            note_taken(&mut store, taken, bdf, "e1000e").unwrap();
+            assert_eq!(
+                taken_from(&mut store, taken, bdf).unwrap().as_deref(),
+                Some("e1000e")
+            );
+            assert_eq!(taken_from(&mut store, other, bdf).unwrap(), None);
+            forget_taken(&mut store, taken, bdf).unwrap();
+            assert_eq!(taken_from(&mut store, taken, bdf).unwrap(), None);
+        }
         quarantine(&mut store, bdf, "it is mute").unwrap();
         assert_eq!(quarantined(&mut store).unwrap(), [(bdf, "it is mute".to_owned())]);
     }

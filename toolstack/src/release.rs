@@ -3,6 +3,7 @@
 //! It can be run after any failure and more than once; what is not there any more is passed over.
 //! Every step is tried, because a device that is left half quiesced is the worst outcome.
 
+use crate::acking;
 use crate::attach::permit;
 use crate::domains::{self, is_alive};
 use crate::host::Host;
@@ -119,6 +120,11 @@ fn take_devices(
             let line_stays = line_stays(&attachment.devices, index, leaving);
             take(&host.xen, guest, device, mode, line_stays, released);
         }
+        let stopped = acking::stop(host, bdf);
+        released.note(
+            format_args!("{bdf}: dom0 still answers for its line, and will not give it back"),
+            stopped,
+        );
         reset(host, device, released);
         if guest_alive {
             let deassigned = host.xen.deassign(guest, bdf);

@@ -5,9 +5,10 @@
 //! It is exported to nobody: xen-pciback resets a device when its frontend dies, and the frontend
 //! would be the stub.
 
-use crate::config::quieten;
+use crate::config::{quieten, register};
 use crate::host::Host;
-use crate::record::{self, RecordError};
+use crate::record::{self, RecordError, Taken};
+use crate::reset::{self, Method};
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xl::{self, XlError};
 use std::io;
@@ -62,6 +63,26 @@ pub enum SeizeError {
         #[source]
         source: XlError,
     },
+    /// It cannot be used.
+    #[error(
+        "{bdf} is in quarantine now, because {reason}: `bulkhead release {bdf}` tries its reset again, otherwise \
+         power-cycle the host"
+    )]
+    Quarantined {
+        /// The device.
+        bdf: Bdf,
+        /// What happened.
+        reason: String,
+    },
+    /// Linux does not look for a driver.
+    #[error("{bdf} is dom0's again, but its kernel does not look for a driver: bind one by sysfs")]
+    Probe {
+        /// The device.
+        bdf: Bdf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// It could not be noted.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -79,7 +100,7 @@ pub enum Before {
 }
 
 /// Makes xen-pciback hold the device.
-pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
+pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken) -> Result<Before, SeizeError> {
     load_pciback(host)?;
     let before = match host.sysfs.driver(bdf) {
         Some(driver) if driver == PCIBACK => Before::Held,
@@ -98,12 +119,12 @@ pub fn seize(host: &mut Host, bdf: Bdf) -> Result<Before, SeizeError> {
         } else {
             ""
         };
-        record::note_seized(&mut host.store, bdf, driver)?;
+        record::note_taken(&mut host.store, taken, bdf, driver)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {
         if !held {
-            record::forget_seized(&mut host.store, bdf)?;
+            record::forget_taken(&mut host.store, taken, bdf)?;
         }
         return Err(SeizeError::Add { bdf, source });
     }
@@ -121,19 +142,65 @@ fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
         .map_err(|source| SeizeError::Quieten { bdf, source })
 }
 
-/// Gives a device back to the driver that it was taken from. One that was held before we came stays
-/// held. Returns the driver, if there is one.
+/// Resets a device that xen-pciback holds, so that whoever comes next finds nothing of whoever was before. One that
+/// does not come back from that goes into quarantine. Returns the way taken; `None` if there is none.
+pub fn make_ready(host: &mut Host, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
+    let now = host.sysfs.config_bytes(bdf).and_then(|config| {
+        let header: Vec<u8> = config.into_iter().take(register::HEADER_LENGTH).collect();
+        Ok((host.sysfs.ids(bdf)?, header))
+    });
+    let config = host.sysfs.open_config(bdf).map_err(io::Error::other);
+    let ready = config
+        .and_then(|config| reset::quiesce(&config))
+        .and(now.map_err(io::Error::other))
+        .map_err(reset::ResetError::Restore)
+        .and_then(|(ids, header)| reset::reset(&host.sysfs, bdf, ids, &header));
+    match ready {
+        Ok(method) => Ok(method),
+        Err(error) => {
+            let reason = error.to_string();
+            record::quarantine(&mut host.store, bdf, &reason)?;
+            Err(SeizeError::Quarantined { bdf, reason })
+        }
+    }
+}
+
+/// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, or
+/// that is in quarantine, stays held. Returns the driver, if there is one.
 pub fn give_back(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
-    let Some(driver) = record::seized_from(&mut host.store, bdf)? else {
-        return Ok(None);
-    };
+    let quarantined = record::quarantine_reason(&mut host.store, bdf)?.is_some();
+    match record::taken_from(&mut host.store, Taken::ForGuest, bdf)? {
+        Some(driver) if !quarantined => hand_to(host, bdf, Taken::ForGuest, driver),
+        _ => Ok(None),
+    }
+}
+
+/// Gives a device back to dom0 whoever it is held for: to the driver that it was taken from, or to the one that takes
+/// it. Returns the driver, if there is one.
+pub fn release(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
+    for taken in [Taken::ToKeep, Taken::ForGuest] {
+        if let Some(driver) = record::taken_from(&mut host.store, taken, bdf)? {
+            return hand_to(host, bdf, taken, driver);
+        }
+    }
+    // Held from the start of dom0's kernel on. Xen may count it as dom0's: first of all it is made to be held wholly.
+    let removed = xl::assignable_add(bdf).and_then(|()| xl::assignable_remove(bdf, false));
+    removed.map_err(|source| SeizeError::Remove { bdf, source })?;
+    quieten_idle(&host.sysfs, bdf)?;
+    host.sysfs
+        .probe(bdf)
+        .map_err(|source| SeizeError::Probe { bdf, source })?;
+    Ok(host.sysfs.driver(bdf))
+}
+
+fn hand_to(host: &mut Host, bdf: Bdf, taken: Taken, driver: String) -> Result<Option<String>, SeizeError> {
     let driver = Some(driver).filter(|driver| !driver.is_empty());
     xl::assignable_remove(bdf, driver.is_some()).map_err(|source| SeizeError::Remove { bdf, source })?;
     if driver.is_none() {
         // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
         quieten_idle(&host.sysfs, bdf)?;
     }
-    record::forget_seized(&mut host.store, bdf)?;
+    record::forget_taken(&mut host.store, taken, bdf)?;
     Ok(driver)
 }
 

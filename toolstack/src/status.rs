@@ -1,11 +1,14 @@
 //! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
 
+use crate::acking::LineStatus;
+use crate::checks::Claims;
 use crate::domains::is_alive;
 use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
 use crate::reset::Plan;
 use crate::store::StoreError;
+use crate::sysfs::PCIBACK;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use comfy_table::{Table, presets};
@@ -26,6 +29,9 @@ pub struct Status {
     pub service: Service,
     /// One for each stub that serves a guest.
     pub stubs: Vec<StubStatus>,
+    /// Devices that xen-pciback holds for guests to come.
+    #[serde(default)]
+    pub held: Vec<String>,
     /// Devices that did not recover from their last guest.
     pub quarantined: Vec<Quarantined>,
     /// What is wrong, such as a damaged record.
@@ -88,6 +94,9 @@ pub struct DeviceStatus {
     /// The physical function of a virtual one.
     #[serde(default)]
     pub virtual_function_of: Option<String>,
+    /// The line, if it is the guest's and dom0's at once.
+    #[serde(default)]
+    pub line: Option<LineStatus>,
     /// How it will be reset when it leaves the guest, such as `FLR`; absent if it cannot be.
     pub reset: Option<String>,
     /// On what terms the guest has it.
@@ -197,7 +206,12 @@ pub fn collect(
             devices: devices
                 .map(|(device, mode)| {
                     let reset = Plan::of(device.bdf, &host.sysfs).used();
-                    device_status(device, mode, reset.map(|method| method.to_string()))
+                    let line = device.gsi.filter(|_| device.line_offered);
+                    DeviceStatus {
+                        reset: reset.map(|method| method.to_string()),
+                        line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, &host.sysfs)),
+                        ..device_status(device, mode)
+                    }
                 })
                 .collect(),
             served: served.remove(&stub),
@@ -207,7 +221,22 @@ pub fn collect(
         let bdf = bdf.to_string();
         status.quarantined.push(Quarantined { bdf, reason });
     }
+    status.held = held(host);
     Ok(status)
+}
+
+/// The devices that xen-pciback holds and nobody has. While the claims are in doubt, which is told, none counts.
+fn held(host: &mut Host) -> Vec<String> {
+    let Ok(claims) = Claims::read(&mut host.store) else {
+        return Vec::new();
+    };
+    let mut held = host.sysfs.functions().unwrap_or_default();
+    held.retain(|&bdf| {
+        host.sysfs.driver(bdf).as_deref() == Some(PCIBACK)
+            && claims.taken.iter().all(|claim| claim.bdf != bdf)
+            && claims.quarantined.iter().all(|&(other, _)| other != bdf)
+    });
+    held.iter().map(ToString::to_string).collect()
 }
 
 fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Result<DomainStatus, StoreError> {
@@ -224,7 +253,8 @@ fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Resul
     })
 }
 
-fn device_status(device: &Device, mode: &Mode, reset: Option<String>) -> DeviceStatus {
+/// What the record says of a device.
+fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
     let line = device.gsi.filter(|_| device.line_offered);
     let (name, pirqs) = match mode {
         Mode::Line => (
@@ -242,7 +272,8 @@ fn device_status(device: &Device, mode: &Mode, reset: Option<String>) -> DeviceS
         gsi: device.gsi,
         line_offered: device.line_offered,
         virtual_function_of: device.physical.map(|physical| physical.to_string()),
-        reset,
+        line: None,
+        reset: None,
         terms: device.terms.clone(),
     }
 }
@@ -269,6 +300,11 @@ impl fmt::Display for Status {
             writeln!(f, "{} sees its devices where they are in dom0", stub.guest.name)?;
         }
         let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
+        for device in devices.clone() {
+            if let Some(line) = &device.line {
+                writeln!(f, "{}", line.told(&device.bdf))?;
+            }
+        }
         for device in devices.filter(|device| device.terms != Terms::default()) {
             writeln!(f, "{}: {}", device.bdf, device.terms)?;
         }
@@ -280,8 +316,15 @@ impl fmt::Display for Status {
             )?;
         }
         self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
+        if !self.held.is_empty() {
+            writeln!(f, "held for guests: {}", self.held.join(", "))?;
+        }
         for device in &self.quarantined {
-            writeln!(f, "quarantine: {}, because {}", device.bdf, device.reason)?;
+            let Quarantined { bdf, reason } = device;
+            writeln!(
+                f,
+                "quarantine: {bdf}, because {reason}: `bulkhead release {bdf}` tries its reset again"
+            )?;
         }
         self.problems
             .iter()
@@ -418,13 +461,13 @@ mod tests {
                 domain: domain(4, "web-bulkhead"),
                 guest: domain(3, "web"),
                 slots: SlotMode::Passthrough,
-                devices: vec![device_status(
-                    &device("00:05.0"),
-                    &Mode::Msix(vec![(0, 55), (1, 54)]),
-                    Some("FLR".into()),
-                )],
+                devices: vec![DeviceStatus {
+                    reset: Some("FLR".into()),
+                    ..device_status(&device("00:05.0"), &Mode::Msix(vec![(0, 55), (1, 54)]))
+                }],
                 served: Some(served),
             }],
+            held: vec![],
             quarantined: vec![],
             problems: vec![],
         }
@@ -491,7 +534,7 @@ mod tests {
     fn a_physical_function_is_named_with_its_virtual_ones_that_guests_have() {
         let mut status = status();
         for bdf in ["01:10.0", "01:10.2"] {
-            let device = device_status(&virtual_function(bdf), &Mode::Line, None);
+            let device = device_status(&virtual_function(bdf), &Mode::Line);
             status.stubs[0].devices.push(device);
         }
         let text = status.to_string();
@@ -536,10 +579,10 @@ mod tests {
             line_offered: false,
             ..device("00:05.0")
         };
-        let status = device_status(&without, &Mode::Line, None);
+        let status = device_status(&without, &Mode::Line);
         assert_eq!((status.mode.as_str(), status.pirqs.as_slice()), ("none", &[][..]));
         assert_eq!(status.interrupts(), "none, INTx withheld");
-        let offered = device_status(&device("00:05.0"), &Mode::Line, None);
+        let offered = device_status(&device("00:05.0"), &Mode::Line);
         assert_eq!(
             (offered.mode.as_str(), offered.pirqs.as_slice()),
             ("intx", &[20][..])
@@ -558,5 +601,25 @@ mod tests {
         assert!(!status.to_string().contains("where they are"));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["stubs"][0]["slots"], "vpci");
+    }
+
+    #[test]
+    fn devices_without_a_guest_are_told_with_the_next_step() {
+        let status = Status {
+            held: vec!["0000:00:05.0".into()],
+            quarantined: vec![Quarantined {
+                bdf: "0000:00:06.0".into(),
+                reason: "it is mute".into(),
+            }],
+            ..Status::default()
+        };
+        let text = status.to_string();
+        assert!(text.contains("held for guests: 0000:00:05.0\n"), "{text}");
+        assert!(
+            text.contains(
+                "quarantine: 0000:00:06.0, because it is mute: `bulkhead release 0000:00:06.0` tries its reset again"
+            ),
+            "{text}"
+        );
     }
 }

@@ -12,6 +12,8 @@ use xenbus::device::{Bars, Ids};
 /// The driver with which dom0 holds a device for passthrough, as sysfs calls it.
 pub const PCIBACK: &str = "pciback";
 
+/// How the names of its handlers begin; the device's address follows.
+const PCIBACK_HANDLER: &str = "xen-pciback[";
 /// `IFF_UP` among the flags of a network interface (`include/uapi/linux/if.h`).
 const INTERFACE_UP: u32 = 1;
 
@@ -26,21 +28,37 @@ pub struct SysfsError {
     source: io::Error,
 }
 
+impl SysfsError {
+    /// The function whose file it is.
+    pub fn bdf(&self) -> Bdf {
+        self.bdf
+    }
+}
+
 /// The PCI part of sysfs.
 #[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
+    /// Of interrupt lines there is more in `/proc`.
+    proc: PathBuf,
 }
 
 impl Sysfs {
     /// This machine's.
     pub fn host() -> Self {
-        Self::at("/sys")
+        Self {
+            proc: "/proc".into(),
+            ..Self::at("/sys")
+        }
     }
 
-    /// One that is mounted elsewhere.
+    /// One that is mounted elsewhere, with what is of `/proc` in it.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        Self {
+            proc: root.join("proc"),
+            root,
+        }
     }
 
     /// All functions, in the order of their addresses.
@@ -161,7 +179,7 @@ impl Sysfs {
 
     /// True if the driver that holds devices for passthrough is loaded.
     pub fn has_pciback(&self) -> bool {
-        self.root.join("bus/pci/drivers").join(PCIBACK).is_dir()
+        self.pciback().is_dir()
     }
 
     /// The configuration space as far as it can be read: 64 bytes at least, 256 or 4096 for root.
@@ -235,6 +253,48 @@ impl Sysfs {
         let mut devices: Vec<_> = devices.collect();
         devices.sort();
         devices
+    }
+
+    /// The drivers of dom0's that have a handler on an interrupt line; those of xen-pciback are none.
+    pub fn line_users(&self, irq: u32) -> Vec<String> {
+        let path = self.root.join("kernel/irq").join(irq.to_string()).join("actions");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let names = text
+            .trim()
+            .split(',')
+            .filter(|name| !name.is_empty() && !name.starts_with(PCIBACK_HANDLER));
+        names.map(str::to_owned).collect()
+    }
+
+    /// How many of the last interrupts of a line there were, and how many of them nobody in dom0 wanted. At 100,000
+    /// Linux counts anew, and if then more than 99,900 were unwanted, it turns the line off. `None` if dom0 does not
+    /// use the line.
+    pub fn unwanted_interrupts(&self, irq: u32) -> Option<(u32, u32)> {
+        let text = fs::read_to_string(self.proc.join("irq").join(irq.to_string()).join("spurious")).ok()?;
+        let number = |key| {
+            let value = text.lines().find_map(|line| line.strip_prefix(key));
+            value.and_then(|value| value.trim().parse().ok())
+        };
+        Some((number("count ")?, number("unhandled ")?))
+    }
+
+    /// xen-pciback's handlers: one line each.
+    pub fn irq_handlers(&self) -> io::Result<String> {
+        fs::read_to_string(self.pciback().join("irq_handlers"))
+    }
+
+    /// Switches xen-pciback's handler for a function on or off.
+    pub fn toggle_irq_handler(&self, bdf: Bdf) -> io::Result<()> {
+        fs::write(self.pciback().join("irq_handler_state"), bdf.to_string())
+    }
+
+    fn pciback(&self) -> PathBuf {
+        self.root.join("bus/pci/drivers").join(PCIBACK)
+    }
+
+    /// Has Linux look for a driver for a function that has none.
+    pub fn probe(&self, bdf: Bdf) -> io::Result<()> {
+        fs::write(self.root.join("bus/pci/drivers_probe"), bdf.to_string())
     }
 
     fn read(&self, bdf: Bdf, file: &str, what: &'static str) -> Result<String, SysfsError> {
@@ -433,6 +493,30 @@ pub(crate) mod tests {
             tree.add(name, &[("irq", irq.as_bytes())]);
             assert_eq!(tree.sysfs().irq(bdf(name)), expected, "{irq}");
         }
+    }
+
+    #[test]
+    fn the_users_of_a_line_are_dom0s_drivers_and_not_xen_pciback() {
+        let tree = Tree::new();
+        let line = tree.directory.path().join("kernel/irq/22");
+        fs::create_dir_all(&line).unwrap();
+        fs::write(line.join("actions"), "eth0,xen-pciback[0000:00:05.0],ahci\n").unwrap();
+        assert_eq!(tree.sysfs().line_users(22), ["eth0", "ahci"]);
+        assert_eq!(tree.sysfs().line_users(23), [""; 0]);
+    }
+
+    #[test]
+    fn the_interrupts_that_nobody_wanted_are_counted_by_line() {
+        let tree = Tree::new();
+        let line = tree.directory.path().join("proc/irq/22");
+        fs::create_dir_all(&line).unwrap();
+        fs::write(
+            line.join("spurious"),
+            "count 1200\nunhandled 1100\nlast_unhandled 4 ms\n",
+        )
+        .unwrap();
+        assert_eq!(tree.sysfs().unwanted_interrupts(22), Some((1200, 1100)));
+        assert_eq!(tree.sysfs().unwanted_interrupts(23), None);
     }
 
     #[test]

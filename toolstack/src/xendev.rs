@@ -1,6 +1,7 @@
-//! A stub's page and event channel in this process, by the kernel's devices `gntdev` and `evtchn`.
+//! A stub's page and event channel in this process, by the kernel's devices `gntdev` and `evtchn`; and a page of
+//! this process that dom0's kernel may map, by `gntalloc`.
 //!
-//! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h` and `evtchn.h`.
+//! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h`, `gntalloc.h` and `evtchn.h`.
 #![allow(unsafe_code)]
 
 use crate::xenctrl::DomId;
@@ -16,12 +17,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use xenbus::pciif::SharedPage;
 
 const GNTDEV: &str = "/dev/xen/gntdev";
+const GNTALLOC: &str = "/dev/xen/gntalloc";
 const EVTCHN: &str = "/dev/xen/evtchn";
 const PAGE_SIZE: usize = 4096;
 const DOM0: u32 = 0;
 
 const MAP_GRANT_REF: (u8, u8) = (b'G', 0);
 const UNMAP_GRANT_REF: (u8, u8) = (b'G', 1);
+const ALLOC_GRANT_REF: (u8, u8) = (b'G', 5);
+/// `GNTALLOC_FLAG_WRITABLE`.
+const GRANT_WRITABLE: u16 = 1;
 const BIND_INTERDOMAIN: (u8, u8) = (b'E', 1);
 const BIND_UNBOUND_PORT: (u8, u8) = (b'E', 2);
 const NOTIFY: (u8, u8) = (b'E', 4);
@@ -40,6 +45,18 @@ struct MapGrantRef {
 struct UnmapGrantRef {
     index: u64,
     count: u32,
+    pad: u32,
+}
+
+#[repr(C)]
+struct AllocGrantRef {
+    domid: u16,
+    flags: u16,
+    count: u32,
+    /// Where to map; the kernel's answer.
+    index: u64,
+    /// The kernel's answer.
+    reference: u32,
     pad: u32,
 }
 
@@ -107,32 +124,17 @@ fn open_device(path: &str) -> io::Result<OwnedFd> {
     opened.map_err(|error| io::Error::new(error.kind(), format!("cannot open {path}: {error}")))
 }
 
-/// A page of another domain, mapped for reading and writing until it is dropped.
+/// A page that another domain writes too, mapped for reading and writing.
 #[derive(Debug)]
-pub struct GrantedPage {
-    address: NonNull<c_void>,
-    index: u64,
-    device: OwnedFd,
-}
+struct Mapping(NonNull<c_void>);
 
 // SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is a
 // volatile copy or an atomic operation.
-unsafe impl Send for GrantedPage {}
+unsafe impl Send for Mapping {}
 
-impl GrantedPage {
-    /// Maps the page that `owner` granted to dom0 as `reference`.
-    pub fn map(owner: DomId, reference: u32) -> io::Result<Self> {
-        let device = open_device(GNTDEV)?;
-        let mut request = MapGrantRef {
-            count: 1,
-            pad: 0,
-            index: 0,
-            domid: owner.into(),
-            reference,
-        };
-        // SAFETY: gntdev knows this request, by this structure with one grant in it.
-        unsafe { submit(&device, MAP_GRANT_REF, &mut request) }?;
-        let index = request.index;
+impl Mapping {
+    /// Maps a page of one of the grant devices.
+    fn new(device: &OwnedFd, index: u64) -> io::Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses touches no memory in use.
         let mapped = unsafe {
@@ -141,21 +143,18 @@ impl GrantedPage {
                 PAGE_SIZE,
                 access,
                 MapFlags::SHARED,
-                &device,
+                device,
                 index,
             )
         };
-        let address = mapped.map(NonNull::new);
-        match address {
-            Ok(Some(address)) => Ok(Self {
-                address,
-                index,
-                device,
-            }),
-            Ok(None) => Err(io::ErrorKind::InvalidData.into()),
-            // The device forgets the grant when it is closed.
-            Err(error) => Err(error.into()),
-        }
+        let address = NonNull::new(mapped?).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self(address))
+    }
+
+    /// Ends the mapping; nothing may be read or written through it any more.
+    fn unmap(&mut self) -> rustix::io::Result<()> {
+        // SAFETY: the page was mapped by `new` with this size, and the owner calls this last of all.
+        unsafe { munmap(self.0.as_ptr(), PAGE_SIZE) }
     }
 
     /// The word at `offset`.
@@ -167,7 +166,7 @@ impl GrantedPage {
         // SAFETY: the word lies in the page, which stays mapped as long as `self`, and is aligned;
         // this process accesses it by atomic and volatile operations only, and what the other domain
         // does to it meanwhile is outside of this program.
-        unsafe { AtomicU32::from_ptr(self.address.as_ptr().cast::<u8>().add(offset).cast()) }
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
     }
 
     fn check(offset: usize, length: usize) {
@@ -179,10 +178,10 @@ impl GrantedPage {
     }
 }
 
-impl SharedPage for GrantedPage {
+impl SharedPage for Mapping {
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
         Self::check(offset, into.len());
-        let start = self.address.as_ptr().cast::<u8>().cast_const();
+        let start = self.0.as_ptr().cast::<u8>().cast_const();
         for (index, byte) in into.iter_mut().enumerate() {
             // SAFETY: in the page by the check, mapped as long as `self`; volatile, because the other
             // domain may write it at any time.
@@ -192,7 +191,7 @@ impl SharedPage for GrantedPage {
 
     fn copy_in(&self, offset: usize, bytes: &[u8]) {
         Self::check(offset, bytes.len());
-        let start = self.address.as_ptr().cast::<u8>();
+        let start = self.0.as_ptr().cast::<u8>();
         for (index, byte) in bytes.iter().enumerate() {
             // SAFETY: as in `copy_out`; the page is mapped for writing.
             unsafe { start.add(offset + index).write_volatile(*byte) };
@@ -216,10 +215,74 @@ impl SharedPage for GrantedPage {
     }
 }
 
+/// The shared page of a type that holds one as `mapping`.
+macro_rules! share_mapping {
+    ($page:ty) => {
+        impl SharedPage for $page {
+            fn copy_out(&self, offset: usize, into: &mut [u8]) {
+                self.mapping.copy_out(offset, into);
+            }
+
+            fn copy_in(&self, offset: usize, bytes: &[u8]) {
+                self.mapping.copy_in(offset, bytes);
+            }
+
+            fn load(&self, offset: usize) -> u32 {
+                self.mapping.load(offset)
+            }
+
+            fn store(&self, offset: usize, value: u32) {
+                self.mapping.store(offset, value);
+            }
+
+            fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+                self.mapping.set_bits(offset, bits)
+            }
+
+            fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+                self.mapping.clear_bits(offset, bits)
+            }
+        }
+    };
+}
+
+/// A page of another domain, mapped until it is dropped.
+#[derive(Debug)]
+pub struct GrantedPage {
+    mapping: Mapping,
+    index: u64,
+    device: OwnedFd,
+}
+
+share_mapping!(GrantedPage);
+
+impl GrantedPage {
+    /// Maps the page that `owner` granted to dom0 as `reference`.
+    pub fn map(owner: DomId, reference: u32) -> io::Result<Self> {
+        let device = open_device(GNTDEV)?;
+        let mut request = MapGrantRef {
+            count: 1,
+            pad: 0,
+            index: 0,
+            domid: owner.into(),
+            reference,
+        };
+        // SAFETY: gntdev knows this request, by this structure with one grant in it.
+        unsafe { submit(&device, MAP_GRANT_REF, &mut request) }?;
+        let index = request.index;
+        // If that fails: the device forgets the grant when it is closed.
+        let mapping = Mapping::new(&device, index)?;
+        Ok(Self {
+            mapping,
+            index,
+            device,
+        })
+    }
+}
+
 impl Drop for GrantedPage {
     fn drop(&mut self) {
-        // SAFETY: the page was mapped by `map` with this size, and nothing refers to it any more.
-        let unmapped = unsafe { munmap(self.address.as_ptr(), PAGE_SIZE) };
+        let unmapped = self.mapping.unmap();
         let mut request = UnmapGrantRef {
             index: self.index,
             count: 1,
@@ -230,6 +293,80 @@ impl Drop for GrantedPage {
         if unmapped.is_err() || forgotten.is_err() {
             log::warn!("a page of a stub could not be unmapped; the kernel does it when this process ends");
         }
+    }
+}
+
+/// A page of dom0's that its own kernel's backends may map. It is withdrawn when it is dropped, or as soon after that
+/// as it is not mapped any more.
+#[derive(Debug)]
+pub struct OfferedPage {
+    mapping: Mapping,
+    reference: u32,
+    /// Closing it withdraws the page.
+    _device: OwnedFd,
+}
+
+share_mapping!(OfferedPage);
+
+impl OfferedPage {
+    /// Makes a page and grants it to dom0.
+    pub fn new() -> io::Result<Self> {
+        let device = open_device(GNTALLOC)?;
+        let mut request = AllocGrantRef {
+            domid: 0,
+            flags: GRANT_WRITABLE,
+            count: 1,
+            index: 0,
+            reference: 0,
+            pad: 0,
+        };
+        // SAFETY: gntalloc knows this request, by this structure with room for the one reference.
+        unsafe { submit(&device, ALLOC_GRANT_REF, &mut request) }?;
+        Ok(Self {
+            mapping: Mapping::new(&device, request.index)?,
+            reference: request.reference,
+            _device: device,
+        })
+    }
+
+    /// The number of the grant.
+    pub fn reference(&self) -> u32 {
+        self.reference
+    }
+}
+
+impl Drop for OfferedPage {
+    fn drop(&mut self) {
+        // What fails here the kernel does when this process ends.
+        let _ = self.mapping.unmap();
+    }
+}
+
+/// An event channel that dom0's kernel may bind to; it is closed when this is dropped.
+#[derive(Debug)]
+pub struct LocalPort {
+    device: OwnedFd,
+    port: u32,
+}
+
+impl LocalPort {
+    /// Makes the port.
+    pub fn new() -> io::Result<Self> {
+        let device = open_device(EVTCHN)?;
+        let mut request = BindUnboundPort { remote_domain: DOM0 };
+        // SAFETY: evtchn knows this request, by this structure.
+        let port = unsafe { submit(&device, BIND_UNBOUND_PORT, &mut request) }?;
+        Ok(Self { device, port })
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u32 {
+        self.port
+    }
+
+    /// Sends an event to whoever has bound to it.
+    pub fn notify(&self) -> io::Result<()> {
+        notify(&self.device, self.port)
     }
 }
 
@@ -327,6 +464,7 @@ mod tests {
         let number =
             |(letter, number): (u8, u8), size| ioctl::opcode::none(letter, number) | opcode_of_size(size);
         assert_eq!(number(MAP_GRANT_REF, size_of::<MapGrantRef>()), 0x0018_4700);
+        assert_eq!(number(ALLOC_GRANT_REF, size_of::<AllocGrantRef>()), 0x0018_4705);
         assert_eq!(number(UNMAP_GRANT_REF, size_of::<UnmapGrantRef>()), 0x0010_4701);
         assert_eq!(
             number(BIND_INTERDOMAIN, size_of::<BindInterdomain>()),

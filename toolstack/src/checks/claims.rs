@@ -61,7 +61,9 @@ impl Claims {
                     .map(|(bdf, domid)| xl_claim(bdf, &domid)),
             );
         }
-        for guest in record::children(store, PCIBACK_BACKENDS)? {
+        // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::acking`).
+        let guests = record::children(store, PCIBACK_BACKENDS)?;
+        for guest in guests.into_iter().filter(|guest| guest != "0") {
             for number in record::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
                 let backend = format!("{PCIBACK_BACKENDS}/{guest}/{number}");
                 for key in record::children(store, &backend)? {
@@ -117,6 +119,9 @@ mod tests {
             .unwrap();
         store
             .write("/local/domain/0/backend/pci/9/0/dev-0", "0000:00:09.0")
+            .unwrap();
+        store
+            .write("/local/domain/0/backend/pci/0/80/dev-0", "0000:00:0c.0")
             .unwrap();
         let claims = Claims::read(&mut store).unwrap();
         let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();

@@ -87,6 +87,25 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// The device that it is about; `None` if it is about all of them.
+    pub fn bdf(&self) -> Option<Bdf> {
+        match *self {
+            Self::LineWithheld { bdf, .. }
+            | Self::LineShared { bdf, .. }
+            | Self::NoInterrupts { bdf, .. }
+            | Self::NoReset { bdf, .. } => Some(bdf),
+            Self::PartOfSlot { bdf, .. } => Some(bdf),
+            Self::ManyVectors { .. } => None,
+        }
+    }
+
+    /// True if it is about who shares the interrupt line.
+    pub fn is_about_line(&self) -> bool {
+        matches!(self, Self::LineWithheld { .. } | Self::LineShared { .. })
+    }
+}
+
 fn blocked(by: &[Bdf]) -> String {
     if by.is_empty() {
         String::new()

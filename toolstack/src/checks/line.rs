@@ -35,6 +35,11 @@ pub fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
     if pin == 0 { None } else { sysfs.irq(bdf) }
 }
 
+/// False as long as dom0 has not turned the device on: what sysfs says until then is the firmware's guess.
+pub fn line_is_known(bdf: Bdf, sysfs: &Sysfs) -> bool {
+    sysfs.is_enabled(bdf) || sysfs.driver(bdf).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +69,15 @@ mod tests {
         assert_eq!(sharers(&[bdf(A)], &guest), [bdf(B)]);
         tree.add(B, &[("irq", b"21\n")]);
         assert_eq!(sharers(&[bdf(A)], &guest), []);
+    }
+
+    #[test]
+    fn a_line_is_known_once_dom0_has_turned_the_device_on() {
+        let tree = host();
+        assert!(!line_is_known(bdf(A), &tree.sysfs()));
+        tree.bind(A, "pciback");
+        assert!(line_is_known(bdf(A), &tree.sysfs()));
+        tree.add(B, &[("enable", b"1\n")]);
+        assert!(line_is_known(bdf(B), &tree.sysfs()));
     }
 }

@@ -227,3 +227,32 @@ fn addresses(bdfs: &[Bdf]) -> String {
     let texts: Vec<_> = bdfs.iter().map(Bdf::to_string).collect();
     texts.join(", ")
 }
+
+impl Refusal {
+    /// The device that is refused; `None` if the host is what stands in the way.
+    pub fn bdf(&self) -> Option<Bdf> {
+        match self {
+            Self::NamedTwice { bdf }
+            | Self::NoDevice { bdf }
+            | Self::Segment { bdf }
+            | Self::VirtualBridge { bdf }
+            | Self::BehindBridge { bdf, .. }
+            | Self::BridgeLeaves { bdf, .. }
+            | Self::Mainboard { bdf, .. }
+            | Self::Dead { bdf }
+            | Self::NoEcam { bdf }
+            | Self::InUse { bdf, .. }
+            | Self::Quirk { bdf, .. }
+            | Self::Quarantined { bdf, .. }
+            | Self::HasVirtualFunctions { bdf, .. }
+            | Self::PhysicalFunctionAway { bdf, .. }
+            | Self::SharedPage { bdf, .. }
+            | Self::SharedGroup { bdf, .. }
+            | Self::ExpressPort { bdf, .. }
+            | Self::GroupStays { bdf, .. }
+            | Self::PageStays { bdf, .. } => Some(*bdf),
+            Self::Sysfs(error) => Some(error.bdf()),
+            Self::NoIommu | Self::EcamWritable { .. } | Self::NoSysfs(_) => None,
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `bulkhead check`: all that would be told when devices are given to a guest, without giving or changing anything.
+
+mod report;
+
+pub use report::{Device, Entry, Guest, Line, Report, Reset};
+
+use crate::checks::{self, Notice, Refusal, Surroundings, line_is_known, line_sharers, page_sharer};
+use crate::config::register;
+use crate::dmar::{self, Dmar};
+use crate::domains;
+use crate::host::Host;
+use crate::interrupts::{msi_messages, msix_entries};
+use crate::policy::{self, Choices};
+use crate::record::Attachment;
+use crate::reset::Plan;
+use crate::sysfs::PCIBACK;
+use crate::terms::Terms;
+use crate::xl;
+use anyhow::Result;
+use bulkhead_config::options::Wanted;
+use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
+
+/// What `check` is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The devices, as they were named.
+    pub devices: Vec<String>,
+    /// The guest that they are meant for, by name or number.
+    pub guest: Option<String>,
+    /// How the guest's devices are to be addressed.
+    pub slots: SlotMode,
+    /// What is said of all of them.
+    pub choices: Choices,
+}
+
+/// Checks devices by the very checks that `run` and `attach` make.
+pub fn check(request: &Request) -> Result<Report> {
+    let mut host = Host::open()?;
+    let named: Vec<Result<(Bdf, Terms)>> = request
+        .devices
+        .iter()
+        .map(|text| resolve(text, &request.choices, &host))
+        .collect();
+    let bdfs: Vec<Bdf> = named.iter().flatten().map(|(bdf, _)| *bdf).collect();
+    let info = xl::info()?;
+    let host_refusal = checks::check_host(&info).err();
+    let around = Surroundings::read(&mut host, &bdfs, &info)?;
+    let (guest, already) = guest(request.guest.as_deref(), &mut host)?;
+
+    let refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
+    let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
+    let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();
+    let fit: Vec<_> = wanted
+        .iter()
+        .copied()
+        .filter(|&(bdf, _)| refused(bdf).next().is_none())
+        .collect();
+    let notices = checks::describe_all(&fit, &already, &around)?.1;
+    let together = [already.as_slice(), &bdfs].concat();
+    let dmar = Dmar::read();
+
+    let mut report = Report {
+        fit: host_refusal.is_none(),
+        host: host_refusal.map(|refusal| refusal.to_string()),
+        guest,
+        spare_pirqs: around.spare_pirqs,
+        ..Report::default()
+    };
+    // What speaks of no single device.
+    let general = refusals.iter().filter(|refusal| refusal.bdf().is_none());
+    report.notes.extend(general.map(Refusal::to_string));
+    let general = notices.iter().filter(|notice| notice.bdf().is_none());
+    report.notes.extend(general.map(Notice::to_string));
+    report.fit &= report.notes.is_empty() || refusals.iter().all(|refusal| refusal.bdf().is_some());
+    for (name, named) in request.devices.iter().zip(&named) {
+        let entry = match named {
+            Ok((bdf, terms)) => Entry {
+                name: name.clone(),
+                fit: refused(*bdf).next().is_none(),
+                refusals: refused(*bdf).map(Refusal::to_string).collect(),
+                notes: notes(*bdf, &notices, &around),
+                device: device(*bdf, terms, &together, dmar.as_ref(), &around).ok(),
+            },
+            Err(error) => Entry {
+                name: name.clone(),
+                fit: false,
+                refusals: vec![format!("{error:#}")],
+                notes: Vec::new(),
+                device: None,
+            },
+        };
+        report.fit &= entry.fit;
+        report.devices.push(entry);
+    }
+    Ok(report)
+}
+
+/// The one device that a text means, and on what terms it would be given.
+fn resolve(text: &str, choices: &Choices, host: &Host) -> Result<(Bdf, Terms)> {
+    let wanted: Wanted = text.parse()?;
+    let decided = policy::decide(&[wanted], choices, &host.sysfs)?;
+    let device = decided.devices.into_iter().next();
+    device.ok_or_else(|| anyhow::anyhow!("{text} names no device"))
+}
+
+/// The guest that is named, and the devices that it has.
+fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>)> {
+    let Some(who) = who else {
+        return Ok((None, Vec::new()));
+    };
+    let guest = domains::find(&mut host.store, who)?;
+    let (attachments, _) = Attachment::all(&mut host.store)?;
+    let attachment = attachments
+        .into_iter()
+        .find(|attachment| attachment.guest.domid == guest.domid);
+    let modes = attachment.iter().flat_map(|attachment| &attachment.modes);
+    let used: usize = modes.map(|mode| mode.pirqs().len()).sum();
+    let already = attachment.iter().flat_map(Attachment::bdfs).collect();
+    let guest = Guest {
+        name: guest.name,
+        domid: guest.domid,
+        pirqs_used: u32::try_from(used).unwrap_or(u32::MAX),
+    };
+    Ok((Some(guest), already))
+}
+
+fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
+    let known = line_is_known(bdf, &around.sysfs);
+    let about = notices.iter().filter(|notice| notice.bdf() == Some(bdf));
+    about
+        .filter(|notice| known || !notice.is_about_line())
+        .map(Notice::to_string)
+        .collect()
+}
+
+fn device(
+    bdf: Bdf,
+    terms: &Terms,
+    together: &[Bdf],
+    dmar: Option<&Dmar>,
+    around: &Surroundings,
+) -> Result<Device, Refusal> {
+    let sysfs = &around.sysfs;
+    let config = sysfs.config_bytes(bdf)?;
+    let bars = sysfs.bars(bdf)?;
+    let all = sysfs.functions().map_err(Refusal::NoSysfs)?;
+    let mut shares_page_with = Vec::new();
+    for other in all.into_iter().filter(|&other| other != bdf) {
+        if page_sharer(&bars, std::iter::once(other), sysfs)?.is_some() {
+            shares_page_with.push(other.to_string());
+        }
+    }
+    let class = |offset| config.get(usize::from(offset)).copied().unwrap_or(0xff);
+    Ok(Device {
+        bdf: bdf.to_string(),
+        ids: sysfs.ids(bdf)?.to_string(),
+        class: format!(
+            "{:02x}{:02x}{:02x}",
+            class(register::BASE_CLASS),
+            class(register::BASE_CLASS - 1),
+            class(register::BASE_CLASS - 2)
+        ),
+        held_by: holder(bdf, around),
+        reset: reset(&Plan::of(bdf, sysfs)),
+        group: texts(around.groups.others(bdf)),
+        shares_page_with,
+        line: line(bdf, terms, together, around)?,
+        msi: msi_messages(&config),
+        msix: msix_entries(&config).into(),
+        reserved: dmar.map_or_else(Vec::new, |dmar| {
+            let ranges = dmar.reserved_for(bdf, |bus, devfn| dmar::secondary_bus(bus, devfn, sysfs));
+            ranges
+                .map(|range| format!("{:#x}-{:#x}", range.start(), range.end()))
+                .collect()
+        }),
+        terms: terms.to_string(),
+    })
+}
+
+/// Who has the device now, in words.
+fn holder(bdf: Bdf, around: &Surroundings) -> String {
+    if let Some(claim) = around.claims.taken.iter().find(|claim| claim.bdf == bdf) {
+        return claim.by.trim_start_matches("by ").to_owned();
+    }
+    match around.sysfs.driver(bdf) {
+        Some(driver) if driver == PCIBACK => "xen-pciback, free for a guest".into(),
+        Some(driver) => format!("dom0's driver {driver}"),
+        None => "no driver".into(),
+    }
+}
+
+fn reset(plan: &Plan) -> Reset {
+    Reset {
+        methods: plan.methods.iter().map(ToString::to_string).collect(),
+        used: plan.used().map(|method| method.to_string()),
+        blocked_by: texts(plan.blocked_by()),
+    }
+}
+
+fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Result<Option<Line>, Refusal> {
+    let Some(gsi) = checks::line(bdf, &around.sysfs) else {
+        return Ok(None);
+    };
+    if !line_is_known(bdf, &around.sysfs) {
+        return Ok(Some(Line {
+            gsi: None,
+            shared_with: Vec::new(),
+            offered: false,
+        }));
+    }
+    let sharers = line_sharers(bdf, together, around)?;
+    Ok(Some(Line {
+        gsi: Some(gsi),
+        offered: sharers.is_empty() || terms.share_intx,
+        shared_with: texts(&sharers),
+    }))
+}
+
+fn texts(bdfs: &[Bdf]) -> Vec<String> {
+    bdfs.iter().map(Bdf::to_string).collect()
+}

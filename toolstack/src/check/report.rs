@@ -1,0 +1,349 @@
+//! What `bulkhead check` tells, for people and for programs.
+
+use serde::Serialize;
+use std::fmt;
+
+/// All about the devices asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// True if all of them would be accepted.
+    pub fit: bool,
+    /// Why the host can give away no device at all.
+    pub host: Option<String>,
+    /// The guest that they are for, if one was named.
+    pub guest: Option<Guest>,
+    /// How many messages (MSI, MSI-X) Xen allows a guest.
+    pub spare_pirqs: u32,
+    /// The devices, in the order in which they were named.
+    pub devices: Vec<Entry>,
+    /// What the administrator should know about all of them together.
+    pub notes: Vec<String>,
+}
+
+/// The guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Guest {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub domid: u16,
+    /// The messages that it uses now.
+    pub pirqs_used: u32,
+}
+
+/// What was named, and what is known about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// As it was named.
+    pub name: String,
+    /// True if it would be accepted.
+    pub fit: bool,
+    /// Why not: what `attach` would say.
+    pub refusals: Vec<String>,
+    /// What the administrator should know.
+    pub notes: Vec<String>,
+    /// Absent if there is no such device.
+    #[serde(flatten)]
+    pub device: Option<Device>,
+}
+
+/// A device as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Its address.
+    pub bdf: String,
+    /// Vendor and device.
+    pub ids: String,
+    /// Base class, subclass and programming interface, hex.
+    pub class: String,
+    /// What holds it now, in words.
+    pub held_by: String,
+    /// How it would be reset.
+    pub reset: Reset,
+    /// The other functions whose DMA the IOMMU cannot tell from its own.
+    pub group: Vec<String>,
+    /// The functions whose memory lies in a page with its own.
+    pub shares_page_with: Vec<String>,
+    /// Its interrupt line; absent if it has none.
+    pub line: Option<Line>,
+    /// The messages of its MSI capability; the guest gets one.
+    pub msi: u32,
+    /// The entries of its MSI-X table.
+    pub msix: u32,
+    /// Memory that the firmware has reserved for its DMA, which its guest's DMA can reach too.
+    pub reserved: Vec<String>,
+    /// What is not usual in the terms that it would be given on; empty if all is.
+    pub terms: String,
+}
+
+/// Resets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reset {
+    /// The ways that Linux lists, in its order.
+    pub methods: Vec<String>,
+    /// The one that it will take; absent if none works.
+    pub used: Option<String>,
+    /// The functions that keep the bus from being reset, where that is all there is.
+    pub blocked_by: Vec<String>,
+}
+
+/// An interrupt line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// Its number; absent as long as dom0 has not turned the device on.
+    pub gsi: Option<u32>,
+    /// Who uses it too.
+    pub shared_with: Vec<String>,
+    /// True if the guest would get it.
+    pub offered: bool,
+}
+
+/// The base classes of PCI (PCI Code and ID Assignment Specification, section 1).
+const CLASSES: [&str; 20] = [
+    "old device",
+    "mass storage controller",
+    "network controller",
+    "display controller",
+    "multimedia device",
+    "memory controller",
+    "bridge",
+    "communication controller",
+    "system peripheral",
+    "input device",
+    "docking station",
+    "processor",
+    "serial bus controller",
+    "wireless controller",
+    "intelligent I/O controller",
+    "satellite communication controller",
+    "encryption controller",
+    "signal processing controller",
+    "processing accelerator",
+    "instrumentation",
+];
+
+fn class_name(class: &str) -> &'static str {
+    let base = class
+        .get(..2)
+        .and_then(|digits| usize::from_str_radix(digits, 16).ok());
+    base.and_then(|base| CLASSES.get(base).copied())
+        .unwrap_or("device of another class")
+}
+
+fn listed(names: &[String], otherwise: &str) -> String {
+    if names.is_empty() {
+        otherwise.to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(refusal) = &self.host {
+            writeln!(f, "host: {refusal}")?;
+        }
+        for entry in &self.devices {
+            entry.fmt(f)?;
+        }
+        self.notes
+            .iter()
+            .try_for_each(|note| writeln!(f, "note: {note}"))?;
+        match &self.guest {
+            Some(guest) => writeln!(
+                f,
+                "guest {} ({}) uses {} of {} messages (MSI, MSI-X)",
+                guest.name, guest.domid, guest.pirqs_used, self.spare_pirqs
+            )?,
+            None => writeln!(
+                f,
+                "a guest can have {} messages (MSI, MSI-X) in all",
+                self.spare_pirqs
+            )?,
+        }
+        let verdict = if self.fit {
+            "all can be given to a guest"
+        } else {
+            "not all can be given to a guest"
+        };
+        writeln!(f, "{verdict}")
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.name)?;
+        if let Some(device) = &self.device {
+            device.fmt(f)?;
+        }
+        let mut row = |title: &str, text: &str| writeln!(f, "  {title:<12} {text}");
+        self.notes.iter().try_for_each(|note| row("note", note))?;
+        if self.fit {
+            row("fit", "yes")
+        } else {
+            self.refusals
+                .iter()
+                .try_for_each(|refusal| row("NOT FIT", refusal))
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |title: &str, text: String| writeln!(f, "  {title:<12} {text}");
+        row(
+            "device",
+            format!("{} {}, {}", self.bdf, self.ids, class_name(&self.class)),
+        )?;
+        row("held by", self.held_by.clone())?;
+        row("reset", self.reset.to_string())?;
+        row("IOMMU group", listed(&self.group, "alone"))?;
+        row("page shared", listed(&self.shares_page_with, "with nobody"))?;
+        row(
+            "INTx",
+            self.line.as_ref().map_or_else(|| "none".into(), Line::to_string),
+        )?;
+        row("messages", format!("MSI {}, MSI-X {}", self.msi, self.msix))?;
+        if !self.reserved.is_empty() {
+            row("reserved", self.reserved.join(", "))?;
+        }
+        if !self.terms.is_empty() {
+            row("terms", self.terms.clone())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.used, self.blocked_by.as_slice()) {
+            (Some(used), _) => {
+                f.write_str(used)?;
+                if self.methods.len() > 1 {
+                    write!(f, " (of {})", self.methods.join(", "))?;
+                }
+                Ok(())
+            }
+            (None, []) => f.write_str("none"),
+            (None, others) => write!(f, "none: a reset of its bus would hit {} too", others.join(", ")),
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(gsi) = self.gsi else {
+            return f.write_str("known once dom0 has turned the device on (`bulkhead seize` does)");
+        };
+        write!(f, "GSI {gsi}")?;
+        match (self.shared_with.as_slice(), self.offered) {
+            ([], _) => f.write_str(", not shared"),
+            (others, true) => write!(f, ", given though shared with {}", others.join(", ")),
+            (others, false) => write!(f, ", withheld: shared with {}", others.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let device = Device {
+            bdf: "0000:00:05.0".into(),
+            ids: "8086:10d3".into(),
+            class: "020000".into(),
+            held_by: "dom0's driver e1000e".into(),
+            reset: Reset {
+                methods: vec!["PM".into(), "bus".into()],
+                used: Some("PM".into()),
+                blocked_by: vec![],
+            },
+            group: vec![],
+            shares_page_with: vec![],
+            line: Some(Line {
+                gsi: Some(22),
+                shared_with: vec!["0000:00:09.0".into()],
+                offered: false,
+            }),
+            msi: 1,
+            msix: 5,
+            reserved: vec![],
+            terms: String::new(),
+        };
+        Report {
+            fit: false,
+            host: None,
+            guest: None,
+            spare_pirqs: 32,
+            devices: vec![
+                Entry {
+                    name: "0000:00:05.0".into(),
+                    fit: true,
+                    refusals: vec![],
+                    notes: vec!["mind the line".into()],
+                    device: Some(device),
+                },
+                Entry {
+                    name: "00:5".into(),
+                    fit: false,
+                    refusals: vec!["\"00:5\" is no device".into()],
+                    notes: vec![],
+                    device: None,
+                },
+            ],
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn people_read_one_fact_a_line_and_the_verdict_last() {
+        let expected = "\
+0000:00:05.0
+  device       0000:00:05.0 8086:10d3, network controller
+  held by      dom0's driver e1000e
+  reset        PM (of PM, bus)
+  IOMMU group  alone
+  page shared  with nobody
+  INTx         GSI 22, withheld: shared with 0000:00:09.0
+  messages     MSI 1, MSI-X 5
+  note         mind the line
+  fit          yes
+00:5
+  NOT FIT      \"00:5\" is no device
+a guest can have 32 messages (MSI, MSI-X) in all
+not all can be given to a guest
+";
+        assert_eq!(report().to_string(), expected);
+    }
+
+    #[test]
+    fn a_reset_that_is_blocked_names_who_blocks_it() {
+        let reset = Reset {
+            methods: vec!["bus".into()],
+            used: None,
+            blocked_by: vec!["0000:02:02.0".into()],
+        };
+        assert_eq!(
+            reset.to_string(),
+            "none: a reset of its bus would hit 0000:02:02.0 too"
+        );
+        assert_eq!(Reset::default().to_string(), "none");
+    }
+
+    #[test]
+    fn programs_find_the_facts_by_these_names() {
+        let json = serde_json::to_value(report()).unwrap();
+        for (pointer, value) in [
+            ("/fit", serde_json::json!(false)),
+            ("/devices/0/fit", true.into()),
+            ("/devices/0/reset/used", "PM".into()),
+            ("/devices/0/line/gsi", 22.into()),
+            ("/devices/0/msix", 5.into()),
+            ("/devices/1/refusals/0", "\"00:5\" is no device".into()),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
+        }
+        assert_eq!(json.pointer("/devices/1/bdf"), None);
+    }
+}

@@ -1,0 +1,132 @@
+//! `bulkhead seize` and `bulkhead release`: holding devices for guests to come, and giving them back to dom0.
+//!
+//! A device that is held belongs to xen-pciback in dom0 and to nobody in Xen: no driver of dom0's touches it, and its
+//! DMA goes nowhere.
+
+use crate::checks::{self, Claims, Surroundings};
+use crate::control;
+use crate::host::Host;
+use crate::names;
+use crate::record::{self, Taken};
+use crate::seize::{Before, make_ready, release as give_away, seize as take};
+use crate::sysfs::PCIBACK;
+use crate::xl;
+use anyhow::{Result, anyhow, bail, ensure};
+use bulkhead_config::name::Name;
+use bulkhead_config::policy::Policy;
+use std::path::Path;
+use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
+
+/// Takes devices from dom0's drivers. One that is refused does not keep the others from being taken.
+pub fn seize(devices: &[Name]) -> Result<()> {
+    let mut host = Host::open()?;
+    let bdfs = devices
+        .iter()
+        .map(|name| names::resolve(name, &host.sysfs).map_err(anyhow::Error::from));
+    let bdfs = bdfs.collect::<Result<Vec<_>>>()?;
+    seize_all(&mut host, &bdfs, Vec::new())
+}
+
+/// Takes the devices that the policy marks with `seize = true`: the file that is named, or the installed one.
+pub fn seize_marked(file: Option<&Path>) -> Result<()> {
+    let mut host = Host::open()?;
+    let policy = Policy::read(file)?;
+    let functions = host.sysfs.functions()?;
+    let mut bdfs = Vec::new();
+    let mut problems = Vec::new();
+    for device in policy.devices.iter().filter(|device| device.seize) {
+        let before = bdfs.len();
+        let meant = |&bdf: &Bdf| names::means(&device.name, bdf, &host.sysfs);
+        bdfs.extend(functions.iter().copied().filter(meant));
+        if bdfs.len() == before {
+            let why = names::resolve(&device.name, &host.sysfs).err();
+            let why = why.map_or_else(|| "it is gone again".to_owned(), |error| error.to_string());
+            problems.push(format!("the policy has {} seized: {why}", device.name));
+        }
+    }
+    bdfs.sort_unstable();
+    bdfs.dedup();
+    if bdfs.is_empty() && problems.is_empty() {
+        println!("the policy marks no device with seize = true");
+    }
+    seize_all(&mut host, &bdfs, problems)
+}
+
+fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result<()> {
+    let _lock = control::lock_commands()?;
+    let info = xl::info()?;
+    checks::check_host(&info)?;
+    let around = Surroundings::read(host, bdfs, &info)?;
+    // Whether the guest's way of addressing them fits is for later.
+    let refusals = checks::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
+    problems.extend(refusals.iter().map(ToString::to_string));
+    for &bdf in bdfs {
+        if refusals.iter().any(|refusal| refusal.bdf() == Some(bdf)) {
+            continue;
+        }
+        match seize_one(host, bdf) {
+            Ok(line) => println!("{line}"),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
+    let from = match take(host, bdf, Taken::ToKeep)? {
+        Before::Held => return Ok(format!("{bdf} is held for guests already")),
+        Before::Driven(driver) => format!("dom0's driver {driver}"),
+        Before::Idle => "dom0, where it had no driver".into(),
+    };
+    let reset = make_ready(host, bdf)?;
+    let reset = reset.map_or_else(
+        || "it has no reset method".into(),
+        |method| format!("reset by {method}"),
+    );
+    Ok(format!("took {bdf} from {from}; {reset}; held for guests"))
+}
+
+/// Gives devices that no guest has back to dom0's drivers. One in quarantine has to pass its reset first.
+pub fn release(devices: &[Name]) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let mut problems = Vec::new();
+    for name in devices {
+        let released = names::resolve(name, &host.sysfs)
+            .map_err(anyhow::Error::from)
+            .and_then(|bdf| release_one(&mut host, bdf));
+        match released {
+            Ok(line) => println!("{line}"),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
+    let claims = Claims::read(&mut host.store)?;
+    if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
+        bail!("{bdf} is in use {}: {}", claim.by, claim.next);
+    }
+    match host.sysfs.driver(bdf) {
+        Some(driver) if driver == PCIBACK => {}
+        Some(driver) => bail!("{bdf} is not held for guests: dom0's driver {driver} has it already"),
+        None => bail!("{bdf} is not held for guests: dom0 has it, without a driver"),
+    }
+    if let Some(reason) = record::quarantine_reason(&mut host.store, bdf)? {
+        make_ready(host, bdf).map_err(|error| {
+            anyhow!(
+                "{error:#} (it was kept because {reason}): power-cycle the host, which resets every device"
+            )
+        })?;
+        record::lift_quarantine(&mut host.store, bdf)?;
+        println!("{bdf} answers again, and is in quarantine no more");
+    }
+    Ok(match give_away(host, bdf)? {
+        Some(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
+        None => format!("gave {bdf} back to dom0, where no driver takes it"),
+    })
+}
