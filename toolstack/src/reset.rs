@@ -291,6 +291,17 @@ mod tests {
     }
 
     #[test]
+    fn a_bridge_loses_mwi_and_messages_and_stays_bus_master_for_what_is_behind_it() {
+        let mut bytes = space(&[(0x50, 5)]);
+        bytes[0x04] = 0x17;
+        bytes[0x0e] = 1;
+        bytes[0x52] = 0x01;
+        let config = Model::new(bytes);
+        quiesce(&config).unwrap();
+        assert_eq!(*config.writes.borrow(), [(0x04, 2, 0x0007), (0x52, 2, 0)]);
+    }
+
+    #[test]
     fn a_function_is_woken_then_its_dma_and_line_stop_then_its_messages() {
         let mut bytes = space(&[(0x40, 1), (0x50, 5), (0x70, 0x11)]);
         bytes[0x04] = 0x07;
