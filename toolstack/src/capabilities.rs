@@ -13,6 +13,8 @@ pub struct Capabilities {
     pub express: Option<u16>,
     /// MSI-X (id 0x11).
     pub msix: Option<u16>,
+    /// Advanced error reporting (extended, id 0x0001).
+    pub aer: Option<u16>,
     /// Single root I/O virtualization (extended, id 0x0010).
     pub sriov: Option<u16>,
     /// Resizable BARs (extended, id 0x0015), and those of the virtual functions (0x0024).
@@ -89,6 +91,7 @@ impl Capabilities {
                 break;
             };
             let slot = match header & 0xffff {
+                0x0001 => Some(&mut self.aer),
                 0x0010 => Some(&mut self.sriov),
                 0x0015 => Some(&mut self.resizable[0]),
                 0x0024 => Some(&mut self.resizable[1]),
@@ -188,8 +191,8 @@ pub(crate) mod tests {
         let config = extended(&[(0x100, 0x0001), (0x200, 0x0010), (0x160, 0x0024), (0xff8, 0x0015)]);
         let found = Capabilities::find(&config);
         assert_eq!(
-            (found.sriov, found.resizable),
-            (Some(0x200), [Some(0xff8), Some(0x160)])
+            (found.aer, found.sriov, found.resizable),
+            (Some(0x100), Some(0x200), [Some(0xff8), Some(0x160)])
         );
         assert_eq!(Capabilities::find(&config[..256]), Capabilities::default());
         let mut circle = extended(&[(0x100, 0x0001), (0x200, 0x0010)]);

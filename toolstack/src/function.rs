@@ -8,7 +8,9 @@ use crate::config::{Config, command, register};
 use crate::guard::{Guard, Refusal};
 use crate::interrupts::{Failure, Interrupts, Mode, release_line, silence_line};
 use crate::record::{Attachment, Device};
+use crate::recovery::Condition;
 use crate::restore;
+use crate::snapshot::Snapshot;
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +45,7 @@ pub struct Function<C> {
     physical: Option<C>,
     guard: Guard,
     interrupts: Interrupts,
+    snapshot: Snapshot,
     /// COMMAND as it was when the function was put to sleep.
     command_before_sleep: Option<u16>,
     refused: BTreeMap<(u16, Refusal), u64>,
@@ -55,8 +58,9 @@ impl<C: Config> Function<C> {
         let dword = |offset| config.read(offset, 4).map(u32::to_le_bytes);
         let bytes: io::Result<Vec<_>> = (0..64).map(|n| dword(4 * n)).collect();
         let mut bytes = bytes?;
-        if device.terms.reach_unlisted() {
-            // As far as there is extended space; what lies there matters to the guard.
+        let express = Capabilities::find(&bytes.concat()).express.is_some();
+        if device.terms.reach_unlisted() || express {
+            // As far as there is extended space; what lies there matters to the guard, and to the snapshot.
             bytes.extend((64..1024).map_while(|n| dword(4 * n).ok()));
         }
         let capabilities = Capabilities::find(&bytes.concat());
@@ -67,6 +71,7 @@ impl<C: Config> Function<C> {
             release_line(&config)?;
         }
         Ok(Self {
+            snapshot: Snapshot::take(&config, &device.header, &capabilities)?,
             guard: Guard::new(&device.header, &capabilities, &device.terms),
             interrupts: Interrupts::new(device.bdf, capabilities, device.bars, device.line_offered, mode),
             device,
@@ -92,6 +97,84 @@ impl<C: Config> Function<C> {
         self.refused
             .iter()
             .map(|(&(offset, refusal), &count)| (offset, refusal, count))
+    }
+
+    /// Has the function report its errors, if it can.
+    pub fn report_errors(&mut self) -> io::Result<()> {
+        self.snapshot.report_errors(&self.config)
+    }
+
+    /// Sees what the function is like after an error. One that was reset gets its configuration and its messages back.
+    pub fn inspect(&self, xen: &impl Hypervisor) -> io::Result<Condition> {
+        // Also a virtual function answers here, unlike in its ids.
+        if self.config.read(register::REVISION, 4)? == u32::MAX {
+            return Ok(Condition::Gone);
+        }
+        if !self.snapshot.is_lost(&self.config)? {
+            return Ok(Condition::Sound);
+        }
+        self.renew(xen)?;
+        Ok(Condition::Restored)
+    }
+
+    /// Gives the function its configuration and its messages back after a reset.
+    pub fn renew(&self, xen: &impl Hypervisor) -> io::Result<()> {
+        self.snapshot.restore(&self.config)?;
+        self.interrupts.restore(&self.config, xen)
+    }
+
+    /// Carries a request about this function out.
+    fn carry_out(
+        &mut self,
+        taken: &Taken,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        note: impl FnOnce(&Mode),
+    ) -> Result<Done, Failure> {
+        let request = taken.request();
+        let Self {
+            interrupts,
+            config,
+            physical,
+            device,
+            ..
+        } = self;
+        let config = &*config;
+        match request.command {
+            Command::EnableMsi | Command::EnableMsix if !device.terms.msi.is_on() => Err(Failure {
+                error: OpError::OpFailed,
+                cause: device.terms.to_string(),
+            }),
+            Command::ConfWrite => self.write(request),
+            Command::EnableMsi => {
+                let pirq = interrupts.enable_msi(config, xen, guest, note)?;
+                Ok(Done::Value(pirq.into()))
+            }
+            Command::EnableMsix => {
+                let entries = taken.entries().map_err(|error| Failure {
+                    error: OpError::EINVAL,
+                    cause: error.to_string(),
+                })?;
+                let entries: Vec<u16> = entries.iter().map(|entry| entry.entry).collect();
+                let decoder = physical.as_ref().unwrap_or(config);
+                interrupts
+                    .enable_msix(config, decoder, xen, guest, &entries, note)
+                    .map(Done::Vectors)
+            }
+            Command::DisableMsi | Command::DisableMsix => {
+                interrupts
+                    .disable(config, xen, guest, note)
+                    .map_err(|error| Failure {
+                        error: OpError::OpFailed,
+                        cause: format!("the interrupts could not be turned off wholly: {error}"),
+                    })?;
+                Ok(Done::Value(0))
+            }
+            Command::ConfRead | Command::Other(_) => Err(Failure {
+                error: OpError::NotImplemented,
+                cause: "no request of this hop".into(),
+            }),
+        }
     }
 
     fn write(&mut self, request: &Request) -> Result<Done, Failure> {
@@ -122,6 +205,7 @@ impl<C: Config> Function<C> {
             return self.write_power(offset, value, current).map_err(failed);
         }
         self.config.write(offset, width, value).map_err(failed)?;
+        self.snapshot.note(offset, width, value);
         Ok(Done::Value(0))
     }
 
@@ -213,6 +297,16 @@ impl<C: Config> Functions<C> {
         self.functions.retain(|function| !bdfs.contains(&function.bdf()));
     }
 
+    /// The device at this address.
+    pub fn get(&self, bdf: Bdf) -> Option<&Function<C>> {
+        self.functions.iter().find(|function| function.bdf() == bdf)
+    }
+
+    /// The devices, in the order in which they came, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Function<C>> {
+        self.functions.iter_mut()
+    }
+
     /// The devices, in the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = &Function<C>> {
         self.functions.iter()
@@ -235,56 +329,13 @@ impl<C: Config> Functions<C> {
             });
         };
         let bdf = function.bdf();
-        let note = |mode: &Mode| note(bdf, mode);
-        let Function {
-            interrupts,
-            config,
-            physical,
-            device,
-            ..
-        } = function;
-        let config = &*config;
-        match request.command {
-            Command::EnableMsi | Command::EnableMsix if !device.terms.msi.is_on() => Err(Failure {
-                error: OpError::OpFailed,
-                cause: device.terms.to_string(),
-            }),
-            Command::ConfWrite => function.write(request),
-            Command::EnableMsi => {
-                let pirq = interrupts.enable_msi(config, xen, self.guest, note)?;
-                Ok(Done::Value(pirq.into()))
-            }
-            Command::EnableMsix => {
-                let entries = taken.entries().map_err(|error| Failure {
-                    error: OpError::EINVAL,
-                    cause: error.to_string(),
-                })?;
-                let entries: Vec<u16> = entries.iter().map(|entry| entry.entry).collect();
-                interrupts
-                    .enable_msix(
-                        config,
-                        physical.as_ref().unwrap_or(config),
-                        xen,
-                        self.guest,
-                        &entries,
-                        note,
-                    )
-                    .map(Done::Vectors)
-            }
-            Command::DisableMsi | Command::DisableMsix => {
-                interrupts
-                    .disable(config, xen, self.guest, note)
-                    .map_err(|error| Failure {
-                        error: OpError::OpFailed,
-                        cause: format!("the interrupts could not be turned off wholly: {error}"),
-                    })?;
-                Ok(Done::Value(0))
-            }
-            Command::ConfRead | Command::Other(_) => Err(Failure {
-                error: OpError::NotImplemented,
-                cause: "no request of this hop".into(),
-            }),
+        let done = function.carry_out(taken, xen, self.guest, |mode| note(bdf, mode));
+        if !matches!(request.command, Command::ConfWrite) {
+            // Messages silence the line, and it is allowed again with their end.
+            let noted = function.snapshot.note_command(&function.config);
+            return done.and_then(|done| noted.map(|()| done).map_err(failed));
         }
+        done
     }
 }
 
@@ -621,5 +672,26 @@ mod tests {
         assert_eq!(hop.ask(&power(3), &[]), Ok(Done::Value(0)));
         assert_eq!(hop.ask(&power(0), &[]), Ok(Done::Value(0)));
         assert_eq!(hop.writes(), [(POWER + 4, 2, 3), (POWER + 4, 2, 0)]);
+    }
+
+    #[test]
+    fn a_function_that_was_reset_under_its_guest_gets_configuration_and_messages_back() {
+        let mut hop = Hop::new();
+        hop.ask(&Request::conf_write(bdf(), 4, 2, 0x0007), &[]).unwrap();
+        hop.ask(&Request::new(Command::EnableMsix, bdf()), &[0, 2])
+            .unwrap();
+        let before = hop.config().bytes.borrow().clone();
+        let inspect = |hop: &Hop| hop.functions.get(bdf()).unwrap().inspect(&hop.xen).unwrap();
+        assert_eq!(inspect(&hop), Condition::Sound);
+        // As dom0's kernel does to all that is below a port with a fatal error.
+        hop.config().set16(4, 0);
+        hop.config().set16(0x12, 0);
+        hop.config().set16(MSIX + 2, 4);
+        assert_eq!(inspect(&hop), Condition::Restored);
+        assert!(*hop.config().bytes.borrow() == before, "INTx silenced, MSI-X on");
+        assert_eq!(hop.xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
+        assert_eq!(inspect(&hop), Condition::Sound);
+        hop.config().bytes.borrow_mut().fill(0xff);
+        assert_eq!(inspect(&hop), Condition::Gone);
     }
 }

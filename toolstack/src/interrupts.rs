@@ -261,6 +261,27 @@ impl Interrupts {
         off.and(unmapped).and(line)
     }
 
+    /// Brings the messages back that the device has lost in a reset, for the pirqs that the guest has. The device must
+    /// decode memory.
+    pub fn restore(&self, config: &impl Config, xen: &impl Hypervisor) -> io::Result<()> {
+        let control = match self.mode {
+            Mode::Line if self.line_offered => return Ok(()),
+            Mode::Line => return silence_line(config),
+            Mode::Msi(_) => self.capabilities.msi.map(|at| (at + MSI_CONTROL, MSI_ENABLE, 0)),
+            Mode::Msix(_) => self
+                .capabilities
+                .msix
+                .map(|at| (at + MSIX_CONTROL, MSIX_ENABLE, MSIX_MASK_ALL)),
+        };
+        silence_line(config)?;
+        xen.restore_messages(self.bdf)?;
+        let Some((control, on, off)) = control else {
+            return Ok(());
+        };
+        let value = config.read16(control)?;
+        config.write16(control, (value | on) & !off)
+    }
+
     fn msix_table(&self, config: &impl Config, decoder: &impl Config) -> Result<MsixTable, Failure> {
         let capability = self
             .capabilities
@@ -578,6 +599,47 @@ mod tests {
             [(MSIX + 2, 2, 0x0004), (COMMAND, 2, 0x0007)]
         );
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
+    }
+
+    #[test]
+    fn messages_that_were_lost_in_a_reset_come_back_for_the_same_pirqs() {
+        for (msix, control, value) in [(true, MSIX + 2, 0x8004), (false, MSI + 2, 0x0001)] {
+            let (config, mut interrupts) = function();
+            let xen = Xen::default();
+            if msix {
+                interrupts
+                    .enable_msix(&config, &config, &xen, GUEST, &[0, 4], |_| {})
+                    .unwrap();
+            } else {
+                interrupts.enable_msi(&config, &xen, GUEST, |_| {}).unwrap();
+            }
+            let mode = interrupts.mode().clone();
+            config.set16(COMMAND, 7);
+            config.set16(control, value & !0x8001);
+            config.writes.borrow_mut().clear();
+            interrupts.restore(&config, &xen).unwrap();
+            assert_eq!(xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
+            assert_eq!(
+                *config.writes.borrow(),
+                [(COMMAND, 2, 0x0407), (control, 2, value.into())]
+            );
+            assert_eq!(*interrupts.mode(), mode);
+        }
+    }
+
+    #[test]
+    fn a_line_alone_needs_nothing_but_its_silence_where_it_is_withheld() {
+        let (config, interrupts) = function();
+        let xen = Xen::default();
+        interrupts.restore(&config, &xen).unwrap();
+        assert!(config.writes.borrow().is_empty());
+        let withheld = Interrupts {
+            line_offered: false,
+            ..interrupts
+        };
+        withheld.restore(&config, &xen).unwrap();
+        assert_eq!(*config.writes.borrow(), [(COMMAND, 2, 0x0407)]);
+        assert!(xen.calls().is_empty());
     }
 
     #[test]

@@ -8,10 +8,12 @@
 //! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
 //!   about writes and keeps the [`interrupts`].
+//!   It also hears of errors of devices ([`uevent`]) and takes the guest through their [`recovery`]; a [`snapshot`]
+//!   brings back what a reset took.
 //! - [`launch`], [`hotplug`], [`check`], [`hold`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
 //!   that runs.
 //!
-//! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl) and [`xendev`] (mapped grants and
+//! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl and libxencall) and [`xendev`] (mapped grants and
 //! event channels).
 #![deny(unsafe_code)]
 
@@ -42,16 +44,19 @@ pub mod prepare;
 pub mod progress;
 pub mod ratelimit;
 pub mod record;
+pub mod recovery;
 pub mod release;
 pub mod reset;
 pub mod resources;
 pub mod restore;
 pub mod seize;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
 pub mod store;
 pub mod sysfs;
 pub mod terms;
+pub mod uevent;
 pub mod undo;
 pub mod waiting;
 pub mod xenctrl;

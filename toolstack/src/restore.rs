@@ -20,7 +20,7 @@ pub fn addresses(config: &impl Config, header: &[u8]) -> io::Result<bool> {
 }
 
 /// A register of the record, if it reaches that far.
-fn recorded(header: &[u8], offset: u16, width: u8) -> Option<u32> {
+pub fn recorded(header: &[u8], offset: u16, width: u8) -> Option<u32> {
     let bytes = header.get(usize::from(offset)..)?.get(..usize::from(width))?;
     let value = bytes.iter().rev();
     Some(value.fold(0, |value, &byte| value << 8 | u32::from(byte)))

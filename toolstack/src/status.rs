@@ -102,6 +102,9 @@ pub struct DeviceStatus {
     /// On what terms the guest has it.
     #[serde(default)]
     pub terms: Terms,
+    /// Errors that the hardware corrected, as dom0's kernel counts them; absent if it hears of none.
+    #[serde(default)]
+    pub corrected_errors: Option<u64>,
 }
 
 /// What the service has seen of a stub.
@@ -118,6 +121,22 @@ pub struct Served {
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
+    /// The devices that had errors since the service began to serve the stub.
+    #[serde(default)]
+    pub errors: Vec<DeviceErrors>,
+}
+
+/// Errors of a device that could not be corrected, and what came of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceErrors {
+    /// The device.
+    pub bdf: String,
+    /// How many dom0's kernel has told of.
+    pub errors: u64,
+    /// How often the device and the guest's driver recovered.
+    pub recovered: u64,
+    /// How the last ones ended; empty while that is not known.
+    pub last: String,
 }
 
 /// Writes to one register that the guard refused for one reason.
@@ -208,6 +227,7 @@ pub fn collect(
                     let reset = Plan::of(device.bdf, &host.sysfs).used();
                     let line = device.gsi.filter(|_| device.line_offered);
                     DeviceStatus {
+                        corrected_errors: host.sysfs.correctable_errors(device.bdf),
                         reset: reset.map(|method| method.to_string()),
                         line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, &host.sysfs)),
                         ..device_status(device, mode)
@@ -275,6 +295,7 @@ fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
         line: None,
         reset: None,
         terms: device.terms.clone(),
+        corrected_errors: None,
     }
 }
 
@@ -315,6 +336,7 @@ impl fmt::Display for Status {
                 virtuals.join(", ")
             )?;
         }
+        self.stubs.iter().try_for_each(|stub| stub.fmt_errors(f))?;
         self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
         if !self.held.is_empty() {
             writeln!(f, "held for guests: {}", self.held.join(", "))?;
@@ -392,6 +414,27 @@ impl fmt::Display for DomainStatus {
 }
 
 impl StubStatus {
+    fn fmt_errors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for device in &self.devices {
+            if let Some(count @ 1..) = device.corrected_errors {
+                writeln!(f, "{}: {count} errors that the hardware corrected", device.bdf)?;
+            }
+        }
+        let errors = self.served.iter().flat_map(|served| &served.errors);
+        for device in errors {
+            let last = match device.last.as_str() {
+                "" => "being dealt with",
+                last => last,
+            };
+            let (bdf, errors, recovered) = (&device.bdf, device.errors, device.recovered);
+            writeln!(
+                f,
+                "{bdf}: errors {errors}, recovered {recovered}; the last: {last}"
+            )?;
+        }
+        Ok(())
+    }
+
     fn fmt_served(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.domain.name;
         let Some(served) = &self.served else {
@@ -541,6 +584,26 @@ mod tests {
         let line = "\n0000:01:00.0 has to stay in dom0 with its driver: guests have its virtual functions 0000:01:10.0, \
                     0000:01:10.2\n";
         assert!(text.contains(line), "{text}");
+    }
+
+    #[test]
+    fn errors_of_devices_are_told_with_what_came_of_them() {
+        let mut status = status();
+        assert!(!status.to_string().contains("errors"));
+        status.stubs[0].devices[0].corrected_errors = Some(3);
+        status.stubs[0].served.as_mut().unwrap().errors = vec![DeviceErrors {
+            bdf: "0000:00:05.0".into(),
+            errors: 2,
+            recovered: 1,
+            last: "the guest handles no errors: it is left as it is".into(),
+        }];
+        let text = status.to_string();
+        for line in [
+            "\n0000:00:05.0: 3 errors that the hardware corrected\n",
+            "\n0000:00:05.0: errors 2, recovered 1; the last: the guest handles no errors: it is left as it is\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

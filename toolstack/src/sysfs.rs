@@ -149,6 +149,24 @@ impl Sysfs {
         text.map_or(true, |text| text.trim() != "0")
     }
 
+    /// True if dom0's kernel hears of the errors of a function: a port above it has the service for that.
+    pub fn hears_errors(&self, bdf: Bdf) -> bool {
+        // The name of a root port's service (`drivers/pci/pcie/portdrv.c`).
+        let service = |port: Bdf| self.path(port, &format!("{port}:pcie002/driver"));
+        self.bridges_above(bdf)
+            .is_ok_and(|above| above.into_iter().any(|port| service(port).exists()))
+    }
+
+    /// How many correctable errors of a function dom0's kernel has heard of since it knows the function; `None` if
+    /// it hears of none.
+    pub fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
+        let text = fs::read_to_string(self.path(bdf, "aer_dev_correctable")).ok()?;
+        let total = text
+            .lines()
+            .find_map(|line| line.strip_prefix("TOTAL_ERR_COR "))?;
+        total.trim().parse().ok()
+    }
+
     /// The function's address ranges.
     pub fn bars(&self, bdf: Bdf) -> Result<Bars, SysfsError> {
         let text = self.read(bdf, "resource", "cannot read the address ranges")?;
@@ -432,6 +450,25 @@ pub(crate) mod tests {
         assert_eq!(sysfs.below(bdf("00:1c.0")).unwrap(), [bdf("02:01.0")]);
         let msi = ["00:1c.0", "02:01.0", "03:00.0"].map(|name| sysfs.msi_below(bdf(name)));
         assert_eq!(msi, [true, false, true]);
+    }
+
+    #[test]
+    fn errors_are_heard_of_where_a_port_above_has_the_service() {
+        let tree = Tree::new();
+        tree.add("0000:00:1c.0", &[]);
+        tree.add_below("0000:00:1c.0", "0000:02:00.0", &[]);
+        tree.add("0000:00:1d.0/0000:00:1d.0:pcie002/driver", &[]);
+        let count = (
+            "aer_dev_correctable",
+            &b"RxErr 2\nBadTLP 1\nTOTAL_ERR_COR 3\n"[..],
+        );
+        tree.add_below("0000:00:1d.0", "0000:03:00.0", &[count]);
+        tree.add_below("0000:03:00.0", "0000:04:00.0", &[]);
+        let sysfs = tree.sysfs();
+        let heard = ["02:00.0", "03:00.0", "04:00.0", "00:1d.0"].map(|name| sysfs.hears_errors(bdf(name)));
+        assert_eq!(heard, [false, true, true, false]);
+        assert_eq!(sysfs.correctable_errors(bdf("03:00.0")), Some(3));
+        assert_eq!(sysfs.correctable_errors(bdf("02:00.0")), None);
     }
 
     #[test]

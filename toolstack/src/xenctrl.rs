@@ -5,6 +5,8 @@
 //! signatures (`tools/include/xenctrl.h`) are the same from Xen 4.17 to 4.20 and later.
 #![allow(unsafe_code)]
 
+mod xencall;
+
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::sync::Mutex;
 use std::{fs, io};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
+use xencall::Xencall;
 
 /// Number of a domain.
 pub type DomId = u16;
@@ -35,6 +38,9 @@ pub trait Hypervisor {
     fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16>;
     /// Takes a pirq away again.
     fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()>;
+    /// Writes the messages of a function that lost them in a reset into it again, for the pirqs that they had. The
+    /// function must decode memory.
+    fn restore_messages(&self, bdf: Bdf) -> io::Result<()>;
     /// Puts a function into the domain's IOMMU context.
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
     /// Takes a function out of the domain's IOMMU context, into quarantine or back to dom0.
@@ -107,6 +113,7 @@ struct Functions {
 /// An open control interface.
 pub struct Xenctrl {
     handle: Mutex<NonNull<c_void>>,
+    calls: Mutex<Xencall>,
     functions: Functions,
     /// Keeps the code that `functions` point into mapped; dropped last.
     _library: Library,
@@ -143,12 +150,20 @@ impl Xenctrl {
         type Open = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> Handle;
         // SAFETY: `Open` is the declaration of this function in xenctrl.h.
         let open = *unsafe { library.get::<Open>(b"xc_interface_open\0") }.map_err(unusable)?;
+        let calls = Xencall::open().map_err(|error| match error {
+            xencall::OpenError::Library(source) => XenctrlError::Unusable {
+                path: xencall::LIBRARY.into(),
+                source,
+            },
+            xencall::OpenError::Open(source) => XenctrlError::Open(source),
+        })?;
         // SAFETY: null loggers stand for the default ones and 0 for no flags, by its description in
         // xenctrl.h; it may be called at any time.
         let handle = unsafe { open(std::ptr::null_mut(), std::ptr::null_mut(), 0) };
         let handle = NonNull::new(handle).ok_or_else(|| XenctrlError::Open(io::Error::last_os_error()))?;
         Ok(Self {
             handle: Mutex::new(handle),
+            calls: Mutex::new(calls),
             functions,
             _library: library,
         })
@@ -273,6 +288,12 @@ impl Hypervisor for Xenctrl {
         self.call(|xen, handle| unsafe { (xen.unmap_pirq)(handle, domain.into(), pirq) })
     }
 
+    fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
+        // As in `call`.
+        let mut calls = self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        calls.restore_messages(bdf)
+    }
+
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
         // SAFETY: scalars only, the handle is live (see above).
         self.call(|xen, handle| unsafe { (xen.assign_device)(handle, domain.into(), machine_sbdf(bdf), 0) })
@@ -383,6 +404,10 @@ pub(crate) mod tests {
 
         fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
             self.note(format!("unmap {domain} {pirq}"))
+        }
+
+        fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
+            self.note(format!("restore messages {bdf}"))
         }
 
         fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {

@@ -5,6 +5,7 @@ use crate::function::{Done, Functions};
 use crate::interrupts::{Failure, Mode};
 use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment};
+use crate::recovery::{Condition, Told};
 use crate::status::{RefusedWrite, Served};
 use crate::store::{self, Store, StoreError};
 use crate::sysfs::{Sysfs, SysfsError};
@@ -19,8 +20,9 @@ use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::counters::Counters;
 use xenbus::path::{Device as Hop, key};
+use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::backend::{Delivery, Success, Taken, take};
-use xenbus::pciif::{MAGIC, Request};
+use xenbus::pciif::{AER_HANDLER, MAGIC, Request, SharedPage, layout};
 
 /// The most requests answered in one go.
 const LONGEST_BURST: u32 = 256;
@@ -129,7 +131,9 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let Particulars { grant, port } = particulars;
         let stub = attachment.stub.domid;
-        let functions = Functions::new(attachment, |bdf| sysfs.open_config(bdf).map_err(LinkError::from))?;
+        let mut functions =
+            Functions::new(attachment, |bdf| sysfs.open_config(bdf).map_err(LinkError::from))?;
+        report_errors(&mut functions, sysfs);
         let page = GrantedPage::map(stub, grant).map_err(|source| LinkError::Page { grant, source })?;
         let channel = EventChannel::bind(stub, port).map_err(|source| LinkError::Port { port, source })?;
         let shared = Arc::new(Mutex::new(Shared {
@@ -161,7 +165,42 @@ impl Link {
     /// Serves the devices that the attachment has now.
     pub fn follow(&self, attachment: &Attachment, sysfs: &Sysfs) -> Result<(), LinkError> {
         let open = |bdf| sysfs.open_config(bdf).map_err(LinkError::from);
-        lock(&self.shared).functions.follow(attachment, open)
+        let mut shared = lock(&self.shared);
+        shared.functions.follow(attachment, open)?;
+        report_errors(&mut shared.functions, sysfs);
+        Ok(())
+    }
+
+    /// Tells the guest of an error.
+    pub fn tell(&self, request: &AerRequest) -> Told {
+        let page = &lock(&self.shared).page;
+        if page.load(layout::FLAGS) & AER_HANDLER == 0 {
+            return Told::Nobody;
+        }
+        match aer::post(page, request) {
+            // A stub that cannot be notified is silent, which has its limit.
+            Ok(()) => self.channel.notify().map_or(Told::Nobody, |()| Told::Yes),
+            Err(Busy) => Told::Busy,
+        }
+    }
+
+    /// What the guest says to that.
+    pub fn verdict(&self) -> Option<Verdict> {
+        aer::verdict(&lock(&self.shared).page).map(Verdict::from_raw)
+    }
+
+    /// Sees what a device is like after an error, and restores it if it was reset.
+    pub fn inspect(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Condition> {
+        let shared = lock(&self.shared);
+        let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
+        function.inspect(xen)
+    }
+
+    /// Restores a device that was reset.
+    pub fn renew(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<()> {
+        let shared = lock(&self.shared);
+        let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
+        function.renew(xen)
     }
 
     /// Serves these devices no more. No request for them is under way when this returns.
@@ -191,6 +230,18 @@ impl Link {
             served.add_counters(&counters);
         }
         served
+    }
+}
+
+/// Has those devices report their errors of whose errors dom0's kernel hears.
+fn report_errors(functions: &mut Functions<ConfigFile>, sysfs: &Sysfs) {
+    for function in functions
+        .iter_mut()
+        .filter(|function| sysfs.hears_errors(function.bdf()))
+    {
+        if let Err(error) = function.report_errors() {
+            log::warn!("{}: it will not report its errors: {error}", function.bdf());
+        }
     }
 }
 

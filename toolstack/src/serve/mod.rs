@@ -1,9 +1,10 @@
 //! The service: dom0's end of every stub's second hop.
 //!
 //! One thread watches xenstore and the control socket, and starts a `link` with a thread of its own
-//! for each stub that is ready. What it knows it reads from the records and the xenbus states, so a
+//! for each stub that is ready. It also hears of [`errors`] of devices from the kernel. What it knows it reads from the records and the xenbus states, so a
 //! service that is started again takes up where the last one ended.
 
+mod errors;
 mod link;
 
 use crate::control::{self, ControlError, Listener, Reply, Request};
@@ -14,8 +15,10 @@ use crate::release::{Released, release, take_back};
 use crate::status::{self, Served};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use errors::Errors;
 use link::Link;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -45,6 +48,9 @@ pub enum ServeError {
     /// The records cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// The kernel will not tell of errors.
+    #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
+    Uevents(#[source] io::Error),
     /// The kernel will not wait.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
@@ -67,6 +73,7 @@ pub fn serve() -> Result<(), ServeError> {
         links: BTreeMap::new(),
         known: BTreeSet::new(),
         broken: BTreeSet::new(),
+        errors: Errors::listen().map_err(ServeError::Uevents)?,
     };
     for path in [
         DeviceType::Bulkhead.backends(0).as_str(),
@@ -81,20 +88,37 @@ pub fn serve() -> Result<(), ServeError> {
             service.look()?;
             thread::sleep(LOOK_INTERVAL);
         }
-        let client = wait(service.host.store.transport_mut(), listener.socket())?;
+        service.errors.step(errors::Context {
+            host: &mut service.host,
+            links: &service.links,
+            xen: &service.xen,
+        });
+        let client = wait(
+            service.host.store.transport_mut(),
+            listener.socket(),
+            &service.errors,
+            service.errors.due(),
+        )?;
         if client && let Err(error) = listener.answer(|request| service.answer(request)) {
             log::warn!("a client of the control socket went away: {error}");
         }
     }
 }
 
-/// Waits for xenstore or a client; true if there is a client.
-fn wait(store: &crate::store::Stream, socket: &impl rustix::fd::AsFd) -> Result<bool, ServeError> {
+/// Waits for xenstore, a client or an error of a device, for so long at most; true if there is a client.
+fn wait(
+    store: &crate::store::Stream,
+    socket: &impl AsFd,
+    errors: &impl AsFd,
+    longest: Option<Duration>,
+) -> Result<bool, ServeError> {
     let mut fds = [
         PollFd::new(store, PollFlags::IN),
         PollFd::new(socket, PollFlags::IN),
+        PollFd::new(errors, PollFlags::IN),
     ];
-    match poll(&mut fds, None) {
+    let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+    match poll(&mut fds, longest.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1].revents().contains(PollFlags::IN)),
         Err(error) => Err(ServeError::Wait(error.into())),
     }
@@ -109,6 +133,7 @@ struct Service {
     known: BTreeSet<DomId>,
     /// The stubs that are dead, or could not be linked: said once, then left alone.
     broken: BTreeSet<DomId>,
+    errors: Errors,
 }
 
 impl Service {
@@ -132,6 +157,7 @@ impl Service {
             .map(|attachment| attachment.stub.domid)
             .collect();
         self.forget(&stubs)?;
+        self.errors.keep(&attachments);
         for attachment in attachments {
             let stub = attachment.stub.domid;
             if self.known.insert(stub) {
@@ -290,7 +316,16 @@ impl Service {
                 let served: BTreeMap<DomId, Served> = self
                     .links
                     .iter()
-                    .map(|(&stub, link)| (stub, link.served()))
+                    .map(|(&stub, link)| {
+                        let errors = self.errors.tell(stub);
+                        (
+                            stub,
+                            Served {
+                                errors,
+                                ..link.served()
+                            },
+                        )
+                    })
                     .collect();
                 match status::collect(&mut self.host, true, served) {
                     Ok(status) => Reply::Status(status),

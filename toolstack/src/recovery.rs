@@ -1,0 +1,562 @@
+//! What is done about an error of a device, step by step: the order of things, without doing any of them.
+//!
+//! dom0's kernel hears of the error first, and deals with it as for any device whose driver has nothing to say. When
+//! it is done, or takes too long, it is the guest's turn:
+//!
+//! | the device | is told | verdict | then |
+//! |---|---|---|---|
+//! | as it was | `aer_detected`, normal | can recover | `aer_resume` |
+//! | | | needs a reset | reset, `aer_slotreset`; recovered: `aer_resume` |
+//! | had been reset, and was restored | `aer_detected`, frozen | can recover | `aer_resume` |
+//! | | | needs a reset | `aer_slotreset`; recovered: `aer_resume` |
+//! | answers no more | | | given up |
+//!
+//! Any other verdict, none in time, and errors that keep coming: given up. What that means the terms of the device
+//! say; here is only decided that it is so.
+//!
+//! One device is dealt with at a time, because a page has room for one request. Errors that come meanwhile are folded
+//! into one for each device.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+use xenbus::bdf::Bdf;
+use xenbus::pciif::aer::{Channel, Notice, Verdict};
+
+/// How long dom0's kernel may take: it may reset the bus and wait for all devices on it.
+pub const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the guest may think about each notice. xen-pciback waits for 300 s, in dom0's kernel.
+pub const GUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// A device with more recoveries than this many in [`STORM`] is given up.
+const MOST: usize = 5;
+const STORM: Duration = Duration::from_secs(60);
+
+/// What a device was found like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// As it was.
+    Sound,
+    /// It had lost its configuration, and has it again.
+    Restored,
+    /// It does not answer.
+    Gone,
+}
+
+/// What became of a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The guest has it.
+    Yes,
+    /// The guest, or its stub, still has one of before.
+    Busy,
+    /// Nobody is there who handles errors.
+    Nobody,
+}
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// dom0's kernel has begun to deal with an error of this device.
+    Begun(Bdf),
+    /// It is done with it.
+    Ended(Bdf),
+    /// To [`Step::Inspect`].
+    Found(Condition),
+    /// To [`Step::Tell`].
+    Told(Told),
+    /// The guest's answer to a notice.
+    Verdict(Verdict),
+    /// To [`Step::Reset`]: whether the device has been reset and is itself again.
+    Reset(bool),
+    /// Nothing but that time has passed.
+    Time,
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// See what the device is like, and restore it if it was reset.
+    Inspect(Bdf),
+    /// Tell the guest.
+    Tell(Bdf, Notice),
+    /// Reset the device, and restore it.
+    Reset(Bdf),
+    /// Nothing more: the guest goes on with the device.
+    Recovered(Bdf, Way),
+    /// Let the device have its fate.
+    GiveUp(Bdf, Cause),
+}
+
+/// How a device recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Its driver goes on as before.
+    Resumed,
+    /// It was reset, and its driver has set it up anew.
+    Reset,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resumed => "recovered without a reset",
+            Self::Reset => "recovered by a reset",
+        })
+    }
+}
+
+/// Why a device was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The guest's driver says so.
+    Verdict(Verdict),
+    /// The guest has not answered in time.
+    Silent,
+    /// The guest still thinks about an error of before.
+    Busy,
+    /// There is no stub or no guest that could be told, or it handles no errors.
+    Nobody,
+    /// The device does not answer.
+    Gone,
+    /// It cannot be reset, or is not itself afterwards.
+    ResetFailed,
+    /// One error follows the other.
+    Storm,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verdict(verdict) => return write!(f, "the guest's driver says: {verdict}"),
+            Self::Silent => "the guest did not answer in time",
+            Self::Busy => "the guest has not answered to an error of before",
+            Self::Nobody => "the guest handles no errors",
+            Self::Gone => "the device does not answer",
+            Self::ResetFailed => "the reset failed",
+            Self::Storm => "the errors do not end",
+        })
+    }
+}
+
+/// What is being waited for about the device that is dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Inspecting,
+    /// `aer_detected` is being told or thought about. `reset`: the device has been reset already.
+    Detected {
+        reset: bool,
+    },
+    Resetting,
+    SlotReset,
+    Resume(Way),
+}
+
+/// The device that is dealt with.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    bdf: Bdf,
+    stage: Stage,
+    /// When the guest was told; `None` while it has nothing to think about.
+    told: Option<Instant>,
+}
+
+/// An error that is not dealt with yet.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    begun: Instant,
+    ended: bool,
+}
+
+/// What there is to tell of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Errors that dom0's kernel dealt with.
+    pub errors: u64,
+    /// How often the device recovered from some.
+    pub recovered: u64,
+    /// How the last ones ended.
+    pub last: String,
+}
+
+#[derive(Debug, Default)]
+struct Device {
+    pending: Option<Pending>,
+    /// When the last recoveries began, [`MOST`] at most.
+    begun: VecDeque<Instant>,
+    tally: Tally,
+}
+
+/// The recoveries of one stub's devices.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    devices: BTreeMap<Bdf, Device>,
+    current: Option<Current>,
+}
+
+impl Recovery {
+    /// Takes in what has happened; returns what is to be done about it now. What comes at the wrong time changes
+    /// nothing.
+    pub fn on(&mut self, input: Input, now: Instant) -> Option<Step> {
+        match input {
+            Input::Begun(bdf) => {
+                let device = self.devices.entry(bdf).or_default();
+                device.tally.errors = device.tally.errors.saturating_add(1);
+                device.pending.get_or_insert(Pending {
+                    begun: now,
+                    ended: false,
+                });
+            }
+            Input::Ended(bdf) => {
+                // The beginning may have been missed.
+                let device = self.devices.entry(bdf).or_default();
+                let fresh = Pending {
+                    begun: now,
+                    ended: true,
+                };
+                device.pending.get_or_insert(fresh).ended = true;
+            }
+            _ => {}
+        }
+        match self.current {
+            None => self.begin(now),
+            Some(current) => self.go_on(current, input, now),
+        }
+    }
+
+    /// True while the guest thinks about a notice.
+    pub fn awaits_verdict(&self) -> bool {
+        self.current.is_some_and(|current| current.told.is_some())
+    }
+
+    /// True if time alone will bring something to do.
+    pub fn is_busy(&self) -> bool {
+        self.current.is_some() || self.devices.values().any(|device| device.pending.is_some())
+    }
+
+    /// What there is to tell, by device.
+    pub fn tallies(&self) -> impl Iterator<Item = (Bdf, &Tally)> {
+        self.devices.iter().map(|(&bdf, device)| (bdf, &device.tally))
+    }
+
+    /// Notes how it ended with a device.
+    pub fn note(&mut self, bdf: Bdf, last: String) {
+        self.devices.entry(bdf).or_default().tally.last = last;
+    }
+
+    /// Keeps what is known of these devices only.
+    pub fn keep(&mut self, kept: impl Fn(Bdf) -> bool) {
+        self.devices.retain(|&bdf, _| kept(bdf));
+        self.current = self.current.filter(|current| kept(current.bdf));
+    }
+
+    fn begin(&mut self, now: Instant) -> Option<Step> {
+        let due = |pending: Pending| pending.ended || now >= pending.begun + KERNEL_PATIENCE;
+        let (&bdf, device) = self
+            .devices
+            .iter_mut()
+            .find(|(_, device)| device.pending.is_some_and(due))?;
+        device.pending = None;
+        if device.begun.len() == MOST {
+            if device.begun.front().is_some_and(|&first| now < first + STORM) {
+                return Some(Step::GiveUp(bdf, Cause::Storm));
+            }
+            device.begun.pop_front();
+        }
+        device.begun.push_back(now);
+        self.current = Some(Current {
+            bdf,
+            stage: Stage::Inspecting,
+            told: None,
+        });
+        Some(Step::Inspect(bdf))
+    }
+
+    fn go_on(&mut self, current: Current, input: Input, now: Instant) -> Option<Step> {
+        let bdf = current.bdf;
+        match (current.stage, input) {
+            (Stage::Inspecting, Input::Found(Condition::Gone)) => Some(self.give_up(bdf, Cause::Gone)),
+            (Stage::Inspecting, Input::Found(condition)) => {
+                let reset = condition == Condition::Restored;
+                let channel = if reset { Channel::Frozen } else { Channel::Normal };
+                Some(self.tell(bdf, Stage::Detected { reset }, Notice::Detected(channel)))
+            }
+            (Stage::Resetting, Input::Reset(true)) => {
+                Some(self.tell(bdf, Stage::SlotReset, Notice::SlotReset))
+            }
+            (Stage::Resetting, Input::Reset(false)) => Some(self.give_up(bdf, Cause::ResetFailed)),
+            (_, Input::Told(told)) => match told {
+                Told::Yes => {
+                    self.current = Some(Current {
+                        told: Some(now),
+                        ..current
+                    });
+                    None
+                }
+                Told::Busy => Some(self.give_up(bdf, Cause::Busy)),
+                Told::Nobody => Some(self.give_up(bdf, Cause::Nobody)),
+            },
+            (stage, Input::Verdict(verdict)) if current.told.is_some() => {
+                Some(self.judge(bdf, stage, verdict))
+            }
+            _ if current.told.is_some_and(|told| now >= told + GUEST_PATIENCE) => {
+                Some(self.give_up(bdf, Cause::Silent))
+            }
+            _ => None,
+        }
+    }
+
+    fn judge(&mut self, bdf: Bdf, stage: Stage, verdict: Verdict) -> Step {
+        match (stage, verdict) {
+            (Stage::Detected { .. }, Verdict::CanRecover | Verdict::Recovered) => {
+                self.tell(bdf, Stage::Resume(Way::Resumed), Notice::Resume)
+            }
+            (Stage::Detected { reset: true }, Verdict::NeedReset) => {
+                self.tell(bdf, Stage::SlotReset, Notice::SlotReset)
+            }
+            (Stage::Detected { reset: false }, Verdict::NeedReset) => {
+                self.current = Some(Current {
+                    bdf,
+                    stage: Stage::Resetting,
+                    told: None,
+                });
+                Step::Reset(bdf)
+            }
+            (Stage::SlotReset, Verdict::Recovered) => {
+                self.tell(bdf, Stage::Resume(Way::Reset), Notice::Resume)
+            }
+            // The verdict on this notice means nothing: Linux always says "none".
+            (Stage::Resume(way), _) => {
+                self.current = None;
+                let tally = &mut self.devices.entry(bdf).or_default().tally;
+                tally.recovered = tally.recovered.saturating_add(1);
+                tally.last = way.to_string();
+                Step::Recovered(bdf, way)
+            }
+            _ => self.give_up(bdf, Cause::Verdict(verdict)),
+        }
+    }
+
+    fn tell(&mut self, bdf: Bdf, stage: Stage, notice: Notice) -> Step {
+        self.current = Some(Current {
+            bdf,
+            stage,
+            told: None,
+        });
+        Step::Tell(bdf, notice)
+    }
+
+    fn give_up(&mut self, bdf: Bdf, cause: Cause) -> Step {
+        self.current = None;
+        Step::GiveUp(bdf, cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Input::{Begun, Ended, Found, Reset, Time, Told as WasTold, Verdict as Says};
+
+    const A: Bdf = Bdf::from_devfn(0, 1, 0);
+    const B: Bdf = Bdf::from_devfn(0, 2, 0);
+    const NORMAL: Notice = Notice::Detected(Channel::Normal);
+    const FROZEN: Notice = Notice::Detected(Channel::Frozen);
+
+    /// Plays inputs, all at one moment; returns the steps that they brought.
+    fn play(recovery: &mut Recovery, now: Instant, inputs: &[Input]) -> Vec<Step> {
+        inputs
+            .iter()
+            .filter_map(|&input| recovery.on(input, now))
+            .collect()
+    }
+
+    #[test]
+    fn each_course_of_a_recovery_takes_its_steps() {
+        let yes = WasTold(Told::Yes);
+        let sound = [Begun(A), Ended(A), Found(Condition::Sound), yes];
+        let lost = [Begun(A), Ended(A), Found(Condition::Restored), yes];
+        let told_normal = [Step::Inspect(A), Step::Tell(A, NORMAL)];
+        let told_frozen = [Step::Inspect(A), Step::Tell(A, FROZEN)];
+        let reset = [Says(Verdict::NeedReset), Reset(true), yes];
+        let resume = [yes, Says(Verdict::None)];
+        let to_resume = Step::Tell(A, Notice::Resume);
+        let to_slot_reset = Step::Tell(A, Notice::SlotReset);
+        let gives_up = |cause| Step::GiveUp(A, cause);
+        let verdict = |verdict| gives_up(Cause::Verdict(verdict));
+
+        #[rustfmt::skip]
+        let courses: [(&str, Vec<Input>, Vec<Step>); 14] = [
+            ("goes on", [&sound[..], &[Says(Verdict::CanRecover)], &resume].concat(),
+                [&told_normal[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+            ("has recovered", [&sound[..], &[Says(Verdict::Recovered)], &resume].concat(),
+                [&told_normal[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+            ("reset", [&sound[..], &reset, &[Says(Verdict::Recovered)], &resume].concat(),
+                [&told_normal[..], &[Step::Reset(A), to_slot_reset, to_resume, Step::Recovered(A, Way::Reset)]].concat()),
+            ("reset by dom0's kernel", [&lost[..], &[Says(Verdict::NeedReset), yes, Says(Verdict::Recovered)], &resume].concat(),
+                [&told_frozen[..], &[to_slot_reset, to_resume, Step::Recovered(A, Way::Reset)]].concat()),
+            ("reset by dom0's kernel, goes on", [&lost[..], &[Says(Verdict::CanRecover)], &resume].concat(),
+                [&told_frozen[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+            ("no handler", [&sound[..], &[Says(Verdict::None)]].concat(),
+                [&told_normal[..], &[verdict(Verdict::None)]].concat()),
+            ("no driver", [&sound[..], &[Says(Verdict::NoDriver)]].concat(),
+                [&told_normal[..], &[verdict(Verdict::NoDriver)]].concat()),
+            ("gives up", [&lost[..], &[Says(Verdict::Disconnect)]].concat(),
+                [&told_frozen[..], &[verdict(Verdict::Disconnect)]].concat()),
+            ("nonsense", [&sound[..], &[Says(Verdict::Nonsense(-7))]].concat(),
+                [&told_normal[..], &[verdict(Verdict::Nonsense(-7))]].concat()),
+            ("no better after the reset", [&sound[..], &reset, &[Says(Verdict::NeedReset)]].concat(),
+                [&told_normal[..], &[Step::Reset(A), to_slot_reset, verdict(Verdict::NeedReset)]].concat()),
+            ("the reset fails", [&sound[..], &[Says(Verdict::NeedReset), Reset(false)]].concat(),
+                [&told_normal[..], &[Step::Reset(A), gives_up(Cause::ResetFailed)]].concat()),
+            ("does not answer", vec![Begun(A), Ended(A), Found(Condition::Gone)],
+                vec![Step::Inspect(A), gives_up(Cause::Gone)]),
+            ("nobody to tell", vec![Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Nobody)],
+                [&told_normal[..], &[gives_up(Cause::Nobody)]].concat()),
+            ("busy", vec![Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Busy)],
+                [&told_normal[..], &[gives_up(Cause::Busy)]].concat()),
+        ];
+        for (name, inputs, steps) in courses {
+            let mut recovery = Recovery::default();
+            assert_eq!(play(&mut recovery, Instant::now(), &inputs), steps, "{name}");
+            assert!(!recovery.is_busy(), "{name}");
+            let recovered = matches!(steps.last(), Some(Step::Recovered(..)));
+            let (_, tally) = recovery.tallies().next().unwrap();
+            assert_eq!((tally.errors, tally.recovered), (1, recovered.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_guest_is_told_when_dom0s_kernel_is_done_or_takes_too_long() {
+        let start = Instant::now();
+        let mut recovery = Recovery::default();
+        assert_eq!(recovery.on(Begun(A), start), None);
+        assert!(recovery.is_busy());
+        let almost = start + KERNEL_PATIENCE - Duration::from_millis(1);
+        assert_eq!(recovery.on(Time, almost), None);
+        assert_eq!(recovery.on(Time, start + KERNEL_PATIENCE), Some(Step::Inspect(A)));
+        let mut recovery = Recovery::default();
+        assert_eq!(
+            recovery.on(Ended(A), start),
+            Some(Step::Inspect(A)),
+            "its beginning was missed"
+        );
+    }
+
+    #[test]
+    fn a_guest_that_does_not_answer_is_given_up_at_each_notice() {
+        let yes = WasTold(Told::Yes);
+        let detected = [Ended(A), Found(Condition::Sound), yes];
+        let slot_reset = [&detected[..], &[Says(Verdict::NeedReset), Reset(true), yes]].concat();
+        let resume = [&detected[..], &[Says(Verdict::CanRecover), yes]].concat();
+        for inputs in [&detected[..], &slot_reset, &resume] {
+            let start = Instant::now();
+            let mut recovery = Recovery::default();
+            play(&mut recovery, start, inputs);
+            assert!(recovery.awaits_verdict());
+            let end = start + GUEST_PATIENCE;
+            assert_eq!(recovery.on(Time, end - Duration::from_millis(1)), None);
+            assert_eq!(recovery.on(Time, end), Some(Step::GiveUp(A, Cause::Silent)));
+            assert!(!recovery.awaits_verdict());
+            assert_eq!(recovery.on(Says(Verdict::CanRecover), end), None, "too late");
+        }
+    }
+
+    #[test]
+    fn errors_that_come_meanwhile_are_folded_into_one_more() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        play(
+            &mut recovery,
+            now,
+            &[Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Yes)],
+        );
+        for _ in 0..1000 {
+            assert_eq!(play(&mut recovery, now, &[Begun(A), Ended(A)]), []);
+        }
+        let rest = [
+            Says(Verdict::CanRecover),
+            WasTold(Told::Yes),
+            Says(Verdict::None),
+            Time,
+        ];
+        let steps = play(&mut recovery, now, &rest);
+        assert_eq!(steps.last(), Some(&Step::Inspect(A)));
+        play(&mut recovery, now, &[Found(Condition::Sound), WasTold(Told::Yes)]);
+        play(&mut recovery, now, &rest);
+        assert!(!recovery.is_busy());
+        let (_, tally) = recovery.tallies().next().unwrap();
+        assert_eq!((tally.errors, tally.recovered), (1001, 2));
+    }
+
+    #[test]
+    fn one_device_is_dealt_with_at_a_time() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        let steps = play(&mut recovery, now, &[Begun(A), Begun(B), Ended(B), Ended(A)]);
+        assert_eq!(steps, [Step::Inspect(B)]);
+        let steps = play(&mut recovery, now, &[Found(Condition::Gone), Time]);
+        assert_eq!(steps, [Step::GiveUp(B, Cause::Gone), Step::Inspect(A)]);
+    }
+
+    #[test]
+    fn a_storm_is_given_up_and_a_device_that_is_quiet_again_gets_another_chance() {
+        let start = Instant::now();
+        let mut recovery = Recovery::default();
+        let course = [
+            Begun(A),
+            Ended(A),
+            Found(Condition::Sound),
+            WasTold(Told::Yes),
+            Says(Verdict::CanRecover),
+            WasTold(Told::Yes),
+            Says(Verdict::None),
+        ];
+        for second in 0..MOST as u64 {
+            let steps = play(&mut recovery, start + Duration::from_secs(second), &course);
+            assert_eq!(steps.last(), Some(&Step::Recovered(A, Way::Resumed)));
+        }
+        let soon = start + STORM - Duration::from_millis(1);
+        assert_eq!(
+            play(&mut recovery, soon, &[Begun(A), Ended(A)]),
+            [Step::GiveUp(A, Cause::Storm)]
+        );
+        let steps = play(&mut recovery, start + STORM, &course);
+        assert_eq!(steps.last(), Some(&Step::Recovered(A, Way::Resumed)));
+    }
+
+    #[test]
+    fn a_device_that_leaves_meanwhile_is_forgotten() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        play(
+            &mut recovery,
+            now,
+            &[Ended(A), Found(Condition::Sound), WasTold(Told::Yes), Ended(B)],
+        );
+        recovery.keep(|bdf| bdf == B);
+        assert_eq!(recovery.on(Says(Verdict::NeedReset), now), Some(Step::Inspect(B)));
+        assert_eq!(recovery.tallies().count(), 1);
+    }
+
+    #[test]
+    fn what_comes_at_the_wrong_time_changes_nothing() {
+        let now = Instant::now();
+        let inputs = [
+            Found(Condition::Sound),
+            WasTold(Told::Yes),
+            Says(Verdict::NeedReset),
+            Reset(true),
+            Time,
+        ];
+        let mut recovery = Recovery::default();
+        assert_eq!(play(&mut recovery, now, &inputs), []);
+        assert!(!recovery.is_busy());
+        recovery.on(Ended(A), now);
+        let early = [Says(Verdict::NeedReset), Reset(true), Time];
+        assert_eq!(play(&mut recovery, now, &early), []);
+        assert_eq!(
+            recovery.on(Found(Condition::Sound), now),
+            Some(Step::Tell(A, NORMAL))
+        );
+        assert_eq!(recovery.on(Says(Verdict::NeedReset), now), None, "not told yet");
+    }
+}

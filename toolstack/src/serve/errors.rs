@@ -1,0 +1,270 @@
+//! Errors of devices: from the kernel's events to the guests that have the devices, and to the fate of a device that
+//! does not recover.
+//!
+//! What is to be done says [`Recovery`]; here it is done. Nothing here waits for a guest: its verdict is looked for
+//! again and again, while its requests are answered by the thread of its link.
+
+use super::link::Link;
+use crate::host::Host;
+use crate::ratelimit::RateLimit;
+use crate::record::Attachment;
+use crate::recovery::{Condition, Input, Recovery, Step, Told};
+use crate::reset::Plan;
+use crate::status::DeviceErrors;
+use crate::uevent::{ErrorEvent, Phase, Uevents};
+use crate::xenctrl::{DomId, Xenctrl};
+use bulkhead_config::options::AerFate;
+use rustix::fd::{AsFd, BorrowedFd};
+use std::collections::BTreeMap;
+use std::io;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use xenbus::bdf::Bdf;
+use xenbus::pciif::aer::AerRequest;
+
+/// Between two looks for a verdict, or for the end of a command.
+const TICK: Duration = Duration::from_millis(20);
+/// The most events taken in one go: after a storm the rest waits in the socket, or is lost there.
+const MOST_EVENTS: usize = 1024;
+
+/// What recoveries work with, for one call.
+pub struct Context<'a> {
+    /// xenstore and sysfs.
+    pub host: &'a mut Host,
+    /// The stubs that are served.
+    pub links: &'a BTreeMap<DomId, Link>,
+    /// The hypervisor.
+    pub xen: &'a Xenctrl,
+}
+
+/// The errors of all guests' devices.
+pub struct Errors {
+    events: Uevents,
+    stubs: BTreeMap<DomId, Recovery>,
+    /// Commands that carry out a device's fate.
+    fates: Vec<(Bdf, Child)>,
+    limit: RateLimit,
+}
+
+impl Errors {
+    /// Listens to the kernel from now on.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            events: Uevents::listen()?,
+            stubs: BTreeMap::new(),
+            fates: Vec::new(),
+            limit: RateLimit::new(Instant::now()),
+        })
+    }
+
+    /// When to call [`Self::step`] again at the latest; `None`: with the next event.
+    pub fn due(&self) -> Option<Duration> {
+        let busy = !self.fates.is_empty() || self.stubs.values().any(Recovery::is_busy);
+        busy.then_some(TICK)
+    }
+
+    /// Forgets the devices that no guest has any more.
+    pub fn keep(&mut self, attachments: &[Attachment]) {
+        self.stubs.retain(|&stub, recovery| {
+            let attachment = attachments
+                .iter()
+                .find(|attachment| attachment.stub.domid == stub);
+            if let Some(attachment) = attachment {
+                recovery.keep(|bdf| attachment.bdfs().any(|kept| kept == bdf));
+            }
+            attachment.is_some()
+        });
+    }
+
+    /// What there is to tell of a stub's devices.
+    pub fn tell(&self, stub: DomId) -> Vec<DeviceErrors> {
+        let recovery = self.stubs.get(&stub);
+        let tallies = recovery.into_iter().flat_map(Recovery::tallies);
+        tallies
+            .map(|(bdf, tally)| DeviceErrors {
+                bdf: bdf.to_string(),
+                errors: tally.errors,
+                recovered: tally.recovered,
+                last: tally.last.clone(),
+            })
+            .collect()
+    }
+
+    /// Takes in what the kernel and the guests have said, and does what is to be done about it.
+    pub fn step(&mut self, mut cx: Context<'_>) {
+        self.reap();
+        if let Err(error) = self.take_events(&mut cx) {
+            log::error!("cannot take in the kernel's events about errors of devices: {error:#}");
+        }
+        let stubs: Vec<DomId> = self.stubs.keys().copied().collect();
+        for stub in stubs {
+            let awaits = self.stubs.get(&stub).is_some_and(Recovery::awaits_verdict);
+            let link = cx.links.get(&stub).filter(|_| awaits);
+            let verdict = link.and_then(Link::verdict).map(Input::Verdict);
+            self.advance(&mut cx, stub, verdict.unwrap_or(Input::Time));
+        }
+    }
+
+    fn take_events(&mut self, cx: &mut Context<'_>) -> anyhow::Result<()> {
+        let mut events = Vec::new();
+        while events.len() < MOST_EVENTS
+            && let Some(event) = self.events.next()?
+        {
+            events.push(event);
+        }
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (attachments, _) = Attachment::all(&mut cx.host.store)?;
+        for ErrorEvent { bdf, phase } in events {
+            let owner = attachments
+                .iter()
+                .find(|attachment| attachment.bdfs().any(|other| other == bdf));
+            // One whose fate is on its way has no more to wait for.
+            if let Some(owner) = owner
+                && !self.fates.iter().any(|(doomed, _)| *doomed == bdf)
+            {
+                let stub = owner.stub.domid;
+                self.stubs.entry(stub).or_default();
+                self.advance(
+                    cx,
+                    stub,
+                    match phase {
+                        Phase::Begun => Input::Begun(bdf),
+                        Phase::Ended => Input::Ended(bdf),
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what an input brings, until the guest or time has to bring the next one.
+    fn advance(&mut self, cx: &mut Context<'_>, stub: DomId, input: Input) {
+        let Some(mut recovery) = self.stubs.remove(&stub) else {
+            return;
+        };
+        let mut next = Some(input);
+        while let Some(input) = next {
+            let step = recovery.on(input, Instant::now());
+            next = step.and_then(|step| self.perform(cx, stub, &mut recovery, step));
+        }
+        self.stubs.insert(stub, recovery);
+    }
+
+    fn perform(
+        &mut self,
+        cx: &mut Context<'_>,
+        stub: DomId,
+        recovery: &mut Recovery,
+        step: Step,
+    ) -> Option<Input> {
+        let link = cx.links.get(&stub);
+        match step {
+            Step::Inspect(bdf) => {
+                let inspected = link.map_or(Ok(Condition::Sound), |link| link.inspect(bdf, cx.xen));
+                Some(Input::Found(inspected.unwrap_or_else(|error| {
+                    log::error!("{bdf}: it cannot be restored after a reset: {error}");
+                    Condition::Gone
+                })))
+            }
+            Step::Tell(bdf, notice) => {
+                let request = AerRequest::new(bdf, notice);
+                Some(Input::Told(link.map_or(Told::Nobody, |link| link.tell(&request))))
+            }
+            Step::Reset(bdf) => {
+                // Where there is no way, Linux too leaves it at what the driver does when it is told.
+                let sysfs = &cx.host.sysfs;
+                let reset = Plan::of(bdf, sysfs).used().map(|_| sysfs.reset(bdf)).transpose();
+                let renewed = reset.map_err(anyhow::Error::from).and_then(|_| {
+                    link.map_or(Ok(()), |link| link.renew(bdf, cx.xen))
+                        .map_err(anyhow::Error::from)
+                });
+                if let Err(error) = &renewed {
+                    log::error!("{bdf}: {error:#}");
+                }
+                Some(Input::Reset(renewed.is_ok()))
+            }
+            Step::Recovered(bdf, way) => {
+                self.log(log::Level::Info, bdf, &way.to_string());
+                None
+            }
+            Step::GiveUp(bdf, cause) => {
+                let fate = fate(cx.host, stub, bdf);
+                let outcome = format!("{cause}: {}", consequence(fate));
+                self.log(log::Level::Warn, bdf, &outcome);
+                recovery.note(bdf, outcome);
+                self.carry_out(bdf, fate);
+                None
+            }
+        }
+    }
+
+    /// Has another process carry out a device's fate: that takes the guest's help, or its death, and this one goes on
+    /// answering meanwhile.
+    fn carry_out(&mut self, bdf: Bdf, fate: AerFate) {
+        let verb = match fate {
+            AerFate::Leave => return,
+            AerFate::Detach => "detach",
+            AerFate::Destroy => "destroy",
+        };
+        let command = std::env::current_exe().and_then(|program| {
+            Command::new(program)
+                .args([verb, &bdf.to_string()])
+                .stdin(Stdio::null())
+                .spawn()
+        });
+        match command {
+            Ok(command) => self.fates.push((bdf, command)),
+            Err(error) => log::error!("{bdf}: cannot run `bulkhead {verb} {bdf}`: {error}"),
+        }
+    }
+
+    /// Buries the commands that have ended.
+    fn reap(&mut self) {
+        self.fates.retain_mut(|(bdf, command)| match command.try_wait() {
+            Ok(None) => true,
+            Ok(Some(status)) if status.success() => false,
+            Ok(Some(_)) => {
+                log::error!("{bdf}: its fate could not be carried out, see above: its guest keeps it");
+                false
+            }
+            Err(error) => {
+                log::error!("{bdf}: cannot see whether its fate was carried out: {error}");
+                false
+            }
+        });
+    }
+
+    fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
+        match self.limit.allow(Instant::now()) {
+            Some(0) => log::log!(level, "{bdf}: error: {outcome}"),
+            Some(missed) => log::log!(level, "{bdf}: error: {outcome} (and {missed} messages not shown)"),
+            None => {}
+        }
+    }
+}
+
+impl AsFd for Errors {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// What the terms of a device say; without any, nothing is done to it.
+fn fate(host: &mut Host, stub: DomId, bdf: Bdf) -> AerFate {
+    let attachment = Attachment::read(&mut host.store, stub).ok().flatten();
+    let device = attachment.and_then(|attachment| {
+        let mut devices = attachment.devices.into_iter();
+        devices.find(|device| device.bdf == bdf)
+    });
+    device.map_or(AerFate::Leave, |device| device.terms.aer)
+}
+
+fn consequence(fate: AerFate) -> &'static str {
+    match fate {
+        AerFate::Leave => "it is left as it is",
+        AerFate::Detach => "it is taken from its guest",
+        AerFate::Destroy => "its guest is destroyed",
+    }
+}
