@@ -111,12 +111,22 @@ fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
     if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
         bail!("{bdf} is in use {}: {}", claim.by, claim.next);
     }
-    match host.sysfs.driver(bdf) {
-        Some(driver) if driver == PCIBACK => {}
-        Some(driver) => bail!("{bdf} is not held for guests: dom0's driver {driver} has it already"),
-        None => bail!("{bdf} is not held for guests: dom0 has it, without a driver"),
+    let quarantine = record::quarantine_reason(&mut host.store, bdf)?;
+    let driver = host.sysfs.driver(bdf);
+    if driver.as_deref() != Some(PCIBACK) {
+        let driver = driver.map_or_else(
+            || "without a driver".into(),
+            |driver| format!("with its driver {driver}"),
+        );
+        ensure!(
+            quarantine.is_some(),
+            "{bdf} is not held for guests: dom0 has it, {driver}"
+        );
+        // Someone has judged it sound and given it to dom0 by other means.
+        record::lift_quarantine(&mut host.store, bdf)?;
+        return Ok(format!("{bdf} is in quarantine no more: dom0 has it, {driver}"));
     }
-    if let Some(reason) = record::quarantine_reason(&mut host.store, bdf)? {
+    if let Some(reason) = quarantine {
         make_ready(host, bdf).map_err(|error| {
             anyhow!(
                 "{error:#} (it was kept because {reason}): power-cycle the host, which resets every device"

@@ -4,6 +4,7 @@
 
 use super::Claims;
 use crate::xenctrl::{DomId, Hypervisor};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use xenbus::bdf::Bdf;
@@ -29,7 +30,12 @@ impl Groups {
         for &bdf in bdfs {
             let mut others = Vec::new();
             for &owner in owners {
-                others.extend(xen.group(owner, bdf)?);
+                match xen.group(owner, bdf) {
+                    Ok(group) => others.extend(group),
+                    // A domain that has died meanwhile has no devices any more.
+                    Err(error) if owner != 0 && error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                    Err(error) => return Err(error),
+                }
             }
             others.sort_unstable();
             others.dedup();

@@ -1,6 +1,6 @@
 //! All that the checks look at, as it is at one moment.
 
-use super::{Claims, ClaimsError, Groups, Mounts, spare_pirqs};
+use super::{Claims, ClaimsError, Groups, Mounts, check_host, spare_pirqs};
 use crate::host::Host;
 use crate::mcfg::{self, Mcfg, McfgError};
 use crate::sysfs::Sysfs;
@@ -59,11 +59,16 @@ impl Surroundings {
             .copied()
             .filter(|&bdf| host.sysfs.exists(bdf))
             .collect();
+        // Where Xen drives no IOMMU there are none, and that is refused elsewhere.
+        let groups = match check_host(info) {
+            Ok(()) => Groups::read(&host.xen, &there, &claims).map_err(SurroundingsError::Groups)?,
+            Err(_) => Groups::default(),
+        };
         Ok(Self {
             sysfs: host.sysfs.clone(),
             mcfg: Mcfg::parse(&table)?,
             mounts: Mounts::read().map_err(SurroundingsError::Mounts)?,
-            groups: Groups::read(&host.xen, &there, &claims).map_err(SurroundingsError::Groups)?,
+            groups,
             claims,
             spare_pirqs: spare_pirqs(info),
         })
