@@ -1,5 +1,5 @@
 #!/bin/sh
-# A disk controller works with MSI in a guest of its own, also after five rebinds; edu, which no driver is for, gets MSI.
+# A disk controller works with MSI in a guest of its own, also after rebinds and a hot replug; edu, which no driver is for, gets MSI.
 #: device ahci,id=ahci1,addr=7
 #: device ide-hd,drive=d0,bus=ahci1.0
 #: device edu,addr=8
@@ -30,8 +30,11 @@ log=$(stub_log edu-bulkhead)
 in_guest edu "modprobe e1000e; echo 1234 11e8 >/sys/bus/pci/drivers/e1000e/new_id
     for round in 1 2 3 4 5; do echo 0000:00:00.0 >/sys/bus/pci/drivers/e1000e/bind; done" >/dev/null 2>&1
 check "edu: a driver gets MSI" wait-log "$log" "$BDF: MSI turned on, pirq" 5
-equal "edu: MSI was turned on and off" "6 6" \
-    "$(bulkhead status --json | jq -r '.stubs[0].served.counters | "\(.msi_enabled) \(.msi_disabled)"')"
+msi() { bulkhead status --json | jq -r '.stubs[0].served.counters | "\(.msi_enabled) \(.msi_disabled)"'; }
+equal "edu: MSI was turned on and off" "6 6" "$(msi)"
+replug edu "devmem $registers 32" $BDF
+equal "edu: its register of identification after the replug" 0x010000ED "$(cat /tmp/lines)"
+equal "edu: the same driver has tried it again" "1 1" "$(msi)"
 check "edu: bulkhead destroy" bulkhead destroy edu
 quiet $BDF
 equal "complaints in dom0" "" "$(complaints)"

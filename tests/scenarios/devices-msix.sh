@@ -1,11 +1,11 @@
 #!/bin/sh
-# nvme, xhci, virtio and vmxnet3 work with MSI-X, each in a guest of its own, also after five rebinds.
+# nvme, xhci, virtio and vmxnet3 work with MSI-X, each in a guest of its own, also after rebinds and a hot replug.
 #: device nvme,serial=bulkhead,drive=d0,addr=5
 #: device qemu-xhci,id=xhci1,addr=6
 #: device usb-storage,bus=xhci1.0,drive=d1
 #: device virtio-net-pci,netdev=n0,addr=7,iommu_platform=on,disable-legacy=on
 #: device vmxnet3,netdev=n1,addr=9
-#: timeout 300
+#: timeout 400
 . /rig/scenarios/lib.sh
 
 dmesg -c >/dev/null
