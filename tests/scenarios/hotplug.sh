@@ -49,8 +49,13 @@ seconds() {
 
 check "dom0 drives the second card" modprobe e1000
 within 10 "its driver is bound" test -e /sys/bus/pci/drivers/e1000/$E1000
-guest_config g1
-check "bulkhead run" bulkhead run /root/g1.cfg --device $E1000E
+# --- the first device of a guest that was created without any
+guest_config g1 'passthrough = "enabled"'
+check "xl create" xl create -q /root/g1.cfg
+check "the guest's shell answers" in_guest g1 true
+equal "the guest's bus" "" "$(bus)"
+check "attach creates its stub" bulkhead attach g1 --device $E1000E
+equal "the guest's bus" "00:00.0 8086:10d3" "$(bus)"
 check "e1000e comes up" network_up g1
 check "the guest has the other driver" in_guest g1 modprobe e1000
 equal "pings lost of 5" 0 "$(pings_lost g1 5)"
