@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn an_unknown_error_name_is_kept_short_and_shown_harmlessly() {
         let error = ErrorName::decode(b"E\x1b[2J\nBAD\xff\0");
-        assert_eq!(error.to_string(), "unknown error \"E\\u{1b}[2J\\nBAD\u{fffd}\"");
+        assert_eq!(error.to_string(), "unknown error E?[2J?BAD?");
         let ErrorName::Other(name) = ErrorName::decode(&[b'x'; 4096]) else {
             panic!("not an errno");
         };
