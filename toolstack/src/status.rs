@@ -114,8 +114,7 @@ pub struct Served {
     pub requests: u64,
     /// Requests answered with an error.
     pub failed: u64,
-    /// Writes that the service's own guard refused: a sound stub sends none, but for SR-IOV and resizable BARs of a
-    /// permissive device.
+    /// Writes that the service's own guard refused: a sound stub never sends one.
     pub refused: Vec<RefusedWrite>,
     /// The stub's own counters, by name; empty before it has published any.
     pub counters: BTreeMap<String, u64>,
