@@ -63,6 +63,8 @@ refused "an option that there is not" "no option .*fast.*permissive=0.1" bulkhea
 refused "an option twice" "option msi is given twice" bulkhead attach g1 --device $CARD,msi=1,msi=0
 refused "a quirk for a base address" "$CARD: quirk 10:4:fff cannot be had" bulkhead attach g1 --device $CARD,quirk=10:4:fff
 
+refused "the same by check" "quirk 10:4:fff cannot be had" bulkhead check $CARD,quirk=10:4:fff
+
 # --- the policy file
 refused "a policy that is not there" "cannot read the policy /root/none.toml" \
     bulkhead attach g1 --device $CARD --policy /root/none.toml

@@ -39,10 +39,8 @@ pub fn check(
     checks::check_host(&info)?;
     let around = Surroundings::read(host, &bdfs, &info)?;
     let mut refusals = checks::check_devices(&bdfs, already, slots, &around);
-    if refusals.is_empty() {
-        let quirks = |(&bdf, terms)| checks::check_quirks(bdf, terms, &host.sysfs).err();
-        refusals.extend(bdfs.iter().zip(&terms).filter_map(quirks));
-    }
+    let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
+    refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
     match refusals.len() {
         0 => Ok(Checked {
             bdfs,

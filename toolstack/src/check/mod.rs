@@ -48,9 +48,10 @@ pub fn check(request: &Request) -> Result<Report> {
     let around = Surroundings::read(&mut host, &bdfs, &info)?;
     let (guest, already) = guest(request.guest.as_deref(), &mut host)?;
 
-    let refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
-    let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
     let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();
+    let mut refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
+    refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
+    let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
     let fit: Vec<_> = wanted
         .iter()
         .copied()

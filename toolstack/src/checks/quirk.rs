@@ -7,11 +7,18 @@ use crate::sysfs::Sysfs;
 use crate::terms::Terms;
 use xenbus::bdf::Bdf;
 
-/// Checks that the quirks of a device give the guest nothing that has rules, or is dom0's or Xen's.
-pub fn check_quirks(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> Result<(), Refusal> {
-    if terms.quirks.is_empty() {
-        return Ok(());
-    }
+/// Checks that the quirks of devices that are there give the guest nothing that has rules, or is dom0's or Xen's; all
+/// that speaks against it is returned.
+pub fn check_quirks(wanted: &[(Bdf, &Terms)], sysfs: &Sysfs) -> Vec<Refusal> {
+    let quirky = wanted
+        .iter()
+        .filter(|(bdf, terms)| !terms.quirks.is_empty() && sysfs.exists(*bdf));
+    quirky
+        .filter_map(|&(bdf, terms)| check_device(bdf, terms, sysfs).err())
+        .collect()
+}
+
+fn check_device(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> Result<(), Refusal> {
     let config = sysfs.config_bytes(bdf)?;
     let guard = Guard::new(&config, &Capabilities::find(&config), terms);
     match guard.unfit_quirks().first() {
@@ -32,17 +39,17 @@ mod tests {
                 quirks: quirks.parse().unwrap(),
                 ..Terms::default()
             };
-            check_quirks(bdf(A), &terms, &host().sysfs()).map_err(|error| error.to_string())
+            let refusals = check_quirks(&[(bdf(A), &terms), (bdf("00:09.0"), &terms)], &host().sysfs());
+            refusals.iter().map(Refusal::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(check(""), Ok(()));
-        assert_eq!(check("8:4:1"), Ok(()));
+        assert_eq!(check(""), [""; 0]);
+        assert_eq!(check("8:4:1"), [""; 0]);
         // The fixture has MSI-X at 0x70.
         for quirk in ["10:4:ff", "4:2:400", "72:2:8000"] {
-            let error = check(&format!("8:4:1;{quirk}")).unwrap_err();
-            assert!(
-                error.starts_with(&format!("{A}: quirk {quirk} cannot be had")),
-                "{error}"
-            );
+            let refusals = check(&format!("8:4:1;{quirk}"));
+            assert_eq!(refusals.len(), 1, "{refusals:?}");
+            let start = format!("{A}: quirk {quirk} cannot be had");
+            assert!(refusals[0].starts_with(&start), "{refusals:?}");
         }
     }
 }
