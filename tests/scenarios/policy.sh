@@ -95,12 +95,14 @@ given "quirk" --device "$CARD,quirk=$SEVERITY:4:4000"
 guest_flips "quirk" 4000
 equal "quirk: terms by status" "$CARD: quirks $SEVERITY:4:4000" "$(bulkhead status | grep "^$CARD: ")"
 taken $CARD
+equal "quirk: the register afterwards" "$old" "$(in_dom0)"
 policy "[[device]]" "match = \"8086:10d3\"" "permissive = true"
 given "permissive" --device $CARD
 guest_flips "permissive" 5000
 equal "permissive: terms by status" "$CARD: permissive" "$(bulkhead status | grep "^$CARD: ")"
 equal "permissive: writes that dom0 refused" 0 "$(bulkhead status --json | jq '.stubs[0].served.refused | length')"
 taken $CARD
+equal "permissive: the register afterwards" "$old" "$(in_dom0)"
 
 # --- MSI off, by the command line
 policy

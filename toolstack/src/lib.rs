@@ -39,6 +39,7 @@ pub mod list;
 pub mod mcfg;
 pub mod names;
 pub mod nodes;
+pub mod originals;
 pub mod policy;
 pub mod prepare;
 pub mod progress;

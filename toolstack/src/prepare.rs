@@ -1,7 +1,9 @@
 //! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
 
 use crate::checks::{self, Refusal, Surroundings};
+use crate::control;
 use crate::host::Host;
+use crate::originals;
 use crate::policy::{self, Choices, Decided};
 use crate::record::{Device, Taken};
 use crate::seize::{Before, make_ready, seize};
@@ -9,7 +11,7 @@ use crate::terms::Terms;
 use crate::undo::{Step, Undo};
 use crate::waiting::Interrupt;
 use crate::xl;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bulkhead_config::options::Wanted;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
@@ -91,6 +93,11 @@ impl Checked {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = checks::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        for Device { bdf, terms, .. } in &devices {
+            originals::keep(*bdf, terms, &self.around.sysfs).with_context(|| {
+                format!("cannot keep what the registers of {bdf} hold in {}", control::RUN)
+            })?;
+        }
         Ok(devices)
     }
 }

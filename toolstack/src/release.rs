@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::list;
 use crate::nodes::first_hop;
+use crate::originals;
 use crate::record::{self, Attachment, Device};
 use crate::reset::{self, quiesce};
 use crate::resources::resources;
@@ -231,10 +232,19 @@ fn revoke_ranges(xen: &impl Hypervisor, guest: DomId, device: &Device, released:
 fn reset(host: &mut Host, device: &Device, released: &mut Released) {
     let bdf = device.bdf;
     let line = match reset::reset(&host.sysfs, bdf, device.ids, &device.header) {
-        Ok(Some(method)) => format!("{bdf} was stopped and reset by {method}, and answers"),
-        Ok(None) => format!(
-            "{bdf} was stopped, and answers; no reset method: what the guest left in its registers stays there"
-        ),
+        Ok(method) => {
+            let put_back = originals::put_back(device, &host.sysfs);
+            released.note(
+                format_args!("{bdf}: cannot put back the registers that the guest could write by its terms"),
+                put_back,
+            );
+            match method {
+                Some(method) => format!("{bdf} was stopped and reset by {method}, and answers"),
+                None => format!(
+                    "{bdf} was stopped, and answers; no reset method: what the guest left in its registers stays there"
+                ),
+            }
+        }
         Err(error) => {
             let reason = error.to_string();
             let noted = record::quarantine(&mut host.store, bdf, &reason);
