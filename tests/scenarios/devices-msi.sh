@@ -13,10 +13,7 @@ same_in_dom0 ahci /dev/sda ahci sd_mod
 BDF=0000:00:08.0
 guest_config edu
 check "edu: bulkhead run" bulkhead run /root/edu.cfg --device $BDF
-cp /tmp/check /tmp/run
-# Slot 1e of the rig is on its line.
-check "the command says that its line is withheld" grep -E "INTx of $BDF is withheld" /tmp/run
-equal "edu: interrupts by status" "none 0" "$(mode_of $BDF)"
+equal "edu: interrupts by status" "intx 1" "$(mode_of $BDF)"
 in_guest edu "lspci -vvn -s 00:00.0 2>/dev/null" >/tmp/lspci
 equal "edu: ids in the guest" "1234:11e8" "$(awk 'NR == 1 { print $3 }' /tmp/lspci)"
 check "edu: MSI with one vector, off" grep -E 'MSI: Enable- Count=1/1' /tmp/lspci

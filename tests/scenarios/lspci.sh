@@ -14,12 +14,12 @@
 #: device virtio-net-pci,netdev=n6,addr=11,iommu_platform=on,disable-legacy=on
 #: timeout 300
 . /rig/scenarios/lib.sh
-# Where it is, where it is in the guest, its name in docs/parity.md. Slot 8 is on the line of the rig's own device.
+# Where it is, where it is in the guest, its name in docs/parity.md.
 FUNCTIONS="\
 05.0 00.0 e1000
 06.0 01.0 rtl8139
 07.0 02.0 edu
-08.0 03.0 edu-shared
+08.0 03.0 edu-second
 09.0 04.0 ahci
 0a.0 05.0 nvme
 0b.0 06.0 xhci
@@ -42,7 +42,7 @@ list() {
 # look BACKEND: lists before and after the drivers came.
 look() {
     mkdir "/rig/out/$1"
-    check "$1: the guest's shell answers" in_guest "$1" true
+    check "$1: the guest's shell answers" guest-run "$1" 150 true
     list "$1" bare
     for driver in $DRIVERS; do
         check "$1: modprobe $driver" in_guest "$1" "modprobe $driver"

@@ -23,22 +23,6 @@ pub struct Known {
 /// All of them. Each must show in a run of the whole comparison, or it is stale.
 pub const KNOWN: &[Known] = &[
     Known {
-        function: "edu-shared",
-        states: &[State::Bare, State::Driven],
-        line: "Interrupt",
-        pciback: "pin A routed to IRQ",
-        bulkhead: "",
-        reason: "a device of dom0 is on the same interrupt line, so the line is withheld: the pin reads 0",
-    },
-    Known {
-        function: "edu-shared",
-        states: &[State::Bare, State::Driven],
-        line: "Control",
-        pciback: "DisINTx-",
-        bulkhead: "DisINTx+",
-        reason: "as above: the device may not pull that line",
-    },
-    Known {
         function: "nvme",
         states: &[State::Driven],
         line: "Capabilities: [40]",
