@@ -111,6 +111,16 @@ fn take_devices(
             continue;
         }
         let bdf = device.bdf;
+        if !host.sysfs.exists(bdf) {
+            // Dom0 has removed it, and Xen took its interrupts and its DMA when it was told.
+            if guest_alive {
+                revoke_ranges(&host.xen, guest, device, released);
+            }
+            released
+                .devices
+                .push(format!("{bdf} is gone: dom0 removed it while the guest had it"));
+            continue;
+        }
         let quiesced = host
             .sysfs
             .open_config(bdf)
@@ -205,9 +215,16 @@ fn take(
             xen.unmap_pirq(guest, gsi),
         );
     }
+    revoke_ranges(xen, guest, device, released);
+}
+
+fn revoke_ranges(xen: &impl Hypervisor, guest: DomId, device: &Device, released: &mut Released) {
     for resource in resources(&device.bars) {
         let revoked = permit(xen, guest, &resource, false);
-        released.note(format_args!("{bdf}: cannot revoke {resource:x?}"), revoked);
+        released.note(
+            format_args!("{}: cannot revoke {resource:x?}", device.bdf),
+            revoked,
+        );
     }
 }
 

@@ -194,6 +194,11 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> 
 }
 
 fn hand_to(host: &mut Host, bdf: Bdf, taken: Taken, driver: String) -> Result<Option<String>, SeizeError> {
+    if !host.sysfs.exists(bdf) {
+        // Dom0 has removed it: only the note is left to go.
+        record::forget_taken(&mut host.store, taken, bdf)?;
+        return Ok(None);
+    }
     let driver = Some(driver).filter(|driver| !driver.is_empty());
     xl::assignable_remove(bdf, driver.is_some()).map_err(|source| SeizeError::Remove { bdf, source })?;
     if driver.is_none() {

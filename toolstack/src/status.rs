@@ -8,7 +8,7 @@ use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
 use crate::reset::Plan;
 use crate::store::StoreError;
-use crate::sysfs::PCIBACK;
+use crate::sysfs::{PCIBACK, Sysfs};
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use comfy_table::{Table, presets};
@@ -236,6 +236,7 @@ pub fn collect(
             served: served.remove(&stub),
         });
     }
+    status.problems.extend(gone(&status.stubs, &host.sysfs));
     for (bdf, reason) in record::quarantined(&mut host.store)? {
         let bdf = bdf.to_string();
         status.quarantined.push(Quarantined { bdf, reason });
@@ -256,6 +257,21 @@ fn held(host: &mut Host) -> Vec<String> {
             && claims.quarantined.iter().all(|&(other, _)| other != bdf)
     });
     held.iter().map(ToString::to_string).collect()
+}
+
+/// The devices that a guest has although dom0 has removed them, as it does with virtual functions.
+fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
+    let mut problems = Vec::new();
+    for stub in stubs {
+        let is_gone = |name: &str| name.parse().is_ok_and(|bdf| !sysfs.exists(bdf));
+        for DeviceStatus { bdf, .. } in stub.devices.iter().filter(|device| is_gone(&device.bdf)) {
+            problems.push(format!(
+                "{bdf} is gone: dom0 removed it while guest {} has it; `bulkhead detach {bdf}` has the guest let go of it",
+                stub.guest.name
+            ));
+        }
+    }
+    problems
 }
 
 fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Result<DomainStatus, StoreError> {
@@ -475,6 +491,7 @@ impl StubStatus {
 mod tests {
     use super::*;
     use crate::record::tests::{device, virtual_function};
+    use crate::sysfs::tests::Tree;
 
     fn status() -> Status {
         let domain = |domid, name: &str| DomainStatus {
@@ -603,6 +620,16 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    #[test]
+    fn a_device_that_dom0_has_removed_is_told() {
+        let tree = Tree::new();
+        let expected = "0000:00:05.0 is gone: dom0 removed it while guest web has it; `bulkhead detach 0000:00:05.0` has \
+                        the guest let go of it";
+        assert_eq!(gone(&status().stubs, &tree.sysfs()), [expected]);
+        tree.add("0000:00:05.0", &[]);
+        assert_eq!(gone(&status().stubs, &tree.sysfs()), [""; 0]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What Linux tells of errors of PCI functions: events of its kernel, over a netlink socket.
+//! What Linux tells of errors of PCI functions, and of their end: events of its kernel, over a netlink socket.
 //!
 //! For each function below the port that heard of an uncorrectable error Linux sends one event when it begins to deal
 //! with it and one when it is done (`pci_uevent_ers` in `drivers/pci/pci-driver.c`).
@@ -22,6 +22,8 @@ pub enum Phase {
     Begun,
     /// It is done, well or not.
     Ended,
+    /// It has removed the function, as it does with virtual functions when their physical one is told to end them.
+    Removed,
 }
 
 /// An event about a function.
@@ -86,6 +88,7 @@ fn parse(event: &[u8]) -> Option<ErrorEvent> {
     let (mut pci, mut bdf, mut phase) = (false, None, None);
     for (key, value) in &mut pairs {
         match (key, value) {
+            ("ACTION", "remove") => phase = Some(Phase::Removed),
             ("SUBSYSTEM", value) => pci = value == "pci",
             ("PCI_SLOT_NAME", value) => bdf = value.parse().ok(),
             ("ERROR_EVENT", "BEGIN_RECOVERY") => phase = Some(Phase::Begun),
@@ -129,6 +132,20 @@ mod tests {
             let bdf = "0000:01:00.0".parse().unwrap();
             assert_eq!(event, Some(ErrorEvent { bdf, phase }));
         }
+    }
+
+    #[test]
+    fn the_removal_of_a_function_is_understood() {
+        let lines = [
+            "remove@/devices/x",
+            "ACTION=remove",
+            "SUBSYSTEM=pci",
+            "PCI_SLOT_NAME=0000:01:10.0",
+            "",
+        ];
+        let bdf = "0000:01:10.0".parse().unwrap();
+        let phase = Phase::Removed;
+        assert_eq!(event(&lines), Some(ErrorEvent { bdf, phase }));
     }
 
     #[test]

@@ -125,15 +125,17 @@ impl Errors {
                 && !self.fates.iter().any(|(doomed, _)| *doomed == bdf)
             {
                 let stub = owner.stub.domid;
+                let input = match phase {
+                    Phase::Begun => Input::Begun(bdf),
+                    Phase::Ended => Input::Ended(bdf),
+                    Phase::Removed => {
+                        log::warn!("{bdf}: dom0 removed it while guest {} has it", owner.guest.name);
+                        self.carry_out(bdf, AerFate::Detach);
+                        continue;
+                    }
+                };
                 self.stubs.entry(stub).or_default();
-                self.advance(
-                    cx,
-                    stub,
-                    match phase {
-                        Phase::Begun => Input::Begun(bdf),
-                        Phase::Ended => Input::Ended(bdf),
-                    },
-                );
+                self.advance(cx, stub, input);
             }
         }
         Ok(())
