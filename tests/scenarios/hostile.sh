@@ -34,9 +34,10 @@ touch /tmp/attacking
 (
     node=/local/domain/$guest/data/ask
     while [ -e /tmp/attacking ]; do
-        if [ -n "$(xenstore-read "$node" 2>/dev/null)" ]; then
-            xenstore-write "/local/domain/$number/backend/pci/$guest/0/state" 1 "$node" ""
-        fi
+        case $(xenstore-read "$node" 2>/dev/null) in
+        begin) xenstore-write "$node" "" ;;
+        anew) xenstore-write "/local/domain/$number/backend/pci/$guest/0/state" 1 "$node" "" ;;
+        esac
         usleep 100000
     done
 ) &

@@ -19,6 +19,8 @@ use xenbus::pciif::layout::{FLAGS, OP, OP_SIZE, TOTAL_SIZE};
 use xenbus::pciif::{ACTIVE, AER_ACTIVE, AER_HANDLER, Command, MAGIC, SharedPage};
 use xenbus::state::XenbusState;
 
+/// What dom0 is asked for before the first attack, so that it is there to see.
+pub const BEGIN: &str = "begin";
 /// What dom0 is asked for to get a new connection: the backend's state is set to Initialising.
 pub const ANEW: &str = "anew";
 /// How long a backend may take to notice what we have done to the connection.
@@ -83,6 +85,7 @@ impl<P: Platform, T: Transport> Attacker<'_, P, T> {
     /// # Errors
     /// [`Failure::Silent`] or [`Failure::Unsound`] if it does not; or as the attack itself.
     pub fn attack(&mut self) -> Result<(), Failure> {
+        ask_dom0(self.platform, self.client, BEGIN)?;
         for (name, attack) in Self::attacks() {
             let began = self.platform.now();
             attack(self)?;
