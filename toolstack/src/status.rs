@@ -266,7 +266,8 @@ fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
         let is_gone = |name: &str| name.parse().is_ok_and(|bdf| !sysfs.exists(bdf));
         for DeviceStatus { bdf, .. } in stub.devices.iter().filter(|device| is_gone(&device.bdf)) {
             problems.push(format!(
-                "{bdf} is gone: dom0 removed it while guest {} has it; `bulkhead detach {bdf}` has the guest let go of it",
+                "{bdf} is gone: dom0 removed it while guest {0} has it. Xen may stop the host when guest {0} lets go of its \
+                 interrupts: end what else runs here before you end that guest",
                 stub.guest.name
             ));
         }
@@ -625,8 +626,8 @@ mod tests {
     #[test]
     fn a_device_that_dom0_has_removed_is_told() {
         let tree = Tree::new();
-        let expected = "0000:00:05.0 is gone: dom0 removed it while guest web has it; `bulkhead detach 0000:00:05.0` has \
-                        the guest let go of it";
+        let expected = "0000:00:05.0 is gone: dom0 removed it while guest web has it. Xen may stop the host when guest \
+                        web lets go of its interrupts: end what else runs here before you end that guest";
         assert_eq!(gone(&status().stubs, &tree.sysfs()), [expected]);
         tree.add("0000:00:05.0", &[]);
         assert_eq!(gone(&status().stubs, &tree.sysfs()), [""; 0]);

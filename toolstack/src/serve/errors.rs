@@ -129,8 +129,13 @@ impl Errors {
                     Phase::Begun => Input::Begun(bdf),
                     Phase::Ended => Input::Ended(bdf),
                     Phase::Removed => {
-                        log::warn!("{bdf}: dom0 removed it while guest {} has it", owner.guest.name);
-                        self.carry_out(bdf, AerFate::Detach);
+                        // Nothing is done to the guest: Xen 4.17, measured, stops the host (a BUG in
+                        // `__pirq_guest_unbind`) when a guest closes an interrupt of a function that dom0 removed.
+                        log::error!(
+                            "{bdf}: dom0 removed it while guest {} has it; Xen may stop the host when that guest lets \
+                             go of its interrupts",
+                            owner.guest.name
+                        );
                         continue;
                     }
                 };
