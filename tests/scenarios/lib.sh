@@ -33,28 +33,28 @@ say() { echo "  $*"; }
 
 # check WHAT COMMAND...: COMMAND succeeds, or the scenario fails.
 check() {
-    what=$1
+    label=$1
     shift
     if "$@" >/tmp/check 2>&1; then
-        echo "ok: $what"
+        echo "ok: $label"
     else
         code=$?
         cat /tmp/check
-        failure "$what (exit code $code of: $*)"
+        failure "$label (exit code $code of: $*)"
     fi
 }
 
 # refused WHAT PATTERN COMMAND...: COMMAND fails and says why in words that match PATTERN.
 refused() {
-    what=$1
+    label=$1
     pattern=$2
     shift 2
     if "$@" >/tmp/check 2>&1; then
         cat /tmp/check
-        failure "$what: not refused: $*"
+        failure "$label: not refused: $*"
     fi
-    grep -qiE -- "$pattern" /tmp/check || { cat /tmp/check; failure "$what: no word of '$pattern' in the refusal of: $*"; }
-    echo "ok: $what: $(grep -iE -m 1 -- "$pattern" /tmp/check)"
+    grep -qiE -- "$pattern" /tmp/check || { cat /tmp/check; failure "$label: no word of '$pattern' in the refusal of: $*"; }
+    echo "ok: $label: $(grep -iE -m 1 -- "$pattern" /tmp/check)"
 }
 
 # equal WHAT EXPECTED FOUND
@@ -66,14 +66,14 @@ equal() {
 # within SECONDS WHAT COMMAND...: COMMAND succeeds before SECONDS have passed.
 within() {
     left=$(($1 * 5))
-    what=$2
+    label=$2
     shift 2
     until "$@" >/tmp/check 2>&1; do
         left=$((left - 1))
-        [ $left -gt 0 ] || { cat /tmp/check; failure "$what: not in time: $*"; }
+        [ $left -gt 0 ] || { cat /tmp/check; failure "$label: not in time: $*"; }
         usleep 200000
     done
-    echo "ok: $what"
+    echo "ok: $label"
 }
 
 # guest_config NAME [LINE]...: writes NAME.cfg, a stock Linux guest without devices.
