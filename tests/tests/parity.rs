@@ -26,12 +26,10 @@ fn rows() -> Vec<Row> {
         if let Some(title) = line.strip_prefix("### ") {
             section = title.chars().next().unwrap();
         }
-        let Some(cells) = line.strip_prefix("| ") else { continue };
-        let cells: Vec<_> = cells
-            .trim_end_matches('|')
-            .split('|')
-            .map(str::trim)
-            .collect();
+        let Some(cells) = line.strip_prefix("| ") else {
+            continue;
+        };
+        let cells: Vec<_> = cells.trim_end_matches('|').split('|').map(str::trim).collect();
         let [rule, verdict, how, shown_by] = cells[..] else {
             panic!("not four cells: {line}");
         };
@@ -100,7 +98,11 @@ fn every_row_that_claims_something_is_shown_by_tests_that_exist() {
     let tests = tests();
     for row in rows() {
         let claims = matches!(&*row.verdict, "same" | "better");
-        assert!(!claims || !row.shown_by.is_empty(), "{}: shown by what?", row.rule);
+        assert!(
+            !claims || !row.shown_by.is_empty(),
+            "{}: shown by what?",
+            row.rule
+        );
         for name in row.shown_by {
             assert!(tests.contains(&name), "{}: no test is called {name}", row.rule);
         }
