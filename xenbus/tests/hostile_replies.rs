@@ -218,7 +218,7 @@ fn an_unknown_refusal_is_passed_on_by_name() {
     let mut client = client([reply(Kind::Error, b"EODD\0")]);
     let error = client.read("/node").unwrap_err();
     assert_eq!(error.cause(), &Cause::Refused(ErrorName::Other("EODD".into())));
-    assert_eq!(error.to_string(), "read /node: unknown error \"EODD\"");
+    assert_eq!(error.to_string(), "read /node: unknown error EODD");
 }
 
 #[test]
