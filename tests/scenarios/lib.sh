@@ -31,6 +31,10 @@ explain() {
 # say TEXT: a line of the report.
 say() { echo "  $*"; }
 
+# figure NAME VALUE UNIT...: a line of the report that `cargo verify` keeps as data, for docs/containment.md. NAME is in
+# lower case, with hyphens; VALUE is a number.
+figure() { say "figure $*"; }
+
 # check WHAT COMMAND...: COMMAND succeeds, or the scenario fails.
 check() {
     label=$1

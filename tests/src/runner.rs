@@ -1,5 +1,6 @@
 //! Runs scenarios and keeps the score.
 
+use crate::figure::Figure;
 use crate::scenario::Scenario;
 use crate::verdict::Verdict;
 use anyhow::Result;
@@ -18,6 +19,8 @@ pub struct Report {
     pub duration: Duration,
     /// What it printed.
     pub output: String,
+    /// What it measured; nothing unless it succeeded.
+    pub figures: Vec<Figure>,
     /// Where its logs are.
     pub dir: PathBuf,
 }
@@ -75,10 +78,17 @@ pub fn run(
     };
     let name = format!("{}/{}", rig.suite(), scenario.name);
     let outcome = rig.run(&boot, &out.join(&name), observer)?;
-    let verdict = verdict(&outcome, scenario);
+    let (verdict, figures) = match verdict(&outcome, scenario) {
+        Verdict::Success => match Figure::all_of(rig.suite(), &scenario.name, &outcome.script_log) {
+            Ok(figures) => (Verdict::Success, figures),
+            Err(error) => (Verdict::Error(error.to_string()), Vec::new()),
+        },
+        other => (other, Vec::new()),
+    };
     Ok(Report {
         name,
         verdict,
+        figures,
         duration: outcome.duration,
         output: outcome.script_log,
         dir: outcome.dir,

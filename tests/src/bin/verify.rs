@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::artifacts;
+use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario};
 use bulkhead_tests::verdict::Verdict;
@@ -162,15 +163,16 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     // What takes several processors runs alone, so that it has them.
     let (wide, narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut reports = run_all(wide, 1, &files)?;
-    reports.extend(run_all(narrow, processors, &files)?);
+    let figures = Mutex::new(Store::open(&Store::default_path())?);
+    let mut reports = run_all(wide, 1, &files, &figures)?;
+    reports.extend(run_all(narrow, processors, &files, &figures)?);
 
     // An emulated machine that was kept from running for seconds fails in ways that say nothing of us. So each failure
     // gets a second run, alone; both verdicts are told, and what fails twice has failed.
     for Finished { job, report } in reports {
         let second = match report.verdict {
             Verdict::Success | Verdict::Skip(_) => None,
-            _ => run_all(VecDeque::from([job]), 1, &files)?.pop(),
+            _ => run_all(VecDeque::from([job]), 1, &files, &figures)?.pop(),
         };
         match second {
             None => score.note(&report.name, &report.verdict),
@@ -192,8 +194,13 @@ struct Finished<'a> {
     report: Report,
 }
 
-/// Runs scenarios, `width` at a time; each is told of when it ends.
-fn run_all<'a>(jobs: VecDeque<Job<'a>>, width: usize, files: &[FileIn]) -> Result<Vec<Finished<'a>>> {
+/// Runs scenarios, `width` at a time; each is told of when it ends, and its figures are kept.
+fn run_all<'a>(
+    jobs: VecDeque<Job<'a>>,
+    width: usize,
+    files: &[FileIn],
+    figures: &Mutex<Store>,
+) -> Result<Vec<Finished<'a>>> {
     let out = images::store::target_dir().join("rig-out");
     let jobs = Mutex::new(jobs);
     let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -205,6 +212,9 @@ fn run_all<'a>(jobs: VecDeque<Job<'a>>, width: usize, files: &[FileIn]) -> Resul
             let report = runner::run(rig, scenario, files, &out, &mut Quiet)?;
             tell(&report.name, &report.verdict, report.duration);
             print!("{}", report.details());
+            let mut figures = figures.lock().unwrap_or_else(PoisonError::into_inner);
+            figures.replace(rig.suite(), &scenario.name, report.figures.clone())?;
+            drop(figures);
             finished.push(Finished { job, report });
         }
         Ok(finished)
