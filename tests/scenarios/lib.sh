@@ -139,6 +139,9 @@ pings_lost() {
     echo $(($2 - ${received:-0}))
 }
 
+# service_pid: prints the process of the service; its launcher ends with it.
+service_pid() { pgrep -f "^[^ ]*bulkhead[-a-z]* serve\$"; }
+
 stub_log() { echo "/var/log/xen/guest-$1.log"; }
 
 # xen_lines KEY PATTERN: counts the lines that match among what Xen prints for a debug key.

@@ -1,9 +1,10 @@
 //! Finding domains, and telling whether one still lives.
 
+use crate::host::Host;
+use crate::launcher::LaunchError;
 use crate::record::Domain;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
-use crate::xl::{self, XlError};
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::path::home;
@@ -33,7 +34,7 @@ pub enum DomainError {
 pub enum DestroyError {
     /// xl could not.
     #[error(transparent)]
-    Xl(#[from] XlError),
+    Xl(#[from] LaunchError),
     /// Whether it lives is unknown.
     #[error("cannot see in xenstore whether the domain lives")]
     Store(#[from] StoreError),
@@ -79,12 +80,12 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
 }
 
 /// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.
-pub fn destroy(store: &mut Store, domain: &Domain) -> Result<(), DestroyError> {
-    if !is_alive(store, domain)? {
+pub fn destroy(host: &mut Host, domain: &Domain) -> Result<(), DestroyError> {
+    if !is_alive(&mut host.store, domain)? {
         return Ok(());
     }
-    match xl::destroy(&domain.domid.to_string()) {
-        Err(_) if !is_alive(store, domain)? => Ok(()),
+    match host.runner.destroy(domain.domid) {
+        Err(_) if !is_alive(&mut host.store, domain)? => Ok(()),
         destroyed => Ok(destroyed?),
     }
 }

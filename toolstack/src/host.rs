@@ -1,8 +1,10 @@
 //! The host that a command works on: its privileges, and handles to what it is made of.
 
+use crate::launcher::{LaunchError, Launcher, Order};
 use crate::store::{self, NoStore, Store};
 use crate::sysfs::Sysfs;
-use crate::xenctrl::{Xenctrl, XenctrlError};
+use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use crate::xl;
 use std::fs;
 use std::io;
 use thiserror::Error;
@@ -41,16 +43,45 @@ pub struct Host {
     pub xen: Xenctrl,
     /// The PCI devices.
     pub sysfs: Sysfs,
+    /// Whoever runs other programs.
+    pub runner: Runner,
+}
+
+/// Who runs other programs for this process.
+#[derive(Debug)]
+pub enum Runner {
+    /// It does so itself, as commands do.
+    Itself,
+    /// A process that was left with the privileges for that.
+    Launcher(Launcher),
+}
+
+impl Runner {
+    /// Runs `xl destroy`.
+    pub fn destroy(&mut self, domid: DomId) -> Result<(), LaunchError> {
+        match self {
+            Self::Itself => {
+                xl::destroy(&domid.to_string()).map_err(|error| LaunchError::Failed(error.to_string()))
+            }
+            Self::Launcher(launcher) => launcher.run(Order::DestroyDomain { domid }),
+        }
+    }
 }
 
 impl Host {
     /// Opens the host that this process runs on, which takes root in dom0.
     pub fn open() -> Result<Self, HostError> {
+        Self::open_with(Runner::Itself)
+    }
+
+    /// Opens the host for a process whose programs are run by `runner`.
+    pub fn open_with(runner: Runner) -> Result<Self, HostError> {
         check_privilege()?;
         Ok(Self {
             store: store::open()?,
             xen: Xenctrl::open()?,
             sysfs: Sysfs::host(),
+            runner,
         })
     }
 }

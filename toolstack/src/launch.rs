@@ -445,7 +445,7 @@ pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let attachment = find_attachment(&mut host, who)?;
-    domains::destroy(&mut host.store, &attachment.guest)?;
+    domains::destroy(&mut host, &attachment.guest)?;
     println!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
     let deadline = Instant::now() + GUEST_PATIENCE;

@@ -10,6 +10,7 @@
 //!   about writes and keeps the [`interrupts`].
 //!   It also hears of errors of devices ([`uevent`]) and takes the guest through their [`recovery`]; a [`snapshot`]
 //!   brings back what a reset took.
+//! - [`launcher`] is the process that runs other programs for the service.
 //! - [`launch`], [`hotplug`], [`check`], [`hold`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
 //!   that runs.
 //!
@@ -35,6 +36,7 @@ pub mod host;
 pub mod hotplug;
 pub mod interrupts;
 pub mod launch;
+pub mod launcher;
 pub mod list;
 pub mod mcfg;
 pub mod names;

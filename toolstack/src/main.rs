@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Run};
 use toolstack::policy::Choices;
-use toolstack::{check, hold, serve, status};
+use toolstack::{check, hold, launcher, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -133,6 +134,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Run other programs for the service, which starts this.
+    #[command(hide = true)]
+    Launcher,
     /// Answer the stubs. `run` and `attach` start this in the background if it does not run.
     Serve,
 }
@@ -244,6 +248,12 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Release { devices } => hold::release(&devices),
         Command::Irq { device, ack } => launch::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
+        Command::Launcher => {
+            let socket = std::io::stdin().as_fd().try_clone_to_owned();
+            Ok(launcher::serve(
+                socket.context("no socket of the service's on standard input")?,
+            )?)
+        }
         Command::Serve => {
             let filter = env_logger::Env::default().default_filter_or("info");
             env_logger::Builder::from_env(filter).init();

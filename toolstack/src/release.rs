@@ -37,7 +37,7 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
     let guest = attachment.guest.domid;
     take_devices(host, attachment, &|_| true, guest_alive, &mut released);
 
-    let destroyed = domains::destroy(&mut host.store, &attachment.stub);
+    let destroyed = domains::destroy(host, &attachment.stub);
     released.note(
         format_args!("cannot destroy stub {}", attachment.stub.name),
         destroyed,

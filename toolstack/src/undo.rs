@@ -60,7 +60,7 @@ impl Step {
                 }
                 give_back(host, bdf).map(drop).map_err(Into::into)
             }
-            Self::Created(domain) => Ok(domains::destroy(&mut host.store, &domain)?),
+            Self::Created(domain) => Ok(domains::destroy(host, &domain)?),
             Self::Attached(attachment) => {
                 let released = release_once(host, &attachment)?;
                 ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));

@@ -5,7 +5,8 @@
 //! again and again, while its requests are answered by the thread of its link.
 
 use super::link::Link;
-use crate::host::Host;
+use crate::host::{Host, Runner};
+use crate::launcher::{LaunchError, Order, Ticket};
 use crate::ratelimit::RateLimit;
 use crate::record::Attachment;
 use crate::recovery::{Condition, Input, Recovery, Step, Told};
@@ -17,7 +18,6 @@ use bulkhead_config::options::AerFate;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
 use std::io;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use xenbus::bdf::Bdf;
 use xenbus::pciif::aer::AerRequest;
@@ -41,8 +41,8 @@ pub struct Context<'a> {
 pub struct Errors {
     events: Uevents,
     stubs: BTreeMap<DomId, Recovery>,
-    /// Commands that carry out a device's fate.
-    fates: Vec<(Bdf, Child)>,
+    /// Orders that carry out a device's fate.
+    fates: Vec<(Bdf, Ticket)>,
     limit: RateLimit,
 }
 
@@ -92,7 +92,7 @@ impl Errors {
 
     /// Takes in what the kernel and the guests have said, and does what is to be done about it.
     pub fn step(&mut self, mut cx: Context<'_>) {
-        self.reap();
+        self.reap(cx.host);
         if let Err(error) = self.take_events(&mut cx) {
             log::error!("cannot take in the kernel's events about errors of devices: {error:#}");
         }
@@ -201,7 +201,7 @@ impl Errors {
                 let outcome = format!("{cause}: {}", consequence(fate));
                 self.log(log::Level::Warn, bdf, &outcome);
                 recovery.note(bdf, outcome);
-                self.carry_out(bdf, fate);
+                self.carry_out(cx.host, bdf, fate);
                 None
             }
         }
@@ -209,31 +209,37 @@ impl Errors {
 
     /// Has another process carry out a device's fate: that takes the guest's help, or its death, and this one goes on
     /// answering meanwhile.
-    fn carry_out(&mut self, bdf: Bdf, fate: AerFate) {
-        let verb = match fate {
+    fn carry_out(&mut self, host: &mut Host, bdf: Bdf, fate: AerFate) {
+        let order = match fate {
             AerFate::Leave => return,
-            AerFate::Detach => "detach",
-            AerFate::Destroy => "destroy",
+            AerFate::Detach => Order::Detach { bdf },
+            AerFate::Destroy => Order::DestroyGuest { bdf },
         };
-        let command = std::env::current_exe().and_then(|program| {
-            Command::new(program)
-                .args([verb, &bdf.to_string()])
-                .stdin(Stdio::null())
-                .spawn()
-        });
-        match command {
-            Ok(command) => self.fates.push((bdf, command)),
-            Err(error) => log::error!("{bdf}: cannot run `bulkhead {verb} {bdf}`: {error}"),
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return;
+        };
+        match launcher.order(order) {
+            Ok(ticket) => self.fates.push((bdf, ticket)),
+            Err(error) => log::error!("{bdf}: its fate cannot be carried out: {error}"),
         }
     }
 
-    /// Buries the commands that have ended.
-    fn reap(&mut self) {
-        self.fates.retain_mut(|(bdf, command)| match command.try_wait() {
+    /// Takes in which fates have been carried out.
+    fn reap(&mut self, host: &mut Host) {
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return;
+        };
+        let mut ended = |ticket| {
+            launcher
+                .poll(ticket)
+                .map(Option::transpose)
+                .and_then(|ended| ended)
+        };
+        self.fates.retain(|&(bdf, ticket)| match ended(ticket) {
             Ok(None) => true,
-            Ok(Some(status)) if status.success() => false,
-            Ok(Some(_)) => {
-                log::error!("{bdf}: its fate could not be carried out, see above: its guest keeps it");
+            Ok(Some(())) => false,
+            Err(error @ LaunchError::Failed(_)) => {
+                log::error!("{bdf}: {error}: its guest keeps it");
                 false
             }
             Err(error) => {

@@ -9,7 +9,8 @@ mod link;
 
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
-use crate::host::{Host, HostError};
+use crate::host::{Host, HostError, Runner};
+use crate::launcher::{LaunchError, Launcher};
 use crate::record::{ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
 use crate::status::{self, Served};
@@ -42,6 +43,9 @@ pub enum ServeError {
     /// There is one already, or no place for the socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// No process to run other programs, or no more.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     /// xenstore is gone.
     #[error("lost xenstore: restart the service when xenstored runs again")]
     Store(#[from] StoreError),
@@ -66,7 +70,7 @@ pub fn serve() -> Result<(), ServeError> {
     // Away from the terminal and session of the command that started us; already so under systemd.
     let _ = rustix::process::setsid();
     let listener = Listener::bind()?;
-    let host = Host::open()?;
+    let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
     let mut service = Service {
         host,
         xen: Arc::new(Xenctrl::open()?),
@@ -97,6 +101,7 @@ pub fn serve() -> Result<(), ServeError> {
             service.host.store.transport_mut(),
             listener.socket(),
             &service.errors,
+            &service.host.runner,
             service.errors.due(),
         )?;
         if client && let Err(error) = listener.answer(|request| service.answer(request)) {
@@ -110,15 +115,23 @@ fn wait(
     store: &crate::store::Stream,
     socket: &impl AsFd,
     errors: &impl AsFd,
+    runner: &Runner,
     longest: Option<Duration>,
 ) -> Result<bool, ServeError> {
-    let mut fds = [
+    let mut fds = vec![
         PollFd::new(store, PollFlags::IN),
         PollFd::new(socket, PollFlags::IN),
         PollFd::new(errors, PollFlags::IN),
     ];
+    if let Runner::Launcher(launcher) = runner {
+        // What it answers is looked for by those who asked; its end is this service's end.
+        fds.push(PollFd::new(launcher, PollFlags::empty()));
+    }
     let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
     match poll(&mut fds, longest.as_ref()) {
+        Ok(_) if fds.get(3).is_some_and(|launcher| !launcher.revents().is_empty()) => {
+            Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into())
+        }
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1].revents().contains(PollFlags::IN)),
         Err(error) => Err(ServeError::Wait(error.into())),
     }

@@ -1,0 +1,338 @@
+//! The service's launcher: a small process that alone runs other programs, so that the service itself need not be
+//! able to.
+//!
+//! The service starts it (`bulkhead launcher`) before it gives up its privileges, and asks it over a pair of sockets,
+//! one message an order and one an answer. It knows the few orders below and nothing else; when the service dies, its
+//! socket ends and the launcher does so too, after what is under way.
+
+use crate::xenctrl::DomId;
+use crate::{record, xl};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// How the launcher appears in a list of processes, and its subcommand.
+pub const NAME: &str = "bulkhead-launcher";
+const SUBCOMMAND: &str = "launcher";
+/// The longest message.
+const LONGEST: usize = 64 << 10;
+/// How many orders may be under way at once.
+const MOST_AT_ONCE: usize = 32;
+/// How long the service waits for the end of an order, at most: guests wait meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What can be ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "order")]
+pub enum Order {
+    /// `xl destroy DOMAIN`.
+    DestroyDomain {
+        /// The domain.
+        domid: DomId,
+    },
+    /// `bulkhead detach BDF`.
+    Detach {
+        /// The device.
+        #[serde(with = "record::text")]
+        bdf: Bdf,
+    },
+    /// `bulkhead destroy BDF`: the guest that has the device.
+    DestroyGuest {
+        /// The device.
+        #[serde(with = "record::text")]
+        bdf: Bdf,
+    },
+}
+
+impl Order {
+    fn carry_out(&self) -> Result<(), String> {
+        match self {
+            Self::DestroyDomain { domid } => {
+                xl::destroy(&domid.to_string()).map_err(|error| error.to_string())
+            }
+            Self::Detach { bdf } => bulkhead("detach", bdf),
+            Self::DestroyGuest { bdf } => bulkhead("destroy", bdf),
+        }
+    }
+}
+
+/// Runs a subcommand of this program; what it says goes where our own words go.
+fn bulkhead(verb: &str, what: &impl Display) -> Result<(), String> {
+    let failed = |why: &dyn Display| format!("`bulkhead {verb} {what}` failed: {why}");
+    let program = std::env::current_exe().map_err(|error| failed(&error))?;
+    let mut command = Command::new(program);
+    command.args([verb, &what.to_string()]).stdin(Stdio::null());
+    let status = command.status().map_err(|error| failed(&error))?;
+    status.success().then_some(()).ok_or_else(|| failed(&status))
+}
+
+/// An order on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ticket(u64);
+
+#[derive(Serialize, Deserialize)]
+struct Asked {
+    ticket: Ticket,
+    #[serde(flatten)]
+    order: Order,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Answered {
+    ticket: Ticket,
+    failure: Option<String>,
+}
+
+/// An order that was not carried out.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// No launcher.
+    #[error("cannot start the launcher, which runs other programs for the service")]
+    Start(#[source] io::Error),
+    /// It does not answer.
+    #[error("the launcher is gone: the service has to be started again")]
+    Gone(#[source] io::Error),
+    /// It takes too long.
+    #[error("it has not ended after {} s, and goes on", PATIENCE.as_secs())]
+    Slow,
+    /// The program failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The service's end.
+#[derive(Debug)]
+pub struct Launcher {
+    socket: OwnedFd,
+    next: u64,
+    /// Answers that nobody has asked for yet.
+    answers: BTreeMap<Ticket, Result<(), String>>,
+    _process: Child,
+}
+
+impl Launcher {
+    /// Starts the process.
+    pub fn start() -> Result<Self, LaunchError> {
+        let start = || {
+            let (ours, theirs) = pair()?;
+            let program = std::env::current_exe()?;
+            let process = Command::new(program)
+                .arg0(NAME)
+                .arg(SUBCOMMAND)
+                .stdin(Stdio::from(theirs))
+                .spawn()?;
+            Ok((ours, process))
+        };
+        let (socket, process) = start().map_err(LaunchError::Start)?;
+        Ok(Self {
+            socket,
+            next: 0,
+            answers: BTreeMap::new(),
+            _process: process,
+        })
+    }
+
+    /// Gives an order.
+    pub fn order(&mut self, order: Order) -> Result<Ticket, LaunchError> {
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        tell(&self.socket, &Asked { ticket, order }).map_err(LaunchError::Gone)?;
+        Ok(ticket)
+    }
+
+    /// What became of an order; `None` while it is under way.
+    pub fn poll(&mut self, ticket: Ticket) -> Result<Option<Result<(), LaunchError>>, LaunchError> {
+        self.listen(Duration::ZERO)?;
+        Ok(self.answer(ticket))
+    }
+
+    /// Gives an order and waits until it is carried out.
+    pub fn run(&mut self, order: Order) -> Result<(), LaunchError> {
+        let ticket = self.order(order)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(answer) = self.answer(ticket) {
+                return answer;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LaunchError::Slow);
+            }
+            self.listen(left)?;
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket) -> Option<Result<(), LaunchError>> {
+        let answer = self.answers.remove(&ticket)?;
+        Some(answer.map_err(LaunchError::Failed))
+    }
+
+    /// Takes in the answers that have come, waiting for so long for the first one.
+    fn listen(&mut self, mut longest: Duration) -> Result<(), LaunchError> {
+        while ready(&self.socket, longest).map_err(LaunchError::Gone)? {
+            let answered: Option<Answered> = hear(&self.socket).map_err(LaunchError::Gone)?;
+            let Answered { ticket, failure } =
+                answered.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
+            self.answers.insert(ticket, failure.map_or(Ok(()), Err));
+            longest = Duration::ZERO;
+        }
+        Ok(())
+    }
+}
+
+/// To be waited for: it becomes ready when an order has ended, or the launcher.
+impl AsFd for Launcher {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The launcher itself: carries out what comes over `socket` until that ends.
+pub fn serve(socket: OwnedFd) -> io::Result<()> {
+    let socket = Arc::new(socket);
+    let under_way = Arc::new(AtomicUsize::new(0));
+    while let Some(asked) = hear::<Asked>(&*socket)? {
+        let Asked { ticket, order } = asked;
+        if under_way.fetch_add(1, Ordering::AcqRel) >= MOST_AT_ONCE {
+            under_way.fetch_sub(1, Ordering::AcqRel);
+            let failure = Some(format!("{MOST_AT_ONCE} orders are under way already"));
+            tell(&*socket, &Answered { ticket, failure })?;
+            continue;
+        }
+        let (socket, under_way) = (Arc::clone(&socket), Arc::clone(&under_way));
+        thread::spawn(move || {
+            let failure = order.carry_out().err();
+            under_way.fetch_sub(1, Ordering::AcqRel);
+            // A service that has died has no use for it.
+            let _ = tell(&*socket, &Answered { ticket, failure });
+        });
+    }
+    // What is under way would end with this process.
+    while under_way.load(Ordering::Acquire) > 0 {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Two ends of a connection that keeps messages apart.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
+    let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&longest)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tell(socket: &impl AsFd, message: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(message)?;
+    send(socket, text.as_bytes(), SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next message; `None` if the other end is closed.
+fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<T>> {
+    let mut buffer = vec![0; LONGEST];
+    let length = loop {
+        match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+            Err(Errno::INTR) => {}
+            Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(None),
+            received => break received?.0,
+        }
+    };
+    Ok(Some(serde_json::from_slice(&buffer[..length])?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service whose launcher is a thread of the test.
+    fn launcher() -> Launcher {
+        let (ours, theirs) = pair().unwrap();
+        thread::spawn(move || serve(theirs));
+        Launcher {
+            socket: ours,
+            next: 0,
+            answers: BTreeMap::new(),
+            _process: Command::new("true").spawn().unwrap(),
+        }
+    }
+
+    #[test]
+    fn orders_are_messages_that_name_what_is_to_be_done() {
+        let bdf = "00:05.0".parse().unwrap();
+        let asked = Asked {
+            ticket: Ticket(7),
+            order: Order::Detach { bdf },
+        };
+        let text = serde_json::to_string(&asked).unwrap();
+        assert_eq!(text, r#"{"ticket":7,"order":"detach","bdf":"0000:00:05.0"}"#);
+        let back: Asked = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.ticket, back.order), (asked.ticket, asked.order));
+    }
+
+    #[test]
+    fn nothing_else_can_be_ordered() {
+        for text in [
+            r#"{"ticket":7,"order":"sh","bdf":"0000:00:05.0"}"#,
+            r#"{"ticket":7,"order":"detach","bdf":"; reboot"}"#,
+            r#"{"ticket":7,"order":"destroy_domain","domid":"0"}"#,
+            r#"{"order":"destroy_domain","domid":4}"#,
+        ] {
+            assert!(serde_json::from_str::<Asked>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_failure_comes_back_to_the_one_who_asked() {
+        // There is no Xen here, nor a domain with this number.
+        let mut launcher = launcher();
+        let order = Order::DestroyDomain { domid: 32_751 };
+        let error = launcher.run(order.clone()).unwrap_err();
+        assert!(matches!(error, LaunchError::Failed(_)), "{error:?}");
+        let tickets = [
+            launcher.order(order.clone()).unwrap(),
+            launcher.order(order).unwrap(),
+        ];
+        for ticket in tickets {
+            let answer = loop {
+                if let Some(answer) = launcher.poll(ticket).unwrap() {
+                    break answer;
+                }
+                thread::sleep(Duration::from_millis(1));
+            };
+            assert!(answer.is_err());
+        }
+    }
+
+    #[test]
+    fn a_launcher_that_is_gone_is_noticed() {
+        let (ours, theirs) = pair().unwrap();
+        let mut launcher = Launcher {
+            socket: ours,
+            ..launcher()
+        };
+        drop(theirs);
+        let gone = launcher.run(Order::DestroyDomain { domid: 1 });
+        assert!(matches!(gone, Err(LaunchError::Gone(_))));
+    }
+}
