@@ -30,6 +30,9 @@ pub const LOG: &str = "/var/log/bulkhead/serve.log";
 const LONGEST_LINE: u64 = 1 << 20;
 /// How long a service may take to start, and a client to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
+const ATTEMPTS: u32 = 3;
+const RESTART: Duration = Duration::from_secs(2);
 
 /// What a command asks of the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +136,25 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
         Err(_) if line.is_empty() => Err(ControlError::NoAnswer(io::ErrorKind::UnexpectedEof.into())),
         Err(_) => Err(ControlError::Nonsense { line }),
     }
+}
+
+/// Asks the service for something that can be asked for twice. If it dies over that, the next one is asked.
+pub fn insist(request: &Request) -> Result<Reply, ControlError> {
+    for _ in 1..ATTEMPTS {
+        match ask(request.clone()) {
+            Err(error @ ControlError::NoAnswer(_)) => {
+                eprintln!("note: {error}; it is asked again");
+                // Whoever supervises it comes first.
+                let deadline = Instant::now() + RESTART;
+                while UnixStream::connect(SOCKET).is_err() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                ensure_running()?;
+            }
+            answered => return answered,
+        }
+    }
+    ask(request.clone())
 }
 
 fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {

@@ -6,13 +6,13 @@
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
 use crate::guard::{Guard, Refusal};
-use crate::interrupts::{Failure, Interrupts, Mode, release_line, silence_line};
+use crate::interrupts::{Change, Failure, Interrupts, Mode, Note, release_line, silence_line};
 use crate::record::{Attachment, Device};
 use crate::recovery::Condition;
 use crate::restore;
 use crate::snapshot::Snapshot;
 use crate::xenctrl::{DomId, Hypervisor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::thread;
 use std::time::Duration;
@@ -70,14 +70,18 @@ impl<C: Config> Function<C> {
             // The release from its last guest took it away.
             release_line(&config)?;
         }
+        let guard = Guard::new(&device.header, &capabilities, &device.terms);
+        let power = guard.pmcsr().map(|pmcsr| config.read(pmcsr, 2)).transpose()?;
+        let asleep = power.is_some_and(|power| power & POWER_STATE != 0);
         Ok(Self {
+            // One that sleeps loses it only when it wakes up.
+            command_before_sleep: asleep.then(|| config.read16(register::COMMAND)).transpose()?,
             snapshot: Snapshot::take(&config, &device.header, &capabilities)?,
-            guard: Guard::new(&device.header, &capabilities, &device.terms),
+            guard,
             interrupts: Interrupts::new(device.bdf, capabilities, device.bars, device.line_offered, mode),
             device,
             config,
             physical,
-            command_before_sleep: None,
             refused: BTreeMap::new(),
         })
     }
@@ -123,13 +127,48 @@ impl<C: Config> Function<C> {
         self.interrupts.restore(&self.config, xen)
     }
 
+    /// Finishes what a process that served this function before has left unfinished, if it died over it: a wake-up
+    /// that took the addresses, or a change of the interrupt mode. For `change` and `known` see
+    /// [`Interrupts::settle`]. Says what it found.
+    fn settle(
+        &mut self,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        change: Option<Change>,
+        known: &BTreeSet<u32>,
+        note: impl FnMut(Note<'_>),
+    ) -> io::Result<Option<String>> {
+        let config = &self.config;
+        if self.command_before_sleep.is_some() || config.read(register::REVISION, 4)? == u32::MAX {
+            return Ok(None);
+        }
+        let found = if restore::addresses(config, &self.device.header)? {
+            let recorded = restore::recorded(&self.device.header, register::COMMAND, 2).unwrap_or_default();
+            let decode = recorded as u16 & (command::IO | command::MEMORY);
+            config.write16(register::COMMAND, config.read16(register::COMMAND)? | decode)?;
+            self.interrupts.restore(config, xen)?;
+            Some("it had lost its addresses; they are back".to_owned())
+        } else {
+            let before = self.interrupts.mode().clone();
+            let unmapped = self.interrupts.settle(config, xen, guest, change, known, note)?;
+            let changed = change.is_some() || before != *self.interrupts.mode();
+            changed.then(|| {
+                format!(
+                    "a change of its interrupt mode was cut short and is undone; pirqs unmapped: {unmapped}"
+                )
+            })
+        };
+        self.snapshot.note_command(&self.config)?;
+        Ok(found)
+    }
+
     /// Carries a request about this function out.
     fn carry_out(
         &mut self,
         taken: &Taken,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnOnce(&Mode),
+        note: impl FnMut(Note<'_>),
     ) -> Result<Done, Failure> {
         let request = taken.request();
         let Self {
@@ -312,12 +351,55 @@ impl<C: Config> Functions<C> {
         self.functions.iter()
     }
 
-    /// Carries a request out. `note` writes down that the device at this address changed its mode.
+    /// Finishes what a process that served these devices before has left unfinished, if it died over it. `changes` are
+    /// the changes of interrupt modes whose end was not noted, `known` the pirqs of the guest by its record. For each
+    /// device where there was something it says what.
+    pub fn settle(
+        &mut self,
+        xen: &impl Hypervisor,
+        changes: &BTreeMap<Bdf, Change>,
+        known: &BTreeSet<u32>,
+        mut note: impl FnMut(Bdf, Note<'_>),
+    ) -> Vec<(Bdf, io::Result<String>)> {
+        let guest = self.guest;
+        let settle = |function: &mut Function<C>| {
+            let bdf = function.bdf();
+            let change = changes.get(&bdf).copied();
+            let settled = function.settle(xen, guest, change, known, |noted| note(bdf, noted));
+            settled.transpose().map(|said| (bdf, said))
+        };
+        self.functions.iter_mut().filter_map(settle).collect()
+    }
+
+    /// Prepares for a request that was there before this process: it may have been carried out already, wholly or in
+    /// part. One that turns messages on begins with turning them off, because nobody has heard of the pirqs; all others
+    /// can be carried out twice.
+    pub fn begin_again(
+        &mut self,
+        request: &Request,
+        xen: &impl Hypervisor,
+        mut note: impl FnMut(Bdf, Note<'_>),
+    ) {
+        let guest = self.guest;
+        let bdf = request.function();
+        let mut functions = self.functions.iter_mut();
+        if matches!(request.command, Command::EnableMsi | Command::EnableMsix)
+            && let Some(function) = functions.find(|function| Some(function.bdf()) == bdf)
+        {
+            let (bdf, config) = (function.bdf(), &function.config);
+            // What cannot be turned off makes the request fail.
+            let _ = function
+                .interrupts
+                .disable(config, xen, guest, |noted| note(bdf, noted));
+        }
+    }
+
+    /// Carries a request out. `note` writes down that the device at this address changed its mode, or is about to.
     pub fn answer(
         &mut self,
         taken: &Taken,
         xen: &impl Hypervisor,
-        note: impl FnOnce(Bdf, &Mode),
+        mut note: impl FnMut(Bdf, Note<'_>),
     ) -> Result<Done, Failure> {
         let request = taken.request();
         let spoken_of = request.function();
@@ -396,10 +478,36 @@ mod tests {
             assert!(post(&page, request, &entries).is_ok());
             let taken = take(&page).unwrap();
             let noted = &mut self.noted;
-            let note = |bdf: Bdf, mode: &Mode| noted.push(format!("{bdf}: {mode}"));
+            let note = |bdf: Bdf, note: Note<'_>| {
+                noted.push(match note {
+                    Note::Mode(mode) => format!("{bdf}: {mode}"),
+                    Note::Change(change) => format!("{bdf}: {change}"),
+                });
+            };
             self.functions
                 .answer(&taken, &self.xen, note)
                 .map_err(|failure| failure.error)
+        }
+
+        /// The same device, served by another process, which reads this mode in the record.
+        fn taken_up_again(self, mode: Mode) -> Self {
+            let bytes = self.config().bytes.borrow().clone();
+            let mut attachment = attachment();
+            attachment.devices.truncate(1);
+            attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
+            attachment.modes = vec![mode];
+            let open = |_| Ok::<_, io::Error>(Model::new(bytes.clone()));
+            Self {
+                functions: Functions::new(&attachment, open).unwrap(),
+                ..Self::new()
+            }
+        }
+
+        fn settle(&mut self, changes: &BTreeMap<Bdf, Change>) -> Vec<String> {
+            let settled = self
+                .functions
+                .settle(&self.xen, changes, &BTreeSet::new(), |_, _| {});
+            settled.into_iter().map(|(_, found)| found.unwrap()).collect()
         }
 
         fn config(&self) -> &Model {
@@ -516,7 +624,8 @@ mod tests {
             hop.ask(&Request::new(Command::DisableMsi, bdf()), &[]),
             Ok(Done::Value(0))
         );
-        assert_eq!(hop.noted, ["0000:00:05.0: msix 0=55 2=54", "0000:00:05.0: intx"]);
+        let noted = ["intx changing msix 2", "msix 0=55 2=54", "intx"];
+        assert_eq!(hop.noted, noted.map(|note| format!("0000:00:05.0: {note}")));
         assert_eq!(hop.xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
     }
 
@@ -663,6 +772,61 @@ mod tests {
             (4, 2, 0x0007),
         ];
         assert_eq!(hop.writes(), expected);
+    }
+
+    #[test]
+    fn a_function_whose_wake_up_was_cut_short_gets_its_addresses_back() {
+        let hop = Hop::new();
+        // The process died in the pause after the write of D0.
+        hop.config().set16(0x04, 0);
+        hop.config().set16(0x12, 0);
+        let mut hop = hop.taken_up_again(Mode::Line);
+        let settled = hop.settle(&BTreeMap::new());
+        assert_eq!(settled, ["it had lost its addresses; they are back"]);
+        assert_eq!(hop.writes(), [(0x10, 4, 0xfebc_0000), (4, 2, 0x0003)]);
+        assert!(hop.settle(&BTreeMap::new()).is_empty());
+    }
+
+    #[test]
+    fn a_function_that_sleeps_while_the_service_is_replaced_wakes_up_as_before() {
+        let mut hop = Hop::new();
+        hop.config().set16(4, 0x0007);
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        hop.ask(&power(3), &[]).unwrap();
+        let mut hop = hop.taken_up_again(Mode::Line);
+        assert!(hop.settle(&BTreeMap::new()).is_empty());
+        hop.config().set16(0x04, 0);
+        hop.config().set16(0x12, 0);
+        hop.ask(&power(0), &[]).unwrap();
+        assert_eq!(hop.writes().last(), Some(&(4, 2, 0x0007)));
+    }
+
+    #[test]
+    fn messages_that_a_dead_service_turned_on_and_nobody_heard_of_are_turned_on_anew() {
+        let mut hop = Hop::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        assert_eq!(hop.ask(&enable, &[0, 2]), Ok(Done::Vectors(vec![55, 54])));
+        let mode = hop.functions.functions[0].mode().clone();
+        let mut hop = hop.taken_up_again(mode);
+        assert!(hop.settle(&BTreeMap::new()).is_empty(), "it is on, as recorded");
+        let (functions, xen) = (&mut hop.functions, &hop.xen);
+        functions.begin_again(&Request::conf_write(bdf(), 4, 2, 7), xen, |_, _| {});
+        assert!(xen.calls().is_empty());
+        functions.begin_again(&enable, xen, |_, _| {});
+        assert_eq!(xen.calls(), ["unmap 3 55", "unmap 3 54"]);
+        assert_eq!(hop.ask(&enable, &[0, 2]).map(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn a_change_that_was_cut_short_is_undone_and_told() {
+        let mut hop = Hop::new().taken_up_again(Mode::Line);
+        hop.xen = Xen::with_pirqs(&[55, 54]);
+        let settled = hop.settle(&[(bdf(), Change::Msix(3))].into());
+        assert_eq!(
+            settled,
+            ["a change of its interrupt mode was cut short and is undone; pirqs unmapped: 2"]
+        );
+        assert!(hop.xen.pirqs().is_empty());
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn add(
     let grown = attachment.with(devices.clone());
     undo.push(Step::Added(grown.clone(), checked.bdfs().to_vec()));
     attach::extend(host, &grown, &devices)?;
-    control::ask(Request::Follow {
+    control::insist(&Request::Follow {
         stub: attachment.stub.domid,
     })?;
     interrupt.check()?;

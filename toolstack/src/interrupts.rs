@@ -24,6 +24,9 @@ const MSIX_CONTROL: u16 = 2;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_MASK_ALL: u16 = 1 << 14;
 const MSIX_LAST_ENTRY: u16 = 0x07ff;
+/// How many numbers in a row may be no pirqs of a guest among those that it has: Xen keeps the number of an unmapped
+/// one from it as long as the guest has it bound.
+const LONGEST_GAP: usize = 256;
 /// Which base address register the table lies behind (low three bits), and where.
 const MSIX_TABLE: u16 = 4;
 const MSIX_TABLE_BAR: u32 = 0x7;
@@ -49,6 +52,59 @@ impl Mode {
             Self::Msix(entries) => entries.iter().map(|&(_, pirq)| pirq).collect(),
         }
     }
+}
+
+/// A change of mode that is about to be made. It is noted before, so that the pirqs that it maps are found again if
+/// this process dies before it has noted them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// MSI is turned on.
+    Msi,
+    /// MSI-X is turned on, for so many entries.
+    Msix(usize),
+}
+
+impl Change {
+    /// How many pirqs it maps.
+    fn pirqs(self) -> usize {
+        match self {
+            Self::Msi => 1,
+            Self::Msix(entries) => entries,
+        }
+    }
+}
+
+/// The form of the record, in place of the mode: `intx changing msi`, `intx changing msix 3`.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Msi => write!(f, "{CHANGING}msi"),
+            Self::Msix(entries) => write!(f, "{CHANGING}msix {entries}"),
+        }
+    }
+}
+
+const CHANGING: &str = "intx changing ";
+
+impl FromStr for Change {
+    type Err = ModeError;
+
+    fn from_str(text: &str) -> Result<Self, ModeError> {
+        match text.strip_prefix(CHANGING).ok_or(ModeError)?.split_once(' ') {
+            None if text.ends_with(" msi") => Ok(Self::Msi),
+            Some(("msix", entries)) => entries.parse().map(Self::Msix).map_err(|_| ModeError),
+            _ => Err(ModeError),
+        }
+    }
+}
+
+/// What is to be written down of a function's interrupts, before it comes true.
+#[derive(Clone, Copy, Debug)]
+pub enum Note<'a> {
+    /// A change is about to be made.
+    Change(Change),
+    /// This is the mode.
+    Mode(&'a Mode),
 }
 
 /// The form of the record: `intx`, `msi 55`, `msix 0=55 1=54`.
@@ -79,6 +135,7 @@ impl FromStr for Mode {
         let mut words = text.split(' ');
         let kind = words.next();
         let mode = match kind {
+            Some("intx") if text.parse::<Change>().is_ok() => return Ok(Self::Line),
             Some("intx") => Self::Line,
             Some("msi") => Self::Msi(words.next().and_then(|word| word.parse().ok()).ok_or(ModeError)?),
             Some("msix") => {
@@ -148,14 +205,14 @@ impl Interrupts {
         &self.mode
     }
 
-    /// Turns MSI on, for one message, and returns its pirq. `note` writes the mode down before the
-    /// device can send a message, so that it outlives this process.
+    /// Turns MSI on, for one message, and returns its pirq. `note` writes down what is to outlive this process: the
+    /// change before Xen maps anything, the mode before the device can send a message.
     pub fn enable_msi(
         &mut self,
         config: &impl Config,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnOnce(&Mode),
+        mut note: impl FnMut(Note<'_>),
     ) -> Result<u16, Failure> {
         let capability = self
             .capabilities
@@ -166,14 +223,16 @@ impl Interrupts {
             Mode::Msi(_) => return Err(Failure::new(OpError::EALREADY, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
+        note(Note::Change(Change::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
+            note(Note::Mode(&self.mode));
             Failure::new(
                 OpError::OpFailed,
                 format!("Xen refused to map the message: {error}"),
             )
         })?;
         self.mode = Mode::Msi(pirq);
-        note(&self.mode);
+        note(Note::Mode(&self.mode));
         let turned_on = silence_line(config).and_then(|()| {
             let control = config.read16(capability + MSI_CONTROL)?;
             config.write16(capability + MSI_CONTROL, control | MSI_ENABLE)
@@ -182,7 +241,7 @@ impl Interrupts {
             Ok(()) => Ok(pirq),
             Err(error) => {
                 // The mapping is of no use then; what cannot be undone either is left to the release.
-                let _ = self.disable(config, xen, guest, |_| {});
+                let _ = self.disable(config, xen, guest, note);
                 Err(Failure::config(error))
             }
         }
@@ -198,10 +257,11 @@ impl Interrupts {
         xen: &impl Hypervisor,
         guest: DomId,
         entries: &[u16],
-        note: impl FnOnce(&Mode),
+        mut note: impl FnMut(Note<'_>),
     ) -> Result<Vec<u16>, Failure> {
         let table = self.msix_table(config, decoder)?;
         self.check_entries(entries, table.last_entry)?;
+        note(Note::Change(Change::Msix(entries.len())));
         let mut mapped: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
         for &entry in entries {
             match xen.map_msi(guest, self.bdf, Some((entry, table.bar_start))) {
@@ -211,6 +271,7 @@ impl Interrupts {
                         // A pirq that Xen will not take back is freed with the guest.
                         let _ = xen.unmap_pirq(guest, pirq.into());
                     }
+                    note(Note::Mode(&self.mode));
                     let cause = format!("Xen refused to map entry {entry} of {}: {error}", entries.len());
                     return Err(Failure::new(OpError::OpFailed, cause));
                 }
@@ -218,7 +279,7 @@ impl Interrupts {
         }
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
-        note(&self.mode);
+        note(Note::Mode(&self.mode));
         let turned_on = silence_line(config).and_then(|()| {
             let control = config.read16(table.control)?;
             config.write16(table.control, (control | MSIX_ENABLE) & !MSIX_MASK_ALL)
@@ -227,7 +288,7 @@ impl Interrupts {
             Ok(()) => Ok(pirqs),
             Err(error) => {
                 // As with MSI.
-                let _ = self.disable(config, xen, guest, |_| {});
+                let _ = self.disable(config, xen, guest, note);
                 Err(Failure::config(error))
             }
         }
@@ -241,7 +302,7 @@ impl Interrupts {
         config: &impl Config,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnOnce(&Mode),
+        mut note: impl FnMut(Note<'_>),
     ) -> io::Result<()> {
         let mode = std::mem::take(&mut self.mode);
         if mode == Mode::Line {
@@ -257,8 +318,85 @@ impl Interrupts {
         } else {
             Ok(())
         };
-        note(&self.mode);
+        note(Note::Mode(&self.mode));
         off.and(unmapped).and(line)
+    }
+
+    /// Finishes what a process that died has begun: `change` is the one that it had noted, `known` are the pirqs that
+    /// the guest has for all of its functions, by the record. A mode that is recorded and not on in the device was on
+    /// its way on or off; the guest has no answer yet, and asks again.
+    ///
+    /// Returns how many pirqs were found and unmapped.
+    pub fn settle(
+        &mut self,
+        config: &impl Config,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        change: Option<Change>,
+        known: &BTreeSet<u32>,
+        mut note: impl FnMut(Note<'_>),
+    ) -> io::Result<usize> {
+        let mut unmapped = 0;
+        if let Some(change) = change {
+            unmapped = self.reclaim(config, xen, guest, change, known)?;
+        }
+        let off = self.mode != Mode::Line && !self.is_on(config)?;
+        if off {
+            for pirq in std::mem::take(&mut self.mode).pirqs() {
+                // An error says that it is not mapped any more.
+                unmapped += usize::from(xen.unmap_pirq(guest, pirq.into()).is_ok());
+            }
+            if self.line_offered {
+                release_line(config)?;
+            }
+        }
+        if off || change.is_some() {
+            note(Note::Mode(&self.mode));
+        }
+        Ok(unmapped)
+    }
+
+    /// True if the device sends messages in the way of the mode.
+    fn is_on(&self, config: &impl Config) -> io::Result<bool> {
+        let (control, enable) = match self.mode {
+            Mode::Line => return Ok(false),
+            Mode::Msi(_) => (self.capabilities.msi.map(|at| at + MSI_CONTROL), MSI_ENABLE),
+            Mode::Msix(_) => (self.capabilities.msix.map(|at| at + MSIX_CONTROL), MSIX_ENABLE),
+        };
+        let Some(control) = control else {
+            return Ok(false);
+        };
+        Ok(config.read16(control)? & enable != 0)
+    }
+
+    /// Unmaps the pirqs of a change that nobody noted the end of. Xen cannot be asked which pirqs a domain has, but it
+    /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`): so they lie above the next one
+    /// that it gives, and whatever lies there is taken.
+    fn reclaim(
+        &self,
+        config: &impl Config,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        change: Change,
+        known: &BTreeSet<u32>,
+    ) -> io::Result<usize> {
+        let probe = match change {
+            Change::Msi => None,
+            Change::Msix(_) => Some((0, self.msix_bar(config)?)),
+        };
+        let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
+        let (mut found, mut missed) = (0, 0);
+        for pirq in (free + 1..=u16::MAX.into()).filter(|pirq| !known.contains(pirq)) {
+            if found == change.pirqs() || missed == LONGEST_GAP {
+                break;
+            }
+            match xen.unmap_pirq(guest, pirq) {
+                Ok(()) => (found, missed) = (found + 1, 0),
+                Err(_) => missed += 1,
+            }
+        }
+        xen.unmap_pirq(guest, free)?;
+        Ok(found)
     }
 
     /// Brings the messages back that the device has lost in a reset, for the pirqs that the guest has. The device must
@@ -298,21 +436,23 @@ impl Interrupts {
         }
         let control = capability + MSIX_CONTROL;
         let last_entry = config.read16(control).map_err(Failure::config)? & MSIX_LAST_ENTRY;
-        let table = config.read(capability + MSIX_TABLE, 4).map_err(Failure::config)?;
-        let bar = self.bars.0.get((table & MSIX_TABLE_BAR) as usize);
-        // The seventh range is the ROM, which holds no table.
-        let bar = bar.filter(|bar| bar.size != 0 && table & MSIX_TABLE_BAR < 6);
-        let bar_start = bar.map(|bar| bar.start).ok_or_else(|| {
-            Failure::new(
-                OpError::OpFailed,
-                "the MSI-X table lies behind a base address that is not there",
-            )
-        })?;
+        let bar_start = self.msix_bar(config).map_err(Failure::config)?;
         Ok(MsixTable {
             control,
             last_entry,
             bar_start,
         })
+    }
+
+    /// Where the range begins that holds the MSI-X table.
+    fn msix_bar(&self, config: &impl Config) -> io::Result<u64> {
+        let no_table = || io::Error::other("the MSI-X table lies behind a base address that is not there");
+        let capability = self.capabilities.msix.ok_or_else(no_table)?;
+        let table = config.read(capability + MSIX_TABLE, 4)?;
+        let bar = self.bars.0.get((table & MSIX_TABLE_BAR) as usize);
+        // The seventh range is the ROM, which holds no table.
+        let bar = bar.filter(|bar| bar.size != 0 && table & MSIX_TABLE_BAR < 6);
+        bar.map(|bar| bar.start).ok_or_else(no_table)
     }
 
     fn check_entries(&self, entries: &[u16], last: u16) -> Result<(), Failure> {
@@ -462,9 +602,9 @@ mod tests {
     fn msix_maps_every_entry_then_silences_the_line_then_enables() {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
-        let mut noted = None;
-        let pirqs = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 4, 2], |mode| {
-            noted = Some(mode.clone())
+        let mut noted = Vec::new();
+        let pirqs = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 4, 2], |note| {
+            noted.push((text(note), xen.calls().len(), config.writes.borrow().len()));
         });
         assert_eq!(pirqs.unwrap(), [55, 54, 53]);
         assert_eq!(
@@ -479,16 +619,24 @@ mod tests {
             *config.writes.borrow(),
             [(COMMAND, 2, 0x0407), (MSIX + 2, 2, 0x8004)]
         );
-        assert_eq!(noted, Some(Mode::Msix(vec![(0, 55), (4, 54), (2, 53)])));
+        // The change before Xen does anything, the mode before the device does.
+        let expected = [("intx changing msix 3", 0, 0), ("msix 0=55 4=54 2=53", 3, 0)];
+        let noted: Vec<_> = noted
+            .iter()
+            .map(|(text, calls, writes)| (text.as_str(), *calls, *writes))
+            .collect();
+        assert_eq!(noted, expected);
     }
 
     #[test]
     fn msix_is_all_or_nothing() {
         let (config, mut interrupts) = function();
         let xen = Xen::refusing_after(2);
-        let failure = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 1, 2], |_| {
-            panic!("nothing is on")
+        let mut noted = Vec::new();
+        let failure = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 1, 2], |note| {
+            noted.push(text(note));
         });
+        assert_eq!(noted, ["intx changing msix 3", "intx"]);
         let failure = failure.unwrap_err();
         assert_eq!(failure.error, OpError::OpFailed);
         assert!(
@@ -592,13 +740,104 @@ mod tests {
             .unwrap();
         config.writes.borrow_mut().clear();
         interrupts
-            .disable(&config, &xen, GUEST, |mode| assert_eq!(*mode, Mode::Line))
+            .disable(&config, &xen, GUEST, |note| assert_eq!(text(note), "intx"))
             .unwrap();
         assert_eq!(
             *config.writes.borrow(),
             [(MSIX + 2, 2, 0x0004), (COMMAND, 2, 0x0007)]
         );
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
+    }
+
+    /// What the record says then.
+    fn text(note: Note<'_>) -> String {
+        match note {
+            Note::Change(change) => change.to_string(),
+            Note::Mode(mode) => mode.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_change_is_written_down_and_read_back_and_counts_as_the_line() {
+        for (text, change) in [
+            ("intx changing msi", Change::Msi),
+            ("intx changing msix 128", Change::Msix(128)),
+        ] {
+            assert_eq!(change.to_string(), text);
+            assert_eq!(text.parse(), Ok(change));
+            assert_eq!(text.parse(), Ok(Mode::Line));
+        }
+        for text in [
+            "intx",
+            "intx changing",
+            "intx changing msix",
+            "intx changing msix x",
+            "msi 55",
+        ] {
+            assert_eq!(text.parse::<Change>(), Err(ModeError), "{text}");
+        }
+    }
+
+    /// Settles what a process has left that died with these pirqs mapped; the pirqs that are left, and the notes.
+    fn settle(
+        interrupts: &mut Interrupts,
+        config: &Model,
+        change: Option<Change>,
+        mapped: &[u16],
+        known: &[u32],
+    ) -> (Vec<u16>, Vec<String>) {
+        let xen = Xen::with_pirqs(mapped);
+        let mut noted = Vec::new();
+        let known = known.iter().copied().collect();
+        let settled = interrupts.settle(config, &xen, GUEST, change, &known, |note| noted.push(text(note)));
+        settled.unwrap();
+        (xen.pirqs(), noted)
+    }
+
+    #[test]
+    fn pirqs_that_were_mapped_and_never_noted_are_unmapped_wherever_the_process_died() {
+        // 55 and 52 are another function's; 20 is a line.
+        for orphans in [&[][..], &[54], &[54, 53], &[54, 53, 51]] {
+            let (config, mut interrupts) = function();
+            let mapped = [&[55, 52, 20][..], orphans].concat();
+            let change = Some(Change::Msix(3));
+            let (left, noted) = settle(&mut interrupts, &config, change, &mapped, &[55, 52, 20]);
+            assert_eq!(
+                (left, noted),
+                (vec![20, 52, 55], vec!["intx".to_owned()]),
+                "{orphans:?}"
+            );
+            assert!(config.writes.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_more_pirqs_are_taken_than_the_change_can_have_mapped() {
+        let (config, mut interrupts) = function();
+        let (left, _) = settle(&mut interrupts, &config, Some(Change::Msi), &[55, 54], &[]);
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn a_mode_that_is_recorded_and_not_on_is_undone() {
+        let recorded = Mode::Msix(vec![(0, 55), (1, 54)]);
+        // It was about to be turned on, or off with one pirq gone already.
+        for mapped in [&[55, 54][..], &[54]] {
+            let (config, mut interrupts) = function();
+            interrupts.mode = recorded.clone();
+            silence_line(&config).unwrap();
+            let (left, noted) = settle(&mut interrupts, &config, None, mapped, &[55, 54]);
+            assert_eq!((left, noted), (vec![], vec!["intx".to_owned()]));
+            assert_eq!(*interrupts.mode(), Mode::Line);
+            assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
+        }
+        // One that is on stays.
+        let (config, mut interrupts) = function();
+        interrupts.mode = recorded.clone();
+        config.set16(MSIX + 2, 0x8004);
+        let (left, noted) = settle(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
+        assert_eq!((left, noted), (vec![54, 55], vec![]));
+        assert_eq!(*interrupts.mode(), recorded);
     }
 
     #[test]

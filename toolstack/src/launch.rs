@@ -499,7 +499,7 @@ pub(crate) fn ask_release(
     request: Request,
     ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
 ) -> Result<Released> {
-    match control::ask(request) {
+    match control::insist(&request) {
         Ok(Reply::Released { devices, problems }) => Ok(Released { devices, problems }),
         Ok(_) => bail!("the service answered something else than asked: restart it"),
         Err(error) => {

@@ -4,7 +4,7 @@
 //! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
 //! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
 
-use crate::interrupts::Mode;
+use crate::interrupts::{Change, Mode, Note};
 use crate::store::{Store, StoreError};
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
@@ -237,9 +237,19 @@ impl Attachment {
     }
 }
 
-/// Notes the interrupt mode of a device.
-pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, mode: &Mode) -> Result<(), RecordError> {
-    Ok(store.write(&format!("{}/{}", path(stub), mode_key(bdf)), &mode.to_string())?)
+/// Notes the interrupt mode of a device, or a change of it to come.
+pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, note: Note<'_>) -> Result<(), RecordError> {
+    let text = match note {
+        Note::Change(change) => change.to_string(),
+        Note::Mode(mode) => mode.to_string(),
+    };
+    Ok(store.write(&format!("{}/{}", path(stub), mode_key(bdf)), &text)?)
+}
+
+/// The change of a device's interrupt mode whose end was never noted, if there is one.
+pub fn unfinished_change(store: &mut Store, stub: DomId, bdf: Bdf) -> Result<Option<Change>, RecordError> {
+    let text = store.read_optional(&format!("{}/{}", path(stub), mode_key(bdf)))?;
+    Ok(text.and_then(|text| text.parse().ok()))
 }
 
 /// By the device's address, which it keeps, whatever its number in the list becomes.
@@ -554,7 +564,13 @@ pub(crate) mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         attachment().write(&mut store).unwrap();
-        note_mode(&mut store, 4, "00:06.0".parse().unwrap(), &Mode::Msi(53)).unwrap();
+        note_mode(
+            &mut store,
+            4,
+            "00:06.0".parse().unwrap(),
+            Note::Mode(&Mode::Msi(53)),
+        )
+        .unwrap();
         let mut expected = attachment();
         expected.modes[1] = Mode::Msi(53);
         let (all, damaged) = Attachment::all(&mut store).unwrap();
@@ -577,7 +593,7 @@ pub(crate) mod tests {
         let before = attachment();
         before.write(&mut store).unwrap();
         let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
-        note_mode(&mut store, 4, six, &Mode::Msi(53)).unwrap();
+        note_mode(&mut store, 4, six, Note::Mode(&Mode::Msi(53))).unwrap();
 
         before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();

@@ -16,6 +16,7 @@ use crate::reset::{self, quiesce};
 use crate::resources::resources;
 use crate::serve;
 use crate::xenctrl::{DomId, Hypervisor};
+use rustix::io::Errno;
 use std::io;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
@@ -138,7 +139,7 @@ fn take_devices(
         );
         reset(host, device, released);
         if guest_alive {
-            let deassigned = host.xen.deassign(guest, bdf);
+            let deassigned = unless_gone(host.xen.deassign(guest, bdf));
             released.note(
                 format_args!("{bdf}: cannot deassign it from domain {guest}"),
                 deassigned,
@@ -202,7 +203,7 @@ fn take(
     for pirq in mode.pirqs() {
         released.note(
             format_args!("{bdf}: cannot unmap pirq {pirq}"),
-            xen.unmap_pirq(guest, pirq.into()),
+            unless_gone(xen.unmap_pirq(guest, pirq.into())),
         );
     }
     if let Some(gsi) = device.gsi.filter(|_| device.line_offered && !line_stays) {
@@ -212,10 +213,26 @@ fn take(
         );
         released.note(
             format_args!("{bdf}: cannot unmap GSI {gsi}"),
-            xen.unmap_pirq(guest, gsi),
+            unless_gone(xen.unmap_pirq(guest, gsi)),
         );
     }
     revoke_ranges(xen, guest, device, released);
+}
+
+/// What an earlier attempt has taken already, one that was cut short, Xen does not know any more: a pirq (`EINVAL`),
+/// a device of that guest's (`ENODEV`).
+fn unless_gone(taken: io::Result<()>) -> io::Result<()> {
+    match taken {
+        Err(error)
+            if [Errno::INVAL, Errno::NODEV]
+                .map(Errno::raw_os_error)
+                .map(Some)
+                .contains(&error.raw_os_error()) =>
+        {
+            Ok(())
+        }
+        taken => taken,
+    }
 }
 
 fn revoke_ranges(xen: &impl Hypervisor, guest: DomId, device: &Device, released: &mut Released) {
@@ -305,6 +322,13 @@ mod tests {
                 .iter()
                 .all(|call| !call.starts_with("pirq") && !call.starts_with("unmap"))
         );
+    }
+
+    #[test]
+    fn what_an_attempt_that_was_cut_short_has_taken_is_no_problem_for_the_next() {
+        let refusal = |errno: Errno| unless_gone(Err(errno.into())).is_err();
+        assert!(!refusal(Errno::INVAL) && !refusal(Errno::NODEV));
+        assert!(refusal(Errno::PERM) && refusal(Errno::BUSY));
     }
 
     #[test]

@@ -333,6 +333,7 @@ impl Hypervisor for Xenctrl {
 pub(crate) mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
+    use std::collections::BTreeSet;
 
     /// A hypervisor that notes what is asked of it, and hands out pirqs from 55 downwards.
     pub struct Xen {
@@ -341,6 +342,8 @@ pub(crate) mod tests {
         mappings: Cell<u16>,
         /// All devices are in one group: owner and address.
         group: RefCell<Vec<(DomId, Bdf)>>,
+        /// The pirqs that are mapped, if they are kept account of: then the highest free one is given, as Xen does.
+        pirqs: Option<RefCell<BTreeSet<u16>>>,
     }
 
     impl Default for Xen {
@@ -355,7 +358,21 @@ pub(crate) mod tests {
                 calls: RefCell::default(),
                 mappings: Cell::new(mappings),
                 group: RefCell::default(),
+                pirqs: None,
             }
+        }
+
+        pub fn with_pirqs(pirqs: &[u16]) -> Self {
+            Self {
+                pirqs: Some(RefCell::new(pirqs.iter().copied().collect())),
+                ..Self::default()
+            }
+        }
+
+        /// Those that are mapped, if they are kept account of.
+        pub fn pirqs(&self) -> Vec<u16> {
+            let pirqs = self.pirqs.iter().flat_map(|pirqs| pirqs.borrow().clone());
+            pirqs.collect()
         }
 
         pub fn put_in_group(&self, owner: DomId, bdf: Bdf) {
@@ -394,7 +411,14 @@ pub(crate) mod tests {
             self.mappings
                 .set(left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?);
             let mapped = self.calls().iter().filter(|call| call.starts_with("map")).count() as u16;
-            let pirq = 55 - mapped;
+            let mut pirq = 55 - mapped;
+            if let Some(pirqs) = &self.pirqs {
+                pirq = (0..=55)
+                    .rev()
+                    .find(|pirq| !pirqs.borrow().contains(pirq))
+                    .unwrap();
+                pirqs.borrow_mut().insert(pirq);
+            }
             let what = msix
                 .map(|(entry, table)| format!(" entry {entry} of {table:x}"))
                 .unwrap_or_default();
@@ -403,6 +427,11 @@ pub(crate) mod tests {
         }
 
         fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
+            if let Some(pirqs) = &self.pirqs
+                && !u16::try_from(pirq).is_ok_and(|pirq| pirqs.borrow_mut().remove(&pirq))
+            {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
             self.note(format!("unmap {domain} {pirq}"))
         }
 

@@ -2,15 +2,16 @@
 
 use crate::config::ConfigFile;
 use crate::function::{Done, Functions};
-use crate::interrupts::{Failure, Mode};
+use crate::interrupts::{Change, Failure, Note};
 use crate::ratelimit::RateLimit;
-use crate::record::{self, Attachment};
+use crate::record::{self, Attachment, RecordError};
 use crate::recovery::{Condition, Told};
 use crate::status::{RefusedWrite, Served};
 use crate::store::{self, Store, StoreError};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::xenctrl::{DomId, Xenctrl};
 use crate::xendev::{Event, EventChannel, GrantedPage};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -150,7 +151,7 @@ impl Link {
             channel: Arc::clone(&channel),
             xen,
             limit: RateLimit::new(Instant::now()),
-            changes: RateLimit::new(Instant::now()),
+            notes: RateLimit::new(Instant::now()),
         };
         let worker = thread::Builder::new()
             .name(format!("stub {stub}"))
@@ -270,18 +271,60 @@ struct Worker {
     /// Of complaints.
     limit: RateLimit,
     /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
-    changes: RateLimit,
+    notes: RateLimit,
 }
 
 impl Worker {
     fn run(mut self) {
         let ended = match store::open() {
-            Ok(mut store) => self.serve(&mut store).map_err(anyhow::Error::from),
+            Ok(mut store) => self
+                .take_up(&mut store)
+                .and_then(|()| Ok(self.serve(&mut store)?)),
             Err(error) => Err(error.into()),
         };
         if let Err(error) = ended {
             log::error!("stub {} is served no more: {error:#}", self.name);
         }
+    }
+
+    /// Finishes what a service that died has left unfinished, and answers the request that waits.
+    fn take_up(&mut self, store: &mut Store) -> anyhow::Result<()> {
+        let (changes, known) = unfinished(store, self.stub)?;
+        let shared = Arc::clone(&self.shared);
+        let mut shared = lock(&shared);
+        let mut noter = Noter {
+            store,
+            stub: self.stub,
+            name: &self.name,
+            limit: &mut self.notes,
+        };
+        let settled = shared
+            .functions
+            .settle(&*self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
+        for (bdf, settled) in settled {
+            match settled {
+                Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
+                Err(error) => log::error!(
+                    "stub {}: {bdf}: what a service before this one left unfinished stays so: {error}",
+                    self.name
+                ),
+            }
+        }
+        if let Some(taken) = take(&shared.page) {
+            let mut noter = Noter {
+                store,
+                stub: self.stub,
+                name: &self.name,
+                limit: &mut self.notes,
+            };
+            shared
+                .functions
+                .begin_again(taken.request(), &*self.xen, |bdf, note| noter.note(bdf, note));
+            self.answer(&mut shared, taken, store)?;
+        }
+        // An answer that was given, but not told of.
+        self.channel.notify()?;
+        Ok(())
     }
 
     /// Serves until it is stopped; interrupt modes are noted in `store`.
@@ -313,20 +356,13 @@ impl Worker {
 
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
-        let (stub, name, changes) = (self.stub, &self.name, &mut self.changes);
-        let note = |bdf: Bdf, mode: &Mode| {
-            let noted = record::note_mode(store, stub, bdf, mode);
-            let Some(missed) = changes.allow(Instant::now()) else {
-                return;
-            };
-            let more = more(missed);
-            match noted {
-                Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
-                Err(error) => {
-                    log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
-                }
-            }
+        let mut noter = Noter {
+            store,
+            stub: self.stub,
+            name: &self.name,
+            limit: &mut self.notes,
         };
+        let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
         let done = shared.functions.answer(&taken, &*self.xen, note);
         let answer = match &done {
             Ok(Done::Value(value)) => Ok(Success::Value(*value)),
@@ -354,6 +390,51 @@ impl Worker {
             log::warn!("stub {}: {request}: {error}: {cause}{}", self.name, more(missed));
         }
     }
+}
+
+/// Writes interrupt modes down, and tells of them.
+struct Noter<'a> {
+    store: &'a mut Store,
+    stub: DomId,
+    name: &'a str,
+    limit: &'a mut RateLimit,
+}
+
+impl Noter<'_> {
+    fn note(&mut self, bdf: Bdf, note: Note<'_>) {
+        let noted = record::note_mode(self.store, self.stub, bdf, note);
+        let mode = match (note, &noted) {
+            // Its end will be told.
+            (Note::Change(_), Ok(())) => return,
+            (Note::Change(change), Err(_)) => change.to_string(),
+            (Note::Mode(mode), _) => mode.to_string(),
+        };
+        let Some(missed) = self.limit.allow(Instant::now()) else {
+            return;
+        };
+        let (name, more) = (self.name, more(missed));
+        match noted {
+            Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
+            Err(error) => {
+                log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
+            }
+        }
+    }
+}
+
+/// The changes of interrupt modes whose end a service before this one did not note, and the pirqs that the guest has by
+/// the record.
+fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, BTreeSet<u32>), RecordError> {
+    let mut changes = BTreeMap::new();
+    let mut known = BTreeSet::new();
+    if let Some(attachment) = Attachment::read(store, stub)? {
+        for (device, mode) in attachment.devices_and_modes() {
+            let change = record::unfinished_change(store, stub, device.bdf)?;
+            changes.extend(change.map(|change| (device.bdf, change)));
+            known.extend(mode.pirqs().into_iter().map(u32::from).chain(device.gsi));
+        }
+    }
+    Ok((changes, known))
 }
 
 fn more(missed: u64) -> String {
