@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use images::Suite;
 use images::emulator::Version;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Where the scenarios lie.
@@ -101,9 +102,50 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// Has the script begin with these settings; it uses them where it says `NAME=${NAME:-DEFAULT}`.
+    pub fn set(&mut self, settings: &[Setting]) {
+        let lines: String = settings
+            .iter()
+            .map(|Setting { name, value }| format!("{name}={value}\n"))
+            .collect();
+        // Behind the line that names the shell.
+        let at = self.script.find('\n').map_or(0, |end| end + 1);
+        self.script.insert_str(at, &lines);
+    }
+
     /// Whether it can run on `suite`.
     pub fn is_for(&self, suite: Suite) -> bool {
         self.suites.is_empty() || self.suites.contains(&suite)
+    }
+}
+
+/// A value that a scenario's script is given from outside: `NAME=VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    name: String,
+    value: String,
+}
+
+impl FromStr for Setting {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, value) = text
+            .split_once('=')
+            .with_context(|| format!("{text} is no NAME=VALUE"))?;
+        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        // Nothing that the shell would do anything about.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+        if name.is_empty() || !name.chars().all(is_name) {
+            bail!("{name} is no name of a setting: capital letters");
+        }
+        if !value.chars().all(is_plain) {
+            bail!("{value} is no value of a setting: letters, digits and `.`, `_`, `:`, `-`");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        })
     }
 }
 
@@ -161,6 +203,25 @@ mod tests {
             assert!(format!("{error:#}").contains(part), "{line}: {error:#}");
         }
         assert!(parse("#!/bin/sh\ntrue\n").is_err());
+    }
+
+    #[test]
+    fn a_setting_comes_before_all_that_the_script_does() {
+        let mut scenario = parse("#!/bin/sh\n# The title.\nCOUNT=${COUNT:-3}\n").unwrap();
+        scenario.set(&["COUNT=7".parse().unwrap(), "SEED=1".parse().unwrap()]);
+        assert_eq!(
+            scenario.script,
+            "#!/bin/sh\nCOUNT=7\nSEED=1\n# The title.\nCOUNT=${COUNT:-3}\n"
+        );
+        for (text, part) in [
+            ("COUNT", "NAME=VALUE"),
+            ("count=7", "capital"),
+            ("=7", "capital"),
+            ("COUNT=$(reboot)", "no value"),
+        ] {
+            let error = text.parse::<Setting>().unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::artifacts;
 use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
-use bulkhead_tests::scenario::{self, Scenario};
+use bulkhead_tests::scenario::{self, Scenario, Setting};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::observer::{Quiet, Terminal};
@@ -26,6 +26,12 @@ struct Arguments {
     /// Only this scenario, and nothing else; may be repeated
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
+    /// A value for the script, where it has `NAME=${NAME:-DEFAULT}`; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", requires = "scenario")]
+    set: Vec<Setting>,
+    /// Another time limit than the scenario's, from power-on
+    #[arg(long, value_name = "SECONDS", requires = "scenario")]
+    timeout: Option<u64>,
     /// Only what needs no rig
     #[arg(long, conflicts_with = "scenario")]
     host: bool,
@@ -141,7 +147,13 @@ fn host_checks(score: &mut Score) -> Result<()> {
 }
 
 fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
-    let chosen = choose(scenario::all()?, &arguments.scenario)?;
+    let mut chosen = choose(scenario::all()?, &arguments.scenario)?;
+    for scenario in &mut chosen {
+        scenario.set(&arguments.set);
+        if let Some(seconds) = arguments.timeout {
+            scenario.timeout = Duration::from_secs(seconds);
+        }
+    }
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     image_size(score, &mut observer)?;
