@@ -42,6 +42,7 @@ pub mod mcfg;
 pub mod names;
 pub mod nodes;
 pub mod originals;
+pub mod pace;
 pub mod policy;
 pub mod prepare;
 pub mod progress;

@@ -3,6 +3,7 @@
 use crate::config::ConfigFile;
 use crate::function::{Done, Functions};
 use crate::interrupts::{Change, Failure, Note};
+use crate::pace::Pace;
 use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment, RecordError};
 use crate::recovery::{Condition, Told};
@@ -152,6 +153,7 @@ impl Link {
             xen,
             limit: RateLimit::new(Instant::now()),
             notes: RateLimit::new(Instant::now()),
+            pace: Pace::new(Instant::now()),
         };
         let worker = thread::Builder::new()
             .name(format!("stub {stub}"))
@@ -272,6 +274,7 @@ struct Worker {
     limit: RateLimit,
     /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
     notes: RateLimit,
+    pace: Pace,
 }
 
 impl Worker {
@@ -330,28 +333,35 @@ impl Worker {
     /// Serves until it is stopped; interrupt modes are noted in `store`.
     fn serve(&mut self, store: &mut Store) -> io::Result<()> {
         while self.channel.wait()? == Event::Peer {
-            self.burst(store)?;
+            // An event without a request counts as one.
+            let requests = self.burst(store)?.max(1);
+            let wait = self.pace.spend(requests, Instant::now());
+            if !wait.is_zero() {
+                thread::sleep(wait);
+            }
             self.channel.unmask()?;
         }
         Ok(())
     }
 
-    /// Answers requests until there is none. The channel stays masked meanwhile, so that the stub's events cost
-    /// dom0 nothing.
+    /// Answers requests until there is none, and says how many there were. The channel stays masked meanwhile, so that
+    /// the stub's events cost dom0 nothing.
     ///
     /// It does not look for a next one before it sleeps: the processor is better left to the stub, which has to
     /// pass the answer on before its guest can ask again (measured: looking made writes slower).
     ///
     /// A burst without end is cut, so that others get at what is shared: the events of the requests
     /// that follow wait behind the mask.
-    fn burst(&mut self, store: &mut Store) -> io::Result<()> {
+    fn burst(&mut self, store: &mut Store) -> io::Result<u32> {
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
-        for _ in 0..LONGEST_BURST {
-            let Some(taken) = take(&shared.page) else { break };
+        for answered in 0..LONGEST_BURST {
+            let Some(taken) = take(&shared.page) else {
+                return Ok(answered);
+            };
             self.answer(&mut shared, taken, store)?;
         }
-        Ok(())
+        Ok(LONGEST_BURST)
     }
 
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
