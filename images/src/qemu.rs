@@ -54,7 +54,8 @@ pub struct Machine {
     /// More for the command line of dom0's kernel.
     pub dom0_options: Vec<String>,
     /// Arguments of QEMU's `-device`. One with `netdev=NAME` gets a user-mode network of that name that reaches
-    /// nothing but its own gateway 10.0.2.2; one with `drive=NAME` gets a blank disk of that name.
+    /// nothing but its own gateway 10.0.2.2; those whose NAME begins with `wire` are on one network that reaches
+    /// nothing but them. One with `drive=NAME` gets a blank disk of that name.
     pub devices: Vec<String>,
 }
 
@@ -133,7 +134,12 @@ impl Machine {
             );
         }
         for name in self.backends("netdev") {
-            add("netdev", format!("user,id={name},restrict=on"));
+            let kind = if name.starts_with("wire") {
+                "hubport,hubid=0"
+            } else {
+                "user,restrict=on"
+            };
+            add("netdev", format!("{kind},id={name}"));
         }
         for name in self.backends("drive") {
             add(
@@ -194,10 +200,20 @@ mod tests {
     fn a_netdev_gets_one_network_that_reaches_nothing() {
         let line = with_devices(&["e1000e,netdev=n0,addr=5", "rtl8139,netdev=n1"]);
         assert!(
-            line.contains("-netdev user,id=n0,restrict=on -netdev user,id=n1,restrict=on"),
+            line.contains("-netdev user,restrict=on,id=n0 -netdev user,restrict=on,id=n1"),
             "{line}"
         );
         assert!(line.contains("-device e1000e,netdev=n0,addr=5"), "{line}");
+    }
+
+    #[test]
+    fn two_cards_on_a_wire_reach_each_other_alone() {
+        let line = with_devices(&["e1000e,netdev=wire0,addr=5", "e1000,netdev=wire1"]);
+        assert!(
+            line.contains("-netdev hubport,hubid=0,id=wire0 -netdev hubport,hubid=0,id=wire1"),
+            "{line}"
+        );
+        assert!(!line.contains("user"), "{line}");
     }
 
     #[test]

@@ -117,10 +117,27 @@ impl Store {
     /// # Errors
     /// The file cannot be written.
     pub fn replace(&mut self, suite: Suite, scenario: &str, figures: Vec<Figure>) -> Result<()> {
-        let suite = suite.to_string();
         self.figures
-            .retain(|old| (old.suite.as_str(), old.scenario.as_str()) != (&suite, scenario));
+            .retain(|old| (old.suite.as_str(), old.scenario.as_str()) != (suite.name(), scenario));
         self.figures.extend(figures);
+        self.write()
+    }
+
+    /// Takes the figures of other runs, in the place of those of the same suites and scenarios, and writes the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn merge(&mut self, newer: &[Figure]) -> Result<()> {
+        self.figures.retain(|old| {
+            newer
+                .iter()
+                .all(|new| (&new.suite, &new.scenario) != (&old.suite, &old.scenario))
+        });
+        self.figures.extend_from_slice(newer);
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<()> {
         // Stable: each scenario's figures stay in their order.
         self.figures
             .sort_by(|a, b| (&a.suite, &a.scenario).cmp(&(&b.suite, &b.scenario)));
@@ -203,9 +220,11 @@ mod tests {
             .replace(Suite::Bookworm, "stub-restarts", again.clone())
             .unwrap();
         store.replace(Suite::Trixie, "nic", Vec::new()).unwrap();
+        let other = Figure::all_of(Suite::Trixie, "nic", "  figure c 4").unwrap();
+        store.merge(&other).unwrap();
         let read_back = Store::open(&path);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(read_back.unwrap().figures(), again);
+        assert_eq!(read_back.unwrap().figures(), [again, other].concat());
     }
 
     #[test]

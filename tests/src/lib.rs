@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+pub mod containment;
 pub mod figure;
 pub mod lspci;
 pub mod markdown;

@@ -1,0 +1,92 @@
+//! The text of `docs/containment.md`.
+
+use super::find;
+use super::rows::{Measure, ROWS};
+use crate::figure::Figure;
+use crate::markdown::table;
+use images::Suite;
+
+/// What stands for a figure that no run has given.
+pub const MISSING: &str = "not measured";
+
+const INTRODUCTION: &str = "\
+# Containment: what a fault costs
+
+A fault in the backend, whoever causes it, stays in the stub, and the guest goes on. These are the figures of runs on
+real Xen with an unmodified Linux guest, in QEMU without hardware virtualisation.
+
+Printed by `cargo containment` from `docs/containment.jsonl`, the figures as the scenarios gave them; tests keep the two
+equal and check the limits. To measure anew: `cargo verify`, or the commands below, then `cargo containment --take`.
+";
+
+/// The whole document.
+pub fn render(figures: &[Figure]) -> String {
+    let mut text = INTRODUCTION.to_owned();
+    for row in ROWS {
+        text += &format!("\n## {}\n", row.what);
+        let [first, second] = Suite::ALL;
+        text += &table(
+            ["Measured", "Limit", first.name(), second.name(), "Printed by"],
+            row.measures.iter().map(|measure| {
+                let [old, new] = Suite::ALL.map(|suite| cell(find(figures, suite, measure)));
+                [
+                    measure.means.to_owned(),
+                    limit(measure),
+                    old,
+                    new,
+                    command(measure),
+                ]
+            }),
+        );
+    }
+    text
+}
+
+fn limit(measure: &Measure) -> String {
+    format!("{} {}", measure.limit, measure.unit).trim().to_owned()
+}
+
+fn cell(figure: Option<&Figure>) -> String {
+    figure.map_or_else(
+        || MISSING.to_owned(),
+        |figure| format!("{} {}", figure.value, figure.unit).trim().to_owned(),
+    )
+}
+
+/// Without a suite it runs on both.
+fn command(measure: &Measure) -> String {
+    format!("`cargo verify --scenario {}`", measure.scenario)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_is_said_to_be_so() {
+        let measures = ROWS.iter().map(|row| row.measures.len()).sum::<usize>();
+        assert_eq!(render(&[]).matches(MISSING).count(), 2 * measures);
+    }
+
+    #[test]
+    fn a_figure_stands_in_the_column_of_its_suite() {
+        let measure = ROWS[0].measures[0];
+        let figure = Figure {
+            suite: "trixie".into(),
+            scenario: measure.scenario.into(),
+            name: measure.figure.into(),
+            value: 17.5,
+            unit: measure.unit.into(),
+            command: String::new(),
+        };
+        let text = render(&[figure]);
+        let line = text.lines().find(|line| line.contains("17.5")).unwrap();
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        assert_eq!(cells[1], measure.means);
+        assert_eq!(cells[3..5], [MISSING, &*cell_of(17.5, measure.unit)]);
+    }
+
+    fn cell_of(value: f64, unit: &str) -> String {
+        format!("{value} {unit}").trim().to_owned()
+    }
+}

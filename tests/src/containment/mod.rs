@@ -1,0 +1,96 @@
+//! `docs/containment.md`: what crashes, kills and attacks cost, from figures of real runs.
+//!
+//! [`rows`] says which figures it wants and what limits they keep; [`document`] prints them, and what it lacks as such.
+
+pub mod document;
+pub mod rows;
+
+use crate::figure::Figure;
+use images::Suite;
+use rows::{Measure, ROWS};
+
+/// The figure of `measure` for a suite, if its scenario has run there.
+pub fn find<'a>(figures: &'a [Figure], suite: Suite, measure: &Measure) -> Option<&'a Figure> {
+    figures.iter().find(|figure| {
+        (
+            figure.suite.as_str(),
+            figure.scenario.as_str(),
+            figure.name.as_str(),
+        ) == (suite.name(), measure.scenario, measure.figure)
+    })
+}
+
+/// Those figures that have a row.
+pub fn wanted(figures: &[Figure]) -> Vec<Figure> {
+    let is_wanted = |figure: &&Figure| {
+        let measures = ROWS.iter().flat_map(|row| row.measures);
+        measures.clone().any(|measure| {
+            (measure.scenario, measure.figure) == (figure.scenario.as_str(), figure.name.as_str())
+        })
+    };
+    figures.iter().filter(is_wanted).cloned().collect()
+}
+
+/// Every figure that does not keep its limit, in words.
+pub fn broken(figures: &[Figure]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for suite in Suite::ALL {
+        for measure in ROWS.iter().flat_map(|row| row.measures) {
+            let Some(figure) = find(figures, suite, measure) else {
+                continue;
+            };
+            let what = format!("{suite}/{}: {}", measure.scenario, measure.figure);
+            if figure.unit != measure.unit {
+                broken.push(format!(
+                    "{what} is in '{}', not in '{}'",
+                    figure.unit, measure.unit
+                ));
+            } else if !measure.limit.is_kept_by(figure.value) {
+                broken.push(format!(
+                    "{what} is {} {}; the limit: {}",
+                    figure.value, figure.unit, measure.limit
+                ));
+            }
+        }
+    }
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A figure for the first measure with a limit.
+    fn figure(value: f64) -> Figure {
+        let mut measures = ROWS.iter().flat_map(|row| row.measures);
+        let measure = measures
+            .find(|measure| measure.limit == rows::Limit::Exactly(0.0))
+            .unwrap();
+        Figure {
+            suite: "trixie".into(),
+            scenario: measure.scenario.into(),
+            name: measure.figure.into(),
+            value,
+            unit: measure.unit.into(),
+            command: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_figure_beyond_its_limit_or_of_another_unit_is_told() {
+        assert_eq!(broken(&[figure(0.0)]), Vec::<String>::new());
+        let told = broken(&[figure(1.0)]);
+        assert!(told.len() == 1 && told[0].contains("the limit: 0"), "{told:?}");
+        let mut other = figure(0.0);
+        other.unit = "apples".into();
+        let told = broken(&[other]);
+        assert!(told.len() == 1 && told[0].contains("'apples'"), "{told:?}");
+    }
+
+    #[test]
+    fn what_has_no_row_is_not_kept() {
+        let mut other = figure(0.0);
+        other.name = "temperature".into();
+        assert_eq!(wanted(&[figure(0.0), other]), [figure(0.0)]);
+    }
+}

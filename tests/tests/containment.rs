@@ -1,0 +1,46 @@
+//! docs/containment.md is what its figures print, and these keep their limits.
+
+use bulkhead_tests::containment::rows::ROWS;
+use bulkhead_tests::containment::{broken, document, wanted};
+use bulkhead_tests::figure::{Figure, decode};
+
+const DOCUMENT: &str = include_str!("../../docs/containment.md");
+const FIGURES: &str = include_str!("../../docs/containment.jsonl");
+
+fn figures() -> Vec<Figure> {
+    decode(FIGURES).unwrap()
+}
+
+#[test]
+fn the_document_is_printed_from_its_figures() {
+    assert!(
+        document::render(&figures()) == DOCUMENT,
+        "print it anew: cargo containment > docs/containment.md"
+    );
+}
+
+#[test]
+fn every_row_is_in_the_document() {
+    for row in ROWS {
+        let (_, section) = DOCUMENT.split_once(&format!("\n## {}\n", row.what)).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        for measure in row.measures {
+            assert!(
+                section.contains(&format!("| {} |", measure.means)),
+                "{}: {}",
+                row.what,
+                measure.means
+            );
+        }
+    }
+}
+
+#[test]
+fn all_limits_hold() {
+    assert_eq!(broken(&figures()), Vec::<String>::new());
+}
+
+#[test]
+fn no_figure_is_without_a_row() {
+    assert_eq!(wanted(&figures()), figures());
+}
