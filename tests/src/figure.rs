@@ -3,6 +3,7 @@
 //! A scenario prints a figure by `figure NAME VALUE UNIT...` of `scenarios/lib.sh`. `cargo verify` keeps those of each
 //! scenario's last run in `target/figures.jsonl`, a JSON object on each line.
 
+use crate::scenario::Scenario;
 use anyhow::{Context as _, Result, bail, ensure};
 use images::Suite;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ impl Figure {
     ///
     /// # Errors
     /// A line that is marked as a figure and is none, or the second of a name; quoted.
-    pub fn all_of(suite: Suite, scenario: &str, output: &str) -> Result<Vec<Self>> {
+    pub fn all_of(suite: Suite, scenario: &Scenario, output: &str) -> Result<Vec<Self>> {
         let mut figures: Vec<Self> = Vec::new();
         for line in output.lines() {
             let Some(text) = line.strip_prefix(MARK) else {
@@ -51,7 +52,7 @@ impl Figure {
         Ok(figures)
     }
 
-    fn parse(suite: Suite, scenario: &str, text: &str) -> Result<Self> {
+    fn parse(suite: Suite, scenario: &Scenario, text: &str) -> Result<Self> {
         let mut words = text.split_whitespace();
         let name = words.next().context("has no name")?;
         let is_kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -69,11 +70,11 @@ impl Figure {
         }
         Ok(Self {
             suite: suite.to_string(),
-            scenario: scenario.to_owned(),
+            scenario: scenario.name.clone(),
             name: name.to_owned(),
             value,
             unit: words.collect::<Vec<_>>().join(" "),
-            command: format!("cargo verify --suite {suite} --scenario {scenario}"),
+            command: scenario.command(suite),
         })
     }
 }
@@ -174,8 +175,12 @@ pub fn decode(text: &str) -> Result<Vec<Figure>> {
 mod tests {
     use super::*;
 
+    fn scenario(name: &str) -> Scenario {
+        Scenario::named(name).unwrap()
+    }
+
     fn read(output: &str) -> Result<Vec<Figure>> {
-        Figure::all_of(Suite::Bookworm, "stub-restarts", output)
+        Figure::all_of(Suite::Bookworm, &scenario("stub-boots"), output)
     }
 
     #[test]
@@ -190,7 +195,7 @@ mod tests {
         assert_eq!(told, [("restart-p50", 1234.5, "us"), ("restarts", 12.0, "")]);
         assert_eq!(
             figures[0].command,
-            "cargo verify --suite bookworm --scenario stub-restarts"
+            "cargo verify --suite bookworm --scenario stub-boots"
         );
     }
 
@@ -214,13 +219,13 @@ mod tests {
         let path = std::env::temp_dir().join(format!("figures-{}.jsonl", std::process::id()));
         let mut store = Store::open(&path).unwrap();
         let figures = read("  figure b 1\n  figure a 2").unwrap();
-        store.replace(Suite::Bookworm, "stub-restarts", figures).unwrap();
+        store.replace(Suite::Bookworm, "stub-boots", figures).unwrap();
         let again = read("  figure a 3 ms").unwrap();
         store
-            .replace(Suite::Bookworm, "stub-restarts", again.clone())
+            .replace(Suite::Bookworm, "stub-boots", again.clone())
             .unwrap();
         store.replace(Suite::Trixie, "nic", Vec::new()).unwrap();
-        let other = Figure::all_of(Suite::Trixie, "nic", "  figure c 4").unwrap();
+        let other = Figure::all_of(Suite::Trixie, &scenario("nic"), "  figure c 4").unwrap();
         store.merge(&other).unwrap();
         let read_back = Store::open(&path);
         std::fs::remove_file(&path).unwrap();

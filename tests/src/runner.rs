@@ -79,7 +79,7 @@ pub fn run(
     let name = format!("{}/{}", rig.suite(), scenario.name);
     let outcome = rig.run(&boot, &out.join(&name), observer)?;
     let (verdict, figures) = match verdict(&outcome, scenario) {
-        Verdict::Success => match Figure::all_of(rig.suite(), &scenario.name, &outcome.script_log) {
+        Verdict::Success => match Figure::all_of(rig.suite(), scenario, &outcome.script_log) {
             Ok(figures) => (Verdict::Success, figures),
             Err(error) => (Verdict::Error(error.to_string()), Vec::new()),
         },

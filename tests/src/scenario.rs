@@ -36,9 +36,19 @@ pub struct Scenario {
     pub dom0_options: Vec<String>,
     /// The script.
     pub script: String,
+    /// What was asked of it beyond its file, in words for `cargo verify`.
+    asked: String,
 }
 
 impl Scenario {
+    /// The scenario of that name.
+    ///
+    /// # Errors
+    /// As for [`Scenario::load`].
+    pub fn named(name: &str) -> Result<Self> {
+        Self::load(&directory().join(format!("{name}.sh")))
+    }
+
     /// Reads a scenario's file.
     ///
     /// # Errors
@@ -69,6 +79,7 @@ impl Scenario {
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
             script: String::new(),
+            asked: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
             let (key, value) = need
@@ -111,6 +122,23 @@ impl Scenario {
         // Behind the line that names the shell.
         let at = self.script.find('\n').map_or(0, |end| end + 1);
         self.script.insert_str(at, &lines);
+        for Setting { name, value } in settings {
+            self.asked += &format!(" --set {name}={value}");
+        }
+    }
+
+    /// Gives it another time limit, in seconds from power-on.
+    pub fn limit(&mut self, seconds: u64) {
+        self.timeout = Duration::from_secs(seconds);
+        self.asked += &format!(" --timeout {seconds}");
+    }
+
+    /// What runs it on `suite` as it is.
+    pub fn command(&self, suite: Suite) -> String {
+        format!(
+            "cargo verify --suite {suite} --scenario {}{}",
+            self.name, self.asked
+        )
     }
 
     /// Whether it can run on `suite`.
@@ -212,6 +240,11 @@ mod tests {
         assert_eq!(
             scenario.script,
             "#!/bin/sh\nCOUNT=7\nSEED=1\n# The title.\nCOUNT=${COUNT:-3}\n"
+        );
+        scenario.limit(70);
+        assert_eq!(
+            scenario.command(Suite::Trixie),
+            "cargo verify --suite trixie --scenario s --set COUNT=7 --set SEED=1 --timeout 70"
         );
         for (text, part) in [
             ("COUNT", "NAME=VALUE"),

@@ -151,7 +151,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     for scenario in &mut chosen {
         scenario.set(&arguments.set);
         if let Some(seconds) = arguments.timeout {
-            scenario.timeout = Duration::from_secs(seconds);
+            scenario.limit(seconds);
         }
     }
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));

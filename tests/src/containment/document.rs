@@ -28,14 +28,10 @@ pub fn render(figures: &[Figure]) -> String {
         text += &table(
             ["Measured", "Limit", first.name(), second.name(), "Printed by"],
             row.measures.iter().map(|measure| {
-                let [old, new] = Suite::ALL.map(|suite| cell(find(figures, suite, measure)));
-                [
-                    measure.means.to_owned(),
-                    limit(measure),
-                    old,
-                    new,
-                    command(measure),
-                ]
+                let found = Suite::ALL.map(|suite| find(figures, suite, measure));
+                let [old, new] = found.map(cell);
+                let command = command(measure, found.into_iter().flatten().next());
+                [measure.means.to_owned(), limit(measure), old, new, command]
             }),
         );
     }
@@ -54,8 +50,16 @@ fn cell(figure: Option<&Figure>) -> String {
 }
 
 /// Without a suite it runs on both.
-fn command(measure: &Measure) -> String {
-    format!("`cargo verify --scenario {}`", measure.scenario)
+fn command(measure: &Measure, figure: Option<&Figure>) -> String {
+    figure.map_or_else(
+        || format!("`cargo verify --scenario {}`", measure.scenario),
+        |figure| {
+            format!(
+                "`{}`",
+                figure.command.replace(&format!(" --suite {}", figure.suite), "")
+            )
+        },
+    )
 }
 
 #[cfg(test)]
@@ -77,13 +81,14 @@ mod tests {
             name: measure.figure.into(),
             value: 17.5,
             unit: measure.unit.into(),
-            command: String::new(),
+            command: "cargo verify --suite trixie --scenario s --set ROUNDS=5".into(),
         };
         let text = render(&[figure]);
         let line = text.lines().find(|line| line.contains("17.5")).unwrap();
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         assert_eq!(cells[1], measure.means);
         assert_eq!(cells[3..5], [MISSING, &*cell_of(17.5, measure.unit)]);
+        assert_eq!(cells[5], "`cargo verify --scenario s --set ROUNDS=5`");
     }
 
     fn cell_of(value: f64, unit: &str) -> String {
