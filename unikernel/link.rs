@@ -10,6 +10,7 @@ fn link_as_kernel(script: &std::path::Path) {
         "-no-pie",
         "-Wl,--build-id=none",
         "-Wl,-z,max-page-size=4096",
+        "-Wl,--icf=all",
     ] {
         println!("cargo:rustc-link-arg-bins={arg}");
     }

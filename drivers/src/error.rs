@@ -124,6 +124,8 @@ pub enum RequestError {
     ServiceRefused(pciif::OpError),
     /// The service's answer makes no sense.
     ServiceNonsense,
+    /// This very request has brought the stub down twice.
+    Poisonous,
 }
 
 impl RequestError {
@@ -154,7 +156,8 @@ impl RequestError {
             | Self::ServiceBusy
             | Self::ServiceSilent(_)
             | Self::ServiceRefused(_)
-            | Self::ServiceNonsense => E::OpFailed,
+            | Self::ServiceNonsense
+            | Self::Poisonous => E::OpFailed,
         }
     }
 
@@ -175,6 +178,7 @@ impl RequestError {
             | Self::ServiceSilent(_)
             | Self::ServiceRefused(_)
             | Self::ServiceNonsense => Blame::Toolstack,
+            Self::Poisonous => Blame::Us,
         }
     }
 
@@ -259,6 +263,9 @@ impl fmt::Display for RequestError {
                 waited.as_secs() * 1000 + u64::from(waited.subsec_millis())
             ),
             Self::ServiceRefused(error) => write!(f, "dom0's service refused: {error}; see its log in dom0"),
+            Self::Poisonous => f.write_str(
+                "this very request has brought the stub down twice; please report the bytes that the log shows",
+            ),
             Self::ServiceNonsense => f.write_str(
                 "the answer of dom0's service makes no sense; are stub and `bulkhead` of one version?",
             ),

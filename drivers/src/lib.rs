@@ -7,7 +7,8 @@
 //! - [`pciback::lifecycle`]: the first hop, where the guest's pcifront connects to the engine; [`pciback::aer`] passes
 //!   errors of devices on to it.
 //! - [`pcifront`]: the second hop, over which dom0's service does what a stub may not.
-//! - [`stub`]: all of it in one loop.
+//! - [`stub`]: all of it in one loop; [`journal`]: what it leaves to its next life.
+//! - [`inject`]: failures on demand, in the tests' image alone.
 //!
 //! Nothing here reads a clock or touches memory that it does not own: time and hardware are arguments.
 #![no_std]
@@ -17,6 +18,8 @@ extern crate alloc;
 
 pub mod console;
 pub mod error;
+pub mod inject;
+pub mod journal;
 pub mod limiter;
 pub mod pciback;
 pub mod pcifront;

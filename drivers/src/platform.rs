@@ -2,7 +2,9 @@
 //!
 //! The unikernel answers with hypercalls, the tests with a model of Xen.
 
+use crate::journal::{Journal, Op};
 use core::time::Duration;
+use xenbus::bdf::Bdf;
 use xenbus::pciif::SharedPage;
 
 /// Number of a domain.
@@ -63,4 +65,19 @@ pub trait Platform {
     fn map_ecam(&mut self, frame: u64) -> Result<Self::Ecam, Errno>;
     /// Unmaps what [`Self::map_ecam`] returned.
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
+
+    /// What earlier lives of this stub have left: a copy.
+    fn journal(&self) -> Journal;
+    /// Changes what later lives will find.
+    fn note(&mut self, change: impl FnOnce(&mut Journal));
+    /// From here on a failure is put down to this request of the guest; to none if there is none.
+    fn set_under_way(&mut self, op: Option<&Op>);
+    /// What was [remembered](Self::remember) last about the function at this address of the guest's bus.
+    fn recall(&self, place: Bdf) -> Option<u32>;
+    /// Keeps a word about that function for later lives, or forgets the one that is kept.
+    fn remember(&mut self, place: Bdf, word: Option<u32>);
+
+    /// Has the processor fail in this way.
+    #[cfg(feature = "inject")]
+    fn fault(&mut self, kind: crate::inject::Kind);
 }

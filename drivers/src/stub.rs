@@ -1,6 +1,8 @@
 //! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
 
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::inject::{self, Point};
+use crate::journal::{Advice, Bytes, Journal};
 use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::pcifront::SecondHop;
 use crate::platform::{DomId, Platform, Port};
@@ -8,6 +10,7 @@ use crate::store;
 use core::fmt;
 use core::time::Duration;
 use xenbus::client::{Client, Store, Transport, WatchEvent};
+use xenbus::counters::Counter;
 use xenbus::path::{DeviceType, home, key};
 
 /// Tokens of the watches.
@@ -65,6 +68,21 @@ struct Changed {
     shutdown: bool,
 }
 
+/// Says what the last life ended with, if there was one.
+fn tell_of_restart(journal: &Journal) {
+    let Some((cause, _)) = journal.last() else {
+        return;
+    };
+    log::warn!("restart {} after {cause}", journal.restarts());
+    if let Some(op) = journal.over() {
+        let fate = match journal.advise(op) {
+            Advice::Refuse => "for the second time: it is refused from now on",
+            Advice::Serve | Advice::ServeAgain => "it is served once more",
+        };
+        log::warn!("a request was under way, {fate}; its bytes: {}", Bytes(op));
+    }
+}
+
 /// A stub domain's work.
 pub struct Stub<P: Platform, T: Transport> {
     platform: P,
@@ -79,6 +97,8 @@ pub struct Stub<P: Platform, T: Transport> {
     blind: bool,
     /// The last step answered a request of the guest.
     served: bool,
+    /// When the failure was that this life began with, until the guest is served again.
+    failed_at: Option<Duration>,
 }
 
 impl<P: Platform, T: Transport> Stub<P, T> {
@@ -87,6 +107,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
     pub fn new(platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, SetupError> {
+        tell_of_restart(&platform.journal());
         let domid: DomId = store::value(
             &mut client,
             "domid",
@@ -109,6 +130,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         ] {
             client.watch(&path, token).map_err(store::failed)?;
         }
+        #[cfg(feature = "inject")]
+        client
+            .watch(&[&home(domid), "/", inject::NODE].concat(), SECOND_HOP_TOKEN)
+            .map_err(store::failed)?;
         let mut stub = Self {
             platform,
             client,
@@ -118,7 +143,11 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             ports_up: 1,
             blind: false,
             served: false,
+            failed_at: None,
         };
+        stub.failed_at = stub.platform.journal().last().map(|(_, when)| when);
+        let restarts = stub.platform.journal().restarts();
+        stub.first.engine().set_count(Counter::Restarts, restarts.into());
         stub.follow();
         if stub.first.is_idle() && !stub.second.is_up() {
             log::info!("no guest assigned yet: `bulkhead attach` gives domain {domid} its work");
@@ -202,6 +231,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
 
     /// Brings both hops in line with what stands in xenstore.
     fn follow(&mut self) {
+        #[cfg(feature = "inject")]
+        inject::take(&mut self.platform, &mut self.client);
+        inject::point(&mut self.platform, Point::Reconcile);
         let result = self
             .second
             .reconcile(&mut self.platform, &mut self.client)
@@ -220,6 +252,12 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         for port in self.first.port().into_iter().chain(service) {
             self.ports[self.ports_up] = port;
             self.ports_up += 1;
+        }
+        if self.first.port().is_some()
+            && let Some(when) = self.failed_at.take()
+        {
+            let gap = self.platform.now().saturating_sub(when).as_micros() as u64;
+            log::info!("the guest is served again {gap} us after the failure");
         }
         // The guest's flag, and an error that waits for a hop that has come up.
         self.first.relay_errors(&mut self.platform, &self.second);

@@ -33,6 +33,25 @@ const STUB: Product = Product {
         "--",
         // The domain builder loads it at fixed addresses; nobody would relocate it.
         "-Crelocation-model=static",
+        // What several functions have in common is there once: the image is 2 KiB smaller.
+        "-Cllvm-args=-enable-machine-outliner=always",
+    ],
+};
+
+/// Takes the image's place where a scenario wants failures on demand.
+const STUB_INJECT: Product = Product {
+    name: "the image that fails on demand",
+    path: "stub/bulkhead-stub-inject",
+    target: "/rig/bulkhead-stub-inject",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-unikernel",
+        "--bin=bulkhead-stub-inject",
+        "--features=boot,inject",
+        "--profile=stub",
+        "--",
+        "-Crelocation-model=static",
+        "-Cllvm-args=-enable-machine-outliner=always",
     ],
 };
 
@@ -120,6 +139,14 @@ pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
         .iter()
         .map(|product| build_file(product, observer))
         .collect()
+}
+
+/// The stub's image with failures on demand.
+///
+/// # Errors
+/// It does not compile.
+pub fn stub_inject(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&STUB_INJECT, observer)
 }
 
 /// The program that measures accesses of configuration space from inside a guest.

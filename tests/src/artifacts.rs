@@ -27,6 +27,7 @@ pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
             target: (*target).to_owned(),
         });
     }
+    files.push(products::stub_inject(observer)?);
     files.push(products::config_latency(observer)?);
     files.push(products::config_sweep(observer)?);
     files.push(products::ops_compare(observer)?);

@@ -8,7 +8,7 @@ use crate::memory::{self, Window};
 use crate::page::RawPage;
 use crate::platform::Xen;
 use crate::store::StoreRing;
-use crate::{clock, console, event, hypercall, trap};
+use crate::{clock, console, event, grant, hypercall, survivor, trap};
 use core::arch::global_asm;
 use core::fmt;
 use drivers::platform::Errno;
@@ -52,19 +52,35 @@ global_asm!(
 );
 
 global_asm!(
-    ".section .bss.stack, \"aw\", @nobits",
+    ".section .keep, \"aw\", @nobits",
     ".balign 4096",
     "stack_guard:",
     ".skip 4096",
     ".skip {size}",
     "stack_top:",
+    "start_info:",
+    ".skip 8",
     ".section .text.entry, \"ax\", @progbits",
+    // Xen jumps here, once.
     ".globl _start",
     "_start:",
+    "mov [rip + start_info], rsi",
+    // Every life begins here: variables have their first values, the stack is empty.
+    "begin_life:",
     "cld",
+    "xor eax, eax",
+    "lea rdi, [rip + bss_start]",
+    "lea rcx, [rip + bss_end]",
+    "sub rcx, rdi",
+    "rep stosb",
+    "lea rsi, [rip + data_load]",
+    "lea rdi, [rip + data_start]",
+    "lea rcx, [rip + data_end]",
+    "sub rcx, rdi",
+    "rep movsb",
     "lea rsp, [rip + stack_top]",
     "xor ebp, ebp",
-    "mov rdi, rsi",
+    "mov rdi, [rip + start_info]",
     "call {enter}",
     "ud2",
     ".previous",
@@ -75,6 +91,19 @@ global_asm!(
 unsafe extern "C" {
     /// The page below the stack.
     static stack_guard: u8;
+    /// Where every life begins. Not to be called: it takes the stack away.
+    fn begin_life() -> !;
+}
+
+/// Begins a new life. Whatever runs now is cut off for good.
+pub fn live_again() -> ! {
+    // SAFETY: `begin_life` does to memory what Xen's loader did before the first life: it writes all variables, and
+    // the stack is taken as empty, but for what `survivor` keeps on purpose. Nothing of this life runs afterwards or
+    // is looked at: its stack is overwritten, its heap is made anew, and there is no other thread. What Xen, dom0 or
+    // the guest may still write is none of that memory: pages shared with them are in areas of their own
+    // (`memory`), from which nothing is reused before the peer has let go of it. What is mapped and what ports are
+    // open `set_up` finds out and undoes before anything new is mapped.
+    unsafe { begin_life() }
 }
 
 unsafe extern "Rust" {
@@ -132,24 +161,30 @@ impl<T> Step<T> for Result<T, Errno> {
     }
 }
 
-/// The first Rust code: called once by `_start`.
+/// The first Rust code of a life: called once by `begin_life`.
 extern "C" fn enter(info: *const StartInfo) -> ! {
-    // SAFETY: Xen passes start info in rsi; it is an ordinary page of ours, mapped for ever and not written by anybody.
+    // SAFETY: Xen passes start info in rsi, and `_start` keeps the pointer; it is an ordinary page of ours, mapped for
+    // ever and not written by anybody.
     let info: &'static StartInfo = unsafe { &*info };
-    // SAFETY: called once, with Xen's start info, before anything else.
+    // SAFETY: called once in a life, with Xen's start info, before anything else.
     match unsafe { set_up(info) } {
         Ok(machine) => bulkhead_main(machine),
         Err(error) => panic!("{error}"),
     }
 }
 
-/// Sets the machine up.
+/// Sets the machine up, in the first life and in every later one: what an earlier life left mapped, open or granted
+/// is undone on the way, and in the first one there is nothing.
 ///
 /// # Safety
-/// Once only, with the start info that Xen has passed, before any other code of this crate.
+/// Once in a life, with the start info that Xen has passed, before any other code of this crate.
 unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's table of nr_pages entries; the notes ask for the layout that `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages) };
+    survivor::open();
+    grant::unmap_left_behind();
+    // SAFETY: no window has been handed out in this life.
+    unsafe { memory::take_back_windows(survivor::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
     unsafe { event::init(info.shared_info >> 12) }.step("map the shared info page")?;
     clock::init();
@@ -164,14 +199,15 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
         memory::guard(0).step("unmap page 0")?;
         memory::guard((&raw const stack_guard) as usize).step("unmap the page below the stack")?;
     }
-    // SAFETY: once only; the table in `memory` sets these addresses aside.
+    // SAFETY: once in a life; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
+    event::close_all_but(&[console.evtchn, info.store_evtchn]);
     let grants = GrantTable::init().step("set up the grant table")?;
     // SAFETY: as for the console's page.
     let store_page = unsafe { RawPage::new(memory::address_of_frame(info.store_mfn)) };
     Ok(Machine {
         xen: Xen::new(grants),
-        store: StoreRing::new(store_page, info.store_evtchn),
+        store: StoreRing::take_over(store_page, info.store_evtchn),
         xen_version: xen_version().step("tell its version")?,
         pages: info.nr_pages,
         command_line: command_line(info),

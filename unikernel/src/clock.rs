@@ -1,6 +1,7 @@
 //! Time since boot, by Xen's paravirtual clock (`struct vcpu_time_info`, `xen/include/public/xen.h`).
 
 use crate::event;
+use crate::survivor;
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
@@ -8,12 +9,12 @@ use core::time::Duration;
 /// System time at boot, in nanoseconds.
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
-/// Makes this moment the origin of [`now`].
+/// Makes the beginning of the first life the origin of [`now`].
 pub fn init() {
-    BOOT.store(system_time(), Ordering::Relaxed);
+    BOOT.store(survivor::boot_time(system_time()), Ordering::Relaxed);
 }
 
-/// Time since [`init`].
+/// Time since the first [`init`].
 pub fn now() -> Duration {
     Duration::from_nanos(system_time().saturating_sub(BOOT.load(Ordering::Relaxed)))
 }

@@ -4,13 +4,13 @@ use crate::event::DOMID_SELF;
 use crate::hypercall;
 use crate::memory::{self, Mapping, PAGE_SIZE, Window};
 use crate::page::RawPage;
-use alloc::alloc::{alloc_zeroed, dealloc};
-use core::alloc::Layout;
+use crate::survivor;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use drivers::platform::{DomId, Errno, GrantRef};
-use hermit_abi::errno::{EINVAL, ENOMEM, ENOSPC};
+use hermit_abi::errno::{EINVAL, ENOSPC};
 use xen_sys::__HYPERVISOR_grant_table_op;
+use xenbus::pciif::SharedPage;
 
 const GNTTABOP_MAP_GRANT_REF: u32 = 0;
 const GNTTABOP_UNMAP_GRANT_REF: u32 = 1;
@@ -23,8 +23,11 @@ const GTF_IN_USE: u16 = 3 << 3;
 
 /// References below this are the toolstack's, for console and xenstore.
 const FIRST_FREE: GrantRef = 8;
+/// Pages that can be shared.
+const SHARED_COUNT: usize = (memory::SHARED.end - memory::SHARED.start) / PAGE_SIZE;
 /// Entries of 8 bytes in the one frame that we use.
 const ENTRIES: GrantRef = (PAGE_SIZE / 8) as GrantRef;
+const _: () = assert!(reference_of(SHARED_COUNT) <= ENTRIES);
 
 #[repr(C)]
 struct SetupTable {
@@ -81,8 +84,11 @@ impl ForeignPage {
     /// `EINVAL` if there is no such grant for us, `ENOMEM` without a free window.
     pub fn map(owner: DomId, reference: GrantRef) -> Result<Self, Errno> {
         let window = Window::take()?;
+        let va = window.address();
+        // Noted before it is there, so that a life that ends in between leaves word of the window.
+        survivor::expect_foreign(va)?;
         let mut argument = MapGrantRef {
-            host_address: window.address() as u64,
+            host_address: va as u64,
             flags: GNTMAP_HOST_MAP,
             reference,
             domain: owner,
@@ -92,12 +98,16 @@ impl ForeignPage {
         };
         // SAFETY: the structure of GNTTABOP_map_grant_ref. Xen replaces the entry of the window, whose own memory
         // nobody uses, and the page belongs to another domain.
-        unsafe {
-            hypercall::operate_on_one(__HYPERVISOR_grant_table_op, GNTTABOP_MAP_GRANT_REF, &mut argument)?;
+        let called = unsafe {
+            hypercall::operate_on_one(__HYPERVISOR_grant_table_op, GNTTABOP_MAP_GRANT_REF, &mut argument)
+        };
+        if let Err(errno) = called.and_then(|_| granted("map_grant_ref", argument.status)) {
+            survivor::forget_foreign(va);
+            return Err(errno);
         }
-        granted("map_grant_ref", argument.status)?;
+        survivor::note_foreign(va, argument.handle);
         // SAFETY: just mapped there, readable and writable, until `drop`.
-        let page = unsafe { RawPage::new(window.address()) };
+        let page = unsafe { RawPage::new(va) };
         Ok(Self {
             window: ManuallyDrop::new(window),
             handle: argument.handle,
@@ -113,21 +123,7 @@ impl ForeignPage {
 
 impl Drop for ForeignPage {
     fn drop(&mut self) {
-        let mut argument = UnmapGrantRef {
-            host_address: self.window.address() as u64,
-            bus_address: 0,
-            handle: self.handle,
-            status: -1,
-        };
-        // SAFETY: the structure of GNTTABOP_unmap_grant_ref; the only view of the page, `self.page`, ends here.
-        let called = unsafe {
-            hypercall::operate_on_one(
-                __HYPERVISOR_grant_table_op,
-                GNTTABOP_UNMAP_GRANT_REF,
-                &mut argument,
-            )
-        };
-        match called.and_then(|_| granted("unmap_grant_ref", argument.status)) {
+        match unmap(self.window.address(), self.handle) {
             // SAFETY: not used again: `self` is going.
             Ok(()) => unsafe { ManuallyDrop::drop(&mut self.window) },
             // The window keeps showing the page, and is never handed out again: Xen crashes a domain that replaces
@@ -137,10 +133,46 @@ impl Drop for ForeignPage {
     }
 }
 
+/// Ends the mapping of a foreign page at `va`, of which nobody may have a view any more.
+fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
+    let mut argument = UnmapGrantRef {
+        host_address: va as u64,
+        bus_address: 0,
+        handle,
+        status: -1,
+    };
+    // SAFETY: the structure of GNTTABOP_unmap_grant_ref. Xen refuses a handle and an address that do not belong
+    // together; where it agrees, the entry of a window goes, whose only view is its `ForeignPage`'s: that is in its
+    // `drop`, or belonged to a life that has ended.
+    unsafe {
+        hypercall::operate_on_one(
+            __HYPERVISOR_grant_table_op,
+            GNTTABOP_UNMAP_GRANT_REF,
+            &mut argument,
+        )
+    }
+    .and_then(|_| granted("unmap_grant_ref", argument.status))?;
+    survivor::forget_foreign(va);
+    Ok(())
+}
+
+/// Unmaps the foreign pages that an earlier life had. One that would not go keeps its window.
+pub fn unmap_left_behind() {
+    for (va, handle) in survivor::foreign() {
+        // Told of by `survivor::is_foreign` if it fails.
+        let _ = unmap(va, handle);
+    }
+}
+
 /// Our grant table.
+///
+/// Each page of [`memory::SHARED`] has one reference, so that the table itself tells which of them a peer still has
+/// mapped, also one that an earlier life has shared.
 #[derive(Debug)]
 pub struct GrantTable {
     window: Window,
+    /// The pages that are shared by this life.
+    lent: [bool; SHARED_COUNT],
 }
 
 impl GrantTable {
@@ -163,7 +195,15 @@ impl GrantTable {
         granted("setup_table", argument.status)?;
         // SAFETY: a frame of Xen's, not memory of ours.
         let window = unsafe { Window::show(frame, Mapping::Shared) }?;
-        Ok(Self { window })
+        let mut table = Self {
+            window,
+            lent: [false; SHARED_COUNT],
+        };
+        for index in 0..SHARED_COUNT {
+            // Where the peer still has the page, its turn comes when the page is to be shared again.
+            table.revoke(reference_of(index));
+        }
+        Ok(table)
     }
 
     /// The parts of an entry: flags, domain and frame.
@@ -184,20 +224,6 @@ impl GrantTable {
         }
     }
 
-    /// Grants `peer` the use of machine frame `frame`.
-    fn grant(&mut self, peer: DomId, frame: u64) -> Result<GrantRef, Errno> {
-        let frame = u32::try_from(frame).map_err(|_| Errno(EINVAL))?;
-        let free =
-            (FIRST_FREE..ENTRIES).find(|&reference| self.entry(reference).0.load(Ordering::Relaxed) == 0);
-        let reference = free.ok_or(Errno(ENOSPC))?;
-        let (flags, domain, target) = self.entry(reference);
-        domain.store(peer, Ordering::Relaxed);
-        target.store(frame, Ordering::Relaxed);
-        // Last, and released: from here on the peer may map what the entry says.
-        flags.store(GTF_PERMIT_ACCESS, Ordering::Release);
-        Ok(reference)
-    }
-
     /// Ends a grant; false if the peer has the page mapped.
     fn revoke(&mut self, reference: GrantRef) -> bool {
         let (flags, ..) = self.entry(reference);
@@ -210,56 +236,54 @@ impl GrantTable {
     /// Takes a zeroed page and grants it to `peer`.
     ///
     /// # Errors
-    /// `ENOMEM` or `ENOSPC`.
+    /// `ENOSPC` if all are shared, or still mapped by those that they were shared with.
     pub fn share(&mut self, peer: DomId) -> Result<(OwnPage, GrantRef), Errno> {
-        let own = OwnPage::new()?;
-        let reference = self.grant(peer, memory::heap_frame(own.va))?;
-        Ok((own, reference))
+        let free = (0..SHARED_COUNT).find(|&index| !self.lent[index] && self.revoke(reference_of(index)));
+        let index = free.ok_or(Errno(ENOSPC))?;
+        let va = memory::SHARED.start + index * PAGE_SIZE;
+        let frame = u32::try_from(memory::shared_frame(va)).map_err(|_| Errno(EINVAL))?;
+        // SAFETY: page-aligned, mapped for ever, used by nothing but these views, of which there is one at a time:
+        // it was not lent by this life, those of earlier ones are gone, and no peer has it mapped.
+        let page = unsafe { RawPage::new(va) };
+        (0..PAGE_SIZE).step_by(4).for_each(|word| page.store(word, 0));
+        self.lent[index] = true;
+        let reference = reference_of(index);
+        let (flags, domain, target) = self.entry(reference);
+        domain.store(peer, Ordering::Relaxed);
+        target.store(frame, Ordering::Relaxed);
+        // Last, and released: from here on the peer may map what the entry says.
+        flags.store(GTF_PERMIT_ACCESS, Ordering::Release);
+        Ok((OwnPage { index, page }, reference))
     }
 
-    /// Ends the grant and frees the page; a page that the peer still has mapped is never used again instead.
-    pub fn unshare(&mut self, page: OwnPage, reference: GrantRef) {
+    /// Ends the grant; a page that the peer still has mapped is not shared again before it has let go.
+    pub fn unshare(&mut self, page: OwnPage) {
+        self.lent[page.index] = false;
+        let reference = reference_of(page.index);
         if !self.revoke(reference) {
-            log::warn!("grant {reference} is still in use by its peer: its page is set aside");
-            core::mem::forget(page);
+            log::debug!(
+                "grant {reference} is still in use by its peer: its page is set aside until it is not"
+            );
         }
     }
 }
 
-/// A page of the heap that is shared with another domain.
+/// A page of ours that is shared with another domain.
 #[derive(Debug)]
 pub struct OwnPage {
-    va: usize,
+    /// In [`memory::SHARED`].
+    index: usize,
     page: RawPage,
 }
 
 impl OwnPage {
-    const LAYOUT: Layout = match Layout::from_size_align(PAGE_SIZE, PAGE_SIZE) {
-        Ok(layout) => layout,
-        Err(_) => panic!("a page is a sound layout"),
-    };
-
-    fn new() -> Result<Self, Errno> {
-        // SAFETY: the layout's size is not zero.
-        let va = unsafe { alloc_zeroed(Self::LAYOUT) } as usize;
-        if va == 0 {
-            return Err(Errno(ENOMEM));
-        }
-        // SAFETY: page-aligned by its layout, ours alone until dropped, and no reference points into it.
-        let page = unsafe { RawPage::new(va) };
-        Ok(Self { va, page })
-    }
-
     /// The view of the page.
     pub const fn page(&self) -> &RawPage {
         &self.page
     }
 }
 
-impl Drop for OwnPage {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout; the view ends with `self`, and the grant has ended, or
-        // the page would have been forgotten.
-        unsafe { dealloc(self.va as *mut u8, Self::LAYOUT) }
-    }
+/// The reference of a page of [`memory::SHARED`].
+const fn reference_of(index: usize) -> GrantRef {
+    FIRST_FREE + index as GrantRef
 }

@@ -7,10 +7,10 @@
 use core::arch::{asm, global_asm};
 use drivers::platform::Errno;
 
-// Xen fills this page before the first instruction of the guest runs, so that it takes no room in the image. The
+// Xen fills this page once, before the first instruction of the guest runs, so that it takes no room in the image. The
 // domain builder maps all memory executable.
 global_asm!(
-    ".section .bss.hypercall, \"aw\", @nobits",
+    ".section .keep.page, \"aw\", @nobits",
     ".balign 4096",
     ".globl hypercall_page",
     "hypercall_page:",

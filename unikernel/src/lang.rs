@@ -1,11 +1,13 @@
 //! What the language asks of an image without an operating system: heap, panic handler, memory primitives.
 
 use crate::memory;
-use crate::shutdown::{Reason, shutdown};
+use crate::restart;
+use crate::shutdown::{Reason, stop};
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
+use drivers::journal::Cause;
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
@@ -35,7 +37,7 @@ unsafe impl GlobalAlloc for LockedHeap {
 /// Gives the allocator its memory.
 ///
 /// # Safety
-/// Once only, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
+/// Once in a life, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
 pub unsafe fn init_heap() {
     // SAFETY: the caller vouches for the memory, which `memory` sets aside for this.
     unsafe {
@@ -47,33 +49,13 @@ pub unsafe fn init_heap() {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    let (rip, rsp, rbp, rbx): (u64, u64, u64, u64);
-    // SAFETY: copies registers, changes none of them.
-    unsafe {
-        asm!(
-            "lea {rip}, [rip]", "mov {rsp}, rsp", "mov {rbp}, rbp", "mov {rbx}, rbx",
-            rip = out(reg) rip, rsp = out(reg) rsp, rbp = out(reg) rbp, rbx = out(reg) rbx,
-            options(nomem, nostack, preserves_flags)
-        );
-    }
-    log::error!("{info}");
-    log::error!(
-        "  rip {rip:016x} rsp {rsp:016x} rbp {rbp:016x} rbx {rbx:016x}; shutting down with reason crash"
-    );
-    // SAFETY: exported by this very image, below.
-    unsafe { hermit_abi::abort() }
-}
-
-/// Abnormal termination, under hermit-abi's name for it.
-#[unsafe(no_mangle)]
-extern "C" fn sys_abort() -> ! {
-    shutdown(Reason::Crash)
+    restart::end(Cause::Panic, &|| log::error!("{info}"))
 }
 
 /// Where the landing pads of the prebuilt `alloc` end. Nothing in the image unwinds, so that nothing ever gets here.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
-    sys_abort()
+    stop(Reason::Crash)
 }
 
 // The compiler calls these for copies and comparisons that it does not unroll. `rep movsb` and its kin are used in

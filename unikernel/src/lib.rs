@@ -1,12 +1,13 @@
 //! What a single-purpose Xen PV guest stands on.
 //!
 //! One vCPU, event upcalls masked for ever, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted,
-//! apart from an exception, and an exception never returns. `docs/soundness.md` says what every `unsafe` block
+//! apart from an exception, and an exception never returns. After one, or a panic, the stub begins anew in place: a new *life*. `docs/soundness.md` says what every `unsafe` block
 //! in this crate relies on.
 //!
 //! | module | holds |
 //! |---|---|
 //! | `boot` | ELF notes, entry point, start info, order of set-up |
+//! | `life` | from there to the drivers |
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
@@ -16,7 +17,9 @@
 //! | [`console`] | the console ring behind `log` |
 //! | [`store`] | the xenstore ring |
 //! | [`platform`] | all of the above as `drivers::platform::Platform` |
-//! | [`trap`] | exceptions |
+//! | `trap` | exceptions |
+//! | `restart` | the end of a life and the step to the next |
+//! | [`survivor`] | what a life leaves to the next |
 //! | [`shutdown`] | the ways to end |
 #![no_std]
 
@@ -31,9 +34,15 @@ pub mod grant;
 pub mod hypercall;
 #[cfg(feature = "boot")]
 mod lang;
+#[cfg(feature = "boot")]
+pub mod life;
 pub mod memory;
 pub mod page;
 pub mod platform;
+#[cfg(feature = "boot")]
+mod restart;
 pub mod shutdown;
 pub mod store;
+pub mod survivor;
+#[cfg(feature = "boot")]
 pub mod trap;

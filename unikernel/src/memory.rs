@@ -8,7 +8,8 @@
 //! |---|---|---|
 //! | 0 | 4 KiB | never touched: unmapped by [`guard`], so that a null pointer faults |
 //! | 4 KiB | 512 KiB | windows: addresses whose page-table entry is replaced to show foreign memory |
-//! | 512 KiB | 1 MiB | heap |
+//! | 512 KiB | 544 KiB | pages to share with other domains |
+//! | 544 KiB | 1 MiB | heap |
 
 use crate::hypercall;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -17,8 +18,11 @@ use drivers::platform::Errno;
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
 const WINDOWS: core::ops::Range<usize> = 0x1000..0x80000;
+/// Pages of ours that other domains get to map. They are no part of the heap: the heap begins anew with every life,
+/// and a peer may still be writing to what it had of the last one.
+pub const SHARED: core::ops::Range<usize> = 0x80000..0x88000;
 /// The heap's addresses.
-pub const HEAP: core::ops::Range<usize> = 0x80000..0x10_0000;
+pub const HEAP: core::ops::Range<usize> = 0x88000..0x10_0000;
 /// Windows in all: one a device and a handful for rings.
 pub const WINDOW_COUNT: usize = (WINDOWS.end - WINDOWS.start) / PAGE_SIZE;
 
@@ -82,16 +86,38 @@ fn frame_of(va: usize) -> u64 {
     unsafe { frames.add(pfn as usize).read() }
 }
 
-/// Machine frame of a heap page.
+/// Machine frame of a page of [`SHARED`].
 ///
 /// # Panics
-/// If `va` is no page of the heap: other memory may be mapped to something else by now.
-pub fn heap_frame(va: usize) -> u64 {
+/// If `va` is none: other memory may be mapped to something else by now.
+pub fn shared_frame(va: usize) -> u64 {
     assert!(
-        HEAP.contains(&va) && va.is_multiple_of(PAGE_SIZE),
-        "{va:#x} is no page of the heap"
+        SHARED.contains(&va) && va.is_multiple_of(PAGE_SIZE),
+        "{va:#x} is no page to be shared"
     );
     frame_of(va)
+}
+
+/// Puts our own memory back behind all windows, whatever an earlier life had them show. Those that `is_lost` are never
+/// handed out: their entries are a grant operation's to remove.
+///
+/// # Errors
+/// What Xen says.
+///
+/// # Safety
+/// No window may be in use.
+pub unsafe fn take_back_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), Errno> {
+    for index in 0..WINDOW_COUNT {
+        let va = WINDOWS.start + index * PAGE_SIZE;
+        if is_lost(va) {
+            TAKEN[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+            continue;
+        }
+        // SAFETY: nobody uses the window, by the caller's word; the frame is our own page of that address, which is
+        // used by nobody else.
+        unsafe { set_entry(va, Mapping::Shared.entry(frame_of(va))) }?;
+    }
+    Ok(())
 }
 
 /// Address at which the domain builder mapped the page in machine frame `frame`, found by Xen's machine-to-physical

@@ -3,9 +3,13 @@
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
 use crate::page::{EcamPage, RawPage};
-use crate::{clock, event};
+use crate::{clock, event, survivor};
+#[cfg(feature = "inject")]
+use core::arch::asm;
 use core::time::Duration;
+use drivers::journal::{Journal, Op};
 use drivers::platform::{DomId, Errno, GrantRef, Platform, Port};
+use xenbus::bdf::Bdf;
 use xenbus::pciif::SharedPage;
 
 /// The machine: Xen.
@@ -86,9 +90,9 @@ impl Platform for Xen {
         Ok((Page::Own(page), grant))
     }
 
-    fn unshare_page(&mut self, page: Page, grant: GrantRef) {
+    fn unshare_page(&mut self, page: Page, _: GrantRef) {
         if let Page::Own(page) = page {
-            self.grants.unshare(page, grant);
+            self.grants.unshare(page);
         }
     }
 
@@ -137,5 +141,41 @@ impl Platform for Xen {
 
     fn unmap_ecam(&mut self, ecam: EcamPage) {
         drop(ecam);
+    }
+
+    fn journal(&self) -> Journal {
+        survivor::journal()
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut Journal)) {
+        survivor::note(change);
+    }
+
+    fn set_under_way(&mut self, op: Option<&Op>) {
+        survivor::set_under_way(op);
+    }
+
+    fn recall(&self, place: Bdf) -> Option<u32> {
+        survivor::recall(place)
+    }
+
+    fn remember(&mut self, place: Bdf, word: Option<u32>) {
+        survivor::remember(place, word);
+    }
+
+    #[cfg(feature = "inject")]
+    fn fault(&mut self, kind: drivers::inject::Kind) {
+        use drivers::inject::Kind;
+        // SAFETY: none of these instructions does anything but raise the exception that the tests want: page 0 is
+        // unmapped, and the other address is none of x86-64.
+        unsafe {
+            match kind {
+                Kind::PageFault => asm!("mov eax, [0]", out("eax") _, options(nostack)),
+                Kind::ProtectionFault => {
+                    asm!("mov {0}, 1", "shl {0}, 62", "mov {0}, [{0}]", out(reg) _, options(nostack));
+                }
+                _ => asm!("ud2", options(nostack)),
+            }
+        }
     }
 }

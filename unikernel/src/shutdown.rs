@@ -18,6 +18,11 @@ pub enum Reason {
 /// Ends the domain.
 pub fn shutdown(reason: Reason) -> ! {
     console::drain();
+    stop(reason)
+}
+
+/// The same at once, whatever the console still holds.
+pub fn stop(reason: Reason) -> ! {
     let mut argument = xen_sys::sched_shutdown {
         reason: reason as u32,
     };

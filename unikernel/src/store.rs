@@ -2,27 +2,68 @@
 
 use crate::event;
 use crate::page::RawPage;
+use crate::survivor::{LAST_REQUEST, NEXT_REPLY};
 use core::fmt;
+use core::sync::atomic::Ordering;
 use drivers::platform::Port;
 use xenbus::client::Transport;
+use xenbus::pciif::SharedPage;
 use xenbus::ring::{ByteRing, Corrupt, STORE_REPLIES, STORE_REQUESTS};
+use xenbus::wire::Header;
 
 /// The xenstore page and its event channel, from start info.
 #[derive(Debug)]
 pub struct StoreRing {
     page: RawPage,
     port: Port,
+    /// The rest of a message that an earlier life was reading may still be there, or to come.
+    behind: bool,
 }
 
 impl StoreRing {
-    /// Wraps the page and the port that start info names.
-    pub const fn new(page: RawPage, port: Port) -> Self {
-        Self { page, port }
+    /// Takes the connection over from an earlier life, if there was one: the rest of a reply that it was reading is
+    /// dropped here, and replies that nobody has asked for since are [`Client::resume`](xenbus::client::Client)'s.
+    ///
+    /// Of a request there is never a part in the ring: see [`Transport::send`].
+    pub fn take_over(page: RawPage, port: Port) -> Self {
+        if LAST_REQUEST.load(Ordering::Relaxed) == 0 {
+            // Nothing was ever read: the first message is the next.
+            NEXT_REPLY.store(page.load(STORE_REPLIES.consumer), Ordering::Relaxed);
+        }
+        Self {
+            page,
+            port,
+            behind: true,
+        }
+    }
+
+    /// Number of the last request that was made, in whichever life; 0 before the first.
+    pub fn last_request(&self) -> u32 {
+        LAST_REQUEST.load(Ordering::Relaxed)
     }
 
     /// The port on which xenstored tells of replies and watch events.
     pub const fn port(&self) -> Port {
         self.port
+    }
+
+    /// Drops what is left of a message that an earlier life was reading.
+    fn catch_up(&mut self) -> Result<(), StoreError> {
+        while self.behind {
+            event::take_pending(self.port);
+            self.behind = !STORE_REPLIES.skip(&self.page, &NEXT_REPLY)?;
+            // There is room for more.
+            self.tell()?;
+            if self.behind {
+                event::wait(&[self.port], None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has xenstored look at the rings.
+    fn tell(&self) -> Result<(), StoreError> {
+        event::send(self.port).map_err(|_| StoreError::Port(self.port))
     }
 
     /// Moves bytes until `total` are done: `advance` tries from an offset on and says how far it got.
@@ -39,7 +80,7 @@ impl StoreRing {
                 0 => event::wait(&[self.port], None),
                 count => {
                     done += count;
-                    event::send(self.port).map_err(|_| StoreError::Port(self.port))?;
+                    self.tell()?;
                 }
             }
         }
@@ -54,6 +95,8 @@ pub enum StoreError {
     Ring(Corrupt),
     /// The event channel is not ours.
     Port(Port),
+    /// A request of this many bytes: more than the ring holds, or less than a header.
+    TooLong(usize),
 }
 
 impl fmt::Display for StoreError {
@@ -61,6 +104,7 @@ impl fmt::Display for StoreError {
         match self {
             Self::Ring(corrupt) => write!(f, "xenstore connection: {corrupt}"),
             Self::Port(port) => write!(f, "xenstore connection: Xen refuses event channel port {port}"),
+            Self::TooLong(bytes) => write!(f, "xenstore connection: a request of {bytes} bytes does not fit"),
         }
     }
 }
@@ -74,14 +118,33 @@ impl From<Corrupt> for StoreError {
 impl Transport for StoreRing {
     type Error = StoreError;
 
+    /// One whole message at a time. It goes into the ring whole, by one change of its index, so that a life that ends
+    /// leaves no part of one. xenstored has taken the request before when this one comes, so there is room.
     fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         const RING: ByteRing = STORE_REQUESTS;
-        self.run(bytes.len(), |page, done| RING.push(page, &bytes[done..]))
+        let too_long = StoreError::TooLong(bytes.len());
+        let header = bytes.first_chunk().ok_or(too_long)?;
+        if bytes.len() > RING.size as usize {
+            return Err(too_long);
+        }
+        LAST_REQUEST.store(Header::decode(header).request, Ordering::Relaxed);
+        self.run(bytes.len(), |page, _| {
+            if (RING.size - RING.held(page)?) as usize >= bytes.len() {
+                RING.push(page, bytes)
+            } else {
+                Ok(0)
+            }
+        })
     }
 
     fn receive(&mut self, into: &mut [u8]) -> Result<(), StoreError> {
         const RING: ByteRing = STORE_REPLIES;
-        self.run(into.len(), |page, done| RING.pop(page, &mut into[done..]))
+        if self.behind {
+            self.catch_up()?;
+        }
+        self.run(into.len(), |page, done| {
+            RING.pop_message(page, &NEXT_REPLY, &mut into[done..])
+        })
     }
 
     fn ready(&mut self) -> Result<bool, StoreError> {

@@ -1,11 +1,13 @@
-//! Exceptions. None is expected and none returns: the stub says what happened, and crashes.
+//! Exceptions. None is expected and none returns: the stub says what happened, and begins a new life.
 //!
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
 
 use crate::hypercall;
-use crate::shutdown::{Reason, shutdown};
+use crate::restart;
 use core::arch::global_asm;
+use core::fmt;
+use drivers::journal::Cause;
 use drivers::platform::Errno;
 
 /// An exception: its vector, its name, and whether the hardware pushes an error code.
@@ -119,32 +121,17 @@ unsafe extern "C" {
     fn trap_entries();
 }
 
-/// What `trap_common` leaves on the stack, lowest address first.
-#[repr(C)]
-struct Frame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rbp: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rbx: u64,
-    rax: u64,
-    vector: u64,
-    error: u64,
-    rip: u64,
-    cs: u64,
-    flags: u64,
-    rsp: u64,
-    ss: u64,
-}
+/// What `trap_common` leaves on the stack, lowest address first: see [`REGISTERS`].
+type Frame = [u64; 22];
+
+/// The words of a [`Frame`].
+const REGISTERS: &str =
+    "r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax vector error rip cs flags rsp ss";
+const VECTOR: usize = 15;
+const ERROR: usize = 16;
+const RIP: usize = 17;
+/// Registers in a line of the log.
+const PER_LINE: usize = 6;
 
 /// Registers the handlers with Xen.
 ///
@@ -176,51 +163,39 @@ pub fn init() -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Tells of an exception and ends the domain.
+/// Tells of an exception and ends this life.
 extern "C" fn report(frame: &Frame) -> ! {
+    // Below VECTORS: pushed by an entry of ours.
+    restart::end(Cause::Fault(frame[VECTOR] as u8), &|| tell(frame))
+}
+
+fn tell(frame: &Frame) {
+    let (vector, error, rip) = (frame[VECTOR], frame[ERROR], frame[RIP]);
     let name = EXCEPTIONS
         .iter()
-        .find(|exception| u64::from(exception.vector) == frame.vector);
+        .find(|exception| u64::from(exception.vector) == vector);
     let name = name.map_or("unknown exception", |exception| exception.name);
-    log::error!(
-        "fault: {name} (vector {}, error code {:#x}) at {:#x}",
-        frame.vector,
-        frame.error,
-        frame.rip
-    );
-    if frame.vector == PAGE_FAULT {
+    log::error!("fault: {name} (vector {vector}, error code {error:#x}) at {rip:#x}");
+    if vector == PAGE_FAULT {
         log::error!("  faulting address {:#x}", faulting_address());
     }
-    let Frame {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        ..
-    } = frame;
-    log::error!("  rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}");
-    log::error!("  rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}");
-    log::error!("  r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}");
-    log::error!("  r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}");
-    log::error!(
-        "  cs {:x} ss {:x} flags {:x}; shutting down with reason crash",
-        frame.cs,
-        frame.ss,
-        frame.flags
-    );
-    shutdown(Reason::Crash)
+    for line in (0..frame.len()).step_by(PER_LINE) {
+        log::error!(" {}", Line { frame, first: line });
+    }
+}
+
+/// Some registers of a frame.
+struct Line<'a> {
+    frame: &'a Frame,
+    first: usize,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let registers = REGISTERS.split(' ').zip(self.frame);
+        let mut line = registers.skip(self.first).take(PER_LINE);
+        line.try_for_each(|(name, value)| write!(f, " {name} {value:x}"))
+    }
 }
 
 /// The address whose access faulted: Xen keeps a PV guest's cr2 in its vCPU info.

@@ -91,6 +91,8 @@ counters! {
     BlamedToolstack = "blamed_toolstack",
     /// Failures that the stub itself caused.
     BlamedSelf = "blamed_self",
+    /// Times that the stub restarted in place after a failure of its own.
+    Restarts = "restarts",
 }
 
 /// Writes to one register that were dropped.
@@ -119,6 +121,11 @@ impl Counters {
     pub fn add(&mut self, counter: Counter) {
         let value = &mut self.values[counter as usize];
         *value = value.saturating_add(1);
+    }
+
+    /// Sets what is counted elsewhere.
+    pub fn set(&mut self, counter: Counter, value: u64) {
+        self.values[counter as usize] = value;
     }
 
     /// Reads a counter.

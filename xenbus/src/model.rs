@@ -125,10 +125,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let mut daemon = self.daemon.0.borrow_mut();
         daemon.outboxes.remove(&self.id);
-        daemon.watches.retain(|watch| watch.connection != self.id);
-        daemon
-            .transactions
-            .retain(|_, transaction| transaction.connection != self.id);
+        daemon.reset(self.id);
     }
 }
 
@@ -169,6 +166,7 @@ impl Daemon {
         let result = kind.ok_or(ErrorName::Enosys).and_then(|kind| match kind {
             Kind::Watch => self.watch(connection, domid, payload),
             Kind::Unwatch => self.unwatch(connection, payload),
+            Kind::ResetWatches => Ok(self.reset(connection)),
             Kind::TransactionStart => Ok(self.start_transaction(connection)),
             Kind::TransactionEnd => self.end_transaction(connection, header.transaction, payload),
             Kind::GetDomainPath => Ok(format!("{}\0", path::home(domain(payload)?)).into()),
@@ -247,6 +245,14 @@ impl Daemon {
             self.generation += 1;
         }
         self.fire(changes);
+    }
+
+    /// Ends what a connection has going on.
+    fn reset(&mut self, connection: u64) -> Vec<u8> {
+        self.watches.retain(|watch| watch.connection != connection);
+        self.transactions
+            .retain(|_, transaction| transaction.connection != connection);
+        b"OK\0".into()
     }
 
     fn start_transaction(&mut self, connection: u64) -> Vec<u8> {

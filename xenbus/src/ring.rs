@@ -4,6 +4,8 @@
 //! (`xen/include/public/io/console.h` and `xs_wire.h`).
 
 use crate::pciif::SharedPage;
+use crate::wire::Header;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// One direction of a byte ring: where its parts lie in the page.
 #[derive(Clone, Copy, Debug)]
@@ -82,13 +84,65 @@ impl ByteRing {
     /// # Errors
     /// As [`Self::held`].
     pub fn pop(&self, page: &impl SharedPage, into: &mut [u8]) -> Result<usize, Corrupt> {
+        let count = self.peek(page, into)?;
+        self.drop_bytes(page, count);
+        Ok(count)
+    }
+
+    /// As [`Self::pop`], for a ring of xenstore's messages. `next` is the index at which the next message begins; it
+    /// is written before the first byte of a message is taken, so that a reader that is cut off anywhere in here
+    /// leaves word of how much of the message under way is left: see [`Self::skip`].
+    ///
+    /// Takes nothing while only a part of a header is there, and no bytes of two messages at once.
+    ///
+    /// # Errors
+    /// As [`Self::held`].
+    pub fn pop_message(
+        &self,
+        page: &impl SharedPage,
+        next: &AtomicU32,
+        into: &mut [u8],
+    ) -> Result<usize, Corrupt> {
+        let consumer = page.load(self.consumer);
+        if next.load(Ordering::Relaxed) == consumer {
+            let mut header = [0; Header::SIZE];
+            if self.peek(page, &mut header)? < Header::SIZE {
+                return Ok(0);
+            }
+            let size = Header::decode(&header).length.wrapping_add(Header::SIZE as u32);
+            next.store(consumer.wrapping_add(size), Ordering::Relaxed);
+        }
+        let left = next.load(Ordering::Relaxed).wrapping_sub(consumer) as usize;
+        let count = left.min(into.len());
+        self.pop(page, &mut into[..count])
+    }
+
+    /// Drops what is there of the message that a reader by [`Self::pop_message`] was at; true once that is all of it.
+    ///
+    /// # Errors
+    /// As [`Self::held`].
+    pub fn skip(&self, page: &impl SharedPage, next: &AtomicU32) -> Result<bool, Corrupt> {
+        let left = next
+            .load(Ordering::Relaxed)
+            .wrapping_sub(page.load(self.consumer));
+        let count = self.held(page)?.min(left);
+        self.drop_bytes(page, count as usize);
+        Ok(count == left)
+    }
+
+    /// Copies at most `into.len()` bytes and leaves them in the ring; returns how many.
+    fn peek(&self, page: &impl SharedPage, into: &mut [u8]) -> Result<usize, Corrupt> {
         let count = (self.held(page)? as usize).min(into.len());
         let consumer = page.load(self.consumer);
         let (first, second) = self.split(consumer, count);
         page.copy_out(self.position(consumer), &mut into[..first]);
         page.copy_out(self.data, &mut into[first..first + second]);
-        page.store(self.consumer, consumer.wrapping_add(count as u32));
         Ok(count)
+    }
+
+    fn drop_bytes(&self, page: &impl SharedPage, count: usize) {
+        let consumer = page.load(self.consumer);
+        page.store(self.consumer, consumer.wrapping_add(count as u32));
     }
 
     /// Offset in the page of the byte that index `index` stands for.
@@ -131,6 +185,68 @@ mod tests {
         assert_eq!(STORE_REQUESTS.push(&page, &[7; 1500]), Ok(1024));
         assert_eq!(STORE_REQUESTS.push(&page, &[7; 1]), Ok(0));
         assert_eq!(STORE_REQUESTS.held(&page), Ok(1024));
+    }
+
+    /// Three messages, of 0, 5 and 40 bytes of payload.
+    fn messages() -> vec::Vec<u8> {
+        let message = |length: u32| {
+            let header = Header {
+                kind: 15,
+                request: length,
+                transaction: 0,
+                length,
+            };
+            [&header.encode()[..], &vec![length as u8; length as usize]].concat()
+        };
+        [message(0), message(5), message(40)].concat()
+    }
+
+    #[test]
+    fn a_reader_of_messages_that_is_cut_off_leaves_word_of_where_the_next_one_begins() {
+        let sent = messages();
+        let ends = [16, 16 + 21, 16 + 21 + 56];
+        for taken in 0..=sent.len() {
+            let (page, next) = (Page::new(), AtomicU32::new(u32::MAX - 20));
+            for index in [STORE_REPLIES.consumer, STORE_REPLIES.producer] {
+                page.store(index, u32::MAX - 20);
+            }
+            let mut received = vec![0; taken];
+            let mut done = 0;
+            // Byte by byte for what was sent last, as it comes when the ring was full.
+            STORE_REPLIES.push(&page, &sent[..60]).unwrap();
+            for byte in &sent[60..] {
+                while done < taken {
+                    match STORE_REPLIES.pop_message(&page, &next, &mut received[done..]) {
+                        Ok(0) => break,
+                        count => done += count.unwrap(),
+                    }
+                }
+                STORE_REPLIES.push(&page, &[*byte]).unwrap();
+            }
+            while done < taken {
+                done += STORE_REPLIES
+                    .pop_message(&page, &next, &mut received[done..])
+                    .unwrap()
+                    .max(1);
+            }
+            assert_eq!(received, sent[..taken]);
+            assert_eq!(STORE_REPLIES.skip(&page, &next), Ok(true), "{taken}");
+            let left = STORE_REPLIES.held(&page).unwrap() as usize;
+            let boundary = ends.into_iter().find(|&end| end >= taken).filter(|_| taken > 0);
+            assert_eq!(left, sent.len() - boundary.unwrap_or(0), "{taken} bytes taken");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_message_may_still_have_to_come() {
+        let (page, next) = (Page::new(), AtomicU32::new(0));
+        let sent = messages();
+        STORE_REPLIES.push(&page, &sent[16..16 + 18]).unwrap();
+        STORE_REPLIES.pop_message(&page, &next, &mut [0; 16]).unwrap();
+        assert_eq!(STORE_REPLIES.skip(&page, &next), Ok(false));
+        STORE_REPLIES.push(&page, &sent[16 + 18..]).unwrap();
+        assert_eq!(STORE_REPLIES.skip(&page, &next), Ok(true));
+        assert_eq!(STORE_REPLIES.held(&page), Ok(56));
     }
 
     #[test]

@@ -56,10 +56,12 @@ pub enum Kind {
     Error = 16,
     /// Asks whether a domain is connected to xenstore.
     IsDomainIntroduced = 17,
+    /// Ends all watches and transactions of the connection.
+    ResetWatches = 21,
 }
 
 /// Every [`Kind`], with the verb that error messages use.
-const KINDS: [(Kind, &str); 15] = [
+const KINDS: [(Kind, &str); 16] = [
     (Kind::Directory, "list"),
     (Kind::Read, "read"),
     (Kind::GetPermissions, "read permissions of"),
@@ -75,6 +77,7 @@ const KINDS: [(Kind, &str); 15] = [
     (Kind::WatchEvent, "receive event"),
     (Kind::Error, "receive error"),
     (Kind::IsDomainIntroduced, "look for domain"),
+    (Kind::ResetWatches, "reset watches"),
 ];
 
 impl Kind {
@@ -302,7 +305,7 @@ mod tests {
     #[test]
     fn kinds_have_the_numbers_of_the_header_file() {
         let numbers: Vec<u32> = KINDS.iter().map(|&(kind, _)| kind as u32).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 21]);
         assert_eq!(Kind::from_raw(13), Some(Kind::Remove));
         for unused in [0, 8, 9, 18, 0xffff, u32::MAX] {
             assert_eq!(Kind::from_raw(unused), None, "{unused}");

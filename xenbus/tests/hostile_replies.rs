@@ -265,6 +265,26 @@ fn an_event_before_the_reply_to_its_watch_is_kept() {
 }
 
 #[test]
+fn what_still_comes_for_a_client_that_was_cut_off_is_dropped_by_the_next() {
+    let script = [
+        message(2, 41, b"value for the dead one"),
+        message(15, 0, b"/watched/x\0token\0"),
+        message(21, 42, b"OK\0"),
+        message(2, 43, b"new"),
+    ];
+    let script = Script(script.into_iter().flatten().collect());
+    let mut client = Client::resume(script, 41).unwrap();
+    assert_eq!(
+        client.next_event().unwrap_err().cause(),
+        &Cause::Violation(Violation::Request(43))
+    );
+
+    let script = [message(21, 1, b"OK\0"), message(2, 2, b"new")];
+    let mut client = Client::resume(Script(script.into_iter().flatten().collect()), 0).unwrap();
+    assert_eq!(client.read("/node").unwrap(), "new");
+}
+
+#[test]
 fn a_reply_that_nobody_asked_for_is_no_event() {
     let mut client = client([message(2, 1, b"value")]);
     assert_eq!(

@@ -221,6 +221,55 @@ impl<E: ConfigSpace> Engine<E> {
         }
     }
 
+    /// What must outlive a restart about the function that a request is for: where it stands, and
+    /// [`VirtualConfig::shadow`].
+    pub fn shadow(&self, request: &Request) -> Option<(Bdf, u32)> {
+        let index = self.slots.find(request.function())?;
+        let function = self.functions.get(index)?.as_ref()?;
+        Some((function.place, function.config.shadow()))
+    }
+
+    /// Puts back what an earlier life has kept about the function at `place`.
+    pub fn set_shadow(&mut self, place: Bdf, shadow: u32) {
+        if let Some(function) = self.function(Some(place)) {
+            function.config.set_shadow(shadow);
+        }
+    }
+
+    /// Notes that a request will be served that may have been carried out by an earlier life, in whole or in part.
+    pub fn unsettle(&mut self, request: &Request) {
+        let kind = match request.command {
+            Command::EnableMsi => MessageKind::Msi,
+            Command::EnableMsix => MessageKind::Msix,
+            // The others can be carried out twice.
+            _ => return,
+        };
+        if let Some(function) = self.function(request.function()) {
+            function.messages.unsettle(kind);
+        }
+    }
+
+    /// Answers a request that has brought the stub down before.
+    ///
+    /// # Errors
+    /// Always [`RequestError::Poisonous`].
+    pub fn refuse(&mut self, request: &Request, now: Duration) -> Result<Reply, RequestError> {
+        const ERROR: RequestError = RequestError::Poisonous;
+        match self.function(request.function()) {
+            Some(function) => {
+                let bdf = function.config.resources().bdf;
+                self.note_refusal(bdf, request, ERROR, now);
+            }
+            None => self.counters.add(Counter::Refused),
+        }
+        Err(ERROR)
+    }
+
+    fn function(&mut self, place: Option<Bdf>) -> Option<&mut Function<E>> {
+        let index = self.slots.find(place)?;
+        self.functions.get_mut(index)?.as_mut()
+    }
+
     /// Answers a request. `entries` are those of `enable_msix`.
     ///
     /// # Errors
@@ -250,6 +299,11 @@ impl<E: ConfigSpace> Engine<E> {
     /// What is counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Sets what is counted elsewhere.
+    pub fn set_count(&mut self, counter: Counter, value: u64) {
+        self.counters.set(counter, value);
     }
 
     /// Counts something that happens around a request.

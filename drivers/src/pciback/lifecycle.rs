@@ -14,6 +14,8 @@ use super::aer::Relay;
 use super::engine::{Engine, Reply};
 use super::list::{self, Change, Entry};
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::inject::{self, Point};
+use crate::journal::{Advice, Journal};
 use crate::pcifront::{Listed, PATIENCE, SecondHop};
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
@@ -25,6 +27,7 @@ use xenbus::client::{Client, Store, Transport};
 use xenbus::counters::Counter;
 use xenbus::path::{Device, DeviceType, key};
 use xenbus::pciif;
+use xenbus::pciif::Command;
 use xenbus::pciif::backend::{self, Delivery, Success};
 use xenbus::state::XenbusState;
 
@@ -134,10 +137,28 @@ impl<P: Platform> FirstHop<P> {
             return false;
         };
         let now = platform.now();
-        let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
-        let reply = self
-            .engine
-            .serve(taken.request(), taken.entries(), &mut dom0, now);
+        let (op, request) = (*taken.head(), *taken.request());
+        platform.set_under_way(Some(&op));
+        let advice = platform.journal().advise(&op);
+        if advice != Advice::Refuse {
+            inject::point(platform, Point::Taken(request.command));
+        }
+        if advice == Advice::ServeAgain {
+            self.engine.unsettle(&request);
+        }
+        let reply = if advice == Advice::Refuse {
+            self.engine.refuse(&request, now)
+        } else {
+            let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
+            self.engine.serve(&request, taken.entries(), &mut dom0, now)
+        };
+        if request.command == Command::ConfWrite
+            && let Some((place, shadow)) = self.engine.shadow(&request)
+        {
+            // Before the guest is told: what it has been told holds in every later life.
+            platform.remember(place, Some(shadow));
+        }
+        inject::point(platform, Point::Done(request.command));
         let answer = match &reply {
             Ok(Reply::Value(value)) => Ok(Success::Value(*value)),
             Ok(Reply::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
@@ -146,6 +167,10 @@ impl<P: Platform> FirstHop<P> {
         match taken.answer(&channel.page, answer) {
             Delivery::Delivered => platform.notify(channel.port),
             Delivery::Late => self.engine.count(Counter::LateAnswers),
+        }
+        platform.set_under_way(None);
+        if platform.journal().is_waiting() {
+            platform.note(|journal| journal.answered(&op));
         }
         second.publish(self.engine.counters());
         true
@@ -352,6 +377,7 @@ impl<P: Platform> FirstHop<P> {
     /// Takes stock of a new guest's devices, and tells it where they stand. It gets all of them or none.
     fn export<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device) -> Result<(), SetupError> {
         self.guest = Some(device.frontend());
+        cx.platform.note(Journal::forget_requests);
         self.watch_frontend(cx, device)?;
         set_state(cx.client, device, XenbusState::InitWait)?;
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
@@ -417,6 +443,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<(), SetupError> {
+        inject::point(cx.platform, Point::Hotplug);
         let entries = match self.changes(cx, device) {
             Ok(entries) => entries,
             Err(error) if error.is_of_store() => return Err(error),
@@ -507,10 +534,14 @@ impl<P: Platform> FirstHop<P> {
             }
         };
         log::info!("exporting {bdf} ({ids}) as {place}");
+        let known = cx.platform.recall(place);
         if stood.is_none() {
+            cx.platform.remember(place, None);
             let deadline = cx.platform.now().saturating_add(PATIENCE);
             self.engine
                 .quiesce_function(bdf, &mut cx.second.link(cx.platform, deadline));
+        } else if let Some(shadow) = known {
+            self.engine.set_shadow(place, shadow);
         }
         Ok(place)
     }
@@ -534,6 +565,7 @@ impl<P: Platform> FirstHop<P> {
         device: Device,
         own: XenbusState,
     ) -> Result<(), SetupError> {
+        inject::point(cx.platform, Point::Connect);
         let guest = device.frontend();
         let mut node = |key, expected| {
             let path = device.frontend_node(key);
@@ -562,8 +594,11 @@ impl<P: Platform> FirstHop<P> {
             }
         };
         self.phase = Phase::Connected(Channel { page, port });
-        // A reconfiguration under way goes on from where it is.
-        if !matches!(own, XenbusState::Reconfiguring | XenbusState::Reconfigured) {
+        // What an earlier life was at goes on from where it is.
+        if !matches!(
+            own,
+            XenbusState::Connected | XenbusState::Reconfiguring | XenbusState::Reconfigured
+        ) {
             set_state(cx.client, device, XenbusState::Connected)?;
         }
         log::info!("guest {guest} connected");

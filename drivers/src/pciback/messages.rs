@@ -63,6 +63,12 @@ impl Messages {
         self.mode
     }
 
+    /// A request to turn `kind` on was under way when this stub failed, and will be served again: what it did before
+    /// is not known.
+    pub fn unsettle(&mut self, kind: MessageKind) {
+        self.mode = Mode::Unsettled(kind);
+    }
+
     /// Turns MSI on; returns the guest's pirq.
     ///
     /// # Errors

@@ -4,8 +4,9 @@ use super::device::{self, Device};
 use super::guest::Guest;
 use super::service::Service;
 use super::world::{Domain, World};
+use drivers::journal::{Cause, Next};
 use drivers::stub::{Outcome, Stub};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
@@ -28,6 +29,8 @@ pub type TestStub = Stub<Domain, StoreLine>;
 #[derive(Clone)]
 pub struct StoreLine {
     connection: Rc<RefCell<Connection>>,
+    /// Number of the last request.
+    last_request: Rc<Cell<u32>>,
     service: Rc<RefCell<Service>>,
 }
 
@@ -36,6 +39,8 @@ impl Transport for StoreLine {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         self.service.borrow_mut().run();
+        let number = bytes[4..8].try_into().expect("a header");
+        self.last_request.set(u32::from_le_bytes(number));
         self.connection.borrow_mut().send(bytes)
     }
 
@@ -112,18 +117,35 @@ impl Host {
     }
 
     pub fn start(&mut self) {
+        self.line = Some(StoreLine {
+            connection: Rc::new(RefCell::new(self.xenstored.connect(STUB))),
+            last_request: Rc::default(),
+            service: Rc::clone(&self.service),
+        });
+        self.begin();
+    }
+
+    /// The stub fails and begins anew in the same domain: its connection to xenstore goes on, and nobody is told.
+    pub fn fail(&mut self) {
+        let next = self.world.fail(Cause::Panic);
+        assert!(matches!(next, Next::Restart(_)), "{next:?}");
+        self.stub = None;
+        self.world.kill(STUB);
+        self.world.revoke_all(STUB);
+        self.begin();
+    }
+
+    /// Begins a life of the stub, the first or a later one.
+    fn begin(&mut self) {
         let service = Rc::clone(&self.service);
         let platform = Domain {
             domid: STUB,
             world: self.world.clone(),
             others: Rc::new(RefCell::new(move || service.borrow_mut().run())),
         };
-        let line = StoreLine {
-            connection: Rc::new(RefCell::new(self.xenstored.connect(STUB))),
-            service: Rc::clone(&self.service),
-        };
-        self.line = Some(line.clone());
-        self.stub = Some(Stub::new(platform, Client::new(line), STORE_PORT).unwrap());
+        let line = self.line.clone().expect("a connection");
+        let client = Client::resume(line.clone(), line.last_request.get()).unwrap();
+        self.stub = Some(Stub::new(platform, client, STORE_PORT).unwrap());
     }
 
     /// Writes the nodes of the second hop.

@@ -35,6 +35,8 @@ pub struct Service {
     store: Client<Connection>,
     hop: path::Device,
     channel: Option<(Page, Port)>,
+    /// The grant and the port that `channel` is made of.
+    particulars: (u32, u32),
 }
 
 impl Service {
@@ -47,6 +49,7 @@ impl Service {
             store: Client::new(xenstored.connect(0)),
             hop: path::Device::second_hop(stub),
             channel: None,
+            particulars: (0, 0),
         }
     }
 
@@ -129,7 +132,14 @@ impl Service {
         };
         let stub = state(&mut self.store, self.hop.frontend_node(key::STATE));
         let own = state(&mut self.store, self.hop.backend_node(key::STATE));
-        if self.channel.is_some() || stub != XenbusState::Initialised || own > XenbusState::InitWait {
+        // A stub that restarted in place offers another page while all else stands as it was.
+        let linked = self.channel.is_some();
+        let offers = match stub {
+            XenbusState::Initialised => linked || own <= XenbusState::InitWait,
+            XenbusState::Connected => linked,
+            _ => false,
+        };
+        if !offers {
             return;
         }
         let mut number = |key| -> u32 {
@@ -137,6 +147,11 @@ impl Service {
             text.parse().unwrap()
         };
         let (grant, remote) = (number(key::PCI_OP_REF), number(key::EVENT_CHANNEL));
+        if linked && (grant, remote) == self.particulars {
+            return;
+        }
+        self.disconnect();
+        self.particulars = (grant, remote);
         let page = self.world.map(0, self.hop.frontend(), grant).unwrap();
         let port = self.world.bind(0, self.hop.frontend(), remote).unwrap();
         self.channel = Some((page, port));

@@ -1,11 +1,13 @@
 //! A model of Xen for a few domains: grants, event channels, ECAM pages, and a clock that moves when all wait.
 
 use super::device::Device;
+use drivers::journal::{Cause, Journal, Next, Op};
 use drivers::platform::{ConfigSpace, DomId, Errno, GrantRef, Platform, Port};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+use xenbus::bdf::Bdf;
 use xenbus::model::Page;
 
 const EINVAL: Errno = Errno(22);
@@ -30,6 +32,10 @@ struct State {
     /// Foreign pages and ECAM pages that are mapped at present.
     mapped: usize,
     refuse_grants: bool,
+    /// What the stub leaves to its next life in the same domain.
+    journal: Journal,
+    remembered: BTreeMap<Bdf, u32>,
+    under_way: Option<Op>,
 }
 
 /// The machine. Clones are the same one.
@@ -65,6 +71,23 @@ impl World {
             .count()
     }
 
+    /// The stub fails, and notes it.
+    pub fn fail(&self, cause: Cause) -> Next {
+        let mut state = self.0.borrow_mut();
+        let (now, op) = (state.clock, state.under_way.take());
+        state.journal.fail(cause, now, op.as_ref())
+    }
+
+    /// Has the next failure be over this request.
+    pub fn set_under_way(&self, op: Option<Op>) {
+        self.0.borrow_mut().under_way = op;
+    }
+
+    /// The request that is under way.
+    pub fn under_way(&self) -> Option<Op> {
+        self.0.borrow().under_way
+    }
+
     /// The stub dies: its ports are closed and its mappings go. Its grants stay, as nobody asks for them.
     pub fn kill(&self, domid: DomId) {
         self.0.borrow_mut().mapped = 0;
@@ -76,6 +99,11 @@ impl World {
         for port in ports {
             self.close(domid, port);
         }
+    }
+
+    /// Ends all grants of a domain.
+    pub fn revoke_all(&self, domid: DomId) {
+        self.0.borrow_mut().grants.retain(|(owner, _), _| *owner != domid);
     }
 
     /// Number of live grants of a domain.
@@ -274,5 +302,34 @@ impl Platform for Domain {
 
     fn unmap_ecam(&mut self, _: Ecam) {
         self.world.0.borrow_mut().mapped -= 1;
+    }
+
+    fn journal(&self) -> Journal {
+        self.world.0.borrow().journal
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut Journal)) {
+        change(&mut self.world.0.borrow_mut().journal);
+    }
+
+    fn set_under_way(&mut self, op: Option<&Op>) {
+        self.world.set_under_way(op.copied());
+    }
+
+    fn recall(&self, place: Bdf) -> Option<u32> {
+        self.world.0.borrow().remembered.get(&place).copied()
+    }
+
+    fn remember(&mut self, place: Bdf, word: Option<u32>) {
+        let remembered = &mut self.world.0.borrow_mut().remembered;
+        match word {
+            Some(word) => remembered.insert(place, word),
+            None => remembered.remove(&place),
+        };
+    }
+
+    #[cfg(feature = "inject")]
+    fn fault(&mut self, kind: drivers::inject::Kind) {
+        panic!("{kind:?}, as ordered");
     }
 }

@@ -40,6 +40,9 @@ struct Arguments {
 /// The largest image that ships, in bytes.
 const IMAGE_LIMIT: u64 = 128 * 1024;
 
+/// What only an image with the feature `inject` has in it (`drivers::inject`).
+const INJECTION: &[u8] = b"control/bulkhead-inject";
+
 /// Checks that need no rig: what they show, and cargo's arguments.
 const HOST_CHECKS: &[(&str, &[&str])] = &[
     ("formatting", &["fmt", "--all", "--check"]),
@@ -156,7 +159,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     }
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
-    image_size(score, &mut observer)?;
+    image_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
     for version in versions {
         Emulator::prepare(version, &mut observer)?;
@@ -257,14 +260,17 @@ fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
         .collect())
 }
 
-fn image_size(score: &mut Score, observer: &mut Terminal) -> Result<()> {
+fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     let since = Instant::now();
-    let size = std::fs::metadata(images::products::build_stub(observer)?)?.len();
-    let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}");
-    let verdict = if size <= IMAGE_LIMIT {
-        Verdict::Success
-    } else {
+    let image = std::fs::read(images::products::build_stub(observer)?)?;
+    let size = image.len() as u64;
+    let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}, without failures on demand");
+    let verdict = if size > IMAGE_LIMIT {
         Verdict::Failure("too large".into())
+    } else if image.windows(INJECTION.len()).any(|bytes| bytes == INJECTION) {
+        Verdict::Failure("it was built with the feature `inject`".into())
+    } else {
+        Verdict::Success
     };
     tell(&name, &verdict, since.elapsed());
     score.note(&name, &verdict);

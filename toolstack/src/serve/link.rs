@@ -118,6 +118,7 @@ struct Shared {
 
 /// A stub that is served, until this is dropped.
 pub struct Link {
+    particulars: Particulars,
     shared: Arc<Mutex<Shared>>,
     channel: Arc<EventChannel>,
     worker: Option<JoinHandle<()>>,
@@ -159,10 +160,16 @@ impl Link {
             .name(format!("stub {stub}"))
             .spawn(move || worker.run())?;
         Ok(Self {
+            particulars,
             shared,
             channel,
             worker: Some(worker),
         })
+    }
+
+    /// The stub's page and port.
+    pub fn particulars(&self) -> Particulars {
+        self.particulars
     }
 
     /// Serves the devices that the attachment has now.

@@ -233,6 +233,14 @@ impl Service {
             (Initialising, Initialising) => self.set_state(hop, InitWait),
             // State 4 without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
+                if self.is_outdated(stub, hop)? {
+                    log::info!("stub {} has begun anew", attachment.stub.name);
+                    // The last request of before is done when this returns.
+                    self.links.remove(&stub);
+                    // Interrupt modes that the link has noted are in the record of now.
+                    let attachment = self.current(attachment);
+                    return self.connect(&attachment, hop);
+                }
                 if !self.links.contains_key(&stub) && !self.broken.contains(&stub) {
                     return self.connect(attachment, hop);
                 }
@@ -245,6 +253,16 @@ impl Service {
             }
             _ => Ok(()),
         }
+    }
+
+    /// True if a stub offers another page and port than those that its link uses: it has restarted in place.
+    fn is_outdated(&mut self, stub: DomId, hop: Hop) -> Result<bool, StoreError> {
+        let Some(link) = self.links.get(&stub) else {
+            return Ok(false);
+        };
+        let used = link.particulars();
+        let offered = link::particulars(&mut self.host.store, hop)?;
+        Ok(offered.is_ok_and(|offered| offered != used))
     }
 
     fn connect(&mut self, attachment: &Attachment, hop: Hop) -> Result<(), StoreError> {

@@ -85,6 +85,11 @@ impl Taken {
         &self.request
     }
 
+    /// The request before its MSI-X entries, as it lay in the page.
+    pub fn head(&self) -> &[u8; OP_HEAD_SIZE] {
+        &self.head
+    }
+
     /// The MSI-X entries; none unless the command is `enable_msix`.
     ///
     /// # Errors

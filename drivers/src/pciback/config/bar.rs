@@ -158,6 +158,19 @@ impl Bars {
         }
     }
 
+    /// The registers that the guest probes at present: bit N is BAR N.
+    pub fn probes(&self) -> u8 {
+        let bits = self.bars.iter().enumerate();
+        bits.fold(0, |probes, (index, bar)| probes | u8::from(bar.probing) << index)
+    }
+
+    /// Puts back what [`Self::probes`] told.
+    pub fn set_probes(&mut self, probes: u8) {
+        for (index, bar) in self.bars.iter_mut().enumerate() {
+            bar.probing = probes >> index & 1 != 0;
+        }
+    }
+
     fn bar(&self, index: BarIndex) -> Bar {
         self.bars.get(usize::from(index)).copied().unwrap_or_default()
     }

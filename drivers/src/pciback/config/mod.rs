@@ -269,6 +269,18 @@ impl VirtualConfig {
         refusal.map_or(Ok(effect), Err)
     }
 
+    /// What the device does not know of the guest's view, as one word: COMMAND as the guest last wrote it, and which
+    /// BARs it probes.
+    pub fn shadow(&self) -> u32 {
+        u32::from(self.command) | u32::from(self.resources.bars.probes()) << 16
+    }
+
+    /// Puts back what [`Self::shadow`] told.
+    pub fn set_shadow(&mut self, shadow: u32) {
+        self.command = shadow as u16;
+        self.resources.bars.set_probes((shadow >> 16) as u8);
+    }
+
     /// Offset of a MSI or MSI-X capability.
     pub fn message_capability(&self, kind: MessageKind) -> Option<u16> {
         match kind {

@@ -1,0 +1,179 @@
+//! Failures on demand, for tests: feature `inject`, which no image that ships has.
+//!
+//! dom0 writes `POINT:KIND:COUNT:SERIAL` into `control/bulkhead-inject` of the stub's home; the next COUNT times that
+//! the stub comes by POINT, it fails in the way of KIND. A command is taken once, which SERIAL is for. What is left to
+//! do outlives the failures.
+
+use xenbus::pciif::Command;
+
+/// Where the stub can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// A request was taken.
+    Taken(Command),
+    /// It was carried out, and is not answered yet.
+    Done(Command),
+    /// The guest's page and port are about to be taken up.
+    Connect,
+    /// The list of devices has changed.
+    Hotplug,
+    /// xenstore has news.
+    Reconcile,
+}
+
+/// Fails if dom0 asked for it here.
+#[cfg(not(feature = "inject"))]
+pub fn point(_: &mut impl crate::platform::Platform, _: Point) {}
+
+#[cfg(feature = "inject")]
+pub use on_demand::{Kind, NODE, Order, point, take};
+
+#[cfg(feature = "inject")]
+mod on_demand {
+    use super::Point;
+    use crate::platform::Platform;
+    use crate::store;
+    use alloc::vec::Vec;
+    use core::hint::black_box;
+    use xenbus::client::Store;
+    use xenbus::pciif::Command;
+
+    /// Where dom0 writes its order, relative to the stub's home.
+    pub const NODE: &str = "control/bulkhead-inject";
+
+    const POINTS: [(&str, Point); 11] = [
+        ("conf_read", Point::Taken(Command::ConfRead)),
+        ("conf_write", Point::Taken(Command::ConfWrite)),
+        ("enable_msix", Point::Taken(Command::EnableMsix)),
+        ("disable_msix", Point::Taken(Command::DisableMsix)),
+        ("disable_msi", Point::Taken(Command::DisableMsi)),
+        ("conf_write-done", Point::Done(Command::ConfWrite)),
+        ("enable_msix-done", Point::Done(Command::EnableMsix)),
+        ("disable_msi-done", Point::Done(Command::DisableMsi)),
+        ("connect", Point::Connect),
+        ("hotplug", Point::Hotplug),
+        ("reconcile", Point::Reconcile),
+    ];
+
+    /// How to fail.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Kind {
+        /// Panic.
+        Panic,
+        /// Run out of memory.
+        Allocation,
+        /// Run out of stack.
+        Stack,
+        /// Loop for ever.
+        Hang,
+        /// Read where nothing is mapped.
+        PageFault,
+        /// Read where no address is.
+        ProtectionFault,
+        /// Execute no instruction.
+        InvalidOpcode,
+    }
+
+    const KINDS: [(&str, Kind); 7] = [
+        ("panic", Kind::Panic),
+        ("allocation", Kind::Allocation),
+        ("stack", Kind::Stack),
+        ("hang", Kind::Hang),
+        ("page-fault", Kind::PageFault),
+        ("protection-fault", Kind::ProtectionFault),
+        ("invalid-opcode", Kind::InvalidOpcode),
+    ];
+
+    /// What dom0 has ordered and is still to be done; kept in the journal.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[repr(C)]
+    pub struct Order {
+        point: u32,
+        kind: u32,
+        left: u32,
+        serial: u32,
+    }
+
+    impl Order {
+        /// Nothing.
+        pub const NONE: Self = Self {
+            point: 0,
+            kind: 0,
+            left: 0,
+            serial: 0,
+        };
+
+        fn parse(text: &str) -> Option<Self> {
+            let mut words = text.split(':');
+            let (point, kind) = (words.next()?, words.next()?);
+            Some(Self {
+                point: POINTS.iter().position(|(name, _)| *name == point)? as u32,
+                kind: KINDS.iter().position(|(name, _)| *name == kind)? as u32,
+                left: store::decimal(words.next()?)?,
+                serial: store::decimal(words.next()?)?,
+            })
+        }
+    }
+
+    /// Takes a new order, if there is one.
+    pub fn take(platform: &mut impl Platform, client: &mut impl Store) {
+        let text = store::read(client, NODE).ok().flatten();
+        if let Some(order) = text.as_deref().and_then(Order::parse)
+            && order.serial != platform.journal().order.serial
+        {
+            platform.note(|journal| journal.order = order);
+        }
+    }
+
+    /// Fails if dom0 asked for it here.
+    pub fn point(platform: &mut impl Platform, here: Point) {
+        let order = platform.journal().order;
+        let named = POINTS.get(order.point as usize);
+        if order.left == 0 || named.is_none_or(|(_, point)| *point != here) {
+            return;
+        }
+        platform.note(|journal| journal.order.left -= 1);
+        match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
+            Some(Kind::Panic) => panic!("as ordered"),
+            Some(Kind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),
+            Some(Kind::Stack) => _ = black_box(deeper(&[0; 64])),
+            Some(Kind::Hang) => loop {
+                core::hint::spin_loop();
+            },
+            Some(kind) => platform.fault(kind),
+            None => {}
+        }
+    }
+
+    #[allow(unconditional_recursion, reason = "that is the point")]
+    fn deeper(above: &[u64; 64]) -> u64 {
+        let here = black_box(above.map(|word| word + 1));
+        deeper(&here) + here[0]
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use alloc::format;
+
+        #[test]
+        fn an_order_names_a_point_a_kind_a_count_and_a_serial_number() {
+            for (name, _) in POINTS {
+                let text = format!("{name}:invalid-opcode:3:17");
+                let order = Order::parse(&text).unwrap();
+                assert_eq!(POINTS[order.point as usize].0, name);
+                assert_eq!((order.kind, order.left, order.serial), (6, 3, 17));
+            }
+            for bad in [
+                "",
+                "conf_read",
+                "conf_read:panic",
+                "conf_read:panic:1",
+                "x:panic:1:1",
+                "conf_read:x:1:1",
+            ] {
+                assert_eq!(Order::parse(bad), None, "{bad}");
+            }
+        }
+    }
+}

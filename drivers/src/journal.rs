@@ -1,0 +1,369 @@
+//! What a life of the stub leaves to the next one in the same domain: how often it failed, and over what.
+//!
+//! A failure of the stub's own (a panic, a fault) ends a life; the next one begins as the first did, finds out
+//! everything else from xenstore, Xen and the devices, and knows the past by this record alone. Nothing in it is
+//! needed to serve on: it only tells what must not be tried again, and when to stop trying.
+
+use core::fmt;
+use core::time::Duration;
+use xenbus::pciif::layout::OP_HEAD_SIZE;
+
+/// A guest's request before its MSI-X entries, as it lay in the page.
+pub type Op = [u8; OP_HEAD_SIZE];
+
+/// Failures over one and the same request before it is refused.
+const STRIKES: u32 = 2;
+/// Requests that are refused for good; of more than that the oldest is forgotten.
+const POISONED_MAX: usize = 4;
+/// Restarts that count as one burst are not further apart than this.
+const BURST: Duration = Duration::from_secs(10);
+/// How long a restart waits, by the number of others in the burst: the first few are for the guest, which waits two
+/// seconds for an answer, the others for the host.
+const PAUSES_MS: [u16; RECENT] = [0, 0, 0, 0, 0, 0, 50, 400];
+/// Restarts whose times are kept.
+const RECENT: usize = 8;
+/// Restarts of a burst without one request answered in between, after which there is no other.
+const BARREN_MAX: u32 = 8;
+
+/// What ended a life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Rust code gave up: a broken assertion, or memory that ran out.
+    Panic,
+    /// The processor did: the vector of the exception.
+    Fault(u8),
+}
+
+impl Cause {
+    const fn raw(self) -> u32 {
+        match self {
+            Self::Panic => 0,
+            Self::Fault(vector) => 0x100 | vector as u32,
+        }
+    }
+
+    const fn from_raw(raw: u32) -> Self {
+        match raw {
+            0 => Self::Panic,
+            fault => Self::Fault(fault as u8),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panic => f.write_str("a panic"),
+            Self::Fault(vector) => write!(f, "fault {vector}"),
+        }
+    }
+}
+
+/// What follows a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another life, after this pause.
+    Restart(Duration),
+    /// The end: the stub fails again and again and serves nobody.
+    GiveUp,
+}
+
+/// What the past says about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Nothing.
+    Serve,
+    /// It was under way when the last life ended: it may be done, half done, or not done.
+    ServeAgain,
+    /// It brought the stub down twice: refuse it.
+    Refuse,
+}
+
+/// The record. Integers without padding only, so that any bytes are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Journal {
+    /// Times of the latest restarts in microseconds since boot; the newest is first.
+    recent: [u64; RECENT],
+    restarts: u32,
+    /// Restarts of the burst since a request was answered.
+    barren: u32,
+    cause: u32,
+    /// Failures in a row over `suspect`.
+    strikes: u32,
+    /// 1: `suspect` was under way when the last life ended, and has not been served since.
+    again: u32,
+    /// Entries of `poisoned` in use.
+    poisoned_count: u32,
+    /// 1: the last life ended over a request.
+    over_request: u32,
+    suspect: Op,
+    poisoned: [Op; POISONED_MAX],
+    /// The failures that dom0 has ordered.
+    #[cfg(feature = "inject")]
+    pub(crate) order: crate::inject::Order,
+}
+
+const _: () = {
+    let order = if cfg!(feature = "inject") { 16 } else { 0 };
+    let fields = RECENT * 8 + 7 * 4 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
+    assert!(size_of::<Journal>() == fields, "no padding");
+};
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self::NEW
+    }
+}
+
+impl Journal {
+    /// The record of a first life.
+    pub const NEW: Self = Self {
+        recent: [0; RECENT],
+        restarts: 0,
+        barren: 0,
+        cause: 0,
+        strikes: 0,
+        again: 0,
+        poisoned_count: 0,
+        suspect: [0; OP_HEAD_SIZE],
+        poisoned: [[0; OP_HEAD_SIZE]; POISONED_MAX],
+        over_request: 0,
+        #[cfg(feature = "inject")]
+        order: crate::inject::Order::NONE,
+    };
+
+    /// Notes that a life ends `now`, over request `op` if one was under way.
+    pub fn fail(&mut self, cause: Cause, now: Duration, op: Option<&Op>) -> Next {
+        let now = now.as_micros() as u64;
+        let burst = self.recent[..(self.restarts as usize).min(RECENT)]
+            .iter()
+            .filter(|&&then| now.saturating_sub(then) < BURST.as_micros() as u64)
+            .count();
+        self.barren = if burst == 0 {
+            1
+        } else {
+            self.barren.saturating_add(1)
+        };
+        self.restarts = self.restarts.saturating_add(1);
+        self.recent.copy_within(..RECENT - 1, 1);
+        self.recent[0] = now;
+        self.cause = cause.raw();
+        self.over_request = op.is_some().into();
+        if let Some(op) = op {
+            self.strike(op);
+        }
+        if self.barren > BARREN_MAX {
+            return Next::GiveUp;
+        }
+        let pause = PAUSES_MS[burst.min(RECENT - 1)];
+        Next::Restart(Duration::from_millis(pause.into()))
+    }
+
+    fn strike(&mut self, op: &Op) {
+        if self.suspect != *op {
+            self.suspect = *op;
+            self.strikes = 0;
+        }
+        self.strikes += 1;
+        self.again = 1;
+        if self.strikes >= STRIKES {
+            self.poisoned.copy_within(..POISONED_MAX - 1, 1);
+            self.poisoned[0] = *op;
+            self.poisoned_count = (self.poisoned_count + 1).min(POISONED_MAX as u32);
+            self.strikes = 0;
+            self.again = 0;
+        }
+    }
+
+    /// What to do with a request.
+    pub fn advise(&self, op: &Op) -> Advice {
+        if self.poisoned[..(self.poisoned_count as usize).min(POISONED_MAX)].contains(op) {
+            Advice::Refuse
+        } else if self.again != 0 && self.suspect == *op {
+            Advice::ServeAgain
+        } else {
+            Advice::Serve
+        }
+    }
+
+    /// True if [`Self::answered`] has anything to note.
+    pub const fn is_waiting(&self) -> bool {
+        self.barren != 0 || self.again != 0 || self.strikes != 0
+    }
+
+    /// Notes that a request was answered.
+    pub fn answered(&mut self, op: &Op) {
+        self.barren = 0;
+        // The guest has gone on: what was under way then will not come again.
+        self.again = 0;
+        if self.suspect == *op {
+            self.strikes = 0;
+        }
+    }
+
+    /// Forgets all requests: their guest has gone.
+    pub fn forget_requests(&mut self) {
+        (self.again, self.strikes, self.poisoned_count) = (0, 0, 0);
+    }
+
+    /// How often the stub has restarted.
+    pub const fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    /// What ended the last life, and when; `None` in the first one.
+    pub fn last(&self) -> Option<(Cause, Duration)> {
+        let when = Duration::from_micros(self.recent[0]);
+        (self.restarts > 0).then_some((Cause::from_raw(self.cause), when))
+    }
+
+    /// The request that was under way when the last life ended, if one was.
+    pub fn over(&self) -> Option<&Op> {
+        (self.over_request != 0).then_some(&self.suspect)
+    }
+}
+
+/// A request's bytes in hex, for a log.
+pub struct Bytes<'a>(pub &'a Op);
+
+impl fmt::Display for Bytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    const READ: Op = [1; OP_HEAD_SIZE];
+    const WRITE: Op = [2; OP_HEAD_SIZE];
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_request_that_was_under_way_is_served_again_and_after_two_failures_in_a_row_refused() {
+        let mut journal = Journal::NEW;
+        journal.fail(Cause::Panic, at(1), Some(&READ));
+        assert_eq!(journal.advise(&READ), Advice::ServeAgain);
+        assert_eq!(journal.advise(&WRITE), Advice::Serve);
+        assert_eq!(journal.over(), Some(&READ));
+        journal.fail(Cause::Panic, at(2), Some(&READ));
+        assert_eq!(journal.advise(&READ), Advice::Refuse);
+        assert_eq!(journal.advise(&WRITE), Advice::Serve);
+        journal.forget_requests();
+        assert_eq!(journal.advise(&READ), Advice::Serve, "another guest's");
+    }
+
+    #[test]
+    fn a_request_that_works_the_second_time_has_its_two_tries_again() {
+        let mut journal = Journal::NEW;
+        for round in 0..5 {
+            journal.fail(Cause::Fault(14), at(round), Some(&READ));
+            assert_eq!(journal.advise(&READ), Advice::ServeAgain, "round {round}");
+            assert!(journal.is_waiting());
+            journal.answered(&READ);
+            assert!(!journal.is_waiting());
+            assert_eq!(journal.advise(&READ), Advice::Serve);
+        }
+    }
+
+    #[test]
+    fn a_request_between_two_failures_over_another_does_not_clear_that_one() {
+        let mut journal = Journal::NEW;
+        journal.fail(Cause::Panic, at(1), Some(&READ));
+        journal.answered(&WRITE);
+        assert_eq!(journal.advise(&READ), Advice::Serve, "the guest asks anew");
+        journal.fail(Cause::Panic, at(2), Some(&READ));
+        assert_eq!(journal.advise(&READ), Advice::Refuse);
+    }
+
+    #[test]
+    fn failures_over_nothing_are_put_down_to_no_request() {
+        let mut journal = Journal::NEW;
+        journal.fail(Cause::Panic, at(1), Some(&READ));
+        journal.fail(Cause::Panic, at(2), None);
+        assert_eq!(journal.over(), None);
+        assert_eq!(
+            journal.advise(&READ),
+            Advice::ServeAgain,
+            "it still lies in the page"
+        );
+        assert_eq!(journal.restarts(), 2);
+        assert_eq!(journal.last(), Some((Cause::Panic, at(2))));
+    }
+
+    #[test]
+    fn the_oldest_poison_makes_room() {
+        let mut journal = Journal::NEW;
+        let op = |n| [n; OP_HEAD_SIZE];
+        for n in 0..=POISONED_MAX as u8 {
+            journal.fail(Cause::Panic, at(100 * u64::from(n)), Some(&op(n)));
+            journal.fail(Cause::Panic, at(100 * u64::from(n)), Some(&op(n)));
+        }
+        assert_eq!(journal.advise(&op(0)), Advice::Serve);
+        for n in 1..=POISONED_MAX as u8 {
+            assert_eq!(journal.advise(&op(n)), Advice::Refuse, "{n}");
+        }
+    }
+
+    #[test]
+    fn a_burst_of_restarts_slows_down_and_without_an_answer_in_between_ends() {
+        let mut journal = Journal::NEW;
+        let pauses = [0, 0, 0, 0, 0, 0, 50, 400];
+        for pause in pauses {
+            assert_eq!(
+                journal.fail(Cause::Panic, at(3), None),
+                Next::Restart(Duration::from_millis(pause))
+            );
+        }
+        assert_eq!(journal.fail(Cause::Panic, at(4), None), Next::GiveUp);
+    }
+
+    #[test]
+    fn restarts_with_answers_in_between_slow_down_and_never_end() {
+        let mut journal = Journal::NEW;
+        for _ in 0..100 {
+            assert!(matches!(
+                journal.fail(Cause::Panic, at(3), None),
+                Next::Restart(_)
+            ));
+            journal.answered(&WRITE);
+        }
+        let next = journal.fail(Cause::Panic, at(3), None);
+        assert_eq!(next, Next::Restart(Duration::from_millis(400)));
+        assert_eq!(
+            journal.fail(Cause::Panic, at(13), None),
+            Next::Restart(Duration::ZERO)
+        );
+    }
+
+    #[test]
+    fn restarts_far_apart_never_end() {
+        let mut journal = Journal::NEW;
+        for n in 0..100 {
+            let next = journal.fail(Cause::Panic, at(20 * n), None);
+            assert_eq!(next, Next::Restart(Duration::ZERO), "{n}");
+        }
+    }
+
+    #[test]
+    fn causes_are_kept_as_they_were() {
+        for (cause, text) in [
+            (Cause::Panic, "a panic"),
+            (Cause::Fault(0), "fault 0"),
+            (Cause::Fault(14), "fault 14"),
+        ] {
+            let mut journal = Journal::NEW;
+            journal.fail(cause, at(1), None);
+            assert_eq!(
+                journal.last().map(|(cause, _)| cause.to_string()).as_deref(),
+                Some(text)
+            );
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The stub fails and begins anew in the same domain: the guest and its device notice nothing.
+
+mod common;
+
+use common::host::{Host, STUB};
+use drivers::error::MessageKind;
+use drivers::stub::Outcome;
+use xenbus::bdf::Bdf;
+use xenbus::counters::{Counter, Counters};
+use xenbus::path::key;
+use xenbus::pciif::backend;
+use xenbus::pciif::frontend::Answer;
+use xenbus::pciif::{Command, MsixEntry, OpError, Request};
+use xenbus::state::XenbusState::*;
+
+const FIRST: Bdf = Bdf::from_devfn(0, 0, 0);
+const IDLE: Outcome = Outcome::Wait { until: None };
+
+fn entries(indices: &[u16]) -> Vec<MsixEntry> {
+    indices
+        .iter()
+        .map(|&entry| MsixEntry { vector: 0, entry })
+        .collect()
+}
+
+/// Where a stub fails while it serves a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// Nothing is done yet.
+    Before,
+    /// All is done, but for the answer.
+    After,
+}
+
+/// Has the guest ask, the stub fail over it `times`, and the life after that answer.
+fn ask_through(host: &mut Host, request: &Request, entries: &[MsixEntry], when: When, times: u32) -> Answer {
+    if when == When::After {
+        // The answer is lost: the guest sees the same request still under way.
+        let _ = host.ask(request, entries);
+    }
+    let posted = host.guest.post(request, entries);
+    let head = *backend::take(&host.guest.page).expect("a request").head();
+    for _ in 0..times {
+        host.world.set_under_way(Some(head));
+        host.fail();
+    }
+    host.settle();
+    host.guest.answer(posted)
+}
+
+#[test]
+fn an_idle_stub_comes_back_and_nothing_is_left_over() {
+    let mut host = Host::connected();
+    host.guest.set_state(Connected);
+    host.settle();
+    let before = (
+        host.world.grants(STUB),
+        host.world.open_ports(STUB),
+        host.world.mapped(),
+    );
+    for round in 1..=5 {
+        host.fail();
+        assert_eq!(host.settle(), IDLE);
+        let after = (
+            host.world.grants(STUB),
+            host.world.open_ports(STUB),
+            host.world.mapped(),
+        );
+        assert_eq!(after, before, "round {round}");
+        assert_eq!(host.backend_state(), Connected);
+        assert_eq!(host.hop_state(), Connected);
+        assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+        assert!(host.write(0x0c, 1, round).is_ok(), "dom0 has the new page");
+    }
+    let service = host.service.borrow();
+    let counters = Counters::collect(service.page().unwrap()).unwrap();
+    assert_eq!(counters.get(Counter::Restarts), 5);
+}
+
+#[test]
+fn a_request_that_the_stub_failed_over_is_answered_as_if_nothing_had_been() {
+    for when in [When::Before, When::After] {
+        let mut host = Host::connected();
+        let read = Request::conf_read(FIRST, 0, 4);
+        let answer = ask_through(&mut host, &read, &[], when, 1);
+        assert_eq!(answer.unwrap().value, 0x10d3_8086, "{when:?}");
+
+        let write = Request::conf_write(FIRST, 0x0c, 1, 8);
+        assert!(ask_through(&mut host, &write, &[], when, 1).is_ok(), "{when:?}");
+        assert_eq!(host.read(0x0c, 1), 8);
+
+        let on = Request::new(Command::EnableMsix, FIRST);
+        let vectors = ask_through(&mut host, &on, &entries(&[0, 1, 2]), when, 1)
+            .unwrap()
+            .vectors;
+        assert_eq!(vectors.len(), 3, "{when:?}");
+        assert_eq!(host.device.mode(), Some(MessageKind::Msix), "{when:?}");
+
+        let off = Request::new(Command::DisableMsix, FIRST);
+        assert!(ask_through(&mut host, &off, &[], when, 1).is_ok(), "{when:?}");
+        assert_eq!(host.device.mode(), None, "{when:?}");
+
+        let on = Request::new(Command::EnableMsi, FIRST);
+        assert!(ask_through(&mut host, &on, &[], when, 1).is_ok(), "{when:?}");
+        assert_eq!(host.device.mode(), Some(MessageKind::Msi), "{when:?}");
+        let again = host.ask(&on, &[]);
+        assert_eq!(
+            again,
+            Err(OpError::OpFailed),
+            "on already: only a request that was under way is served twice"
+        );
+    }
+}
+
+#[test]
+fn what_only_the_stub_knew_of_the_guests_view_outlives_it() {
+    let mut host = Host::connected();
+    host.write(0x04, 2, 0x0547).unwrap();
+    host.write(0x10, 4, u32::MAX).unwrap();
+    let (command, size) = (host.read(0x04, 2), host.read(0x10, 4));
+    assert_eq!(command & 0x0543, 0x0543);
+    host.fail();
+    host.settle();
+    assert_eq!((host.read(0x04, 2), host.read(0x10, 4)), (command, size));
+
+    // The next guest of this place begins with the device's own.
+    host.guest.set_state(Closed);
+    host.settle();
+    host.fail();
+    host.remove(&host.first.frontend_dir());
+    host.guest = common::guest::Guest::new(&host.world, &host.xenstored, host.first);
+    host.attach_first(&["0000:00:05.0"]);
+    host.settle();
+    host.guest.publish();
+    host.settle();
+    assert_eq!((host.read(0x04, 2), host.read(0x10, 4)), (0x0007, 0xfeb8_0000));
+}
+
+#[test]
+fn a_request_that_brings_the_stub_down_twice_is_refused_and_the_others_are_served() {
+    let mut host = Host::connected();
+    let poison = Request::conf_read(FIRST, 0x40, 4);
+    assert_eq!(
+        ask_through(&mut host, &poison, &[], When::Before, 2),
+        Err(OpError::OpFailed)
+    );
+    assert_eq!(host.ask(&poison, &[]), Err(OpError::OpFailed), "for good");
+    assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+    assert!(host.ask(&Request::conf_read(FIRST, 0x44, 4), &[]).is_ok());
+    let service = host.service.borrow();
+    let counters = Counters::collect(service.page().unwrap()).unwrap();
+    assert_eq!(counters.get(Counter::BlamedSelf), 2);
+}
+
+#[test]
+fn a_stub_that_fails_anywhere_on_its_way_up_gets_there_in_the_end() {
+    // In every step of the guest's and the service's life: the next life goes on from what stands in xenstore.
+    let mut host = Host::idle();
+    host.attach_second(&["0000:00:05.0"]);
+    host.attach_first(&["0000:00:05.0"]);
+    host.start();
+    for _ in 0..3 {
+        host.stub().step();
+        host.fail();
+    }
+    host.settle();
+    assert_eq!(host.backend_state(), Initialised);
+    host.guest.publish();
+    host.fail();
+    host.settle();
+    assert_eq!(host.backend_state(), Connected);
+    host.guest.set_state(Closing);
+    host.fail();
+    host.settle();
+    assert_eq!(host.backend_state(), Closing);
+    assert_eq!((host.world.mapped(), host.device.mode()), (0, None));
+}
+
+#[test]
+fn hotplug_goes_on_over_a_failure() {
+    let mut host = Host::connected();
+    host.guest.set_state(Connected);
+    host.settle();
+    let state = host.first.backend_node(key::STATE);
+    host.set(&state, "7");
+    host.guest.set_state(Reconfiguring);
+    host.fail();
+    host.settle();
+    assert_eq!(host.backend_state(), Reconfigured);
+    host.fail();
+    host.guest.set_state(Connected);
+    host.settle();
+    assert_eq!(host.backend_state(), Connected);
+    assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+}

@@ -1,0 +1,5 @@
+//! The stub domain's image that fails on demand: see `drivers::inject`.
+#![no_std]
+#![no_main]
+
+unikernel::main!(unikernel::life::live);

@@ -1,0 +1,29 @@
+//! One life of the stub: the machine is set up, then the drivers have it. The first one and every later one are the
+//! same.
+
+use crate::boot::Machine;
+use crate::shutdown::{self, shutdown};
+use drivers::store;
+use drivers::stub::{Reason, Stub};
+use xenbus::client::Client;
+
+/// Runs the drivers on a machine that is set up, until the domain ends.
+pub fn live(machine: Machine) -> ! {
+    let (major, minor) = machine.xen_version;
+    log::info!(
+        "Bulkhead stub {} on Xen {major}.{minor}, {} KiB",
+        env!("CARGO_PKG_VERSION"),
+        machine.pages * 4
+    );
+    let (port, last_request) = (machine.store.port(), machine.store.last_request());
+    let stub = Client::resume(machine.store, last_request)
+        .map_err(store::failed)
+        .and_then(|client| Stub::new(machine.xen, client, port));
+    match stub {
+        Ok(mut stub) => match stub.run() {
+            Reason::Poweroff => shutdown(shutdown::Reason::Poweroff),
+            Reason::Reboot => shutdown(shutdown::Reason::Reboot),
+        },
+        Err(error) => panic!("cannot start: {error}"),
+    }
+}

@@ -1,0 +1,41 @@
+//! The end of a life: said, noted, and followed by another one where that helps.
+
+use crate::boot::live_again;
+use crate::shutdown::{Reason, shutdown, stop};
+use crate::survivor::{self, Damaged};
+use crate::{clock, console, event};
+use core::sync::atomic::{AtomicU32, Ordering};
+use drivers::journal::{Cause, Next};
+
+/// Failures of this life: more than one if its end fails too.
+static FAILURES: AtomicU32 = AtomicU32::new(0);
+
+/// Ends this life because of `cause`, which `say` puts into words, and begins the next one if the past gives hope.
+#[cold]
+pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
+    match FAILURES.fetch_add(1, Ordering::Relaxed) {
+        0 => say(),
+        // The words failed: without them.
+        1 => {}
+        _ => stop(Reason::Crash),
+    }
+    match survivor::fail(cause) {
+        Ok(Next::Restart(pause)) => {
+            if !pause.is_zero() {
+                event::wait(&[], Some(clock::now() + pause));
+            }
+            live_again()
+        }
+        Ok(Next::GiveUp) => {
+            // Room for the last word.
+            console::drain();
+            log::error!(
+                "failed again and again and served nobody in between; shutting down with reason crash"
+            );
+        }
+        Err(Damaged) => {
+            log::error!("the record of earlier lives is damaged; shutting down with reason crash")
+        }
+    }
+    shutdown(Reason::Crash)
+}

@@ -1,0 +1,324 @@
+//! What one life of the stub leaves to the next in the same domain: see [`boot::live_again`](crate::boot).
+//!
+//! All of it lies in `.keep`, which a new life does not clear, and each part is checked before it is believed: the
+//! [`Record`] by a seal over all its bytes, a word about a function by a number of its own, and the two numbers of the xenstore
+//! connection by what xenstored sends next. In a first life all of it is zero.
+
+use crate::clock;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::time::Duration;
+use drivers::journal::{Cause, Journal, Next, Op};
+use drivers::platform::Errno;
+use xenbus::bdf::Bdf;
+
+/// Version of [`Record`]; a life only ever meets its own image's.
+const VERSION: u64 = 1;
+/// Foreign pages that can be mapped at once: the guest's, and some that would not unmap.
+const FOREIGN_MAX: usize = 4;
+/// A mapping that may or may not have come about.
+const NO_HANDLE: u32 = u32::MAX;
+
+/// A window that shows another domain's page.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Foreign {
+    /// The window's address; 0 in a free entry.
+    va: u32,
+    /// Xen's handle of the mapping, or [`NO_HANDLE`].
+    handle: u32,
+}
+
+/// Integers without padding only.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Record {
+    version: u64,
+    /// Xen's system time at the beginning of the first life, in nanoseconds.
+    boot: u64,
+    foreign: [Foreign; FOREIGN_MAX],
+    journal: Journal,
+}
+
+const WORDS: usize = size_of::<Record>() / 8;
+// No padding between the fields; none inside of the journal by its own word.
+const _: () = assert!(
+    size_of::<Record>() == WORDS * 8 && size_of::<Record>() == 16 + FOREIGN_MAX * 8 + size_of::<Journal>()
+);
+
+impl Record {
+    const FIRST: Self = Self {
+        version: VERSION,
+        boot: 0,
+        foreign: [Foreign { va: 0, handle: 0 }; FOREIGN_MAX],
+        journal: Journal::NEW,
+    };
+
+    /// A number that no other record has, for all that an accident can do.
+    #[inline(never)]
+    fn seal(&self) -> u64 {
+        // SAFETY: the record is WORDS words long and aligned as its first field, a word; it has no padding (checked
+        // above), so that every byte of it is initialised.
+        let words = unsafe { &*core::ptr::from_ref(self).cast::<[u64; WORDS]>() };
+        // FNV-1a, by words.
+        words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+            (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29)
+        })
+    }
+}
+
+/// The record and its seal.
+struct Sealed {
+    record: Record,
+    seal: u64,
+}
+
+struct Kept(UnsafeCell<Sealed>);
+
+// SAFETY: there is one thread, and no reference into the cell outlives the call of `with` that made it; a failure
+// inside of such a call is never returned from.
+unsafe impl Sync for Kept {}
+
+#[unsafe(link_section = ".keep")]
+static KEPT: Kept = Kept(UnsafeCell::new(Sealed {
+    record: Record {
+        version: 0,
+        ..Record::FIRST
+    },
+    seal: 0,
+}));
+
+/// A word about each function of the guest's bus: address, word, and a number that only those two have. Zero memory
+/// is a free entry.
+#[unsafe(link_section = ".keep")]
+static SHADOWS: [[AtomicU32; 3]; 256] = [const { [const { AtomicU32::new(0) }; 3] }; 256];
+
+/// Index in xenstored's ring at which its next message begins.
+#[unsafe(link_section = ".keep")]
+pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
+
+/// Number of the last request to xenstored.
+#[unsafe(link_section = ".keep")]
+pub static LAST_REQUEST: AtomicU32 = AtomicU32::new(0);
+
+/// The request of the guest that is served at present. Of this life alone: a failure puts it into the record.
+static UNDER_WAY: [AtomicU32; size_of::<Op>() / 4] = [const { AtomicU32::new(0) }; size_of::<Op>() / 4];
+static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
+
+/// The record is not as it was left: memory of ours was overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damaged;
+
+fn with<R>(look: impl FnOnce(&mut Sealed) -> R) -> R {
+    // SAFETY: the only reference to the cell while `look` runs: nothing that is passed to `with` in this module calls
+    // it again, and there is no other thread.
+    look(unsafe { &mut *KEPT.0.get() })
+}
+
+/// Changes the record, if it is as it was left.
+fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
+    with(|kept| {
+        if kept.record.seal() != kept.seal {
+            return Err(Damaged);
+        }
+        let result = change(&mut kept.record);
+        kept.seal = kept.record.seal();
+        Ok(result)
+    })
+}
+
+/// As [`change`], in the middle of other work: a damaged record ends this life, and with it the domain.
+fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
+    change(what).unwrap_or_else(|Damaged| panic!("the record of earlier lives is damaged"))
+}
+
+/// Makes the record of a first life, if this is one.
+pub fn open() {
+    with(|kept| {
+        if kept.record.version == 0 && kept.seal == 0 {
+            kept.record.version = VERSION;
+            kept.seal = kept.record.seal();
+        }
+    });
+}
+
+/// The beginning of the first life; `now` if this is it. Both are Xen's system time in nanoseconds.
+pub fn boot_time(now: u64) -> u64 {
+    change_or_fail(|record| {
+        if record.boot == 0 {
+            record.boot = now;
+        }
+        record.boot
+    })
+}
+
+/// A copy of the journal.
+pub fn journal() -> Journal {
+    with(|kept| kept.record.journal)
+}
+
+/// Changes the journal.
+pub fn note(what: impl FnOnce(&mut Journal)) {
+    change_or_fail(|record| what(&mut record.journal));
+}
+
+/// Notes that this life ends, and says what comes after it.
+///
+/// # Errors
+/// [`Damaged`]: then nothing is known of what this life had, and no other one can begin.
+pub fn fail(cause: Cause) -> Result<Next, Damaged> {
+    let mut op = [0; size_of::<Op>()];
+    for (bytes, word) in op.chunks_exact_mut(4).zip(&UNDER_WAY) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+    }
+    let op = IS_UNDER_WAY.load(Ordering::Relaxed).then_some(&op);
+    let now: Duration = clock::now();
+    change(|record| record.journal.fail(cause, now, op))
+}
+
+/// Has a failure from here on be put down to this request.
+pub fn set_under_way(op: Option<&Op>) {
+    IS_UNDER_WAY.store(false, Ordering::Relaxed);
+    if let Some(op) = op {
+        for (word, bytes) in UNDER_WAY.iter().zip(op.as_chunks().0) {
+            word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        IS_UNDER_WAY.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What an entry of [`SHADOWS`] must hold.
+fn shadow(place: Bdf, word: u32) -> [u32; 3] {
+    let place = u32::from(place.segment()) << 16 | u32::from(place.bus()) << 8 | u32::from(place.devfn());
+    [place, word, !(place ^ word.rotate_left(8))]
+}
+
+/// The entry about the function at `place`, and its word.
+fn find_shadow(place: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
+    SHADOWS.iter().find_map(|entry| {
+        let held = [0, 1, 2].map(|index| entry[index].load(Ordering::Relaxed));
+        (held == shadow(place, held[1])).then_some((entry, held[1]))
+    })
+}
+
+/// The word that is kept about the function at `place`.
+#[inline(never)]
+pub fn recall(place: Bdf) -> Option<u32> {
+    find_shadow(place).map(|(_, word)| word)
+}
+
+/// Keeps a word about the function at `place`, or none. As many are kept as a guest can have functions.
+#[inline(never)]
+pub fn remember(place: Bdf, word: Option<u32>) {
+    let known = find_shadow(place).map(|(entry, _)| entry);
+    let free = || SHADOWS.iter().find(|entry| entry[2].load(Ordering::Relaxed) == 0);
+    let Some(entry) = known.or_else(|| free().filter(|_| word.is_some())) else {
+        return;
+    };
+    let held = word.map_or([0; 3], |word| shadow(place, word));
+    for (part, value) in entry.iter().zip(held) {
+        part.store(value, Ordering::Relaxed);
+    }
+}
+
+/// Notes that a foreign page is about to be mapped at `va`.
+///
+/// # Errors
+/// `ENOMEM` if there are too many.
+pub fn expect_foreign(va: usize) -> Result<(), Errno> {
+    set_foreign(0, va as u32, NO_HANDLE).ok_or(Errno(hermit_abi::errno::ENOMEM))
+}
+
+/// Notes the handle of the page that is mapped at `va`.
+pub fn note_foreign(va: usize, handle: u32) {
+    // There is an entry: `expect_foreign` has made it.
+    let _ = set_foreign(va as u32, va as u32, handle);
+}
+
+/// Notes that no foreign page is mapped at `va` any more.
+pub fn forget_foreign(va: usize) {
+    // As above.
+    let _ = set_foreign(va as u32, 0, 0);
+}
+
+/// Replaces the entry whose address is `from`; `None` if there is none.
+#[inline(never)]
+fn set_foreign(from: u32, va: u32, handle: u32) -> Option<()> {
+    change_or_fail(|record| {
+        let entry = record.foreign.iter_mut().find(|entry| entry.va == from)?;
+        *entry = Foreign { va, handle };
+        Some(())
+    })
+}
+
+/// The foreign pages that are mapped: address and handle.
+pub fn foreign() -> impl Iterator<Item = (usize, u32)> {
+    let mapped = with(|kept| kept.record.foreign);
+    let mapped = mapped.into_iter().filter(|entry| entry.va != 0);
+    mapped.map(|entry| (entry.va as usize, entry.handle))
+}
+
+/// True if a foreign page is, or may be, mapped at `va`.
+pub fn is_foreign(va: usize) -> bool {
+    foreign().any(|(window, _)| window == va)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    #[test]
+    fn a_record_is_believed_as_long_as_nobody_else_has_written_to_it() {
+        let mut record = Record::FIRST;
+        let seal = record.seal();
+        record.foreign[2].handle ^= 1 << 7;
+        assert_ne!(record.seal(), seal);
+        record.foreign[2].handle ^= 1 << 7;
+        assert_eq!(record.seal(), seal);
+        record.journal.forget_requests();
+        assert_eq!(record.seal(), seal);
+        record.journal.fail(Cause::Panic, Duration::from_secs(1), None);
+        assert_ne!(record.seal(), seal);
+    }
+
+    #[test]
+    fn a_word_is_kept_for_each_function_and_zero_or_damaged_memory_is_none() {
+        let places: Vec<Bdf> = (0..=255).map(|devfn| Bdf::from_devfn(0, 3, devfn)).collect();
+        for &place in &places {
+            assert_eq!(recall(place), None);
+            for word in [0, 1, u32::MAX, 0x0001_0547] {
+                remember(place, Some(word));
+                assert_eq!(recall(place), Some(word));
+            }
+        }
+        let (first, last) = (places[0], places[255]);
+        assert_eq!(recall(first), Some(0x0001_0547));
+        remember(last, None);
+        assert_eq!(recall(last), None);
+        let other = Bdf::from_devfn(0, 0, 0);
+        remember(other, Some(5));
+        assert_eq!(
+            recall(other),
+            Some(5),
+            "in the place of the one that is forgotten"
+        );
+        find_shadow(first).unwrap().0[1].store(0x1234, Ordering::Relaxed);
+        assert_eq!(recall(first), None, "overwritten");
+    }
+
+    #[test]
+    fn foreign_pages_are_known_from_before_they_are_mapped_until_they_are_not() {
+        open();
+        for page in 1..=FOREIGN_MAX {
+            expect_foreign(page * 0x1000).unwrap();
+        }
+        assert!(expect_foreign(0x9000).is_err());
+        note_foreign(0x2000, 5);
+        assert!(is_foreign(0x2000) && is_foreign(0x1000));
+        assert_eq!(foreign().nth(1), Some((0x2000, 5)));
+        forget_foreign(0x2000);
+        assert!(!is_foreign(0x2000));
+        assert!(expect_foreign(0x9000).is_ok());
+    }
+}
