@@ -68,6 +68,16 @@ pub enum LinkError {
     Config(#[from] io::Error),
 }
 
+impl LinkError {
+    /// True if it is about what the stub has published: it may do better with the next.
+    pub const fn is_of_offer(&self) -> bool {
+        matches!(
+            self,
+            Self::Particulars { .. } | Self::Page { .. } | Self::Port { .. }
+        )
+    }
+}
+
 /// What a stub publishes in xenstore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Particulars {

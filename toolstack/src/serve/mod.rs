@@ -77,6 +77,7 @@ pub fn serve() -> Result<(), ServeError> {
         links: BTreeMap::new(),
         known: BTreeSet::new(),
         broken: BTreeSet::new(),
+        between: BTreeSet::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
     };
     for path in [
@@ -146,6 +147,9 @@ struct Service {
     known: BTreeSet<DomId>,
     /// The stubs that are dead, or could not be linked: said once, then left alone.
     broken: BTreeSet<DomId>,
+    /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
+    /// once more, so that they are tried again at their next step. Said once.
+    between: BTreeSet<DomId>,
     errors: Errors,
 }
 
@@ -196,6 +200,7 @@ impl Service {
         for stub in gone {
             self.known.remove(&stub);
             self.broken.remove(&stub);
+            self.between.remove(&stub);
             self.links.remove(&stub);
             let watched = Hop::second_hop(stub).frontend_node(key::STATE);
             match self.host.store.unwatch(&watched, TOKEN) {
@@ -239,10 +244,10 @@ impl Service {
                     self.links.remove(&stub);
                     // Interrupt modes that the link has noted are in the record of now.
                     let attachment = self.current(attachment);
-                    return self.connect(&attachment, hop);
+                    return self.connect(&attachment, hop, own);
                 }
                 if !self.links.contains_key(&stub) && !self.broken.contains(&stub) {
-                    return self.connect(attachment, hop);
+                    return self.connect(attachment, hop, own);
                 }
                 Ok(())
             }
@@ -265,14 +270,16 @@ impl Service {
         Ok(offered.is_ok_and(|offered| offered != used))
     }
 
-    fn connect(&mut self, attachment: &Attachment, hop: Hop) -> Result<(), StoreError> {
+    fn connect(&mut self, attachment: &Attachment, hop: Hop, own: XenbusState) -> Result<(), StoreError> {
+        let stub = attachment.stub.domid;
         let particulars = link::particulars(&mut self.host.store, hop)?;
         let linked = particulars.and_then(|particulars| {
             Link::start(attachment, particulars, &self.host.sysfs, Arc::clone(&self.xen))
         });
         match linked {
             Ok(link) => {
-                self.links.insert(attachment.stub.domid, link);
+                self.between.remove(&stub);
+                self.links.insert(stub, link);
                 log::info!(
                     "serving stub {} of guest {}",
                     attachment.stub.name,
@@ -280,11 +287,18 @@ impl Service {
                 );
                 self.set_state(hop, XenbusState::Connected)
             }
+            Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
+                if self.between.insert(stub) {
+                    let text = format!("{:#}", anyhow::Error::from(error));
+                    log::warn!("stub {}: {text}; waiting for its next offer", attachment.stub.name);
+                }
+                Ok(())
+            }
             Err(error) => {
                 let text = format!("{:#}", anyhow::Error::from(error));
                 log::error!("cannot serve stub {}: {text}", attachment.stub.name);
-                self.broken.insert(attachment.stub.domid);
-                self.host.store.write(&error_node(attachment.stub.domid), &text)?;
+                self.broken.insert(stub);
+                self.host.store.write(&error_node(stub), &text)?;
                 self.set_state(hop, XenbusState::Closing)
             }
         }
