@@ -290,7 +290,10 @@ impl Service {
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
                 if self.between.insert(stub) {
                     let text = format!("{:#}", anyhow::Error::from(error));
-                    log::warn!("stub {}: {text}; waiting for its next offer", attachment.stub.name);
+                    log::warn!(
+                        "stub {}: {text}; waiting for its next offer",
+                        attachment.stub.name
+                    );
                 }
                 Ok(())
             }
