@@ -140,7 +140,11 @@ pings_lost() {
 }
 
 # service_pid: prints the process of the service; its launcher ends with it.
-service_pid() { pgrep -f "^[^ ]*bulkhead[-a-z]* serve\$"; }
+service_pid() {
+    for process in $(pidof bulkhead bulkhead-inject); do
+        case $(tr '\0' ' ' <"/proc/$process/cmdline") in *" serve ") echo "$process" ;; esac
+    done
+}
 
 stub_log() { echo "/var/log/xen/guest-$1.log"; }
 
