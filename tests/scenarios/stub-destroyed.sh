@@ -1,27 +1,82 @@
 #!/bin/sh
-# The stub is destroyed under traffic: the guest's card goes on, dom0 and the device notice nothing.
+# The stub is destroyed ten times under traffic: the service brings it back with its number, and the guest, unmodified,
+# notices no more than a slow access.
 #: device e1000e,netdev=n0,addr=5
+#: device e1000e,netdev=n1,addr=6
 #: cpus 2
+#: timeout 300
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
+ROUNDS=10
+
+guest_config before
+check "a guest whose stub is left alone" bulkhead run /root/before.cfg --device $BDF
+check "bulkhead destroy" bulkhead destroy before
+within 10 "only dom0 is left" sh -c "[ \$(xl list | wc -l) = 2 ]"
+inventory >/tmp/before
 
 guest_config g1
 check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
 stub=$(bulkhead status --json | jq -r '.stubs[0].name')
+number=$(xl domid "$stub")
 check "e1000e comes up" network_up g1
 equal "pings lost before" 0 "$(pings_lost g1 5)"
 dmesg -c >/dev/null
-header() { lspci -xxx -s $BDF | grep -vE '^[0-9a-f]{2}:'"[0-9a-f]{2}" ; }
-header >/tmp/before
-in_guest g1 "ping -c 100 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1 & echo started"
-sleep 2
-check "xl destroy of the stub" xl destroy "$stub"
-within 5 "status says that the stub is gone" sh -c "bulkhead status --json | jq -e '.stubs[0].state == \"gone\"'"
-sleep 10
-equal "pings of 100 answered, ten a second" 100 "$(in_guest g1 cat /tmp/pings | sed -n 's/.* \([0-9]*\) packets received.*/\1/p;s/.*transmitted, \([0-9]*\) received.*/\1/p')"
-header >/tmp/after
-check "configuration space of the device is untouched" cmp /tmp/before /tmp/after
+header() { lspci -xxx -s $BDF | grep -vE '^[0-9a-f]{2}:'"[0-9a-f]{2}" | grep -v '^00:'; }
+header >/tmp/header
+
+# Reads and writes by the guest, one after another, as lines: begin and end, what was read, written and read back.
+in_guest g1 'rm -f /tmp/stop; (number=0; while [ ! -e /tmp/stop ]; do
+    read -r begin _ </proc/uptime
+    number=$(((number + 4) % 64)); value=$(printf %02x $number)
+    ids=$(setpci -s 00:00.0 VENDOR_ID); setpci -s 00:00.0 CACHE_LINE_SIZE=$value; back=$(setpci -s 00:00.0 CACHE_LINE_SIZE)
+    read -r end _ </proc/uptime
+    echo $begin $end $ids $value $back
+done) >/tmp/ops 2>&1 & ping -c 700 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1 & echo started'
+round=0
+while [ $round -lt $ROUNDS ]; do
+    sleep 5
+    round=$((round + 1))
+    check "round $round: xl destroy" xl destroy "$stub"
+    within 10 "round $round: the stub is back" sh -c "[ \$(grep -c 'is back after' /var/log/bulkhead/serve.log) -ge $round ]"
+done
+sleep 3
+in_guest g1 'touch /tmp/stop; sleep 1; cat /tmp/ops' >/tmp/ops
+equal "the stub has the number that it had" "$number" "$(xl domid "$stub")"
+awk '{ print int(($2 - $1) * 1000 + 0.5) }' /tmp/ops | sort -n >/tmp/times
+say "$(wc -l </tmp/ops) rounds of three accesses, typically $(sed -n "$(($(wc -l </tmp/times) / 2))p" /tmp/times) ms"
+slow() { tail -n $ROUNDS /tmp/times; }
+say "the $ROUNDS slowest: $(slow | tr '\n' ' ')ms"
+grep 'is back after' /var/log/bulkhead/serve.log
+figure destroyed-p50 "$(slow | sed -n "$((ROUNDS / 2))p")" ms
+figure destroyed-max "$(slow | tail -n 1)" ms
+check "half of the rounds took the guest less than its two seconds" [ "$(slow | sed -n "$((ROUNDS / 2))p")" -lt 2000 ]
+# An emulated machine that has to share its processors may be slower at times; what pcifront then gives up for is known.
+equal "accesses with a wrong answer, but for those that pcifront gave up" "" \
+    "$(awk '$2 - $1 < 2 && ($3 != 8086 || $4 != $5)' /tmp/ops)"
+within 60 "the pings have ended" sh -c "guest-run g1 60 'grep -q received /tmp/pings'"
+equal "pings of 700 answered, ten a second" 700 "$(in_guest g1 cat /tmp/pings | sed -n 's/.*transmitted, \([0-9]*\) .*received.*/\1/p')"
 equal "MSI-X is still on" + "$(lspci -vv -s $BDF 2>/dev/null | sed -n 's/.*MSI-X: Enable\([-+]\).*/\1/p')"
+equal "interrupts by status" "msi-x 3" "$(mode_of $BDF)"
+header >/tmp/header.after
+check "the device's configuration is as it was, but for what the guest wrote" cmp /tmp/header /tmp/header.after
 equal "dom0's kernel log" "" "$(dmesg)"
-check "the service lives" sh -c "bulkhead status --json | jq -e .service.running"
+
+check "the guest rebinds its driver" in_guest g1 "at=0000:00:00.0; $REBIND; $NETWORK_UP; $INTERRUPTS"
+cp /tmp/check /tmp/lines
+in_mode "after the rebind" "msi-x 3" /tmp/lines
+equal "pings lost after the rebind" 0 "$(pings_lost g1 10)"
+check "a second device comes" bulkhead attach g1 --device 0000:00:06.0
+check "the stub dies again" xl destroy "$stub"
+within 10 "and comes back" sh -c "[ \$(grep -c 'is back after' /var/log/bulkhead/serve.log) -gt $ROUNDS ]"
+sleep 3
+check "and the second device leaves" bulkhead detach 0000:00:06.0
+equal "devices of the guest" 1 "$(in_guest g1 "lspci -n" | wc -l)"
+equal "complaints in the guest" "" "$(guest_complaints g1)"
+check "bulkhead destroy" bulkhead destroy g1
+quiet $BDF
+within 10 "only dom0 is left" sh -c "[ \$(xl list | wc -l) = 2 ]"
+sleep 1
+inventory >/tmp/after
+diff /tmp/before /tmp/after || failure "something leaks"
 success

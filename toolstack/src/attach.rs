@@ -1,6 +1,7 @@
 //! Giving devices to a guest, with a stub as their backend.
 
 use crate::acking::{self, AckError};
+use crate::failed;
 use crate::host::Host;
 use crate::nodes::Hop;
 use crate::record::{Attachment, Device, RecordError};
@@ -61,6 +62,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// the caller has that done.
 pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
+    failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }

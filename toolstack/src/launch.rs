@@ -8,6 +8,7 @@ use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::Host;
 use crate::hotplug;
 use crate::interrupts::Mode;
+use crate::keepsake;
 use crate::names;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
@@ -350,7 +351,22 @@ fn attach_checked(
     };
     undo.push(Step::Attached(attachment.clone()));
     attach::attach(host, &attachment)?;
+    if let Err(error) = keep_config(host, &attachment.stub) {
+        eprintln!(
+            "note: should stub {} die, it cannot be brought back as it was: {error:#}",
+            attachment.stub.name
+        );
+    }
     Ok(attachment)
+}
+
+/// Keeps the configuration of a stub for its next life.
+fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
+    let listed = xl::config_of(&stub.domid.to_string())?;
+    let config = listed
+        .pointer("/0/config")
+        .context("xl tells no configuration of it")?;
+    Ok(keepsake::keep_config(&mut host.store, stub.domid, config)?)
 }
 
 fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {

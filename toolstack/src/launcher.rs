@@ -5,6 +5,7 @@
 //! one message an order and one an answer. It knows the few orders below and nothing else; when the service dies, its
 //! socket ends and the launcher does so too, after what is under way.
 
+use crate::recreate::{self, Domain};
 use crate::xenctrl::DomId;
 use crate::{record, xl};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
 
 /// How the launcher appears in a list of processes, and its subcommand.
 pub const NAME: &str = "bulkhead-launcher";
@@ -55,6 +57,20 @@ pub enum Order {
         #[serde(with = "record::text")]
         bdf: Bdf,
     },
+    /// `bulkhead recreate`: a stub with a number of our choice.
+    Recreate(Domain),
+    /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
+    Attach {
+        /// The guest.
+        guest: DomId,
+        /// The devices, each with its terms.
+        devices: Vec<String>,
+        /// How the guest addresses them.
+        #[serde(with = "record::text")]
+        slots: SlotMode,
+        /// The stub's image.
+        kernel: String,
+    },
 }
 
 impl Order {
@@ -63,18 +79,32 @@ impl Order {
             Self::DestroyDomain { domid } => {
                 xl::destroy(&domid.to_string()).map_err(|error| error.to_string())
             }
-            Self::Detach { bdf } => bulkhead("detach", bdf),
-            Self::DestroyGuest { bdf } => bulkhead("destroy", bdf),
+            Self::Detach { bdf } => bulkhead(&["detach", &bdf.to_string()]),
+            Self::DestroyGuest { bdf } => bulkhead(&["destroy", &bdf.to_string()]),
+            Self::Attach {
+                guest,
+                devices,
+                slots,
+                kernel,
+            } => {
+                let (guest, slots) = (guest.to_string(), slots.to_string());
+                let mut words = vec![
+                    "attach", &guest, "--slots", &slots, "--kernel", kernel, "--device",
+                ];
+                words.extend(devices.iter().map(String::as_str));
+                bulkhead(&words)
+            }
+            Self::Recreate(domain) => recreate::run(domain),
         }
     }
 }
 
 /// Runs a subcommand of this program; what it says goes where our own words go.
-fn bulkhead(verb: &str, what: &impl Display) -> Result<(), String> {
-    let failed = |why: &dyn Display| format!("`bulkhead {verb} {what}` failed: {why}");
+fn bulkhead(words: &[&str]) -> Result<(), String> {
+    let failed = |why: &dyn Display| format!("`bulkhead {}` failed: {why}", words.join(" "));
     let program = std::env::current_exe().map_err(|error| failed(&error))?;
     let mut command = Command::new(program);
-    command.args([verb, &what.to_string()]).stdin(Stdio::null());
+    command.args(words).stdin(Stdio::null());
     let status = command.status().map_err(|error| failed(&error))?;
     status.success().then_some(()).ok_or_else(|| failed(&status))
 }
@@ -162,6 +192,11 @@ impl Launcher {
     /// Gives an order and waits until it is carried out.
     pub fn run(&mut self, order: Order) -> Result<(), LaunchError> {
         let ticket = self.order(order)?;
+        self.wait(ticket)
+    }
+
+    /// Waits until an order is carried out.
+    pub fn wait(&mut self, ticket: Ticket) -> Result<(), LaunchError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(answer) = self.answer(ticket) {

@@ -17,7 +17,7 @@ use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Run};
 use toolstack::policy::Choices;
-use toolstack::{check, hold, launcher, serve, status};
+use toolstack::{check, hold, launcher, recreate, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -137,6 +137,9 @@ enum Command {
     /// Run other programs for the service, which starts this.
     #[command(hide = true)]
     Launcher,
+    /// Create a stub anew by the order on standard input; the service does that.
+    #[command(hide = true)]
+    Recreate,
     /// Answer the stubs. `run` and `attach` start this in the background if it does not run.
     Serve,
 }
@@ -254,6 +257,7 @@ fn execute(command: Command) -> Result<ExitCode> {
                 socket.context("no socket of the service's on standard input")?,
             )?)
         }
+        Command::Recreate => Ok(recreate::recreate(&mut std::io::stdin().lock())?),
         Command::Serve => {
             let filter = env_logger::Env::default().default_filter_or("info");
             env_logger::Builder::from_env(filter).init();

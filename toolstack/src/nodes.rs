@@ -1,8 +1,9 @@
 //! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
 
+use crate::keepsake::Published;
 use crate::record::{self, Attachment};
-use crate::store::{Store, StoreError};
-use xenbus::client::Store as _;
+use crate::store::{Store, StoreError, Stream};
+use xenbus::client::{Store as _, Transaction};
 use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
@@ -23,6 +24,22 @@ impl Directory {
         self.path
             .strip_prefix(&home)
             .map(|device| format!("{home}/error{device}"))
+    }
+
+    /// Writes the nodes. What was there is removed, with the errors that were told of it.
+    fn write(&self, store: &mut Transaction<'_, Stream>) -> Result<(), StoreError> {
+        for stale in [Some(self.path.clone()), self.errors()].into_iter().flatten() {
+            if store.read_optional(&stale)?.is_some() {
+                store.remove(&stale)?;
+            }
+        }
+        store.mkdir(&self.path)?;
+        // Nodes made below inherit this.
+        store.set_permissions(&self.path, &Permission::owned_by(self.owner, self.reader))?;
+        for (key, value) in &self.nodes {
+            store.write(&format!("{}/{key}", self.path), value)?;
+        }
+        Ok(())
     }
 }
 
@@ -96,24 +113,37 @@ impl Hop {
     /// removed, with the errors that were told of it.
     pub fn write(&self, store: &mut Store) -> Result<(), StoreError> {
         store.transaction(|store| {
-            for directory in [&self.frontend, &self.backend] {
-                for stale in [Some(directory.path.clone()), directory.errors()]
-                    .into_iter()
-                    .flatten()
-                {
-                    if store.read_optional(&stale)?.is_some() {
-                        store.remove(&stale)?;
-                    }
-                }
-                store.mkdir(&directory.path)?;
-                // Nodes made below inherit this.
-                store.set_permissions(
-                    &directory.path,
-                    &Permission::owned_by(directory.owner, directory.reader),
-                )?;
-                for (key, value) in &directory.nodes {
-                    store.write(&format!("{}/{key}", directory.path), value)?;
-                }
+            self.frontend.write(store)?;
+            self.backend.write(store)
+        })
+    }
+
+    /// Writes the backend's directory of a first hop for the next life of the stub, with what the last one left there.
+    /// The guest's directory is its own and stays as it is.
+    ///
+    /// Permissions older than a domain say nothing of it, even if they name its number (XSA-322): those of the guest's
+    /// nodes are set again, when the new domain is there.
+    pub fn write_again(
+        store: &mut Store,
+        attachment: &Attachment,
+        published: &Published,
+    ) -> Result<(), StoreError> {
+        let mut hop = Self::first(attachment);
+        if !published.is_empty() {
+            let fixed = |key: &str| [key::FRONTEND, key::FRONTEND_ID, key::ONLINE].contains(&key);
+            hop.backend.nodes.retain(|(key, _)| fixed(key));
+            let kept = published.iter().map(|(key, value)| (key.clone(), value.clone()));
+            hop.backend.nodes.extend(kept);
+        }
+        let Directory {
+            path, owner, reader, ..
+        } = hop.frontend;
+        let permissions = Permission::owned_by(owner, reader);
+        store.transaction(|store| {
+            hop.backend.write(store)?;
+            store.set_permissions(&path, &permissions)?;
+            for key in store.directory(&path)? {
+                store.set_permissions(&format!("{path}/{key}"), &permissions)?;
             }
             Ok(())
         })
@@ -293,6 +323,41 @@ mod tests {
         store.write(error, "22 freeing event channel 8").unwrap();
         Hop::first(&attachment()).write(&mut store).unwrap();
         assert_eq!(store.read_optional(error).unwrap(), None);
+    }
+
+    #[test]
+    fn the_next_life_of_a_stub_finds_what_the_last_one_left_and_the_guest_notices_nothing() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        Hop::first(&attachment()).write(&mut store).unwrap();
+        let mut guest = connect(&daemon, 3);
+        for (key, value) in [("pci-op-ref", "8"), ("event-channel", "9"), ("state", "4")] {
+            guest
+                .write(&format!("/local/domain/3/device/pci/0/{key}"), value)
+                .unwrap();
+        }
+        daemon.release(4);
+        store.remove("/local/domain/4").unwrap();
+        daemon.introduce(4);
+        let published = [("state", "4"), ("vdev-0", "0000:00:01.00"), ("num_devs", "1")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
+        Hop::write_again(&mut store, &attachment(), &published).unwrap();
+
+        let mut stub = connect(&daemon, 4);
+        let mut nodes = stub.directory("/local/domain/4/backend/pci/3/0").unwrap();
+        nodes.sort();
+        assert_eq!(
+            nodes,
+            ["frontend", "frontend-id", "num_devs", "online", "state", "vdev-0"]
+        );
+        assert_eq!(guest.read("/local/domain/4/backend/pci/3/0/state").unwrap(), "4");
+        for (key, value) in [("pci-op-ref", "8"), ("event-channel", "9"), ("state", "4")] {
+            let node = format!("/local/domain/3/device/pci/0/{key}");
+            assert_eq!(stub.read(&node).unwrap(), value);
+            assert!(stub.write(&node, "9").is_err());
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
+/// Below a record: the directory of the stub's [`crate::keepsake`].
+const KEEPSAKE: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
 
@@ -160,7 +162,8 @@ impl Attachment {
                 }
                 nodes.extend([dev, irq]);
             }
-            for left_over in recorded.iter().filter(|key| !nodes.contains(*key)) {
+            let stays = |key: &String| key == KEEPSAKE || nodes.contains(key);
+            for left_over in recorded.iter().filter(|key| !stays(key)) {
                 store.remove(&format!("{root}/{left_over}"))?;
             }
             Ok(())
@@ -349,6 +352,11 @@ fn path(stub: DomId) -> String {
     format!("{ATTACHMENTS}/{stub}")
 }
 
+/// Where a stub's [`crate::keepsake`] lies: it goes with the record.
+pub fn keepsake(stub: DomId) -> String {
+    format!("{}/{KEEPSAKE}", path(stub))
+}
+
 /// Makes the directory, closed to every other domain; what is made below inherits that.
 fn make_root(store: &mut Store) -> Result<(), RecordError> {
     store.mkdir(ROOT)?;
@@ -359,7 +367,7 @@ fn make_root(store: &mut Store) -> Result<(), RecordError> {
     Ok(store.set_permissions(ROOT, &[dom0_only])?)
 }
 
-fn json(value: &impl Serialize) -> String {
+pub(crate) fn json(value: &impl Serialize) -> String {
     // Structures of texts and numbers, which have no way to fail.
     serde_json::to_string(value).unwrap_or_default()
 }

@@ -3,6 +3,7 @@
 use crate::acking::LineStatus;
 use crate::checks::Claims;
 use crate::domains::is_alive;
+use crate::failed::Failed;
 use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
@@ -34,6 +35,9 @@ pub struct Status {
     pub held: Vec<String>,
     /// Devices that did not recover from their last guest.
     pub quarantined: Vec<Quarantined>,
+    /// Guests that lost their devices, because their stub could not be brought back.
+    #[serde(default)]
+    pub failed: Vec<Failed>,
     /// What is wrong, such as a damaged record.
     pub problems: Vec<String>,
 }
@@ -120,6 +124,9 @@ pub struct Served {
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
+    /// How often the stub was brought back since the service began to serve it.
+    #[serde(default)]
+    pub revivals: u64,
     /// The devices that had errors since the service began to serve the stub.
     #[serde(default)]
     pub errors: Vec<DeviceErrors>,
@@ -241,6 +248,7 @@ pub fn collect(
         let bdf = bdf.to_string();
         status.quarantined.push(Quarantined { bdf, reason });
     }
+    status.failed = Failed::all(&mut host.store)?;
     status.held = held(host);
     Ok(status)
 }
@@ -364,6 +372,9 @@ impl fmt::Display for Status {
                 "quarantine: {bdf}, because {reason}: `bulkhead release {bdf}` tries its reset again"
             )?;
         }
+        self.failed
+            .iter()
+            .try_for_each(|failed| writeln!(f, "failed: {failed}"))?;
         self.problems
             .iter()
             .try_for_each(|problem| writeln!(f, "problem: {problem}"))
@@ -461,6 +472,9 @@ impl StubStatus {
             "{name}: {} requests to dom0, {} failed",
             served.requests, served.failed
         )?;
+        if served.revivals > 0 {
+            write!(f, ", brought back {} times", served.revivals)?;
+        }
         for (counter, value) in served.counters.iter().filter(|(_, value)| **value > 0) {
             write!(f, ", {counter} {value}")?;
         }
@@ -529,6 +543,7 @@ mod tests {
             }],
             held: vec![],
             quarantined: vec![],
+            failed: vec![],
             problems: vec![],
         }
     }

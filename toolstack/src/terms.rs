@@ -27,6 +27,32 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// The same as options of a device on the command line, each with a comma before it.
+    pub fn options(&self) -> String {
+        let mut options = String::new();
+        if self.permissive {
+            options.push_str(",permissive=1");
+        }
+        for quirk in self
+            .quirks
+            .to_string()
+            .split(';')
+            .filter(|quirk| !quirk.is_empty())
+        {
+            options.push_str(&format!(",quirk={quirk}"));
+        }
+        if !self.msi.is_on() {
+            options.push_str(",msi=0");
+        }
+        if self.share_intx {
+            options.push_str(",share-intx=1");
+        }
+        if self.aer != AerFate::default() {
+            options.push_str(&format!(",aer={}", self.aer));
+        }
+        options
+    }
+
     /// True if the guest may write registers that no table names.
     pub fn reach_unlisted(&self) -> bool {
         self.permissive || !self.quirks.is_empty()
@@ -77,6 +103,17 @@ impl fmt::Display for Terms {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use bulkhead_config::options::Wanted;
+
+    #[test]
+    fn terms_can_be_asked_for_again() {
+        assert_eq!(Terms::default().options(), "");
+        let terms = unusual();
+        let wanted: Wanted = format!("0000:00:05.0{}", terms.options()).parse().unwrap();
+        assert_eq!(wanted.options.permissive, Some(terms.permissive));
+        assert_eq!(wanted.options.quirks, Some(terms.quirks));
+        assert_eq!(wanted.options.msi, Some(false));
+    }
 
     /// Terms of which none is the usual one.
     pub fn unusual() -> Terms {

@@ -82,7 +82,8 @@ pub enum XenctrlError {
     Open(#[source] io::Error),
 }
 
-const DIRECTORIES: [&str; 8] = [
+/// Where the host's libraries may be.
+pub(crate) const DIRECTORIES: [&str; 8] = [
     "/usr/lib/x86_64-linux-gnu",
     "/lib/x86_64-linux-gnu",
     "/usr/lib64",
@@ -108,6 +109,45 @@ struct Functions {
     assign_device: unsafe extern "C" fn(Handle, u32, u32, u32) -> c_int,
     deassign_device: unsafe extern "C" fn(Handle, u32, u32) -> c_int,
     get_device_group: unsafe extern "C" fn(Handle, u32, u32, u32, *mut u32, *mut u32) -> c_int,
+    getinfolist: unsafe extern "C" fn(Handle, u32, c_uint, *mut DomainInfo) -> c_int,
+    unpause: unsafe extern "C" fn(Handle, u32) -> c_int,
+}
+
+/// `xc_domaininfo_t`, whose first eight bytes are the same in all versions (`struct xen_domctl_getdomaininfo`); the
+/// rest grows, to about 200 bytes in Xen 4.20.
+#[repr(C, align(64))]
+struct DomainInfo {
+    domain: u16,
+    padding: u16,
+    flags: u32,
+    rest: [u8; 4088],
+}
+
+/// What Xen says of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// There is none with this number.
+    Absent,
+    /// It runs, or could.
+    Alive,
+    /// It has shut itself down, or Xen has, for this reason (`SHUTDOWN_*`, `xen/include/public/sched.h`).
+    ShutDown(u8),
+    /// It is destroyed, and Xen has not taken all of it apart yet, perhaps because others use pages of it.
+    Dying,
+}
+
+impl Life {
+    /// By the flags `XEN_DOMINF_*` of `domctl.h`.
+    fn of(flags: u32) -> Self {
+        const DYING: u32 = 1 << 0;
+        const SHUT_DOWN: u32 = 1 << 2;
+        let [_, _, reason, _] = flags.to_le_bytes();
+        match flags {
+            flags if flags & DYING != 0 => Self::Dying,
+            flags if flags & SHUT_DOWN != 0 => Self::ShutDown(reason),
+            _ => Self::Alive,
+        }
+    }
 }
 
 /// An open control interface.
@@ -128,8 +168,7 @@ unsafe impl Sync for Xenctrl {}
 impl Xenctrl {
     /// Loads the library of the running Xen and opens the control interface.
     pub fn open() -> Result<Self, XenctrlError> {
-        let version = running_version(|part| fs::read_to_string(format!("/sys/hypervisor/version/{part}")))
-            .map_err(XenctrlError::NoXen)?;
+        let version = version().map_err(XenctrlError::NoXen)?;
         let name = format!("libxenctrl.so.{version}");
         let candidates = DIRECTORIES
             .iter()
@@ -169,6 +208,35 @@ impl Xenctrl {
         })
     }
 
+    /// Whether a domain lives.
+    pub fn life(&self, domain: DomId) -> io::Result<Life> {
+        let mut info = DomainInfo {
+            domain: 0,
+            padding: 0,
+            flags: 0,
+            rest: [0; 4088],
+        };
+        let mut found = 0;
+        self.call(|xen, handle| {
+            // SAFETY: the library writes one element at most, which is smaller than `info`, which outlives the call;
+            // the handle is live.
+            found = unsafe { (xen.getinfolist)(handle, domain.into(), 1, &raw mut info) };
+            found.min(0)
+        })?;
+        // It tells of the first one with this number or a higher one.
+        Ok(if found == 1 && info.domain == domain {
+            Life::of(info.flags)
+        } else {
+            Life::Absent
+        })
+    }
+
+    /// Lets a paused domain run.
+    pub fn unpause(&self, domain: DomId) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live.
+        self.call(|xen, handle| unsafe { (xen.unpause)(handle, domain.into()) })
+    }
+
     /// Runs one function of the library. Its result is 0, or -1 with errno set.
     fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
         // A panic elsewhere leaves no half-done state in the handle: each call is whole.
@@ -205,8 +273,15 @@ fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
             assign_device: *library.get(b"xc_assign_device\0")?,
             deassign_device: *library.get(b"xc_deassign_device\0")?,
             get_device_group: *library.get(b"xc_get_device_group\0")?,
+            getinfolist: *library.get(b"xc_domain_getinfolist\0")?,
+            unpause: *library.get(b"xc_domain_unpause\0")?,
         })
     }
+}
+
+/// `MAJOR.MINOR` of the running Xen.
+pub fn version() -> io::Result<String> {
+    running_version(|part| fs::read_to_string(format!("/sys/hypervisor/version/{part}")))
 }
 
 /// `MAJOR.MINOR` of the running Xen, from the files `major` and `minor`.
@@ -461,6 +536,20 @@ pub(crate) mod tests {
         let files = |part: &str| Ok(if part == "major" { "4\n" } else { "17\n" }.to_owned());
         assert_eq!(running_version(files).unwrap(), "4.17");
         assert!(running_version(|_| Err(io::ErrorKind::NotFound.into())).is_err());
+    }
+
+    #[test]
+    fn of_a_domain_the_flags_tell_whether_it_lives() {
+        assert_eq!(size_of::<DomainInfo>(), 4096);
+        for (flags, life) in [
+            (0x0000_0020, Life::Alive),
+            (0x0000_0008, Life::Alive),
+            (0x0003_0004, Life::ShutDown(3)),
+            (0x0004_0014, Life::ShutDown(4)),
+            (0x0003_0005, Life::Dying),
+        ] {
+            assert_eq!(Life::of(flags), life, "{flags:x}");
+        }
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! The service: dom0's end of every stub's second hop.
 //!
 //! One thread watches xenstore and the control socket, and starts a `link` with a thread of its own
-//! for each stub that is ready. It also hears of [`errors`] of devices from the kernel. What it knows it reads from the records and the xenbus states, so a
-//! service that is started again takes up where the last one ended.
+//! for each stub that is ready. It also hears of [`errors`] of devices from the kernel, and brings dead stubs back
+//! ([`mod@revive`]). What it knows it reads from the records and the xenbus states, so a service that is started again
+//! takes up where the last one ended.
 
 mod errors;
+mod life;
 mod link;
+mod revive;
+mod unplug;
 
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
 use crate::host::{Host, HostError, Runner};
+use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher};
+use crate::nodes::first_hop;
 use crate::record::{ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
 use crate::status::{self, Served};
@@ -18,6 +24,7 @@ use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use errors::Errors;
 use link::Link;
+use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +69,8 @@ pub enum ServeError {
 
 /// Between two looks at xenstore, so that a stub that flips its state costs little.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-/// The watches need no telling apart: after any event all is looked at.
+/// After any event all is looked at. Only what a stub publishes, of which a copy is kept, has a token that tells more:
+/// the stub's number.
 const TOKEN: &str = "";
 
 /// Serves all stubs of this host. Returns only on errors.
@@ -79,6 +87,8 @@ pub fn serve() -> Result<(), ServeError> {
         broken: BTreeSet::new(),
         between: BTreeSet::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
+        revivals: Revivals::new(),
+        changed: BTreeSet::new(),
     };
     for path in [
         DeviceType::Bulkhead.backends(0).as_str(),
@@ -89,7 +99,7 @@ pub fn serve() -> Result<(), ServeError> {
     }
     log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
     loop {
-        while service.take_events()? {
+        while service.take_events()? || service.revivals.is_ready(&mut service.host)? {
             service.look()?;
             thread::sleep(LOOK_INTERVAL);
         }
@@ -103,7 +113,7 @@ pub fn serve() -> Result<(), ServeError> {
             listener.socket(),
             &service.errors,
             &service.host.runner,
-            service.errors.due(),
+            &service.revivals,
         )?;
         if client && let Err(error) = listener.answer(|request| service.answer(request)) {
             log::warn!("a client of the control socket went away: {error}");
@@ -111,13 +121,13 @@ pub fn serve() -> Result<(), ServeError> {
     }
 }
 
-/// Waits for xenstore, a client or an error of a device, for so long at most; true if there is a client.
+/// Waits for xenstore, a client, an error of a device, or a stub that is to come back; true if there is a client.
 fn wait(
     store: &crate::store::Stream,
     socket: &impl AsFd,
-    errors: &impl AsFd,
+    errors: &Errors,
     runner: &Runner,
-    longest: Option<Duration>,
+    revivals: &Revivals,
 ) -> Result<bool, ServeError> {
     let mut fds = vec![
         PollFd::new(store, PollFlags::IN),
@@ -125,12 +135,22 @@ fn wait(
         PollFd::new(errors, PollFlags::IN),
     ];
     if let Runner::Launcher(launcher) = runner {
-        // What it answers is looked for by those who asked; its end is this service's end.
-        fds.push(PollFd::new(launcher, PollFlags::empty()));
+        // Its end is this service's end; of its answers others than ours are looked for by those who asked.
+        let answers = if revivals.expect_answers() {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
+        fds.push(PollFd::new(launcher, answers));
     }
+    let longest = [errors.due(), revivals.due()].into_iter().flatten().min();
     let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
     match poll(&mut fds, longest.as_ref()) {
-        Ok(_) if fds.get(3).is_some_and(|launcher| !launcher.revents().is_empty()) => {
+        Ok(_)
+            if fds
+                .get(3)
+                .is_some_and(|launcher| launcher.revents().contains(PollFlags::HUP)) =>
+        {
             Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into())
         }
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1].revents().contains(PollFlags::IN)),
@@ -145,19 +165,23 @@ struct Service {
     links: BTreeMap<DomId, Link>,
     /// The stubs whose state is watched.
     known: BTreeSet<DomId>,
-    /// The stubs that are dead, or could not be linked: said once, then left alone.
+    /// The stubs that could not be linked: said once, then left alone.
     broken: BTreeSet<DomId>,
     /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
     /// once more, so that they are tried again at their next step. Said once.
     between: BTreeSet<DomId>,
     errors: Errors,
+    revivals: Revivals,
+    /// The stubs whose home has changed.
+    changed: BTreeSet<DomId>,
 }
 
 impl Service {
     /// True if anything happened in xenstore.
     fn take_events(&mut self) -> Result<bool, StoreError> {
         let mut any = false;
-        while self.host.store.next_event()?.is_some() {
+        while let Some(event) = self.host.store.next_event()? {
+            self.changed.extend(event.token.parse::<DomId>());
             any = true;
         }
         Ok(any)
@@ -178,18 +202,42 @@ impl Service {
         for attachment in attachments {
             let stub = attachment.stub.domid;
             if self.known.insert(stub) {
-                self.host
-                    .store
-                    .watch(&Hop::second_hop(stub).frontend_node(key::STATE), TOKEN)?;
+                let store = &mut self.host.store;
+                store.watch(&Hop::second_hop(stub).frontend_node(key::STATE), TOKEN)?;
+                store.watch(&DeviceType::Pci.backends(stub), &stub.to_string())?;
             }
             if !is_alive(&mut self.host.store, &attachment.guest)? {
                 log::info!("guest {} is dead", attachment.guest.name);
                 self.release(&attachment);
-            } else if !is_alive(&mut self.host.store, &attachment.stub)? {
-                self.bury(&attachment);
-            } else {
-                self.follow(&attachment)?;
+                continue;
             }
+            let verdict = self.revivals.look(&mut self.host, &attachment, || {
+                self.links.remove(&stub);
+                self.broken.remove(&stub);
+            })?;
+            match verdict {
+                Verdict::Leave => {}
+                Verdict::Release(afterwards) => self.end(&attachment, afterwards)?,
+                Verdict::Serve => {
+                    if self.changed.remove(&stub) {
+                        keepsake::keep_published(&mut self.host.store, first_hop(&attachment))?;
+                    }
+                    self.follow(&attachment)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
+    /// have another stub.
+    fn end(&mut self, attachment: &Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
+        let config = keepsake::config(&mut self.host.store, attachment.stub.domid)?;
+        self.release(attachment);
+        if afterwards == Afterwards::Replug {
+            let kernel =
+                config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
+            self.revivals.replug(&mut self.host, attachment, kernel);
         }
         Ok(())
     }
@@ -202,29 +250,19 @@ impl Service {
             self.broken.remove(&stub);
             self.between.remove(&stub);
             self.links.remove(&stub);
-            let watched = Hop::second_hop(stub).frontend_node(key::STATE);
-            match self.host.store.unwatch(&watched, TOKEN) {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
+            let watches = [
+                (Hop::second_hop(stub).frontend_node(key::STATE), TOKEN),
+                (DeviceType::Pci.backends(stub), &stub.to_string()),
+            ];
+            for (path, token) in watches {
+                match self.host.store.unwatch(&path, token) {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
             }
         }
+        self.revivals.keep(stubs);
         Ok(())
-    }
-
-    /// A stub died and its guest did not: the guest's DMA and interrupts go on, so the device is left
-    /// untouched.
-    fn bury(&mut self, attachment: &Attachment) {
-        let stub = attachment.stub.domid;
-        self.links.remove(&stub);
-        if self.broken.insert(stub) {
-            log::error!(
-                "stub {} is dead: guest {} keeps its devices running, but can configure them no more; \
-                 `bulkhead destroy {}` frees them",
-                attachment.stub.name,
-                attachment.guest.name,
-                attachment.guest.name
-            );
-        }
     }
 
     /// The backend's part of the xenbus states.
@@ -321,6 +359,7 @@ impl Service {
     /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
     fn release(&mut self, attachment: &Attachment) -> Released {
         self.links.remove(&attachment.stub.domid);
+        self.revivals.forget(attachment.stub.domid, &mut self.host.runner);
         let current = self.current(attachment);
         logged(release(&mut self.host, &current))
     }
@@ -370,6 +409,7 @@ impl Service {
                             stub,
                             Served {
                                 errors,
+                                revivals: self.revivals.count(stub),
                                 ..link.served()
                             },
                         )

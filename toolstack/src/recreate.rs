@@ -1,0 +1,165 @@
+//! Creating a stub anew, with the number that it had: what the service's launcher has a short-lived process do
+//! (`bulkhead recreate`), so that libxl's processes, signals and memory are none of theirs.
+
+use crate::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
+use crate::xenlight::{Xenlight, XenlightError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::io::{self, Read, Write};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// The domain that is to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// The number of the domain.
+    pub domid: DomId,
+    /// Its configuration, as `xl list -l` prints it.
+    pub config: Value,
+}
+
+/// Why it was not done.
+#[derive(Debug, Error)]
+pub enum RecreateError {
+    /// The order is nonsense.
+    #[error("cannot read the order")]
+    Order(#[source] io::Error),
+    /// The configuration is none.
+    #[error("the stub's configuration was kept without `c_info`")]
+    Config,
+    /// Xen's version is unknown.
+    #[error("cannot read Xen's version")]
+    Version(#[source] io::Error),
+    /// No control interface.
+    #[error(transparent)]
+    Xenctrl(#[from] XenctrlError),
+    /// Xen will not tell.
+    #[error("cannot ask Xen about domain {domid}")]
+    Life {
+        /// The domain.
+        domid: DomId,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another domain has the number, or something keeps the old one.
+    #[error("domain {domid} is still there: {life:?}")]
+    Taken {
+        /// The number.
+        domid: DomId,
+        /// What Xen says of it.
+        life: Life,
+    },
+    /// libxl refused.
+    #[error(transparent)]
+    Xenlight(#[from] XenlightError),
+}
+
+/// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
+const ATTEMPTS: u32 = 5;
+/// How many of the last lines of what libxl complains of are shown.
+const LINES_SHOWN: usize = 4;
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Has a process create the domain, and waits for it.
+pub fn run(domain: &Domain) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot run `bulkhead recreate`: {error}");
+    let mut process = std::env::current_exe()
+        .and_then(|program| {
+            let mut command = Command::new(program);
+            command.arg("recreate").stdout(Stdio::null());
+            command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
+        })
+        .map_err(failed)?;
+    // The end of the input is seen when it is dropped.
+    let told = process
+        .stdin
+        .take()
+        .map(|mut input| input.write_all(&json!(domain).to_string().into_bytes()));
+    let output = process.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    match (lines.as_slice(), told) {
+        ([], Some(Err(error))) => Err(failed(error)),
+        ([], _) => Err(failed(io::Error::other(output.status.to_string()))),
+        (lines, _) => Err(lines[lines.len().saturating_sub(LINES_SHOWN)..].join("; ")),
+    }
+}
+
+/// The process itself: creates the domain that comes in by `input`, paused, after what is left of the last one with its
+/// number is destroyed.
+pub fn recreate(input: &mut impl Read) -> Result<(), RecreateError> {
+    let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
+    let domid = order.domid;
+    let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
+    let xen = Xenctrl::open()?;
+    let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
+    if let Life::ShutDown(_) = life(&xen, domid)? {
+        // Another one may be at it: what counts is that it goes.
+        let _ = xenlight.destroy(domid);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut attempts = 0;
+    loop {
+        match life(&xen, domid)? {
+            Life::Absent => {}
+            life if Instant::now() >= deadline || life == Life::Alive => {
+                return Err(RecreateError::Taken { domid, life });
+            }
+            _ => {
+                thread::sleep(LOOK);
+                continue;
+            }
+        }
+        attempts += 1;
+        match xenlight.create(&config) {
+            Ok(_) => return Ok(()),
+            Err(_) if attempts < ATTEMPTS && Instant::now() < deadline => thread::sleep(PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn life(xen: &Xenctrl, domid: DomId) -> Result<Life, RecreateError> {
+    xen.life(domid)
+        .map_err(|source| RecreateError::Life { domid, source })
+}
+
+/// The configuration with the number that the domain is to have.
+fn numbered(mut config: Value, domid: DomId) -> Option<String> {
+    let info = config.get_mut("c_info")?.as_object_mut()?;
+    info.insert("domid".into(), json!(domid));
+    Some(config.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_gets_the_number_and_keeps_the_rest() {
+        let config =
+            json!({ "c_info": { "name": "web-bulkhead", "domid": 9 }, "b_info": { "max_vcpus": 1 } });
+        let text = numbered(config, 4).unwrap();
+        let expected =
+            json!({ "c_info": { "name": "web-bulkhead", "domid": 4 }, "b_info": { "max_vcpus": 1 } });
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        for nonsense in [json!({}), json!([]), json!({ "c_info": 5 }), json!(null)] {
+            assert_eq!(numbered(nonsense, 4), None);
+        }
+    }
+}

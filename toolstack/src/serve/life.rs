@@ -1,0 +1,132 @@
+//! What the domain of a stub is like, and how it is made again.
+
+use crate::domains::is_alive;
+use crate::host::{Host, Runner};
+use crate::keepsake;
+use crate::launcher::{LaunchError, Order, Ticket};
+use crate::nodes::{Hop, first_hop};
+use crate::record::Attachment;
+use crate::recreate::Domain;
+use crate::store::StoreError;
+use crate::xenctrl::{Hypervisor as _, Life};
+use std::io;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+use xenbus::path::key;
+
+/// Why a stub was not brought back.
+#[derive(Debug, Error)]
+pub enum ReviveError {
+    /// Nothing to create it from.
+    #[error("its configuration was not kept")]
+    NoConfig,
+    /// There is another domain with its number.
+    #[error("another domain has its number by now")]
+    Taken,
+    /// Nobody to create it.
+    #[error("this process runs no other programs")]
+    NoLauncher,
+    /// It cannot be created.
+    #[error("cannot create it")]
+    Create(#[from] LaunchError),
+    /// It has no device to serve.
+    #[error("Xen refused it the configuration page of {bdf}")]
+    Page {
+        /// The device.
+        bdf: Bdf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot run.
+    #[error("Xen does not let it run")]
+    Unpause(#[source] io::Error),
+    /// xenstore failed.
+    #[error("cannot write its nodes in xenstore")]
+    Store(#[from] StoreError),
+}
+
+impl ReviveError {
+    /// True if no further attempt can succeed either.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Taken | Self::NoConfig | Self::NoLauncher)
+    }
+}
+
+/// What a stub's domain is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It runs.
+    Alive,
+    /// Xen is taking it apart.
+    Dying,
+    /// It is dead, in these words.
+    Dead(&'static str),
+    /// It was shut down on purpose.
+    Off,
+    /// It was created anew, and whoever did that died before it had all.
+    Naked,
+}
+
+/// Looks at a stub's domain.
+pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
+    let stub = &attachment.stub;
+    if !is_alive(&mut host.store, stub)? {
+        return Ok(Condition::Dead("was destroyed"));
+    }
+    match host.xen.life(stub.domid) {
+        Ok(Life::ShutDown(reason)) => {
+            return Ok(why_shut_down(reason).map_or(Condition::Off, Condition::Dead));
+        }
+        Ok(Life::Dying | Life::Absent) => return Ok(Condition::Dying),
+        Ok(Life::Alive) => {}
+        Err(error) => log::error!("cannot ask Xen about stub {}: {error}", stub.name),
+    }
+    let state = first_hop(attachment).backend_node(key::STATE);
+    let home = xenbus::path::home(stub.domid);
+    let naked = host.store.read_optional(&state)?.is_none()
+        // Without a home it is being destroyed.
+        && host.store.read_optional(&home)?.is_some()
+        && !keepsake::published(&mut host.store, stub.domid)?.is_empty();
+    Ok(if naked { Condition::Naked } else { Condition::Alive })
+}
+
+/// By `SHUTDOWN_*` of `xen/include/public/sched.h`: what went wrong, or nothing if it was asked to power off or to
+/// restart.
+fn why_shut_down(reason: u8) -> Option<&'static str> {
+    match reason {
+        0 | 1 => None,
+        3 => Some("crashed"),
+        4 => Some("hung, and Xen's watchdog ended it"),
+        _ => Some("shut itself down"),
+    }
+}
+
+/// Has the domain created anew.
+pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, ReviveError> {
+    let domid = attachment.stub.domid;
+    if matches!(host.xen.life(domid), Ok(Life::Alive)) && !is_alive(&mut host.store, &attachment.stub)? {
+        return Err(ReviveError::Taken);
+    }
+    let config = keepsake::config(&mut host.store, domid)?.ok_or(ReviveError::NoConfig)?;
+    let Runner::Launcher(launcher) = &mut host.runner else {
+        return Err(ReviveError::NoLauncher);
+    };
+    Ok(launcher.order(Order::Recreate(Domain { domid, config }))?)
+}
+
+/// Gives a stub that was created anew all that the last one had, and lets it run.
+pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
+    let stub = attachment.stub.domid;
+    for device in &attachment.devices {
+        let bdf = device.bdf;
+        let allowed = host.xen.allow_frames(stub, device.ecam, 1, true);
+        allowed.map_err(|source| ReviveError::Page { bdf, source })?;
+    }
+    let published = keepsake::published(&mut host.store, stub)?;
+    // The second hop comes first: the stub needs it before it can answer the guest.
+    Hop::second(attachment).write(&mut host.store)?;
+    Hop::write_again(&mut host.store, attachment, &published)?;
+    host.xen.unpause(stub).map_err(ReviveError::Unpause)
+}

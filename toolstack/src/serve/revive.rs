@@ -1,0 +1,344 @@
+//! Bringing dead stubs back, each with the number that it had: their guests notice no more than a slow access.
+//!
+//! A guest's pcifront asks for two seconds, and what it has open towards its stub (the grant, the event channel, the
+//! watch) holds for any domain of the same number. So a new domain gets the number, and finds in xenstore what the
+//! old one left: states 5, 6 and 7 of the first hop are never written on the way.
+//!
+//! Where that cannot be had, the guest sees an orderly hot unplug ([`unplug`]). If it was only the number that could not
+//! be had, its devices come back with a stub of another number; if the stub dies again and again, they do not.
+
+use super::life::{Condition, ReviveError, condition, create, settle_in};
+use super::unplug;
+use crate::failed::Failed;
+use crate::host::{Host, Runner};
+use crate::keepsake;
+use crate::launcher::{LaunchError, Order, Ticket};
+use crate::nodes::first_hop;
+use crate::record::{Attachment, RecordError};
+use crate::revival::{Decision, Lives};
+use crate::xenctrl::DomId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::time::{Duration, Instant};
+
+/// How long a guest may take to let go of its devices when nobody answers: some dozen accesses of two seconds.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How far the return of a stub has come.
+enum Stage {
+    /// It lives, as far as is known.
+    Lives,
+    /// It was shut down on purpose, and stays so until it is destroyed.
+    Off,
+    /// It is dead, and waited for.
+    Due(Instant),
+    /// It is being created.
+    Creating(Ticket),
+    /// It was created, or not.
+    Created(Result<(), LaunchError>),
+    /// It does not come back: the guest is to let go of its devices before this.
+    Unplugging(Instant, Afterwards),
+    /// The guest has not.
+    Stuck,
+}
+
+/// What comes after an orderly unplug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// A stub with another number.
+    Replug,
+    /// Nothing: stubs of this guest die too often.
+    Nothing,
+}
+
+struct Revival {
+    lives: Lives,
+    stage: Stage,
+    /// When the stub was found dead.
+    died: Instant,
+    /// How.
+    how: &'static str,
+}
+
+/// What is to be done about a stub now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It lives and can be served.
+    Serve,
+    /// Nothing, for now.
+    Leave,
+    /// The guest has let go: its devices are to be taken back.
+    Release(Afterwards),
+}
+
+/// The stubs that died, and those that might.
+pub struct Revivals {
+    stubs: BTreeMap<DomId, Revival>,
+    /// Guests that get their devices back from a stub with another number.
+    replugs: Vec<(Failed, Ticket)>,
+    /// What the times of [`Lives`] count from.
+    epoch: Instant,
+}
+
+impl Revivals {
+    /// Nobody has died.
+    pub fn new() -> Self {
+        Self {
+            stubs: BTreeMap::new(),
+            replugs: Vec::new(),
+            epoch: Instant::now(),
+        }
+    }
+
+    /// Forgets all other stubs.
+    pub fn keep(&mut self, stubs: &BTreeSet<DomId>) {
+        self.stubs.retain(|stub, _| stubs.contains(stub));
+    }
+
+    /// How often a stub was brought back.
+    pub fn count(&self, stub: DomId) -> u64 {
+        self.stubs
+            .get(&stub)
+            .map_or(0, |revival| revival.lives.revivals())
+    }
+
+    /// Forgets a stub. If it is being created, this waits until it is there, so that it can be destroyed.
+    pub fn forget(&mut self, stub: DomId, runner: &mut Runner) {
+        if let Some(Revival {
+            stage: Stage::Creating(ticket),
+            ..
+        }) = self.stubs.remove(&stub)
+            && let Runner::Launcher(launcher) = runner
+        {
+            // Whether it could be created does not matter any more.
+            let _ = launcher.wait(ticket);
+        }
+    }
+
+    /// True if the launcher's answers are to be waited for.
+    pub fn expect_answers(&self) -> bool {
+        let mut stages = self.stubs.values().map(|revival| &revival.stage);
+        !self.replugs.is_empty() || stages.any(|stage| matches!(stage, Stage::Creating(_)))
+    }
+
+    /// When there is something to do at the latest.
+    pub fn due(&self) -> Option<Duration> {
+        let due = self.stubs.values().filter_map(|revival| match revival.stage {
+            Stage::Due(due) | Stage::Unplugging(due, _) => Some(due),
+            _ => None,
+        });
+        due.min().map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// True if a stub is ready for its next step.
+    pub fn is_ready(&mut self, host: &mut Host) -> Result<bool, LaunchError> {
+        let now = Instant::now();
+        self.finish_replugs(host)?;
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return Ok(false);
+        };
+        let mut ready = false;
+        for revival in self.stubs.values_mut() {
+            if let Stage::Creating(ticket) = revival.stage
+                && let Some(created) = launcher.poll(ticket)?
+            {
+                revival.stage = Stage::Created(created);
+            }
+            ready |= match revival.stage {
+                Stage::Due(due) | Stage::Unplugging(due, _) => due <= now,
+                Stage::Created(_) => true,
+                Stage::Lives | Stage::Off | Stage::Creating(_) | Stage::Stuck => false,
+            };
+        }
+        Ok(ready)
+    }
+
+    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `bury` is called at its death.
+    pub fn look(
+        &mut self,
+        host: &mut Host,
+        attachment: &Attachment,
+        bury: impl FnOnce(),
+    ) -> Result<Verdict, RecordError> {
+        let now = Instant::now();
+        let revival = self
+            .stubs
+            .entry(attachment.stub.domid)
+            .or_insert_with(|| Revival {
+                lives: Lives::default(),
+                stage: Stage::Lives,
+                died: now,
+                how: "",
+            });
+        let stage = mem::replace(&mut revival.stage, Stage::Lives);
+        let (verdict, stage) = revival.step(host, attachment, stage, now, self.epoch, bury)?;
+        revival.stage = stage;
+        Ok(verdict)
+    }
+
+    /// Gives the devices of an attachment, which were taken back, to its guest by a new stub.
+    pub fn replug(&mut self, host: &mut Host, attachment: &Attachment, kernel: Option<String>) {
+        let failed = Failed::new(attachment, "could not be brought back with its number");
+        let devices = attachment.devices.iter();
+        let order = Order::Attach {
+            guest: attachment.guest.domid,
+            devices: devices
+                .map(|device| format!("{}{}", device.bdf, device.terms.options()))
+                .collect(),
+            slots: attachment.slots,
+            kernel: kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned()),
+        };
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return;
+        };
+        match launcher.order(order) {
+            Ok(ticket) => self.replugs.push((failed, ticket)),
+            Err(error) => log::error!("{failed}: {error}"),
+        }
+    }
+
+    /// Takes in what has become of replugs.
+    fn finish_replugs(&mut self, host: &mut Host) -> Result<(), LaunchError> {
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return Ok(());
+        };
+        let mut under_way = Vec::new();
+        for (failed, ticket) in self.replugs.drain(..) {
+            let guest = &failed.guest.name;
+            match launcher.poll(ticket)? {
+                None => under_way.push((failed, ticket)),
+                Some(Ok(())) => {
+                    log::warn!("guest {guest} has its devices again, by a stub with another number")
+                }
+                Some(Err(error)) => {
+                    log::error!("guest {guest} does not get its devices again: {error}");
+                    if let Err(error) = failed.note(&mut host.store) {
+                        log::error!("cannot note that: {error}");
+                    }
+                }
+            }
+        }
+        self.replugs = under_way;
+        Ok(())
+    }
+}
+
+impl Revival {
+    /// What is to be done, and the next stage.
+    fn step(
+        &mut self,
+        host: &mut Host,
+        attachment: &Attachment,
+        stage: Stage,
+        now: Instant,
+        epoch: Instant,
+        bury: impl FnOnce(),
+    ) -> Result<(Verdict, Stage), RecordError> {
+        let name = &attachment.stub.name;
+        let stay = |stage| Ok((Verdict::Leave, stage));
+        let error = match stage {
+            Stage::Creating(_) | Stage::Stuck => return stay(stage),
+            Stage::Due(due) if due > now => return stay(stage),
+            Stage::Unplugging(deadline, afterwards) => {
+                if unplug::is_over(host, attachment)? {
+                    unplug::clear(host, attachment)?;
+                    log::warn!("guest {} has let go of its devices", attachment.guest.name);
+                    return Ok((Verdict::Release(afterwards), Stage::Stuck));
+                }
+                if now < deadline {
+                    return stay(stage);
+                }
+                log::error!(
+                    "guest {0} does not let go of its devices: `bulkhead destroy {0}` frees them",
+                    attachment.guest.name
+                );
+                return stay(Stage::Stuck);
+            }
+            Stage::Lives | Stage::Off => match condition(host, attachment)? {
+                Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
+                Condition::Dying => return stay(stage),
+                Condition::Off => {
+                    if matches!(stage, Stage::Lives) {
+                        bury();
+                        keepsake::keep_published(&mut host.store, first_hop(attachment))?;
+                        log::warn!(
+                            "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
+                             `xl destroy {name}` has a new one come",
+                            attachment.guest.name
+                        );
+                    }
+                    return stay(Stage::Off);
+                }
+                Condition::Dead(how) => {
+                    bury();
+                    // While it still has a home, if it has.
+                    keepsake::keep_published(&mut host.store, first_hop(attachment))?;
+                    (self.died, self.how) = (now, how);
+                    log::error!("stub {name} {how}");
+                    if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
+                        // A service before this one has given it up.
+                        return self.unplug(host, attachment, Afterwards::Nothing, now);
+                    }
+                    return match self.lives.end(now.duration_since(epoch)) {
+                        Decision::After(delay) => stay(Stage::Due(now + delay)),
+                        Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
+                    };
+                }
+                Condition::Naked => match settle_in(host, attachment) {
+                    Ok(()) => return Ok((Verdict::Serve, Stage::Lives)),
+                    Err(error) => error,
+                },
+            },
+            Stage::Due(_) => match create(host, attachment) {
+                Ok(ticket) => return stay(Stage::Creating(ticket)),
+                Err(error) => error,
+            },
+            Stage::Created(created) => {
+                let created = created.map_err(ReviveError::from);
+                match created.and_then(|()| settle_in(host, attachment)) {
+                    Ok(()) => {
+                        self.lives.begin(now.duration_since(epoch));
+                        log::warn!(
+                            "stub {name} is back after {} ms, for the {}. time",
+                            self.died.elapsed().as_millis(),
+                            self.lives.revivals()
+                        );
+                        return Ok((Verdict::Serve, Stage::Lives));
+                    }
+                    Err(error) => error,
+                }
+            }
+        };
+        let is_final = error.is_final();
+        log::error!(
+            "stub {name} is not brought back: {:#}",
+            anyhow::Error::from(error)
+        );
+        match self.lives.fail() {
+            Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
+            _ => self.unplug(host, attachment, Afterwards::Replug, now),
+        }
+    }
+
+    /// Has the guest let go of its devices.
+    fn unplug(
+        &self,
+        host: &mut Host,
+        attachment: &Attachment,
+        afterwards: Afterwards,
+        now: Instant,
+    ) -> Result<(Verdict, Stage), RecordError> {
+        let guest = &attachment.guest.name;
+        if afterwards == Afterwards::Nothing {
+            let reason = format!("{}, {} times in a row", self.how, self.lives.short() + 1);
+            Failed::new(attachment, &reason).note(&mut host.store)?;
+            log::error!("stub {} is given up: it {reason}", attachment.stub.name);
+        }
+        log::warn!("the devices of guest {guest} are unplugged");
+        unplug::begin(host, attachment)?;
+        Ok((
+            Verdict::Leave,
+            Stage::Unplugging(now + UNPLUG_PATIENCE, afterwards),
+        ))
+    }
+}
