@@ -1,8 +1,8 @@
 //! docs/parity.md names a test for what it claims: each of them exists.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+mod common;
+
+use common::tests;
 
 const PARITY: &str = include_str!("../../docs/parity.md");
 const VERDICTS: [&str; 4] = ["same", "better", "refused", "elsewhere"];
@@ -48,36 +48,6 @@ fn rows() -> Vec<Row> {
         }
     }
     rows
-}
-
-/// Names of the functions in the Rust files below `directory`.
-fn functions(directory: &Path, names: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            functions(&path, names);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            names.extend(text.lines().filter_map(|line| {
-                let (name, _) = line.trim_start().strip_prefix("fn ")?.split_once('(')?;
-                Some(name.to_owned())
-            }));
-        }
-    }
-}
-
-/// Every test function of the workspace and every scenario.
-fn tests() -> BTreeSet<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut names = BTreeSet::new();
-    for part in ["drivers", "xenbus", "toolstack", "config", "unikernel", "tests"] {
-        functions(&root.join(part), &mut names);
-    }
-    names.extend(fs::read_dir(root.join("tests/scenarios")).unwrap().map(|entry| {
-        let path = entry.unwrap().path();
-        path.file_stem().unwrap().to_string_lossy().into_owned()
-    }));
-    names
 }
 
 #[test]

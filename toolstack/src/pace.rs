@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 /// Requests that are answered as fast as they come: a driver that is bound makes some hundreds.
-const BURST: u32 = 4096;
+const BURST: u32 = 2048;
 /// How long each one takes beyond that, at least.
-const INTERVAL: Duration = Duration::from_millis(2);
+const INTERVAL: Duration = Duration::from_millis(4);
 
 /// The pace of one stub's requests.
 #[derive(Clone, Debug)]

@@ -1,5 +1,8 @@
 //! The grant table, version 1, both ways (`xen/include/public/grant_table.h`).
 
+#[cfg(feature = "misuse")]
+mod misuse;
+
 use crate::event::DOMID_SELF;
 use crate::hypercall;
 use crate::memory::{self, Mapping, PAGE_SIZE, Window};

@@ -23,6 +23,12 @@ impl Xen {
     pub const fn new(grants: GrantTable) -> Self {
         Self { grants }
     }
+
+    /// The grant table, to do with it what [`Platform`] has no use for.
+    #[cfg(feature = "misuse")]
+    pub const fn grants(&mut self) -> &mut GrantTable {
+        &mut self.grants
+    }
 }
 
 /// A page that we share with another domain: its own or ours.

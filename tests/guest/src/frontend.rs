@@ -183,12 +183,21 @@ impl<P: Platform> Frontend<P> {
         let request = op.encode();
         before[OP..OP + OP_SIZE].copy_from_slice(&request);
         self.send(platform, &request);
+        self.finish(platform)?;
+        Ok(Answer::read(op, &before, &self.shared()))
+    }
+
+    /// Waits for the answer to the request that was sent.
+    ///
+    /// # Errors
+    /// [`Failure::Silent`].
+    pub fn finish(&mut self, platform: &mut P) -> Result<(), Failure> {
         let end = platform.now().saturating_add(ANSWER_LIMIT);
         loop {
             // Taken before the look, so that what comes after the look ends the wait.
             platform.take_pending(self.port);
             if !self.is_active() {
-                return Ok(Answer::read(op, &before, &self.shared()));
+                return Ok(());
             }
             if platform.now() >= end {
                 return Err(Failure::Silent("an answer"));

@@ -9,7 +9,7 @@
 //!   answers are compared.
 //! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
 //!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out;
-//!   [`attack`]: what a hostile guest does.
+//!   [`attack`]: what a hostile guest does, and [`grants`] what it needs for that; [`flood`]: work without end.
 //!
 //! The sequences are pure, and know nothing of a machine: the program that compares answers uses them too.
 #![no_std]
@@ -22,7 +22,9 @@ pub mod ask;
 pub mod attack;
 pub mod case;
 pub mod differential;
+pub mod flood;
 pub mod frontend;
+pub mod grants;
 pub mod op;
 pub mod options;
 pub mod plan;

@@ -7,6 +7,7 @@ use core::time::Duration;
 use drivers::platform::Platform;
 use test_guest::attack::Attacker;
 use test_guest::differential;
+use test_guest::flood;
 use test_guest::frontend::{Failure, Frontend};
 use test_guest::options::{Mode, Options};
 use unikernel::boot::Machine;
@@ -51,7 +52,7 @@ fn run(
                 summary.slowest.as_millis()
             );
         }
-        Mode::Hostile => {
+        Mode::Hostile | Mode::Race => {
             let mut attacker = Attacker {
                 shapes: frontend.functions(xen)?,
                 platform: xen,
@@ -60,8 +61,20 @@ fn run(
                 random: fastrand::Rng::with_seed(options.seed),
                 count: options.count,
             };
-            attacker.attack()?;
+            if options.mode == Mode::Hostile {
+                attacker.attack()?;
+            } else {
+                let races = attacker.race()?;
+                log::info!(
+                    "raced: {} {} {} {}",
+                    races.reads_as_sent,
+                    races.reads_as_changed,
+                    races.vectors_granted,
+                    races.vectors_refused
+                );
+            }
         }
+        Mode::Flood => flood::run(xen, client, &mut frontend)?,
     }
     Ok(())
 }

@@ -10,6 +10,10 @@ pub enum Mode {
     Ops,
     /// Attack the backend.
     Hostile,
+    /// Change requests while the backend handles them.
+    Race,
+    /// Make work for the backend.
+    Flood,
 }
 
 impl FromStr for Mode {
@@ -19,6 +23,8 @@ impl FromStr for Mode {
         match text {
             "ops" => Ok(Self::Ops),
             "hostile" => Ok(Self::Hostile),
+            "race" => Ok(Self::Race),
+            "flood" => Ok(Self::Flood),
             _ => Err(()),
         }
     }

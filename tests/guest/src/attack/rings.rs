@@ -1,0 +1,133 @@
+//! Attacks by pages and ports: a second ring, and grants that are not what they were.
+
+use super::{Attacker, PATIENCE};
+use crate::ask::ask_dom0;
+use crate::frontend::{Failure, Frontend, node, wait_for};
+use crate::grants::Grants;
+use crate::op::Op;
+use alloc::string::{String, ToString};
+use core::time::Duration;
+use drivers::platform::DomId;
+use xenbus::client::{Store, Transport};
+use xenbus::path::key;
+use xenbus::pciif::MAGIC;
+use xenbus::state::XenbusState;
+
+/// What dom0 is asked for: nodes of a second device of ours with the same backend, and their end.
+const SECOND: &str = "second";
+const SECOND_GONE: &str = "second-gone";
+/// Where they are.
+const SECOND_DIRECTORY: &str = "device/pci/1";
+/// How long the backend gets to see a second ring.
+const LOOK: Duration = Duration::from_millis(500);
+/// A domain that is not the backend's.
+const DOM0: DomId = 0;
+
+impl<P: Grants, T: Transport> Attacker<'_, P, T> {
+    fn backend_domain(&mut self) -> Result<DomId, Failure> {
+        let id = node(key::BACKEND_ID);
+        self.client.read(&id)?.parse().map_err(|_| Failure::Node(id))
+    }
+
+    /// Another page and port, for the backend's domain.
+    fn another(&mut self) -> Result<Frontend<P>, Failure> {
+        let domain = self.backend_domain()?;
+        let (page, grant) = self.platform.share_page(domain).map_err(Failure::Xen)?;
+        let port = self.platform.alloc_unbound(domain).map_err(Failure::Xen)?;
+        Ok(Frontend { page, grant, port })
+    }
+
+    /// A request in a ring that is not served gets no answer; one in the ring that is does.
+    fn is_not_served(&mut self, ring: &mut Frontend<P>) -> Result<(), Failure> {
+        ring.send(self.platform, &Op::read(0, 0, 4).encode());
+        self.pause(PATIENCE);
+        if !ring.is_active() {
+            return Err(Failure::Unsound("it has answered in a second ring"));
+        }
+        self.check_answers()
+    }
+
+    /// A page and a port more while connected: in the nodes of the connection, and in those of a second device.
+    pub(super) fn second_ring(&mut self) -> Result<(), Failure> {
+        let mut second = self.another()?;
+        self.publish(&second.grant.to_string(), &second.port.to_string(), MAGIC)?;
+        for state in [XenbusState::Initialised, XenbusState::Connected] {
+            self.set_state(state)?;
+            self.pause(LOOK);
+            self.is_not_served(&mut second)?;
+        }
+        self.publish(
+            &self.frontend.grant.to_string(),
+            &self.frontend.port.to_string(),
+            MAGIC,
+        )?;
+
+        ask_dom0(self.platform, self.client, SECOND)?;
+        let at = |key: &str| [SECOND_DIRECTORY, "/", key].concat();
+        self.client
+            .write(&at(key::PCI_OP_REF), &second.grant.to_string())?;
+        self.client
+            .write(&at(key::EVENT_CHANNEL), &second.port.to_string())?;
+        self.client.write(&at(key::MAGIC), MAGIC)?;
+        self.client
+            .write(&at(key::STATE), XenbusState::Initialised.as_str())?;
+        let backend: String = self.client.read(&at(key::BACKEND))?;
+        let state = [&backend, "/", key::STATE].concat();
+        wait_for(
+            self.platform,
+            super::NOTICE,
+            "the backend to refuse a second device",
+            || {
+                let state = self.client.read(&state)?;
+                Ok((XenbusState::parse(&state) == XenbusState::Closing).then_some(()))
+            },
+        )?;
+        self.is_not_served(&mut second)?;
+        ask_dom0(self.platform, self.client, SECOND_GONE)?;
+        second.disconnect(self.platform);
+        Ok(())
+    }
+
+    /// Grants that go while the backend uses them, that change between two states, and that are of memory which is not
+    /// ours, or for somebody else.
+    pub(super) fn grants(&mut self) -> Result<(), Failure> {
+        // In use: the backend's mapping stays, and so does the service.
+        self.platform.withdraw(self.frontend.grant);
+        self.check_answers()?;
+        self.close()?;
+        self.reconnect()?;
+        self.check_answers()?;
+
+        // Never to be had: each connection is refused.
+        let port = self.frontend.port.to_string();
+        let withdrawn = self.another()?;
+        self.platform.withdraw(withdrawn.grant);
+        let domain = self.backend_domain()?;
+        let not_ours = self.platform.grant_what_is_not_ours(domain);
+        let (foreign, for_others) = self.platform.share_page(DOM0).map_err(Failure::Xen)?;
+        for grant in [withdrawn.grant, not_ours, for_others] {
+            self.close()?;
+            self.publish(&grant.to_string(), &port, MAGIC)?;
+            self.start_anew()?;
+            self.set_state(XenbusState::Initialised)?;
+            self.wait_for_end()?;
+        }
+        self.platform.unshare_page(foreign, for_others);
+        withdrawn.disconnect(self.platform);
+
+        // Another page at the very moment that the first one may be mapped: the backend takes one of them, or neither.
+        let other = self.another()?;
+        self.close()?;
+        self.publish(&self.frontend.grant.to_string(), &port, MAGIC)?;
+        self.start_anew()?;
+        self.set_state(XenbusState::Initialised)?;
+        self.publish(&other.grant.to_string(), &other.port.to_string(), MAGIC)?;
+        self.platform.withdraw(self.frontend.grant);
+        self.set_state(XenbusState::Connected)?;
+        self.pause(LOOK);
+        self.close()?;
+        self.reconnect()?;
+        other.disconnect(self.platform);
+        Ok(())
+    }
+}
