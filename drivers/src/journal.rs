@@ -7,14 +7,13 @@
 use core::fmt;
 use core::time::Duration;
 use xenbus::pciif::layout::OP_HEAD_SIZE;
-
-/// A guest's request before its MSI-X entries, as it lay in the page.
-pub type Op = [u8; OP_HEAD_SIZE];
+pub use xenbus::survivor::Op;
+use xenbus::survivor::{self, Survivor};
 
 /// Failures over one and the same request before it is refused.
 const STRIKES: u32 = 2;
 /// Requests that are refused for good; of more than that the oldest is forgotten.
-const POISONED_MAX: usize = 4;
+const POISONED_MAX: usize = survivor::REFUSED_MAX;
 /// Restarts that count as one burst are not further apart than this.
 const BURST: Duration = Duration::from_secs(10);
 /// How long a restart waits, by the number of others in the burst: the first few are for the guest, which waits two
@@ -96,7 +95,9 @@ pub struct Journal {
     /// Entries of `poisoned` in use.
     poisoned_count: u32,
     /// 1: the last life ended over a request.
-    over_request: u32,
+    over_request: u16,
+    /// 1: what a stub before this one has left is no matter any more.
+    inherited: u16,
     suspect: Op,
     poisoned: [Op; POISONED_MAX],
     /// The failures that dom0 has ordered.
@@ -106,7 +107,7 @@ pub struct Journal {
 
 const _: () = {
     let order = if cfg!(feature = "inject") { 16 } else { 0 };
-    let fields = RECENT * 8 + 7 * 4 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
+    let fields = RECENT * 8 + 6 * 4 + 2 * 2 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
     assert!(size_of::<Journal>() == fields, "no padding");
 };
 
@@ -129,6 +130,7 @@ impl Journal {
         suspect: [0; OP_HEAD_SIZE],
         poisoned: [[0; OP_HEAD_SIZE]; POISONED_MAX],
         over_request: 0,
+        inherited: 0,
         #[cfg(feature = "inject")]
         order: crate::inject::Order::NONE,
     };
@@ -161,30 +163,66 @@ impl Journal {
     }
 
     fn strike(&mut self, op: &Op) {
-        if self.suspect != *op {
-            self.suspect = *op;
-            self.strikes = 0;
-        }
+        self.strikes = self.strikes(op);
+        self.suspect = *op;
         self.strikes += 1;
         self.again = 1;
         if self.strikes >= STRIKES {
-            self.poisoned.copy_within(..POISONED_MAX - 1, 1);
-            self.poisoned[0] = *op;
-            self.poisoned_count = (self.poisoned_count + 1).min(POISONED_MAX as u32);
+            self.poison(op);
             self.strikes = 0;
             self.again = 0;
         }
     }
 
+    fn poison(&mut self, op: &Op) {
+        self.poisoned.copy_within(..POISONED_MAX - 1, 1);
+        self.poisoned[0] = *op;
+        self.poisoned_count = (self.poisoned_count + 1).min(POISONED_MAX as u32);
+    }
+
+    /// Failures in a row over this request.
+    pub fn strikes(&self, op: &Op) -> u32 {
+        if self.suspect == *op { self.strikes } else { 0 }
+    }
+
+    /// The requests that are refused for good.
+    pub fn poisoned(&self) -> &[Op] {
+        &self.poisoned[..(self.poisoned_count as usize).min(POISONED_MAX)]
+    }
+
+    /// False until [`Self::inherit`]: a stub before this one may have left something.
+    pub const fn has_inherited(&self) -> bool {
+        self.inherited != 0
+    }
+
+    /// Takes over what a stub before this one has left, if it has: its end counts as a failure over the request that
+    /// was under way.
+    pub fn inherit(&mut self, left: Option<&Survivor>) {
+        self.inherited = 1;
+        for op in left.iter().flat_map(|left| left.refused().iter().rev()) {
+            self.poison(op);
+        }
+        if let Some((op, strikes)) = left.and_then(Survivor::under_way) {
+            self.suspect = *op;
+            self.strikes = strikes.min(STRIKES);
+            self.strike(op);
+        }
+    }
+
     /// What to do with a request.
     pub fn advise(&self, op: &Op) -> Advice {
-        if self.poisoned[..(self.poisoned_count as usize).min(POISONED_MAX)].contains(op) {
+        if self.poisoned().contains(op) {
             Advice::Refuse
         } else if self.again != 0 && self.suspect == *op {
             Advice::ServeAgain
         } else {
             Advice::Serve
         }
+    }
+
+    /// The request that waits to be served again, and the failures over it before the last one.
+    pub fn pending(&self) -> Option<(&Op, u32)> {
+        (self.again != 0).then_some((&self.suspect, self.strikes.saturating_sub(1)))
     }
 
     /// True if [`Self::answered`] has anything to note.
@@ -202,9 +240,10 @@ impl Journal {
         }
     }
 
-    /// Forgets all requests: their guest has gone.
+    /// Forgets all requests, also of stubs before: their guest has gone.
     pub fn forget_requests(&mut self) {
         (self.again, self.strikes, self.poisoned_count) = (0, 0, 0);
+        self.inherited = 1;
     }
 
     /// How often the stub has restarted.

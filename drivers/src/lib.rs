@@ -21,6 +21,7 @@ pub mod error;
 pub mod inject;
 pub mod journal;
 pub mod limiter;
+pub mod log;
 pub mod pciback;
 pub mod pcifront;
 pub mod platform;

@@ -10,6 +10,7 @@
 //! answer is dropped. What it did to the device stays; the MSI machine then starts by turning MSI off.
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
+use crate::log;
 use crate::pciback::config::Access;
 use crate::pciback::config::bar::Bars;
 use crate::pciback::engine::MAX_FUNCTIONS;
@@ -28,6 +29,7 @@ use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::frontend::{self, Posted};
 use xenbus::pciif::{self, Command, MsixEntry, Request};
 use xenbus::state::XenbusState;
+use xenbus::survivor::{self, Survivor};
 
 /// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
@@ -281,6 +283,40 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ) -> Result<R, SetupError> {
         let path = self.device.backend_node(key.as_ref());
         store::value(store, &path, Blame::Toolstack, expected, parse)
+    }
+
+    /// What a stub before this one has left, if the toolstack has it; what cannot be read counts as nothing.
+    ///
+    /// # Errors
+    /// [`SetupError::Store`] or [`SetupError::StoreLost`].
+    pub fn left_behind(&self, store: &mut impl Store) -> Result<Option<Survivor>, SetupError> {
+        let text = store::read(store, &self.device.backend_node(key::SURVIVOR))?;
+        let left = text.as_deref().map(Survivor::from_hex);
+        if left == Some(None) {
+            log::warn!("what the stub before this one has left is not readable");
+        }
+        Ok(left.flatten())
+    }
+
+    /// Puts what must outlive this stub where dom0's service finds it.
+    pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[survivor::Op]) {
+        if let Phase::Up(channel) = &self.phase {
+            survivor::publish(&channel.page, functions, refused);
+        }
+    }
+
+    /// The same for a request that is under way from here on, and has failed so often before.
+    pub fn begin(&self, op: &survivor::Op, strikes: u32) {
+        if let Phase::Up(channel) = &self.phase {
+            survivor::begin(&channel.page, op, strikes);
+        }
+    }
+
+    /// It is not under way any more.
+    pub fn end(&self) {
+        if let Phase::Up(channel) = &self.phase {
+            survivor::end(&channel.page);
+        }
     }
 
     /// Puts the counters where `bulkhead status` finds them.

@@ -1,6 +1,7 @@
 //! Reading nodes that others write, so that whatever stands there has a defined meaning.
 
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::log;
 use crate::platform::DomId;
 use alloc::format;
 use alloc::string::{String, ToString};

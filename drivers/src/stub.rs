@@ -3,6 +3,7 @@
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::inject::{self, Point};
 use crate::journal::{Advice, Bytes, Journal};
+use crate::log;
 use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::pcifront::SecondHop;
 use crate::platform::{DomId, Platform, Port};
@@ -261,7 +262,13 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         }
         // The guest's flag, and an error that waits for a hop that has come up.
         self.first.relay_errors(&mut self.platform, &self.second);
-        self.second.publish(self.first.engine().counters());
+        let journal = self.platform.journal();
+        let engine = self.first.engine();
+        self.second.leave(engine.shadows(), journal.poisoned());
+        if let Some((op, strikes)) = journal.pending() {
+            self.second.begin(op, strikes);
+        }
+        self.second.publish(engine.counters());
     }
 
     /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.

@@ -41,7 +41,7 @@ pub fn init(page: RawPage, port: Port, command_line: &str) {
     // Fails only if called twice; the first logger is this very one.
     let _ = log::set_logger(&Logger);
     if let (Some(word), Err(_)) = (wanted, level) {
-        log::warn!(
+        drivers::log::warn!(
             "command line: no log level is called \"{}\"; use error, warn, info, debug or trace. Taking info",
             Printable(word.as_bytes())
         );

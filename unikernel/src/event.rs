@@ -5,6 +5,7 @@ use crate::hypercall;
 use crate::memory::{Mapping, Window};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
+use drivers::log;
 use drivers::platform::{DomId, Errno, Port};
 use xen_sys::{__HYPERVISOR_event_channel_op, __HYPERVISOR_sched_op, shared_info as SharedInfo};
 

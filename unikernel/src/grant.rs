@@ -10,6 +10,7 @@ use crate::page::RawPage;
 use crate::survivor;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use drivers::log;
 use drivers::platform::{DomId, Errno, GrantRef};
 use hermit_abi::errno::{EINVAL, ENOSPC};
 use xen_sys::__HYPERVISOR_grant_table_op;

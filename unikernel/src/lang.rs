@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 use drivers::journal::Cause;
+use drivers::log;
 use linked_list_allocator::Heap;
 use spin::Mutex;
 

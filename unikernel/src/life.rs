@@ -3,6 +3,7 @@
 
 use crate::boot::Machine;
 use crate::shutdown::{self, shutdown};
+use drivers::log;
 use drivers::store;
 use drivers::stub::{Reason, Stub};
 use xenbus::client::Client;

@@ -13,6 +13,7 @@
 
 use crate::hypercall;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use drivers::log;
 use drivers::platform::Errno;
 
 /// Bytes of a page.

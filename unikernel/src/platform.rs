@@ -8,6 +8,7 @@ use crate::{clock, event, survivor};
 use core::arch::asm;
 use core::time::Duration;
 use drivers::journal::{Journal, Op};
+use drivers::log;
 use drivers::platform::{DomId, Errno, GrantRef, Platform, Port};
 use xenbus::bdf::Bdf;
 use xenbus::pciif::SharedPage;

@@ -6,6 +6,7 @@ use crate::survivor::{self, Damaged};
 use crate::{clock, console, event};
 use core::sync::atomic::{AtomicU32, Ordering};
 use drivers::journal::{Cause, Next};
+use drivers::log;
 
 /// Failures of this life: more than one if its end fails too.
 static FAILURES: AtomicU32 = AtomicU32::new(0);

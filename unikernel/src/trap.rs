@@ -8,6 +8,7 @@ use crate::restart;
 use core::arch::global_asm;
 use core::fmt;
 use drivers::journal::Cause;
+use drivers::log;
 use drivers::platform::Errno;
 
 /// An exception: its vector, its name, and whether the hardware pushes an error code.

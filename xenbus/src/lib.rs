@@ -5,7 +5,7 @@
 //!   xenstore client over any byte [`client::Transport`]; [`permission`]: who may access a node.
 //! - [`path`]: the names of our nodes; [`state`], [`device`] and [`bdf`]: what is written into them.
 //! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
-//!   stub counts, in the rest of that page.
+//!   stub counts, and [`survivor`]: what must outlive it, in the rest of that page.
 //!
 //! The feature `model` adds a xenstored and a shared page in memory, for the tests of every crate.
 #![no_std]
@@ -25,4 +25,5 @@ pub mod permission;
 pub mod printable;
 pub mod ring;
 pub mod state;
+pub mod survivor;
 pub mod wire;

@@ -7,6 +7,7 @@ use super::resources::Resources;
 use super::slots::{NoPlace, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};
+use crate::log;
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
 use core::fmt;
@@ -229,6 +230,12 @@ impl<E: ConfigSpace> Engine<E> {
         Some((function.place, function.config.shadow()))
     }
 
+    /// The same for all functions.
+    pub fn shadows(&self) -> impl Iterator<Item = (Bdf, u32)> {
+        let exported = self.functions.iter().flatten();
+        exported.map(|function| (function.place, function.config.shadow()))
+    }
+
     /// Puts back what an earlier life has kept about the function at `place`.
     pub fn set_shadow(&mut self, place: Bdf, shadow: u32) {
         if let Some(function) = self.function(Some(place)) {
@@ -321,7 +328,10 @@ impl<E: ConfigSpace> Engine<E> {
             } else {
                 log::Level::Warn
             };
-            log::log!(level, "{count} more {name} were not logged one by one");
+            log::write(
+                level,
+                format_args!("{count} more {name} were not logged one by one"),
+            );
         });
         self.limiter.due()
     }

@@ -16,6 +16,7 @@ use super::list::{self, Change, Entry};
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::inject::{self, Point};
 use crate::journal::{Advice, Journal};
+use crate::log;
 use crate::pcifront::{Listed, PATIENCE, SecondHop};
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
@@ -139,7 +140,9 @@ impl<P: Platform> FirstHop<P> {
         let now = platform.now();
         let (op, request) = (*taken.head(), *taken.request());
         platform.set_under_way(Some(&op));
-        let advice = platform.journal().advise(&op);
+        let journal = platform.journal();
+        let advice = journal.advise(&op);
+        second.begin(&op, journal.strikes(&op));
         if advice != Advice::Refuse {
             inject::point(platform, Point::Taken(request.command));
         }
@@ -154,9 +157,11 @@ impl<P: Platform> FirstHop<P> {
         };
         if request.command == Command::ConfWrite
             && let Some((place, shadow)) = self.engine.shadow(&request)
+            && platform.recall(place) != Some(shadow)
         {
             // Before the guest is told: what it has been told holds in every later life.
             platform.remember(place, Some(shadow));
+            second.leave(self.engine.shadows(), journal.poisoned());
         }
         inject::point(platform, Point::Done(request.command));
         let answer = match &reply {
@@ -169,6 +174,7 @@ impl<P: Platform> FirstHop<P> {
             Delivery::Late => self.engine.count(Counter::LateAnswers),
         }
         platform.set_under_way(None);
+        second.end();
         if platform.journal().is_waiting() {
             platform.note(|journal| journal.answered(&op));
         }
@@ -417,6 +423,11 @@ impl<P: Platform> FirstHop<P> {
         self.watch_frontend(cx, device)?;
         let served = cx.second.list(cx.client)?;
         self.engine.begin(cx.second.slots(cx.client)?);
+        let left = if cx.platform.journal().has_inherited() {
+            None
+        } else {
+            cx.second.left_behind(cx.client)?
+        };
         let mut entries = Vec::new();
         for number in 0..list::count(cx.client, device)? {
             let state = list::state(cx.client, device, number)?;
@@ -425,6 +436,9 @@ impl<P: Platform> FirstHop<P> {
             }
             let bdf = list::address(cx.client, device, number);
             let stood = list::place(cx.client, device, number);
+            if let (Some(left), Ok(place)) = (&left, &stood) {
+                cx.platform.remember(*place, left.shadow(*place));
+            }
             let place = bdf
                 .clone()
                 .and_then(|bdf| self.add(cx, &served, bdf, Some(stood?)));
@@ -433,6 +447,9 @@ impl<P: Platform> FirstHop<P> {
             }
         }
         self.publish(cx, device, &entries)?;
+        if !cx.platform.journal().has_inherited() {
+            cx.platform.note(|journal| journal.inherit(left.as_ref()));
+        }
         self.phase = Phase::Exported { seen: false };
         Ok(())
     }

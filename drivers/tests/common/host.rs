@@ -16,6 +16,7 @@ use xenbus::pciif::frontend::Answer;
 use xenbus::pciif::{MsixEntry, Request};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
+use xenbus::survivor;
 
 pub const STUB: u16 = 4;
 pub const GUEST: u16 = 7;
@@ -133,6 +134,26 @@ impl Host {
         self.world.kill(STUB);
         self.world.revoke_all(STUB);
         self.begin();
+    }
+
+    /// The stub's domain is gone, and the toolstack makes another one with the same number, whose home has what the
+    /// dead one's had. The guest is not told.
+    pub fn replace_stub(&mut self, devices: &[&str]) {
+        let node = self.second.backend_node(key::SURVIVOR);
+        let known = self.get(&node);
+        let left = self.service.borrow().page().and_then(survivor::to_hex).or(known);
+        self.stub = None;
+        self.world.kill(STUB);
+        self.world.revoke_all(STUB);
+        self.world.forget_lives();
+        self.service.borrow_mut().restart();
+        self.remove(&self.second.backend_dir());
+        self.remove(&self.second.frontend_dir());
+        self.attach_second(devices);
+        if let Some(left) = left {
+            self.set(&node, &left);
+        }
+        self.start();
     }
 
     /// Begins a life of the stub, the first or a later one.

@@ -78,6 +78,14 @@ impl World {
         state.journal.fail(cause, now, op.as_ref())
     }
 
+    /// Of what its lives kept in memory nothing is left.
+    pub fn forget_lives(&self) {
+        let mut state = self.0.borrow_mut();
+        state.journal = Journal::NEW;
+        state.remembered.clear();
+        state.under_way = None;
+    }
+
     /// Has the next failure be over this request.
     pub fn set_under_way(&self, op: Option<Op>) {
         self.0.borrow_mut().under_way = op;
