@@ -1,18 +1,20 @@
-//! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side.
+//! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side; and a crash.
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::verdict::Verdict;
-use bulkhead_tests::{artifacts, runner, scenario};
+use bulkhead_tests::{artifacts, runner, scenario::Scenario};
 use clap::Parser;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
+use images::Observer as _;
 use images::observer::Terminal;
-use images::{Rig, Suite};
+use images::{FileIn, Rig, Suite};
 use serde::Deserialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Boots real Xen in QEMU and shows a stock Linux guest using a network card through a Bulkhead stub.
+/// Boots real Xen in QEMU and shows a stock Linux guest using a network card through a Bulkhead stub, and the stub
+/// crashing under it.
 #[derive(Parser)]
 #[command(name = "cargo demo")]
 struct Arguments {
@@ -20,9 +22,6 @@ struct Arguments {
     #[arg(long, default_value = "bookworm")]
     suite: Suite,
 }
-
-/// The scenarios that make the demonstration.
-const NAMES: &[&str] = &["nic", "side-by-side"];
 
 /// What `config-latency` prints.
 #[derive(Deserialize)]
@@ -51,30 +50,33 @@ fn main() -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     let rig = Rig::prepare(arguments.suite, &mut observer)?;
-    let out = images::store::target_dir().join("rig-out/demo");
-    let mut latency = None;
-    for name in NAMES {
-        let scenario = scenario::Scenario::load(&scenario::directory().join(format!("{name}.sh")))?;
-        println!("\n== {} ({})", scenario.title, arguments.suite);
-        let report = runner::run(&rig, &scenario, &files, &out, &mut observer)?;
-        if report.verdict != Verdict::Success {
-            bail!(
-                "{}: {}; all logs: {}",
-                report.name,
-                report.verdict,
-                report.dir.display()
-            );
-        }
-        latency = Some(report.dir.join("files/latency.json"))
-            .filter(|path| path.exists())
-            .or(latency);
-    }
-    drop(observer);
-    table(&latency.context("the scenario side-by-side leaves latency.json")?)
+    show("nic", &rig, &files, &mut observer)?;
+    let comparison = show("side-by-side", &rig, &files, &mut observer)?;
+    let table = table(&comparison.join("files/latency.json"))?;
+    observer.output(table.as_bytes());
+    show("crash", &rig, &files, &mut observer)?;
+    Ok(())
 }
 
-/// Prints the comparison as a table and says where it lies as JSON.
-fn table(path: &Path) -> Result<()> {
+/// Runs a scenario and shows what it prints; returns where its logs are.
+fn show(name: &str, rig: &Rig, files: &[FileIn], observer: &mut Terminal) -> Result<PathBuf> {
+    let scenario = Scenario::named(name)?;
+    observer.output(format!("\n== {} ({})\n", scenario.title, rig.suite()).as_bytes());
+    let out = images::store::target_dir().join("rig-out/demo");
+    let report = runner::run(rig, &scenario, files, &out, observer)?;
+    if report.verdict != Verdict::Success {
+        bail!(
+            "{}: {}; all logs: {}",
+            report.name,
+            report.verdict,
+            report.dir.display()
+        );
+    }
+    Ok(report.dir)
+}
+
+/// The comparison as a table, and where it lies as JSON.
+fn table(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let both: SideBySide = serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
     let mut table = Table::new();
@@ -104,6 +106,5 @@ fn table(path: &Path) -> Result<()> {
             format!("{:.2}", bulkhead.p50 / pciback.p50),
         ]);
     }
-    println!("\n{table}\n\nas JSON: {}", path.display());
-    Ok(())
+    Ok(format!("\n{table}\n\nas JSON: {}\n", path.display()))
 }
