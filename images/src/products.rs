@@ -62,6 +62,20 @@ const TOOLSTACK: Product = Product {
     cargo: &["build", "--package=bulkhead", "--bin=bulkhead", "--release"],
 };
 
+/// Takes the command's place where a scenario wants failures on demand.
+const TOOLSTACK_INJECT: Product = Product {
+    name: "the bulkhead command that fails on demand",
+    path: "release/bulkhead-inject",
+    target: "/rig/bin/bulkhead-inject",
+    cargo: &[
+        "build",
+        "--package=bulkhead",
+        "--bin=bulkhead-inject",
+        "--features=bulkhead/inject",
+        "--release",
+    ],
+};
+
 /// Runs in a guest too, whose image has few libraries.
 const CONFIG_LATENCY: Product = Product {
     name: "the measuring program",
@@ -147,6 +161,14 @@ pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
 /// It does not compile.
 pub fn stub_inject(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&STUB_INJECT, observer)
+}
+
+/// The dom0 command with failures on demand.
+///
+/// # Errors
+/// It does not compile.
+pub fn toolstack_inject(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&TOOLSTACK_INJECT, observer)
 }
 
 /// The program that measures accesses of configuration space from inside a guest.

@@ -28,6 +28,7 @@ pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
         });
     }
     files.push(products::stub_inject(observer)?);
+    files.push(products::toolstack_inject(observer)?);
     files.push(products::config_latency(observer)?);
     files.push(products::config_sweep(observer)?);
     files.push(products::ops_compare(observer)?);

@@ -1,6 +1,7 @@
 //! Access to the configuration space of one function.
 
 use crate::header;
+use crate::inject::{self, Point};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -102,7 +103,10 @@ impl Config for ConfigFile {
     fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
         let mut bytes = value.to_le_bytes();
         let part = part(&mut bytes, width)?;
-        match self.0.write_at(part, offset.into())? {
+        inject::call(Point::Write)?;
+        let written = self.0.write_at(part, offset.into())?;
+        inject::point(Point::Written);
+        match written {
             written if written == part.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }

@@ -171,11 +171,22 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Becomes the one service of this host.
-    pub fn bind() -> Result<Self, ControlError> {
+    /// Becomes the one service of this host. While there is another one it fails, or waits for its end if it was
+    /// started by a supervisor, which would only start it again and again.
+    pub fn bind(supervised: bool) -> Result<Self, ControlError> {
         make_directory(RUN)?;
         let lock = open_lock(SERVICE_LOCK)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| ControlError::Running)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if !supervised {
+                return Err(ControlError::Running);
+            }
+            log::info!("a service that a command has started is running: waiting for its end");
+            let locked = flock(&lock, FlockOperation::LockExclusive);
+            locked.map_err(|error| ControlError::Directory {
+                path: SERVICE_LOCK,
+                source: error.into(),
+            })?;
+        }
         let failed = |source| ControlError::Directory { path: SOCKET, source };
         // The lock is ours, so a socket that is there belongs to a service that has died.
         match fs::remove_file(SOCKET) {

@@ -1,5 +1,6 @@
 //! The host that a command works on: its privileges, and handles to what it is made of.
 
+use crate::inject::{self, Point};
 use crate::launcher::{LaunchError, Launcher, Order};
 use crate::store::{self, NoStore, Store};
 use crate::sysfs::Sysfs;
@@ -59,6 +60,7 @@ pub enum Runner {
 impl Runner {
     /// Runs `xl destroy`.
     pub fn destroy(&mut self, domid: DomId) -> Result<(), LaunchError> {
+        inject::point(Point::Destroy);
         match self {
             Self::Itself => {
                 xl::destroy(&domid.to_string()).map_err(|error| LaunchError::Failed(error.to_string()))

@@ -5,6 +5,7 @@ use crate::checks::{Groups, check_leaving};
 use crate::control::{self, Request};
 use crate::domains::is_alive;
 use crate::host::Host;
+use crate::inject::{self, Point};
 use crate::launch::{ask_release, hand_back};
 use crate::list::{self, List};
 use crate::policy::Choices;
@@ -69,6 +70,7 @@ fn add(
     interrupt.check()?;
     let added = list::add(&mut host.store, &grown, &devices)?;
     ensure!(added, busy(attachment));
+    inject::point(Point::Listed);
     settle(host, &grown, patience, interrupt)?;
 
     let list = List::read(&mut host.store, &grown)?;
@@ -117,6 +119,7 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
     settle(host, attachment, GUEST_PATIENCE, interrupt)?;
     let asked = list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
+    inject::point(Point::Listed);
     if let Err(error) = settle(host, attachment, GUEST_PATIENCE, interrupt) {
         let kept = list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(

@@ -460,7 +460,10 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
 pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
-    let attachment = find_attachment(&mut host, who)?;
+    let attachment = match find_attachment(&mut host, who) {
+        Err(_) if destroy_half_made(&mut host, who)? => return Ok(()),
+        found => found?,
+    };
     domains::destroy(&mut host, &attachment.guest)?;
     println!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
@@ -474,6 +477,33 @@ pub fn destroy(who: &str) -> Result<()> {
         thread::sleep(POLL);
     }
     finish(&mut host, &attachment)
+}
+
+/// Ends what a [`run`] that was killed has left: a guest that never ran, or a stub without a guest. True if there was
+/// anything. Its devices are held for the next one.
+fn destroy_half_made(host: &mut Host, guest: &str) -> Result<bool> {
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    let mut any = false;
+    for name in [guest.to_owned(), stub_name(guest)] {
+        let Ok(domain) = domains::find(&mut host.store, &name) else {
+            continue;
+        };
+        let serves = attachments
+            .iter()
+            .any(|attachment| attachment.stub.domid == domain.domid);
+        // One that runs was let run, and is somebody's.
+        let ours = if name == guest {
+            xl::is_paused(&name)?
+        } else {
+            !serves && damaged.is_empty()
+        };
+        if ours {
+            domains::destroy(host, &domain)?;
+            println!("{name} is destroyed: it was made for `bulkhead run`, and had no devices yet");
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 /// Releases the attachment and gives its devices back to dom0.

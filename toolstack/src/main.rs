@@ -175,7 +175,7 @@ enum Switch {
     Off,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {

@@ -5,29 +5,48 @@
 
 use std::time::{Duration, Instant};
 
-/// Requests that are answered as fast as they come: a driver that is bound makes some hundreds.
-const BURST: u32 = 2048;
-/// How long each one takes beyond that, at least.
-const INTERVAL: Duration = Duration::from_millis(4);
+/// How often something may be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// So often at once.
+    burst: u32,
+    /// How long each time takes beyond that, at least.
+    interval: Duration,
+}
 
-/// The pace of one stub's requests.
+impl Limit {
+    /// A stub's requests: a driver that is bound makes some hundreds.
+    pub const REQUESTS: Self = Self {
+        burst: 2048,
+        interval: Duration::from_millis(4),
+    };
+    /// Looks at the records of all stubs, which each change of a stub's state brings about.
+    pub const LOOKS: Self = Self {
+        burst: 40,
+        interval: Duration::from_millis(100),
+    };
+}
+
+/// The pace at which something is done that a guest brings about.
 #[derive(Clone, Debug)]
 pub struct Pace {
-    /// When the last of the requests so far would have been made at an even pace: what lies ahead of now is the part of
+    limit: Limit,
+    /// When the last time so far would have been at an even pace: what lies ahead of now is the part of
     /// the burst that is used up.
     due: Instant,
 }
 
 impl Pace {
     /// A full burst is left.
-    pub const fn new(now: Instant) -> Self {
-        Self { due: now }
+    pub const fn new(limit: Limit, now: Instant) -> Self {
+        Self { limit, due: now }
     }
 
-    /// After some requests: how long the next one has to wait.
-    pub fn spend(&mut self, requests: u32, now: Instant) -> Duration {
-        self.due = self.due.max(now) + INTERVAL * requests;
-        self.due.saturating_duration_since(now + INTERVAL * BURST)
+    /// After some times: how long the next one has to wait.
+    pub fn spend(&mut self, times: u32, now: Instant) -> Duration {
+        let Limit { burst, interval } = self.limit;
+        self.due = self.due.max(now) + interval * times;
+        self.due.saturating_duration_since(now + interval * burst)
     }
 }
 
@@ -35,10 +54,13 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const BURST: u32 = Limit::REQUESTS.burst;
+    const INTERVAL: Duration = Limit::REQUESTS.interval;
+
     #[test]
     fn a_burst_waits_for_nothing_and_what_follows_for_its_turn() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::new(Limit::REQUESTS, start);
         for _ in 0..BURST {
             assert_eq!(pace.spend(1, start), Duration::ZERO);
         }
@@ -51,7 +73,7 @@ mod tests {
     #[test]
     fn who_keeps_to_the_pace_never_waits_and_saves_up_one_burst_at_most() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Pace::new(Limit::REQUESTS, start);
         for number in 0..10 * BURST {
             assert_eq!(pace.spend(1, start + INTERVAL * number), Duration::ZERO);
         }

@@ -4,6 +4,7 @@
 //! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
 //! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
 
+use crate::inject::{self, Point};
 use crate::interrupts::{Change, Mode, Note};
 use crate::store::{Store, StoreError};
 use crate::terms::Terms;
@@ -168,6 +169,7 @@ impl Attachment {
             }
             Ok(())
         })?;
+        inject::point(Point::Recorded);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use crate::acking;
 use crate::attach::permit;
 use crate::domains::{self, is_alive};
 use crate::host::Host;
+use crate::inject::{self, Point};
 use crate::interrupts::Mode;
 use crate::list;
 use crate::nodes::first_hop;
@@ -60,6 +61,7 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
         let removed = remove_if_there(host, &path);
         released.note(format_args!("cannot remove {path}"), removed);
     }
+    inject::point(Point::Released);
     released.note(
         format_args!("cannot remove the record"),
         attachment.remove(&mut host.store),
@@ -91,6 +93,7 @@ pub fn take_back(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Rele
         format_args!("cannot take the devices off the lists in xenstore"),
         struck,
     );
+    inject::point(Point::Released);
     released.note(
         format_args!("cannot change the record"),
         kept.write(&mut host.store),

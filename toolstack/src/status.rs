@@ -4,6 +4,7 @@ use crate::acking::LineStatus;
 use crate::checks::Claims;
 use crate::domains::is_alive;
 use crate::failed::Failed;
+use crate::holdings::Holdings;
 use crate::host::Host;
 use crate::interrupts::Mode;
 use crate::record::{self, Attachment, Device, RecordError};
@@ -47,6 +48,9 @@ pub struct Status {
 pub struct Service {
     /// If not, guests' writes and changes of their interrupt mode fail.
     pub running: bool,
+    /// What it holds; absent if it does not run, or cannot tell.
+    #[serde(default)]
+    pub holds: Option<Holdings>,
 }
 
 /// One stub with its guest.
@@ -189,6 +193,17 @@ pub enum StatusError {
     Store(#[from] StoreError),
 }
 
+impl StubStatus {
+    /// How many pirqs the guest has for messages of its devices.
+    pub fn messages(&self) -> usize {
+        let devices = self
+            .devices
+            .iter()
+            .filter(|device| device.mode.starts_with("msi"));
+        devices.map(|device| device.pirqs.len()).sum()
+    }
+}
+
 impl Served {
     /// Takes the stub's counters in. They are shown, never acted upon.
     pub fn add_counters(&mut self, counters: &Counters) {
@@ -215,6 +230,7 @@ pub fn collect(
     let mut status = Status {
         service: Service {
             running: service_running,
+            holds: None,
         },
         problems: damaged.iter().map(ToString::to_string).collect(),
         ..Status::default()
@@ -332,6 +348,9 @@ impl fmt::Display for Status {
             "DOWN: guests' writes and interrupt changes fail (start it with `bulkhead serve`)"
         };
         writeln!(f, "service: {service}")?;
+        if let Some(holds) = &self.service.holds {
+            writeln!(f, "{holds}")?;
+        }
         if self.stubs.is_empty() {
             writeln!(f, "no devices are passed through")?;
         } else {
@@ -530,7 +549,10 @@ mod tests {
             count: 2,
         });
         Status {
-            service: Service { running: true },
+            service: Service {
+                running: true,
+                holds: None,
+            },
             stubs: vec![StubStatus {
                 domain: domain(4, "web-bulkhead"),
                 guest: domain(3, "web"),

@@ -7,6 +7,7 @@
 
 mod xencall;
 
+use crate::inject::{self, Point};
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::path::PathBuf;
@@ -341,6 +342,7 @@ impl Hypervisor for Xenctrl {
         let (entry, table) = msix.unwrap_or_default();
         let (devfn, bus) = (bdf.devfn().into(), bdf.bus().into());
         let mut pirq: c_int = -1;
+        inject::call(Point::Map)?;
         // SAFETY: `pirq` outlives the call; otherwise scalars, the handle is live (see above).
         self.call(|xen, handle| unsafe {
             (xen.map_pirq_msi)(
@@ -354,13 +356,17 @@ impl Hypervisor for Xenctrl {
                 table,
             )
         })?;
+        inject::point(Point::Mapped);
         u16::try_from(pirq).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
         let pirq = int(pirq)?;
+        inject::call(Point::Unmap)?;
         // SAFETY: scalars only, the handle is live (see above).
-        self.call(|xen, handle| unsafe { (xen.unmap_pirq)(handle, domain.into(), pirq) })
+        let unmapped = self.call(|xen, handle| unsafe { (xen.unmap_pirq)(handle, domain.into(), pirq) });
+        inject::point(Point::Unmapped);
+        unmapped
     }
 
     fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
@@ -370,11 +376,13 @@ impl Hypervisor for Xenctrl {
     }
 
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+        inject::call(Point::Assign)?;
         // SAFETY: scalars only, the handle is live (see above).
         self.call(|xen, handle| unsafe { (xen.assign_device)(handle, domain.into(), machine_sbdf(bdf), 0) })
     }
 
     fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
+        inject::call(Point::Deassign)?;
         // SAFETY: scalars only, the handle is live (see above).
         self.call(|xen, handle| unsafe { (xen.deassign_device)(handle, domain.into(), machine_sbdf(bdf)) })
     }

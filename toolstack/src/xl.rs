@@ -1,5 +1,6 @@
 //! Running `xl`, Xen's own command, for everything that it does better.
 
+use crate::inject::{self, Point};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io;
@@ -144,7 +145,9 @@ pub fn create(file: &Path, overrides: &[&str], paused: bool) -> Result<(), XlErr
     }
     arguments.push(file.as_os_str());
     arguments.extend(overrides.iter().map(OsStr::new));
-    xl(&arguments).map(drop)
+    xl(&arguments)?;
+    inject::point(Point::Created);
+    Ok(())
 }
 
 /// Lets a paused domain run.

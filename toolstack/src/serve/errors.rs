@@ -171,7 +171,8 @@ impl Errors {
             Step::Inspect(bdf) => {
                 let inspected = link.map_or(Ok(Condition::Sound), |link| link.inspect(bdf, cx.xen));
                 Some(Input::Found(inspected.unwrap_or_else(|error| {
-                    log::error!("{bdf}: it cannot be restored after a reset: {error}");
+                    let outcome = format!("it cannot be restored after a reset: {error}");
+                    self.log(log::Level::Error, bdf, &outcome);
                     Condition::Gone
                 })))
             }
@@ -188,7 +189,7 @@ impl Errors {
                         .map_err(anyhow::Error::from)
                 });
                 if let Err(error) = &renewed {
-                    log::error!("{bdf}: {error:#}");
+                    self.log(log::Level::Error, bdf, &format!("{error:#}"));
                 }
                 Some(Input::Reset(renewed.is_ok()))
             }

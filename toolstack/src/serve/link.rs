@@ -2,8 +2,9 @@
 
 use crate::config::ConfigFile;
 use crate::function::{Done, Functions};
+use crate::inject::{self, Point};
 use crate::interrupts::{Change, Failure, Note};
-use crate::pace::Pace;
+use crate::pace::{Limit, Pace};
 use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment, RecordError};
 use crate::recovery::{Condition, Told};
@@ -164,7 +165,7 @@ impl Link {
             xen,
             limit: RateLimit::new(Instant::now()),
             notes: RateLimit::new(Instant::now()),
-            pace: Pace::new(Instant::now()),
+            pace: Pace::new(Limit::REQUESTS, Instant::now()),
         };
         let worker = thread::Builder::new()
             .name(format!("stub {stub}"))
@@ -309,6 +310,7 @@ impl Worker {
 
     /// Finishes what a service that died has left unfinished, and answers the request that waits.
     fn take_up(&mut self, store: &mut Store) -> anyhow::Result<()> {
+        inject::point(Point::TakeUp);
         let (changes, known) = unfinished(store, self.stub)?;
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
@@ -383,6 +385,7 @@ impl Worker {
 
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
+        inject::point(Point::Taken);
         let mut noter = Noter {
             store,
             stub: self.stub,
@@ -397,6 +400,7 @@ impl Worker {
             Err(failure) => Err(failure.error),
         };
         let delivery = taken.answer(&shared.page, answer);
+        inject::point(Point::Answered);
         self.channel.notify()?;
         shared.requests += 1;
         if let Err(failure) = done {
@@ -429,7 +433,9 @@ struct Noter<'a> {
 
 impl Noter<'_> {
     fn note(&mut self, bdf: Bdf, note: Note<'_>) {
+        inject::point(Point::Note);
         let noted = record::note_mode(self.store, self.stub, bdf, note);
+        inject::point(Point::Noted);
         let mode = match (note, &noted) {
             // Its end will be told.
             (Note::Change(_), Ok(())) => return,

@@ -11,15 +11,19 @@ mod link;
 mod revive;
 mod unplug;
 
+use crate::confine::{ConfineError, confine};
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
+use crate::holdings::Holdings;
 use crate::host::{Host, HostError, Runner};
 use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher};
 use crate::nodes::first_hop;
+use crate::pace::{Limit, Pace};
+use crate::ratelimit::RateLimit;
 use crate::record::{ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
-use crate::status::{self, Served};
+use crate::status::{self, Served, Status, StubStatus};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use errors::Errors;
@@ -29,9 +33,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
@@ -53,6 +58,9 @@ pub enum ServeError {
     /// No process to run other programs, or no more.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// It would have privileges that it does not need.
+    #[error("the service cannot give up what it does not need")]
+    Confine(#[from] ConfineError),
     /// xenstore is gone.
     #[error("lost xenstore: restart the service when xenstored runs again")]
     Store(#[from] StoreError),
@@ -67,8 +75,12 @@ pub enum ServeError {
     Wait(#[source] io::Error),
 }
 
-/// Between two looks at xenstore, so that a stub that flips its state costs little.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// What systemd sets for the programs that it starts.
+const SUPERVISED: &str = "INVOCATION_ID";
+/// Between two looks at xenstore, at least: a stub may flip its state as often as it likes.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+/// The most events taken in before a look.
+const MOST_EVENTS: usize = 1024;
 /// After any event all is looked at. Only what a stub publishes, of which a copy is kept, has a token that tells more:
 /// the stub's number.
 const TOKEN: &str = "";
@@ -77,7 +89,7 @@ const TOKEN: &str = "";
 pub fn serve() -> Result<(), ServeError> {
     // Away from the terminal and session of the command that started us; already so under systemd.
     let _ = rustix::process::setsid();
-    let listener = Listener::bind()?;
+    let listener = Listener::bind(std::env::var_os(SUPERVISED).is_some())?;
     let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
     let mut service = Service {
         host,
@@ -89,7 +101,12 @@ pub fn serve() -> Result<(), ServeError> {
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
         changed: BTreeSet::new(),
+        pace: Pace::new(Limit::LOOKS, Instant::now()),
+        complaints: RateLimit::new(Instant::now()),
+        news: RateLimit::new(Instant::now()),
     };
+    // From here on guests have a say in what it does.
+    confine()?;
     for path in [
         DeviceType::Bulkhead.backends(0).as_str(),
         ATTACHMENTS,
@@ -101,7 +118,8 @@ pub fn serve() -> Result<(), ServeError> {
     loop {
         while service.take_events()? || service.revivals.is_ready(&mut service.host)? {
             service.look()?;
-            thread::sleep(LOOK_INTERVAL);
+            let pause = service.pace.spend(1, Instant::now());
+            thread::sleep(pause.max(SHORTEST_PAUSE));
         }
         service.errors.step(errors::Context {
             host: &mut service.host,
@@ -174,13 +192,21 @@ struct Service {
     revivals: Revivals,
     /// The stubs whose home has changed.
     changed: BTreeSet<DomId>,
+    pace: Pace,
+    /// Of what every look finds again.
+    complaints: RateLimit,
+    /// Of what stubs do as often as they like.
+    news: RateLimit,
 }
 
 impl Service {
     /// True if anything happened in xenstore.
     fn take_events(&mut self) -> Result<bool, StoreError> {
         let mut any = false;
-        while let Some(event) = self.host.store.next_event()? {
+        for _ in 0..MOST_EVENTS {
+            let Some(event) = self.host.store.next_event()? else {
+                break;
+            };
             self.changed.extend(event.token.parse::<DomId>());
             any = true;
         }
@@ -191,7 +217,10 @@ impl Service {
     fn look(&mut self) -> Result<(), ServeError> {
         let (attachments, damaged) = Attachment::all(&mut self.host.store)?;
         for error in damaged {
-            log::error!("{error}");
+            // Each look finds it again, and stubs can bring looks about.
+            if self.complaints.allow(Instant::now()).is_some() {
+                log::error!("{error}");
+            }
         }
         let stubs: BTreeSet<DomId> = attachments
             .iter()
@@ -277,7 +306,9 @@ impl Service {
             // State 4 without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(stub, hop)? {
-                    log::info!("stub {} has begun anew", attachment.stub.name);
+                    if self.news.allow(Instant::now()).is_some() {
+                        log::info!("stub {} has begun anew", attachment.stub.name);
+                    }
                     // The last request of before is done when this returns.
                     self.links.remove(&stub);
                     // Interrupt modes that the link has noted are in the record of now.
@@ -318,11 +349,10 @@ impl Service {
             Ok(link) => {
                 self.between.remove(&stub);
                 self.links.insert(stub, link);
-                log::info!(
-                    "serving stub {} of guest {}",
-                    attachment.stub.name,
-                    attachment.guest.name
-                );
+                if self.news.allow(Instant::now()).is_some() {
+                    let (stub, guest) = (&attachment.stub.name, &attachment.guest.name);
+                    log::info!("serving stub {stub} of guest {guest}");
+                }
                 self.set_state(hop, XenbusState::Connected)
             }
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
@@ -416,7 +446,10 @@ impl Service {
                     })
                     .collect();
                 match status::collect(&mut self.host, true, served) {
-                    Ok(status) => Reply::Status(status),
+                    Ok(mut status) => {
+                        status.service.holds = holdings(&status);
+                        Reply::Status(status)
+                    }
                     Err(error) => failed(error),
                 }
             }
@@ -440,6 +473,20 @@ impl Service {
                 message: format!("domain {stub} is no stub of a guest"),
             },
             Err(error) => failed(error),
+        }
+    }
+}
+
+/// What this process holds.
+fn holdings(status: &Status) -> Option<Holdings> {
+    match Holdings::read(Path::new("/proc/self")) {
+        Ok(holdings) => Some(Holdings {
+            pirqs: status.stubs.iter().map(StubStatus::messages).sum(),
+            ..holdings
+        }),
+        Err(error) => {
+            log::error!("cannot see in /proc what this process holds: {error}");
+            None
         }
     }
 }

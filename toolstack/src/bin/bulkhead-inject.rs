@@ -1,0 +1,8 @@
+//! `bulkhead` with failures on demand ([`toolstack::inject`]): for tests, never installed.
+
+#[path = "../main.rs"]
+mod command;
+
+fn main() -> std::process::ExitCode {
+    command::main()
+}

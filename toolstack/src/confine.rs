@@ -1,0 +1,249 @@
+//! What the service gives up when it is set up: all capabilities but one, new privileges by any program, and the system
+//! calls that it never makes. A call that is refused fails with `EPERM`, so that the service says what it could not do.
+//!
+//! Whatever runs programs is the [`crate::launcher`], which is started before.
+
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter_all_threads,
+};
+use std::collections::BTreeMap;
+use std::io;
+use thiserror::Error;
+
+/// Linux shows more than the first 64 bytes of a function's configuration space only to those who had it when they
+/// opened the file (`pci_read_config` in `drivers/pci/pci-sysfs.c`).
+const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN;
+
+/// Why the service is not confined.
+#[derive(Debug, Error)]
+pub enum ConfineError {
+    /// The capabilities stay.
+    #[error("cannot drop capabilities")]
+    Capabilities(#[source] io::Error),
+    /// The filter is no filter.
+    #[error("cannot make the filter of system calls")]
+    Filter(#[from] BackendError),
+    /// The kernel does not take it.
+    #[error("cannot turn the filter of system calls on: does the kernel have CONFIG_SECCOMP_FILTER?")]
+    Apply(#[from] seccompiler::Error),
+}
+
+/// Confines this process, for good. Threads that exist keep their capabilities, so there should be none yet.
+pub fn confine() -> Result<(), ConfineError> {
+    let kept = CapabilitySets {
+        effective: KEPT,
+        permitted: KEPT,
+        inheritable: CapabilitySet::empty(),
+    };
+    let dropped = set_no_new_privs(true).and_then(|()| set_capabilities(None, kept));
+    dropped.map_err(|error| ConfineError::Capabilities(error.into()))?;
+    for filter in filters()? {
+        apply_filter_all_threads(&filter)?;
+    }
+    Ok(())
+}
+
+/// What a call may be made with: an argument, of which these bits have this value.
+#[derive(Clone, Copy, Debug)]
+struct Only {
+    argument: u8,
+    mask: u64,
+    value: u64,
+}
+
+const fn only(argument: u8, mask: u64, value: u64) -> Only {
+    Only {
+        argument,
+        mask,
+        value,
+    }
+}
+
+const ALL: u64 = u32::MAX as u64;
+/// The letter of a request to a device (`_IOC_TYPE`).
+const LETTER: u64 = 0xff00;
+const NOT_EXECUTABLE: Only = only(2, libc::PROT_EXEC as u64, 0);
+
+/// The calls, and where not all of their uses are allowed those that are: one of the second list must apply.
+///
+/// Beside its own, the service makes those of Rust's library, of libc's allocator and threads, and of libxenctrl.
+const CALLS: &[(i64, &[Only])] = &[
+    // Files and sockets that are open.
+    (libc::SYS_read, &[]),
+    (libc::SYS_write, &[]),
+    (libc::SYS_readv, &[]),
+    (libc::SYS_writev, &[]),
+    (libc::SYS_pread64, &[]),
+    (libc::SYS_pwrite64, &[]),
+    (libc::SYS_lseek, &[]),
+    (libc::SYS_close, &[]),
+    (libc::SYS_fstat, &[]),
+    (libc::SYS_fcntl, &[]),
+    (libc::SYS_poll, &[]),
+    (libc::SYS_ppoll, &[]),
+    // Hypercalls, grants, event channels; FIONBIO of sockets.
+    (
+        libc::SYS_ioctl,
+        &[
+            only(1, LETTER, (b'P' as u64) << 8),
+            only(1, LETTER, (b'G' as u64) << 8),
+            only(1, LETTER, (b'E' as u64) << 8),
+            only(1, ALL, libc::FIONBIO),
+        ],
+    ),
+    // Devices that come later, and what sysfs and procfs tell.
+    (libc::SYS_open, &[]),
+    (libc::SYS_openat, &[]),
+    (libc::SYS_newfstatat, &[]),
+    (libc::SYS_statx, &[]),
+    (libc::SYS_getdents64, &[]),
+    (libc::SYS_readlink, &[]),
+    (libc::SYS_readlinkat, &[]),
+    // xenstore, and the clients of the control socket.
+    (
+        libc::SYS_socket,
+        &[
+            only(0, ALL, libc::AF_UNIX as u64),
+            only(0, ALL, libc::AF_NETLINK as u64),
+        ],
+    ),
+    (libc::SYS_connect, &[]),
+    (libc::SYS_accept4, &[]),
+    (libc::SYS_getsockopt, &[]),
+    (libc::SYS_setsockopt, &[]),
+    (libc::SYS_sendto, &[]),
+    (libc::SYS_sendmsg, &[]),
+    (libc::SYS_recvfrom, &[]),
+    (libc::SYS_recvmsg, &[]),
+    // Memory, none of it executable.
+    (libc::SYS_mmap, &[NOT_EXECUTABLE]),
+    (libc::SYS_mprotect, &[NOT_EXECUTABLE]),
+    (libc::SYS_munmap, &[]),
+    (libc::SYS_mremap, &[]),
+    (libc::SYS_madvise, &[]),
+    (libc::SYS_brk, &[]),
+    // Threads, and no processes.
+    (
+        libc::SYS_clone,
+        &[only(0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)],
+    ),
+    (libc::SYS_clone3, &[]),
+    (libc::SYS_futex, &[]),
+    (libc::SYS_set_robust_list, &[]),
+    (libc::SYS_rseq, &[]),
+    (libc::SYS_prctl, &[only(0, ALL, libc::PR_SET_NAME as u64)]),
+    (libc::SYS_gettid, &[]),
+    (libc::SYS_getpid, &[]),
+    (libc::SYS_sched_getaffinity, &[]),
+    (libc::SYS_sched_yield, &[]),
+    (libc::SYS_sigaltstack, &[]),
+    (libc::SYS_rt_sigaction, &[]),
+    (libc::SYS_rt_sigprocmask, &[]),
+    (libc::SYS_rt_sigreturn, &[]),
+    (libc::SYS_tgkill, &[]),
+    (libc::SYS_restart_syscall, &[]),
+    (libc::SYS_exit, &[]),
+    (libc::SYS_exit_group, &[]),
+    // Time and chance.
+    (libc::SYS_clock_gettime, &[]),
+    (libc::SYS_gettimeofday, &[]),
+    (libc::SYS_clock_nanosleep, &[]),
+    (libc::SYS_nanosleep, &[]),
+    (libc::SYS_getrandom, &[]),
+    #[cfg(feature = "inject")]
+    (libc::SYS_unlink, &[]),
+];
+
+/// The filters; a call has to pass each.
+fn filters() -> Result<[BpfProgram; 2], BackendError> {
+    // A filter cannot look at what `clone3` is called with, which lies in memory. libc uses `clone` where that is missing.
+    let no_clone3 = SeccompFilter::new(
+        [(libc::SYS_clone3, Vec::new())].into(),
+        SeccompAction::Allow,
+        refuse(Errno::NOSYS),
+        TargetArch::x86_64,
+    )?;
+    let mut rules = BTreeMap::new();
+    for (call, uses) in CALLS {
+        let uses: Result<Vec<_>, _> = uses.iter().map(rule).collect();
+        rules.insert(*call, uses?);
+    }
+    let calls = SeccompFilter::new(
+        rules,
+        refuse(Errno::PERM),
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    Ok([no_clone3.try_into()?, calls.try_into()?])
+}
+
+fn rule(only: &Only) -> Result<SeccompRule, BackendError> {
+    let equal = SeccompCmpOp::MaskedEq(only.mask);
+    let condition = SeccompCondition::new(only.argument, SeccompCmpArgLen::Qword, equal, only.value)?;
+    SeccompRule::new(vec![condition])
+}
+
+fn refuse(error: Errno) -> SeccompAction {
+    SeccompAction::Errno(error.raw_os_error().unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketType, socket};
+    use std::fs::File;
+    use std::process::Command;
+    use std::{fs, thread};
+
+    /// Runs something in a thread that makes only the calls that the service may make.
+    fn filtered<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = thread::spawn(|| {
+            for filter in filters().unwrap() {
+                seccompiler::apply_filter(&filter).unwrap();
+            }
+            work()
+        });
+        thread.join().unwrap()
+    }
+
+    fn refused<T>(result: io::Result<T>) -> bool {
+        result.is_err_and(|error| error.raw_os_error() == Some(Errno::PERM.raw_os_error()))
+    }
+
+    #[test]
+    fn what_the_service_never_does_is_refused() {
+        assert!(filtered(|| refused(Command::new("/bin/true").status())));
+        assert!(filtered(|| refused(fs::remove_dir("/nonexistent"))));
+        assert!(filtered(|| refused(fs::rename("/nonexistent", "/other"))));
+        assert!(filtered(|| refused(std::os::unix::fs::chown(
+            "/nonexistent",
+            Some(0),
+            None
+        ))));
+        let network = || socket(AddressFamily::INET, SocketType::STREAM, None).map_err(io::Error::from);
+        assert!(filtered(move || refused(network())));
+        assert!(filtered(|| refused(
+            rustix::process::chdir("/").map_err(io::Error::from)
+        )));
+    }
+
+    #[test]
+    fn what_it_does_is_not() {
+        assert!(filtered(|| fs::read_to_string("/proc/self/status").is_ok()));
+        assert!(filtered(|| fs::read_dir("/sys").unwrap().count() > 0));
+        assert!(filtered(|| File::open("/dev/null").unwrap().try_clone().is_ok()));
+        assert!(filtered(|| thread::spawn(|| vec![0_u8; 1 << 20].len())
+            .join()
+            .is_ok()));
+        assert!(filtered(|| {
+            socket(AddressFamily::UNIX, SocketType::STREAM, None).is_ok()
+        }));
+        assert_eq!(
+            filtered(|| fs::remove_dir("/nonexistent").unwrap_err().to_string()),
+            "Operation not permitted (os error 1)"
+        );
+    }
+}
