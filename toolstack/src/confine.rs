@@ -102,6 +102,8 @@ const CALLS: &[(i64, &[Only])] = &[
     (libc::SYS_getdents64, &[]),
     (libc::SYS_readlink, &[]),
     (libc::SYS_readlinkat, &[]),
+    // What was remembered of a device that is released (`originals`).
+    (libc::SYS_unlink, &[]),
     // xenstore, and the clients of the control socket.
     (
         libc::SYS_socket,
@@ -153,8 +155,6 @@ const CALLS: &[(i64, &[Only])] = &[
     (libc::SYS_clock_nanosleep, &[]),
     (libc::SYS_nanosleep, &[]),
     (libc::SYS_getrandom, &[]),
-    #[cfg(feature = "inject")]
-    (libc::SYS_unlink, &[]),
 ];
 
 /// The filters; a call has to pass each.
