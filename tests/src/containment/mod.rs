@@ -11,12 +11,16 @@ use rows::{Measure, ROWS};
 
 /// The figure of `measure` for a suite, if its scenario has run there.
 pub fn find<'a>(figures: &'a [Figure], suite: Suite, measure: &Measure) -> Option<&'a Figure> {
+    named(figures, suite, measure.scenario, measure.figure)
+}
+
+fn named<'a>(figures: &'a [Figure], suite: Suite, scenario: &str, name: &str) -> Option<&'a Figure> {
     figures.iter().find(|figure| {
         (
             figure.suite.as_str(),
             figure.scenario.as_str(),
             figure.name.as_str(),
-        ) == (suite.name(), measure.scenario, measure.figure)
+        ) == (suite.name(), scenario, name)
     })
 }
 
@@ -46,7 +50,10 @@ pub fn broken(figures: &[Figure]) -> Vec<String> {
                     "{what} is in '{}', not in '{}'",
                     figure.unit, measure.unit
                 ));
-            } else if !measure.limit.is_kept_by(figure.value) {
+                continue;
+            }
+            let other = |name: &str| named(figures, suite, measure.scenario, name).map(|figure| figure.value);
+            if !measure.limit.is_kept_by(figure.value, other) {
                 broken.push(format!(
                     "{what} is {} {}; the limit: {}",
                     figure.value, figure.unit, measure.limit
