@@ -55,7 +55,9 @@ check "half of the rounds took the guest less than its two seconds" [ "$(slow | 
 equal "accesses with a wrong answer, but for those that pcifront gave up" "" \
     "$(awk '$2 - $1 < 2 && ($3 != 8086 || $4 != $5)' /tmp/ops)"
 within 60 "the pings have ended" sh -c "guest-run g1 60 'grep -q received /tmp/pings'"
-equal "pings of 700 answered, ten a second" 700 "$(in_guest g1 cat /tmp/pings | sed -n 's/.*transmitted, \([0-9]*\) .*received.*/\1/p')"
+answered=$(in_guest g1 cat /tmp/pings | sed -n 's/.*transmitted, \([0-9]*\) .*received.*/\1/p')
+equal "pings of 700 answered, ten a second" 700 "$answered"
+figure destroyed-pings-lost $((700 - answered)) of 700
 equal "MSI-X is still on" + "$(lspci -vv -s $BDF 2>/dev/null | sed -n 's/.*MSI-X: Enable\([-+]\).*/\1/p')"
 equal "interrupts by status" "msi-x 3" "$(mode_of $BDF)"
 header >/tmp/header.after
