@@ -159,7 +159,8 @@ fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
     let guest = &attachment.guest.name;
     ensure!(
         is_alive(&mut host.store, &attachment.stub)?,
-        "stub {} is dead, so the devices of guest {guest} cannot change: `bulkhead destroy {guest}` frees them",
+        "stub {} is dead, so the devices of guest {guest} cannot change: try again when `bulkhead status` shows that it \
+         is back; `bulkhead destroy {guest}` does not wait for that",
         attachment.stub.name
     );
     Ok(())

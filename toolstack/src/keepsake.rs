@@ -4,8 +4,8 @@
 //! stands on the guest's bus, and how far a change of the list had come. The service keeps a copy. The configuration
 //! that the domain was created with is kept when it gets its first devices.
 //!
-//! All of it lies below the stub's record and goes with that. The copy is the stub's own word: it is given back to the
-//! next life of the same stub and to nobody else.
+//! All of it lies below the stub's record and goes with that. The copy, and what the stub has left in its page, are its
+//! own word: they are given back to the next life of the same stub and to nobody else.
 
 use crate::record;
 use crate::store::{Store, StoreError, Stream};
@@ -24,6 +24,7 @@ const LONGEST_VALUE: usize = 256;
 const NUMBERS: usize = 256;
 const CONFIG: &str = "config";
 const BACKEND: &str = "backend";
+const SURVIVOR: &str = "survivor";
 
 /// Keeps the configuration of a stub's domain: what `xl list -l` prints as `config`.
 pub fn keep_config(store: &mut Store, stub: DomId, config: &Value) -> Result<(), StoreError> {
@@ -34,6 +35,16 @@ pub fn keep_config(store: &mut Store, stub: DomId, config: &Value) -> Result<(),
 pub fn config(store: &mut Store, stub: DomId) -> Result<Option<Value>, StoreError> {
     let text = store.read_optional(&format!("{}/{CONFIG}", directory(stub)))?;
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// Keeps what a dead stub has left in its page for the next one: [`xenbus::survivor`], as text.
+pub fn keep_survivor(store: &mut Store, stub: DomId, survivor: &str) -> Result<(), StoreError> {
+    store.write(&format!("{}/{SURVIVOR}", directory(stub)), survivor)
+}
+
+/// What the last stub that left anything has left.
+pub fn survivor(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreError> {
+    store.read_optional(&format!("{}/{SURVIVOR}", directory(stub)))
 }
 
 /// Brings the copy of the backend's directory up to date. What vanishes with the stub stays in the copy.

@@ -426,7 +426,8 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
     let guest = &attachment.guest;
     ensure!(
         is_alive(&mut host.store, &attachment.stub)?,
-        "stub {} is dead, so guest {} cannot be told to let go: `bulkhead destroy {1}` frees the devices",
+        "stub {} is dead, so guest {} cannot be told to let go: try again when `bulkhead status` shows that it is back; \
+         `bulkhead destroy {1}` does not wait for that",
         attachment.stub.name,
         guest.name
     );

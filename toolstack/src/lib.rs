@@ -13,8 +13,10 @@
 //! - [`launcher`] is the process that runs other programs for the service.
 //! - [`launch`], [`hotplug`], [`check`], [`hold`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
 //!   that runs.
+//! - A stub that dies is brought back: [`revival`] says whether, [`keepsake`] has what it left, [`recreate`] creates its
+//!   domain through [`xenlight`]; [`failed`] notes those that could not be.
 //!
-//! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl and libxencall) and [`xendev`] (mapped grants and
+//! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl and libxencall), [`xenlight`] (libxenlight) and [`xendev`] (mapped grants and
 //! event channels).
 #![deny(unsafe_code)]
 

@@ -1,6 +1,7 @@
 //! How far a guest and its stub have come to a connection, and what hangs.
 
 use crate::domains::is_alive;
+use crate::failed::Failed;
 use crate::list::List;
 use crate::record::Attachment;
 use crate::serve;
@@ -81,14 +82,22 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
 }
 
 fn ended(store: &mut Store, attachment: &Attachment) -> Result<Option<Progress>, StoreError> {
-    for domain in [&attachment.stub, &attachment.guest] {
-        if !is_alive(store, domain)? {
-            let name = &domain.name;
-            let text = format!("domain {name} has ended; {}", console_log(name));
-            return Ok(Some(Progress::Failed(text)));
-        }
+    let (guest, stub) = (&attachment.guest, &attachment.stub);
+    if !is_alive(store, guest)? {
+        let text = format!("domain {} has ended; {}", guest.name, console_log(&guest.name));
+        return Ok(Some(Progress::Failed(text)));
     }
-    Ok(None)
+    if is_alive(store, stub)? {
+        return Ok(None);
+    }
+    let log = console_log(&stub.name);
+    Ok(Some(match Failed::of(store, guest.domid)? {
+        Some(failed) => Progress::Failed(format!("{failed}; {log}")),
+        None => Progress::Waiting(format!(
+            "stub {} has died, and does not come back; {log}",
+            stub.name
+        )),
+    }))
 }
 
 fn judge(states: States, guest: &str, stub: &str) -> Progress {

@@ -9,11 +9,12 @@ use crate::record::Attachment;
 use crate::recreate::Domain;
 use crate::store::StoreError;
 use crate::xenctrl::{Hypervisor as _, Life};
+use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
-use xenbus::path::key;
+use xenbus::path::{Device as Second, key};
 
 /// Why a stub was not brought back.
 #[derive(Debug, Error)]
@@ -125,8 +126,17 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
         allowed.map_err(|source| ReviveError::Page { bdf, source })?;
     }
     let published = keepsake::published(&mut host.store, stub)?;
-    // The second hop comes first: the stub needs it before it can answer the guest.
+    // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
+    // it, whoever looks knows that not all is done.
     Hop::second(attachment).write(&mut host.store)?;
-    Hop::write_again(&mut host.store, attachment, &published)?;
-    host.xen.unpause(stub).map_err(ReviveError::Unpause)
+    if let Some(survivor) = keepsake::survivor(&mut host.store, stub)? {
+        let node = Second::second_hop(stub).backend_node(key::SURVIVOR);
+        host.store.write(&node, &survivor)?;
+    }
+    match host.xen.unpause(stub) {
+        // It runs already: this was cut short before.
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
+        unpaused => unpaused.map_err(ReviveError::Unpause)?,
+    }
+    Ok(Hop::write_again(&mut host.store, attachment, &published)?)
 }

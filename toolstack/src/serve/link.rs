@@ -26,6 +26,7 @@ use xenbus::path::{Device as Hop, key};
 use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::backend::{Delivery, Success, Taken, take};
 use xenbus::pciif::{AER_HANDLER, MAGIC, Request, SharedPage, layout};
+use xenbus::survivor;
 
 /// The most requests answered in one go.
 const LONGEST_BURST: u32 = 256;
@@ -227,6 +228,11 @@ impl Link {
     /// Serves these devices no more. No request for them is under way when this returns.
     pub fn drop_devices(&self, bdfs: &[Bdf]) {
         lock(&self.shared).functions.drop_devices(bdfs);
+    }
+
+    /// What the stub leaves to the one that takes its place, as text.
+    pub fn survivor(&self) -> Option<String> {
+        survivor::to_hex(&lock(&self.shared).page)
     }
 
     /// What there is to tell of it.

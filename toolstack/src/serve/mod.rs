@@ -14,6 +14,7 @@ mod unplug;
 use crate::confine::{ConfineError, confine};
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
+use crate::failed::{self, Failed};
 use crate::holdings::Holdings;
 use crate::host::{Host, HostError, Runner};
 use crate::keepsake;
@@ -227,6 +228,7 @@ impl Service {
             .map(|attachment| attachment.stub.domid)
             .collect();
         self.forget(&stubs)?;
+        self.forget_failures()?;
         self.errors.keep(&attachments);
         for attachment in attachments {
             let stub = attachment.stub.domid;
@@ -241,8 +243,8 @@ impl Service {
                 continue;
             }
             let verdict = self.revivals.look(&mut self.host, &attachment, || {
-                self.links.remove(&stub);
                 self.broken.remove(&stub);
+                self.links.remove(&stub).and_then(|link| link.survivor())
             })?;
             match verdict {
                 Verdict::Leave => {}
@@ -267,6 +269,16 @@ impl Service {
             let kernel =
                 config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
             self.revivals.replug(&mut self.host, attachment, kernel);
+        }
+        Ok(())
+    }
+
+    /// Forgets the failures of guests that have ended.
+    fn forget_failures(&mut self) -> Result<(), StoreError> {
+        for failed in Failed::all(&mut self.host.store)? {
+            if !is_alive(&mut self.host.store, &failed.guest)? {
+                failed::forget(&mut self.host.store, failed.guest.domid)?;
+            }
         }
         Ok(())
     }

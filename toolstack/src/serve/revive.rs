@@ -9,6 +9,7 @@
 
 use super::life::{Condition, ReviveError, condition, create, settle_in};
 use super::unplug;
+use crate::domains;
 use crate::failed::Failed;
 use crate::host::{Host, Runner};
 use crate::keepsake;
@@ -16,6 +17,7 @@ use crate::launcher::{LaunchError, Order, Ticket};
 use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
+use crate::store::StoreError;
 use crate::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -23,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// How long a guest may take to let go of its devices when nobody answers: some dozen accesses of two seconds.
 const UNPLUG_PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks whether it has.
+const UNPLUG_LOOK: Duration = Duration::from_millis(250);
 
 /// How far the return of a stub has come.
 enum Stage {
@@ -36,8 +40,15 @@ enum Stage {
     Creating(Ticket),
     /// It was created, or not.
     Created(Result<(), LaunchError>),
-    /// It does not come back: the guest is to let go of its devices before this.
-    Unplugging(Instant, Afterwards),
+    /// It does not come back, and the guest is to let go of its devices.
+    Unplugging {
+        /// When it is looked at next.
+        look: Instant,
+        /// When it should have.
+        deadline: Instant,
+        /// What comes then.
+        afterwards: Afterwards,
+    },
     /// The guest has not.
     Stuck,
 }
@@ -124,7 +135,7 @@ impl Revivals {
     /// When there is something to do at the latest.
     pub fn due(&self) -> Option<Duration> {
         let due = self.stubs.values().filter_map(|revival| match revival.stage {
-            Stage::Due(due) | Stage::Unplugging(due, _) => Some(due),
+            Stage::Due(due) | Stage::Unplugging { look: due, .. } => Some(due),
             _ => None,
         });
         due.min().map(|due| due.saturating_duration_since(Instant::now()))
@@ -145,7 +156,7 @@ impl Revivals {
                 revival.stage = Stage::Created(created);
             }
             ready |= match revival.stage {
-                Stage::Due(due) | Stage::Unplugging(due, _) => due <= now,
+                Stage::Due(due) | Stage::Unplugging { look: due, .. } => due <= now,
                 Stage::Created(_) => true,
                 Stage::Lives | Stage::Off | Stage::Creating(_) | Stage::Stuck => false,
             };
@@ -153,12 +164,13 @@ impl Revivals {
         Ok(ready)
     }
 
-    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `bury` is called at its death.
+    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `bury` is called at its death, and
+    /// returns what it has left in its page.
     pub fn look(
         &mut self,
         host: &mut Host,
         attachment: &Attachment,
-        bury: impl FnOnce(),
+        bury: impl FnOnce() -> Option<String>,
     ) -> Result<Verdict, RecordError> {
         let now = Instant::now();
         let revival = self
@@ -232,21 +244,27 @@ impl Revival {
         stage: Stage,
         now: Instant,
         epoch: Instant,
-        bury: impl FnOnce(),
+        bury: impl FnOnce() -> Option<String>,
     ) -> Result<(Verdict, Stage), RecordError> {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((Verdict::Leave, stage));
         let error = match stage {
             Stage::Creating(_) | Stage::Stuck => return stay(stage),
             Stage::Due(due) if due > now => return stay(stage),
-            Stage::Unplugging(deadline, afterwards) => {
+            Stage::Unplugging {
+                deadline, afterwards, ..
+            } => {
                 if unplug::is_over(host, attachment)? {
                     unplug::clear(host, attachment)?;
                     log::warn!("guest {} has let go of its devices", attachment.guest.name);
                     return Ok((Verdict::Release(afterwards), Stage::Stuck));
                 }
                 if now < deadline {
-                    return stay(stage);
+                    return stay(Stage::Unplugging {
+                        look: now + UNPLUG_LOOK,
+                        deadline,
+                        afterwards,
+                    });
                 }
                 log::error!(
                     "guest {0} does not let go of its devices: `bulkhead destroy {0}` frees them",
@@ -259,8 +277,7 @@ impl Revival {
                 Condition::Dying => return stay(stage),
                 Condition::Off => {
                     if matches!(stage, Stage::Lives) {
-                        bury();
-                        keepsake::keep_published(&mut host.store, first_hop(attachment))?;
+                        keep(host, attachment, bury())?;
                         log::warn!(
                             "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
                              `xl destroy {name}` has a new one come",
@@ -270,9 +287,7 @@ impl Revival {
                     return stay(Stage::Off);
                 }
                 Condition::Dead(how) => {
-                    bury();
-                    // While it still has a home, if it has.
-                    keepsake::keep_published(&mut host.store, first_hop(attachment))?;
+                    keep(host, attachment, bury())?;
                     (self.died, self.how) = (now, how);
                     log::error!("stub {name} {how}");
                     if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
@@ -309,6 +324,10 @@ impl Revival {
                 }
             }
         };
+        // One that was created and could not be given what it needs; else there is nothing to destroy.
+        if let Err(error) = domains::destroy(host, &attachment.stub) {
+            log::error!("cannot destroy what there is of stub {name}: {error}");
+        }
         let is_final = error.is_final();
         log::error!(
             "stub {name} is not brought back: {:#}",
@@ -336,9 +355,24 @@ impl Revival {
         }
         log::warn!("the devices of guest {guest} are unplugged");
         unplug::begin(host, attachment)?;
-        Ok((
-            Verdict::Leave,
-            Stage::Unplugging(now + UNPLUG_PATIENCE, afterwards),
-        ))
+        let stage = Stage::Unplugging {
+            look: now + UNPLUG_LOOK,
+            deadline: now + UNPLUG_PATIENCE,
+            afterwards,
+        };
+        Ok((Verdict::Leave, stage))
     }
+}
+
+/// Keeps what a dead stub has left: in its home, if it still has one, and in its page.
+fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) -> Result<(), StoreError> {
+    keepsake::keep_published(&mut host.store, first_hop(attachment))?;
+    if let Some(survivor) = survivor {
+        let kept = keepsake::keep_survivor(&mut host.store, attachment.stub.domid, &survivor);
+        if let Err(error) = kept {
+            // The next one reads from the devices what it can.
+            log::warn!("stub {}: what it has left is lost: {error}", attachment.stub.name);
+        }
+    }
+    Ok(())
 }
