@@ -11,8 +11,8 @@ pub enum Limit {
     AtMost(f64),
     /// No less.
     AtLeast(f64),
-    /// Less than another figure of the same run, by its name.
-    Below(&'static str),
+    /// Less than another figure of the same run: its name, and what it is for the reader.
+    Below(&'static str, &'static str),
     /// None: for comparison.
     Free,
 }
@@ -24,7 +24,7 @@ impl Limit {
             Self::Exactly(limit) => (value - limit).abs() < f64::EPSILON,
             Self::AtMost(limit) => value <= limit,
             Self::AtLeast(limit) => value >= limit,
-            Self::Below(name) => other(name).is_some_and(|limit| value < limit),
+            Self::Below(name, _) => other(name).is_some_and(|limit| value < limit),
             Self::Free => true,
         }
     }
@@ -36,7 +36,7 @@ impl fmt::Display for Limit {
             Self::Exactly(limit) => write!(f, "{limit}"),
             Self::AtMost(limit) => write!(f, "at most {limit}"),
             Self::AtLeast(limit) => write!(f, "at least {limit}"),
-            Self::Below(name) => write!(f, "less than `{name}`"),
+            Self::Below(_, theirs) => write!(f, "less than {theirs}"),
             Self::Free => Ok(()),
         }
     }
@@ -155,13 +155,13 @@ pub const ROWS: &[Row] = &[
     Row {
         what: "Floods of events and requests: dom0's processor time, by Bulkhead and by xen-pciback",
         measures: &[
-            measure("events, Bulkhead", "flood", "events-dom0-bulkhead", "", Below("events-dom0-pciback")),
+            measure("events, Bulkhead", "flood", "events-dom0-bulkhead", "", Below("events-dom0-pciback", "xen-pciback's")),
             measure("events, xen-pciback", "flood", "events-dom0-pciback", "", Free),
-            measure("reads, Bulkhead", "flood", "reads-dom0-bulkhead", "", Below("reads-dom0-pciback")),
+            measure("reads, Bulkhead", "flood", "reads-dom0-bulkhead", "", Below("reads-dom0-pciback", "xen-pciback's")),
             measure("reads, xen-pciback", "flood", "reads-dom0-pciback", "", Free),
-            measure("writes, Bulkhead", "flood", "writes-dom0-bulkhead", "", Below("writes-dom0-pciback")),
+            measure("writes, Bulkhead", "flood", "writes-dom0-bulkhead", "", Below("writes-dom0-pciback", "xen-pciback's")),
             measure("writes, xen-pciback", "flood", "writes-dom0-pciback", "", Free),
-            measure("refused requests, Bulkhead", "flood", "refused-dom0-bulkhead", "", Below("refused-dom0-pciback")),
+            measure("refused requests, Bulkhead", "flood", "refused-dom0-bulkhead", "", Below("refused-dom0-pciback", "xen-pciback's")),
             measure("refused requests, xen-pciback", "flood", "refused-dom0-pciback", "", Free),
             measure("a second guest's pings lost", "flood", "pings-lost", "", NONE),
             measure("log lines, Bulkhead", "flood", "log-lines-bulkhead", "", AtMost(200.0)),
@@ -199,8 +199,8 @@ mod tests {
         assert!(keeps(Exactly(0.0), 0.0) && !keeps(Exactly(0.0), 1.0));
         assert!(keeps(AtMost(2.0), 2.0) && !keeps(AtMost(2.0), 2.1));
         assert!(keeps(AtLeast(2.0), 2.0) && !keeps(AtLeast(2.0), 1.9));
-        assert!(keeps(Below("theirs"), 1.9) && !keeps(Below("theirs"), 2.0));
-        assert!(!keeps(Below("nobody's"), 0.0));
+        assert!(keeps(Below("theirs", ""), 1.9) && !keeps(Below("theirs", ""), 2.0));
+        assert!(!keeps(Below("nobody's", ""), 0.0));
         assert!(keeps(Free, -1.0));
     }
 }
