@@ -51,7 +51,7 @@ pub enum ReviveError {
 impl ReviveError {
     /// True if no further attempt can succeed either.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Taken | Self::NoConfig | Self::NoLauncher)
+        matches!(self, Self::NoConfig | Self::NoLauncher)
     }
 }
 

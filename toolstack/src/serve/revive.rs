@@ -304,9 +304,17 @@ impl Revival {
                     Err(error) => error,
                 },
             },
-            Stage::Due(_) => match create(host, attachment) {
-                Ok(ticket) => return stay(Stage::Creating(ticket)),
-                Err(error) => error,
+            // The launcher of a service that was killed may have finished what that one had begun.
+            Stage::Due(_) => match condition(host, attachment)? {
+                Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
+                Condition::Naked => match settle_in(host, attachment) {
+                    Ok(()) => return Ok((Verdict::Serve, Stage::Lives)),
+                    Err(error) => error,
+                },
+                Condition::Dying | Condition::Off | Condition::Dead(_) => match create(host, attachment) {
+                    Ok(ticket) => return stay(Stage::Creating(ticket)),
+                    Err(error) => error,
+                },
             },
             Stage::Created(created) => {
                 let created = created.map_err(ReviveError::from);
