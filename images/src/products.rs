@@ -144,6 +144,14 @@ pub fn build_stub(observer: &mut dyn Observer) -> Result<PathBuf> {
     build(&STUB, observer)
 }
 
+/// Builds the dom0 command and gives its path.
+///
+/// # Errors
+/// It does not compile: the compiler's words are in the error.
+pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
+    build(&TOOLSTACK, observer)
+}
+
 /// What an installation of Bulkhead has, each file where it has it.
 ///
 /// # Errors

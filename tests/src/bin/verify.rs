@@ -43,6 +43,9 @@ const IMAGE_LIMIT: u64 = 128 * 1024;
 /// What only an image with the feature `inject` has in it (`drivers::inject`).
 const INJECTION: &[u8] = b"control/bulkhead-inject";
 
+/// What only a dom0 command with the feature `inject` has in it (`toolstack::inject`).
+const COMMAND_INJECTION: &[u8] = b"/run/bulkhead/inject";
+
 /// Checks that need no rig: what they show, and cargo's arguments.
 const HOST_CHECKS: &[(&str, &[&str])] = &[
     ("formatting", &["fmt", "--all", "--check"]),
@@ -160,6 +163,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let files = artifacts::build(&mut observer)?;
     image_check(score, &mut observer)?;
+    command_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
     for version in versions {
         Emulator::prepare(version, &mut observer)?;
@@ -267,7 +271,7 @@ fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}, without failures on demand");
     let verdict = if size > IMAGE_LIMIT {
         Verdict::Failure("too large".into())
-    } else if image.windows(INJECTION.len()).any(|bytes| bytes == INJECTION) {
+    } else if contains(&image, INJECTION) {
         Verdict::Failure("it was built with the feature `inject`".into())
     } else {
         Verdict::Success
@@ -275,4 +279,22 @@ fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     tell(&name, &verdict, since.elapsed());
     score.note(&name, &verdict);
     Ok(())
+}
+
+fn command_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
+    let since = Instant::now();
+    let command = std::fs::read(images::products::build_toolstack(observer)?)?;
+    let name = "command without failures on demand";
+    let verdict = if contains(&command, COMMAND_INJECTION) {
+        Verdict::Failure("it was built with the feature `inject`".into())
+    } else {
+        Verdict::Success
+    };
+    tell(name, &verdict, since.elapsed());
+    score.note(name, &verdict);
+    Ok(())
+}
+
+fn contains(file: &[u8], words: &[u8]) -> bool {
+    file.windows(words.len()).any(|bytes| bytes == words)
 }
