@@ -167,18 +167,15 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         self.platform.wait(&[], Some(until));
     }
 
-    fn backend_state(&mut self) -> Result<XenbusState, Failure> {
-        let backend: String = self.client.read(&node(key::BACKEND))?;
-        let state = self.client.read_optional(&[&backend, "/", key::STATE].concat())?;
+    fn backend_state(client: &mut Client<T>) -> Result<XenbusState, Failure> {
+        let backend: String = client.read(&node(key::BACKEND))?;
+        let state = client.read_optional(&[&backend, "/", key::STATE].concat())?;
         Ok(state.as_deref().map_or(XenbusState::Unknown, XenbusState::parse))
     }
 
     fn wait_for_end(&mut self) -> Result<(), Failure> {
-        let backend: String = self.client.read(&node(key::BACKEND))?;
-        let state = [&backend, "/", key::STATE].concat();
         wait_for(self.platform, NOTICE, "the backend to end the connection", || {
-            let state = self.client.read_optional(&state)?;
-            let state = state.as_deref().map_or(XenbusState::Unknown, XenbusState::parse);
+            let state = Self::backend_state(self.client)?;
             let ended = matches!(state, XenbusState::Closing | XenbusState::Closed);
             Ok(ended.then_some(()))
         })

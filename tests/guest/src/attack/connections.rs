@@ -105,7 +105,10 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
                 None => self.client.remove(&path)?,
             }
             self.pause(GLANCE);
-            if matches!(self.backend_state()?, XenbusState::Closing | XenbusState::Closed) {
+            if matches!(
+                Self::backend_state(self.client)?,
+                XenbusState::Closing | XenbusState::Closed
+            ) {
                 endings += 1;
                 ask_dom0(self.platform, self.client, ANEW)?;
             }

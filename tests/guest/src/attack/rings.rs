@@ -1,6 +1,6 @@
 //! Attacks by pages and ports: a second ring, and grants that are not what they were.
 
-use super::{Attacker, PATIENCE};
+use super::{Attacker, NOTICE, PATIENCE};
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend, node, wait_for};
 use crate::grants::Grants;
@@ -75,7 +75,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         let state = [&backend, "/", key::STATE].concat();
         wait_for(
             self.platform,
-            super::NOTICE,
+            NOTICE,
             "the backend to refuse a second device",
             || {
                 let state = self.client.read(&state)?;
