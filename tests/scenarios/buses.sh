@@ -1,5 +1,6 @@
 #!/bin/sh
 # A guest sees its devices where they are in dom0, on three buses and behind a bridge of its own, and they come and go.
+#: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device pcie-root-port,id=rp1,chassis=1,addr=6
 #: device e1000e,netdev=n1,bus=rp1

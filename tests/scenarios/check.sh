@@ -1,5 +1,6 @@
 #!/bin/sh
 # All about a device is told before any guest starts; devices are held for guests and given back in words.
+#: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: device nvme,drive=d0,serial=check,addr=6
 #: device edu,addr=8

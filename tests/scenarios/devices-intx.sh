@@ -1,5 +1,6 @@
 #!/bin/sh
 # Cards that know nothing but their INTx line work with it, each in a guest of its own, also after rebinds and a hot replug.
+#: suite bookworm
 #: device e1000,netdev=n0,addr=5
 #: device rtl8139,netdev=n1,addr=6
 #: timeout 300

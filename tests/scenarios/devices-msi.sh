@@ -1,5 +1,6 @@
 #!/bin/sh
 # A disk controller works with MSI in a guest of its own, also after rebinds and a hot replug; edu, which no driver is for, gets MSI.
+#: suite trixie
 #: device ahci,id=ahci1,addr=7
 #: device ide-hd,drive=d0,bus=ahci1.0
 #: device edu,addr=8

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Functions of one slot stay together in one slot of the guest, and each works, also while the other comes and goes.
+#: suite trixie
 #: device e1000e,netdev=n0,addr=8.0,multifunction=on
 #: device e1000e,netdev=n1,addr=8.1
 #: timeout 240

@@ -1,5 +1,6 @@
 #!/bin/sh
 # What lspci tells a guest of every kind of device, through Bulkhead and through xen-pciback, before and after drivers took it.
+#: suite trixie
 #: device e1000,netdev=n0,addr=5
 #: device rtl8139,netdev=n1,addr=6
 #: device edu,addr=7

@@ -1,5 +1,6 @@
 #!/bin/sh
 # On what terms a guest has a device: MSI off by every rule, permissive, quirks, names, and the policy file.
+#: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: device pcie-root-port,id=rp1,chassis=1,slot=1,addr=8

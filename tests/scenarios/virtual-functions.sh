@@ -1,6 +1,7 @@
 #!/bin/sh
 # The virtual functions of a network card go to guests, come back and go again, while dom0 works with the card itself.
 #: qemu 10
+#: suite trixie
 #: device pcie-root-port,id=root,addr=5,pref64-reserve=64M
 #: device igb,netdev=n0,bus=root
 #: timeout 300

@@ -176,7 +176,10 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     }
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
-        let suited = chosen.iter().filter(|scenario| scenario.is_for(rig.suite()));
+        let named = arguments.suite.is_some() && !arguments.scenario.is_empty();
+        let suited = chosen
+            .iter()
+            .filter(move |scenario| named || scenario.is_for(rig.suite()));
         suited.map(move |scenario| (rig, scenario))
     });
     // What takes several processors runs alone, so that it has them.
