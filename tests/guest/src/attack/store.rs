@@ -12,8 +12,8 @@ use xenbus::state::XenbusState;
 /// More nodes, and more watches, than xenstored lets a guest have.
 const MANY_NODES: usize = 1500;
 const MANY_WATCHES: usize = 200;
-/// Sizes of values, up to the longest that fits a request; xenstored's own limit is 2048.
-const SIZES: [usize; 5] = [256, 1024, 2000, 2048, 4000];
+/// Sizes of values, up to the longest that fits the ring to xenstored in one piece.
+const SIZES: [usize; 3] = [64, 256, 960];
 
 impl<P: Grants, T: Transport> Attacker<'_, P, T> {
     pub(super) fn nodes(&mut self) -> Result<(), Failure> {
