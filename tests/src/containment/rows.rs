@@ -107,6 +107,7 @@ pub const ROWS: &[Row] = &[
         what: "The stub destroyed (`xl destroy`), ten times under traffic: it is brought back",
         measures: &[
             measure("pings lost", "stub-destroyed", "destroyed-pings-lost", "", NONE),
+            measure("accesses that the guest gave up", "stub-destroyed", "destroyed-given-up", "", NONE),
             measure("time to service again, p50", "stub-destroyed", "destroyed-p50", "ms", PATIENCE_MS),
             measure("time to service again, max", "stub-destroyed", "destroyed-max", "ms", PATIENCE_MS),
         ],

@@ -1,0 +1,150 @@
+#!/bin/sh
+# The service is killed at every point where it changes something: the guest notices nothing, and nothing is left behind.
+#: device e1000e,netdev=n0,addr=5
+#: device edu,addr=7
+#: cpus 2
+#: timeout 420
+. /rig/scenarios/lib.sh
+BDF=0000:00:05.0
+EDU=0000:00:07.0
+LOG=/var/log/bulkhead/serve.log
+ORDERS=/run/bulkhead/inject
+AT='at=0000:00:00.0'
+
+# What systemd does elsewhere (config/bulkhead.service): whenever the service ends it is started again, 100 ms later. Its
+# log is read as it comes, so that each taking up of a stub is timed without a process that looks for it.
+mkdir -p /run/bulkhead /var/log/bulkhead
+: >/tmp/served
+mkfifo /tmp/log
+exec 4<>/tmp/log
+(while read -r line; do
+    case $line in *"serving stub"*) read -r now _ </proc/uptime && echo "$now" >>/tmp/served ;; esac
+    echo "$line" >>$LOG
+done <&4) &
+(while :; do [ -e /tmp/down ] || INVOCATION_ID=rig /rig/bin/bulkhead-inject serve >&4 2>&4; usleep 100000; done) &
+within 10 "the service runs" sh -c "bulkhead status --json | jq -e .service.running"
+
+# served COUNT: stubs were taken up so often.
+served() { [ "$(wc -l </tmp/served)" -ge "$1" ]; }
+# spent WHAT: every failure that was ordered has happened.
+spent() { [ ! -e $ORDERS ] || failure "$1: the service never came by $(cat $ORDERS)"; }
+
+guest_config g1
+check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
+check "e1000e comes up" network_up g1
+equal "pings lost before" 0 "$(pings_lost g1 5)"
+dmesg -c >/dev/null
+inventory | grep -v memory >/tmp/before
+cat /tmp/before
+
+# --- what the service holds, and what it cannot do
+bulkhead status --json | jq .service >/tmp/service
+equal "the service's privileges" "sys_admin true true" \
+    "$(jq -r '.holds | "\(.capabilities | join(",")) \(.no_new_privileges) \(.filtered)"' /tmp/service)"
+equal "pages, event channels, pirqs, open configuration spaces" "1 1 3 1" \
+    "$(jq -r '.holds | "\(.pages) \(.event_channels) \(.pirqs) \(.devices | length)"' /tmp/service)"
+echo "taken:exec" >$ORDERS
+check "a write in the guest" in_guest g1 "setpci -s 00:00.0 CACHE_LINE_SIZE=10"
+spent "taken:exec"
+check "the service cannot run a program, and lives" grep -q 'running a program: Err.*code: 1,' $LOG
+
+# --- ten kills, while the guest pings, and writes and reads a register
+in_guest g1 "rm -f /tmp/stop /tmp/wrong; (while [ ! -e /tmp/stop ]; do
+        v=\$(printf %02x \$((n % 200))); n=\$((n + 1))
+        setpci -s 00:00.0 CACHE_LINE_SIZE=\$v && [ \"\$(setpci -s 00:00.0 CACHE_LINE_SIZE)\" = \$v ] || echo \$n \$v >>/tmp/wrong
+        echo \$n >/tmp/rounds
+        usleep 50000
+    done >/dev/null 2>&1 &)
+    (ping -c 120 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1; touch /tmp/pinged) >/dev/null 2>&1 &"
+rm -f /tmp/times
+for round in 1 2 3 4 5 6 7 8 9 10; do
+    count=$(wc -l </tmp/served)
+    service=$(service_pid)
+    read -r killed _ </proc/uptime
+    kill -KILL "$service"
+    within 10 "kill $round: it is back" served $((count + 1))
+    tail -n 1 /tmp/served | awk -v killed="$killed" '{ print int(($1 - killed) * 1000 + 0.5) }' >>/tmp/times
+done
+sort -n /tmp/times -o /tmp/times
+figure service-killed-p50 "$(sed -n 5p /tmp/times)" ms
+figure service-killed-max "$(sed -n '$p' /tmp/times)" ms
+say "each time, in ms: $(tr '\n' ' ' </tmp/times)"
+check "it was back within 2 s each time" [ "$(sed -n '$p' /tmp/times)" -lt 2000 ]
+within 60 "the pings have ended" in_guest g1 "test -e /tmp/pinged"
+answered=$(in_guest g1 cat /tmp/pings | sed -n 's/.* transmitted, \([0-9]*\) .*received.*/\1/p')
+figure service-killed-pings-lost $((120 - ${answered:-0})) of 120
+equal "pings of 120 that were answered" 120 "$answered"
+in_guest g1 "touch /tmp/stop"
+equal "writes and reads that went wrong" "" "$(in_guest g1 "cat /tmp/wrong 2>/dev/null")"
+say "$(in_guest g1 cat /tmp/rounds) writes and reads meanwhile"
+
+# --- killed at each point during a rebind of the driver, which writes and turns MSI-X off and on
+for point in taken answered note noted map mapped unmap unmapped write written; do
+    echo "$point:kill" >$ORDERS
+    check "killed at $point: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP; $INTERRUPTS"
+    cp /tmp/check /tmp/lines
+    spent "$point"
+    in_mode "killed at $point" "msi-x 3" /tmp/lines
+done
+printf 'take-up:kill\nnoted:kill\nmapped:kill\n' >$ORDERS
+kill -KILL $(service_pid)
+check "killed three times over: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP; $INTERRUPTS"
+cp /tmp/check /tmp/lines
+spent "three times"
+in_mode "killed three times over" "msi-x 3" /tmp/lines
+echo "map:fail:1" >$ORDERS
+check "a mapping that Xen refuses: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
+spent "map:fail"
+check "after that: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP; $INTERRUPTS"
+cp /tmp/check /tmp/lines
+in_mode "after that" "msi-x 3" /tmp/lines
+equal "pings lost of 10" 0 "$(pings_lost g1 10 0.1)"
+
+# --- commands that are killed halfway, and the service while they wait for it
+for point in recorded assign listed; do
+    echo "$point:kill" >$ORDERS
+    /rig/bin/bulkhead-inject attach g1 --device $EDU >/tmp/check 2>&1 && failure "attach was not killed at $point"
+    spent "attach at $point"
+    check "attach killed at $point: detach takes back what there is" bulkhead detach $EDU
+done
+check "attach" bulkhead attach g1 --device $EDU
+for point in deassign released; do
+    echo "$point:kill" >$ORDERS
+    check "detach while the service is killed at $point" bulkhead detach $EDU
+    spent "detach at $point"
+    check "attach again" bulkhead attach g1 --device $EDU
+done
+echo "listed:kill" >$ORDERS
+/rig/bin/bulkhead-inject detach $EDU >/tmp/check 2>&1 && failure "detach was not killed"
+check "detach killed at listed: detach again" bulkhead detach $EDU
+equal "the guest's bus" "00:00.0 Class 0200: 8086:10d3" "$(in_guest g1 "lspci -n")"
+
+within 10 "nothing leaks" sh -c '. /rig/scenarios/lib.sh; trap - EXIT; inventory | grep -v memory | diff /tmp/before -'
+# One is meant: the mapping that Xen refused.
+equal "complaints in the guest" 1 "$(guest_complaints g1 | grep -c .)"
+
+# --- the guest dies, and the service over its release, three times
+printf 'write:kill\ndestroy:kill\nreleased:kill\n' >$ORDERS
+check "xl destroy" xl destroy g1
+within 20 "the attachment is cleared away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
+spent "the guest's death"
+quiet $BDF
+equal "domains" 1 "$(xl list | tail -n +2 | wc -l)"
+
+# --- a guest that dies while there is no service
+guest_config g2
+echo "created:kill" >$ORDERS
+/rig/bin/bulkhead-inject run /root/g2.cfg --device $BDF >/tmp/check 2>&1 && failure "run was not killed"
+check "run killed after the guest's creation: destroy" bulkhead destroy g2
+check "bulkhead run" bulkhead run /root/g2.cfg --device $BDF
+touch /tmp/down
+kill -KILL $(service_pid)
+check "xl destroy" xl destroy g2
+rm /tmp/down
+within 20 "a later service clears away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
+equal "domains" 1 "$(xl list | tail -n +2 | wc -l)"
+equal "nodes that are left" "" \
+    "$(xenstore-ls -f / | grep -v '^/libxl/' | grep -E '/pci/|backend/bulkhead/|bulkhead/attachment/')"
+equal "complaints in dom0" "" "$(complaints)"
+check "the command that ships has no failures on demand" sh -c "! grep -q /run/bulkhead/inject /usr/bin/bulkhead"
+success
