@@ -1,5 +1,6 @@
 #!/bin/sh
 # Errors of devices reach the guest's driver, which recovers; where there is no handler the configured fate follows.
+#: suite trixie
 #: qemu 10
 #: device pcie-root-port,id=port1,chassis=1,slot=1,addr=5
 #: device e1000e,bus=port1,id=nic,netdev=n0

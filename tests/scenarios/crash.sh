@@ -1,5 +1,6 @@
 #!/bin/sh
 # The stub panics in the middle of a guest's request: its console tells why, the request is answered, and the guest's pings go on.
+#: suite trixie
 #: device e1000e,netdev=n0,addr=5
 . /rig/scenarios/lib.sh
 KERNEL=/rig/bulkhead-stub-inject

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Seventeen functions work at once in one guest through one stub, with all pirqs that Xen has to spare, and leave nothing behind.
+#: suite bookworm
 #: device e1000,netdev=n0,addr=5
 #: device rtl8139,netdev=n1,addr=6
 #: device edu,addr=7

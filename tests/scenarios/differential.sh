@@ -1,5 +1,6 @@
 #!/bin/sh
 # The same accesses to the same devices by xen-pciback and by Bulkhead: each answer and what is left in the device.
+#: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device nvme,serial=1,drive=d0,addr=7

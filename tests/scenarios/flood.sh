@@ -1,5 +1,6 @@
 #!/bin/sh
 # A guest that floods its backend with events and requests costs dom0 less through a stub than through xen-pciback.
+#: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: timeout 240

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Requests that change on one processor while the stub handles them on another: XSA-155.
+#: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: cpus 2
 #: timeout 180

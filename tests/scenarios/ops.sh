@@ -1,5 +1,6 @@
 #!/bin/sh
 # The same requests to xen-pciback and to Bulkhead, by a guest that sends what Linux cannot: each answer compared.
+#: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device nvme,serial=1,drive=d0,addr=7

@@ -117,7 +117,7 @@ done
 echo "listed:kill" >$ORDERS
 /rig/bin/bulkhead-inject detach $EDU >/tmp/check 2>&1 && failure "detach was not killed"
 check "detach killed at listed: detach again" bulkhead detach $EDU
-equal "the guest's bus" "00:00.0 Class 0200: 8086:10d3" "$(in_guest g1 "lspci -n")"
+equal "devices of the guest" 1 "$(in_guest g1 "lspci -n" | wc -l)"
 
 within 10 "nothing leaks" sh -c '. /rig/scenarios/lib.sh; trap - EXIT; inventory | grep -v memory | diff /tmp/before -'
 # One is meant: the mapping that Xen refused.

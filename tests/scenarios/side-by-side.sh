@@ -1,5 +1,6 @@
 #!/bin/sh
 # The same card, guest kernel and boot: what the guest sees and how long accesses take, by xen-pciback and by Bulkhead.
+#: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: cpus 2
 #: timeout 150
