@@ -50,6 +50,7 @@ xenstore-chmod -r $home/backend/pci/77/0 n$idle
 check "nonsense in its nodes is named" wait-log "$log" "(ERROR|WARN).*(/local/domain/|second hop|backend/pci)" 10
 check "it lives" sh -c "xl list idle | awk 'NR == 2 { exit \$5 ~ /c/ }'"
 check "it ends when asked" xl shutdown -w idle
+check "what is left of it goes" xl destroy idle
 
 # --- a guest that writes nonsense into its own frontend nodes while it is connected
 home=/local/domain/$(xl domid g1)/device/pci/0

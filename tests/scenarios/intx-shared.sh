@@ -48,12 +48,17 @@ noise() { # MICROSECONDS
 }
 heard() { awk -v line="$gsi:" '$1 == line { print $2 }' /proc/interrupts; }
 of_line() { sed -n "s/^$1 //p" "/proc/irq/$gsi/spurious"; }
-before=$(heard)
-# Shorter than it takes to lose the line.
-noise 300000
-say "without an answer: dom0 heard $(($(heard) - before)), count $(of_line count), unhandled $(of_line unhandled)"
+# Shorter than it takes to lose the line. Linux begins to count anew after a pause of 100 ms, which an emulated machine may
+# make: then once more.
+for _ in 1 2 3 4 5; do
+    before=$(heard)
+    noise 300000
+    heard=$(($(heard) - before))
+    [ "$(of_line unhandled)" -le 1000 ] || break
+done
+say "without an answer: dom0 heard $heard, unhandled $(of_line unhandled)"
 check "without an answer dom0 counts them as unwanted" [ "$(of_line unhandled)" -gt 1000 ]
-check "nearly all of them" [ $(($(of_line unhandled) * 100)) -gt $(($(of_line count) * 95)) ]
+check "nearly all of them" [ $(($(of_line unhandled) * 100)) -gt $((heard * 95)) ]
 
 # --- with an answer
 check "bulkhead irq on" bulkhead irq $BDF on

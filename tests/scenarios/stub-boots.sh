@@ -15,6 +15,9 @@ equal "CPU time burnt by 5 s of idling, s" 0.0 "$(awk -v a="$before" -v b="$(cpu
 
 check "xl shutdown" xl shutdown -w stub
 check "it says that it powers off" wait-log "$log" "poweroff" 5
+# What is left shows that it was meant, so that nobody brings it back.
+within 5 "the domain stays, shut down" sh -c "xl list stub | awk 'NR == 2 { exit \$5 !~ /s/ }'"
+check "xl destroy" xl destroy stub
 refused "the domain is gone" "invalid domain|does not exist|not.*found" xl domid stub
 
 check "xl create once more" xl create -q /etc/bulkhead/stubdom.cfg 'name="stub"' 'on_reboot="destroy"'
