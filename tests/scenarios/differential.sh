@@ -4,7 +4,6 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device nvme,serial=1,drive=d0,addr=7
-#: cpus 2
 #: timeout 900
 . /rig/scenarios/lib.sh
 # To repeat a run, put the seed that it printed here.

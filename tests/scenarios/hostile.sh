@@ -3,6 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: device edu,addr=7
+#: suite bookworm
 #: timeout 400
 . /rig/scenarios/lib.sh
 # To repeat a run, give the seed that it printed: `--set SEED=N`. `--set COUNT=1000000` for a long one.

@@ -3,6 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000,netdev=n1,addr=6
 #: device edu,addr=7
+#: suite bookworm
 #: timeout 600
 . /rig/scenarios/lib.sh
 E1000E=0000:00:05.0

@@ -2,6 +2,7 @@
 # The service is killed at every point where it changes something: the guest notices nothing, and nothing is left behind.
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
+#: suite trixie
 #: cpus 2
 #: timeout 420
 . /rig/scenarios/lib.sh

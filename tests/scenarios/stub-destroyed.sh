@@ -3,6 +3,7 @@
 # notices no more than a slow access.
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
+#: suite bookworm
 #: cpus 2
 #: timeout 300
 . /rig/scenarios/lib.sh

@@ -9,6 +9,7 @@ use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::observer::{Quiet, Terminal};
 use images::{Emulator, FileIn, Rig, Suite};
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -183,7 +184,11 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
         suited.map(move |scenario| (rig, scenario))
     });
     // What takes several processors runs alone, so that it has them.
-    let (wide, narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
+    let (wide, mut narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
+    // The longest first, so that none is left to run by itself in the end.
+    narrow
+        .make_contiguous()
+        .sort_by_key(|(_, scenario)| Reverse(scenario.timeout));
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let figures = Mutex::new(Store::open(&Store::default_path())?);
     let mut reports = run_all(wide, 1, &files, &figures)?;

@@ -1,0 +1,57 @@
+#!/bin/sh
+# A stub that cannot be brought back: its guest sees an orderly unplug. One that dies again and again stays away; one
+# whose number another domain has by then is replaced by one of another number.
+#: device e1000e,netdev=n0,addr=5
+#: suite bookworm
+#: timeout 300
+. /rig/scenarios/lib.sh
+BDF=0000:00:05.0
+LOG=/var/log/bulkhead/serve.log
+clock() { cut -d. -f1 /proc/uptime; }
+
+guest_config g1
+check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
+check "e1000e comes up" network_up g1
+stub=g1-bulkhead
+
+began=$(clock)
+until bulkhead status | grep -q '^failed: '; do
+    [ $(($(clock) - began)) -lt 90 ] || failure "no end of the crash loop"
+    xl destroy $stub 2>/dev/null
+    usleep 100000
+done
+say "given up after $(($(clock) - began)) s: $(bulkhead status | grep '^failed: ')"
+check "it was brought back five times at most" [ "$(grep -c 'is back after' $LOG)" -le 5 ]
+within 120 "the guest lets go of its devices" grep -q 'has let go of its devices' $LOG
+say "unplugged $(($(clock) - began)) s after the first death"
+within 10 "the attachment is cleared away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
+quiet $BDF
+equal "devices of the guest" "" "$(in_guest g1 "lspci -n")"
+equal "no stub is left" "" "$(xl list | grep bulkhead)"
+check "status says failed, with the next step" sh -c "bulkhead status | grep '^failed: .*bulkhead attach g1 --device $BDF'"
+check "that step" bulkhead attach g1 --device $BDF
+equal "status says failed no more" "[]" "$(bulkhead status --json | jq -c .failed)"
+check "e1000e comes up again" network_up g1
+equal "pings lost" 0 "$(pings_lost g1 5)"
+
+number=$(xl domid $stub)
+xl list -l "$number" | jq -c "{domid: $number, config: (.[0].config | .c_info.name = \"squatter\" | del(.c_info.uuid))}" >/tmp/order
+kill -9 "$(service_pid)"
+within 5 "the service is dead" sh -c "! bulkhead status | grep -q 'service: running'"
+check "xl destroy of the stub" xl destroy $stub
+check "another domain takes its number" sh -c "bulkhead recreate </tmp/order"
+equal "its name" squatter "$(xl domname "$number")"
+began=$(clock)
+setsid bulkhead serve >>$LOG 2>&1 </dev/null &
+within 180 "the guest has its devices again" grep -q 'by a stub with another number' $LOG
+say "replugged after $(($(clock) - began)) s"
+check "the stub's number is another one" [ "$(xl domid $stub)" != "$number" ]
+equal "the other domain's home is its own" "" "$(xenstore-ls "/local/domain/$number/backend" 2>/dev/null)"
+check "e1000e comes up again" network_up g1
+equal "pings lost" 0 "$(pings_lost g1 5)"
+equal "status says failed no more" "[]" "$(bulkhead status --json | jq -c .failed)"
+check "bulkhead destroy" bulkhead destroy g1
+check "xl destroy of the other domain" xl destroy squatter
+quiet $BDF
+equal "what is left of failures" "" "$(xenstore-ls /local/domain/0/bulkhead/failed 2>/dev/null)"
+success
