@@ -20,6 +20,8 @@ use std::fmt;
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::counters::{Counter, Counters};
+use xenbus::pciif::Request;
+use xenbus::survivor;
 use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
@@ -128,6 +130,9 @@ pub struct Served {
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
+    /// The guest's requests that brought the stub down twice and are refused since, the latest first.
+    #[serde(default)]
+    pub poisonous: Vec<PoisonousRequest>,
     /// How often the stub was brought back since the service began to serve it.
     #[serde(default)]
     pub revivals: u64,
@@ -147,6 +152,15 @@ pub struct DeviceErrors {
     pub recovered: u64,
     /// How the last ones ended; empty while that is not known.
     pub last: String,
+}
+
+/// A request that the stub refuses because it failed over it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoisonousRequest {
+    /// What the guest asked for, in short.
+    pub request: String,
+    /// The request as it lay in the guest's page, before its MSI-X entries, in hex.
+    pub bytes: String,
 }
 
 /// Writes to one register that the guard refused for one reason.
@@ -217,6 +231,15 @@ impl Served {
             count: write.count,
         });
         self.dropped = dropped.collect();
+    }
+
+    /// Takes in the requests that the stub refuses for good. They are shown, never acted upon.
+    pub fn add_poisonous(&mut self, requests: &[survivor::Op]) {
+        let described = requests.iter().map(|op| PoisonousRequest {
+            request: Request::from_head(op).to_string(),
+            bytes: survivor::hex(op),
+        });
+        self.poisonous = described.collect();
     }
 }
 
@@ -505,6 +528,12 @@ impl StubStatus {
                 "{name}: dropped {count} writes to register {offset:#x} of the guest's {slot}"
             )?;
         }
+        for PoisonousRequest { request, bytes } in &served.poisonous {
+            writeln!(
+                f,
+                "{name}: REFUSES {request}, which brought it down twice; its bytes, for a report: {bytes}"
+            )?;
+        }
         for write in &served.refused {
             let RefusedWrite {
                 bdf,
@@ -542,6 +571,9 @@ mod tests {
             ..Served::default()
         };
         served.add_counters(&counters);
+        let mut read: survivor::Op = [0; _];
+        (read[20], read[24]) = (0x60, 4);
+        served.add_poisonous(&[read]);
         served.refused.push(RefusedWrite {
             bdf: "0000:00:05.0".into(),
             offset: 0x10,
@@ -604,6 +636,21 @@ mod tests {
             text.contains("REFUSED 2 writes to register 0x10 of 0000:00:05.0: no"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn requests_that_brought_a_stub_down_are_told_with_their_bytes() {
+        let text = status().to_string();
+        assert!(
+            text.contains(
+                "REFUSES conf_read 0000:00:00.0 offset 0x60 size 4, which brought it down twice; its bytes, for a \
+                 report: 0000000000000000000000000000000000000000600000000400000000000000"
+            ),
+            "{text}"
+        );
+        let json = serde_json::to_value(status()).unwrap();
+        let request = &json["stubs"][0]["served"]["poisonous"][0]["request"];
+        assert_eq!(request, "conf_read 0000:00:00.0 offset 0x60 size 4");
     }
 
     #[test]

@@ -88,15 +88,17 @@ pub fn end(page: &impl SharedPage) {
 
 /// Takes the block out of the page as hex, for the node. `None`: there is none, or it is damaged.
 pub fn to_hex(page: &impl SharedPage) -> Option<String> {
-    let mut block = [0; SIZE_MAX];
-    page.copy_out(OFFSET, &mut block);
-    let size = size(&block)?;
+    Survivor::from_page(page).map(|survivor| hex(&survivor.0))
+}
+
+/// Bytes as text.
+pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for byte in &block[..size] {
+    for byte in bytes {
         // A string takes all.
         let _ = write!(text, "{byte:02x}");
     }
-    Some(text)
+    text
 }
 
 /// Bytes of a block that begins so.
@@ -115,6 +117,14 @@ fn size(block: &[u8]) -> Option<usize> {
 pub struct Survivor(Vec<u8>);
 
 impl Survivor {
+    /// Takes the block out of the page. `None`: there is none, or it is damaged.
+    pub fn from_page(page: &impl SharedPage) -> Option<Self> {
+        let mut block = [0; SIZE_MAX];
+        page.copy_out(OFFSET, &mut block);
+        let size = size(&block)?;
+        Some(Self(block[..size].to_vec()))
+    }
+
     /// Reads the node's text. `None`: it is none, or one of another version.
     pub fn from_hex(text: &str) -> Option<Self> {
         let digit = |byte: u8| (byte as char).to_digit(16);

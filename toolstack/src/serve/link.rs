@@ -26,7 +26,7 @@ use xenbus::path::{Device as Hop, key};
 use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::backend::{Delivery, Success, Taken, take};
 use xenbus::pciif::{AER_HANDLER, MAGIC, Request, SharedPage, layout};
-use xenbus::survivor;
+use xenbus::survivor::{self, Survivor};
 
 /// The most requests answered in one go.
 const LONGEST_BURST: u32 = 256;
@@ -255,6 +255,9 @@ impl Link {
         }
         if let Ok(counters) = Counters::collect(&shared.page) {
             served.add_counters(&counters);
+        }
+        if let Some(survivor) = Survivor::from_page(&shared.page) {
+            served.add_poisonous(survivor.refused());
         }
         served
     }
