@@ -35,11 +35,15 @@ mod on_demand {
     use crate::store;
     use alloc::vec::Vec;
     use core::hint::black_box;
+    use core::time::Duration;
     use xenbus::client::Store;
     use xenbus::pciif::Command;
 
     /// Where dom0 writes its order, relative to the stub's home.
     pub const NODE: &str = "control/bulkhead-inject";
+
+    /// How long [`Kind::Delay`] takes: more than work may.
+    const DELAY: Duration = Duration::from_millis(900);
 
     const POINTS: [(&str, Point); 11] = [
         ("conf_read", Point::Taken(Command::ConfRead)),
@@ -66,6 +70,10 @@ mod on_demand {
         Stack,
         /// Loop for ever.
         Hang,
+        /// The same with all upcalls masked.
+        Deaf,
+        /// Do nothing for a while.
+        Delay,
         /// Read where nothing is mapped.
         PageFault,
         /// Read where no address is.
@@ -74,11 +82,13 @@ mod on_demand {
         InvalidOpcode,
     }
 
-    const KINDS: [(&str, Kind); 7] = [
+    const KINDS: [(&str, Kind); 9] = [
         ("panic", Kind::Panic),
         ("allocation", Kind::Allocation),
         ("stack", Kind::Stack),
         ("hang", Kind::Hang),
+        ("deaf", Kind::Deaf),
+        ("delay", Kind::Delay),
         ("page-fault", Kind::PageFault),
         ("protection-fault", Kind::ProtectionFault),
         ("invalid-opcode", Kind::InvalidOpcode),
@@ -140,6 +150,12 @@ mod on_demand {
             Some(Kind::Hang) => loop {
                 core::hint::spin_loop();
             },
+            Some(Kind::Delay) => {
+                let end = platform.now() + DELAY;
+                while platform.now() < end {
+                    platform.wait(&[], Some(end));
+                }
+            }
             Some(kind) => platform.fault(kind),
             None => {}
         }
@@ -162,7 +178,7 @@ mod on_demand {
                 let text = format!("{name}:invalid-opcode:3:17");
                 let order = Order::parse(&text).unwrap();
                 assert_eq!(POINTS[order.point as usize].0, name);
-                assert_eq!((order.kind, order.left, order.serial), (6, 3, 17));
+                assert_eq!((order.kind, order.left, order.serial), (8, 3, 17));
             }
             for bad in [
                 "",

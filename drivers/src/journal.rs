@@ -31,12 +31,15 @@ pub enum Cause {
     Panic,
     /// The processor did: the vector of the exception.
     Fault(u8),
+    /// Work took longer than it may.
+    Deadline,
 }
 
 impl Cause {
     const fn raw(self) -> u32 {
         match self {
             Self::Panic => 0,
+            Self::Deadline => 1,
             Self::Fault(vector) => 0x100 | vector as u32,
         }
     }
@@ -44,6 +47,7 @@ impl Cause {
     const fn from_raw(raw: u32) -> Self {
         match raw {
             0 => Self::Panic,
+            1 => Self::Deadline,
             fault => Self::Fault(fault as u8),
         }
     }
@@ -54,6 +58,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Panic => f.write_str("a panic"),
             Self::Fault(vector) => write!(f, "fault {vector}"),
+            Self::Deadline => f.write_str("a hang"),
         }
     }
 }
@@ -396,6 +401,7 @@ mod tests {
             (Cause::Panic, "a panic"),
             (Cause::Fault(0), "fault 0"),
             (Cause::Fault(14), "fault 14"),
+            (Cause::Deadline, "a hang"),
         ] {
             let mut journal = Journal::NEW;
             journal.fail(cause, at(1), None);

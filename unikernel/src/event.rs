@@ -1,8 +1,8 @@
-//! Event channels (`xen/include/public/event_channel.h`), two-level, polled: no upcall is ever delivered.
+//! Event channels (`xen/include/public/event_channel.h`), two-level, polled: the only upcall that is ever delivered is
+//! that of [`deadline`].
 
-use crate::clock;
-use crate::hypercall;
 use crate::memory::{Mapping, Window};
+use crate::{clock, deadline, hypercall};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 use drivers::log;
@@ -28,12 +28,57 @@ pub unsafe fn init(frame: u64) -> Result<(), Errno> {
     // SAFETY: the page is Xen's, not memory of ours.
     let window = unsafe { Window::show(frame, Mapping::Shared) }?;
     let page = window.address() as *mut SharedInfo;
-    // SAFETY: in the page that has just been mapped; Xen reads this byte at any moment, hence atomic.
-    unsafe { AtomicU8::from_ptr(&raw mut (*page).vcpu_info[0].evtchn_upcall_mask) }
-        .store(1, Ordering::SeqCst);
     core::mem::forget(window);
     SHARED.store(page, Ordering::Release);
+    shut_upcalls();
+    for word in 0..PORT_LIMIT / 64 {
+        // SAFETY: in the page that has just been mapped; Xen reads it at any moment, hence atomic.
+        unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[word as usize]) }
+            .store(u64::MAX, Ordering::Relaxed);
+    }
     Ok(())
+}
+
+/// Has the upcall come when there is an event on `port`, and on no other.
+pub fn open_upcall(port: Port) {
+    let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) else {
+        return;
+    };
+    take_pending(port);
+    // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen reads and writes these at any
+    // moment, hence atomic. The upcall never returns, see `deadline`, so that nothing of ours relies on it not coming.
+    unsafe {
+        let info = &raw mut (*page).vcpu_info[0];
+        AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel).store(0, Ordering::SeqCst);
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).store(0, Ordering::SeqCst);
+        AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[(port / 64) as usize])
+            .fetch_and(!(1 << (port % 64)), Ordering::SeqCst);
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_mask).store(0, Ordering::SeqCst);
+    }
+}
+
+/// Has no upcall come.
+pub fn shut_upcalls() {
+    if let Some(page) = shared_info() {
+        // SAFETY: as above.
+        unsafe { AtomicU8::from_ptr(&raw mut (*page).vcpu_info[0].evtchn_upcall_mask) }
+            .store(1, Ordering::SeqCst);
+    }
+}
+
+/// Makes a port for the events of this vCPU's timer.
+///
+/// # Errors
+/// `EEXIST` if there is one.
+pub fn bind_timer() -> Result<Port, Errno> {
+    let mut argument = xen_sys::evtchn_bind_virq {
+        virq: xen_sys::VIRQ_TIMER,
+        vcpu: 0,
+        port: 0,
+    };
+    // SAFETY: the structure of EVTCHNOP_bind_virq, which touches no memory of ours.
+    unsafe { operate(xen_sys::EVTCHNOP_bind_virq, &mut argument) }?;
+    Ok(argument.port)
 }
 
 /// The shared info page, once it is mapped. Xen writes it at any moment: volatile or atomic accesses only.
@@ -166,6 +211,21 @@ pub fn close_all_but(kept: &[Port]) {
 ///
 /// At most 128 ports (Xen's limit); the stub has five.
 pub fn wait(ports: &[Port], until: Option<Duration>) {
+    deadline::rest();
+    let idle = clock::now() + deadline::IDLE;
+    if deadline::is_watched() && until.is_none_or(|until| until > idle) {
+        poll(ports, Some(idle));
+        if clock::now() >= idle {
+            deadline::idle();
+            poll(ports, until);
+        }
+    } else {
+        poll(ports, until);
+    }
+    deadline::work();
+}
+
+fn poll(ports: &[Port], until: Option<Duration>) {
     let mut argument = xen_sys::sched_poll {
         ports: ports.as_ptr().cast_mut(),
         nr_ports: ports.len() as u32,

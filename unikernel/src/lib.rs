@@ -1,8 +1,8 @@
 //! What a single-purpose Xen PV guest stands on.
 //!
-//! One vCPU, event upcalls masked for ever, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted,
-//! apart from an exception, and an exception never returns. After one, or a panic, the stub begins anew in place: a new *life*. `docs/soundness.md` says what every `unsafe` block
-//! in this crate relies on.
+//! One vCPU, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted, apart from an exception or the end of
+//! the time that work may take ([`deadline`]), and those never return. After one, or a panic, the stub begins anew in
+//! place: a new *life*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
 //!
 //! | module | holds |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
+//! | [`deadline`] | a limit for work, and Xen's watchdog |
 //! | [`event`] | event channels and `SCHEDOP_poll` |
 //! | [`grant`] | the grant table, both ways |
 //! | [`clock`] | the paravirtual clock |
@@ -29,6 +30,7 @@ extern crate alloc;
 pub mod boot;
 pub mod clock;
 pub mod console;
+pub mod deadline;
 pub mod event;
 pub mod grant;
 pub mod hypercall;

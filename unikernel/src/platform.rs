@@ -181,6 +181,12 @@ impl Platform for Xen {
                 Kind::ProtectionFault => {
                     asm!("mov {0}, 1", "shl {0}, 62", "mov {0}, [{0}]", out(reg) _, options(nostack));
                 }
+                Kind::Deaf => {
+                    event::shut_upcalls();
+                    loop {
+                        core::hint::spin_loop();
+                    }
+                }
                 _ => asm!("ud2", options(nostack)),
             }
         }

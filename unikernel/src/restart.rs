@@ -3,7 +3,7 @@
 use crate::boot::live_again;
 use crate::shutdown::{Reason, shutdown, stop};
 use crate::survivor::{self, Damaged};
-use crate::{clock, console, event};
+use crate::{clock, console, deadline, event};
 use core::sync::atomic::{AtomicU32, Ordering};
 use drivers::journal::{Cause, Next};
 use drivers::log;
@@ -14,6 +14,7 @@ static FAILURES: AtomicU32 = AtomicU32::new(0);
 /// Ends this life because of `cause`, which `say` puts into words, and begins the next one if the past gives hope.
 #[cold]
 pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
+    deadline::rest();
     match FAILURES.fetch_add(1, Ordering::Relaxed) {
         0 => say(),
         // The words failed: without them.
@@ -24,6 +25,7 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
         Ok(Next::Restart(pause)) => {
             if !pause.is_zero() {
                 event::wait(&[], Some(clock::now() + pause));
+                deadline::rest();
             }
             live_again()
         }

@@ -3,8 +3,8 @@
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
 
-use crate::hypercall;
 use crate::restart;
+use crate::{deadline, hypercall};
 use core::arch::global_asm;
 use core::fmt;
 use drivers::journal::Cause;
@@ -81,6 +81,10 @@ const EXCEPTIONS: &[Exception] = &[
     },
 ];
 const PAGE_FAULT: u64 = 14;
+/// Stands for the end of the time that work may take, where exceptions have their vector.
+const DEADLINE: u64 = 32;
+/// No upcall comes while an exception is handled (`TI_SET_IF`).
+const MASK_UPCALLS: u8 = 4;
 /// Vectors for which `trap_entries` holds an entry.
 const VECTORS: usize = 20;
 /// Bytes from one entry to the next.
@@ -105,6 +109,12 @@ global_asm!(
     ".set vector, vector + 1",
     ".endr",
     ".balign 16",
+    // The upcall's frame is that of an exception without an error code.
+    "upcall_entry:",
+    "pop rcx",
+    "pop r11",
+    "push 0",
+    "push {deadline}",
     "trap_common:",
     "push rax; push rbx; push rcx; push rdx; push rsi; push rdi; push rbp",
     "push r8; push r9; push r10; push r11; push r12; push r13; push r14; push r15",
@@ -115,11 +125,14 @@ global_asm!(
     "ud2",
     ".previous",
     report = sym report,
+    deadline = const DEADLINE,
 );
 
 unsafe extern "C" {
     /// The first of [`VECTORS`] entries. Not to be called.
     fn trap_entries();
+    /// Where the upcall of the timer leads. Not to be called.
+    fn upcall_entry();
 }
 
 /// What `trap_common` leaves on the stack, lowest address first: see [`REGISTERS`].
@@ -148,7 +161,7 @@ pub fn init() -> Result<(), Errno> {
     for (info, exception) in table.iter_mut().zip(EXCEPTIONS) {
         *info = xen_sys::trap_info {
             vector: exception.vector,
-            flags: 0,
+            flags: MASK_UPCALLS,
             cs: xen_sys::FLAT_KERNEL_CS as u16,
             address: (trap_entries as *const () as usize + usize::from(exception.vector) * ENTRY_SIZE) as u64,
         };
@@ -164,10 +177,23 @@ pub fn init() -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Has the end of the time that work may take come here too, from now on.
+///
+/// # Errors
+/// What Xen says.
+pub fn limit_work() -> Result<(), Errno> {
+    // SAFETY: `upcall_entry` takes the upcall's frame, and what comes after it never returns.
+    unsafe { deadline::init(upcall_entry as *const () as u64) }
+}
+
 /// Tells of an exception and ends this life.
 extern "C" fn report(frame: &Frame) -> ! {
-    // Below VECTORS: pushed by an entry of ours.
-    restart::end(Cause::Fault(frame[VECTOR] as u8), &|| tell(frame))
+    let cause = match frame[VECTOR] {
+        DEADLINE => Cause::Deadline,
+        // Below VECTORS: pushed by an entry of ours.
+        vector => Cause::Fault(vector as u8),
+    };
+    restart::end(cause, &|| tell(frame))
 }
 
 fn tell(frame: &Frame) {
@@ -175,7 +201,7 @@ fn tell(frame: &Frame) {
     let name = EXCEPTIONS
         .iter()
         .find(|exception| u64::from(exception.vector) == vector);
-    let name = name.map_or("unknown exception", |exception| exception.name);
+    let name = name.map_or("work has no end", |exception| exception.name);
     log::error!("fault: {name} (vector {vector}, error code {error:#x}) at {rip:#x}");
     if vector == PAGE_FAULT {
         log::error!("  faulting address {:#x}", faulting_address());
