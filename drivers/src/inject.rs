@@ -80,9 +80,11 @@ mod on_demand {
         ProtectionFault,
         /// Execute no instruction.
         InvalidOpcode,
+        /// Have Xen refuse the next hypercall that maps memory, or seem to.
+        Hypercall,
     }
 
-    const KINDS: [(&str, Kind); 9] = [
+    const KINDS: [(&str, Kind); 10] = [
         ("panic", Kind::Panic),
         ("allocation", Kind::Allocation),
         ("stack", Kind::Stack),
@@ -92,6 +94,7 @@ mod on_demand {
         ("page-fault", Kind::PageFault),
         ("protection-fault", Kind::ProtectionFault),
         ("invalid-opcode", Kind::InvalidOpcode),
+        ("hypercall", Kind::Hypercall),
     ];
 
     /// What dom0 has ordered and is still to be done; kept in the journal.

@@ -2,6 +2,8 @@
 # The stub fails in every way and place, and begins anew in its domain: the guest's requests get right answers, its pings go on.
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
+#: suite trixie
+#: timeout 300
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 KERNEL=/rig/bulkhead-stub-inject
@@ -44,20 +46,37 @@ one=$(in_guest g1 "$(write 010)")
 other=$(in_guest g1 "$(write 020)")
 check "the two can be told apart" [ "$one" != "$other" ]
 in_guest g1 "ping -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1 &
-    (until [ -e /tmp/stop ]; do $(write 010); $(write 020); done) >/tmp/sums 2>/tmp/trouble & echo started"
+    (until [ -e /tmp/stop ]; do cat /proc/uptime >>/tmp/times; $(write 010); $(write 020); done) >/tmp/sums 2>/tmp/trouble & echo started"
 
 order hotplug:panic
 check "bulkhead attach of a second device" bulkhead attach g1 --device 0000:00:06.0
 failed "hotplug"
 within 10 "the guest has it" in_guest g1 "test -e /sys/bus/pci/devices/0000:00:01.0"
 check "bulkhead detach" bulkhead detach 0000:00:06.0
+order hotplug:hypercall
+refused "attach while Xen refuses a mapping" "cannot map the config space of 0000:00:06.0.*errno 12" \
+    bulkhead attach g1 --device 0000:00:06.0
+check "once more: attach" bulkhead attach g1 --device 0000:00:06.0
+check "and detach" bulkhead detach 0000:00:06.0
 inventory >/tmp/before
 for order in conf_read:panic conf_read:allocation conf_read:page-fault conf_read:protection-fault conf_read:invalid-opcode \
-    conf_read:hang conf_write:panic conf_write:page-fault conf_write-done:hang reconcile:page-fault; do
+    conf_write:panic conf_write:page-fault reconcile:page-fault; do
     order $order
     failed $order
 done
-check "hangs are told as such" [ "$(grep -c 'after a hang' "$log")" = 2 ]
+# Ten hangs: before a request is carried out, after that, and between requests. The guest notices by its clock alone.
+in_guest g1 ": >/tmp/times"
+for order in conf_read:hang conf_write:hang conf_write-done:hang reconcile:hang conf_read:hang \
+    conf_write:hang conf_write-done:hang reconcile:hang conf_read:hang conf_write:hang; do
+    order $order
+    failed $order
+done
+in_guest g1 "cat /tmp/times" | awk 'NR > 1 { print int(($1 - last) * 1000 + 0.5) } { last = $1 }' | sort -n >/tmp/times
+say "$(wc -l </tmp/times) rounds of 132 accesses, typically $(sed -n "$(($(wc -l </tmp/times) / 2))p" /tmp/times) ms;" \
+    "the ten slowest: $(tail -n 10 /tmp/times | tr '\n' ' ')"
+figure hang-p50 "$(tail -n 10 /tmp/times | sed -n 5p)" "ms for a round with a hang in it"
+figure hang-max "$(tail -n 1 /tmp/times)" "ms for a round with a hang in it"
+check "hangs are told as such" [ "$(grep -c 'after a hang' "$log")" = 10 ]
 # What takes long because dom0 does is no hang.
 order conf_read:delay
 usleep 1200000
@@ -70,6 +89,7 @@ in_guest g1 "kill -INT \$(pidof ping); while pidof ping >/dev/null; do usleep 10
 sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) .*/\1 \2/p' /tmp/pings >/tmp/count
 read -r sent received </tmp/count
 figure restart-pings-lost "$((sent - received))" "pings, of $sent sent while the stub failed $restarts times"
+figure hang-pings-lost "$((sent - received))" "of the same pings"
 # The last one may have been under way.
 check "pings lost: none" [ "$received" -gt 50 ] && check "but the last" [ "$received" -ge "$((sent - 1))" ]
 figure restart-wrong-answers "$wrong" "answers, of $rounds times 65 accesses of configuration space"
@@ -102,6 +122,7 @@ equal "all others are served" "$start" "$(in_guest g1 "head -c 64 $config | sha2
 equal "restarts by status" $restarts "$(bulkhead status --json | jq '.stubs[0].served.counters.restarts')"
 
 equal "complaints in dom0" "" "$(complaints)"
+# What the stub counts from: the failure; a hang fails when its time is over.
 sed -n 's/.*served again \([0-9]*\) us after.*/\1/p' "$log" | sort -n >/tmp/gaps
 figure restart-failures $restarts "failures"
 figure restart-p50 "$(sed -n "$((($(wc -l </tmp/gaps) + 1) / 2))p" /tmp/gaps)" "us to service again"
@@ -117,6 +138,22 @@ within 20 "the next stub serves all others" sh -c "[ \"\$(guest-run g1 60 'head 
 refused=$(grep -c "conf_read refused (stub)" "$log")
 in_guest g1 "dd if=$config bs=4 skip=24 count=1 2>/dev/null | od -An -tx1"
 within 5 "and refuses the poisonous request at once" sh -c "[ \$(grep -c 'conf_read refused (stub)' $log) -gt $refused ]"
+
+# A hang that even the timer's upcall cannot end: Xen's watchdog ends the domain, and the service brings another one.
+before=$(grep -c 'is back after' /var/log/bulkhead/serve.log)
+in_guest g1 "ping -c 80 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1 & echo started"
+read -r began _ </proc/uptime
+order reconcile:deaf
+within 20 "after a hang with upcalls masked there is another stub" \
+    sh -c "[ \$(grep -c 'is back after' /var/log/bulkhead/serve.log) -gt $before ]"
+read -r now _ </proc/uptime
+figure watchdog-return "$(awk -v a="$began" -v b="$now" 'BEGIN { print int((b - a) * 1000) }')" \
+    "ms from the hang to another stub, Xen's two seconds included"
+within 20 "which serves the guest" sh -c "[ \"\$(guest-run g1 60 'head -c 64 $config | sha256sum')\" = '$start' ]"
+within 20 "the pings have ended" sh -c "guest-run g1 60 'grep -q received /tmp/pings'"
+answered=$(in_guest g1 cat /tmp/pings | sed -n 's/.* transmitted, \([0-9]*\) .*received.*/\1/p')
+figure watchdog-pings-lost $((80 - answered)) of 80
+equal "pings of 80 answered" 80 "$answered"
 
 # What a stub cannot catch itself ends its domain. Xen cannot deliver a fault to a stack without room; and where no upcall
 # comes, its watchdog does.

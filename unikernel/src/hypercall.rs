@@ -5,6 +5,8 @@
 //! because they hide from the compiler that a call writes to the stack.
 
 use core::arch::{asm, global_asm};
+#[cfg(feature = "inject")]
+use core::sync::atomic::{AtomicBool, Ordering};
 use drivers::platform::Errno;
 
 // Xen fills this page once, before the first instruction of the guest runs, so that it takes no room in the image. The
@@ -17,6 +19,15 @@ global_asm!(
     ".skip 4096",
     ".previous",
 );
+
+/// Set: the next call that maps memory fails with `ENOMEM` before it reaches Xen. For tests.
+#[cfg(feature = "inject")]
+pub static REFUSE_MAPPING: AtomicBool = AtomicBool::new(false);
+
+#[cfg(feature = "inject")]
+fn is_refused(number: u32) -> bool {
+    number == xen_sys::__HYPERVISOR_update_va_mapping && REFUSE_MAPPING.swap(false, Ordering::Relaxed)
+}
 
 /// Turns a hypercall's result into the value, or the positive errno.
 fn outcome(result: i64) -> Result<u64, Errno> {
@@ -36,6 +47,10 @@ fn outcome(result: i64) -> Result<u64, Errno> {
 /// The arguments must be what the hypercall's interface asks for: pointers among them valid for the accesses
 /// that Xen makes, and the effect (on page tables above all) harmless to memory that Rust code owns.
 pub unsafe fn call4(number: u32, arguments: [u64; 4]) -> Result<u64, Errno> {
+    #[cfg(feature = "inject")]
+    if is_refused(number) {
+        return Err(Errno(hermit_abi::errno::ENOMEM));
+    }
     let [a1, a2, a3, a4] = arguments;
     let mut result: i64;
     // SAFETY: the caller vouches for the arguments. Xen keeps every register but those named; the stack write of

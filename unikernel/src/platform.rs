@@ -173,6 +173,10 @@ impl Platform for Xen {
     #[cfg(feature = "inject")]
     fn fault(&mut self, kind: drivers::inject::Kind) {
         use drivers::inject::Kind;
+        if kind == Kind::Hypercall {
+            crate::hypercall::REFUSE_MAPPING.store(true, core::sync::atomic::Ordering::Relaxed);
+            return;
+        }
         // SAFETY: none of these instructions does anything but raise the exception that the tests want: page 0 is
         // unmapped, and the other address is none of x86-64.
         unsafe {
