@@ -16,7 +16,7 @@ use xen_sys::{__HYPERVISOR_callback_op, __HYPERVISOR_sched_op, __HYPERVISOR_vcpu
 
 /// The longest that work may take: it is cut off after this, or up to [`SLACK`] before. Guests wait two seconds for
 /// an answer, of which a new life takes some tenths.
-pub const LIMIT: Duration = Duration::from_millis(500);
+pub const LIMIT: Duration = Duration::from_millis(300);
 /// The timer is set again when this much of its time is gone.
 const SLACK: Duration = Duration::from_millis(100);
 /// Xen's watchdog, in seconds.
