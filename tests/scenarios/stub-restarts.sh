@@ -3,6 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: suite trixie
+#: cpus 2
 #: timeout 300
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
