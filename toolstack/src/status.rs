@@ -20,11 +20,11 @@ use std::fmt;
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::counters::{Counter, Counters};
-use xenbus::pciif::Request;
-use xenbus::survivor;
 use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, key};
+use xenbus::pciif::Request;
 use xenbus::state::XenbusState;
+use xenbus::survivor;
 
 /// Everything about all attachments of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
