@@ -1,0 +1,173 @@
+//! How the status is found out.
+
+use super::{
+    DeviceStatus, DomainStatus, GONE, Quarantined, Served, Service, Status, StatusError, StubStatus,
+};
+use crate::acking::LineStatus;
+use crate::checks::Claims;
+use crate::domains::is_alive;
+use crate::failed::Failed;
+use crate::host::Host;
+use crate::interrupts::Mode;
+use crate::record::{self, Attachment, Device};
+use crate::reset::Plan;
+use crate::store::StoreError;
+use crate::sysfs::{PCIBACK, Sysfs};
+use crate::xenctrl::DomId;
+use std::collections::BTreeMap;
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, key};
+use xenbus::state::XenbusState;
+
+/// Finds out the status from the records; `served` holds what the service has seen, by stub.
+pub fn collect(
+    host: &mut Host,
+    service_running: bool,
+    mut served: BTreeMap<DomId, Served>,
+) -> Result<Status, StatusError> {
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    let mut status = Status {
+        service: Service {
+            running: service_running,
+            holds: None,
+        },
+        problems: damaged.iter().map(ToString::to_string).collect(),
+        ..Status::default()
+    };
+    for attachment in attachments {
+        let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
+        let guest_state = Hop::first_hop(stub, guest).frontend_node(key::STATE);
+        let stub_state = Hop::second_hop(stub).frontend_node(key::STATE);
+        let devices = attachment.devices.iter().zip(&attachment.modes);
+        status.stubs.push(StubStatus {
+            domain: domain_status(host, &attachment.stub, &stub_state)?,
+            guest: domain_status(host, &attachment.guest, &guest_state)?,
+            slots: attachment.slots,
+            devices: devices
+                .map(|(device, mode)| {
+                    let reset = Plan::of(device.bdf, &host.sysfs).used();
+                    let line = device.gsi.filter(|_| device.line_offered);
+                    DeviceStatus {
+                        corrected_errors: host.sysfs.correctable_errors(device.bdf),
+                        reset: reset.map(|method| method.to_string()),
+                        line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, &host.sysfs)),
+                        ..device_status(device, mode)
+                    }
+                })
+                .collect(),
+            served: served.remove(&stub),
+        });
+    }
+    status.problems.extend(gone(&status.stubs, &host.sysfs));
+    for (bdf, reason) in record::quarantined(&mut host.store)? {
+        let bdf = bdf.to_string();
+        status.quarantined.push(Quarantined { bdf, reason });
+    }
+    status.failed = Failed::all(&mut host.store)?;
+    status.held = held(host);
+    Ok(status)
+}
+
+/// The devices that xen-pciback holds and nobody has. While the claims are in doubt, which is told, none counts.
+fn held(host: &mut Host) -> Vec<String> {
+    let Ok(claims) = Claims::read(&mut host.store) else {
+        return Vec::new();
+    };
+    let mut held = host.sysfs.functions().unwrap_or_default();
+    held.retain(|&bdf| {
+        host.sysfs.driver(bdf).as_deref() == Some(PCIBACK)
+            && claims.taken.iter().all(|claim| claim.bdf != bdf)
+            && claims.quarantined.iter().all(|&(other, _)| other != bdf)
+    });
+    held.iter().map(ToString::to_string).collect()
+}
+
+/// The devices that a guest has although dom0 has removed them, as it does with virtual functions.
+fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
+    let mut problems = Vec::new();
+    for stub in stubs {
+        let is_gone = |name: &str| name.parse().is_ok_and(|bdf| !sysfs.exists(bdf));
+        for DeviceStatus { bdf, .. } in stub.devices.iter().filter(|device| is_gone(&device.bdf)) {
+            problems.push(format!(
+                "{bdf} is gone: dom0 removed it while guest {0} has it. Xen may stop the host when guest {0} lets go of its \
+                 interrupts: end what else runs here before you end that guest",
+                stub.guest.name
+            ));
+        }
+    }
+    problems
+}
+
+fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Result<DomainStatus, StoreError> {
+    let state = if is_alive(&mut host.store, domain)? {
+        let state = host.store.read_optional(state)?.unwrap_or_default();
+        format!("{:?}", XenbusState::parse(&state)).to_lowercase()
+    } else {
+        GONE.to_owned()
+    };
+    Ok(DomainStatus {
+        domid: domain.domid,
+        name: domain.name.clone(),
+        state,
+    })
+}
+
+/// What the record says of a device.
+pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
+    let line = device.gsi.filter(|_| device.line_offered);
+    let (name, pirqs) = match mode {
+        Mode::Line => (
+            if line.is_some() { "intx" } else { "none" },
+            line.into_iter().collect(),
+        ),
+        Mode::Msi(pirq) => ("msi", vec![u32::from(*pirq)]),
+        Mode::Msix(entries) => ("msi-x", entries.iter().map(|&(_, pirq)| pirq.into()).collect()),
+    };
+    DeviceStatus {
+        bdf: device.bdf.to_string(),
+        ids: device.ids.to_string(),
+        mode: name.into(),
+        pirqs,
+        gsi: device.gsi,
+        line_offered: device.line_offered,
+        virtual_function_of: device.physical.map(|physical| physical.to_string()),
+        line: None,
+        reset: None,
+        terms: device.terms.clone(),
+        corrected_errors: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::status;
+    use super::*;
+    use crate::record::tests::device;
+    use crate::sysfs::tests::Tree;
+
+    #[test]
+    fn a_device_that_dom0_has_removed_is_told() {
+        let tree = Tree::new();
+        let expected = "0000:00:05.0 is gone: dom0 removed it while guest web has it. Xen may stop the host when guest \
+                        web lets go of its interrupts: end what else runs here before you end that guest";
+        assert_eq!(gone(&status().stubs, &tree.sysfs()), [expected]);
+        tree.add("0000:00:05.0", &[]);
+        assert_eq!(gone(&status().stubs, &tree.sysfs()), [""; 0]);
+    }
+
+    #[test]
+    fn a_withheld_line_is_no_interrupt_and_is_said() {
+        let without = Device {
+            line_offered: false,
+            ..device("00:05.0")
+        };
+        let status = device_status(&without, &Mode::Line);
+        assert_eq!((status.mode.as_str(), status.pirqs.as_slice()), ("none", &[][..]));
+        assert_eq!(status.interrupts(), "none, INTx withheld");
+        let offered = device_status(&device("00:05.0"), &Mode::Line);
+        assert_eq!(
+            (offered.mode.as_str(), offered.pirqs.as_slice()),
+            ("intx", &[20][..])
+        );
+    }
+}
