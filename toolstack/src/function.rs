@@ -6,7 +6,8 @@
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
 use crate::guard::{Guard, Refusal};
-use crate::interrupts::{Change, Failure, Interrupts, Mode, Note, release_line, silence_line};
+use crate::interrupts::{Failure, Interrupts, release_line, silence_line};
+use crate::mode::{Change, Mode, Note};
 use crate::record::{Attachment, Device};
 use crate::recovery::Condition;
 use crate::restore;

@@ -6,12 +6,10 @@
 
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
+use crate::mode::{Change, Mode, Note};
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io;
-use std::str::FromStr;
-use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::device::Bars;
 use xenbus::pciif::{MAX_VECTORS, OpError};
@@ -30,129 +28,6 @@ const LONGEST_GAP: usize = 256;
 /// Which base address register the table lies behind (low three bits), and where.
 const MSIX_TABLE: u16 = 4;
 const MSIX_TABLE_BAR: u32 = 0x7;
-
-/// How a function interrupts its guest.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// By its INTx line, if it has one.
-    #[default]
-    Line,
-    /// By one message; the pirq.
-    Msi(u16),
-    /// By the entries of its MSI-X table; entry and pirq of each that is mapped.
-    Msix(Vec<(u16, u16)>),
-}
-
-impl Mode {
-    /// The pirqs in use, besides that of the line.
-    pub fn pirqs(&self) -> Vec<u16> {
-        match self {
-            Self::Line => Vec::new(),
-            Self::Msi(pirq) => vec![*pirq],
-            Self::Msix(entries) => entries.iter().map(|&(_, pirq)| pirq).collect(),
-        }
-    }
-}
-
-/// A change of mode that is about to be made. It is noted before, so that the pirqs that it maps are found again if
-/// this process dies before it has noted them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// MSI is turned on.
-    Msi,
-    /// MSI-X is turned on, for so many entries.
-    Msix(usize),
-}
-
-impl Change {
-    /// How many pirqs it maps.
-    fn pirqs(self) -> usize {
-        match self {
-            Self::Msi => 1,
-            Self::Msix(entries) => entries,
-        }
-    }
-}
-
-/// The form of the record, in place of the mode: `intx changing msi`, `intx changing msix 3`.
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Msi => write!(f, "{CHANGING}msi"),
-            Self::Msix(entries) => write!(f, "{CHANGING}msix {entries}"),
-        }
-    }
-}
-
-const CHANGING: &str = "intx changing ";
-
-impl FromStr for Change {
-    type Err = ModeError;
-
-    fn from_str(text: &str) -> Result<Self, ModeError> {
-        match text.strip_prefix(CHANGING).ok_or(ModeError)?.split_once(' ') {
-            None if text.ends_with(" msi") => Ok(Self::Msi),
-            Some(("msix", entries)) => entries.parse().map(Self::Msix).map_err(|_| ModeError),
-            _ => Err(ModeError),
-        }
-    }
-}
-
-/// What is to be written down of a function's interrupts, before it comes true.
-#[derive(Clone, Copy, Debug)]
-pub enum Note<'a> {
-    /// A change is about to be made.
-    Change(Change),
-    /// This is the mode.
-    Mode(&'a Mode),
-}
-
-/// The form of the record: `intx`, `msi 55`, `msix 0=55 1=54`.
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Line => f.write_str("intx"),
-            Self::Msi(pirq) => write!(f, "msi {pirq}"),
-            Self::Msix(entries) => {
-                f.write_str("msix")?;
-                entries
-                    .iter()
-                    .try_for_each(|(entry, pirq)| write!(f, " {entry}={pirq}"))
-            }
-        }
-    }
-}
-
-/// A text that is no interrupt mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("not an interrupt mode: expected intx, msi PIRQ or msix ENTRY=PIRQ…")]
-pub struct ModeError;
-
-impl FromStr for Mode {
-    type Err = ModeError;
-
-    fn from_str(text: &str) -> Result<Self, ModeError> {
-        let mut words = text.split(' ');
-        let kind = words.next();
-        let mode = match kind {
-            Some("intx") if text.parse::<Change>().is_ok() => return Ok(Self::Line),
-            Some("intx") => Self::Line,
-            Some("msi") => Self::Msi(words.next().and_then(|word| word.parse().ok()).ok_or(ModeError)?),
-            Some("msix") => {
-                let pair = |word: &str| {
-                    let (entry, pirq) = word.split_once('=').ok_or(ModeError)?;
-                    Ok((
-                        entry.parse().map_err(|_| ModeError)?,
-                        pirq.parse().map_err(|_| ModeError)?,
-                    ))
-                };
-                return words.map(pair).collect::<Result<_, _>>().map(Self::Msix);
-            }
-            _ => return Err(ModeError),
-        };
-        words.next().is_none().then_some(mode).ok_or(ModeError)
-    }
-}
 
 /// Everything about a function that its interrupts depend on.
 #[derive(Clone, Debug)]
@@ -574,31 +449,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_is_written_down_and_read_back() {
-        for (text, mode) in [
-            ("intx", Mode::Line),
-            ("msi 55", Mode::Msi(55)),
-            ("msix 0=55 4=54", Mode::Msix(vec![(0, 55), (4, 54)])),
-        ] {
-            assert_eq!(mode.to_string(), text);
-            assert_eq!(text.parse(), Ok(mode));
-        }
-        for text in [
-            "",
-            "msi",
-            "msi x",
-            "msi 1 2",
-            "intx 1",
-            "msix 0",
-            "msix 0=x",
-            "msix 70000=1",
-            "MSI 1",
-        ] {
-            assert_eq!(text.parse::<Mode>(), Err(ModeError), "{text}");
-        }
-    }
-
-    #[test]
     fn msix_maps_every_entry_then_silences_the_line_then_enables() {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
@@ -754,27 +604,6 @@ mod tests {
         match note {
             Note::Change(change) => change.to_string(),
             Note::Mode(mode) => mode.to_string(),
-        }
-    }
-
-    #[test]
-    fn a_change_is_written_down_and_read_back_and_counts_as_the_line() {
-        for (text, change) in [
-            ("intx changing msi", Change::Msi),
-            ("intx changing msix 128", Change::Msix(128)),
-        ] {
-            assert_eq!(change.to_string(), text);
-            assert_eq!(text.parse(), Ok(change));
-            assert_eq!(text.parse(), Ok(Mode::Line));
-        }
-        for text in [
-            "intx",
-            "intx changing",
-            "intx changing msix",
-            "intx changing msix x",
-            "msi 55",
-        ] {
-            assert_eq!(text.parse::<Change>(), Err(ModeError), "{text}");
         }
     }
 

@@ -46,6 +46,7 @@ pub mod launch;
 pub mod launcher;
 pub mod list;
 pub mod mcfg;
+pub mod mode;
 pub mod names;
 pub mod nodes;
 pub mod originals;

@@ -191,7 +191,7 @@ pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::interrupts::Mode;
+    use crate::mode::Mode;
     use crate::record::tests::{attachment, virtual_function};
     use crate::store::tests::{connect, dom0};
     use xenbus::device::SlotMode;

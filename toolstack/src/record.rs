@@ -5,7 +5,7 @@
 //! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
 
 use crate::inject::{self, Point};
-use crate::interrupts::{Change, Mode, Note};
+use crate::mode::{Change, Mode, Note};
 use crate::store::{Store, StoreError};
 use crate::terms::Terms;
 use crate::xenctrl::DomId;

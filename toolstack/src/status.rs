@@ -241,7 +241,7 @@ impl Served {
 mod tests {
     use super::collect::device_status;
     use super::*;
-    use crate::interrupts::Mode;
+    use crate::mode::Mode;
     use crate::record::tests::device;
 
     /// One guest with one device.

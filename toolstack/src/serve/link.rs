@@ -3,7 +3,8 @@
 use crate::config::ConfigFile;
 use crate::function::{Done, Functions};
 use crate::inject::{self, Point};
-use crate::interrupts::{Change, Failure, Note};
+use crate::interrupts::Failure;
+use crate::mode::{Change, Note};
 use crate::pace::{Limit, Pace};
 use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment, RecordError};

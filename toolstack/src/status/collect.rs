@@ -8,7 +8,7 @@ use crate::checks::Claims;
 use crate::domains::is_alive;
 use crate::failed::Failed;
 use crate::host::Host;
-use crate::interrupts::Mode;
+use crate::mode::Mode;
 use crate::record::{self, Attachment, Device};
 use crate::reset::Plan;
 use crate::store::StoreError;

@@ -204,7 +204,7 @@ mod tests {
     use super::super::collect::device_status;
     use super::super::tests::status;
     use super::*;
-    use crate::interrupts::Mode;
+    use crate::mode::Mode;
     use crate::record::tests::virtual_function;
 
     #[test]
