@@ -16,9 +16,9 @@ use xen_sys::{__HYPERVISOR_callback_op, __HYPERVISOR_sched_op, __HYPERVISOR_vcpu
 
 /// The longest that work may take: it is cut off after this, or up to [`SLACK`] before. Guests wait two seconds for
 /// an answer, of which a new life takes some tenths.
-pub const LIMIT: Duration = Duration::from_millis(300);
+pub const LIMIT: Duration = Duration::from_millis(400);
 /// The timer is set again when this much of its time is gone.
-const SLACK: Duration = Duration::from_millis(100);
+const SLACK: Duration = Duration::from_millis(50);
 /// Xen's watchdog, in seconds.
 const WATCHDOG: u32 = 2;
 /// Waiting for longer than this is being idle.
