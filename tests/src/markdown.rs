@@ -18,6 +18,17 @@ pub fn list(items: &[impl ToString]) -> String {
     items.join(", ")
 }
 
+/// For tests: docs/parity.md holds what a program prints, `text`, or the test fails and names the `program`.
+#[cfg(test)]
+pub fn assert_in_parity(text: &str, program: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/parity.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    assert!(
+        document.contains(text),
+        "docs/parity.md says something else: put in what `cargo run -p bulkhead-tests --bin {program}` prints"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -107,19 +107,9 @@ impl Interrupts {
             )
         })?;
         self.mode = Mode::Msi(pirq);
-        note(Note::Mode(&self.mode));
-        let turned_on = silence_line(config).and_then(|()| {
-            let control = config.read16(capability + MSI_CONTROL)?;
-            config.write16(capability + MSI_CONTROL, control | MSI_ENABLE)
-        });
-        match turned_on {
-            Ok(()) => Ok(pirq),
-            Err(error) => {
-                // The mapping is of no use then; what cannot be undone either is left to the release.
-                let _ = self.disable(config, xen, guest, note);
-                Err(Failure::config(error))
-            }
-        }
+        let turn_on = |control| control | MSI_ENABLE;
+        self.turn_on(config, xen, guest, capability + MSI_CONTROL, turn_on, note)?;
+        Ok(pirq)
     }
 
     /// Turns MSI-X on for all of `entries`, or for none, and returns a pirq for each. For `note`
@@ -154,19 +144,30 @@ impl Interrupts {
         }
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
+        let turn_on = |control| (control | MSIX_ENABLE) & !MSIX_MASK_ALL;
+        self.turn_on(config, xen, guest, table.control, turn_on, note)?;
+        Ok(pirqs)
+    }
+
+    /// Notes the mode, whose messages are mapped, and has the device send them: `change` says what becomes of the
+    /// register `control`.
+    fn turn_on(
+        &mut self,
+        config: &impl Config,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        control: u16,
+        change: impl FnOnce(u16) -> u16,
+        mut note: impl FnMut(Note<'_>),
+    ) -> Result<(), Failure> {
         note(Note::Mode(&self.mode));
-        let turned_on = silence_line(config).and_then(|()| {
-            let control = config.read16(table.control)?;
-            config.write16(table.control, (control | MSIX_ENABLE) & !MSIX_MASK_ALL)
-        });
-        match turned_on {
-            Ok(()) => Ok(pirqs),
-            Err(error) => {
-                // As with MSI.
-                let _ = self.disable(config, xen, guest, note);
-                Err(Failure::config(error))
-            }
-        }
+        let written =
+            silence_line(config).and_then(|()| config.write16(control, change(config.read16(control)?)));
+        written.map_err(|error| {
+            // The mappings are of no use then; what cannot be undone either is left to the release.
+            let _ = self.disable(config, xen, guest, note);
+            Failure::config(error)
+        })
     }
 
     /// Turns off whichever of MSI and MSI-X is on. With neither on there is nothing to do.
