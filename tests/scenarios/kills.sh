@@ -6,7 +6,7 @@
 #: device edu,addr=7
 #: timeout 400
 . /rig/scenarios/lib.sh
-# The full run: cargo verify --scenario kills --set ROUNDS=500 --timeout 3600. To repeat one: --set SEED=…, as it was printed.
+# The full run: cargo verify --scenario kills --set ROUNDS=500 --timeout 5400. To repeat one: --set SEED=…, as it was printed.
 ROUNDS=${ROUNDS:-12}
 SEED=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}
 say "seed $SEED, $ROUNDS rounds"
