@@ -30,7 +30,7 @@ const ROUNDS: usize = 4;
 
 /// How long the next request of the guest is awaited without going to sleep: requests come in bursts, as a driver
 /// probes its device or a bus is scanned. Measured on two emulated processors: a read takes half the time.
-const LINGER: Duration = Duration::from_micros(150);
+const LINGER: Duration = Duration::from_micros(400);
 
 /// Why the stub ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

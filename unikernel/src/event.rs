@@ -211,6 +211,10 @@ pub fn close_all_but(kept: &[Port]) {
 ///
 /// At most 128 ports (Xen's limit); the stub has five.
 pub fn wait(ports: &[Port], until: Option<Duration>) {
+    if ports.iter().any(|&port| is_pending(port)) {
+        deadline::work();
+        return;
+    }
     deadline::rest();
     let idle = clock::now() + deadline::IDLE;
     if deadline::is_watched() && until.is_none_or(|until| until > idle) {
