@@ -202,7 +202,6 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: once in a life; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
     event::close_all_but(&[console.evtchn, info.store_evtchn]);
-    trap::limit_work().step("set up the limit for work")?;
     let grants = GrantTable::init().step("set up the grant table")?;
     // SAFETY: as for the console's page.
     let store_page = unsafe { RawPage::new(memory::address_of_frame(info.store_mfn)) };

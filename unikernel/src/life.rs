@@ -3,7 +3,9 @@
 
 use crate::boot::Machine;
 use crate::shutdown::{self, shutdown};
+use crate::trap;
 use drivers::log;
+use drivers::platform::Errno;
 use drivers::store;
 use drivers::stub::{Reason, Stub};
 use xenbus::client::Client;
@@ -16,6 +18,9 @@ pub fn live(machine: Machine) -> ! {
         env!("CARGO_PKG_VERSION"),
         machine.pages * 4
     );
+    if let Err(Errno(errno)) = trap::limit_work() {
+        panic!("cannot limit the time that work takes: errno {errno}");
+    }
     let (port, last_request) = (machine.store.port(), machine.store.last_request());
     let stub = Client::resume(machine.store, last_request)
         .map_err(store::failed)
