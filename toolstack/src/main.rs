@@ -257,7 +257,10 @@ fn execute(command: Command) -> Result<ExitCode> {
                 socket.context("no socket of the service's on standard input")?,
             )?)
         }
-        Command::Recreate => Ok(recreate::recreate(&mut std::io::stdin().lock())?),
+        Command::Recreate => {
+            eprintln!("{}", recreate::recreate(&mut std::io::stdin().lock())?);
+            Ok(())
+        }
         Command::Serve => {
             let filter = env_logger::Env::default().default_filter_or("info");
             env_logger::Builder::from_env(filter).init();

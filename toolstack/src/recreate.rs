@@ -5,6 +5,7 @@ use crate::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
 use crate::xenlight::{Xenlight, XenlightError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -18,6 +19,34 @@ pub struct Domain {
     pub domid: DomId,
     /// Its configuration, as `xl list -l` prints it.
     pub config: Value,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recreated {
+    domid: DomId,
+    /// Until the old domain was gone.
+    waited: Duration,
+    /// From then on.
+    took: Duration,
+    attempts: u32,
+}
+
+impl fmt::Display for Recreated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            domid,
+            waited,
+            took,
+            attempts,
+        } = self;
+        write!(
+            f,
+            "domain {domid}: the old one was gone after {} ms, the new one was there {} ms later, by attempt {attempts}",
+            waited.as_millis(),
+            took.as_millis()
+        )
+    }
 }
 
 /// Why it was not done.
@@ -84,10 +113,12 @@ pub fn run(domain: &Domain) -> Result<(), String> {
         .take()
         .map(|mut input| input.write_all(&json!(domain).to_string().into_bytes()));
     let output = process.wait_with_output().map_err(failed)?;
+    let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
+        // How long it took, and what libxl complained of on the way.
+        eprint!("{said}");
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = said
         .lines()
         .map(str::trim)
@@ -102,7 +133,7 @@ pub fn run(domain: &Domain) -> Result<(), String> {
 
 /// The process itself: creates the domain that comes in by `input`, paused, after what is left of the last one with its
 /// number is destroyed.
-pub fn recreate(input: &mut impl Read) -> Result<(), RecreateError> {
+pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
     let domid = order.domid;
     let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
@@ -112,11 +143,15 @@ pub fn recreate(input: &mut impl Read) -> Result<(), RecreateError> {
         // Another one may be at it: what counts is that it goes.
         let _ = xenlight.destroy(domid);
     }
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
+    let deadline = began + PATIENCE;
     let mut attempts = 0;
+    let mut gone = None;
     loop {
         match life(&xen, domid)? {
-            Life::Absent => {}
+            Life::Absent => {
+                gone.get_or_insert_with(Instant::now);
+            }
             life if Instant::now() >= deadline || life == Life::Alive => {
                 return Err(RecreateError::Taken { domid, life });
             }
@@ -127,7 +162,15 @@ pub fn recreate(input: &mut impl Read) -> Result<(), RecreateError> {
         }
         attempts += 1;
         match xenlight.create(&config) {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                let gone = gone.unwrap_or(began);
+                return Ok(Recreated {
+                    domid,
+                    waited: gone.duration_since(began),
+                    took: gone.elapsed(),
+                    attempts,
+                });
+            }
             Err(_) if attempts < ATTEMPTS && Instant::now() < deadline => thread::sleep(PAUSE),
             Err(error) => return Err(error.into()),
         }

@@ -6,8 +6,8 @@ use alloc::string::String;
 use core::fmt::{Display, Write as _};
 use xenbus::client::{Client, Store, Transport};
 
-/// Bytes of a node's value, well below xenstored's limit for what a guest may keep in one (2,048).
-const PIECE: usize = 1800;
+/// Bytes of a node's value: the request that writes it has to be in the ring whole, which holds 1,024.
+const PIECE: usize = 900;
 
 /// Words on their way to the nodes `PATH/0`, `PATH/1`, and so on; `PATH/pieces` is how many there are.
 #[derive(Debug)]
