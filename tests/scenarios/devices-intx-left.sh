@@ -1,5 +1,6 @@
 #!/bin/sh
 # A card without a reset, whose dead guest left it asking for its driver, does not hold down the line that dom0 uses too.
+#: suite trixie
 #: device rtl8139,netdev=n0,addr=6
 #: device e1000,netdev=n1,addr=a
 . /rig/scenarios/lib.sh

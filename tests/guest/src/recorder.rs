@@ -76,7 +76,7 @@ mod tests {
         let mut words: Vec<u32> = Vec::new();
         for piece in 0..pieces {
             let text = client.read(&format!("/data/{piece}")).unwrap();
-            assert!(text.len() < 2000);
+            assert!(text.len() < 1000 - 16);
             words.extend(text.split(' ').map(|word| word.parse::<u32>().unwrap()));
         }
         assert!(words.into_iter().eq(0..3000));
