@@ -5,7 +5,7 @@
 //! one message an order and one an answer. It knows the few orders below and nothing else; when the service dies, its
 //! socket ends and the launcher does so too, after what is under way.
 
-use crate::recreate::{self, Domain};
+use crate::recreate::{self, Domain, Spare};
 use crate::xenctrl::DomId;
 use crate::{record, xl};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -74,7 +74,7 @@ pub enum Order {
 }
 
 impl Order {
-    fn carry_out(&self) -> Result<(), String> {
+    fn carry_out(&self, spare: &Spare) -> Result<(), String> {
         match self {
             Self::DestroyDomain { domid } => {
                 xl::destroy(&domid.to_string()).map_err(|error| error.to_string())
@@ -94,7 +94,7 @@ impl Order {
                 words.extend(devices.iter().map(String::as_str));
                 bulkhead(&words)
             }
-            Self::Recreate(domain) => recreate::run(domain),
+            Self::Recreate(domain) => recreate::run(domain, spare),
         }
     }
 }
@@ -236,7 +236,8 @@ impl AsFd for Launcher {
 }
 
 /// The launcher itself: carries out what comes over `socket` until that ends.
-pub fn serve(socket: OwnedFd) -> io::Result<()> {
+/// `spare` is for orders to create a stub anew.
+pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
     let socket = Arc::new(socket);
     let under_way = Arc::new(AtomicUsize::new(0));
     while let Some(asked) = hear::<Asked>(&*socket)? {
@@ -247,12 +248,15 @@ pub fn serve(socket: OwnedFd) -> io::Result<()> {
             tell(&*socket, &Answered { ticket, failure })?;
             continue;
         }
-        let (socket, under_way) = (Arc::clone(&socket), Arc::clone(&under_way));
+        let (socket, under_way, spare) = (Arc::clone(&socket), Arc::clone(&under_way), Arc::clone(&spare));
         thread::spawn(move || {
-            let failure = order.carry_out().err();
+            let failure = order.carry_out(&spare).err();
             under_way.fetch_sub(1, Ordering::AcqRel);
             // A service that has died has no use for it.
             let _ = tell(&*socket, &Answered { ticket, failure });
+            if matches!(order, Order::Recreate(_)) {
+                spare.prepare_soon();
+            }
         });
     }
     // What is under way would end with this process.
@@ -303,7 +307,7 @@ mod tests {
     /// A service whose launcher is a thread of the test.
     fn launcher() -> Launcher {
         let (ours, theirs) = pair().unwrap();
-        thread::spawn(move || serve(theirs));
+        thread::spawn(move || serve(theirs, Arc::default()));
         Launcher {
             socket: ours,
             next: 0,

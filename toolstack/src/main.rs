@@ -12,6 +12,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
@@ -253,9 +254,10 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Status { json } => show_status(json),
         Command::Launcher => {
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
-            Ok(launcher::serve(
-                socket.context("no socket of the service's on standard input")?,
-            )?)
+            let socket = socket.context("no socket of the service's on standard input")?;
+            let spare = Arc::new(recreate::Spare::default());
+            spare.prepare_soon();
+            Ok(launcher::serve(socket, spare)?)
         }
         Command::Recreate => {
             eprintln!("{}", recreate::recreate(&mut std::io::stdin().lock())?);

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -92,21 +93,52 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const LOOK: Duration = Duration::from_millis(2);
 /// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
 const ATTEMPTS: u32 = 5;
+/// How long after the last start a spare process is started.
+const SETTLED: Duration = Duration::from_secs(2);
 /// How many of the last lines of what libxl complains of are shown.
 const LINES_SHOWN: usize = 4;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A process that is ready to create a domain, with libxl loaded: guests wait for what comes after that only. It ends
+/// with the process that holds it.
+#[derive(Debug, Default)]
+pub struct Spare(Mutex<Option<Child>>);
+
+impl Spare {
+    /// Has the process started in a while, if there is none: what was started last has the processor first.
+    pub fn prepare_soon(self: &Arc<Self>) {
+        let spare = Arc::clone(self);
+        thread::spawn(move || {
+            thread::sleep(SETTLED);
+            let mut spare = spare.lock();
+            if spare.is_none() {
+                // Without one, the next order starts its own, and says what is wrong.
+                *spare = start().ok();
+            }
+        });
+    }
+
+    fn take(&self) -> io::Result<Child> {
+        let spare = self.lock().take();
+        spare.map_or_else(start, Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Child>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start() -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("recreate").stdout(Stdio::null());
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
+}
+
 /// Has a process create the domain, and waits for it.
-pub fn run(domain: &Domain) -> Result<(), String> {
+pub fn run(domain: &Domain, spare: &Spare) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot run `bulkhead recreate`: {error}");
-    let mut process = std::env::current_exe()
-        .and_then(|program| {
-            let mut command = Command::new(program);
-            command.arg("recreate").stdout(Stdio::null());
-            command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
-        })
-        .map_err(failed)?;
+    let mut process = spare.take().map_err(failed)?;
     // The end of the input is seen when it is dropped.
     let told = process
         .stdin
@@ -134,11 +166,12 @@ pub fn run(domain: &Domain) -> Result<(), String> {
 /// The process itself: creates the domain that comes in by `input`, paused, after what is left of the last one with its
 /// number is destroyed.
 pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
+    // First what takes long: the order may come much later.
+    let xen = Xenctrl::open()?;
+    let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
     let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
     let domid = order.domid;
     let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
-    let xen = Xenctrl::open()?;
-    let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
     if let Life::ShutDown(_) = life(&xen, domid)? {
         // Another one may be at it: what counts is that it goes.
         let _ = xenlight.destroy(domid);
