@@ -28,7 +28,8 @@ within 10 "the service runs" sh -c "bulkhead status --json | jq -e .service.runn
 # served COUNT: stubs were taken up so often.
 served() { [ "$(wc -l </tmp/served)" -ge "$1" ]; }
 # spent WHAT: every failure that was ordered has happened.
-spent() { [ ! -e $ORDERS ] || failure "$1: the service never came by $(cat $ORDERS)"; }
+# The last one may be on its way when what it comes after can be seen.
+spent() { within 5 "$1: the service came by" test ! -e $ORDERS; }
 
 guest_config g1
 check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
