@@ -1,7 +1,7 @@
 //! The text of `docs/containment.md`.
 
-use super::find;
-use super::rows::{Measure, ROWS};
+use super::rows::{MISSED, Measure, ROWS};
+use super::{broken, find};
 use crate::figure::Figure;
 use crate::markdown::table;
 use images::Suite;
@@ -37,6 +37,15 @@ pub fn render(figures: &[Figure]) -> String {
                 [measure.means.to_owned(), limit(measure), old, new, command]
             }),
         );
+    }
+    let broken = broken(figures);
+    if !broken.is_empty() {
+        text += "\n## Limits that are missed\n";
+        for what in broken {
+            let known = MISSED.iter().find(|(name, _)| what.starts_with(name));
+            let why = known.map_or("not explained", |(_, why)| why);
+            text += &format!("- {what}: {why}\n");
+        }
     }
     text
 }

@@ -188,6 +188,14 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// Limits that the figures of `docs/containment.jsonl` miss, as [`broken`](super::broken) names them, and why.
+pub const MISSED: &[(&str, &str)] = &[
+    ("trixie/stub-destroyed: destroyed-given-up", LIBXL_TIME),
+    ("trixie/stub-destroyed: destroyed-max", LIBXL_TIME),
+];
+const LIBXL_TIME: &str = "one return of ten took longer than the guest waits: libxl creates the domain in 0.3 to 1.1 s on \
+    the emulated machine, whose own speed varies by two";
+
 #[cfg(test)]
 mod tests {
     use super::*;
