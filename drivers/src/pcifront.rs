@@ -18,6 +18,7 @@ use crate::pciback::hardware::Dom0;
 use crate::pciback::resources::Resources;
 use crate::platform::{DomId, GrantRef, Platform, Port};
 use crate::store;
+use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -106,7 +107,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// If xenstore fails us. Every other failure is told in the error node, and ends this attempt.
-    pub fn reconcile<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    pub fn reconcile<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), Box<SetupError>>
     where
         P: Platform<Page = Page>,
         T: Transport,
@@ -163,7 +164,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
-    pub fn guest(&self, store: &mut impl Store) -> Result<DomId, SetupError> {
+    pub fn guest(&self, store: &mut impl Store) -> Result<DomId, Box<SetupError>> {
         store::value(
             store,
             &self.device.backend_node(key::GUEST),
@@ -177,7 +178,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Listed::number_of`] tells.
-    pub fn list(&self, store: &mut impl Store) -> Result<Listed, SetupError> {
+    pub fn list(&self, store: &mut impl Store) -> Result<Listed, Box<SetupError>> {
         let count = store::value(
             store,
             &self.device.backend_node(key::NUM_DEVS),
@@ -202,7 +203,12 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// As [`Self::guest`].
-    pub fn resources(&self, store: &mut impl Store, bdf: Bdf, index: usize) -> Result<Resources, SetupError> {
+    pub fn resources(
+        &self,
+        store: &mut impl Store,
+        bdf: Bdf,
+        index: usize,
+    ) -> Result<Resources, Box<SetupError>> {
         let bars = self.node(
             store,
             Numbered::Bars.at(index),
@@ -246,7 +252,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// As [`Self::guest`].
-    pub fn slots(&self, store: &mut impl Store) -> Result<SlotMode, SetupError> {
+    pub fn slots(&self, store: &mut impl Store) -> Result<SlotMode, Box<SetupError>> {
         let mode = self.optional(store, key::SLOTS, "vpci or passthrough", |text| text.parse().ok())?;
         Ok(mode.unwrap_or_default())
     }
@@ -257,7 +263,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         key: Numbered,
         index: usize,
         default: bool,
-    ) -> Result<bool, SetupError> {
+    ) -> Result<bool, Box<SetupError>> {
         let value = self.optional(store, &key.at(index), FLAG, flag)?;
         Ok(value.unwrap_or(default))
     }
@@ -269,7 +275,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         key: &str,
         expected: &'static str,
         parse: impl FnOnce(&str) -> Option<R>,
-    ) -> Result<Option<R>, SetupError> {
+    ) -> Result<Option<R>, Box<SetupError>> {
         let path = self.device.backend_node(key);
         store::optional(store, &path, Blame::Toolstack, expected, parse)
     }
@@ -280,7 +286,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         key: impl AsRef<str>,
         expected: &'static str,
         parse: impl FnOnce(&str) -> Option<R>,
-    ) -> Result<R, SetupError> {
+    ) -> Result<R, Box<SetupError>> {
         let path = self.device.backend_node(key.as_ref());
         store::value(store, &path, Blame::Toolstack, expected, parse)
     }
@@ -289,7 +295,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
-    pub fn left_behind(&self, store: &mut impl Store) -> Result<Option<Survivor>, SetupError> {
+    pub fn left_behind(&self, store: &mut impl Store) -> Result<Option<Survivor>, Box<SetupError>> {
         let text = store::read(store, &self.device.backend_node(key::SURVIVOR))?;
         let left = text.as_deref().map(Survivor::from_hex);
         if left == Some(None) {
@@ -339,7 +345,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    fn try_offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    fn try_offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), Box<SetupError>>
     where
         P: Platform<Page = Page>,
         T: Transport,
@@ -360,7 +366,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     /// Shares a page and a port, and publishes them as pcifront does.
-    fn offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), SetupError>
+    fn offer<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), Box<SetupError>>
     where
         P: Platform<Page = Page>,
         T: Transport,
@@ -371,7 +377,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             Ok(port) => port,
             Err(errno) => {
                 platform.unshare_page(page, grant);
-                return Err(SetupError::Share(errno));
+                return Err(SetupError::Share(errno).into());
             }
         };
         // Kept from here on, so that it is given back whatever happens.
@@ -401,7 +407,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    fn set_state(&self, store: &mut impl Store, state: XenbusState) -> Result<(), SetupError> {
+    fn set_state(&self, store: &mut impl Store, state: XenbusState) -> Result<(), Box<SetupError>> {
         store
             .write(&self.device.frontend_node(key::STATE), state.as_str())
             .map_err(store::failed)
@@ -410,19 +416,19 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
 /// The service's list of devices: the address under each number, or what is wrong with its node.
 #[derive(Clone, Debug)]
-pub struct Listed(Vec<Result<Bdf, SetupError>>);
+pub struct Listed(Vec<Result<Bdf, Box<SetupError>>>);
 
 impl Listed {
     /// The number of a device.
     ///
     /// # Errors
     /// The device is not in the list. If it may be hidden behind a bad node, that node is the error.
-    pub fn number_of(&self, bdf: Bdf) -> Result<usize, SetupError> {
+    pub fn number_of(&self, bdf: Bdf) -> Result<usize, Box<SetupError>> {
         if let Some(number) = self.0.iter().position(|address| *address == Ok(bdf)) {
             return Ok(number);
         }
         let bad = self.0.iter().find_map(|address| address.as_ref().err());
-        Err(bad.cloned().unwrap_or(SetupError::NotServed(bdf)))
+        Err(bad.cloned().unwrap_or_else(|| SetupError::NotServed(bdf).into()))
     }
 }
 

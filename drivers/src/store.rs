@@ -3,6 +3,7 @@
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::log;
 use crate::platform::DomId;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use xenbus::client::{Cause, Error, Store};
@@ -11,11 +12,12 @@ use xenbus::state::XenbusState;
 use xenbus::wire::ErrorName;
 
 /// A [`SetupError`] for a failed request to xenstore.
-pub fn failed<E: core::fmt::Display>(error: Error<E>) -> SetupError {
+pub fn failed<E: core::fmt::Display>(error: Error<E>) -> Box<SetupError> {
     match error.cause() {
         Cause::Transport(_) | Cause::OutOfStep => SetupError::StoreLost(error.to_string()),
         _ => SetupError::Store(error.to_string()),
     }
+    .into()
 }
 
 /// The value of a node, or `None` if it does not exist or cannot be seen.
@@ -26,7 +28,7 @@ pub fn failed<E: core::fmt::Display>(error: Error<E>) -> SetupError {
 ///
 /// # Errors
 /// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for another reason.
-pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, SetupError> {
+pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, Box<SetupError>> {
     match store.read(path) {
         Ok(value) => Ok(Some(value)),
         Err(error) => match error.cause() {
@@ -41,7 +43,7 @@ pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, SetupE
 ///
 /// # Errors
 /// As [`read`].
-pub fn state(store: &mut impl Store, path: &str) -> Result<XenbusState, SetupError> {
+pub fn state(store: &mut impl Store, path: &str) -> Result<XenbusState, Box<SetupError>> {
     let text = read(store, path)?;
     Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
 }
@@ -57,7 +59,7 @@ pub fn value<R>(
     blame: Blame,
     expected: &'static str,
     parse: impl FnOnce(&str) -> Option<R>,
-) -> Result<R, SetupError> {
+) -> Result<R, Box<SetupError>> {
     let text = text(store, path, blame)?;
     parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))
 }
@@ -72,7 +74,7 @@ pub fn optional<R>(
     blame: Blame,
     expected: &'static str,
     parse: impl FnOnce(&str) -> Option<R>,
-) -> Result<Option<R>, SetupError> {
+) -> Result<Option<R>, Box<SetupError>> {
     let Some(text) = read(store, path)? else {
         return Ok(None);
     };
@@ -81,21 +83,25 @@ pub fn optional<R>(
 }
 
 // Apart from `value`, which exists once for each type that is read.
-fn text(store: &mut impl Store, path: &str, blame: Blame) -> Result<String, SetupError> {
-    read(store, path)?.ok_or_else(|| SetupError::MissingNode {
-        blame,
-        path: path.to_string(),
+fn text(store: &mut impl Store, path: &str, blame: Blame) -> Result<String, Box<SetupError>> {
+    read(store, path)?.ok_or_else(|| {
+        SetupError::MissingNode {
+            blame,
+            path: path.to_string(),
+        }
+        .into()
     })
 }
 
 #[cold]
-fn bad_node(path: &str, blame: Blame, text: &str, expected: &'static str) -> SetupError {
+fn bad_node(path: &str, blame: Blame, text: &str, expected: &'static str) -> Box<SetupError> {
     SetupError::BadNode {
         blame,
         path: path.to_string(),
         value: Excerpt::of(text),
         expected,
     }
+    .into()
 }
 
 /// Tells why a device of domain `owner` fails, where Linux's drivers tell it: for the device whose end of it

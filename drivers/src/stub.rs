@@ -8,6 +8,7 @@ use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::pcifront::SecondHop;
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
+use alloc::boxed::Box;
 use core::fmt;
 use core::time::Duration;
 use xenbus::client::{Client, Store, Transport, WatchEvent};
@@ -107,7 +108,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     ///
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
-    pub fn new(platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, SetupError> {
+    pub fn new(platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
         tell_of_restart(&platform.journal());
         let domid: DomId = store::value(
             &mut client,

@@ -513,7 +513,7 @@ fn a_device_that_answers_all_ones_is_refused_by_name() {
     let device = Device::e1000e();
     device.fill(0xff);
     let error = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap_err();
-    assert!(matches!(error, SetupError::DeviceSilent(_)));
+    assert!(matches!(*error, SetupError::DeviceSilent(_)));
     assert!(
         error.to_string().starts_with("0000:00:05.0 answers all-ones"),
         "{error}"
@@ -539,7 +539,7 @@ fn a_cardbus_bridge_is_refused_in_words_and_a_multifunction_device_is_not() {
     for header in [0x02, 0x82, 0x7f] {
         device.poke(0x0e, 1, header);
         let error = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap_err();
-        assert!(matches!(error, SetupError::HeaderType { .. }), "{header:#x}");
+        assert!(matches!(*error, SetupError::HeaderType { .. }), "{header:#x}");
         assert!(
             error.to_string().contains("devices (0) and PCI bridges (1)"),
             "{error}"
@@ -866,11 +866,11 @@ mod virtual_function {
         let mut resources = Device::resources("0000:00:05.0");
         resources.virtual_function = true;
         let error = VirtualConfig::new(resources.clone(), &silent).unwrap_err();
-        assert!(matches!(error, SetupError::DeviceSilent(_)));
+        assert!(matches!(*error, SetupError::DeviceSilent(_)));
         assert!(VirtualConfig::new(resources.clone(), &Device::e1000e()).is_ok());
         resources.ids = "8086:10ca".parse().unwrap();
         let error = VirtualConfig::new(resources, &Device::e1000e()).unwrap_err();
-        assert!(matches!(error, SetupError::WrongIds { .. }));
+        assert!(matches!(*error, SetupError::WrongIds { .. }));
     }
 }
 

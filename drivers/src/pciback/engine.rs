@@ -9,6 +9,7 @@ use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};
 use crate::log;
 use crate::platform::ConfigSpace;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
@@ -133,12 +134,17 @@ impl<E: ConfigSpace> Engine<E> {
     /// # Errors
     /// What [`VirtualConfig::new`] says of the device, or that the bus has no place for it; with the config space,
     /// which the caller may want to unmap.
-    pub fn add(&mut self, resources: Resources, ecam: E, stood: Option<Bdf>) -> Result<Bdf, (SetupError, E)> {
+    pub fn add(
+        &mut self,
+        resources: Resources,
+        ecam: E,
+        stood: Option<Bdf>,
+    ) -> Result<Bdf, (Box<SetupError>, E)> {
         let bdf = resources.bdf;
         let virtual_function = resources.virtual_function;
         let config = match VirtualConfig::new(resources, &ecam) {
             Ok(config) if config.is_bridge() && self.slots.mode() == SlotMode::Vpci => {
-                return Err((SetupError::VirtualBridge(bdf), ecam));
+                return Err((SetupError::VirtualBridge(bdf).into(), ecam));
             }
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
@@ -153,9 +159,9 @@ impl<E: ConfigSpace> Engine<E> {
             });
         let place = match placed {
             Ok(place) => place,
-            Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf), ecam)),
-            Err(NoPlace::Taken) => return Err((SetupError::Duplicate(bdf), ecam)),
-            Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf), ecam)),
+            Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
+            Err(NoPlace::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
+            Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
         };
         let function = Some(Function {
             messages: Messages::new(&config, &ecam),

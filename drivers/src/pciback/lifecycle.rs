@@ -20,6 +20,7 @@ use crate::log;
 use crate::pcifront::{Listed, PATIENCE, SecondHop};
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -209,7 +210,7 @@ impl<P: Platform> FirstHop<P> {
     /// # Errors
     /// If xenstore fails us. Every other failure ends the connection, and is
     /// told in the error node.
-    pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), SetupError> {
+    pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         let cx = &mut cx;
         let Some(guest) = self.find_guest(cx)? else {
             return self.forget(cx);
@@ -245,7 +246,7 @@ impl<P: Platform> FirstHop<P> {
         device: Device,
         own: XenbusState,
         frontend: XenbusState,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
         if matches!(self.phase, Phase::Idle) {
             match own {
@@ -279,7 +280,7 @@ impl<P: Platform> FirstHop<P> {
         device: Device,
         own: XenbusState,
         frontend: XenbusState,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
         let gone = match self.phase {
             Phase::Exported { seen } => seen && frontend == Unknown,
@@ -307,7 +308,10 @@ impl<P: Platform> FirstHop<P> {
     }
 
     /// The one guest of this stub, if its nodes are there. Every other one is refused.
-    fn find_guest<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<Option<DomId>, SetupError> {
+    fn find_guest<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+    ) -> Result<Option<DomId>, Box<SetupError>> {
         let directory = DeviceType::Pci.backends(self.stub);
         let names = children(cx.client, &directory)?;
         if names.is_empty() {
@@ -323,7 +327,7 @@ impl<P: Platform> FirstHop<P> {
             Some(guest) => guest,
             None if cx.second.is_up() => match cx.second.guest(cx.client) {
                 Ok(guest) => guest,
-                Err(error @ SetupError::StoreLost(_)) => return Err(error),
+                Err(error) if error.is_of_store() => return Err(error),
                 Err(error) => {
                     log::error!("{error}");
                     return Ok(None);
@@ -368,7 +372,7 @@ impl<P: Platform> FirstHop<P> {
     }
 
     /// Our nodes are not there, or not any more.
-    fn forget<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), SetupError> {
+    fn forget<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         if let Some(guest) = self.guest.take() {
             log::info!("guest {guest}: its connection was removed");
         }
@@ -381,7 +385,11 @@ impl<P: Platform> FirstHop<P> {
     }
 
     /// Takes stock of a new guest's devices, and tells it where they stand. It gets all of them or none.
-    fn export<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device) -> Result<(), SetupError> {
+    fn export<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
         self.guest = Some(device.frontend());
         cx.platform.note(Journal::forget_requests);
         self.watch_frontend(cx, device)?;
@@ -418,7 +426,7 @@ impl<P: Platform> FirstHop<P> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         self.guest = Some(device.frontend());
         self.watch_frontend(cx, device)?;
         let served = cx.second.list(cx.client)?;
@@ -459,7 +467,7 @@ impl<P: Platform> FirstHop<P> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         inject::point(cx.platform, Point::Hotplug);
         let entries = match self.changes(cx, device) {
             Ok(entries) => entries,
@@ -482,7 +490,7 @@ impl<P: Platform> FirstHop<P> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-    ) -> Result<Vec<Entry>, SetupError> {
+    ) -> Result<Vec<Entry>, Box<SetupError>> {
         let served = cx.second.list(cx.client)?;
         let mut entries = Vec::new();
         for number in 0..list::count(cx.client, device)? {
@@ -515,7 +523,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
         entries: &[Entry],
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         for entry in entries {
             if let Change::Refused(error) = &entry.change {
                 log::error!("guest {}: device {}: {error}", device.frontend(), entry.number);
@@ -535,7 +543,7 @@ impl<P: Platform> FirstHop<P> {
         served: &Listed,
         bdf: Bdf,
         stood: Option<Bdf>,
-    ) -> Result<Bdf, SetupError> {
+    ) -> Result<Bdf, Box<SetupError>> {
         let number = served.number_of(bdf)?;
         let resources = cx.second.resources(cx.client, bdf, number)?;
         let (ids, frame) = (resources.ids, resources.ecam);
@@ -581,7 +589,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
         own: XenbusState,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         inject::point(cx.platform, Point::Connect);
         let guest = device.frontend();
         let mut node = |key, expected| {
@@ -607,7 +615,7 @@ impl<P: Platform> FirstHop<P> {
             Ok(port) => port,
             Err(errno) => {
                 cx.platform.unmap_grant(page);
-                return Err(SetupError::BindPort { port: remote, errno });
+                return Err(SetupError::BindPort { port: remote, errno }.into());
             }
         };
         self.phase = Phase::Connected(Channel { page, port });
@@ -654,7 +662,7 @@ impl<P: Platform> FirstHop<P> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-    ) -> Result<(), SetupError> {
+    ) -> Result<(), Box<SetupError>> {
         if self.watched.is_none() {
             let path = device.frontend_node(key::STATE);
             cx.client.watch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
@@ -668,7 +676,11 @@ impl<P: Platform> FirstHop<P> {
 ///
 /// # Errors
 /// A failure of xenstore, which says nothing about the device.
-fn entry(number: usize, bdf: Option<Bdf>, place: Result<Bdf, SetupError>) -> Result<Entry, SetupError> {
+fn entry(
+    number: usize,
+    bdf: Option<Bdf>,
+    place: Result<Bdf, Box<SetupError>>,
+) -> Result<Entry, Box<SetupError>> {
     let change = match place {
         // Also behind a bridge: a guest that runs looks for new devices on its roots only.
         Ok(place) => Change::Exported { place, root: true },
@@ -683,7 +695,7 @@ fn parse_domid(text: &str) -> Option<DomId> {
 }
 
 /// The names of a node's children; none if there is no such node.
-fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, SetupError> {
+fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, Box<SetupError>> {
     match store.directory(path) {
         Ok(names) => Ok(names),
         Err(error) if error.is_not_found() => Ok(Vec::new()),
@@ -691,7 +703,7 @@ fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, SetupErro
     }
 }
 
-fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Result<(), SetupError> {
+fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Result<(), Box<SetupError>> {
     let path = device.backend_node(key::STATE);
     store.write(&path, state.as_str()).map_err(store::failed)
 }
@@ -702,7 +714,7 @@ fn refuse(
     stub: DomId,
     directory: &str,
     refusal: &SetupError,
-) -> Result<(), SetupError> {
+) -> Result<(), Box<SetupError>> {
     let state = store::state(store, &format!("{directory}/{}", key::STATE))?;
     if matches!(
         state,
@@ -720,7 +732,7 @@ fn tell_failure(
     stub: DomId,
     directory: &str,
     error: &SetupError,
-) -> Result<(), SetupError> {
+) -> Result<(), Box<SetupError>> {
     store::report(store, stub, directory, error);
     let closing = XenbusState::Closing.as_str();
     store

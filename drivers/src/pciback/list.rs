@@ -7,6 +7,7 @@ use super::engine::MAX_FUNCTIONS;
 use super::slots::bus_of;
 use crate::error::{Blame, SetupError};
 use crate::store;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -31,7 +32,7 @@ pub enum Change {
     /// The guest has let go of it.
     Removed,
     /// It is not exported, and this is why.
-    Refused(SetupError),
+    Refused(Box<SetupError>),
 }
 
 /// A [`Change`] of one device.
@@ -49,7 +50,7 @@ pub struct Entry {
 ///
 /// # Errors
 /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
-pub fn count(store: &mut impl Store, device: Device) -> Result<usize, SetupError> {
+pub fn count(store: &mut impl Store, device: Device) -> Result<usize, Box<SetupError>> {
     let count = node(store, device, key::NUM_DEVS, "a number from 1 to 256", |text| {
         store::decimal(text).filter(|&count| (1..=MAX_FUNCTIONS as u32).contains(&count))
     })?;
@@ -60,7 +61,7 @@ pub fn count(store: &mut impl Store, device: Device) -> Result<usize, SetupError
 ///
 /// # Errors
 /// As [`count`].
-pub fn address(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, SetupError> {
+pub fn address(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::Device.at(number);
     node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
 }
@@ -69,7 +70,7 @@ pub fn address(store: &mut impl Store, device: Device, number: usize) -> Result<
 ///
 /// # Errors
 /// As [`count`].
-pub fn place(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, SetupError> {
+pub fn place(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::VirtualDevice.at(number);
     let expected = "SSSS:BB:DD.FF, or take the device off its list";
     node(store, device, &key, expected, |text| text.parse().ok())
@@ -79,7 +80,7 @@ pub fn place(store: &mut impl Store, device: Device, number: usize) -> Result<Bd
 ///
 /// # Errors
 /// As [`store::read`].
-pub fn state(store: &mut impl Store, device: Device, number: usize) -> Result<XenbusState, SetupError> {
+pub fn state(store: &mut impl Store, device: Device, number: usize) -> Result<XenbusState, Box<SetupError>> {
     store::state(store, &device.backend_node(&Numbered::State.at(number)))
 }
 
@@ -92,7 +93,7 @@ pub fn publish<T: Transport>(
     client: &mut Client<T>,
     device: Device,
     entries: &[Entry],
-) -> Result<Vec<Bdf>, SetupError> {
+) -> Result<Vec<Bdf>, Box<SetupError>> {
     let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
     let withdrawn = client.transaction(|store| {
         let mut withdrawn = Vec::new();
@@ -173,7 +174,7 @@ fn node<R>(
     key: &str,
     expected: &'static str,
     parse: impl FnOnce(&str) -> Option<R>,
-) -> Result<R, SetupError> {
+) -> Result<R, Box<SetupError>> {
     let path = device.backend_node(key);
     store::value(store, &path, Blame::Toolstack, expected, parse)
 }

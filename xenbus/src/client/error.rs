@@ -3,6 +3,7 @@
 use crate::printable::Printable;
 use crate::wire::{ABSOLUTE_PATH_MAX, ErrorName, Kind, PAYLOAD_MAX, RELATIVE_PATH_MAX, Violation};
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
@@ -10,7 +11,11 @@ use core::fmt;
 ///
 /// `E` is the transport's error.
 #[derive(Debug)]
-pub struct Error<E> {
+// Boxed: results of requests are moved on at every `?`, and failures are rare.
+pub struct Error<E>(Box<Failure<E>>);
+
+#[derive(Debug)]
+struct Failure<E> {
     operation: Kind,
     /// Path or domain; empty where the operation has neither.
     subject: String,
@@ -40,37 +45,37 @@ pub enum Cause<E> {
 
 impl<E> Error<E> {
     pub(super) fn new(operation: Kind, subject: &str, cause: Cause<E>) -> Self {
-        Self {
+        Self(Box::new(Failure {
             operation,
             subject: subject.to_owned(),
             cause,
-        }
+        }))
     }
 
     /// Why it failed.
     pub fn cause(&self) -> &Cause<E> {
-        &self.cause
+        &self.0.cause
     }
 
     /// True if the node does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self.cause, Cause::Refused(ErrorName::Enoent))
+        matches!(self.0.cause, Cause::Refused(ErrorName::Enoent))
     }
 
     pub(super) fn is_conflict(&self) -> bool {
-        matches!(self.cause, Cause::Refused(ErrorName::Eagain))
+        matches!(self.0.cause, Cause::Refused(ErrorName::Eagain))
     }
 }
 
 impl<E: fmt::Display> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let space = if self.subject.is_empty() { "" } else { " " };
+        let space = if self.0.subject.is_empty() { "" } else { " " };
         write!(
             f,
             "{}{space}{}: {}",
-            self.operation,
-            Printable(self.subject.as_bytes()),
-            self.cause
+            self.0.operation,
+            Printable(self.0.subject.as_bytes()),
+            self.0.cause
         )
     }
 }

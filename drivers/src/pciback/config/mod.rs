@@ -23,6 +23,7 @@ use super::hardware::Hardware;
 use super::resources::Resources;
 use crate::error::{MessageKind, RequestError, SetupError};
 use crate::platform::ConfigSpace;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bar::BarWrite;
 use capability::Kind;
@@ -92,7 +93,7 @@ impl VirtualConfig {
     /// # Errors
     /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`],
     /// [`SetupError::QuirkTaken`].
-    pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, SetupError> {
+    pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, Box<SetupError>> {
         let bdf = resources.bdf;
         // The ids of a virtual function read all-ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
         let ids = hardware.read(0, 4);
@@ -102,7 +103,7 @@ impl VirtualConfig {
             ids
         };
         if telling == u32::MAX {
-            return Err(SetupError::DeviceSilent(bdf));
+            return Err(SetupError::DeviceSilent(bdf).into());
         }
         let found = Ids {
             vendor: ids as u16,
@@ -110,13 +111,13 @@ impl VirtualConfig {
         };
         let expected = resources.ids;
         if found != expected && !(resources.virtual_function && ids == u32::MAX) {
-            return Err(SetupError::WrongIds { bdf, expected, found });
+            return Err(SetupError::WrongIds { bdf, expected, found }.into());
         }
         let header = hardware.read(header::HEADER_TYPE, 1) as u8 & !header::MULTIFUNCTION;
         let (bridge, header_table) = match header {
             header::DEVICE => (false, &header::TYPE_0[..]),
             header::BRIDGE => (true, &header::TYPE_1[..]),
-            _ => return Err(SetupError::HeaderType { bdf, header }),
+            _ => return Err(SetupError::HeaderType { bdf, header }.into()),
         };
 
         let capabilities = capability::walk(hardware);
@@ -143,7 +144,8 @@ impl VirtualConfig {
                     bdf,
                     quirk: *quirk,
                     register: placed.register.name,
-                });
+                }
+                .into());
             }
         }
 
