@@ -23,8 +23,7 @@ pub fn failed<E: core::fmt::Display>(error: Error<E>) -> Box<SetupError> {
 /// The value of a node, or `None` if it does not exist or cannot be seen.
 ///
 /// xenstored hides whether a node exists from those who may not read its parent, so a frontend that is gone
-/// looks like one that is forbidden. A value that is no text reads as a replacement character, which no
-/// parser takes.
+/// looks like one that is forbidden.
 ///
 /// # Errors
 /// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for another reason.
@@ -33,7 +32,6 @@ pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, Box<Se
         Ok(value) => Ok(Some(value)),
         Err(error) => match error.cause() {
             Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
-            Cause::Violation(_) => Ok(Some(String::from(char::REPLACEMENT_CHARACTER))),
             _ => Err(failed(error)),
         },
     }

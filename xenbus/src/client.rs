@@ -62,7 +62,7 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// A request about the node at `path`, with `rest` after the path's NUL.
-    fn on_node<E>(kind: Kind, path: &'a str, rest: &str) -> Result<Self, Error<E>> {
+    fn on_node<E>(kind: Kind, path: &'a str, rest: &[u8]) -> Result<Self, Error<E>> {
         let limit = if path.starts_with('/') {
             wire::ABSOLUTE_PATH_MAX
         } else {
@@ -71,11 +71,11 @@ impl<'a> Request<'a> {
         if path.is_empty() || path.contains('\0') || path.len() > limit {
             return Err(Error::new(kind, path, Cause::Path));
         }
-        Self::on(kind, path, &[path, "\0", rest])
+        Self::on(kind, path, &[path.as_bytes(), b"\0", rest])
     }
 
-    fn on<E>(kind: Kind, subject: &'a str, payload: &[&str]) -> Result<Self, Error<E>> {
-        let payload = payload.concat().into_bytes();
+    fn on<E>(kind: Kind, subject: &'a str, payload: &[&[u8]]) -> Result<Self, Error<E>> {
+        let payload = payload.concat();
         if payload.len() > wire::PAYLOAD_MAX {
             return Err(Error::new(kind, subject, Cause::TooLong(payload.len())));
         }
@@ -99,10 +99,16 @@ pub trait Store {
     /// Sends a request and returns the payload of its reply.
     fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
 
-    /// The value of a node.
+    /// The value of a node, as text. A value is whatever bytes its owner likes: bytes that are no UTF-8 read as one
+    /// [`char::REPLACEMENT_CHARACTER`], which no parser takes.
     fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::Read, path, "")?)?;
-        well_formed(Kind::Read, path, wire::decode_text(payload))
+        let value = self.read_bytes(path)?;
+        Ok(String::from_utf8(value).unwrap_or_else(|_| String::from(char::REPLACEMENT_CHARACTER)))
+    }
+
+    /// The value of a node, as it is.
+    fn read_bytes(&mut self, path: &str) -> Result<Vec<u8>, Error<Self::TransportError>> {
+        self.submit(Request::on_node(Kind::Read, path, b"")?)
     }
 
     /// The value of a node, or `None` if it does not exist.
@@ -116,28 +122,33 @@ pub trait Store {
 
     /// Sets the value of a node; makes it, and its parents, where missing.
     fn write(&mut self, path: &str, value: &str) -> Result<(), Error<Self::TransportError>> {
+        self.write_bytes(path, value.as_bytes())
+    }
+
+    /// The same with any bytes.
+    fn write_bytes(&mut self, path: &str, value: &[u8]) -> Result<(), Error<Self::TransportError>> {
         self.submit(Request::on_node(Kind::Write, path, value)?).map(drop)
     }
 
     /// Makes a node without a value, and its parents. An existing node is left as it is.
     fn mkdir(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Mkdir, path, "")?).map(drop)
+        self.submit(Request::on_node(Kind::Mkdir, path, b"")?).map(drop)
     }
 
     /// Removes a node and everything below it. A missing node is not an error if its parent exists.
     fn remove(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Remove, path, "")?).map(drop)
+        self.submit(Request::on_node(Kind::Remove, path, b"")?).map(drop)
     }
 
     /// The names of a node's children, in no particular order.
     fn directory(&mut self, path: &str) -> Result<Vec<String>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::Directory, path, "")?)?;
+        let payload = self.submit(Request::on_node(Kind::Directory, path, b"")?)?;
         well_formed(Kind::Directory, path, wire::decode_texts(&payload))
     }
 
     /// Who may access a node; the first entry names its owner.
     fn permissions(&mut self, path: &str) -> Result<Vec<Permission>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::GetPermissions, path, "")?)?;
+        let payload = self.submit(Request::on_node(Kind::GetPermissions, path, b"")?)?;
         let permissions = wire::decode_texts(&payload).and_then(|texts| {
             let permissions = texts
                 .iter()
@@ -158,7 +169,7 @@ pub trait Store {
             texts.push_str(&permission.to_string());
             texts.push('\0');
         }
-        self.submit(Request::on_node(Kind::SetPermissions, path, &texts)?)
+        self.submit(Request::on_node(Kind::SetPermissions, path, texts.as_bytes())?)
             .map(drop)
     }
 }
@@ -194,13 +205,19 @@ impl<T: Transport> Client<T> {
             last_request,
             ..Self::new(transport)
         };
-        client.submit(Request::on(Kind::ResetWatches, "", &["\0"])?)?;
+        client.submit(Request::on(Kind::ResetWatches, "", &[b"\0"])?)?;
         Ok(client)
     }
 
     /// The transport, to wait on. Bytes must be left to the client.
     pub fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
+    }
+
+    /// False once the connection has failed: no request can succeed any more. What xenstored refuses, and values of any
+    /// kind, leave it usable.
+    pub fn is_usable(&self) -> bool {
+        self.in_step
     }
 
     /// Asks for events about the node at `path` and all below it.
@@ -287,12 +304,12 @@ impl<T: Transport> Client<T> {
 
     fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
         let domid = domid.to_string();
-        let payload = self.submit(Request::on(kind, &domid, &[&domid, "\0"])?)?;
+        let payload = self.submit(Request::on(kind, &domid, &[domid.as_bytes(), b"\0"])?)?;
         well_formed(kind, &domid, wire::decode_exactly(&payload))
     }
 
     fn start_transaction(&mut self) -> Result<u32, Error<T::Error>> {
-        let payload = self.submit(Request::on(Kind::TransactionStart, "", &["\0"])?)?;
+        let payload = self.submit(Request::on(Kind::TransactionStart, "", &[b"\0"])?)?;
         let id = wire::decode_exactly(&payload).and_then(|[id]| match id.parse() {
             // Zero would make the transaction's writes take effect at once.
             Ok(0) | Err(_) => Err(Violation::Value),
@@ -303,7 +320,7 @@ impl<T: Transport> Client<T> {
 
     fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error<T::Error>> {
         let verdict = if commit { "T\0" } else { "F\0" };
-        let request = Request::on(Kind::TransactionEnd, "", &[verdict])?;
+        let request = Request::on(Kind::TransactionEnd, "", &[verdict.as_bytes()])?;
         self.exchange(request, id).map(drop)
     }
 
@@ -413,7 +430,7 @@ fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<Reques
     if token.contains('\0') {
         return Err(Error::new(kind, path, Cause::Token));
     }
-    Request::on_node(kind, path, &[token, "\0"].concat())
+    Request::on_node(kind, path, &[token.as_bytes(), b"\0"].concat())
 }
 
 impl<T: Transport> Store for Client<T> {

@@ -259,11 +259,6 @@ impl fmt::Display for ErrorName {
     }
 }
 
-/// Reads a payload that is one text without an end mark, such as the value of a node.
-pub fn decode_text(payload: Vec<u8>) -> Result<String, Violation> {
-    String::from_utf8(payload).map_err(|_| Violation::Encoding)
-}
-
 /// Reads a payload of texts, each ended by NUL.
 pub fn decode_texts(payload: &[u8]) -> Result<Vec<String>, Violation> {
     let Some((end, body)) = payload.split_last() else {

@@ -171,13 +171,14 @@ fn after_a_broken_frame_the_client_is_of_no_more_use() {
             "read /node: the connection to xenstored failed earlier; open a new one"
         );
         assert_eq!(client.next_event().unwrap_err().cause(), &Cause::OutOfStep);
+        assert!(!client.is_usable());
     }
 }
 
 #[test]
 fn a_bad_value_in_a_sound_frame_fails_that_request_only() {
     let mut client = client([
-        message(2, 1, b"\xff"),
+        message(1, 1, b"n0\xff\0"),
         message(3, 2, b"n0\0x\0"),
         message(1, 3, b"a\0b"),
         message(6, 4, b"0\0"),
@@ -187,7 +188,7 @@ fn a_bad_value_in_a_sound_frame_fails_that_request_only() {
     ]);
     let bad = |violation| Cause::Violation(violation);
     assert_eq!(
-        client.read("/node").unwrap_err().cause(),
+        client.directory("/node").unwrap_err().cause(),
         &bad(Violation::Encoding)
     );
     assert_eq!(
@@ -211,6 +212,22 @@ fn a_bad_value_in_a_sound_frame_fails_that_request_only() {
         &bad(Violation::Framing)
     );
     assert_eq!(client.read("/node").unwrap(), "value");
+    assert!(client.is_usable());
+}
+
+#[test]
+fn a_value_of_any_bytes_is_no_fault_of_xenstored() {
+    let mut client = client([
+        message(2, 1, b"4\xff"),
+        message(2, 2, b"4\xff"),
+        message(2, 3, b"4\0"),
+        message(2, 4, "4\u{663}".as_bytes()),
+    ]);
+    assert_eq!(client.read("/node").unwrap(), "\u{fffd}");
+    assert_eq!(client.read_bytes("/node").unwrap(), b"4\xff");
+    assert_eq!(client.read("/node").unwrap(), "4\0");
+    assert_eq!(client.read_optional("/node").unwrap().unwrap(), "4\u{663}");
+    assert!(client.is_usable());
 }
 
 #[test]
