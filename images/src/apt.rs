@@ -82,7 +82,7 @@ impl Mirrors {
     /// The lines of a `sources.list` for a release.
     fn sources(&self, suite: Suite) -> String {
         let mut sources = format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.main);
-        if let Some(security) = &self.security {
+        if let Some(security) = self.security.as_ref().filter(|_| suite.has_security()) {
             sources += &format!("deb [signed-by={KEYRING}] {security} {suite}-security main\n");
         }
         sources
@@ -187,10 +187,9 @@ impl Apt {
     pub fn closure(&self, packages: &[String]) -> Result<Vec<Candidate>> {
         let mut command = self.command("install");
         command.args(["--print-uris", "--yes"]).args(packages);
-        let candidates: Vec<_> = output_of(&mut command)?
-            .lines()
-            .filter_map(Candidate::parse)
-            .collect();
+        let told = output_of(&mut command)
+            .with_context(|| format!("the archive has no set of packages for {}", packages.join(" ")))?;
+        let candidates: Vec<_> = told.lines().filter_map(Candidate::parse).collect();
         ensure!(
             !candidates.is_empty(),
             "apt-get names no files for {}",

@@ -42,7 +42,7 @@ impl Rig {
     /// # Errors
     /// Packages cannot be fetched.
     pub fn prepare(suite: Suite, observer: &mut dyn Observer) -> Result<Rig> {
-        let build = |root: &Path| contents(&Source::new(suite, root)?);
+        let build = |root: &Path| contents(&Source::new(root)?);
         let built = packages(suite).build(&fingerprint(), observer, build)?;
         Ok(Rig { suite, built })
     }

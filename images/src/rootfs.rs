@@ -3,13 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::cpio::Archive;
 use crate::elf::{Libraries, needed};
 use crate::modules::{self, Modules};
 use crate::store::sha256;
-use crate::suite::Suite;
 
 /// To be raised when the code below puts something else into an archive although the tables are the same.
 const FORMAT: u32 = 4;
@@ -163,8 +162,9 @@ pub fn fingerprint() -> String {
 /// The unpacked packages of one suite, as a place to take things from.
 #[derive(Debug)]
 pub struct Source<'a> {
-    suite: Suite,
     root: &'a Path,
+    /// As the names of directories and libraries carry it.
+    xen_version: String,
     libraries: Libraries,
     modules: Modules,
 }
@@ -173,28 +173,32 @@ impl<'a> Source<'a> {
     /// Looks through the packages unpacked in `root`.
     ///
     /// # Errors
-    /// There is no kernel, or something cannot be read.
-    pub fn new(suite: Suite, root: &'a Path) -> Result<Self> {
+    /// There is no kernel or no Xen, or something cannot be read.
+    pub fn new(root: &'a Path) -> Result<Self> {
         Ok(Source {
-            suite,
             root,
+            xen_version: xen_version(root)?,
             libraries: Libraries::of(root)?,
             modules: Modules::of(root)?,
         })
     }
 
-    /// Debian's kernel, as it is shipped.
+    /// Debian's kernel, as it is shipped: in `boot`, or among its modules as of Linux 7.
     pub fn kernel(&self) -> PathBuf {
-        self.root
-            .join("boot")
-            .join(format!("vmlinuz-{}", self.modules.version))
+        let version = &self.modules.version;
+        let old = self.root.join("boot").join(format!("vmlinuz-{version}"));
+        if old.exists() {
+            old
+        } else {
+            self.root.join("usr/lib/modules").join(version).join("vmlinuz")
+        }
     }
 
     /// Debian's Xen, packed with gzip as it is shipped.
     pub fn hypervisor(&self) -> PathBuf {
         self.root
             .join("boot")
-            .join(format!("xen-{}-amd64.gz", self.suite.xen_version()))
+            .join(format!("xen-{}-amd64.gz", self.xen_version))
     }
 
     /// Dom0's initial file system.
@@ -232,7 +236,7 @@ impl<'a> Source<'a> {
         let mut libraries: Vec<String> = recipe
             .libraries
             .iter()
-            .map(|name| name.replace("{xen}", self.suite.xen_version()))
+            .map(|name| name.replace("{xen}", &self.xen_version))
             .collect();
         for name in recipe
             .programs
@@ -260,7 +264,7 @@ impl<'a> Source<'a> {
 
     /// Adds a program where its package has it, links it onto the search path, and gives the libraries it needs.
     fn program(&self, archive: &mut Archive, name: &str) -> Result<Vec<String>> {
-        let xen_tools = format!("usr/lib/xen-{}/bin", self.suite.xen_version());
+        let xen_tools = format!("usr/lib/xen-{}/bin", self.xen_version);
         // First, because usr/sbin has wrappers of the same names: shell scripts that look for the running version.
         let directories = [xen_tools.as_str(), "usr/bin", "usr/sbin", "bin", "sbin"];
         let found = directories
@@ -278,5 +282,43 @@ impl<'a> Source<'a> {
             archive.link(&format!("usr/sbin/{name}"), &format!("/{path}"));
         }
         needed(&content).with_context(|| path.clone())
+    }
+}
+
+/// The version of the one hypervisor below an unpacked root: that of `boot/xen-VERSION-amd64.gz`.
+fn xen_version(root: &Path) -> Result<String> {
+    let boot = root.join("boot");
+    let entries = fs::read_dir(&boot).with_context(|| format!("reading {}", boot.display()))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let version = |name: String| Some(name.strip_prefix("xen-")?.strip_suffix("-amd64.gz")?.to_owned());
+    let versions: Vec<String> = names.filter_map(version).collect();
+    let [version] = &versions[..] else {
+        bail!(
+            "{} hypervisors below {}: there should be one xen-VERSION-amd64.gz",
+            versions.len(),
+            boot.display()
+        );
+    };
+    Ok(version.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_xen_is_that_of_the_one_hypervisor() {
+        let root = std::env::temp_dir().join(format!("rig-xen-version-{}", std::process::id()));
+        let boot = root.join("boot");
+        fs::create_dir_all(&boot).expect("writable");
+        fs::write(boot.join("vmlinuz-7.2.13+deb14-amd64"), "").expect("writable");
+        let none = xen_version(&root).expect_err("there is none");
+        assert!(none.to_string().starts_with("0 hypervisors"), "{none}");
+        fs::write(boot.join("xen-4.21-amd64.gz"), "").expect("writable");
+        fs::write(boot.join("xen-4.21-amd64.config"), "").expect("writable");
+        assert_eq!(xen_version(&root).expect("there is one"), "4.21");
+        fs::write(boot.join("xen-4.22-amd64.gz"), "").expect("writable");
+        assert!(xen_version(&root).is_err());
+        fs::remove_dir_all(&root).expect("writable");
     }
 }

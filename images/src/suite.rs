@@ -10,6 +10,8 @@ pub enum Suite {
     Bookworm,
     /// Debian 13: Xen 4.20, Linux 6.12.
     Trixie,
+    /// Debian's unstable: the newest Xen and Linux that Debian has; the versions move.
+    Sid,
 }
 
 /// What sets one release apart from another.
@@ -17,30 +19,46 @@ pub enum Suite {
 struct Release {
     suite: Suite,
     name: &'static str,
-    xen: &'static str,
+    /// The packages that bring Xen and its tools.
+    xen: &'static [&'static str],
+    /// Whether the archive has security updates of it apart.
+    security: bool,
 }
 
-const RELEASES: [Release; 2] = [
+const RELEASES: [Release; 3] = [
     Release {
         suite: Suite::Bookworm,
         name: "bookworm",
-        xen: "4.17",
+        xen: &["xen-hypervisor-4.17-amd64", "xen-utils-4.17"],
+        security: true,
     },
     Release {
         suite: Suite::Trixie,
         name: "trixie",
-        xen: "4.20",
+        xen: &["xen-hypervisor-4.20-amd64", "xen-utils-4.20"],
+        security: true,
+    },
+    Release {
+        suite: Suite::Sid,
+        name: "sid",
+        // Depends on hypervisor and tools of the version that is current.
+        xen: &["xen-system-amd64"],
+        security: false,
     },
 ];
 
 impl Suite {
     /// All releases, oldest first.
-    pub const ALL: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
+    pub const ALL: [Suite; 3] = [Suite::Bookworm, Suite::Trixie, Suite::Sid];
+
+    /// Those whose versions stay: figures that are kept in the repository come from them.
+    pub const STABLE: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 
     fn release(self) -> &'static Release {
         match self {
             Suite::Bookworm => &RELEASES[0],
             Suite::Trixie => &RELEASES[1],
+            Suite::Sid => &RELEASES[2],
         }
     }
 
@@ -49,41 +67,49 @@ impl Suite {
         self.release().name
     }
 
-    /// Xen's version, as the names of packages, directories and libraries carry it.
-    pub fn xen_version(self) -> &'static str {
-        self.release().xen
+    /// Whether Debian's security archive has this release.
+    pub fn has_security(self) -> bool {
+        self.release().security
     }
 
     /// The packages asked for by name. Libraries come along as their dependencies ([`is_wanted`]).
     pub fn packages(self) -> Vec<String> {
-        let xen = self.xen_version();
-        [
-            &format!("xen-hypervisor-{xen}-amd64"),
-            &format!("xen-utils-{xen}"),
+        const OTHERS: [&str; 5] = [
             "xenstore-utils",
             "linux-image-amd64",
             "busybox-static",
             "pciutils",
             "jq",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        ];
+        let packages = self.release().xen.iter().chain(&OTHERS);
+        packages.map(|name| (*name).to_owned()).collect()
     }
 }
 
 /// Whether a package of the dependency closure is fetched.
 ///
 /// A whole Debian system hangs off Xen's tools (Python, Perl, udev) and off QEMU. The images have busybox and their
-/// own init instead, so of everything that was not asked for they need the kernel (the dependency of
-/// `linux-image-amd64`) and shared libraries; QEMU needs these alone.
+/// own init instead, so of everything that was not asked for they need Xen, the kernel (`linux-image-amd64` depends on
+/// it; newer ones come in several packages) and shared libraries; QEMU needs these alone.
 pub fn is_wanted(package: &str, asked_for: &[String]) -> bool {
+    const VERSIONED: [&str; 6] = [
+        "linux-base-",
+        "linux-binary-",
+        "linux-image-",
+        "linux-modules-",
+        "xen-hypervisor-",
+        "xen-utils-",
+    ];
     const LIBRARIES: [&str; 2] = ["lib", "zlib1g"];
     const OTHERS: [&str; 2] = ["libpython", "libsystemd-shared"];
+    let starts_with_one_of = |prefixes: &[&str]| prefixes.iter().any(|prefix| package.starts_with(prefix));
+    let has_version = |prefix: &&str| {
+        let rest = package.strip_prefix(*prefix);
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
     asked_for.iter().any(|name| name == package)
-        || package.starts_with("linux-image-")
-        || LIBRARIES.iter().any(|prefix| package.starts_with(prefix))
-            && !OTHERS.iter().any(|prefix| package.starts_with(prefix))
-            && !package.ends_with("-perl")
+        || VERSIONED.iter().any(has_version)
+        || starts_with_one_of(&LIBRARIES) && !starts_with_one_of(&OTHERS) && !package.ends_with("-perl")
 }
 
 impl fmt::Display for Suite {
@@ -122,7 +148,7 @@ mod tests {
     fn an_unknown_suite_is_answered_with_the_known_ones() {
         assert_eq!(
             "lenny".parse::<Suite>(),
-            Err("no suite is named lenny: take one of bookworm, trixie".to_owned())
+            Err("no suite is named lenny: take one of bookworm, trixie, sid".to_owned())
         );
     }
 
@@ -134,6 +160,11 @@ mod tests {
             "zlib1g",
             "libxenmisc4.20",
             "linux-image-6.12.1-amd64",
+            "linux-base-7.2.13+deb14-amd64",
+            "linux-modules-7.2.13+deb14-amd64",
+            "linux-binary-7.2.13+deb14-amd64",
+            "xen-hypervisor-4.20-amd64",
+            "xen-utils-4.21",
             "pciutils",
         ] {
             assert!(is_wanted(package, &asked_for), "{package}");
@@ -143,6 +174,10 @@ mod tests {
             "libpython3.13-stdlib",
             "libtext-wrapi18n-perl",
             "systemd",
+            "linux-base",
+            "linux-base-amd64",
+            "xen-utils-common",
+            "xen-hypervisor-common",
             "udev",
         ] {
             assert!(!is_wanted(package, &asked_for), "{package}");

@@ -21,13 +21,18 @@ pub struct Scenario {
     pub title: String,
     /// `#: device SPEC`, as many as there are: devices in the form of QEMU's `-device`.
     pub devices: Vec<String>,
-    /// `#: suite NAME`: on these; all if there is none. Where Xen and Linux of both suites do alike, one run saves
-    /// time; `cargo verify --suite NAME --scenario NAME` runs it on the other.
+    /// `#: suite NAME`: on these; all if there is none. Where Xen and Linux of all suites do alike, one run saves
+    /// time; `cargo verify --suite NAME --scenario NAME` runs it on another, `cargo verify --all` on all.
     pub suites: Vec<Suite>,
+    /// `#: all`: costs so much that only `cargo verify --all` runs it, or who names it.
+    pub costly: bool,
     /// `#: qemu VERSION`: which QEMU; the host's unless it says otherwise.
     pub qemu: Version,
     /// `#: timeout SECONDS`, from power-on.
     pub timeout: Duration,
+    /// `#: timeout-all SECONDS`: the limit of the whole, which a script does where `$ALL` is set; twice the other unless
+    /// it says otherwise.
+    timeout_all: Option<Duration>,
     /// `#: cpus N`: physical processors; one unless it says otherwise. QEMU emulates each by a thread: where the
     /// machine has fewer to spare, Xen's clocks drift apart, and waits that count time end early.
     pub cpus: u8,
@@ -74,8 +79,10 @@ impl Scenario {
             title,
             devices: Vec::new(),
             suites: Vec::new(),
+            costly: false,
             qemu: Version::default(),
             timeout: Duration::from_secs(180),
+            timeout_all: None,
             cpus: 1,
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
@@ -83,6 +90,14 @@ impl Scenario {
             asked: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
+            if need == "all" {
+                scenario.costly = true;
+                continue;
+            }
+            let seconds = |value: &str| {
+                let seconds = value.parse().map(Duration::from_secs);
+                seconds.with_context(|| format!("`#: {need}` wants seconds"))
+            };
             let (key, value) = need
                 .split_once(' ')
                 .with_context(|| format!("`#: {need}` has no value"))?;
@@ -92,12 +107,8 @@ impl Scenario {
                     .suites
                     .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
                 "qemu" => scenario.qemu = value.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
-                "timeout" => {
-                    let seconds = value
-                        .parse()
-                        .with_context(|| format!("`#: {need}` wants seconds"))?;
-                    scenario.timeout = Duration::from_secs(seconds);
-                }
+                "timeout" => scenario.timeout = seconds(value)?,
+                "timeout-all" => scenario.timeout_all = Some(seconds(value)?),
                 "cpus" => {
                     scenario.cpus = value
                         .parse()
@@ -106,12 +117,20 @@ impl Scenario {
                 "xen" => scenario.xen_options.push(value.to_owned()),
                 "dom0" => scenario.dom0_options.push(value.to_owned()),
                 _ => bail!(
-                    "`#: {need}`: no such need; there are device, suite, qemu, timeout, cpus, xen and dom0"
+                    "`#: {need}`: no such need; there are all, device, suite, qemu, timeout, timeout-all, cpus, xen and \
+                     dom0"
                 ),
             }
         }
         scenario.script = script;
         Ok(scenario)
+    }
+
+    /// Has the script do all that it can: it finds `$ALL` set, and has the time for that.
+    pub fn whole(&mut self) {
+        self.prepend("ALL=1\n");
+        self.timeout = self.timeout_all.unwrap_or(2 * self.timeout);
+        self.asked += " --all";
     }
 
     /// Has the script begin with these settings; it uses them where it says `NAME=${NAME:-DEFAULT}`.
@@ -120,12 +139,16 @@ impl Scenario {
             .iter()
             .map(|Setting { name, value }| format!("{name}={value}\n"))
             .collect();
-        // Behind the line that names the shell.
-        let at = self.script.find('\n').map_or(0, |end| end + 1);
-        self.script.insert_str(at, &lines);
+        self.prepend(&lines);
         for Setting { name, value } in settings {
             self.asked += &format!(" --set {name}={value}");
         }
+    }
+
+    /// Puts lines before all that the script does, behind the line that names the shell.
+    fn prepend(&mut self, lines: &str) {
+        let at = self.script.find('\n').map_or(0, |end| end + 1);
+        self.script.insert_str(at, lines);
     }
 
     /// Gives it another time limit, in seconds from power-on.
@@ -142,7 +165,7 @@ impl Scenario {
         )
     }
 
-    /// Whether it can run on `suite`.
+    /// Whether it runs on `suite` where nobody asks for more.
     pub fn is_for(&self, suite: Suite) -> bool {
         self.suites.is_empty() || self.suites.contains(&suite)
     }
@@ -221,6 +244,7 @@ mod tests {
     #[test]
     fn a_need_that_is_none_is_named() {
         for (line, part) in [
+            ("#: timeout-all ever", "timeout-all ever"),
             ("#: devise edu", "devise"),
             ("#: timeout soon", "timeout soon"),
             ("#: cpus all", "cpus all"),
@@ -256,6 +280,25 @@ mod tests {
             let error = text.parse::<Setting>().unwrap_err();
             assert!(error.to_string().contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_whole_of_a_scenario_is_asked_for_by_a_setting_and_has_more_time() {
+        let mut scenario =
+            parse("#!/bin/sh\n# The title.\n#: all\n#: timeout 100\n#: timeout-all 900\ntrue\n").unwrap();
+        assert!(scenario.costly);
+        assert_eq!(scenario.timeout, Duration::from_secs(100));
+        scenario.whole();
+        assert_eq!(scenario.timeout, Duration::from_secs(900));
+        assert!(scenario.script.starts_with("#!/bin/sh\nALL=1\n# The title.\n"));
+        assert_eq!(
+            scenario.command(Suite::Sid),
+            "cargo verify --suite sid --scenario s --all"
+        );
+        let mut other = parse("#!/bin/sh\n# The title.\n#: timeout 100\ntrue\n").unwrap();
+        assert!(!other.costly);
+        other.whole();
+        assert_eq!(other.timeout, Duration::from_secs(200));
     }
 
     #[test]

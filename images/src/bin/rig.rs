@@ -31,7 +31,7 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct Prepare {
-    /// Only this Debian release: bookworm or trixie
+    /// Only this Debian release: bookworm, trixie or sid
     #[arg(long)]
     suite: Option<Suite>,
     /// The QEMU that is to be there: host (installed if missing) or 10 (from Debian's packages, not installed)
@@ -44,7 +44,7 @@ struct Prepare {
 
 #[derive(Debug, clap::Args)]
 struct Run {
-    /// The Debian release: bookworm (Xen 4.17, Linux 6.1) or trixie (Xen 4.20, Linux 6.12)
+    /// The Debian release: bookworm (Xen 4.17, Linux 6.1), trixie (Xen 4.20, Linux 6.12) or sid (the newest of both)
     #[arg(long, default_value_t = Suite::Bookworm)]
     suite: Suite,
     /// Which QEMU: the host's, or 10, which has igb with virtual functions and is fetched but not installed

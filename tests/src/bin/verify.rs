@@ -21,12 +21,15 @@ use std::time::{Duration, Instant};
 #[derive(Parser)]
 #[command(name = "cargo verify")]
 struct Arguments {
-    /// Only the scenarios of this suite (bookworm, trixie)
+    /// Only the scenarios of this suite (bookworm, trixie, sid)
     #[arg(long)]
     suite: Option<Suite>,
     /// Only this scenario, and nothing else; may be repeated
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
+    /// Every scenario on every suite, those that cost much too, and each in full; hours
+    #[arg(long)]
+    all: bool,
     /// A value for the script, where it has `NAME=${NAME:-DEFAULT}`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", requires = "scenario")]
     set: Vec<Setting>,
@@ -155,7 +158,11 @@ fn host_checks(score: &mut Score) -> Result<()> {
 
 fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut chosen = choose(scenario::all()?, &arguments.scenario)?;
+    chosen.retain(|scenario| arguments.all || !arguments.scenario.is_empty() || !scenario.costly);
     for scenario in &mut chosen {
+        if arguments.all {
+            scenario.whole();
+        }
         scenario.set(&arguments.set);
         if let Some(seconds) = arguments.timeout {
             scenario.limit(seconds);
@@ -172,15 +179,24 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut rigs = Vec::new();
     for suite in Suite::ALL {
         if arguments.suite.is_none_or(|only| only == suite) {
-            rigs.push(Rig::prepare(suite, &mut observer)?);
+            match Rig::prepare(suite, &mut observer) {
+                Ok(rig) => rigs.push(rig),
+                // Sid may be such that nothing can be made of it: the others are tried all the same.
+                Err(error) => {
+                    let name = format!("the rig of {suite}");
+                    let verdict = Verdict::Error(format!("{error:#}"));
+                    tell(&name, &verdict, Duration::ZERO);
+                    score.note(&name, &verdict);
+                }
+            }
         }
     }
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
-        let named = arguments.suite.is_some() && !arguments.scenario.is_empty();
+        let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
         let suited = chosen
             .iter()
-            .filter(move |scenario| named || scenario.is_for(rig.suite()));
+            .filter(move |scenario| anywhere || scenario.is_for(rig.suite()));
         suited.map(move |scenario| (rig, scenario))
     });
     // What takes several processors runs alone, so that it has them.

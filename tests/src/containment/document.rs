@@ -27,11 +27,11 @@ pub fn render(figures: &[Figure]) -> String {
     let mut text = INTRODUCTION.to_owned();
     for row in ROWS {
         text += &format!("\n## {}\n", row.what);
-        let [first, second] = Suite::ALL;
+        let [first, second] = Suite::STABLE;
         text += &table(
             ["Measured", "Limit", first.name(), second.name(), "Printed by"],
             row.measures.iter().map(|measure| {
-                let found = Suite::ALL.map(|suite| find(figures, suite, measure));
+                let found = Suite::STABLE.map(|suite| find(figures, suite, measure));
                 let [old, new] = found.map(cell);
                 let command = command(measure, found.into_iter().flatten().next());
                 [measure.means.to_owned(), limit(measure), old, new, command]

@@ -38,7 +38,7 @@ pub fn wanted(figures: &[Figure]) -> Vec<Figure> {
 /// Every figure that does not keep its limit, in words.
 pub fn broken(figures: &[Figure]) -> Vec<String> {
     let mut broken = Vec::new();
-    for suite in Suite::ALL {
+    for suite in Suite::STABLE {
         for measure in ROWS.iter().flat_map(|row| row.measures) {
             let Some(figure) = find(figures, suite, measure) else {
                 continue;
