@@ -5,6 +5,7 @@
 //!   configuration ([`guest`]).
 //! - [`attach`] gives it: permissions, assignment, and the xenstore nodes of both hops ([`nodes`]).
 //!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
+//!   [`assignable`] has libxl know.
 //! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
 //!   about writes and keeps the [`interrupts`].
@@ -21,6 +22,7 @@
 #![deny(unsafe_code)]
 
 pub mod acking;
+pub mod assignable;
 pub mod attach;
 pub mod capabilities;
 pub mod check;

@@ -4,16 +4,17 @@
 //! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
 //! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
 
+use crate::assignable::{self, Holder};
 use crate::inject::{self, Point};
 use crate::mode::{Change, Mode, Note};
 use crate::store::{Store, StoreError};
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Store as _, Transport};
+use xenbus::client::{Error as NodeError, Store as Nodes};
 use xenbus::device::{Bars, Ids, SlotMode};
 use xenbus::permission::{Access, Permission};
 
@@ -81,12 +82,28 @@ pub struct Attachment {
     pub modes: Vec<Mode>,
 }
 
+/// The version of records that is written. One that only adds what an earlier `bulkhead` may pass over keeps it.
+const VERSION: u32 = 1;
+
+/// Of records from before there were versions.
+fn first_version() -> u32 {
+    1
+}
+
 #[derive(Serialize, Deserialize)]
 struct Ends {
+    #[serde(default = "first_version")]
+    version: u32,
     guest: Domain,
     stub: Domain,
     #[serde(default, with = "text")]
     slots: SlotMode,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default = "first_version")]
+    version: u32,
 }
 
 /// A record that could not be read or written.
@@ -97,20 +114,64 @@ pub enum RecordError {
     Store(#[from] StoreError),
     /// A record that nobody of ours wrote.
     #[error(
-        "the record {path} is damaged ({cause}): remove it with `xenstore-rm {path}`, and reset its device"
+        "the record {path} is damaged ({cause}): end the guest that has its devices and domain {stub}, its stub, with \
+         `xl destroy`, then remove it with `xenstore-rm {root}`; `bulkhead release` gives its devices back to dom0",
+        root = self::path(*stub)
     )]
     Damaged {
+        /// The stub whose record it is.
+        stub: DomId,
         /// The node.
         path: String,
         /// What is wrong with it.
         cause: String,
     },
+    /// A record by a later version of this program.
+    #[error(
+        "the record {root} is of version {version}, by a newer bulkhead than this one, which knows version {VERSION}: \
+         use the newer one for this guest",
+        root = path(*stub)
+    )]
+    Newer {
+        /// The stub whose record it is.
+        stub: DomId,
+        /// Its version.
+        version: u32,
+    },
+    /// libxl has given a device away.
+    #[error(
+        "domain {domid} has {bdf} through dom0's xen-pciback since a moment ago: `xl pci-detach {domid} {bdf}` frees it"
+    )]
+    Taken {
+        /// The device.
+        bdf: Bdf,
+        /// The domain, by libxl's note.
+        domid: String,
+    },
+}
+
+impl RecordError {
+    /// The stub whose record cannot be read, if it is about one.
+    pub fn stub(&self) -> Option<DomId> {
+        match self {
+            Self::Damaged { stub, .. } | Self::Newer { stub, .. } => Some(*stub),
+            Self::Store(_) | Self::Taken { .. } => None,
+        }
+    }
 }
 
 impl Attachment {
     /// The addresses of the devices.
     pub fn bdfs(&self) -> impl Iterator<Item = Bdf> {
         self.devices.iter().map(|device| device.bdf)
+    }
+
+    /// What libxl is told of its devices.
+    pub fn holder(&self) -> Holder {
+        Holder::Guest {
+            guest: self.guest.domid,
+            stub: self.stub.domid,
+        }
     }
 
     /// The devices, each with its interrupt mode.
@@ -141,17 +202,23 @@ impl Attachment {
         }
     }
 
-    /// Writes the record down, in one transaction. Of a device that is recorded already, the mode is left as it
+    /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already, the mode is left as it
     /// is: the service may have noted another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         let ends = Ends {
+            version: VERSION,
             guest: self.guest.clone(),
             stub: self.stub.clone(),
             slots: self.slots,
         };
         let root = path(self.stub.domid);
         make_root(store)?;
-        store.transaction(|store| {
+        let taken = store.transaction(|store| {
+            for bdf in self.bdfs() {
+                if let Some(domid) = assignable::foreign(store, bdf)? {
+                    return Ok(Some((bdf, domid)));
+                }
+            }
             store.write(&root, &json(&ends))?;
             let recorded = store.directory(&root)?;
             let mut nodes = BTreeSet::new();
@@ -161,14 +228,21 @@ impl Attachment {
                 if !recorded.contains(&irq) {
                     store.write(&format!("{root}/{irq}"), &mode.to_string())?;
                 }
+                assignable::claim(store, device.bdf, self.holder())?;
                 nodes.extend([dev, irq]);
             }
             let stays = |key: &String| key == KEEPSAKE || nodes.contains(key);
             for left_over in recorded.iter().filter(|key| !stays(key)) {
                 store.remove(&format!("{root}/{left_over}"))?;
+                if let Some(bdf) = bdf_of_mode(left_over) {
+                    assignable::unclaim(store, bdf)?;
+                }
             }
-            Ok(())
+            Ok(None)
         })?;
+        if let Some((bdf, domid)) = taken {
+            return Err(RecordError::Taken { bdf, domid });
+        }
         inject::point(Point::Recorded);
         Ok(())
     }
@@ -188,24 +262,36 @@ impl Attachment {
             Ok(Some((ends, nodes)))
         })?;
         nodes
-            .map(|(ends, nodes)| Self::from_nodes(&root, &ends, &nodes))
+            .map(|(ends, nodes)| Self::from_nodes(stub, &ends, &nodes))
             .transpose()
     }
 
-    fn from_nodes(root: &str, ends: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
-        let ends: Ends = from_json(root, ends)?;
+    fn from_nodes(stub: DomId, ends: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
+        let root = path(stub);
+        let damaged = |path: &str, cause: &dyn std::fmt::Display| RecordError::Damaged {
+            stub,
+            path: path.to_owned(),
+            cause: cause.to_string(),
+        };
+        // First the version alone: what else there is may have another form.
+        let Versioned { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
+        if version > VERSION {
+            return Err(RecordError::Newer { stub, version });
+        }
+        let ends: Ends = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
         let mut devices = Vec::new();
         let mut modes = Vec::new();
         for index in 0.. {
             let Some(device) = nodes.get(&format!("dev-{index}")) else {
                 break;
             };
-            let device: Device = from_json(&format!("{root}/dev-{index}"), device)?;
+            let device: Device = serde_json::from_str(device)
+                .map_err(|error| damaged(&format!("{root}/dev-{index}"), &error))?;
             let key = mode_key(device.bdf);
             let mode = nodes.get(&key).map_or("", String::as_str);
             modes.push(
                 mode.parse()
-                    .map_err(|error| damaged(&format!("{root}/{key}"), error))?,
+                    .map_err(|error| damaged(&format!("{root}/{key}"), &error))?,
             );
             devices.push(device);
         }
@@ -236,10 +322,23 @@ impl Attachment {
         Ok((attachments, errors))
     }
 
-    /// Removes the record.
+    /// Removes the record, and tells libxl that its devices are free, in one transaction.
     pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
-        Ok(store.remove(&path(self.stub.domid))?)
+        let root = path(self.stub.domid);
+        store.transaction(|store| {
+            for bdf in children(store, &root)?.iter().filter_map(|key| bdf_of_mode(key)) {
+                assignable::unclaim(store, bdf)?;
+            }
+            store.remove(&root)
+        })?;
+        Ok(())
     }
+}
+
+/// The devices of a record, which may be damaged.
+pub fn devices_of(store: &mut Store, stub: DomId) -> Result<Vec<Bdf>, RecordError> {
+    let keys = children(store, &path(stub))?;
+    Ok(keys.iter().filter_map(|key| bdf_of_mode(key)).collect())
 }
 
 /// Notes the interrupt mode of a device, or a change of it to come.
@@ -248,18 +347,31 @@ pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, note: Note<'_>) -> Re
         Note::Change(change) => change.to_string(),
         Note::Mode(mode) => mode.to_string(),
     };
-    Ok(store.write(&format!("{}/{}", path(stub), mode_key(bdf)), &text)?)
+    Ok(store.write(&mode_path(stub, bdf), &text)?)
 }
 
 /// The change of a device's interrupt mode whose end was never noted, if there is one.
 pub fn unfinished_change(store: &mut Store, stub: DomId, bdf: Bdf) -> Result<Option<Change>, RecordError> {
-    let text = store.read_optional(&format!("{}/{}", path(stub), mode_key(bdf)))?;
+    let text = store.read_optional(&mode_path(stub, bdf))?;
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
 /// By the device's address, which it keeps, whatever its number in the list becomes.
 fn mode_key(bdf: Bdf) -> String {
-    format!("irq-{}", node_name(bdf))
+    format!("{MODE}{}", node_name(bdf))
+}
+
+/// How a [`mode_key`] begins.
+const MODE: &str = "irq-";
+
+/// The device of a [`mode_key`].
+fn bdf_of_mode(key: &str) -> Option<Bdf> {
+    bdf_of(key.strip_prefix(MODE)?)
+}
+
+/// The node that every device of a record has, even if the record is damaged.
+pub(crate) fn mode_path(stub: DomId, bdf: Bdf) -> String {
+    format!("{}/{}", path(stub), mode_key(bdf))
 }
 
 /// What a device was taken from dom0 for.
@@ -301,7 +413,15 @@ pub fn forget_taken(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<(), Rec
 /// Remembers that a device must not be given to anyone.
 pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), RecordError> {
     make_root(store)?;
-    Ok(store.write(&quarantine_path(bdf), reason)?)
+    store.transaction(|store| {
+        store.write(&quarantine_path(bdf), reason)?;
+        match assignable::holder(store, bdf)? {
+            // It is about to leave its guest; from then on the quarantine counts.
+            Some(_) => Ok(()),
+            None => assignable::claim(store, bdf, Holder::Quarantine),
+        }
+    })?;
+    Ok(())
 }
 
 /// The devices in quarantine, with the reason for each.
@@ -321,10 +441,19 @@ pub fn quarantine_reason(store: &mut Store, bdf: Bdf) -> Result<Option<String>, 
 
 /// Lets a device be given away again.
 pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
-    Ok(store.remove(&quarantine_path(bdf))?)
+    store.transaction(|store| {
+        if store.read_optional(&quarantine_path(bdf))?.is_some() {
+            store.remove(&quarantine_path(bdf))?;
+        }
+        match assignable::holder(store, bdf)? {
+            Some(Holder::Quarantine) => assignable::unclaim(store, bdf),
+            _ => Ok(()),
+        }
+    })?;
+    Ok(())
 }
 
-fn quarantine_path(bdf: Bdf) -> String {
+pub(crate) fn quarantine_path(bdf: Bdf) -> String {
     format!("{QUARANTINE}/{}", node_name(bdf))
 }
 
@@ -340,10 +469,7 @@ pub fn bdf_of(name: &str) -> Option<Bdf> {
 }
 
 /// The children of a node; none if it does not exist.
-pub fn children<T: Transport>(
-    store: &mut Client<T>,
-    path: &str,
-) -> Result<Vec<String>, xenbus::client::Error<T::Error>> {
+pub fn children<S: Nodes>(store: &mut S, path: &str) -> Result<Vec<String>, NodeError<S::TransportError>> {
     match store.directory(path) {
         Err(error) if error.is_not_found() => Ok(Vec::new()),
         children => children,
@@ -372,17 +498,6 @@ fn make_root(store: &mut Store) -> Result<(), RecordError> {
 pub(crate) fn json(value: &impl Serialize) -> String {
     // Structures of texts and numbers, which have no way to fail.
     serde_json::to_string(value).unwrap_or_default()
-}
-
-fn from_json<T: DeserializeOwned>(path: &str, text: &str) -> Result<T, RecordError> {
-    serde_json::from_str(text).map_err(|error| damaged(path, error))
-}
-
-fn damaged(path: &str, cause: impl ToString) -> RecordError {
-    RecordError::Damaged {
-        path: path.to_owned(),
-        cause: cause.to_string(),
-    }
 }
 
 /// Values that are written as their text.
@@ -535,17 +650,59 @@ pub(crate) mod tests {
         let Attachment {
             guest, stub, slots, ..
         } = attachment();
-        let domains = json(&Ends { guest, stub, slots });
-        let error = Attachment::from_nodes("/r", &domains, &nodes)
-            .unwrap_err()
-            .to_string();
+        let version = VERSION;
+        let domains = json(&Ends {
+            version,
+            guest,
+            stub,
+            slots,
+        });
+        let error = Attachment::from_nodes(4, &domains, &nodes).unwrap_err();
+        assert_eq!(error.stub(), Some(4));
+        let error = error.to_string();
+        let root = "/local/domain/0/bulkhead/attachment/4";
         assert!(
-            error.starts_with("the record /r/dev-0 is damaged (missing field `bdf`"),
+            error.starts_with(&format!(
+                "the record {root}/dev-0 is damaged (missing field `bdf`"
+            )),
             "{error}"
         );
-        assert!(error.contains("`xenstore-rm /r/dev-0`"), "{error}");
-        let error = Attachment::from_nodes("/r", "", &nodes).unwrap_err().to_string();
-        assert!(error.starts_with("the record /r is damaged"), "{error}");
+        assert!(
+            error.contains("domain 4, its stub") && error.contains(&format!("`xenstore-rm {root}`")),
+            "{error}"
+        );
+        let error = Attachment::from_nodes(4, "", &nodes).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the record {root} is damaged")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_passed_over_and_a_later_form_is_named() {
+        let mut store = dom0(&Xenstored::new());
+        attachment().write(&mut store).unwrap();
+        for node in [path(4), format!("{}/dev-0", path(4))] {
+            let text = store.read(&node).unwrap();
+            store
+                .write(&node, &text.replacen('{', r#"{"of_a_later_version":[1],"#, 1))
+                .unwrap();
+        }
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+        let text = store.read(&path(4)).unwrap();
+        assert!(text.contains("\"version\":1"), "{text}");
+        store
+            .write(&path(4), &text.replace("\"version\":1,", ""))
+            .unwrap();
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+
+        store.write(&path(4), r#"{"version":2,"domains":[3,4]}"#).unwrap();
+        let error = Attachment::read(&mut store, 4).unwrap_err();
+        assert!(
+            matches!(error, RecordError::Newer { stub: 4, version: 2 }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("use the newer one"), "{error}");
     }
 
     #[test]

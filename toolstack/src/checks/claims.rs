@@ -1,5 +1,6 @@
 //! Who has which devices: guests of ours and of `xl`, and the quarantine.
 
+use crate::assignable;
 use crate::record::{self, Attachment, RecordError};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
@@ -40,8 +41,6 @@ pub enum ClaimsError {
     Record(#[from] RecordError),
 }
 
-/// Where libxl notes the guest of a device: `SSSS-BB-DD-F/domid`.
-const LIBXL_DEVICES: &str = "/libxl/pci";
 /// Where xen-pciback's devices are: `GUEST/NUMBER/dev-N`.
 const PCIBACK_BACKENDS: &str = "/local/domain/0/backend/pci";
 
@@ -49,17 +48,21 @@ impl Claims {
     /// Collects what xenstore says: our records, those of libxl, and the nodes of xen-pciback.
     pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
         let (attachments, damaged) = Attachment::all(store)?;
-        if let Some(error) = damaged.into_iter().next() {
-            return Err(error.into());
-        }
         let mut taken: Vec<Claim> = attachments.iter().flat_map(attachment_claims).collect();
-        for name in record::children(store, LIBXL_DEVICES)? {
-            let domid = store.read_optional(&format!("{LIBXL_DEVICES}/{name}/domid"))?;
-            taken.extend(
-                record::bdf_of(&name)
-                    .zip(domid)
-                    .map(|(bdf, domid)| xl_claim(bdf, &domid)),
-            );
+        for error in damaged {
+            let Some(stub) = error.stub() else {
+                return Err(error.into());
+            };
+            let bdfs = record::devices_of(store, stub)?;
+            taken.extend(bdfs.into_iter().map(|bdf| unreadable_claim(bdf, stub, &error)));
+        }
+        for name in record::children(store, assignable::DEVICES)? {
+            let Some(bdf) = record::bdf_of(&name) else {
+                continue;
+            };
+            // Our own notes say no more than the records.
+            let domid = assignable::foreign(store, bdf)?;
+            taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
         }
         // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::acking`).
         let guests = record::children(store, PCIBACK_BACKENDS)?;
@@ -88,6 +91,16 @@ pub(super) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item =
         by: format!("by guest {guest} (through stub {stub})"),
         next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
     })
+}
+
+/// Of a device whose record cannot be read.
+fn unreadable_claim(bdf: Bdf, stub: DomId, error: &RecordError) -> Claim {
+    Claim {
+        bdf,
+        domain: None,
+        by: format!("by a guest, through the stub with number {stub}"),
+        next: error.to_string(),
+    }
 }
 
 pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
@@ -127,5 +140,19 @@ mod tests {
         let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
         assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
         assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_its_own_devices_only() {
+        let mut store = dom0(&Xenstored::new());
+        record::tests::attachment().write(&mut store).unwrap();
+        let node = "/local/domain/0/bulkhead/attachment/4";
+        for damage in ["nonsense", r#"{"version":99}"#] {
+            store.write(node, damage).unwrap();
+            let claims = Claims::read(&mut store).unwrap();
+            let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
+            assert_eq!(taken, [bdf(A), bdf(B)]);
+            assert!(claims.taken[0].next.contains(node), "{:?}", claims.taken[0]);
+        }
     }
 }

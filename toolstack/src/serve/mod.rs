@@ -11,6 +11,7 @@ mod link;
 mod revive;
 mod unplug;
 
+use crate::assignable;
 use crate::confine::{ConfineError, confine};
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
@@ -85,6 +86,8 @@ const MOST_EVENTS: usize = 1024;
 /// After any event all is looked at. Only what a stub publishes, of which a copy is kept, has a token that tells more:
 /// the stub's number.
 const TOKEN: &str = "";
+/// Of what libxl notes of devices.
+const LIBXL_TOKEN: &str = "libxl";
 
 /// Serves all stubs of this host. Returns only on errors.
 pub fn serve() -> Result<(), ServeError> {
@@ -102,6 +105,7 @@ pub fn serve() -> Result<(), ServeError> {
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
         changed: BTreeSet::new(),
+        libxl_changed: false,
         pace: Pace::new(Limit::LOOKS, Instant::now()),
         complaints: RateLimit::new(Instant::now()),
         news: RateLimit::new(Instant::now()),
@@ -115,6 +119,7 @@ pub fn serve() -> Result<(), ServeError> {
     ] {
         service.host.store.watch(path, TOKEN)?;
     }
+    service.host.store.watch(assignable::DEVICES, LIBXL_TOKEN)?;
     log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
     loop {
         while service.take_events()? || service.revivals.is_ready(&mut service.host)? {
@@ -193,6 +198,8 @@ struct Service {
     revivals: Revivals,
     /// The stubs whose home has changed.
     changed: BTreeSet<DomId>,
+    /// Libxl's notes of devices have changed; true at the start, as a watch fires at once.
+    libxl_changed: bool,
     pace: Pace,
     /// Of what every look finds again.
     complaints: RateLimit,
@@ -209,6 +216,7 @@ impl Service {
                 break;
             };
             self.changed.extend(event.token.parse::<DomId>());
+            self.libxl_changed |= event.token == LIBXL_TOKEN;
             any = true;
         }
         Ok(any)
@@ -222,6 +230,9 @@ impl Service {
             if self.complaints.allow(Instant::now()).is_some() {
                 log::error!("{error}");
             }
+        }
+        if std::mem::take(&mut self.libxl_changed) {
+            self.tell_libxl(&attachments);
         }
         let stubs: BTreeSet<DomId> = attachments
             .iter()
@@ -258,6 +269,27 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Makes libxl's notes of devices right again.
+    fn tell_libxl(&mut self, attachments: &[Attachment]) {
+        match assignable::renew(&mut self.host.store, attachments) {
+            Ok(renewed) => {
+                for bdf in renewed {
+                    if self.news.allow(Instant::now()).is_some() {
+                        log::warn!(
+                            "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to \
+                             another guest: written again"
+                        );
+                    }
+                }
+            }
+            Err(error) => {
+                if self.complaints.allow(Instant::now()).is_some() {
+                    log::error!("cannot tell libxl which devices are in use: {error}");
+                }
+            }
+        }
     }
 
     /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
