@@ -10,14 +10,18 @@ NOTE=/libxl/pci/0000-00-05-0
 
 # told: what libxl is told of the card: the number of its guest, by whom.
 told() { echo "$(xenstore-read $NOTE/domid 2>/dev/null) $(xenstore-read $NOTE/bulkhead 2>/dev/null)"; }
-# ranges DOMAIN: the card's registers among the address ranges of a domain, as Xen lists them.
+# ranges DOMAIN: how many of a domain's address ranges, as Xen lists them, hold the first frame of the card's registers.
 ranges() {
     xl dmesg -c >/dev/null
     xl debug-keys q
-    usleep 300000
+    usleep 500000
     xl dmesg -c >/tmp/domains
-    awk -v domain="$(xl domid "$1")" '/General information for domain/ { inside = $NF == domain ":" } inside && /I\/O Memory/' /tmp/domains |
-        grep -cE "$FRAME"
+    found=0
+    for range in $(awk -v domain="$(xl domid "$1"):" '/General information for domain/ { inside = $NF == domain }
+        inside && /I\/O Memory/ { gsub(/.*[{]|[},]/, " "); print }' /tmp/domains); do
+        [ $((0x${range%-*})) -gt $FRAME ] || [ $((0x${range#*-})) -lt $FRAME ] || found=$((found + 1))
+    done
+    echo $found
 }
 # notes: all of libxl's notes of the card and its neighbour.
 notes() { xenstore-ls -f /libxl/pci 2>/dev/null | sort; }
@@ -25,8 +29,7 @@ notes() { xenstore-ls -f /libxl/pci 2>/dev/null | sort; }
 check "dom0's driver has the card" modprobe e1000e
 within 10 "it is bound" test -e /sys/bus/pci/drivers/e1000e/$BDF
 notes >/tmp/before
-# The first frame of its registers, as Xen prints ranges: { febc0-febdf, … }.
-FRAME=$(awk 'NR == 1 { print substr($1, length($1) - 7, 5) }' "/sys/bus/pci/devices/$BDF/resource")
+FRAME=$(($(awk 'NR == 1 { print $1 }' "/sys/bus/pci/devices/$BDF/resource") >> 12))
 
 guest_config g1
 check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF

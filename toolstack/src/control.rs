@@ -3,6 +3,7 @@
 
 use crate::record;
 use crate::release::Released;
+use crate::say::note;
 use crate::status::Status;
 use crate::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
@@ -143,7 +144,7 @@ pub fn insist(request: &Request) -> Result<Reply, ControlError> {
     for _ in 1..ATTEMPTS {
         match ask(request.clone()) {
             Err(error @ ControlError::NoAnswer(_)) => {
-                eprintln!("note: {error}; it is asked again");
+                note!("{error}; it is asked again");
                 // Whoever supervises it comes first.
                 let deadline = Instant::now() + RESTART;
                 while UnixStream::connect(SOCKET).is_err() && Instant::now() < deadline {

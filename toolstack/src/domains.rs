@@ -18,6 +18,19 @@ pub enum DomainError {
         /// The name or number asked for.
         who: String,
     },
+    /// One has it for its name, another for its number.
+    #[error(
+        "{who} is the name of domain {named}, and the number of domain {numbered}: say {named} or {numbered}, whichever \
+         is meant"
+    )]
+    Ambiguous {
+        /// What was asked for.
+        who: String,
+        /// The number of the domain with this name.
+        named: DomId,
+        /// The name of the domain with this number.
+        numbered: String,
+    },
     /// xenstore said no.
     #[error("cannot look for domain {who} in xenstore")]
     Store {
@@ -40,31 +53,67 @@ pub enum DestroyError {
     Store(#[from] StoreError),
 }
 
-/// Finds a domain by its name or number.
+/// Finds a domain by its name or number. A name may look like a number, and be another domain's: then neither is taken.
 pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
-    let found = try_find(store, who).map_err(|source| DomainError::Store {
+    let failed = |source| DomainError::Store {
         who: who.to_owned(),
         source,
-    })?;
+    };
+    let number: Option<DomId> = who.parse().ok();
+    let mut named = None;
+    let mut numbered = None;
+    for (domid, name) in names(store).map_err(failed)? {
+        if name == who && named.is_none() {
+            named = Some(domid);
+        }
+        if Some(domid) == number {
+            numbered = Some((domid, name));
+        }
+    }
+    let domid = match (named, numbered) {
+        (Some(named), Some((domid, numbered))) if named != domid => {
+            let who = who.to_owned();
+            return Err(DomainError::Ambiguous { who, named, numbered });
+        }
+        (Some(domid), _) | (None, Some((domid, _))) => domid,
+        (None, None) => return Err(DomainError::NotFound { who: who.to_owned() }),
+    };
+    let found = read(store, domid).map_err(failed)?;
     found.ok_or_else(|| DomainError::NotFound { who: who.to_owned() })
 }
 
-fn try_find(store: &mut Store, who: &str) -> Result<Option<Domain>, StoreError> {
+/// The domain with a UUID, if there is one.
+pub fn with_uuid(store: &mut Store, wanted: &str) -> Result<Option<Domain>, StoreError> {
+    for (domid, _) in names(store)? {
+        if uuid(store, domid)?.as_deref() == Some(wanted) {
+            return read(store, domid);
+        }
+    }
+    Ok(None)
+}
+
+/// A domain as it is now; `None` if it has no home.
+fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
+    let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {
+        return Ok(None);
+    };
+    let uuid = uuid(store, domid)?.unwrap_or_default();
+    Ok(Some(Domain { domid, name, uuid }))
+}
+
+/// All domains with their names, the lowest number first.
+fn names(store: &mut Store) -> Result<Vec<(DomId, String)>, StoreError> {
     let mut domids: Vec<DomId> = Vec::new();
     for name in store.directory("/local/domain")? {
         domids.extend(name.parse::<DomId>().ok());
     }
     domids.sort_unstable();
+    let mut names = Vec::new();
     for domid in domids {
-        let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {
-            continue;
-        };
-        if name == who || domid.to_string() == who {
-            let uuid = uuid(store, domid)?.unwrap_or_default();
-            return Ok(Some(Domain { domid, name, uuid }));
-        }
+        let name = store.read_optional(&format!("{}/name", home(domid)))?;
+        names.extend(name.map(|name| (domid, name)));
     }
-    Ok(None)
+    Ok(names)
 }
 
 /// True as long as the domain, and not a later one with its number, exists at Xen's level.
@@ -111,6 +160,40 @@ mod tests {
         assert_eq!(find(&mut store, "3").unwrap(), by_name);
         let error = find(&mut store, "mail").unwrap_err().to_string();
         assert_eq!(error, "there is no domain mail: `xl list` shows those that run");
+    }
+
+    #[test]
+    fn a_name_that_is_another_domains_number_is_refused_with_both() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "12");
+        let mut store = dom0(&daemon);
+        assert_eq!(
+            find(&mut store, "12").unwrap().domid,
+            3,
+            "there is no domain 12 yet"
+        );
+        introduce(&daemon, 12, "web");
+        let error = find(&mut store, "12").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "12 is the name of domain 3, and the number of domain web: say 3 or web, whichever is meant"
+        );
+        assert_eq!(find(&mut store, "3").unwrap().domid, 3);
+        assert_eq!(find(&mut store, "web").unwrap().domid, 12);
+        introduce(&daemon, 14, "14");
+        assert_eq!(find(&mut store, "14").unwrap().domid, 14);
+    }
+
+    #[test]
+    fn a_domain_is_found_by_its_uuid_whatever_its_name() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 4, "mail");
+        let mut store = dom0(&daemon);
+        store.write("/local/domain/4/name", "post").unwrap();
+        let found = with_uuid(&mut store, "00000000-0000-0000-0000-000000000004").unwrap();
+        assert_eq!(found, Some(crate::record::tests::domain(4, "post")));
+        assert_eq!(with_uuid(&mut store, "").unwrap(), None);
     }
 
     #[test]

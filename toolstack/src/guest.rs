@@ -1,6 +1,7 @@
-//! What a guest's configuration says that matters for passthrough, from the JSON that xl prints.
+//! What the configuration of a guest, or of a stub, says that matters for passthrough, from the JSON that xl prints.
 
 use serde_json::Value;
+use std::path::Path;
 use thiserror::Error;
 
 /// The line that `bulkhead run` adds where the file lacks it: without it Xen makes no IOMMU context
@@ -12,6 +13,8 @@ pub const PASSTHROUGH: &str = r#"passthrough="enabled""#;
 pub struct GuestConfig {
     /// The guest's name.
     pub name: String,
+    /// Its UUID: of a file without one, another each time that xl reads it.
+    pub uuid: Option<String>,
     kind: String,
     e820_host: bool,
     own_devices: bool,
@@ -75,6 +78,7 @@ impl GuestConfig {
         let devices = config.get("pcidevs").and_then(Value::as_array);
         Ok(Self {
             name: name.to_owned(),
+            uuid: text("/c_info/uuid").map(str::to_owned),
             kind: kind.to_owned(),
             e820_host: text("/b_info/type.pv/e820_host") == Some("True"),
             own_devices: devices.is_some_and(|devices| !devices.is_empty()),
@@ -103,6 +107,61 @@ impl GuestConfig {
         }
         Ok(())
     }
+}
+
+/// Why a domain is no stub.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("domain {name} is no stub: {why}")]
+pub struct NoStub {
+    name: String,
+    why: String,
+}
+
+/// More than any stub needs.
+const STUB_MEMORY_KIB: u64 = 64 << 10;
+
+/// Checks by what `xl list -l` says of a domain that it is a stub: a PV guest without devices, of little memory, with
+/// this image. That is dom0's own record of how the domain was created, which no guest can change.
+pub fn check_stub(json: &Value, name: &str, kernel: &Path) -> Result<(), NoStub> {
+    let domain = json.get(0).unwrap_or(json);
+    let config = domain.get("config").unwrap_or(domain);
+    let text = |path: &str| config.pointer(path).and_then(Value::as_str);
+    let number = |path: &str| config.pointer(path).and_then(Value::as_u64);
+    let no = |why: String| {
+        Err(NoStub {
+            name: name.to_owned(),
+            why,
+        })
+    };
+    match text("/c_info/type") {
+        Some("pv") => {}
+        kind => return no(format!("it is of type {}, and not pv", kind.unwrap_or("unknown"))),
+    }
+    match text("/b_info/kernel") {
+        Some(image) if same_file(Path::new(image), kernel) => {}
+        Some(image) => return no(format!("its kernel is {image}, and not {}", kernel.display())),
+        None => return no("xl knows of no kernel of it".into()),
+    }
+    for list in ["disks", "nics", "pcidevs", "vfbs"] {
+        if config
+            .get(list)
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+        {
+            return no(format!("it has {list}"));
+        }
+    }
+    match number("/b_info/max_memkb") {
+        Some(0..=STUB_MEMORY_KIB) => Ok(()),
+        Some(more) => no(format!("it has {} MiB of memory", more >> 10)),
+        None => no("xl does not say how much memory it has".into()),
+    }
+}
+
+/// True if two paths lead to one file, or are the same text.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    one == other || real(one).is_some_and(|one| real(other) == Some(one))
 }
 
 #[cfg(test)]
@@ -170,5 +229,79 @@ mod tests {
         for json in [json!({}), json!([]), json!(null), json!({ "c_info": 5 })] {
             assert_eq!(verdict(&json), Err(GuestRefusal::NoName), "{json}");
         }
+    }
+
+    /// As xl lists a stub that `bulkhead run` has created.
+    fn stub() -> Value {
+        json!({
+            "c_info": { "type": "pv", "name": "web-bulkhead" },
+            "b_info": { "max_memkb": 4096, "target_memkb": 4096, "kernel": "/usr/lib/bulkhead/bulkhead-stub" },
+            "on_crash": "preserve"
+        })
+    }
+
+    fn no_stub(config: Value) -> Option<String> {
+        let listed = json!([{ "domid": 4, "config": config }]);
+        let checked = check_stub(&listed, "mail", Path::new("/usr/lib/bulkhead/bulkhead-stub"));
+        checked.err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_stub_proves_itself_by_what_it_was_created_from() {
+        assert_eq!(no_stub(stub()), None);
+        let change = |path: &str, key: &str, value: Value| {
+            let mut config = stub();
+            config.pointer_mut(path).unwrap()[key] = value;
+            no_stub(config).unwrap()
+        };
+        for (text, expected) in [
+            (
+                change("/c_info", "type", json!("hvm")),
+                "it is of type hvm, and not pv",
+            ),
+            (
+                change("/b_info", "kernel", json!("/boot/vmlinuz")),
+                "its kernel is /boot/vmlinuz, and not /usr/lib/bulkhead/bulkhead-stub",
+            ),
+            (
+                change("/b_info", "kernel", json!(null)),
+                "xl knows of no kernel of it",
+            ),
+            (change("", "disks", json!([{}])), "it has disks"),
+            (change("", "nics", json!([{}])), "it has nics"),
+            (change("", "pcidevs", json!([{}])), "it has pcidevs"),
+            (
+                change("/b_info", "max_memkb", json!(1 << 20)),
+                "it has 1024 MiB of memory",
+            ),
+            (
+                change("/b_info", "max_memkb", json!("little")),
+                "xl does not say how much memory it has",
+            ),
+        ] {
+            assert_eq!(text, format!("domain mail is no stub: {expected}"));
+        }
+        // As xl lists dom0, and as it lists nothing.
+        for config in [
+            json!({ "c_info": { "type": "pv", "name": "Domain-0" }, "b_info": {} }),
+            json!({}),
+            json!(null),
+        ] {
+            assert!(no_stub(config.clone()).is_some(), "{config}");
+        }
+    }
+
+    #[test]
+    fn an_image_may_be_named_by_another_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, link) = (directory.path().join("image"), directory.path().join("link"));
+        std::fs::write(&image, "").unwrap();
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        assert!(same_file(&image, &link) && same_file(&link, &link));
+        assert!(!same_file(&image, &directory.path().join("other")));
+        assert!(!same_file(
+            Path::new("/nonexistent/a"),
+            Path::new("/nonexistent/b")
+        ));
     }
 }

@@ -8,6 +8,7 @@ use crate::control;
 use crate::host::Host;
 use crate::names;
 use crate::record::{self, Taken};
+use crate::say::say;
 use crate::seize::{Before, make_ready, release as give_away, seize as take};
 use crate::sysfs::PCIBACK;
 use crate::xl;
@@ -48,7 +49,7 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
     bdfs.sort_unstable();
     bdfs.dedup();
     if bdfs.is_empty() && problems.is_empty() {
-        println!("the policy marks no device with seize = true");
+        say!("the policy marks no device with seize = true");
     }
     seize_all(&mut host, &bdfs, problems)
 }
@@ -66,7 +67,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
             continue;
         }
         match seize_one(host, bdf) {
-            Ok(line) => println!("{line}"),
+            Ok(line) => say!("{line}"),
             Err(error) => problems.push(format!("{error:#}")),
         }
     }
@@ -75,7 +76,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
 }
 
 fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
-    let from = match take(host, bdf, Taken::ToKeep)? {
+    let from = match take(host, bdf, Taken::ToKeep, "seize")? {
         Before::Held => return Ok(format!("{bdf} is held for guests already")),
         Before::Driven(driver) => format!("dom0's driver {driver}"),
         Before::Idle => "dom0, where it had no driver".into(),
@@ -98,7 +99,7 @@ pub fn release(devices: &[Name]) -> Result<()> {
             .map_err(anyhow::Error::from)
             .and_then(|bdf| release_one(&mut host, bdf));
         match released {
-            Ok(line) => println!("{line}"),
+            Ok(line) => say!("{line}"),
             Err(error) => problems.push(format!("{error:#}")),
         }
     }
@@ -133,7 +134,7 @@ fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
             )
         })?;
         record::lift_quarantine(&mut host.store, bdf)?;
-        println!("{bdf} answers again, and is in quarantine no more");
+        say!("{bdf} answers again, and is in quarantine no more");
     }
     Ok(match give_away(host, bdf)? {
         Some(driver) => format!("gave {bdf} back to dom0's driver {driver}"),

@@ -13,6 +13,7 @@ use crate::prepare::{self, Checked};
 use crate::progress::{settling, stub_says};
 use crate::record::Attachment;
 use crate::release::take_back;
+use crate::say::say;
 use crate::undo::{Step, Undo};
 use crate::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use anyhow::{Context, Result, ensure};
@@ -36,12 +37,12 @@ pub fn grow(
     control::ensure_running()?;
     settle(host, attachment, patience, interrupt)?;
 
-    let mut undo = Undo::default();
+    let mut undo = Undo::new()?;
     match add(host, attachment, &checked, patience, interrupt, &mut undo) {
         Ok(()) => {
             let guest = &attachment.guest.name;
             let bdfs = checked.bdfs().iter();
-            bdfs.for_each(|bdf| println!("guest {guest} has {bdf}"));
+            bdfs.for_each(|bdf| say!("guest {guest} has {bdf}"));
             Ok(())
         }
         Err(error) => {
@@ -99,7 +100,7 @@ pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt:
     control::ensure_running()?;
     let_go(host, attachment, bdfs, interrupt)?;
     for bdf in bdfs {
-        println!("guest {} has let go of {bdf}", attachment.guest.name);
+        say!("guest {} has let go of {bdf}", attachment.guest.name);
     }
     let released = take_back_once(host, attachment, bdfs)?;
     hand_back(host, bdfs, released)
@@ -143,7 +144,8 @@ fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrup
     wait(patience, interrupt, || Ok(settling(&mut host.store, attachment)?))
 }
 
-fn take_back_once(
+/// Has the devices taken back from a guest that has let go of them, by the service or by this process.
+pub fn take_back_once(
     host: &mut Host,
     attachment: &Attachment,
     bdfs: &[Bdf],

@@ -62,6 +62,7 @@ pub fn call(_: Point) -> std::io::Result<()> {
 pub use on_demand::{ORDERS, call, point};
 
 #[cfg(feature = "inject")]
+#[allow(clippy::print_stderr, reason = "for tests, which read it")]
 mod on_demand {
     use super::Point;
     use std::fmt;

@@ -4,20 +4,22 @@ use crate::acking;
 use crate::attach;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::domains::{self, DomainError, is_alive};
-use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
+use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH, check_stub};
 use crate::host::Host;
 use crate::hotplug;
 use crate::keepsake;
 use crate::mode::Mode;
-use crate::names;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{Progress, is_exported, progress};
 use crate::record::{Attachment, Domain};
 use crate::release::{Released, release};
+use crate::say::{note, say};
 use crate::seize::give_back;
-use crate::undo::{Step, Undo};
-use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, wait};
+use crate::select::{SelectError, of_device, select};
+use crate::undo::{Step, Undo, unique};
+use crate::unfinished::{self, Unfinished};
+use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, TimedOut, wait};
 use crate::xenctrl::DomId;
 use crate::xl;
 use anyhow::{Context, Result, bail, ensure};
@@ -74,8 +76,17 @@ fn stub_name(guest: &str) -> String {
     format!("{guest}-bulkhead")
 }
 
-/// From "device in dom0" to "guest up with device". On any failure all is as before.
-pub fn run(request: &Run) -> Result<()> {
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All was done.
+    Done,
+    /// All was done but for the guest's part: it runs, and has not come so far in the time that it had.
+    GuestStillBoots,
+}
+
+/// From "device in dom0" to "guest up with device". On any failure all is as before; a guest that is slow is none.
+pub fn run(request: &Run) -> Result<Ended> {
     let mut host = Host::open()?;
     let lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
@@ -87,14 +98,16 @@ pub fn run(request: &Run) -> Result<()> {
     );
     check_kernel(&request.kernel)?;
     let (config, overrides) = guest_config(file)?;
-    let (guest, stub) = (config.name.clone(), stub_name(&config.name));
-    for name in [&guest, &stub] {
+    let guest = NewDomain::guest(config)?;
+    let stub = stub_name(&guest.name);
+    for name in [&guest.name, &stub] {
         match domains::find(&mut host.store, name) {
             Err(DomainError::NotFound { .. }) => {}
             Ok(domain) => bail!(
-                "domain {name} exists already (number {}): `bulkhead destroy {guest}` ends it, or give the guest \
-                 another name",
-                domain.domid
+                "domain {name} exists already (number {}): `bulkhead destroy {1}` ends it if an earlier `bulkhead run` \
+                 has left it, or give the guest another name",
+                domain.domid,
+                guest.name
             ),
             Err(error) => return Err(error.into()),
         }
@@ -102,22 +115,120 @@ pub fn run(request: &Run) -> Result<()> {
     let checked = prepare::check(&mut host, &request.devices, &request.choices, &[], request.slots)?;
     control::ensure_running()?;
 
-    let mut undo = Undo::default();
-    let result = run_checked(
+    let mut undo = Undo::new()?;
+    let made = run_checked(
         &mut host, request, &guest, &overrides, &checked, &interrupt, &mut undo,
     );
-    let result = result.and_then(|attachment| {
-        drop(lock);
+    let mut lock = Some(lock);
+    let result = made.and_then(|attachment| {
+        // Others may work while the guest boots.
+        lock = None;
         wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
+            .or_else(|error| still_boots(&mut host, &attachment, error))
     });
     match result {
-        Ok(()) => {
-            println!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
-            Ok(())
+        Ok(Ended::Done) => {
+            say!(
+                "guest {} has its devices through stub {stub}: `bulkhead status` shows them",
+                guest.name
+            );
+            Ok(Ended::Done)
         }
+        Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
+            let _lock = match lock {
+                Some(lock) => lock,
+                None => control::lock_commands()?,
+            };
             undo.undo(&mut host);
             Err(error)
+        }
+    }
+}
+
+/// What to make of a guest that was waited for in vain. If all that hangs is the guest itself, it may be slow: what it
+/// has is left to it.
+fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -> Result<Ended> {
+    let Some(TimedOut { what, .. }) = error.downcast_ref() else {
+        return Err(error);
+    };
+    if !is_exported(&mut host.store, attachment)? {
+        return Err(error);
+    }
+    let guest = &attachment.guest.name;
+    note!("{what}");
+    note!(
+        "guest {guest} runs, and its devices wait for it: it has them as soon as its kernel looks for them, and `bulkhead \
+         status` shows that. Nothing was undone; `bulkhead destroy {guest}` ends it and gives the devices back"
+    );
+    Ok(Ended::GuestStillBoots)
+}
+
+/// A domain that is to be created.
+struct NewDomain {
+    name: String,
+    uuid: String,
+    /// UUID and name of the guest that it is created for.
+    guest: (String, String),
+}
+
+impl NewDomain {
+    /// A guest that is to have devices.
+    fn guest(config: GuestConfig) -> Result<Self> {
+        let uuid = match config.uuid {
+            Some(uuid) => uuid,
+            None => unique()?,
+        };
+        Ok(Self {
+            name: config.name.clone(),
+            uuid: uuid.clone(),
+            guest: (uuid, config.name),
+        })
+    }
+
+    /// The stub of a guest.
+    fn stub_of(guest: &Domain) -> Result<Self> {
+        Ok(Self {
+            name: stub_name(&guest.name),
+            uuid: unique()?,
+            guest: (guest.uuid.clone(), guest.name.clone()),
+        })
+    }
+
+    /// Creates it, paused if asked to. It is noted first: whoever is killed from then on leaves a domain that is known.
+    fn create(
+        &self,
+        host: &mut Host,
+        file: &Path,
+        overrides: &[&str],
+        paused: bool,
+        undo: &mut Undo,
+    ) -> Result<Domain> {
+        let (guest, guest_name) = self.guest.clone();
+        let noted = Unfinished {
+            uuid: self.uuid.clone(),
+            name: self.name.clone(),
+            guest,
+            guest_name,
+        };
+        unfinished::note(&mut host.store, &noted)?;
+        let uuid = format!("uuid=\"{}\"", self.uuid);
+        let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
+        let created = xl::create(file, &overrides, paused);
+        let domain = domains::with_uuid(&mut host.store, &self.uuid)?;
+        match (created, domain) {
+            (Ok(()), Some(domain)) => {
+                undo.push(Step::Created(domain.clone()));
+                Ok(domain)
+            }
+            (Ok(()), None) => bail!("xl has created domain {}, and it is gone already", self.name),
+            (Err(error), left) => {
+                match left {
+                    Some(domain) => undo.push(Step::Created(domain)),
+                    None => unfinished::forget(&mut host.store, &self.uuid)?,
+                }
+                Err(error.into())
+            }
         }
     }
 }
@@ -126,20 +237,19 @@ pub fn run(request: &Run) -> Result<()> {
 fn run_checked(
     host: &mut Host,
     request: &Run,
-    guest: &str,
+    guest: &NewDomain,
     overrides: &[&str],
     checked: &Checked,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
     checked.take_from_dom0(host, interrupt, undo)?;
-    xl::create(&request.config, overrides, true).with_context(|| format!("cannot create guest {guest}"))?;
-    let guest = domains::find(&mut host.store, guest)?;
-    println!("created guest {} (domain {}), paused", guest.name, guest.domid);
-    undo.push(Step::Created(guest.clone()));
+    let created = guest.create(host, &request.config, overrides, true, undo);
+    let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
+    say!("created guest {} (domain {}), paused", guest.name, guest.domid);
     interrupt.check()?;
 
-    let stub = create_stub(host, &stub_name(&guest.name), &request.kernel, undo)?;
+    let stub = create_stub(host, &guest, &request.kernel, undo)?;
     interrupt.check()?;
 
     let attachment = attach_checked(host, guest, stub, request.slots, checked, undo)?;
@@ -163,8 +273,13 @@ pub fn attach(request: &Attach) -> Result<()> {
     let _lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
     let guest = domains::find(&mut host.store, &request.guest)?;
+    ensure!(
+        guest.domid != 0,
+        "{} is dom0, which has the devices: name a guest",
+        request.guest
+    );
     let (attachments, damaged) = Attachment::all(&mut host.store)?;
-    damaged.iter().for_each(|error| eprintln!("note: {error}"));
+    damaged.iter().for_each(|error| note!("{error}"));
     match attachments
         .iter()
         .find(|attachment| attachment.guest.domid == guest.domid)
@@ -207,21 +322,19 @@ fn attach_first(
 ) -> Result<()> {
     let domid = guest.domid.to_string();
     GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
-    let stub = find_stub(host, &guest, request.stub.as_deref(), attachments)?;
-    if stub.is_none() {
-        check_kernel(&request.kernel)?;
-    }
+    check_kernel(&request.kernel)?;
+    let stub = find_stub(host, &guest, request, attachments)?;
     check_no_frontend(host, &guest)?;
     let slots = request.slots.unwrap_or_default();
     let checked = prepare::check(host, &request.devices, &request.choices, &[], slots)?;
     control::ensure_running()?;
 
-    let mut undo = Undo::default();
+    let mut undo = Undo::new()?;
     let steps = || {
         checked.take_from_dom0(host, interrupt, &mut undo)?;
         let stub = match stub {
             Some(stub) => stub,
-            None => create_stub(host, &stub_name(&guest.name), &request.kernel, &mut undo)?,
+            None => create_stub(host, &guest, &request.kernel, &mut undo)?,
         };
         interrupt.check()?;
         let attachment = attach_checked(host, guest, stub, slots, &checked, &mut undo)?;
@@ -237,11 +350,11 @@ fn attach_first(
         Ok((attachment, paused)) => {
             let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
             if paused {
-                println!(
+                say!(
                     "stub {stub} offers the devices to guest {guest}, which is paused: `xl unpause {guest}`"
                 );
             } else {
-                println!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
+                say!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
             }
             Ok(())
         }
@@ -252,14 +365,16 @@ fn attach_first(
     }
 }
 
-/// The stub that is named, or the one that has the name for this guest; `None` if that has to be created.
+/// The stub that is named, or the one that has the name for this guest; `None` if that has to be created. A domain that
+/// is no stub is refused: it would be given nodes that mean something else to it.
 fn find_stub(
     host: &mut Host,
     guest: &Domain,
-    named: Option<&str>,
+    request: &Attach,
     attachments: &[Attachment],
 ) -> Result<Option<Domain>> {
     let usual = stub_name(&guest.name);
+    let named = request.stub.as_deref();
     let stub = match (domains::find(&mut host.store, named.unwrap_or(&usual)), named) {
         (Ok(stub), _) => stub,
         (Err(DomainError::NotFound { .. }), None) => return Ok(None),
@@ -272,22 +387,42 @@ fn find_stub(
             });
         }
     };
+    check_is_free(&stub, guest, attachments)?;
+    let config = xl::config_of(&stub.domid.to_string())?;
+    check_stub(&config, &stub.name, &request.kernel).with_context(|| match named {
+        Some(_) => {
+            "--stub is for a domain that was created from stubdom.cfg, and --kernel for its image".to_owned()
+        }
+        None => format!(
+            "the stub of guest {} would have that name: rename the domain, or name a stub with --stub",
+            guest.name
+        ),
+    })?;
+    Ok(Some(stub))
+}
+
+/// Checks that a domain can become the stub of a guest as far as it is known here.
+fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> Result<()> {
+    ensure!(stub.domid != 0, "{} is dom0, and no stub", stub.name);
     ensure!(
         stub.domid != guest.domid,
         "{} cannot be guest and stub at once",
         guest.name
     );
-    if let Some(other) = attachments
-        .iter()
-        .find(|attachment| attachment.stub.domid == stub.domid)
-    {
-        bail!(
+    for attachment in attachments {
+        ensure!(
+            attachment.stub.domid != stub.domid,
             "{} is the stub of guest {} already: name another, or leave --stub out",
             stub.name,
-            other.guest.name
+            attachment.guest.name
+        );
+        ensure!(
+            attachment.guest.domid != stub.domid,
+            "{} is a guest that has devices, and no stub",
+            stub.name
         );
     }
-    Ok(Some(stub))
+    Ok(())
 }
 
 /// Checks that the guest has no connection that is not ours.
@@ -318,18 +453,19 @@ fn guest_config(file: &Path) -> Result<(GuestConfig, Vec<&'static str>)> {
     }
 }
 
-fn create_stub(host: &mut Host, name: &str, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
+fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
     let kernel = kernel
         .to_str()
         .context("the path of the stub's image is not UTF-8")?;
-    let config = bulkhead_config::stubdom(name, kernel)?;
-    let file = Path::new(control::RUN).join(format!("{name}.cfg"));
+    let stub = NewDomain::stub_of(guest)?;
+    let config = bulkhead_config::stubdom(&stub.name, kernel)?;
+    // By its UUID: the name of a guest may be one that no file can have, or another directory's.
+    let file = Path::new(control::RUN).join(format!("stub-{}.cfg", stub.uuid));
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-    xl::create(&file, &[], false)
-        .with_context(|| format!("cannot create stub {name} from {}", file.display()))?;
-    let stub = domains::find(&mut host.store, name)?;
-    println!("created stub {} (domain {})", stub.name, stub.domid);
-    undo.push(Step::Created(stub.clone()));
+    let created = stub.create(host, &file, &[], false, undo);
+    let _ = fs::remove_file(&file);
+    let stub = created.with_context(|| format!("cannot create stub {}", stub.name))?;
+    say!("created stub {} (domain {})", stub.name, stub.domid);
     Ok(stub)
 }
 
@@ -351,9 +487,13 @@ fn attach_checked(
     };
     undo.push(Step::Attached(attachment.clone()));
     attach::attach(host, &attachment)?;
+    // From here on the record has them.
+    for domain in [&attachment.guest, &attachment.stub] {
+        unfinished::forget(&mut host.store, &domain.uuid)?;
+    }
     if let Err(error) = keep_config(host, &attachment.stub) {
-        eprintln!(
-            "note: should stub {} die, it cannot be brought back as it was: {error:#}",
+        note!(
+            "should stub {} die, it cannot be brought back as it was: {error:#}",
             attachment.stub.name
         );
     }
@@ -383,8 +523,9 @@ fn wait_for_guest(
     attachment: &Attachment,
     patience: Duration,
     interrupt: &Interrupt,
-) -> Result<()> {
-    wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))
+) -> Result<Ended> {
+    wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
+    Ok(Ended::Done)
 }
 
 /// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
@@ -393,32 +534,20 @@ pub fn detach(who: &[String]) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
-    let first = who.first().context("name a guest or a device")?;
-    let attachment = find_attachment(&mut host, first)?;
-    if first.parse::<Bdf>().is_err() {
-        ensure!(
-            who.len() == 1,
-            "{first} is a guest, and all of its devices are detached: name it alone, or devices only"
-        );
-        return detach_all(&mut host, &attachment, &interrupt);
-    }
-    let mut bdfs: Vec<Bdf> = Vec::new();
-    for name in who {
-        let bdf = name
-            .parse()
-            .with_context(|| format!("{name} is no device: name one guest, or devices only"))?;
-        ensure!(
-            attachment.bdfs().any(|other| other == bdf),
-            "guest {} has no {bdf}: name devices of one guest (`bulkhead status` shows them)",
-            attachment.guest.name
-        );
-        bdfs.push(bdf);
-    }
-    if attachment.bdfs().all(|bdf| bdfs.contains(&bdf)) {
-        detach_all(&mut host, &attachment, &interrupt)
+    let attachments = attachments(&mut host)?;
+    let selected = select(&mut host.store, &host.sysfs, &attachments, who)?;
+    if selected.is_all() {
+        detach_all(&mut host, selected.attachment, &interrupt)
     } else {
-        hotplug::shrink(&mut host, &attachment, &bdfs, &interrupt)
+        hotplug::shrink(&mut host, selected.attachment, &selected.bdfs, &interrupt)
     }
+}
+
+/// All attachments; of those that cannot be read it is said why.
+fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    damaged.iter().for_each(|error| note!("{error}"));
+    Ok(attachments)
 }
 
 /// Ends the connection.
@@ -453,7 +582,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
         })
     });
     let_go?;
-    println!("guest {} has let go", guest.name);
+    say!("guest {} has let go", guest.name);
     finish(host, attachment)
 }
 
@@ -461,12 +590,13 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
 pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
-    let attachment = match find_attachment(&mut host, who) {
-        Err(_) if destroy_half_made(&mut host, who)? => return Ok(()),
-        found => found?,
+    let attachments = attachments(&mut host)?;
+    let attachment = match select(&mut host.store, &host.sysfs, &attachments, &[who.to_owned()]) {
+        Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
+        selected => selected?.attachment,
     };
     domains::destroy(&mut host, &attachment.guest)?;
-    println!("guest {} is destroyed", attachment.guest.name);
+    say!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
     let deadline = Instant::now() + GUEST_PATIENCE;
     while is_alive(&mut host.store, &attachment.guest)? {
@@ -477,34 +607,27 @@ pub fn destroy(who: &str) -> Result<()> {
         );
         thread::sleep(POLL);
     }
-    finish(&mut host, &attachment)
+    finish(&mut host, attachment)
 }
 
-/// Ends what a [`run`] that was killed has left: a guest that never ran, or a stub without a guest. True if there was
-/// anything. Its devices are held for the next one.
-fn destroy_half_made(host: &mut Host, guest: &str) -> Result<bool> {
-    let (attachments, damaged) = Attachment::all(&mut host.store)?;
-    let mut any = false;
-    for name in [guest.to_owned(), stub_name(guest)] {
-        let Ok(domain) = domains::find(&mut host.store, &name) else {
-            continue;
-        };
-        let serves = attachments
-            .iter()
-            .any(|attachment| attachment.stub.domid == domain.domid);
-        // One that runs was let run, and is somebody's.
-        let ours = if name == guest {
-            xl::is_paused(&name)?
-        } else {
-            !serves && damaged.is_empty()
-        };
-        if ours {
-            domains::destroy(host, &domain)?;
-            println!("{name} is destroyed: it was made for `bulkhead run`, and had no devices yet");
-            any = true;
-        }
+/// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there
+/// was anything. Its devices are held for the next one.
+fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
+    let found = match domains::find(&mut host.store, who) {
+        Ok(domain) => Some(domain),
+        Err(DomainError::NotFound { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let left = unfinished::left_of(&mut host.store, who, found.as_ref())?;
+    for domain in &left {
+        domains::destroy(host, domain)?;
+        unfinished::forget(&mut host.store, &domain.uuid)?;
+        say!(
+            "{} is destroyed: a command of Bulkhead's had created it and came to no end",
+            domain.name
+        );
     }
-    Ok(any)
+    Ok(!left.is_empty())
 }
 
 /// Releases the attachment and gives its devices back to dom0.
@@ -516,11 +639,11 @@ fn finish(host: &mut Host, attachment: &Attachment) -> Result<()> {
 
 /// Gives devices that were released back to dom0, but for those in quarantine.
 pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released) -> Result<()> {
-    released.devices.iter().for_each(|line| println!("{line}"));
+    released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
         match give_back(host, bdf) {
-            Ok(Some(driver)) => println!("gave {bdf} back to {driver}"),
+            Ok(Some(driver)) => say!("gave {bdf} back to {driver}"),
             Ok(None) => {}
             Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
         }
@@ -566,8 +689,8 @@ pub(crate) fn ask_release(
 pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
-    let bdf = names::resolve(device, &host.sysfs)?;
-    let attachment = find_attachment(&mut host, &bdf.to_string())?;
+    let attachments = attachments(&mut host)?;
+    let (attachment, bdf) = of_device(&host.sysfs, &attachments, device)?;
     let offered = attachment
         .devices
         .iter()
@@ -579,29 +702,49 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
     );
     if answer {
         acking::start(&mut host, bdf)?;
-        println!("dom0 answers for the line of {bdf}");
+        say!("dom0 answers for the line of {bdf}");
     } else {
         acking::switch(&mut host.store, &host.sysfs, bdf, false)?;
-        println!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
+        say!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
     }
     Ok(())
 }
 
-/// Finds an attachment by guest (name or number) or device.
-fn find_attachment(host: &mut Host, who: &str) -> Result<Attachment> {
-    let (attachments, damaged) = Attachment::all(&mut host.store)?;
-    damaged.iter().for_each(|error| eprintln!("note: {error}"));
-    let bdf = who.parse::<Bdf>().ok();
-    let found = attachments.into_iter().find(|attachment| {
-        let guest = &attachment.guest;
-        guest.name == who
-            || guest.domid.to_string() == who
-            || attachment.bdfs().any(|other| Some(other) == bdf)
-    });
-    found.with_context(|| match bdf {
-        Some(bdf) => {
-            format!("no guest has {bdf} through Bulkhead: `bulkhead status` shows what is passed through")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{attachment, domain};
+
+    #[test]
+    fn a_stub_serves_one_guest_and_is_none_itself() {
+        let attachments = [attachment()];
+        let mail = domain(7, "mail");
+        check_is_free(&domain(9, "mail-bulkhead"), &mail, &attachments).unwrap();
+        for (stub, expected) in [
+            (domain(0, "Domain-0"), "Domain-0 is dom0"),
+            (mail.clone(), "mail cannot be guest and stub"),
+            (domain(4, "renamed"), "renamed is the stub of guest web already"),
+            (domain(3, "web"), "web is a guest that has devices"),
+        ] {
+            let error = check_is_free(&stub, &mail, &attachments).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
-        None => format!("guest {who} has no devices through Bulkhead: `bulkhead status` shows which do"),
-    })
+    }
+
+    #[test]
+    fn what_is_created_is_known_by_its_uuid_and_by_its_guest() {
+        let config = serde_json::json!({ "c_info": { "name": "web", "uuid": "u" } });
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!(
+            (guest.uuid.as_str(), guest.guest),
+            ("u", ("u".into(), "web".into()))
+        );
+        let config = serde_json::json!({ "c_info": { "name": "web" } });
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!(guest.uuid.len(), 36);
+        let stub = NewDomain::stub_of(&domain(3, "web")).unwrap();
+        assert_eq!(stub.name, "web-bulkhead");
+        assert_eq!(stub.guest, (domain(3, "web").uuid, "web".into()));
+        assert_ne!(stub.uuid, stub.guest.0);
+    }
 }

@@ -20,6 +20,8 @@
 //! `unsafe` is confined to [`xenctrl`] (the host's libxenctrl and libxencall), [`xenlight`] (libxenlight) and [`xendev`] (mapped grants and
 //! event channels).
 #![deny(unsafe_code)]
+// A command whose reader has gone must not end halfway: see `say`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod acking;
 pub mod assignable;
@@ -32,6 +34,7 @@ pub mod confine;
 pub mod control;
 pub mod dmar;
 pub mod domains;
+pub mod domid_history;
 pub mod failed;
 pub mod function;
 pub mod guard;
@@ -65,7 +68,9 @@ pub mod reset;
 pub mod resources;
 pub mod restore;
 pub mod revival;
+pub mod say;
 pub mod seize;
+pub mod select;
 pub mod serve;
 pub mod snapshot;
 pub mod status;
@@ -74,6 +79,7 @@ pub mod sysfs;
 pub mod terms;
 pub mod uevent;
 pub mod undo;
+pub mod unfinished;
 pub mod waiting;
 pub mod xenctrl;
 pub mod xendev;

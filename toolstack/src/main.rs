@@ -4,11 +4,12 @@
 use anyhow::{Context, Result};
 use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,9 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
-use toolstack::launch::{self, Attach, Run};
+use toolstack::launch::{self, Attach, Ended, Run};
 use toolstack::policy::Choices;
-use toolstack::{check, hold, launcher, recreate, serve, status};
+use toolstack::{check, hold, launcher, recreate, say, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -34,11 +35,12 @@ enum Command {
     /// Create a guest that has devices: take them from dom0, create its stub, connect all.
     Run {
         /// The guest's xl configuration file.
-        config: PathBuf,
+        #[arg(required_unless_present = "devices")]
+        config: Option<String>,
         /// A device to give it, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, and on what terms:
         /// NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]. May be repeated.
         #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
-        devices: Vec<Wanted>,
+        devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,
         /// How the guest addresses them: vpci is one bus of its own, passthrough the addresses that they have in dom0.
@@ -47,27 +49,28 @@ enum Command {
         /// The stub's image.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
-        /// How long the guest may take to boot and connect.
+        /// How long the guest may take to boot and connect. One that is slower keeps its devices; the exit code is 3 then.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
     },
     /// Give devices to a guest that exists. One that runs sees them come.
     Attach {
         /// The guest, by name or number.
-        guest: String,
+        #[arg(required_unless_present = "devices")]
+        guest: Option<String>,
         /// A device to give it, and on what terms, as for `run`. May be repeated.
         #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
-        devices: Vec<Wanted>,
+        devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,
         /// How the guest addresses them, as for `run` [default: as those that it has; vpci for the first ones].
         #[arg(long, value_name = "MODE")]
         slots: Option<SlotMode>,
-        /// The stub of a guest that has no devices yet, by name or number [default: GUEST-bulkhead, created if it is
-        /// not there].
+        /// The stub of a guest that has no devices yet, by name or number: a domain created from stubdom.cfg [default:
+        /// GUEST-bulkhead, created if it is not there].
         #[arg(long, value_name = "DOMAIN")]
         stub: Option<String>,
-        /// The image of a stub that is created.
+        /// The stub's image: of one that is created, and of one that is there.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
         /// How long a guest that runs may take to have them.
@@ -77,12 +80,13 @@ enum Command {
     /// Take devices of a running guest back: it lets go, they are reset. With the last one its stub ends.
     Detach {
         /// The guest, by name or number, or some of its devices.
-        #[arg(value_name = "GUEST|BDF", required = true, num_args = 1..)]
+        #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
         who: Vec<String>,
     },
     /// End a guest and its stub, reset its devices and give them back to dom0.
     Destroy {
         /// The guest, by name or number, or one of its devices.
+        #[arg(value_name = "GUEST|DEVICE")]
         who: String,
     },
     /// Tell all about devices before a guest gets them, and whether it could. Changes nothing; succeeds if all are fit.
@@ -176,12 +180,65 @@ enum Switch {
     Off,
 }
 
+/// A guest that runs, and has not come so far in time.
+const STILL_BOOTS: u8 = 3;
+
 pub(crate) fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("bulkhead: {error:#}");
+            say::error(format_args!("{error:#}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    /// The name of the subcommand, for messages about its arguments.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Run { .. } => "run",
+            _ => "attach",
+        }
+    }
+}
+
+/// A word that stands on its own, such as the guest's configuration file, may stand behind the devices too, as the usage
+/// line has it; clap takes it for one more device then. Returns that word and the devices.
+fn apart(
+    command: &'static str,
+    alone: Option<String>,
+    mut words: Vec<String>,
+) -> Result<(String, Vec<Wanted>), clap::Error> {
+    let is_device = |word: &String| word.parse::<Wanted>().is_ok();
+    let alone = alone.or_else(|| words.pop_if(|last| !is_device(last)));
+    let usage = |kind, text: String| {
+        let mut cli = Cli::command();
+        cli.build();
+        let subcommand = cli.find_subcommand_mut(command);
+        subcommand.map_or_else(|| clap::Error::raw(kind, &text), |cli| cli.error(kind, &text))
+    };
+    let devices = words.iter().map(|word| {
+        word.parse()
+            .map_err(|error| usage(ErrorKind::ValueValidation, format!("--device {word:?}: {error}")))
+    });
+    let devices = devices.collect::<Result<Vec<_>, _>>()?;
+    match alone {
+        Some(alone) if !devices.is_empty() => Ok((alone, devices)),
+        Some(_) => Err(usage(
+            ErrorKind::MissingRequiredArgument,
+            "name a device with --device".into(),
+        )),
+        None => {
+            let what = if command == "run" {
+                "the guest's configuration file"
+            } else {
+                "the guest"
+            };
+            Err(usage(
+                ErrorKind::MissingRequiredArgument,
+                format!("{what} is missing"),
+            ))
         }
     }
 }
@@ -189,6 +246,7 @@ pub(crate) fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     // Said first, whatever else is wrong.
     check_privilege()?;
+    let name = command.name();
     match command {
         Command::Run {
             config,
@@ -197,14 +255,21 @@ fn execute(command: Command) -> Result<ExitCode> {
             slots,
             kernel,
             wait,
-        } => launch::run(&Run {
-            config,
-            devices,
-            choices: terms.into(),
-            slots,
-            kernel,
-            wait: Duration::from_secs(wait),
-        }),
+        } => {
+            let (config, devices) = apart(name, config, devices).unwrap_or_else(|error| error.exit());
+            let ended = launch::run(&Run {
+                config: config.into(),
+                devices,
+                choices: terms.into(),
+                slots,
+                kernel,
+                wait: Duration::from_secs(wait),
+            })?;
+            return Ok(match ended {
+                Ended::Done => ExitCode::SUCCESS,
+                Ended::GuestStillBoots => STILL_BOOTS.into(),
+            });
+        }
         Command::Attach {
             guest,
             devices,
@@ -213,15 +278,18 @@ fn execute(command: Command) -> Result<ExitCode> {
             stub,
             kernel,
             wait,
-        } => launch::attach(&Attach {
-            guest,
-            stub,
-            devices,
-            choices: terms.into(),
-            slots,
-            kernel,
-            wait: Duration::from_secs(wait),
-        }),
+        } => {
+            let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
+            launch::attach(&Attach {
+                guest,
+                stub,
+                devices,
+                choices: terms.into(),
+                slots,
+                kernel,
+                wait: Duration::from_secs(wait),
+            })
+        }
         Command::Detach { who } => launch::detach(&who),
         Command::Destroy { who } => launch::destroy(&who),
         Command::Check {
@@ -260,7 +328,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             Ok(launcher::serve(socket, spare)?)
         }
         Command::Recreate => {
-            eprintln!("{}", recreate::recreate(&mut std::io::stdin().lock())?);
+            say::progress(recreate::recreate(&mut std::io::stdin().lock())?);
             Ok(())
         }
         Command::Serve => {
@@ -287,10 +355,99 @@ fn show_status(json: bool) -> Result<()> {
 /// Prints what was found out, for people or for programs.
 fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json {
-        serde_json::to_string_pretty(found)? + "\n"
+        serde_json::to_string_pretty(&versioned(found)?)? + "\n"
     } else {
         found.to_string()
     };
-    let printed = std::io::stdout().write_all(text.as_bytes());
-    printed.context("cannot print what was found out")
+    match io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot print what was found out"),
+    }
+}
+
+/// Of the JSON that is printed: it grows when a field goes or gets another meaning, and not when one comes.
+const JSON_VERSION: u32 = 1;
+
+/// What programs read, with the version of its form.
+fn versioned(found: &impl Serialize) -> Result<serde_json::Value> {
+    let mut value = serde_json::to_value(found)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("version".into(), JSON_VERSION.into());
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_says_its_version() {
+        let printed = versioned(&status::Status::default()).unwrap();
+        assert_eq!(printed["version"], 1);
+        assert_eq!(printed["stubs"], serde_json::json!([]));
+    }
+
+    /// The configuration file and the devices of a command line, or the first line of what is wrong.
+    fn run(line: &str) -> Result<(String, Vec<String>), String> {
+        let first = |error: clap::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+        let words = line.split(' ');
+        let Command::Run { config, devices, .. } = Cli::try_parse_from(words).map_err(first)?.command else {
+            panic!("{line}");
+        };
+        let (config, devices) = apart("run", config, devices).map_err(first)?;
+        let devices = devices.iter().map(|wanted| wanted.name.to_string()).collect();
+        Ok((config, devices))
+    }
+
+    #[test]
+    fn the_configuration_file_stands_before_or_behind_the_devices() {
+        let (five, six) = ("0000:00:05.0".to_owned(), "0000:00:06.0".to_owned());
+        for line in [
+            "bulkhead run web.cfg --device 00:05.0 00:06.0",
+            "bulkhead run --device 00:05.0 00:06.0 web.cfg",
+            "bulkhead run --device 00:05.0 --device 00:06.0 web.cfg",
+            "bulkhead run --device 00:05.0 --device=00:06.0 -- web.cfg",
+            "bulkhead run --device 00:05.0,msi=0 --device 00:06.0 --wait 5 web.cfg",
+        ] {
+            let expected = ("web.cfg".to_owned(), vec![five.clone(), six.clone()]);
+            assert_eq!(run(line), Ok(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_named() {
+        for (line, expected) in [
+            (
+                "bulkhead run --device 00:05.0",
+                "error: the guest's configuration file is missing",
+            ),
+            (
+                "bulkhead run --device web.cfg",
+                "error: name a device with --device",
+            ),
+            ("bulkhead run web.cfg", "error: the following required arguments"),
+            (
+                "bulkhead run web.cfg --device 00:05.0 other.cfg",
+                "error: --device \"other.cfg\": ",
+            ),
+            (
+                "bulkhead run --device nonsense 00:05.0 web.cfg",
+                "error: --device \"nonsense\": ",
+            ),
+            (
+                "bulkhead run web.cfg --device 00:05.0,msi=9",
+                "error: --device \"00:05.0,msi=9\": ",
+            ),
+        ] {
+            let error = run(line).unwrap_err();
+            assert!(error.starts_with(expected), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -6,6 +6,7 @@ use crate::host::Host;
 use crate::originals;
 use crate::policy::{self, Choices, Decided};
 use crate::record::{Device, Taken};
+use crate::say::{note, say};
 use crate::seize::{Before, make_ready, seize};
 use crate::terms::Terms;
 use crate::undo::{Step, Undo};
@@ -35,7 +36,7 @@ pub fn check(
     slots: SlotMode,
 ) -> Result<Checked> {
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
-    notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+    notices.iter().for_each(|notice| note!("{notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     let info = xl::info()?;
     checks::check_host(&info)?;
@@ -73,15 +74,15 @@ impl Checked {
     /// Takes the devices from dom0's drivers.
     pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
-            let seized = seize(host, bdf, Taken::ForGuest);
+            let seized = seize(host, bdf, Taken::ForGuest, undo.command());
             undo.push(Step::Seized(bdf));
             match seized? {
-                Before::Driven(driver) => println!("took {bdf} from dom0's driver {driver}"),
-                Before::Idle => println!("took {bdf}, which had no driver in dom0"),
-                Before::Held => println!("{bdf} is held by xen-pciback already"),
+                Before::Driven(driver) => say!("took {bdf} from dom0's driver {driver}"),
+                Before::Idle => say!("took {bdf}, which had no driver in dom0"),
+                Before::Held => say!("{bdf} is held by xen-pciback already"),
             }
             if let Some(method) = make_ready(host, bdf)? {
-                println!("{bdf} was reset by {method}");
+                say!("{bdf} was reset by {method}");
             }
             interrupt.check()?;
         }
@@ -92,7 +93,7 @@ impl Checked {
     pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = checks::describe_all(&wanted, &self.already, &self.around)?;
-        notices.iter().for_each(|notice| eprintln!("note: {notice}"));
+        notices.iter().for_each(|notice| note!("{notice}"));
         for Device { bdf, terms, .. } in &devices {
             originals::keep(*bdf, terms, &self.around.sysfs).with_context(|| {
                 format!("cannot keep what the registers of {bdf} hold in {}", control::RUN)

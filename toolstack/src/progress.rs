@@ -6,6 +6,7 @@ use crate::list::List;
 use crate::record::Attachment;
 use crate::serve;
 use crate::store::{Store, StoreError};
+use std::path::Path;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, home, key};
@@ -58,10 +59,7 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     ];
     for (name, path) in errors {
         if let Some(error) = store.read_optional(&path)? {
-            return Ok(Progress::Failed(format!(
-                "domain {name} says: {error}; {}",
-                console_log(name)
-            )));
+            return Ok(Progress::Failed(domain_says(name, &error)));
         }
     }
     if let Some(error) = store.read_optional(&serve::error_node(stub))? {
@@ -200,14 +198,50 @@ pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, S
 pub fn stub_says(stub: &str, bdf: Bdf, error: Option<&str>) -> String {
     let log = console_log(stub);
     match error {
-        // From a domain that is not trusted: must not steer a terminal.
-        Some(error) => format!("stub {stub} refuses {bdf}: {}; {log}", error.escape_debug()),
+        Some(error) => format!("stub {stub} refuses {bdf}: {}; {log}", quoted(error)),
         None => format!("stub {stub} does not take {bdf} in; {log}"),
     }
 }
 
+/// What a domain says went wrong.
+fn domain_says(name: &str, error: &str) -> String {
+    format!("domain {name} says: {}; {}", quoted(error), console_log(name))
+}
+
+/// The longest text of a domain that is shown.
+const LONGEST: usize = 200;
+
+/// A text of a domain that is not trusted: it must not steer a terminal, nor fill it.
+fn quoted(text: &str) -> String {
+    let escaped: String = text.escape_debug().take(LONGEST).collect();
+    if escaped.len() < text.len() && escaped.chars().count() == LONGEST {
+        format!("{escaped}…")
+    } else {
+        escaped
+    }
+}
+
+/// Where xenconsoled keeps what domains print, if it is told to (`--log=guest`); Debian's is not.
+const CONSOLE_LOGS: [&str; 2] = ["/var/log/xen/console", "/var/log/xen"];
+
 fn console_log(domain: &str) -> String {
-    format!("see `xl console {domain}`, or /var/log/xen/console/guest-{domain}.log if xenconsoled logs")
+    console_log_in(&CONSOLE_LOGS.map(Path::new), domain)
+}
+
+/// Where to see what a domain has printed.
+fn console_log_in(directories: &[&Path], domain: &str) -> String {
+    let file = format!("guest-{domain}.log");
+    // A name may hold what leads elsewhere.
+    let logs = directories.iter().filter(|_| !domain.contains('/'));
+    match logs
+        .map(|directory| directory.join(&file))
+        .find(|log| log.exists())
+    {
+        Some(log) => format!("see {}", log.display()),
+        None => {
+            format!("see `xl console {domain}` (xenconsoled keeps no log of it: it does with --log=guest)")
+        }
+    }
 }
 
 fn service_log() -> String {
@@ -316,5 +350,44 @@ mod tests {
             };
             assert!(text.starts_with(expected), "{backend:?} {guest:?}: {text}");
         }
+    }
+
+    #[test]
+    fn what_a_domain_says_neither_steers_nor_fills_a_terminal() {
+        let text = domain_says("web", "\x1b[2Jgone\n\u{202e}right to left");
+        assert!(
+            text.starts_with(
+                "domain web says: \\u{1b}[2Jgone\\n\\u{202e}right to left; see `xl console web`"
+            ),
+            "{text}"
+        );
+        let bdf = "00:05.0".parse().unwrap();
+        let text = stub_says("web-bulkhead", bdf, Some("\x07"));
+        assert!(
+            text.starts_with("stub web-bulkhead refuses 0000:00:05.0: \\u{7};"),
+            "{text}"
+        );
+        assert_eq!(quoted(&"x".repeat(4096)), "x".repeat(200) + "…");
+        assert_eq!(quoted(&"\n".repeat(4096)).chars().count(), 201);
+        assert_eq!(quoted(&"x".repeat(200)), "x".repeat(200));
+    }
+
+    #[test]
+    fn a_console_log_is_named_if_it_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let directories = [Path::new("/nonexistent"), directory.path()];
+        std::fs::write(directory.path().join("guest-web.log"), "").unwrap();
+        let log = directory.path().join("guest-web.log");
+        assert_eq!(
+            console_log_in(&directories, "web"),
+            format!("see {}", log.display())
+        );
+        let text = console_log_in(&directories, "mail");
+        assert!(
+            text.starts_with("see `xl console mail` (xenconsoled keeps no log"),
+            "{text}"
+        );
+        let text = console_log_in(&[&directory.path().join("x")], "/../web");
+        assert!(text.starts_with("see `xl console"), "{text}");
     }
 }

@@ -394,10 +394,41 @@ impl Taken {
     }
 }
 
-/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none.
-pub fn note_taken(store: &mut Store, taken: Taken, bdf: Bdf, driver: &str) -> Result<(), RecordError> {
+/// Below the node of a device that was taken: the command that took it.
+const BY: &str = "by";
+
+/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none. `by` tells the command
+/// from others.
+pub fn note_taken(
+    store: &mut Store,
+    taken: Taken,
+    bdf: Bdf,
+    driver: &str,
+    by: &str,
+) -> Result<(), RecordError> {
     make_root(store)?;
-    Ok(store.write(&taken.path(bdf), driver)?)
+    let path = taken.path(bdf);
+    store.transaction(|store| {
+        store.write(&path, driver)?;
+        store.write(&format!("{path}/{BY}"), by)
+    })?;
+    Ok(())
+}
+
+/// Remembers that another command goes on with a device that one which was killed had taken for a guest.
+pub fn adopt_taken(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordError> {
+    let path = Taken::ForGuest.path(bdf);
+    store.transaction(|store| match store.read_optional(&path)? {
+        Some(_) => store.write(&format!("{path}/{BY}"), by),
+        None => Ok(()),
+    })?;
+    Ok(())
+}
+
+/// True if a device is taken for a guest, by this command and by none since.
+pub fn is_taken_by(store: &mut Store, bdf: Bdf, by: &str) -> Result<bool, RecordError> {
+    let path = Taken::ForGuest.path(bdf);
+    Ok(store.read_optional(&format!("{path}/{BY}"))?.as_deref() == Some(by))
 }
 
 /// The driver that a device was taken from; `None` if it was not taken for that.
@@ -486,7 +517,7 @@ pub fn keepsake(stub: DomId) -> String {
 }
 
 /// Makes the directory, closed to every other domain; what is made below inherits that.
-fn make_root(store: &mut Store) -> Result<(), RecordError> {
+pub(crate) fn make_root(store: &mut Store) -> Result<(), RecordError> {
     store.mkdir(ROOT)?;
     let dom0_only = Permission {
         domid: 0,
@@ -796,7 +827,7 @@ pub(crate) mod tests {
         let mut store = dom0(&daemon);
         let bdf = "0000:00:05.0".parse().unwrap();
         for (taken, other) in [(Taken::ForGuest, Taken::ToKeep), (Taken::ToKeep, Taken::ForGuest)] {
-            note_taken(&mut store, taken, bdf, "e1000e").unwrap();
+            note_taken(&mut store, taken, bdf, "e1000e", "run").unwrap();
             assert_eq!(
                 taken_from(&mut store, taken, bdf).unwrap().as_deref(),
                 Some("e1000e")
@@ -807,6 +838,28 @@ pub(crate) mod tests {
         }
         quarantine(&mut store, bdf, "it is mute").unwrap();
         assert_eq!(quarantined(&mut store).unwrap(), [(bdf, "it is mute".to_owned())]);
+    }
+
+    #[test]
+    fn a_device_is_taken_by_the_last_command_that_took_it() {
+        let mut store = dom0(&Xenstored::new());
+        let bdf = "0000:00:05.0".parse().unwrap();
+        adopt_taken(&mut store, bdf, "second").unwrap();
+        assert!(
+            !is_taken_by(&mut store, bdf, "second").unwrap(),
+            "nobody has taken it"
+        );
+        note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "first").unwrap();
+        assert!(is_taken_by(&mut store, bdf, "first").unwrap());
+        adopt_taken(&mut store, bdf, "second").unwrap();
+        assert!(!is_taken_by(&mut store, bdf, "first").unwrap());
+        assert!(is_taken_by(&mut store, bdf, "second").unwrap());
+        let driver = taken_from(&mut store, Taken::ForGuest, bdf).unwrap();
+        assert_eq!(driver.as_deref(), Some("e1000e"));
+        forget_taken(&mut store, Taken::ForGuest, bdf).unwrap();
+        assert!(!is_taken_by(&mut store, bdf, "second").unwrap());
+        note_taken(&mut store, Taken::ToKeep, bdf, "e1000e", "first").unwrap();
+        assert!(!is_taken_by(&mut store, bdf, "first").unwrap(), "not for a guest");
     }
 
     #[test]

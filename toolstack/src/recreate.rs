@@ -1,6 +1,8 @@
 //! Creating a stub anew, with the number that it had: what the service's launcher has a short-lived process do
 //! (`bulkhead recreate`), so that libxl's processes, signals and memory are none of theirs.
 
+use crate::domid_history;
+use crate::say;
 use crate::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
 use crate::xenlight::{Xenlight, XenlightError};
 use serde::{Deserialize, Serialize};
@@ -97,6 +99,8 @@ const ATTEMPTS: u32 = 5;
 const SETTLED: Duration = Duration::from_secs(2);
 /// How many of the last lines of what libxl complains of are shown.
 const LINES_SHOWN: usize = 4;
+/// How often the number alone is struck from libxl's list of recent ones before all are.
+const STRIKES: u32 = 2;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -148,7 +152,7 @@ pub fn run(domain: &Domain, spare: &Spare) -> Result<(), String> {
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         // How long it took, and what libxl complained of on the way.
-        eprint!("{said}");
+        say::progress(said.trim_end());
         return Ok(());
     }
     let lines: Vec<_> = said
@@ -194,6 +198,10 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
             }
         }
         attempts += 1;
+        // The numbers of other domains stay refused, unless this libxl keeps its list in another place or form.
+        if attempts > STRIKES || domid_history::strike(domid).is_err() {
+            xenlight.forget_numbers()?;
+        }
         match xenlight.create(&config) {
             Ok(_) => {
                 let gone = gone.unwrap_or(began);

@@ -99,8 +99,8 @@ pub enum Before {
     Idle,
 }
 
-/// Makes xen-pciback hold the device.
-pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken) -> Result<Before, SeizeError> {
+/// Makes xen-pciback hold the device. `by` tells the command that does it from others.
+pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before, SeizeError> {
     load_pciback(host)?;
     let before = match host.sysfs.driver(bdf) {
         Some(driver) if driver == PCIBACK => Before::Held,
@@ -119,7 +119,9 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken) -> Result<Before, SeizeErr
         } else {
             ""
         };
-        record::note_taken(&mut host.store, taken, bdf, driver)?;
+        record::note_taken(&mut host.store, taken, bdf, driver, by)?;
+    } else if taken == Taken::ForGuest {
+        record::adopt_taken(&mut host.store, bdf, by)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {

@@ -1,13 +1,27 @@
 //! What a command has done so far, to be undone if it fails.
+//!
+//! Only what the command itself did is undone. It may have let others do their work meanwhile (`run` does while its guest
+//! boots), so each step is looked at before: a device that another command has taken since, or a number that another
+//! domain has by now, is left alone.
 
 use crate::domains;
 use crate::host::Host;
 use crate::hotplug;
 use crate::launch::release_once;
-use crate::record::{Attachment, Domain};
+use crate::nodes::first_hop;
+use crate::record::{self, Attachment, Domain};
+use crate::release::Released;
+use crate::say::{self, note};
 use crate::seize::give_back;
+use crate::serve;
+use crate::store::Store;
+use crate::unfinished;
 use anyhow::{Result, ensure};
+use std::fs;
+use std::io;
 use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, DeviceType};
 
 /// One thing that was done.
 #[derive(Clone, Debug)]
@@ -23,50 +37,204 @@ pub enum Step {
 }
 
 /// What was done so far, to be undone in the reverse order.
-#[derive(Debug, Default)]
-pub struct Undo(Vec<Step>);
+#[derive(Debug)]
+pub struct Undo {
+    /// Tells this command from all others.
+    command: String,
+    steps: Vec<Step>,
+}
+
+/// A text that nobody else has.
+pub fn unique() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/uuid")?
+        .trim()
+        .to_owned())
+}
 
 impl Undo {
-    /// Notes a step before it is taken, or right after: undoing what was not done does no harm.
-    pub fn push(&mut self, step: Step) {
-        self.0.push(step);
+    /// Nothing is done yet.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            command: unique()?,
+            steps: Vec::new(),
+        })
     }
 
-    /// Undoes everything; what cannot be undone is told.
+    /// What tells this command from others.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// Notes a step before it is taken, or right after: undoing what was not done does no harm.
+    pub fn push(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// True if the command has created the domain.
+    fn has_created(&self, domain: &Domain) -> bool {
+        let created = |step: &Step| matches!(step, Step::Created(created) if created.uuid == domain.uuid);
+        self.steps.iter().any(created)
+    }
+
+    /// Undoes everything; what cannot be undone is told. No other command may change anything meanwhile.
     pub fn undo(self, host: &mut Host) {
-        if !self.0.is_empty() {
-            eprintln!("undoing what was done");
+        if !self.steps.is_empty() {
+            say::progress("undoing what was done");
         }
-        for step in self.0.into_iter().rev() {
-            if let Err(error) = step.undo(host) {
-                eprintln!("note: while undoing: {error:#}");
+        for step in self.steps.iter().rev() {
+            if let Err(error) = self.undo_step(host, step) {
+                note!("while undoing: {error:#}");
             }
+        }
+    }
+
+    fn undo_step(&self, host: &mut Host, step: &Step) -> Result<()> {
+        match step {
+            Step::Seized(bdf) => {
+                if is_to_go_back(&mut host.store, *bdf, &self.command)? {
+                    give_back(host, *bdf)?;
+                }
+                Ok(())
+            }
+            Step::Created(domain) => {
+                domains::destroy(host, domain)?;
+                Ok(unfinished::forget(&mut host.store, &domain.uuid)?)
+            }
+            Step::Attached(attachment) => {
+                if !is_recorded(&mut host.store, attachment)? {
+                    return Ok(());
+                }
+                let released = if self.has_created(&attachment.stub) {
+                    release_once(host, attachment)?
+                } else {
+                    leave_stub(host, attachment)?
+                };
+                ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
+                Ok(())
+            }
+            Step::Added(attachment, bdfs) => hotplug::undo(host, attachment, bdfs),
         }
     }
 }
 
-impl Step {
-    fn undo(self, host: &mut Host) -> Result<()> {
-        match self {
-            Self::Seized(bdf) => {
-                // Where an earlier step could not be undone.
-                let (attachments, _) = Attachment::all(&mut host.store)?;
-                for attachment in &attachments {
-                    ensure!(
-                        attachment.bdfs().all(|other| other != bdf),
-                        "{bdf} stays with guest {}: `bulkhead detach {bdf}` tries again to take it back",
-                        attachment.guest.name
-                    );
-                }
-                give_back(host, bdf).map(drop).map_err(Into::into)
-            }
-            Self::Created(domain) => Ok(domains::destroy(host, &domain)?),
-            Self::Attached(attachment) => {
-                let released = release_once(host, &attachment)?;
-                ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
-                Ok(())
-            }
-            Self::Added(attachment, bdfs) => hotplug::undo(host, &attachment, &bdfs),
+/// Takes all devices of an attachment back, and leaves the stub running, which was there before.
+fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    let released = hotplug::take_back_once(host, attachment, &bdfs)?;
+    remove_nodes(&mut host.store, attachment)?;
+    note!(
+        "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
+        attachment.stub.name
+    );
+    Ok(released)
+}
+
+/// Removes what both hops have in xenstore, and the record.
+fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
+    let (first, stub) = (first_hop(attachment), attachment.stub.domid);
+    let second = Hop::second_hop(stub);
+    for path in [
+        first.frontend_dir(),
+        DeviceType::Pci.frontends(attachment.guest.domid),
+        first.backend_dir(),
+        second.frontend_dir(),
+        second.backend_dir(),
+        serve::error_directory(stub),
+    ] {
+        match store.remove(&path) {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
         }
+    }
+    Ok(attachment.remove(store)?)
+}
+
+/// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
+/// guest has it yet, and that is an error.
+fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
+    if !record::is_taken_by(store, bdf, command)? {
+        return Ok(false);
+    }
+    let (attachments, _) = Attachment::all(store)?;
+    for attachment in &attachments {
+        ensure!(
+            attachment.bdfs().all(|other| other != bdf),
+            "{bdf} stays with guest {}: `bulkhead detach {bdf}` tries again to take it back",
+            attachment.guest.name
+        );
+    }
+    Ok(true)
+}
+
+/// True if the record of the stub is of this attachment, and not of a later one by a stub with the same number.
+fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
+    let recorded = Attachment::read(store, attachment.stub.domid)?;
+    Ok(recorded.is_some_and(|recorded| {
+        (&recorded.guest.uuid, &recorded.stub.uuid) == (&attachment.guest.uuid, &attachment.stub.uuid)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Taken;
+    use crate::record::tests::{attachment, domain};
+    use crate::store::tests::dom0;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_device_goes_back_if_this_command_took_it_and_nobody_else_has_since() {
+        let mut store = dom0(&Xenstored::new());
+        let bdf: Bdf = "00:05.0".parse().unwrap();
+        let goes_back = |store: &mut Store| is_to_go_back(store, bdf, "this").unwrap();
+        assert!(!goes_back(&mut store), "it was not taken");
+        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        assert!(goes_back(&mut store));
+        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "another").unwrap();
+        assert!(!goes_back(&mut store));
+        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        attachment().write(&mut store).unwrap();
+        let error = is_to_go_back(&mut store, bdf, "this").unwrap_err().to_string();
+        assert!(
+            error.starts_with("0000:00:05.0 stays with guest web: `bulkhead detach"),
+            "{error}"
+        );
+        let other: Bdf = "00:09.0".parse().unwrap();
+        record::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
+        assert!(is_to_go_back(&mut store, other, "this").unwrap());
+    }
+
+    #[test]
+    fn an_attachment_is_undone_if_it_is_this_commands_and_no_later_one_of_the_same_number() {
+        let mut store = dom0(&Xenstored::new());
+        let ours = attachment();
+        assert!(!is_recorded(&mut store, &ours).unwrap());
+        ours.write(&mut store).unwrap();
+        assert!(is_recorded(&mut store, &ours).unwrap());
+        for later in [
+            Attachment {
+                stub: Domain {
+                    uuid: "later".into(),
+                    ..ours.stub.clone()
+                },
+                ..ours.clone()
+            },
+            Attachment {
+                guest: domain(9, "mail"),
+                ..ours.clone()
+            },
+        ] {
+            later.write(&mut store).unwrap();
+            assert!(!is_recorded(&mut store, &ours).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_domain_is_this_commands_if_it_has_created_it() {
+        let mut undo = Undo::new().unwrap();
+        assert_ne!(undo.command(), Undo::new().unwrap().command());
+        undo.push(Step::Created(domain(4, "web-bulkhead")));
+        assert!(undo.has_created(&domain(4, "renamed")));
+        assert!(!undo.has_created(&domain(5, "web-bulkhead")));
     }
 }

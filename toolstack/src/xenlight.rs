@@ -165,16 +165,19 @@ impl Xenlight {
         accepted("destroy the domain", code)
     }
 
+    /// Has libxl forget the numbers of all domains that have gone in the last minute, and so accept any number again.
+    pub fn forget_numbers(&mut self) -> Result<(), XenlightError> {
+        // SAFETY: the context is live.
+        let code = unsafe { (self.functions.clear_history)(self.context.as_ptr()) };
+        accepted("forget the numbers of domains that have gone", code)
+    }
+
     /// Creates a domain from the JSON of its configuration (`libxl_domain_config`), paused, and returns its number.
     ///
-    /// If the configuration names one, it is that, even if a domain of that number has gone in the last minute. libxl
-    /// refuses such a number else, lest a tool takes the new domain for the old one; here it is meant to.
+    /// If the configuration names one, it is that; [`crate::domid_history`] has libxl accept it.
     pub fn create(&mut self, config: &str) -> Result<u32, XenlightError> {
         let config = CString::new(config).map_err(|_| XenlightError::ZeroByte)?;
         let context = self.context.as_ptr();
-        // SAFETY: the context is live.
-        let code = unsafe { (self.functions.clear_history)(context) };
-        accepted("forget the numbers of domains that have gone", code)?;
         let buffer = ConfigBuffer::new();
         let mut domid = u32::MAX;
         // SAFETY: the context is live; the buffer is writable, zeroed and larger than the structure, which is set up
