@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -29,8 +30,10 @@ const LOG_DIRECTORY: &str = "/var/log/bulkhead";
 pub const LOG: &str = "/var/log/bulkhead/serve.log";
 /// The longest line that either side reads.
 const LONGEST_LINE: u64 = 1 << 20;
-/// How long a service may take to start, and a client to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a service may take to start.
+const START: Duration = Duration::from_secs(10);
+/// How long a client may take to say what it wants, and to take its answer.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
 const ATTEMPTS: u32 = 3;
 const RESTART: Duration = Duration::from_secs(2);
@@ -196,33 +199,61 @@ impl Listener {
         }
         let socket = UnixListener::bind(SOCKET).map_err(failed)?;
         fs::set_permissions(SOCKET, Permissions::from_mode(0o600)).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
         Ok(Self { socket, _lock: lock })
     }
 
-    /// The socket, to wait on.
-    pub fn socket(&self) -> &UnixListener {
-        &self.socket
-    }
-
-    /// Answers one client that waits.
-    pub fn answer(&self, answer: impl FnOnce(Request) -> Reply) -> io::Result<()> {
-        let (mut stream, _) = self.socket.accept()?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut line = String::new();
-        BufReader::new((&stream).take(LONGEST_LINE)).read_line(&mut line)?;
-        if line.is_empty() {
-            // One who only wanted to know whether somebody listens.
-            return Ok(());
+    /// The next client; `None` if there is none after all.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self.socket.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
         }
-        let reply = match serde_json::from_str(&line) {
-            Ok(request) => answer(request),
-            Err(error) => Reply::Error {
-                message: format!("this is no request: {error}"),
-            },
-        };
-        send(&mut stream, &reply)
     }
+}
+
+/// To be waited for: it becomes ready when there is a client.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Reads a client's request, within [`PATIENCE`]; `None` from one that only wanted to know whether somebody listens, and
+/// a refusal if it is no request.
+pub fn read_request(stream: &UnixStream) -> io::Result<Option<Result<Request, Reply>>> {
+    let line = read_line(stream, Instant::now() + PATIENCE)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let request = serde_json::from_slice(&line);
+    Ok(Some(request.map_err(|error| Reply::Error {
+        message: format!("this is no request: {error}"),
+    })))
+}
+
+fn read_line(mut stream: &UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut piece = [0; 1024];
+    while !line.ends_with(b"\n") && line.len() < LONGEST_LINE as usize {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece)? {
+            0 => break,
+            length => line.extend(&piece[..length]),
+        }
+    }
+    Ok(line)
+}
+
+/// Sends a client its answer.
+pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    send(stream, reply)
 }
 
 /// Starts the service in the background if it does not run.
@@ -244,7 +275,7 @@ pub fn ensure_running() -> Result<(), ControlError> {
         .stderr(second)
         .current_dir("/");
     let mut service = service.spawn().map_err(ControlError::NoStart)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START;
     loop {
         match UnixStream::connect(SOCKET) {
             Ok(_) => return Ok(()),

@@ -107,17 +107,24 @@ mod on_demand {
         Delay,
         /// The process tries what its filter of system calls should refuse: to run a program.
         Exec,
+        /// The thread panics.
+        Panic,
+        /// The thread does nothing for longer than anybody should wait for it.
+        Slow,
     }
 
-    const KINDS: [(&str, Kind); 5] = [
+    const KINDS: [(&str, Kind); 7] = [
         ("kill", Kind::Kill),
         ("hang", Kind::Hang),
         ("fail", Kind::Fail),
         ("delay", Kind::Delay),
         ("exec", Kind::Exec),
+        ("panic", Kind::Panic),
+        ("slow", Kind::Slow),
     ];
 
     const DELAY: Duration = Duration::from_millis(300);
+    const SLOW: Duration = Duration::from_secs(20);
 
     /// What is ordered.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +175,11 @@ mod on_demand {
                 thread::sleep(DELAY);
                 Ok(())
             }
+            Kind::Slow => {
+                thread::sleep(SLOW);
+                Ok(())
+            }
+            Kind::Panic => panic!("as ordered"),
             Kind::Exec => {
                 let run = process::Command::new("/bin/true").status();
                 eprintln!("running a program: {run:?}");

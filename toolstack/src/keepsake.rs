@@ -20,8 +20,12 @@ pub type Published = BTreeMap<String, String>;
 
 /// The longest value that is copied.
 const LONGEST_VALUE: usize = 256;
-/// As many numbers as a bus has functions.
+/// The highest number that is copied: each device has one, and those that come or go have some besides.
 const NUMBERS: usize = 256;
+/// The most nodes that are copied. A stub may make as many as it likes, and each takes the service some time.
+const MOST: usize = 6 * 64;
+/// How often a copy is tried before its turn comes again: a stub may write without a pause.
+const TRIES: u32 = 3;
 const CONFIG: &str = "config";
 const BACKEND: &str = "backend";
 const SURVIVOR: &str = "survivor";
@@ -50,7 +54,7 @@ pub fn survivor(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreE
 /// Brings the copy of the backend's directory up to date. What vanishes with the stub stays in the copy.
 pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
     let copy = format!("{}/{BACKEND}", directory(hop.backend()));
-    store.transaction(|store| {
+    store.transaction_within(TRIES, |store| {
         // A directory without a state is on its way out.
         if store.read_optional(&hop.backend_node(key::STATE))?.is_none() {
             return Ok(());
@@ -78,7 +82,12 @@ fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Publ
     if store.read_optional(directory)?.is_none() {
         return Ok(nodes);
     }
-    for key in store.directory(directory)?.into_iter().filter(|key| is_kept(key)) {
+    for key in store
+        .directory(directory)?
+        .into_iter()
+        .filter(|key| is_kept(key))
+        .take(MOST)
+    {
         let value = store.read_optional(&format!("{directory}/{key}"))?;
         nodes.extend(
             value
@@ -194,6 +203,34 @@ mod tests {
         stub.remove(&hop.backend_node("vdev-0")).unwrap();
         keep_published(&mut store, hop).unwrap();
         assert_eq!(published(&mut store, 4).unwrap(), before);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_and_a_flood_of_nodes_harm_nobody() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        let hop = first_hop(&attachment());
+        attachment().write(&mut store).unwrap();
+        Nodes::first(&attachment()).write(&mut store).unwrap();
+        let mut stub = connect(&daemon, 4);
+        stub.write_bytes(&hop.backend_node("state"), b"4\xff").unwrap();
+        keep_published(&mut store, hop).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap()["state"], "\u{fffd}");
+        let mut flood = |number, keys: &[&str]| {
+            for key in keys {
+                let node = hop.backend_node(&format!("{key}-{number}"));
+                stub.write(&node, "1").unwrap();
+            }
+        };
+        (0..200).for_each(|number| flood(number, &["dev", "key"]));
+        keep_published(&mut store, hop).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
+        // More names than fit into an answer: the copy stays as it was.
+        (0..NUMBERS).for_each(|number| flood(number, &["vdev", "state", "error", "root"]));
+        assert!(keep_published(&mut store, hop).is_err());
+        assert!(store.is_usable());
+        assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
     }
 
     #[test]

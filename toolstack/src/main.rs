@@ -346,7 +346,10 @@ fn show_status(json: bool) -> Result<()> {
     let status = match control::ask(Request::Status) {
         Ok(Reply::Status(status)) => status,
         Ok(_) => anyhow::bail!("the service answered something else than asked: restart it"),
-        Err(ControlError::NotRunning(_)) => status::collect(&mut Host::open()?, false, BTreeMap::new())?,
+        Err(ControlError::NotRunning(_)) => {
+            let mut host = Host::open()?;
+            status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?
+        }
         Err(error) => return Err(error.into()),
     };
     print(&status, json)

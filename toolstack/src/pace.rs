@@ -20,7 +20,7 @@ impl Limit {
         burst: 2048,
         interval: Duration::from_millis(4),
     };
-    /// Looks at the records of all stubs, which each change of a stub's state brings about.
+    /// Looks at a stub, which each change of its state brings about.
     pub const LOOKS: Self = Self {
         burst: 40,
         interval: Duration::from_millis(100),

@@ -209,6 +209,11 @@ impl<T: Transport> Client<T> {
         Ok(client)
     }
 
+    /// The transport, to wait on.
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+
     /// The transport, to wait on. Bytes must be left to the client.
     pub fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
@@ -265,9 +270,18 @@ impl<T: Transport> Client<T> {
     /// nothing to do returns `Ok` before its first write.
     pub fn transaction<R>(
         &mut self,
+        body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, Error<T::Error>>,
+    ) -> Result<R, Error<T::Error>> {
+        self.transaction_within(TRANSACTION_TRIES, body)
+    }
+
+    /// The same with another bound, for whoever can come back later.
+    pub fn transaction_within<R>(
+        &mut self,
+        tries: u32,
         mut body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, Error<T::Error>>,
     ) -> Result<R, Error<T::Error>> {
-        for _ in 0..TRANSACTION_TRIES {
+        for _ in 0..tries {
             let id = self.start_transaction()?;
             let result = body(&mut Transaction { client: self, id });
             let ended = self.end_transaction(id, result.is_ok());
@@ -278,11 +292,7 @@ impl<T: Transport> Client<T> {
                 (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
             }
         }
-        Err(Error::new(
-            Kind::TransactionEnd,
-            "",
-            Cause::Conflict(TRANSACTION_TRIES),
-        ))
+        Err(Error::new(Kind::TransactionEnd, "", Cause::Conflict(tries)))
     }
 
     /// The home of a domain, such as `/local/domain/3`, whether or not it exists.

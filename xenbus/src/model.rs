@@ -176,6 +176,10 @@ impl Daemon {
             }
             _ => self.access_node(connection, domid, header.transaction, kind, payload),
         });
+        let result = result.and_then(|payload| match payload.len() {
+            0..=wire::PAYLOAD_MAX => Ok(payload),
+            _ => Err(ErrorName::E2big),
+        });
         match &result {
             Ok(payload) => self.reply(connection, header, header.kind, payload),
             Err(error) => self.reply(

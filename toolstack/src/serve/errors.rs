@@ -63,17 +63,16 @@ impl Errors {
         busy.then_some(TICK)
     }
 
-    /// Forgets the devices that no guest has any more.
-    pub fn keep(&mut self, attachments: &[Attachment]) {
-        self.stubs.retain(|&stub, recovery| {
-            let attachment = attachments
-                .iter()
-                .find(|attachment| attachment.stub.domid == stub);
-            if let Some(attachment) = attachment {
-                recovery.keep(|bdf| attachment.bdfs().any(|kept| kept == bdf));
-            }
-            attachment.is_some()
-        });
+    /// Forgets the devices that an attachment does not have any more.
+    pub fn keep(&mut self, attachment: &Attachment) {
+        if let Some(recovery) = self.stubs.get_mut(&attachment.stub.domid) {
+            recovery.keep(|bdf| attachment.bdfs().any(|kept| kept == bdf));
+        }
+    }
+
+    /// Forgets the devices of a stub that is no more.
+    pub fn forget(&mut self, stub: DomId) {
+        self.stubs.remove(&stub);
     }
 
     /// What there is to tell of a stub's devices.

@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
-use xenbus::client::Store as _;
+use xenbus::client::Store as Nodes;
 use xenbus::counters::Counters;
 use xenbus::path::{Device as Hop, key};
 use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
@@ -88,23 +88,33 @@ pub struct Particulars {
     port: u32,
 }
 
-/// Reads a stub's particulars, all at one moment.
-pub fn particulars(store: &mut Store, hop: Hop) -> Result<Result<Particulars, LinkError>, StoreError> {
-    let keys = [key::MAGIC, key::PCI_OP_REF, key::EVENT_CHANNEL];
-    let values = store.transaction(|store| {
+/// The longest value of a stub's that is told.
+const LONGEST_TOLD: usize = 60;
+
+/// Reads a stub's particulars, all of one moment; `None` while it rewrites them. A transaction would say the same, but
+/// one that only reads can be kept from its end for ever by whoever writes without a pause.
+pub fn particulars(
+    store: &mut impl Nodes<TransportError = io::Error>,
+    hop: Hop,
+) -> Result<Option<Result<Particulars, LinkError>>, StoreError> {
+    let mut read = || {
         let mut values = [const { String::new() }; 3];
-        for (value, key) in values.iter_mut().zip(keys) {
+        for (value, key) in values
+            .iter_mut()
+            .zip([key::MAGIC, key::PCI_OP_REF, key::EVENT_CHANNEL])
+        {
             *value = store.read_optional(&hop.frontend_node(key))?.unwrap_or_default();
         }
         Ok(values)
-    })?;
-    Ok(parse_particulars(&values))
+    };
+    let values = read()?;
+    Ok((read()? == values).then(|| parse_particulars(&values)))
 }
 
 fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, LinkError> {
     let nonsense = |node, value: &String, expected| LinkError::Particulars {
         node,
-        value: value.clone(),
+        value: value.chars().take(LONGEST_TOLD).collect(),
         expected,
     };
     if magic != MAGIC {
@@ -480,7 +490,7 @@ fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, 
     Ok((changes, known))
 }
 
-fn more(missed: u64) -> String {
+pub fn more(missed: u64) -> String {
     match missed {
         0 => String::new(),
         missed => format!(" (and {missed} messages not shown)"),
@@ -498,6 +508,63 @@ mod tests {
     #[test]
     fn particulars_are_a_grant_and_a_port() {
         assert_eq!(parse("7", "8", "15"), Ok(Particulars { grant: 8, port: 15 }));
+    }
+
+    /// A connection to xenstore during which somebody else writes.
+    struct Meanwhile<F>(Store, F);
+
+    impl<F: FnMut()> Nodes for Meanwhile<F> {
+        type TransportError = io::Error;
+
+        fn submit(&mut self, request: xenbus::client::Request<'_>) -> Result<Vec<u8>, StoreError> {
+            let reply = self.0.submit(request);
+            (self.1)();
+            reply
+        }
+    }
+
+    /// Particulars of stub 4, which writes `grants` one after the other, one before each further reading of a node.
+    fn read_while_written(grants: &[&[u8]]) -> Option<Result<Particulars, LinkError>> {
+        let daemon = xenbus::model::Xenstored::new();
+        daemon.introduce(4);
+        let hop = Hop::second_hop(4);
+        let mut stub = store::tests::connect(&daemon, 4);
+        for (key, value) in [
+            (key::MAGIC, "7"),
+            (key::PCI_OP_REF, "8"),
+            (key::EVENT_CHANNEL, "15"),
+        ] {
+            stub.write(&hop.frontend_node(key), value).unwrap();
+        }
+        let mut grants = grants.iter();
+        let write = || {
+            if let Some(grant) = grants.next() {
+                stub.write_bytes(&hop.frontend_node(key::PCI_OP_REF), grant)
+                    .unwrap();
+            }
+        };
+        particulars(&mut Meanwhile(store::tests::dom0(&daemon), write), hop).unwrap()
+    }
+
+    #[test]
+    fn particulars_are_of_one_moment_or_come_later() {
+        assert_eq!(
+            read_while_written(&[]).unwrap().unwrap(),
+            Particulars { grant: 8, port: 15 }
+        );
+        let numbers: Vec<String> = (0..12).map(|number| number.to_string()).collect();
+        let numbers: Vec<&[u8]> = numbers.iter().map(|number| number.as_bytes()).collect();
+        assert!(read_while_written(&numbers).is_none());
+    }
+
+    #[test]
+    fn what_a_stub_writes_is_told_in_short_and_never_a_fault_of_xenstored() {
+        for value in [&b"\xff"[..], b"", &[b'x'; 4000], "8\u{663}".as_bytes(), b"8\0"] {
+            let error = read_while_written(&[value; 2]).unwrap().unwrap_err();
+            assert!(error.is_of_offer());
+            let text = error.to_string();
+            assert!(text.contains("pci-op-ref") && text.len() < 500, "{text}");
+        }
     }
 
     #[test]

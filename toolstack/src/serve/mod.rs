@@ -1,15 +1,21 @@
 //! The service: dom0's end of every stub's second hop.
 //!
-//! One thread watches xenstore and the control socket, and starts a `link` with a thread of its own
-//! for each stub that is ready. It also hears of [`errors`] of devices from the kernel, and brings dead stubs back
-//! ([`mod@revive`]). What it knows it reads from the records and the xenbus states, so a service that is started again
-//! takes up where the last one ended.
+//! One thread watches xenstore, and starts a `link` with a thread of its own for each stub that is ready. It also hears
+//! of [`errors`] of devices from the kernel, and brings dead stubs back ([`mod@revive`]). What it knows it reads from the
+//! records and the xenbus states, so a service that is started again takes up where the last one ended.
+//!
+//! What a stub or a guest writes can make a look at it fail, and can bring looks about without end. Each turn of the loop
+//! looks at one stub only ([`agenda`]), and a look that fails comes again later: it costs nobody else. Only the loss of
+//! xenstored or of the launcher ends the service.
 
+mod agenda;
+mod clients;
 mod errors;
 mod life;
 mod link;
 mod revive;
 mod unplug;
+mod wake;
 
 use crate::assignable;
 use crate::confine::{ConfineError, confine};
@@ -21,25 +27,25 @@ use crate::host::{Host, HostError, Runner};
 use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher};
 use crate::nodes::first_hop;
-use crate::pace::{Limit, Pace};
 use crate::ratelimit::RateLimit;
-use crate::record::{ATTACHMENTS, Attachment, RecordError};
+use crate::record::{self, ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
 use crate::status::{self, Served, Status, StubStatus};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use agenda::{Agenda, Concern};
+use clients::{Asked, Clients};
 use errors::Errors;
 use link::Link;
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::AsFd;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use wake::Wake;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, DeviceType, key};
@@ -72,6 +78,9 @@ pub enum ServeError {
     /// The kernel will not tell of errors.
     #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
     Uevents(#[source] io::Error),
+    /// No way for threads to call each other.
+    #[error("cannot make an event descriptor (eventfd)")]
+    Wake(#[source] io::Error),
     /// The kernel will not wait.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
@@ -79,34 +88,30 @@ pub enum ServeError {
 
 /// What systemd sets for the programs that it starts.
 const SUPERVISED: &str = "INVOCATION_ID";
-/// Between two looks at xenstore, at least: a stub may flip its state as often as it likes.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
-/// The most events taken in before a look.
+/// Between two times that events are taken in, at least: a stub may write as often as it likes.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The most events taken in at once.
 const MOST_EVENTS: usize = 1024;
-/// After any event all is looked at. Only what a stub publishes, of which a copy is kept, has a token that tells more:
-/// the stub's number.
-const TOKEN: &str = "";
-/// Of what libxl notes of devices.
-const LIBXL_TOKEN: &str = "libxl";
 
 /// Serves all stubs of this host. Returns only on errors.
 pub fn serve() -> Result<(), ServeError> {
     // Away from the terminal and session of the command that started us; already so under systemd.
     let _ = rustix::process::setsid();
     let listener = Listener::bind(std::env::var_os(SUPERVISED).is_some())?;
+    let wake = Wake::new().map_err(ServeError::Wake)?;
     let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
     let mut service = Service {
         host,
         xen: Arc::new(Xenctrl::open()?),
+        clients: Clients::new(listener, wake.clone()),
+        wake,
         links: BTreeMap::new(),
         known: BTreeSet::new(),
         broken: BTreeSet::new(),
         between: BTreeSet::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
-        changed: BTreeSet::new(),
-        libxl_changed: false,
-        pace: Pace::new(Limit::LOOKS, Instant::now()),
+        agenda: Agenda::default(),
         complaints: RateLimit::new(Instant::now()),
         news: RateLimit::new(Instant::now()),
     };
@@ -117,68 +122,21 @@ pub fn serve() -> Result<(), ServeError> {
         ATTACHMENTS,
         "@releaseDomain",
     ] {
-        service.host.store.watch(path, TOKEN)?;
+        service.host.store.watch(path, "")?;
     }
-    service.host.store.watch(assignable::DEVICES, LIBXL_TOKEN)?;
+    service
+        .host
+        .store
+        .watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
     log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+    let mut listen = Instant::now();
     loop {
-        while service.take_events()? || service.revivals.is_ready(&mut service.host)? {
-            service.look()?;
-            let pause = service.pace.spend(1, Instant::now());
-            thread::sleep(pause.max(SHORTEST_PAUSE));
+        if Instant::now() >= listen {
+            service.take_events()?;
+            listen = Instant::now() + PAUSE;
         }
-        service.errors.step(errors::Context {
-            host: &mut service.host,
-            links: &service.links,
-            xen: &service.xen,
-        });
-        let client = wait(
-            service.host.store.transport_mut(),
-            listener.socket(),
-            &service.errors,
-            &service.host.runner,
-            &service.revivals,
-        )?;
-        if client && let Err(error) = listener.answer(|request| service.answer(request)) {
-            log::warn!("a client of the control socket went away: {error}");
-        }
-    }
-}
-
-/// Waits for xenstore, a client, an error of a device, or a stub that is to come back; true if there is a client.
-fn wait(
-    store: &crate::store::Stream,
-    socket: &impl AsFd,
-    errors: &Errors,
-    runner: &Runner,
-    revivals: &Revivals,
-) -> Result<bool, ServeError> {
-    let mut fds = vec![
-        PollFd::new(store, PollFlags::IN),
-        PollFd::new(socket, PollFlags::IN),
-        PollFd::new(errors, PollFlags::IN),
-    ];
-    if let Runner::Launcher(launcher) = runner {
-        // Its end is this service's end; of its answers others than ours are looked for by those who asked.
-        let answers = if revivals.expect_answers() {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
-        fds.push(PollFd::new(launcher, answers));
-    }
-    let longest = [errors.due(), revivals.due()].into_iter().flatten().min();
-    let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
-    match poll(&mut fds, longest.as_ref()) {
-        Ok(_)
-            if fds
-                .get(3)
-                .is_some_and(|launcher| launcher.revents().contains(PollFlags::HUP)) =>
-        {
-            Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into())
-        }
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1].revents().contains(PollFlags::IN)),
-        Err(error) => Err(ServeError::Wait(error.into())),
+        service.turn()?;
+        service.wait(listen)?;
     }
 }
 
@@ -186,6 +144,8 @@ struct Service {
     host: Host,
     /// For the links; theirs to wait for while this thread is busy with its own.
     xen: Arc<Xenctrl>,
+    clients: Clients,
+    wake: Wake,
     links: BTreeMap<DomId, Link>,
     /// The stubs whose state is watched.
     known: BTreeSet<DomId>,
@@ -196,11 +156,7 @@ struct Service {
     between: BTreeSet<DomId>,
     errors: Errors,
     revivals: Revivals,
-    /// The stubs whose home has changed.
-    changed: BTreeSet<DomId>,
-    /// Libxl's notes of devices have changed; true at the start, as a watch fires at once.
-    libxl_changed: bool,
-    pace: Pace,
+    agenda: Agenda,
     /// Of what every look finds again.
     complaints: RateLimit,
     /// Of what stubs do as often as they like.
@@ -208,88 +164,193 @@ struct Service {
 }
 
 impl Service {
-    /// True if anything happened in xenstore.
-    fn take_events(&mut self) -> Result<bool, StoreError> {
-        let mut any = false;
+    /// Takes in what has happened in xenstore.
+    fn take_events(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
         for _ in 0..MOST_EVENTS {
             let Some(event) = self.host.store.next_event()? else {
                 break;
             };
-            self.changed.extend(event.token.parse::<DomId>());
-            self.libxl_changed |= event.token == LIBXL_TOKEN;
-            any = true;
+            self.agenda.mark(agenda::concern(&event), now);
         }
-        Ok(any)
+        Ok(())
     }
 
-    /// Brings links and records in line with what xenstore says.
-    fn look(&mut self) -> Result<(), ServeError> {
-        let (attachments, damaged) = Attachment::all(&mut self.host.store)?;
-        for error in damaged {
-            // Each look finds it again, and stubs can bring looks about.
-            if self.complaints.allow(Instant::now()).is_some() {
-                log::error!("{error}");
-            }
+    /// Does one piece of each kind of work.
+    fn turn(&mut self) -> Result<(), ServeError> {
+        let now = Instant::now();
+        for stub in self.revivals.ready(&mut self.host)? {
+            self.agenda.mark(Concern::Stub(stub), now);
         }
-        if std::mem::take(&mut self.libxl_changed) {
-            self.tell_libxl(&attachments);
+        if self.agenda.take_all()
+            && let Err(error) = self.list()
+        {
+            self.excuse(error, None)?;
+            self.agenda.mark(Concern::All, now);
         }
-        let stubs: BTreeSet<DomId> = attachments
-            .iter()
-            .map(|attachment| attachment.stub.domid)
-            .collect();
-        self.forget(&stubs)?;
-        self.forget_failures()?;
-        self.errors.keep(&attachments);
-        for attachment in attachments {
-            let stub = attachment.stub.domid;
-            if self.known.insert(stub) {
-                let store = &mut self.host.store;
-                store.watch(&Hop::second_hop(stub).frontend_node(key::STATE), TOKEN)?;
-                store.watch(&DeviceType::Pci.backends(stub), &stub.to_string())?;
+        if self.agenda.take_libxl()
+            && let Err(error) = self.tell_libxl()
+        {
+            self.excuse(error, None)?;
+        }
+        if let Some((stub, published)) = self.agenda.next(now) {
+            let looked = self.look(stub, published);
+            let is_good = looked.is_ok();
+            if let Err(error) = looked {
+                self.excuse(error, Some(stub))?;
+                self.agenda.later(stub, published, Instant::now());
             }
-            if !is_alive(&mut self.host.store, &attachment.guest)? {
-                log::info!("guest {} is dead", attachment.guest.name);
-                self.release(&attachment);
-                continue;
-            }
-            let verdict = self.revivals.look(&mut self.host, &attachment, || {
-                self.broken.remove(&stub);
-                self.links.remove(&stub).and_then(|link| link.survivor())
-            })?;
-            match verdict {
-                Verdict::Leave => {}
-                Verdict::Release(afterwards) => self.end(&attachment, afterwards)?,
-                Verdict::Serve => {
-                    if self.changed.remove(&stub) {
-                        keepsake::keep_published(&mut self.host.store, first_hop(&attachment))?;
-                    }
-                    self.follow(&attachment)?;
-                }
+            self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
+        }
+        self.errors.step(errors::Context {
+            host: &mut self.host,
+            links: &self.links,
+            xen: &self.xen,
+        });
+        while let Some(Asked { request, client }) = self.clients.next() {
+            client.reply(self.answer(request));
+        }
+        Ok(())
+    }
+
+    /// Passes over what only one stub has brought about, or is to blame for.
+    fn excuse(&mut self, error: ServeError, stub: Option<DomId>) -> Result<(), ServeError> {
+        if !self.host.store.is_usable() || matches!(error, ServeError::Launch(LaunchError::Gone(_))) {
+            return Err(error);
+        }
+        if let Some(missed) = self.complaints.allow(Instant::now()) {
+            let error = anyhow::Error::from(error);
+            let more = link::more(missed);
+            match stub {
+                Some(stub) => log::warn!("stub {stub}: {error:#}; it is looked at again later{more}"),
+                None => log::warn!("{error:#}; tried again{more}"),
             }
         }
         Ok(())
     }
 
-    /// Makes libxl's notes of devices right again.
-    fn tell_libxl(&mut self, attachments: &[Attachment]) {
-        match assignable::renew(&mut self.host.store, attachments) {
-            Ok(renewed) => {
-                for bdf in renewed {
-                    if self.news.allow(Instant::now()).is_some() {
-                        log::warn!(
-                            "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to \
-                             another guest: written again"
-                        );
-                    }
-                }
+    /// Waits for something to do. To xenstore it does not listen before `listen`.
+    fn wait(&mut self, listen: Instant) -> Result<(), ServeError> {
+        let now = Instant::now();
+        let mut fds = vec![
+            PollFd::new(&self.clients, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.errors, PollFlags::IN),
+        ];
+        if let Runner::Launcher(launcher) = &self.host.runner {
+            // Its end is this service's end; of its answers others than ours are looked for by those who asked.
+            let answers = if self.revivals.expect_answers() {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            fds.push(PollFd::new(launcher, answers));
+        }
+        let launcher = 3..fds.len();
+        let deaf = listen.saturating_duration_since(now);
+        let store = self.host.store.transport();
+        if deaf.is_zero() {
+            fds.push(PollFd::new(store, PollFlags::IN));
+        }
+        let mut longest = [self.errors.due(), self.revivals.due(), self.agenda.idle(now)]
+            .into_iter()
+            .flatten()
+            .min();
+        if !deaf.is_zero() {
+            longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
+        }
+        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        match poll(&mut fds, longest.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(ServeError::Wait(error.into())),
+        }
+        let is = |index: usize, flags| fds[index].revents().intersects(flags);
+        if launcher.clone().any(|index| is(index, PollFlags::HUP)) {
+            return Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into());
+        }
+        if is(1, PollFlags::IN) {
+            self.wake.clear();
+        }
+        if is(0, PollFlags::IN)
+            && let Err(error) = self.clients.accept()
+        {
+            // As when there are no descriptors left: it would be ready again at once.
+            if self.complaints.allow(now).is_some() {
+                log::warn!("cannot let a client of the control socket in: {error}");
             }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Reads which stubs there are, all of which are to be looked at.
+    fn list(&mut self) -> Result<(), ServeError> {
+        let names = record::children(&mut self.host.store, ATTACHMENTS)?;
+        let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let gone: Vec<DomId> = self.known.difference(&stubs).copied().collect();
+        for stub in gone {
+            self.forget(stub)?;
+        }
+        self.agenda.keep(&stubs, Instant::now());
+        self.revivals.keep(&stubs);
+        Ok(self.forget_failures()?)
+    }
+
+    /// Brings the link of a stub in line with what its record and xenstore say.
+    fn look(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return Ok(self.forget(stub)?),
             Err(error) => {
-                if self.complaints.allow(Instant::now()).is_some() {
-                    log::error!("cannot tell libxl which devices are in use: {error}");
+                if error.stub().is_some() {
+                    self.forget(stub)?;
                 }
+                return Err(error.into());
+            }
+        };
+        if !self.known.contains(&stub) {
+            let store = &mut self.host.store;
+            for (path, token) in watches(stub) {
+                store.watch(&path, &token)?;
+            }
+            self.known.insert(stub);
+        }
+        self.errors.keep(&attachment);
+        if !is_alive(&mut self.host.store, &attachment.guest)? {
+            log::info!("guest {} is dead", attachment.guest.name);
+            self.release(&attachment);
+            return Ok(());
+        }
+        let verdict = self.revivals.look(&mut self.host, &attachment, || {
+            self.broken.remove(&stub);
+            self.links.remove(&stub).and_then(|link| link.survivor())
+        })?;
+        match verdict {
+            Verdict::Leave => Ok(()),
+            Verdict::Release(afterwards) => Ok(self.end(&attachment, afterwards)?),
+            Verdict::Serve => {
+                // Its connection comes first: the copy is for the time after its death.
+                self.follow(&attachment)?;
+                if published {
+                    keepsake::keep_published(&mut self.host.store, first_hop(&attachment))?;
+                }
+                Ok(())
             }
         }
+    }
+
+    /// Makes libxl's notes of devices right again.
+    fn tell_libxl(&mut self) -> Result<(), ServeError> {
+        let (attachments, _) = Attachment::all(&mut self.host.store)?;
+        for bdf in assignable::renew(&mut self.host.store, &attachments)? {
+            if self.news.allow(Instant::now()).is_some() {
+                log::warn!(
+                    "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another \
+                     guest: written again"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
@@ -315,26 +376,22 @@ impl Service {
         Ok(())
     }
 
-    /// Drops all that belongs to stubs without a record.
-    fn forget(&mut self, stubs: &BTreeSet<DomId>) -> Result<(), StoreError> {
-        let gone: Vec<DomId> = self.known.difference(stubs).copied().collect();
-        for stub in gone {
-            self.known.remove(&stub);
-            self.broken.remove(&stub);
-            self.between.remove(&stub);
-            self.links.remove(&stub);
-            let watches = [
-                (Hop::second_hop(stub).frontend_node(key::STATE), TOKEN),
-                (DeviceType::Pci.backends(stub), &stub.to_string()),
-            ];
-            for (path, token) in watches {
-                match self.host.store.unwatch(&path, token) {
+    /// Drops all that belongs to a stub without a record.
+    fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
+        self.agenda.forget(stub);
+        self.broken.remove(&stub);
+        self.between.remove(&stub);
+        self.links.remove(&stub);
+        self.revivals.drop_stub(stub);
+        self.errors.forget(stub);
+        if self.known.remove(&stub) {
+            for (path, token) in watches(stub) {
+                match self.host.store.unwatch(&path, &token) {
                     Err(error) if !error.is_not_found() => return Err(error),
                     _ => {}
                 }
             }
         }
-        self.revivals.keep(stubs);
         Ok(())
     }
 
@@ -380,12 +437,16 @@ impl Service {
         };
         let used = link.particulars();
         let offered = link::particulars(&mut self.host.store, hop)?;
-        Ok(offered.is_ok_and(|offered| offered != used))
+        Ok(offered.is_some_and(|offered| offered.is_ok_and(|offered| offered != used)))
     }
 
     fn connect(&mut self, attachment: &Attachment, hop: Hop, own: XenbusState) -> Result<(), StoreError> {
         let stub = attachment.stub.domid;
-        let particulars = link::particulars(&mut self.host.store, hop)?;
+        let Some(particulars) = link::particulars(&mut self.host.store, hop)? else {
+            // It is still at it.
+            self.agenda.later(stub, false, Instant::now());
+            return Ok(());
+        };
         let linked = particulars.and_then(|particulars| {
             Link::start(attachment, particulars, &self.host.sysfs, Arc::clone(&self.xen))
         });
@@ -489,7 +550,7 @@ impl Service {
                         )
                     })
                     .collect();
-                match status::collect(&mut self.host, true, served) {
+                match status::collect(&mut self.host.store, &self.host.sysfs, true, served) {
                     Ok(mut status) => {
                         status.service.holds = holdings(&status);
                         Reply::Status(status)
@@ -519,6 +580,17 @@ impl Service {
             Err(error) => failed(error),
         }
     }
+}
+
+/// What is watched of a stub, each with its token.
+fn watches(stub: DomId) -> [(String, String); 2] {
+    [
+        (
+            Hop::second_hop(stub).frontend_node(key::STATE),
+            agenda::state_token(stub),
+        ),
+        (DeviceType::Pci.backends(stub), agenda::published_token(stub)),
+    ]
 }
 
 /// What this process holds.

@@ -17,7 +17,6 @@ use crate::launcher::{LaunchError, Order, Ticket};
 use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
-use crate::store::StoreError;
 use crate::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -62,6 +61,28 @@ pub enum Afterwards {
     Nothing,
 }
 
+impl Stage {
+    /// Where to begin again after a step that failed. A domain that has been created is found as it is.
+    fn at_rest(&self) -> Self {
+        match *self {
+            Self::Off => Self::Off,
+            Self::Due(due) => Self::Due(due),
+            Self::Creating(ticket) => Self::Creating(ticket),
+            Self::Unplugging {
+                look,
+                deadline,
+                afterwards,
+            } => Self::Unplugging {
+                look,
+                deadline,
+                afterwards,
+            },
+            Self::Stuck => Self::Stuck,
+            Self::Lives | Self::Created(_) => Self::Lives,
+        }
+    }
+}
+
 struct Revival {
     lives: Lives,
     stage: Stage,
@@ -69,6 +90,8 @@ struct Revival {
     died: Instant,
     /// How.
     how: &'static str,
+    /// True from the moment that it is called ready until it is looked at.
+    called: bool,
 }
 
 /// What is to be done about a stub now.
@@ -106,6 +129,11 @@ impl Revivals {
         self.stubs.retain(|stub, _| stubs.contains(stub));
     }
 
+    /// Forgets a stub that has no record any more.
+    pub fn drop_stub(&mut self, stub: DomId) {
+        self.stubs.remove(&stub);
+    }
+
     /// How often a stub was brought back.
     pub fn count(&self, stub: DomId) -> u64 {
         self.stubs
@@ -134,32 +162,36 @@ impl Revivals {
 
     /// When there is something to do at the latest.
     pub fn due(&self) -> Option<Duration> {
-        let due = self.stubs.values().filter_map(|revival| match revival.stage {
+        let waiting = self.stubs.values().filter(|revival| !revival.called);
+        let due = waiting.filter_map(|revival| match revival.stage {
             Stage::Due(due) | Stage::Unplugging { look: due, .. } => Some(due),
             _ => None,
         });
         due.min().map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// True if a stub is ready for its next step.
-    pub fn is_ready(&mut self, host: &mut Host) -> Result<bool, LaunchError> {
+    /// The stubs that have become ready for their next step, each once until it is looked at.
+    pub fn ready(&mut self, host: &mut Host) -> Result<Vec<DomId>, LaunchError> {
         let now = Instant::now();
         self.finish_replugs(host)?;
         let Runner::Launcher(launcher) = &mut host.runner else {
-            return Ok(false);
+            return Ok(Vec::new());
         };
-        let mut ready = false;
-        for revival in self.stubs.values_mut() {
+        let mut ready = Vec::new();
+        for (&stub, revival) in &mut self.stubs {
             if let Stage::Creating(ticket) = revival.stage
                 && let Some(created) = launcher.poll(ticket)?
             {
                 revival.stage = Stage::Created(created);
             }
-            ready |= match revival.stage {
+            let is_ready = match revival.stage {
                 Stage::Due(due) | Stage::Unplugging { look: due, .. } => due <= now,
                 Stage::Created(_) => true,
                 Stage::Lives | Stage::Off | Stage::Creating(_) | Stage::Stuck => false,
             };
+            if is_ready && !std::mem::replace(&mut revival.called, true) {
+                ready.push(stub);
+            }
         }
         Ok(ready)
     }
@@ -181,11 +213,21 @@ impl Revivals {
                 stage: Stage::Lives,
                 died: now,
                 how: "",
+                called: false,
             });
+        revival.called = false;
         let stage = mem::replace(&mut revival.stage, Stage::Lives);
-        let (verdict, stage) = revival.step(host, attachment, stage, now, self.epoch, bury)?;
-        revival.stage = stage;
-        Ok(verdict)
+        let before = stage.at_rest();
+        match revival.step(host, attachment, stage, now, self.epoch, bury) {
+            Ok((verdict, stage)) => {
+                revival.stage = stage;
+                Ok(verdict)
+            }
+            Err(error) => {
+                revival.stage = before;
+                Err(error)
+            }
+        }
     }
 
     /// Gives the devices of an attachment, which were taken back, to its guest by a new stub.
@@ -277,7 +319,7 @@ impl Revival {
                 Condition::Dying => return stay(stage),
                 Condition::Off => {
                     if matches!(stage, Stage::Lives) {
-                        keep(host, attachment, bury())?;
+                        keep(host, attachment, bury());
                         log::warn!(
                             "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
                              `xl destroy {name}` has a new one come",
@@ -287,7 +329,7 @@ impl Revival {
                     return stay(Stage::Off);
                 }
                 Condition::Dead(how) => {
-                    keep(host, attachment, bury())?;
+                    keep(host, attachment, bury());
                     (self.died, self.how) = (now, how);
                     log::error!("stub {name} {how}");
                     if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
@@ -372,15 +414,16 @@ impl Revival {
     }
 }
 
-/// Keeps what a dead stub has left: in its home, if it still has one, and in its page.
-fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) -> Result<(), StoreError> {
-    keepsake::keep_published(&mut host.store, first_hop(attachment))?;
-    if let Some(survivor) = survivor {
-        let kept = keepsake::keep_survivor(&mut host.store, attachment.stub.domid, &survivor);
-        if let Err(error) = kept {
-            // The next one reads from the devices what it can.
-            log::warn!("stub {}: what it has left is lost: {error}", attachment.stub.name);
-        }
+/// Keeps what a dead stub has left: in its home, if it still has one, and in its page. What cannot be kept is lost, and
+/// the stub comes back all the same: the next one reads from the devices what it can.
+fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
+    let published = keepsake::keep_published(&mut host.store, first_hop(attachment));
+    let page =
+        survivor.map(|survivor| keepsake::keep_survivor(&mut host.store, attachment.stub.domid, &survivor));
+    for error in [published.err(), page.and_then(Result::err)]
+        .into_iter()
+        .flatten()
+    {
+        log::warn!("stub {}: what it has left is lost: {error}", attachment.stub.name);
     }
-    Ok(())
 }

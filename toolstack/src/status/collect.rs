@@ -7,11 +7,10 @@ use crate::acking::LineStatus;
 use crate::checks::Claims;
 use crate::domains::is_alive;
 use crate::failed::Failed;
-use crate::host::Host;
 use crate::mode::Mode;
 use crate::record::{self, Attachment, Device};
 use crate::reset::Plan;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xenctrl::DomId;
 use std::collections::BTreeMap;
@@ -21,11 +20,12 @@ use xenbus::state::XenbusState;
 
 /// Finds out the status from the records; `served` holds what the service has seen, by stub.
 pub fn collect(
-    host: &mut Host,
+    store: &mut Store,
+    sysfs: &Sysfs,
     service_running: bool,
     mut served: BTreeMap<DomId, Served>,
 ) -> Result<Status, StatusError> {
-    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    let (attachments, damaged) = Attachment::all(store)?;
     let mut status = Status {
         service: Service {
             running: service_running,
@@ -40,17 +40,17 @@ pub fn collect(
         let stub_state = Hop::second_hop(stub).frontend_node(key::STATE);
         let devices = attachment.devices.iter().zip(&attachment.modes);
         status.stubs.push(StubStatus {
-            domain: domain_status(host, &attachment.stub, &stub_state)?,
-            guest: domain_status(host, &attachment.guest, &guest_state)?,
+            domain: domain_status(store, &attachment.stub, &stub_state)?,
+            guest: domain_status(store, &attachment.guest, &guest_state)?,
             slots: attachment.slots,
             devices: devices
                 .map(|(device, mode)| {
-                    let reset = Plan::of(device.bdf, &host.sysfs).used();
+                    let reset = Plan::of(device.bdf, sysfs).used();
                     let line = device.gsi.filter(|_| device.line_offered);
                     DeviceStatus {
-                        corrected_errors: host.sysfs.correctable_errors(device.bdf),
+                        corrected_errors: sysfs.correctable_errors(device.bdf),
                         reset: reset.map(|method| method.to_string()),
-                        line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, &host.sysfs)),
+                        line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, sysfs)),
                         ..device_status(device, mode)
                     }
                 })
@@ -58,24 +58,24 @@ pub fn collect(
             served: served.remove(&stub),
         });
     }
-    status.problems.extend(gone(&status.stubs, &host.sysfs));
-    for (bdf, reason) in record::quarantined(&mut host.store)? {
+    status.problems.extend(gone(&status.stubs, sysfs));
+    for (bdf, reason) in record::quarantined(store)? {
         let bdf = bdf.to_string();
         status.quarantined.push(Quarantined { bdf, reason });
     }
-    status.failed = Failed::all(&mut host.store)?;
-    status.held = held(host);
+    status.failed = Failed::all(store)?;
+    status.held = held(store, sysfs);
     Ok(status)
 }
 
 /// The devices that xen-pciback holds and nobody has. While the claims are in doubt, which is told, none counts.
-fn held(host: &mut Host) -> Vec<String> {
-    let Ok(claims) = Claims::read(&mut host.store) else {
+fn held(store: &mut Store, sysfs: &Sysfs) -> Vec<String> {
+    let Ok(claims) = Claims::read(store) else {
         return Vec::new();
     };
-    let mut held = host.sysfs.functions().unwrap_or_default();
+    let mut held = sysfs.functions().unwrap_or_default();
     held.retain(|&bdf| {
-        host.sysfs.driver(bdf).as_deref() == Some(PCIBACK)
+        sysfs.driver(bdf).as_deref() == Some(PCIBACK)
             && claims.taken.iter().all(|claim| claim.bdf != bdf)
             && claims.quarantined.iter().all(|&(other, _)| other != bdf)
     });
@@ -98,9 +98,13 @@ fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
     problems
 }
 
-fn domain_status(host: &mut Host, domain: &record::Domain, state: &str) -> Result<DomainStatus, StoreError> {
-    let state = if is_alive(&mut host.store, domain)? {
-        let state = host.store.read_optional(state)?.unwrap_or_default();
+fn domain_status(
+    store: &mut Store,
+    domain: &record::Domain,
+    state: &str,
+) -> Result<DomainStatus, StoreError> {
+    let state = if is_alive(store, domain)? {
+        let state = store.read_optional(state)?.unwrap_or_default();
         format!("{:?}", XenbusState::parse(&state)).to_lowercase()
     } else {
         GONE.to_owned()

@@ -1,0 +1,129 @@
+#!/bin/sh
+# Whatever one stub and one guest have in their nodes, and however slow it is to take their devices back, costs nobody
+# else anything: the service lives, and answers for all others within a second.
+#: device e1000e,netdev=n0,addr=5
+#: device e1000e,netdev=n1,addr=6
+#: suite bookworm
+#: cpus 2
+#: timeout 420
+. /rig/scenarios/lib.sh
+BDF=0000:00:05.0
+OTHER=0000:00:06.0
+LOG=/var/log/bulkhead/serve.log
+ORDERS=/run/bulkhead/inject
+LIMIT=1000
+
+mkdir -p /run/bulkhead /var/log/bulkhead
+/rig/bin/bulkhead-inject serve >>$LOG 2>&1 &
+within 10 "the service runs" sh -c "bulkhead status --json | jq -e .service.running"
+service=$(service_pid)
+
+# took COMMAND...: runs it, and prints how many ms that took.
+took() {
+    read -r began _ </proc/uptime
+    "$@" >/tmp/took 2>&1 || { cat /tmp/took; return 1; }
+    read -r now _ </proc/uptime
+    awk -v a="$began" -v b="$now" 'BEGIN { printf "%.0f", (b - a) * 1000 }'
+}
+# prompt WHAT LIMIT COMMAND...: it ends within LIMIT ms.
+prompt() {
+    prompt_label=$1 limit=$2
+    shift 2
+    ms=$(took "$@") || failure "$prompt_label: $*"
+    check "$prompt_label: $ms ms of $limit" [ "$ms" -le "$limit" ]
+}
+# answers WHAT: three times, and by the same process.
+answers() {
+    for time in 1 2 3; do
+        prompt "$1: status, $time" $LIMIT bulkhead status
+    done
+    figure "outlives-status-$(echo "$1" | tr ' ' '-')" "$ms" ms
+    equal "$1: the service's process" "$service" "$(service_pid)"
+}
+# revived WHAT: the other stub is killed, and comes back as fast as ever.
+revived() {
+    backs=$(grep -c "$other_stub is back after" $LOG)
+    check "$1: the other stub is destroyed" xl destroy "$other_stub"
+    within 10 "$1: it is back" sh -c "[ \$(grep -c '$other_stub is back after' $LOG) -gt $backs ]"
+    ms=$(sed -n "s/.*$other_stub is back after \([0-9]*\) ms.*/\1/p" $LOG | tail -n 1)
+    figure "outlives-revival-$(echo "$1" | tr ' ' '-')" "$ms" ms
+    check "$1: the other stub is back after $ms ms" [ "$ms" -le "${most:-100000}" ]
+    within 5 "$1: the other guest's stub serves" in_guest g2 'setpci -s 00:00.0 CACHE_LINE_SIZE=10'
+}
+
+guest_config g1
+guest_config g2
+check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
+check "bulkhead run, the other" bulkhead run /root/g2.cfg --device $OTHER
+check "the other's network is up" network_up g2
+guest=$(xl domid g1)
+stub=$(xl domid g1-bulkhead)
+other_stub=g2-bulkhead
+stub_state=/local/domain/$stub/device/bulkhead/0/state
+guest_state=/local/domain/$guest/device/pci/0/state
+published=/local/domain/$stub/backend/pci/$guest/0
+answers "quiet"
+revived "quiet"
+# Others make no more of a difference than this machine does by itself.
+most=$((ms * 2 + 1000))
+in_guest g2 'ping -i 0.2 -W 2 10.0.2.2 >/tmp/pings 2>&1 & echo $! >/tmp/ping'
+
+# --- values that are no text, too long, or missing
+bad=$(printf '\377')
+long=$(head -c 2000 /dev/zero | tr '\0' x)
+for node in "$stub_state" "$guest_state" "$published/state-0" "$published/num_devs" "/local/domain/$stub/device/bulkhead/0/event-channel"; do
+    sound=$(xenstore-read "$node")
+    for value in "$bad" "$long" missing; do
+        if [ "$value" = missing ]; then xenstore-rm "$node"; else xenstore-write "$node" "$value"; fi
+        usleep 100000
+        check "$node is $(echo "$value" | cut -c 1-8): status" bulkhead status
+        equal "$node: the service's process" "$service" "$(service_pid)"
+        xenstore-write "$node" "$sound"
+    done
+done
+xenstore-write "$stub_state" "$bad"
+xenstore-write "$guest_state" "$bad"
+answers "no text"
+revived "no text"
+xenstore-write "$stub_state" 4
+xenstore-write "$guest_state" 4
+
+# --- nodes that are written without a pause
+# flood NODE VALUE: writes the value again and again, by messages of xenstore's protocol, for a process for each would be
+# slow. The number of each request is a line feed, so that the reply can be waited for.
+flood() {
+    length=$((${#1} + 1 + ${#2}))
+    message="\\013\\0\\0\\0\\012\\0\\0\\0\\0\\0\\0\\0\\$(printf %o $((length % 256)))\\$(printf %o $((length / 256)))\\0\\0$1\\0$2"
+    exec 3<>/dev/xen/xenbus
+    while :; do
+        # shellcheck disable=SC2059 # the format is the message
+        printf "$message" >&3
+        read -r _ <&3
+        echo >>"/tmp/flood-${1##*/}"
+    done
+}
+port=$(xenstore-read "/local/domain/$stub/device/bulkhead/0/event-channel")
+loops=
+flood "$stub_state" 4 &
+loops="$loops $!"
+flood "$guest_state" 4 &
+loops="$loops $!"
+flood "$published/num_devs" 1 &
+loops="$loops $!"
+flood "/local/domain/$stub/device/bulkhead/0/event-channel" "$port" &
+loops="$loops $!"
+sleep 2
+answers "flooded"
+revived "flooded"
+prompt "flooded: detach of the other's device" 10000 bulkhead detach $OTHER
+check "flooded: it comes back" bulkhead attach g2 --device $OTHER
+# shellcheck disable=SC2086 # processes
+kill $loops
+for flood in /tmp/flood-*; do
+    figure "outlives-writes-${flood#/tmp/flood-}" "$(wc -l <"$flood")"
+    check "the flood of ${flood#/tmp/flood-} was one" [ "$(wc -l <"$flood")" -gt 1000 ]
+done
+
+equal "the service's process" "$service" "$(service_pid)"
+equal "complaints in dom0" "" "$(complaints)"
+success

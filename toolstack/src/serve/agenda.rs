@@ -1,0 +1,325 @@
+//! Which stub is looked at next.
+//!
+//! Whatever happens in xenstore marks one stub, or all. The marked ones take turns, and one that is marked again and
+//! again, as it can bring about itself, soon has to wait for its turn: a flood costs the stub that makes it.
+
+use crate::pace::{Limit, Pace};
+use crate::record::ATTACHMENTS;
+use crate::xenctrl::DomId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+use xenbus::client::WatchEvent;
+use xenbus::path::DeviceType;
+
+/// When a stub is looked at again after a look that failed; twice as long after each further one, up to [`MOST_RETRY`].
+const RETRY: Duration = Duration::from_millis(100);
+const MOST_RETRY: Duration = Duration::from_secs(5);
+/// A stub that has used up its burst gets at most one part in so many of the service's time.
+const SHARE: u32 = 5;
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// Any stub, or all.
+    All,
+    /// One stub.
+    Stub(DomId),
+    /// What one stub publishes to its guest, of which a copy is kept.
+    Published(DomId),
+    /// What libxl notes of devices.
+    Libxl,
+    /// Nothing: the service's own notes.
+    Nothing,
+}
+
+/// The token for the watch on what libxl notes of devices.
+pub const LIBXL_TOKEN: &str = "libxl";
+const STATE: &str = "state-";
+const PUBLISHED: &str = "published-";
+
+/// The token for a watch on a stub's state.
+pub fn state_token(stub: DomId) -> String {
+    format!("{STATE}{stub}")
+}
+
+/// The token for a watch on what a stub publishes.
+pub fn published_token(stub: DomId) -> String {
+    format!("{PUBLISHED}{stub}")
+}
+
+/// What an event is about, by its token, or else by the node that changed.
+pub fn concern(event: &WatchEvent) -> Concern {
+    if event.token == LIBXL_TOKEN {
+        return Concern::Libxl;
+    }
+    let stub = |prefix| event.token.strip_prefix(prefix)?.parse().ok();
+    if let Some(stub) = stub(STATE) {
+        return Concern::Stub(stub);
+    }
+    if let Some(stub) = stub(PUBLISHED) {
+        return Concern::Published(stub);
+    }
+    for directory in [ATTACHMENTS, &DeviceType::Bulkhead.backends(0)] {
+        let below = event.path.strip_prefix(directory);
+        if let Some(below) = below.and_then(|below| below.strip_prefix('/')) {
+            let (stub, node) = below.split_once('/').unwrap_or((below, ""));
+            let own = directory == ATTACHMENTS && (node.starts_with("irq-") || node.starts_with("keepsake"));
+            return match stub.parse() {
+                Ok(_) if own => Concern::Nothing,
+                Ok(stub) => Concern::Stub(stub),
+                Err(_) => Concern::All,
+            };
+        }
+    }
+    Concern::All
+}
+
+#[derive(Debug)]
+struct Entry {
+    marked: bool,
+    published: bool,
+    pace: Pace,
+    /// Not before.
+    due: Instant,
+    /// When to look again if the next look fails.
+    retry: Duration,
+}
+
+/// The stubs, and which are to be looked at.
+#[derive(Debug, Default)]
+pub struct Agenda {
+    stubs: BTreeMap<DomId, Entry>,
+    /// Whose turn was last.
+    last: DomId,
+    all: bool,
+    libxl: bool,
+}
+
+impl Agenda {
+    /// Takes in what has happened.
+    pub fn mark(&mut self, concern: Concern, now: Instant) {
+        match concern {
+            Concern::All => self.all = true,
+            Concern::Libxl => self.libxl = true,
+            Concern::Stub(stub) => self.entry(stub, now).marked = true,
+            Concern::Published(stub) => {
+                let entry = self.entry(stub, now);
+                (entry.marked, entry.published) = (true, true);
+            }
+            Concern::Nothing => {}
+        }
+    }
+
+    fn entry(&mut self, stub: DomId, now: Instant) -> &mut Entry {
+        self.stubs.entry(stub).or_insert_with(|| Entry {
+            marked: false,
+            published: false,
+            pace: Pace::new(Limit::LOOKS, now),
+            due: now,
+            retry: RETRY,
+        })
+    }
+
+    /// True, once, if the list of stubs has to be read anew.
+    pub fn take_all(&mut self) -> bool {
+        std::mem::take(&mut self.all)
+    }
+
+    /// True, once, if libxl's notes have changed.
+    pub fn take_libxl(&mut self) -> bool {
+        std::mem::take(&mut self.libxl)
+    }
+
+    /// Has all these stubs looked at, and forgets all others.
+    pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
+        self.stubs.retain(|stub, _| stubs.contains(stub));
+        for &stub in stubs {
+            self.mark(Concern::Stub(stub), now);
+        }
+    }
+
+    /// The next stub to look at, and whether what it publishes has changed.
+    pub fn next(&mut self, now: Instant) -> Option<(DomId, bool)> {
+        let due = |(_, entry): &(&DomId, &Entry)| entry.marked && entry.due <= now;
+        let after = (Bound::Excluded(self.last), Bound::Unbounded);
+        let (&stub, _) = self
+            .stubs
+            .range(after)
+            .find(due)
+            .or_else(|| self.stubs.range(..=self.last).find(due))?;
+        self.last = stub;
+        let entry = self.stubs.get_mut(&stub)?;
+        entry.marked = false;
+        Some((stub, std::mem::take(&mut entry.published)))
+    }
+
+    /// A look at a stub was good or not, and has taken so long.
+    pub fn looked(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
+        if let Some(entry) = self.stubs.get_mut(&stub) {
+            if is_good {
+                entry.retry = RETRY;
+            }
+            let wait = entry.pace.spend(1, now);
+            if !wait.is_zero() {
+                entry.due = entry.due.max(now + wait.max(took * (SHARE - 1)));
+            }
+        }
+    }
+
+    /// A look at a stub has failed: it comes again, and no sooner than in a while.
+    pub fn later(&mut self, stub: DomId, published: bool, now: Instant) {
+        let entry = self.entry(stub, now);
+        entry.marked = true;
+        entry.published |= published;
+        entry.due = entry.due.max(now + entry.retry);
+        entry.retry = (entry.retry * 2).min(MOST_RETRY);
+    }
+
+    /// A stub is no more.
+    pub fn forget(&mut self, stub: DomId) {
+        self.stubs.remove(&stub);
+    }
+
+    /// How long there is nothing to look at without a further event; `None` if that is for ever.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        if self.all || self.libxl {
+            return Some(Duration::ZERO);
+        }
+        let marked = self.stubs.values().filter(|entry| entry.marked);
+        let due = marked.map(|entry| entry.due).min()?;
+        Some(due.saturating_duration_since(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BURST: u32 = 40;
+
+    fn event(path: &str, token: &str) -> WatchEvent {
+        WatchEvent {
+            path: path.into(),
+            token: token.into(),
+        }
+    }
+
+    #[test]
+    fn an_event_is_about_the_stub_whose_node_has_changed() {
+        let (record, backend) = (format!("{ATTACHMENTS}/4"), "/local/domain/0/backend/bulkhead");
+        for (path, token, concerned) in [
+            (
+                "/local/domain/4/device/bulkhead/0/state",
+                state_token(4),
+                Concern::Stub(4),
+            ),
+            (
+                "/local/domain/4/backend/pci",
+                published_token(4),
+                Concern::Published(4),
+            ),
+            (&*record, String::new(), Concern::Stub(4)),
+            (&format!("{record}/dev-0"), String::new(), Concern::Stub(4)),
+            (
+                &format!("{record}/irq-0000-00-05-0"),
+                String::new(),
+                Concern::Nothing,
+            ),
+            (
+                &format!("{record}/keepsake/backend/state"),
+                String::new(),
+                Concern::Nothing,
+            ),
+            (&format!("{backend}/4/0/state"), String::new(), Concern::Stub(4)),
+            // Folded events, and what is nobody's.
+            (backend, String::new(), Concern::All),
+            (ATTACHMENTS, String::new(), Concern::All),
+            (&format!("{ATTACHMENTS}/x"), String::new(), Concern::All),
+            ("@releaseDomain", String::new(), Concern::All),
+            ("/libxl/pci/0000-00-05-0", LIBXL_TOKEN.into(), Concern::Libxl),
+        ] {
+            assert_eq!(concern(&event(path, &token)), concerned, "{path}");
+        }
+    }
+
+    #[test]
+    fn marked_stubs_take_turns_however_often_one_is_marked() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        agenda.keep(&[3, 5, 9].into(), now);
+        let mut turns = Vec::new();
+        for _ in 0..6 {
+            agenda.mark(Concern::Stub(3), now);
+            turns.push(agenda.next(now).unwrap().0);
+        }
+        assert_eq!(turns, [3, 5, 9, 3, 3, 3]);
+        agenda.mark(Concern::Stub(9), now);
+        agenda.mark(Concern::Stub(3), now);
+        assert_eq!(agenda.next(now), Some((9, false)));
+        assert_eq!(agenda.next(now), Some((3, false)));
+        assert_eq!(agenda.next(now), None);
+        assert_eq!(agenda.idle(now), None);
+    }
+
+    #[test]
+    fn a_stub_that_floods_waits_and_takes_no_more_than_its_share() {
+        let start = Instant::now();
+        let mut agenda = Agenda::default();
+        let took = Duration::from_millis(50);
+        for _ in 0..BURST {
+            agenda.mark(Concern::Published(3), start);
+            assert_eq!(agenda.next(start), Some((3, true)));
+            agenda.looked(3, true, took, start);
+        }
+        agenda.mark(Concern::Published(3), start);
+        assert_eq!(agenda.next(start), Some((3, true)));
+        agenda.looked(3, true, took, start);
+        agenda.mark(Concern::Stub(3), start);
+        agenda.mark(Concern::Stub(4), start);
+        assert_eq!(agenda.next(start), Some((4, false)), "others do not wait for it");
+        assert_eq!(agenda.next(start), None);
+        assert_eq!(agenda.idle(start), Some(took * 4));
+        assert_eq!(agenda.next(start + took * 4), Some((3, false)));
+    }
+
+    #[test]
+    fn a_look_that_failed_comes_again_with_all_that_it_was_for() {
+        let start = Instant::now();
+        let mut agenda = Agenda::default();
+        agenda.mark(Concern::Published(3), start);
+        let (stub, published) = agenda.next(start).unwrap();
+        agenda.later(stub, published, start);
+        agenda.mark(Concern::Stub(3), start);
+        assert_eq!(agenda.next(start), None);
+        assert_eq!(agenda.idle(start), Some(RETRY));
+        assert_eq!(agenda.next(start + RETRY), Some((3, true)));
+        // One that goes on failing is looked at less and less, until a look is good.
+        let mut now = start + RETRY;
+        for expected in [2, 4, 8, 16, 32, 50, 50] {
+            agenda.later(3, false, now);
+            assert_eq!(agenda.idle(now), Some(RETRY * expected));
+            now += RETRY * expected;
+            assert!(agenda.next(now).is_some());
+        }
+        agenda.looked(3, true, Duration::ZERO, now);
+        agenda.later(3, false, now);
+        assert_eq!(agenda.idle(now), Some(RETRY));
+    }
+
+    #[test]
+    fn what_is_gone_has_no_turn_and_the_list_is_read_once() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        agenda.mark(Concern::All, now);
+        assert_eq!(agenda.idle(now), Some(Duration::ZERO));
+        assert!(agenda.take_all());
+        assert!(!agenda.take_all());
+        agenda.keep(&[3, 4, 5].into(), now);
+        agenda.keep(&[4, 5].into(), now);
+        agenda.forget(5);
+        agenda.mark(Concern::Nothing, now);
+        assert_eq!(agenda.next(now), Some((4, false)));
+        assert_eq!(agenda.next(now), None);
+    }
+}

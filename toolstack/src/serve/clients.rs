@@ -1,0 +1,213 @@
+//! The clients of the control socket, each with a thread of its own: one that says nothing, or does not take its answer,
+//! keeps nobody else waiting.
+
+use super::wake::Wake;
+use crate::control::{self, Listener, Reply, Request};
+use rustix::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+/// How many clients may be there at once.
+const MOST: usize = 32;
+
+/// How a request is answered: at once, or by more work in the client's thread.
+pub type Answer = Box<dyn FnOnce() -> Reply + Send>;
+
+/// A request of a client, who waits for the answer.
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    /// Who waits. If it is dropped, the client hears that nothing was done.
+    pub client: Client,
+}
+
+/// A client that waits.
+#[derive(Clone)]
+pub struct Client(Sender<Answer>);
+
+impl Client {
+    /// Gives the answer.
+    pub fn reply(self, reply: Reply) {
+        self.finish(move || reply);
+    }
+
+    /// Has the client's own thread find the answer out.
+    pub fn finish(self, answer: impl FnOnce() -> Reply + Send + 'static) {
+        // One that has gone away needs none.
+        let _ = self.0.send(Box::new(answer));
+    }
+}
+
+/// All clients.
+pub struct Clients {
+    listener: Listener,
+    requests: Receiver<Asked>,
+    sender: Sender<Asked>,
+    wake: Wake,
+    present: Arc<AtomicUsize>,
+}
+
+impl Clients {
+    /// The clients of this socket. Their requests wake the main thread.
+    pub fn new(listener: Listener, wake: Wake) -> Self {
+        let (sender, requests) = channel();
+        Self {
+            listener,
+            requests,
+            sender,
+            wake,
+            present: Arc::default(),
+        }
+    }
+
+    /// Lets one in who waits at the door.
+    pub fn accept(&self) -> io::Result<()> {
+        let Some(mut stream) = self.listener.accept()? else {
+            return Ok(());
+        };
+        let guest = Presence::new(&self.present);
+        if guest.number > MOST {
+            let message = format!("{MOST} commands are waiting for the service already: try again later");
+            return control::reply(&mut stream, &Reply::Error { message });
+        }
+        let (sender, wake) = (self.sender.clone(), self.wake.clone());
+        thread::Builder::new().name("client".into()).spawn(move || {
+            let _guest = guest;
+            if let Err(error) = attend(stream, &sender, &wake) {
+                log::warn!("a client of the control socket went away: {error}");
+            }
+        })?;
+        Ok(())
+    }
+
+    /// A request that waits.
+    pub fn next(&self) -> Option<Asked> {
+        self.requests.try_recv().ok()
+    }
+}
+
+impl AsFd for Clients {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// Reads a client's request, has it answered, and sends the answer.
+fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Result<()> {
+    let Some(request) = control::read_request(&stream)? else {
+        return Ok(());
+    };
+    let reply = match request {
+        Ok(request) => {
+            let (client, answer) = channel();
+            let client = Client(client);
+            // Without a main thread there is no answer either.
+            let _ = sender.send(Asked { request, client });
+            wake.wake();
+            answer.recv().map_or_else(
+                |_| Reply::Error {
+                    message: "the request was dropped: try again".into(),
+                },
+                |answer| answer(),
+            )
+        }
+        Err(refusal) => refusal,
+    };
+    control::reply(&mut stream, &reply)
+}
+
+/// Counts those who are there.
+struct Presence {
+    present: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl Presence {
+    fn new(present: &Arc<AtomicUsize>) -> Self {
+        let number = present.fetch_add(1, Ordering::AcqRel) + 1;
+        Self {
+            present: Arc::clone(present),
+            number,
+        }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.present.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::time::{Duration, Instant};
+
+    fn client() -> (
+        UnixStream,
+        std::thread::JoinHandle<io::Result<()>>,
+        Receiver<Asked>,
+    ) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (sender, requests) = channel();
+        let wake = Wake::new().unwrap();
+        let thread = thread::spawn(move || attend(theirs, &sender, &wake));
+        (ours, thread, requests)
+    }
+
+    fn answer(stream: &mut UnixStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_client_gets_the_answer_to_its_request() {
+        let (mut stream, thread, requests) = client();
+        stream
+            .write_all(b"{\"request\":\"follow\",\"stub\":4}\n")
+            .unwrap();
+        let asked = requests.recv().unwrap();
+        assert_eq!(asked.request, Request::Follow { stub: 4 });
+        asked.client.reply(Reply::Followed);
+        assert_eq!(answer(&mut stream), "{\"reply\":\"followed\"}\n");
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn one_whose_request_is_dropped_hears_of_it_and_nonsense_is_refused() {
+        let (mut stream, _, requests) = client();
+        stream.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        drop(requests.recv().unwrap());
+        assert!(answer(&mut stream).contains("try again"));
+        let (mut stream, _, requests) = client();
+        stream.write_all(b"\xff\xfe\n").unwrap();
+        assert!(answer(&mut stream).contains("no request"));
+        assert!(requests.try_recv().is_err());
+    }
+
+    #[test]
+    fn one_that_only_looks_whether_somebody_listens_asks_nothing() {
+        let (stream, thread, requests) = client();
+        drop(stream);
+        thread.join().unwrap().unwrap();
+        assert!(requests.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_silent_client_is_left_behind_in_the_end() {
+        let began = Instant::now();
+        let (mut stream, thread, _requests) = client();
+        // A byte now and then does not make its time longer.
+        while !thread.is_finished() && began.elapsed() < control::PATIENCE * 2 {
+            let _ = stream.write_all(b" ");
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert!(thread.join().unwrap().is_err());
+    }
+}
