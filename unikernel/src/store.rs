@@ -118,6 +118,9 @@ impl From<Corrupt> for StoreError {
 impl Transport for StoreRing {
     type Error = StoreError;
 
+    /// A message goes into the ring whole.
+    const PAYLOAD_MAX: usize = STORE_REQUESTS.size as usize - Header::SIZE;
+
     /// One whole message at a time. It goes into the ring whole, by one change of its index, so that a life that ends
     /// leaves no part of one. xenstored has taken the request before when this one comes, so there is room.
     fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {

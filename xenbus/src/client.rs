@@ -43,6 +43,9 @@ pub trait Transport {
     /// Why the stream failed.
     type Error: Debug + Display;
 
+    /// Most bytes of payload of a request that [`Self::send`] can take.
+    const PAYLOAD_MAX: usize = wire::PAYLOAD_MAX;
+
     /// Sends all of `bytes`, blocking as long as that takes.
     fn send(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
     /// Fills all of `bytes`, blocking as long as that takes.
@@ -279,8 +282,17 @@ impl<T: Transport> Client<T> {
     pub fn transaction_within<R>(
         &mut self,
         tries: u32,
-        mut body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, Error<T::Error>>,
+        body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, Error<T::Error>>,
     ) -> Result<R, Error<T::Error>> {
+        self.transaction_or(tries, body)
+    }
+
+    /// The same for a `body` with errors of its own.
+    pub fn transaction_or<R, F: From<Error<T::Error>>>(
+        &mut self,
+        tries: u32,
+        mut body: impl FnMut(&mut Transaction<'_, T>) -> Result<R, F>,
+    ) -> Result<R, F> {
         for _ in 0..tries {
             let id = self.start_transaction()?;
             let result = body(&mut Transaction { client: self, id });
@@ -289,10 +301,11 @@ impl<T: Transport> Client<T> {
                 (Ok(value), Ok(())) => return Ok(value),
                 (Ok(_), Err(error)) if error.is_conflict() => {}
                 // The body's error says more than that of a failed abort.
-                (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
+                (Err(error), _) => return Err(error),
+                (Ok(_), Err(error)) => return Err(error.into()),
             }
         }
-        Err(Error::new(Kind::TransactionEnd, "", Cause::Conflict(tries)))
+        Err(Error::new(Kind::TransactionEnd, "", Cause::Conflict(tries)).into())
     }
 
     /// The home of a domain, such as `/local/domain/3`, whether or not it exists.
@@ -343,6 +356,10 @@ impl<T: Transport> Client<T> {
     fn try_exchange(&mut self, request: &Request<'_>, transaction: u32) -> Result<Vec<u8>, Cause<T::Error>> {
         if !self.in_step {
             return Err(Cause::OutOfStep);
+        }
+        // Before anything is sent: this request fails, and the connection goes on.
+        if request.payload.len() > T::PAYLOAD_MAX {
+            return Err(Cause::TooLong(request.payload.len()));
         }
         // Zero is left out: see below.
         self.last_request = self.last_request.wrapping_add(1).max(1);

@@ -11,12 +11,17 @@
 //! | 0 | magic, `BHSV` |
 //! | 4 | version, u32: [`VERSION`] |
 //! | 8 | number of functions, u16: at most [`FUNCTIONS_MAX`] |
-//! | 10 | number of refused requests, u8: at most [`REFUSED_MAX`] |
+//! | 10 | number of refused requests, u8: at most [`REFUSED_MAX`]; 0x80 is added if the second table counts |
 //! | 11 | 1: a request of the guest is under way, u8 |
 //! | 12 | how often that request has brought a stub down before, u32 |
 //! | 16 | the request, as it lay in the guest's page before its MSI-X entries |
-//! | 52 | [`REFUSED_MAX`] requests, as above, that have brought a stub down too often |
-//! | 196 | for each function `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: where it stands in the guest, COMMAND as the guest wrote it, and which of its BARs the guest probes |
+//! | 52 | first table |
+//! | 836 | second table |
+//!
+//! A table has room for [`REFUSED_MAX`] requests that have brought a stub down too often, each as above, and after
+//! them for each function `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: where it stands in the guest, COMMAND as the guest
+//! wrote it, and which of its BARs the guest probes. The stub writes the table that does not count, and then the word
+//! at 8: it may die anywhere in between, and one whole table counts all the same. In the node there is one table only.
 
 use crate::bdf::Bdf;
 use crate::counters;
@@ -28,9 +33,9 @@ use core::fmt::Write;
 /// Offset of the block in the page.
 pub const OFFSET: usize = 2048;
 /// Version of the block's layout.
-pub const VERSION: u32 = 1;
-/// Most functions of a guest: a bus full.
-pub const FUNCTIONS_MAX: usize = 256;
+pub const VERSION: u32 = 2;
+/// Most functions of a guest: more than a stub has room to map.
+pub const FUNCTIONS_MAX: usize = 128;
 /// Most refused requests.
 pub const REFUSED_MAX: usize = 4;
 
@@ -50,26 +55,37 @@ const REFUSED: usize = REQUEST + OP_HEAD_SIZE;
 const FUNCTIONS: usize = REFUSED + REFUSED_MAX * OP_HEAD_SIZE;
 const FUNCTION_SIZE: usize = 5;
 const SIZE_MAX: usize = FUNCTIONS + FUNCTIONS_MAX * FUNCTION_SIZE;
+/// Bytes of a table, which begins with the refused requests.
+const TABLE_SIZE: usize = SIZE_MAX - REFUSED;
+/// Added to the number of refused requests if the second table counts.
+const SECOND: u8 = 0x80;
 
-const _: () = assert!(OFFSET >= counters::OFFSET + counters::BLOCK_SIZE && OFFSET + SIZE_MAX <= 4096);
+const _: () =
+    assert!(OFFSET >= counters::OFFSET + counters::BLOCK_SIZE && OFFSET + SIZE_MAX + TABLE_SIZE <= 4096);
 
 /// Writes all but the request under way: functions by place and shadow, and the refused requests. Of more than there
 /// is room for the last are left out.
 pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[Op]) {
+    let [_, _, now, under_way] = page.load(OFFSET + COUNTS).to_le_bytes();
+    let other = now & SECOND ^ SECOND;
+    let table = OFFSET + if other == 0 { 0 } else { TABLE_SIZE };
     let mut count = 0u16;
     for (place, shadow) in functions.take(FUNCTIONS_MAX) {
         let [s0, s1, s2, _] = shadow.to_le_bytes();
         let entry = [place.devfn(), place.bus(), s0, s1, s2];
-        page.copy_in(OFFSET + FUNCTIONS + usize::from(count) * FUNCTION_SIZE, &entry);
+        page.copy_in(table + FUNCTIONS + usize::from(count) * FUNCTION_SIZE, &entry);
         count += 1;
     }
-    let mut refusals = 0;
+    let mut refusals = other;
     for op in refused.iter().take(REFUSED_MAX) {
-        page.copy_in(OFFSET + REFUSED + usize::from(refusals) * OP_HEAD_SIZE, op);
+        page.copy_in(
+            table + REFUSED + usize::from(refusals & !SECOND) * OP_HEAD_SIZE,
+            op,
+        );
         refusals += 1;
     }
     let [c0, c1] = count.to_le_bytes();
-    page.copy_in(OFFSET + COUNTS, &[c0, c1, refusals]);
+    page.store(OFFSET + COUNTS, u32::from_le_bytes([c0, c1, refusals, under_way]));
     // Last: without it there is no block.
     page.copy_in(OFFSET, &MAGIC_AND_VERSION);
 }
@@ -121,6 +137,10 @@ impl Survivor {
     pub fn from_page(page: &impl SharedPage) -> Option<Self> {
         let mut block = [0; SIZE_MAX];
         page.copy_out(OFFSET, &mut block);
+        if block[COUNTS + 2] & SECOND != 0 {
+            block[COUNTS + 2] &= !SECOND;
+            page.copy_out(OFFSET + SIZE_MAX, &mut block[REFUSED..]);
+        }
         let size = size(&block)?;
         Some(Self(block[..size].to_vec()))
     }
@@ -161,6 +181,7 @@ mod tests {
     use super::*;
     use crate::model::Page;
     use alloc::format;
+    use core::cell::Cell;
 
     const READ: Op = [1; OP_HEAD_SIZE];
     const WRITE: Op = [2; OP_HEAD_SIZE];
@@ -173,13 +194,15 @@ mod tests {
     fn what_a_stub_leaves_is_what_the_next_one_reads() {
         let page = Page::new();
         assert_eq!(to_hex(&page), None, "nothing yet");
-        let functions = (0..=255).map(|devfn| (place(devfn), 0x7f_0500 | u32::from(devfn)));
+        let functions = (0..=255)
+            .take(FUNCTIONS_MAX)
+            .map(|devfn| (place(devfn), 0x7f_0500 | u32::from(devfn)));
         publish(&page, functions, &[READ, WRITE]);
         begin(&page, &WRITE, 1);
         let text = to_hex(&page).unwrap();
         assert!(text.len() < 3072, "fits into a node");
         let left = Survivor::from_hex(&text).unwrap();
-        for devfn in 0..=255 {
+        for devfn in 0..FUNCTIONS_MAX as u8 {
             assert_eq!(left.shadow(place(devfn)), Some(0x7f_0500 | u32::from(devfn)));
         }
         assert_eq!(left.shadow(Bdf::from_devfn(0, 4, 0)), None);
@@ -192,6 +215,75 @@ mod tests {
             (left.shadow(place(0)), left.refused(), left.under_way()),
             (None, &[][..], None)
         );
+    }
+
+    /// A page that takes so many changes and no more: the stub dies there.
+    struct Cut(Page, Cell<usize>);
+
+    impl Cut {
+        fn lives(&self) -> bool {
+            let left = self.1.get();
+            self.1.set(left.saturating_sub(1));
+            left > 0
+        }
+    }
+
+    impl SharedPage for Cut {
+        fn copy_out(&self, offset: usize, into: &mut [u8]) {
+            self.0.copy_out(offset, into);
+        }
+        fn copy_in(&self, offset: usize, bytes: &[u8]) {
+            // Byte by byte, as a copy that is cut off.
+            for (at, byte) in bytes.iter().enumerate() {
+                if self.lives() {
+                    self.0.copy_in(offset + at, &[*byte]);
+                }
+            }
+        }
+        fn load(&self, offset: usize) -> u32 {
+            self.0.load(offset)
+        }
+        fn store(&self, offset: usize, value: u32) {
+            if self.lives() {
+                self.0.store(offset, value);
+            }
+        }
+        fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+            self.0.set_bits(offset, bits)
+        }
+        fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+            self.0.clear_bits(offset, bits)
+        }
+    }
+
+    #[test]
+    fn a_stub_that_dies_while_it_publishes_leaves_all_of_before_or_all_of_after() {
+        let before = [(place(0), 0x01_0507), (place(8), 0x02_0002)];
+        let after = [(place(8), 0x04_0003), (place(16), 0x08_0006), (place(24), 9)];
+        // Both ways, from one table to the other.
+        for turns in 0..2 {
+            for cut in 0.. {
+                let page = Cut(Page::new(), Cell::new(usize::MAX));
+                for _ in 0..turns {
+                    publish(&page, core::iter::empty(), &[]);
+                }
+                publish(&page, before.into_iter(), &[READ]);
+                begin(&page, &READ, 1);
+                let old = to_hex(&page).unwrap();
+                page.1.set(cut);
+                publish(&page, after.into_iter(), &[WRITE, READ]);
+                let all_done = page.1.get() > 0;
+                let left = to_hex(&page).unwrap();
+                page.1.set(usize::MAX);
+                publish(&page, after.into_iter(), &[WRITE, READ]);
+                let new = to_hex(&page).unwrap();
+                assert!(left == old || left == new, "cut {cut}: {left}");
+                assert!(left == new || !all_done);
+                if all_done {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
@@ -210,7 +302,7 @@ mod tests {
         ] {
             assert_eq!(Survivor::from_hex(bad), None, "{bad}");
         }
-        for (offset, byte) in [(0, 0), (4, 2), (9, 2), (10, 5), (11, 2)] {
+        for (offset, byte) in [(0, 0), (4, 1), (9, 2), (10, 5), (11, 2)] {
             publish(&page, [(place(0), 1)].into_iter(), &[READ]);
             end(&page);
             page.copy_in(OFFSET + offset, &[byte]);

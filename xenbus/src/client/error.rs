@@ -1,7 +1,7 @@
 //! What can go wrong between a request and its reply.
 
 use crate::printable::Printable;
-use crate::wire::{ABSOLUTE_PATH_MAX, ErrorName, Kind, PAYLOAD_MAX, RELATIVE_PATH_MAX, Violation};
+use crate::wire::{ABSOLUTE_PATH_MAX, ErrorName, Kind, RELATIVE_PATH_MAX, Violation};
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -31,7 +31,7 @@ pub enum Cause<E> {
     Path,
     /// The token has a NUL byte. Nothing was sent.
     Token,
-    /// The request's payload has this many bytes, more than [`PAYLOAD_MAX`]. Nothing was sent.
+    /// The request's payload has this many bytes, more than the protocol or the transport can carry. Nothing was sent.
     TooLong(usize),
     /// The transaction met other writers this many times in a row.
     Conflict(u32),
@@ -92,7 +92,7 @@ impl<E: fmt::Display> fmt::Display for Cause<E> {
             Self::Token => f.write_str("the token contains a NUL byte"),
             Self::TooLong(length) => write!(
                 f,
-                "a payload of {length} bytes, at most {PAYLOAD_MAX} can be sent"
+                "a payload of {length} bytes is longer than this connection can carry"
             ),
             Self::Conflict(tries) => write!(f, "other writers came first, {tries} times in a row"),
             Self::Transport(error) => error.fmt(f),
