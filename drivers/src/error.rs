@@ -302,6 +302,8 @@ pub enum SetupError {
     Duplicate(Bdf),
     /// No free slot on the virtual bus.
     BusFull(Bdf),
+    /// No address is left in the stub to map it at.
+    NoRoom(Bdf),
     /// It cannot have stood on the virtual bus where its node says.
     Misplaced(Bdf),
     /// A second guest.
@@ -394,7 +396,7 @@ impl SetupError {
             Self::BadNode { .. } => EINVAL,
             Self::NotServed(_) | Self::OtherGuest { .. } => EPERM,
             Self::Duplicate(_) | Self::Misplaced(_) | Self::OtherConnection(_) => EEXIST,
-            Self::BusFull(_) => ENOMEM,
+            Self::BusFull(_) | Self::NoRoom(_) => ENOMEM,
             Self::DeviceSilent(_)
             | Self::WrongIds { .. }
             | Self::HeaderType { .. }
@@ -417,6 +419,7 @@ impl SetupError {
             Self::NotServed(_)
             | Self::Duplicate(_)
             | Self::BusFull(_)
+            | Self::NoRoom(_)
             | Self::Misplaced(_)
             | Self::OtherGuest { .. }
             | Self::OtherConnection(_)
@@ -456,6 +459,10 @@ impl fmt::Display for SetupError {
                     "no slot is left for {bdf} on the virtual bus; attach at most 32 devices"
                 )
             }
+            Self::NoRoom(bdf) => write!(
+                f,
+                "no room is left for {bdf}: a stub maps some 120 functions; give this guest fewer"
+            ),
             Self::Misplaced(bdf) => write!(
                 f,
                 "{bdf} cannot have stood where its vdev node says; detach it and attach it again"

@@ -17,13 +17,13 @@ use crate::pciback::engine::MAX_FUNCTIONS;
 use crate::pciback::hardware::Dom0;
 use crate::pciback::resources::Resources;
 use crate::platform::{DomId, GrantRef, Platform, Port};
-use crate::store;
+use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Store, Transport};
+use xenbus::client::{Client, Transport};
 use xenbus::counters::Counters;
 use xenbus::device::{self, SlotMode};
 use xenbus::path::{Device, Numbered, key};
@@ -156,6 +156,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 self.phase = Phase::Down;
                 Ok(())
             }
+            (Phase::Failed, _) if own != Closing => self.set_state(client, Closing),
+            // Of an earlier life, or not written when it was due.
+            (Phase::Down, Closing | Closed | Unknown)
+                if !matches!(own, Unknown | Initialising | Closing | Closed) =>
+            {
+                self.set_state(client, Closed)
+            }
             _ => Ok(()),
         }
     }
@@ -164,7 +171,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
-    pub fn guest(&self, store: &mut impl Store) -> Result<DomId, Box<SetupError>> {
+    pub fn guest(&self, store: &mut dyn Nodes) -> Result<DomId, Box<SetupError>> {
         store::value(
             store,
             &self.device.backend_node(key::GUEST),
@@ -178,7 +185,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Listed::number_of`] tells.
-    pub fn list(&self, store: &mut impl Store) -> Result<Listed, Box<SetupError>> {
+    pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<Listed, Box<SetupError>> {
         let count = store::value(
             store,
             &self.device.backend_node(key::NUM_DEVS),
@@ -205,7 +212,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// As [`Self::guest`].
     pub fn resources(
         &self,
-        store: &mut impl Store,
+        store: &mut dyn Nodes,
         bdf: Bdf,
         index: usize,
     ) -> Result<Resources, Box<SetupError>> {
@@ -252,14 +259,14 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// As [`Self::guest`].
-    pub fn slots(&self, store: &mut impl Store) -> Result<SlotMode, Box<SetupError>> {
+    pub fn slots(&self, store: &mut dyn Nodes) -> Result<SlotMode, Box<SetupError>> {
         let mode = self.optional(store, key::SLOTS, "vpci or passthrough", |text| text.parse().ok())?;
         Ok(mode.unwrap_or_default())
     }
 
     fn flag(
         &self,
-        store: &mut impl Store,
+        store: &mut dyn Nodes,
         key: Numbered,
         index: usize,
         default: bool,
@@ -271,10 +278,10 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// A node that need not be there.
     fn optional<R>(
         &self,
-        store: &mut impl Store,
+        store: &mut dyn Nodes,
         key: &str,
         expected: &'static str,
-        parse: impl FnOnce(&str) -> Option<R>,
+        parse: impl Fn(&str) -> Option<R>,
     ) -> Result<Option<R>, Box<SetupError>> {
         let path = self.device.backend_node(key);
         store::optional(store, &path, Blame::Toolstack, expected, parse)
@@ -282,10 +289,10 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
     fn node<R>(
         &self,
-        store: &mut impl Store,
+        store: &mut dyn Nodes,
         key: impl AsRef<str>,
         expected: &'static str,
-        parse: impl FnOnce(&str) -> Option<R>,
+        parse: impl Fn(&str) -> Option<R>,
     ) -> Result<R, Box<SetupError>> {
         let path = self.device.backend_node(key.as_ref());
         store::value(store, &path, Blame::Toolstack, expected, parse)
@@ -295,7 +302,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
-    pub fn left_behind(&self, store: &mut impl Store) -> Result<Option<Survivor>, Box<SetupError>> {
+    pub fn left_behind(&self, store: &mut dyn Nodes) -> Result<Option<Survivor>, Box<SetupError>> {
         let text = store::read(store, &self.device.backend_node(key::SURVIVOR))?;
         let left = text.as_deref().map(Survivor::from_hex);
         if left == Some(None) {
@@ -353,8 +360,11 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         let Err(error) = self.offer(platform, client) else {
             return Ok(());
         };
-        log::error!("second hop: {error}");
         self.drop_channel(platform);
+        if error.is_of_store() {
+            return Err(error);
+        }
+        log::error!("second hop: {error}");
         self.phase = Phase::Failed;
         store::report(
             client,
@@ -388,12 +398,12 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             overdue: None,
         });
         let device = self.device;
-        let published = client.transaction(|store| {
-            store.write(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
-            store.write(&device.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;
-            store.write(&device.frontend_node(key::MAGIC), pciif::MAGIC)
-        });
-        published.map_err(store::failed)?;
+        client.transaction_or(|store| {
+            let store: &mut dyn Nodes = store;
+            store.set(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
+            store.set(&device.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;
+            store.set(&device.frontend_node(key::MAGIC), pciif::MAGIC)
+        })?;
         self.set_state(client, XenbusState::Initialised)?;
         log::info!("second hop: page and port published, waiting for dom0's service");
         Ok(())
@@ -407,16 +417,14 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    fn set_state(&self, store: &mut impl Store, state: XenbusState) -> Result<(), Box<SetupError>> {
-        store
-            .write(&self.device.frontend_node(key::STATE), state.as_str())
-            .map_err(store::failed)
+    fn set_state(&self, store: &mut dyn Nodes, state: XenbusState) -> Result<(), Box<SetupError>> {
+        store.set(&self.device.frontend_node(key::STATE), state.as_str())
     }
 }
 
 /// The service's list of devices: the address under each number, or what is wrong with its node.
 #[derive(Clone, Debug)]
-pub struct Listed(Vec<Result<Bdf, Box<SetupError>>>);
+pub(crate) struct Listed(Vec<Result<Bdf, Box<SetupError>>>);
 
 impl Listed {
     /// The number of a device.

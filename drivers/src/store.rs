@@ -6,18 +6,65 @@ use crate::platform::DomId;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::Display;
 use xenbus::client::{Cause, Error, Store};
 use xenbus::path;
 use xenbus::state::XenbusState;
 use xenbus::wire::ErrorName;
 
+/// Nodes, in a transaction or outside. Through a pointer, so that what reads them is in the image once.
+///
+/// # Errors
+/// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for a reason that the method has no value
+/// for.
+pub trait Nodes {
+    /// See [`read`].
+    fn get(&mut self, path: &str) -> Result<Option<String>, Box<SetupError>>;
+    /// Sets the value of a node.
+    fn set(&mut self, path: &str, value: &str) -> Result<(), Box<SetupError>>;
+    /// The names of a node's children; none if there is no such node.
+    fn children(&mut self, path: &str) -> Result<Vec<String>, Box<SetupError>>;
+}
+
+impl<S: Store> Nodes for S {
+    fn get(&mut self, path: &str) -> Result<Option<String>, Box<SetupError>> {
+        match Store::read(self, path) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => match error.cause() {
+                Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
+                Cause::Violation(_) => Ok(Some(String::from(char::REPLACEMENT_CHARACTER))),
+                _ => Err(failed(error)),
+            },
+        }
+    }
+
+    fn set(&mut self, path: &str, value: &str) -> Result<(), Box<SetupError>> {
+        self.write(path, value).map_err(failed)
+    }
+
+    fn children(&mut self, path: &str) -> Result<Vec<String>, Box<SetupError>> {
+        match self.directory(path) {
+            Ok(names) => Ok(names),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
 /// A [`SetupError`] for a failed request to xenstore.
-pub fn failed<E: core::fmt::Display>(error: Error<E>) -> Box<SetupError> {
+pub fn failed<E: Display>(error: Error<E>) -> Box<SetupError> {
     match error.cause() {
         Cause::Transport(_) | Cause::OutOfStep => SetupError::StoreLost(error.to_string()),
         _ => SetupError::Store(error.to_string()),
     }
     .into()
+}
+
+impl<E: Display> From<Error<E>> for Box<SetupError> {
+    fn from(error: Error<E>) -> Self {
+        failed(error)
+    }
 }
 
 /// The value of a node, or `None` if it does not exist or cannot be seen.
@@ -27,21 +74,15 @@ pub fn failed<E: core::fmt::Display>(error: Error<E>) -> Box<SetupError> {
 ///
 /// # Errors
 /// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for another reason.
-pub fn read(store: &mut impl Store, path: &str) -> Result<Option<String>, Box<SetupError>> {
-    match store.read(path) {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => match error.cause() {
-            Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
-            _ => Err(failed(error)),
-        },
-    }
+pub fn read(store: &mut dyn Nodes, path: &str) -> Result<Option<String>, Box<SetupError>> {
+    store.get(path)
 }
 
 /// The xenbus state in a node; a missing node and garbage are [`XenbusState::Unknown`].
 ///
 /// # Errors
 /// As [`read`].
-pub fn state(store: &mut impl Store, path: &str) -> Result<XenbusState, Box<SetupError>> {
+pub fn state(store: &mut dyn Nodes, path: &str) -> Result<XenbusState, Box<SetupError>> {
     let text = read(store, path)?;
     Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
 }
@@ -52,14 +93,14 @@ pub fn state(store: &mut impl Store, path: &str) -> Result<XenbusState, Box<Setu
 /// [`SetupError::MissingNode`]; [`SetupError::BadNode`] where `parse` gives `None`, with what was `expected`;
 /// or as [`read`].
 pub fn value<R>(
-    store: &mut impl Store,
+    store: &mut dyn Nodes,
     path: &str,
     blame: Blame,
     expected: &'static str,
-    parse: impl FnOnce(&str) -> Option<R>,
+    parse: impl Fn(&str) -> Option<R>,
 ) -> Result<R, Box<SetupError>> {
-    let text = text(store, path, blame)?;
-    parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))
+    let value = optional(store, path, blame, expected, parse)?;
+    value.ok_or_else(|| missing_node(path, blame))
 }
 
 /// The same for a node that need not be there.
@@ -67,28 +108,41 @@ pub fn value<R>(
 /// # Errors
 /// As [`value`], but for [`SetupError::MissingNode`].
 pub fn optional<R>(
-    store: &mut impl Store,
+    store: &mut dyn Nodes,
     path: &str,
     blame: Blame,
     expected: &'static str,
-    parse: impl FnOnce(&str) -> Option<R>,
+    parse: impl Fn(&str) -> Option<R>,
 ) -> Result<Option<R>, Box<SetupError>> {
-    let Some(text) = read(store, path)? else {
-        return Ok(None);
-    };
-    let value = parse(&text).ok_or_else(|| bad_node(path, blame, &text, expected))?;
-    Ok(Some(value))
+    let mut value = None;
+    check(store, path, blame, expected, &mut |text| {
+        value = parse(text);
+        value.is_some()
+    })?;
+    Ok(value)
 }
 
-// Apart from `value`, which exists once for each type that is read.
-fn text(store: &mut impl Store, path: &str, blame: Blame) -> Result<String, Box<SetupError>> {
-    read(store, path)?.ok_or_else(|| {
-        SetupError::MissingNode {
-            blame,
-            path: path.to_string(),
-        }
-        .into()
-    })
+/// Hands a node's value on, if there is one. Apart from [`optional`], which exists once for each type that is read.
+fn check(
+    store: &mut dyn Nodes,
+    path: &str,
+    blame: Blame,
+    expected: &'static str,
+    parse: &mut dyn FnMut(&str) -> bool,
+) -> Result<(), Box<SetupError>> {
+    match read(store, path)? {
+        Some(text) if !parse(&text) => Err(bad_node(path, blame, &text, expected)),
+        _ => Ok(()),
+    }
+}
+
+#[cold]
+fn missing_node(path: &str, blame: Blame) -> Box<SetupError> {
+    SetupError::MissingNode {
+        blame,
+        path: path.to_string(),
+    }
+    .into()
 }
 
 #[cold]
@@ -104,10 +158,10 @@ fn bad_node(path: &str, blame: Blame, text: &str, expected: &'static str) -> Box
 
 /// Tells why a device of domain `owner` fails, where Linux's drivers tell it: for the device whose end of it
 /// is at `directory`, in `error/<device>/error` below the domain's home. What cannot be written is logged.
-pub fn report(store: &mut impl Store, owner: DomId, directory: &str, error: &SetupError) {
+pub fn report(store: &mut dyn Nodes, owner: DomId, directory: &str, error: &SetupError) {
     let home = path::home(owner);
     let device = directory.strip_prefix(&home).unwrap_or(directory);
-    if let Err(refused) = store.write(&format!("{home}/error{device}/error"), &error_text(error)) {
+    if let Err(refused) = store.set(&format!("{home}/error{device}/error"), &error_text(error)) {
         log::warn!("cannot write the error node: {refused}");
     }
 }

@@ -28,6 +28,18 @@ const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot
 /// How often in one step xenstore is followed, which can itself bring new events. Bounded, so that a guest
 /// whose state changes all the time cannot keep its own requests from being served.
 const ROUNDS: usize = 4;
+/// Events that are taken in before the next request of the guest is looked for.
+const EVENTS_MAX: usize = 64;
+/// How often xenstore is followed without a pause, as in a hotplug of many devices.
+const FOLLOW_BURST: u32 = 64;
+/// Then once in this time: a guest may write its nodes without end, and xenstored serves all the others too.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a refused request to xenstore waits before it is made again; each next time twice as long.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often a request is made that the stub cannot begin without.
+const START_TRIES: u32 = 12;
 
 /// How long the next request of the guest is awaited without going to sleep: requests come in bursts, as a driver
 /// probes its device or a bus is scanned. Measured on two emulated processors: a read takes half the time.
@@ -67,7 +79,45 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, Default)]
 struct Changed {
     hops: bool,
+    /// The state of the guest, or what lies below it.
+    frontend: bool,
     shutdown: bool,
+}
+
+/// A pause that gets longer.
+#[derive(Clone, Copy, Debug)]
+struct Backoff {
+    next: Duration,
+    pause: Duration,
+}
+
+impl Backoff {
+    /// The pause after a failure `now`, and after those before.
+    fn after(before: Option<Self>, now: Duration) -> Self {
+        let pause = before.map_or(RETRY_PAUSE, |before| (before.pause * 2).min(RETRY_PAUSE_MAX));
+        Self {
+            next: now.saturating_add(pause),
+            pause,
+        }
+    }
+}
+
+/// Makes a request until xenstore does not refuse it.
+fn insist<P: Platform, R>(
+    platform: &mut P,
+    mut request: impl FnMut() -> Result<R, Box<SetupError>>,
+) -> Result<R, Box<SetupError>> {
+    let mut backoff = None;
+    for _ in 1..START_TRIES {
+        match request() {
+            Err(error) if matches!(*error, SetupError::Store(_)) => log::warn!("{error}; trying again"),
+            result => return result,
+        }
+        let until = Backoff::after(backoff, platform.now());
+        platform.wait(&[], Some(until.next));
+        backoff = Some(until);
+    }
+    request()
 }
 
 /// Says what the last life ended with, if there was one.
@@ -99,6 +149,12 @@ pub struct Stub<P: Platform, T: Transport> {
     blind: bool,
     /// The last step answered a request of the guest.
     served: bool,
+    /// What has to be looked at.
+    changed: Changed,
+    /// What xenstore has refused is tried again then, and nothing is before.
+    retry: Option<Backoff>,
+    /// [`FOLLOW_PAUSE`] after the last look, if each had kept its distance.
+    paced: Duration,
     /// When the failure was that this life began with, until the guest is served again.
     failed_at: Option<Duration>,
 }
@@ -108,15 +164,17 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     ///
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
-    pub fn new(platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
+    pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
         tell_of_restart(&platform.journal());
-        let domid: DomId = store::value(
-            &mut client,
-            "domid",
-            Blame::Toolstack,
-            "the number of this domain",
-            |text| store::decimal(text)?.try_into().ok(),
-        )?;
+        let domid: DomId = insist(&mut platform, || {
+            store::value(
+                &mut client,
+                "domid",
+                Blame::Toolstack,
+                "the number of this domain",
+                |text| store::decimal(text)?.try_into().ok(),
+            )
+        })?;
         for feature in FEATURES {
             // Older toolstacks make these nodes read-only or not at all; `xl` works without them.
             if let Err(error) = client.write(feature, "1") {
@@ -130,7 +188,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             (DeviceType::Pci.backends(domid), FIRST_HOP_TOKEN),
             ([&home(domid), "/", SHUTDOWN].concat(), SHUTDOWN_TOKEN),
         ] {
-            client.watch(&path, token).map_err(store::failed)?;
+            insist(&mut platform, || {
+                client.watch(&path, token).map_err(store::failed)
+            })?;
         }
         #[cfg(feature = "inject")]
         client
@@ -145,12 +205,16 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             ports_up: 1,
             blind: false,
             served: false,
+            changed: Changed::default(),
+            retry: None,
+            paced: Duration::ZERO,
             failed_at: None,
         };
         stub.failed_at = stub.platform.journal().last().map(|(_, when)| when);
         let restarts = stub.platform.journal().restarts();
         stub.first.engine().set_count(Counter::Restarts, restarts.into());
-        stub.follow();
+        let followed = stub.follow();
+        stub.note_result(followed);
         if stub.first.is_idle() && !stub.second.is_up() {
             log::info!("no guest assigned yet: `bulkhead attach` gives domain {domid} its work");
         }
@@ -166,23 +230,74 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.first.relay_errors(&mut self.platform, &self.second);
         self.platform.take_pending(self.ports[0]);
         for _ in 0..ROUNDS {
-            let changed = self.events();
-            if changed.shutdown
-                && let Some(reason) = self.shutdown()
-            {
-                return Outcome::Shutdown(reason);
-            }
-            if !changed.hops {
+            let drained = self.events();
+            let now = self.platform.now();
+            let until = self.until(now);
+            if until.is_some_and(|until| until <= now) {
+                let changed = core::mem::take(&mut self.changed);
+                let (done, reason) = self.look(changed);
+                if let Some(reason) = reason {
+                    return Outcome::Shutdown(reason);
+                }
+                self.note_result(done);
+            } else if drained {
+                let log = self.settle_log();
                 return Outcome::Wait {
-                    until: self.settle_log(),
+                    until: until.into_iter().chain(log).min(),
                 };
             }
-            self.follow();
         }
         // More may have come: back here at once, but with a look at the guest's request in between.
         Outcome::Wait {
             until: Some(self.platform.now()),
         }
+    }
+
+    /// When xenstore is to be looked at; `None` if there is nothing to look at.
+    fn until(&self, now: Duration) -> Option<Duration> {
+        if self.blind {
+            return None;
+        }
+        if let Some(retry) = self.retry {
+            return Some(retry.next);
+        }
+        let Changed {
+            hops,
+            frontend,
+            shutdown,
+        } = self.changed;
+        if hops || frontend || shutdown {
+            return Some(self.paced.saturating_sub(FOLLOW_PAUSE * FOLLOW_BURST).max(now));
+        }
+        self.first.due()
+    }
+
+    /// Looks at what has changed, or at all of it if nothing has: something is due then.
+    fn look(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
+        let now = self.platform.now();
+        self.paced = self.paced.max(now).saturating_add(FOLLOW_PAUSE);
+        if changed.shutdown {
+            match self.shutdown() {
+                Ok(None) => {}
+                Ok(reason) => return (Ok(()), reason),
+                Err(error) => {
+                    self.changed = changed;
+                    return (Err(error), None);
+                }
+            }
+        }
+        let due = self.retry.is_some() || self.first.due().is_some_and(|due| due <= now);
+        let only_frontend = changed.frontend && !changed.hops && !due;
+        let followed = match only_frontend {
+            true => match self.first.is_changed(&mut self.client) {
+                Ok(false) => return (Ok(()), None),
+                Ok(true) => self.follow(),
+                Err(error) => Err(error),
+            },
+            false if changed.hops || changed.frontend || due => self.follow(),
+            false => Ok(()),
+        };
+        (followed, None)
     }
 
     /// Steps and waits until the domain is to end.
@@ -211,28 +326,35 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.platform.wait(&self.ports[..self.ports_up], until);
     }
 
-    /// Takes in all watch events that have come. How many they are says nothing: each stands for "look again".
-    fn events(&mut self) -> Changed {
-        let mut changed = Changed::default();
-        while !self.blind {
+    /// Takes in the watch events that have come. How many they are says nothing: each stands for "look again". False if
+    /// there may be more.
+    fn events(&mut self) -> bool {
+        for _ in 0..EVENTS_MAX {
+            if self.blind {
+                return true;
+            }
             match self.client.next_event() {
                 Ok(Some(WatchEvent { token, .. })) => match token.as_str() {
-                    SHUTDOWN_TOKEN => changed.shutdown = true,
-                    FIRST_HOP_TOKEN | SECOND_HOP_TOKEN | FRONTEND_TOKEN => changed.hops = true,
+                    SHUTDOWN_TOKEN => {
+                        self.changed.shutdown = true;
+                        // Not to wait for what xenstore has refused.
+                        if let Some(retry) = &mut self.retry {
+                            retry.next = Duration::ZERO;
+                        }
+                    }
+                    FRONTEND_TOKEN => self.changed.frontend = true,
+                    FIRST_HOP_TOKEN | SECOND_HOP_TOKEN => self.changed.hops = true,
                     _ => {}
                 },
-                Ok(None) => break,
-                Err(error) => {
-                    self.note_failure(&store::failed(error));
-                    break;
-                }
+                Ok(None) => return true,
+                Err(error) => self.note_result(Err(store::failed(error))),
             }
         }
-        changed
+        false
     }
 
     /// Brings both hops in line with what stands in xenstore.
-    fn follow(&mut self) {
+    fn follow(&mut self) -> Result<(), Box<SetupError>> {
         #[cfg(feature = "inject")]
         inject::take(&mut self.platform, &mut self.client);
         inject::point(&mut self.platform, Point::Reconcile);
@@ -246,9 +368,6 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                     second: &mut self.second,
                 })
             });
-        if let Err(error) = result {
-            self.note_failure(&error);
-        }
         let service = self.second.channel().map(|(_, port)| port);
         self.ports_up = 1;
         for port in self.first.port().into_iter().chain(service) {
@@ -270,19 +389,14 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             self.second.begin(op, strikes);
         }
         self.second.publish(engine.counters());
+        result
     }
 
     /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.
-    fn shutdown(&mut self) -> Option<Reason> {
-        let asked = match store::read(&mut self.client, SHUTDOWN) {
-            Ok(asked) => asked.unwrap_or_default(),
-            Err(error) => {
-                self.note_failure(&error);
-                return None;
-            }
-        };
+    fn shutdown(&mut self) -> Result<Option<Reason>, Box<SetupError>> {
+        let asked = store::read(&mut self.client, SHUTDOWN)?.unwrap_or_default();
         let reason = match asked.as_str() {
-            "" => return None,
+            "" => return Ok(None),
             "poweroff" | "halt" => Reason::Poweroff,
             "reboot" => Reason::Reboot,
             other => {
@@ -290,22 +404,40 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                     "control/shutdown asks for \"{}\": a stub only knows poweroff, halt and reboot",
                     Excerpt::of(other)
                 );
-                return None;
+                return Ok(None);
             }
         };
         if let Err(error) = self.client.write(SHUTDOWN, "") {
             log::warn!("cannot acknowledge the shutdown: {error}");
         }
         log::info!("control/shutdown asks for {reason}: shutting down");
-        Some(reason)
+        Ok(Some(reason))
     }
 
-    fn note_failure(&mut self, error: &SetupError) {
-        log::error!("{error}");
-        if matches!(error, SetupError::StoreLost(_)) {
+    /// Draws the conclusion from a look at xenstore.
+    fn note_result(&mut self, result: Result<(), Box<SetupError>>) {
+        let Err(error) = result else {
+            if self.retry.take().is_some() {
+                log::info!("xenstore serves again");
+            }
+            return;
+        };
+        if matches!(*error, SetupError::StoreLost(_)) {
+            log::error!("{error}");
+            // The next life takes the connection up afresh; but a guest that is served is better off as it is.
+            assert!(
+                self.first.port().is_some(),
+                "no guest is served, and xenstore is lost"
+            );
             log::error!("serving on without xenstore");
             self.blind = true;
+            return;
         }
+        let retry = Backoff::after(self.retry, self.platform.now());
+        if retry.pause < RETRY_PAUSE_MAX {
+            log::error!("{error}; trying again in {} ms", retry.pause.as_millis() as u64);
+        }
+        self.retry = Some(retry);
     }
 
     /// Tells of suppressed log lines that are due; returns when the next ones will be.

@@ -320,7 +320,7 @@ mod frontend_nodes {
         let or = |given: &str, sound: String| if given == "ok" { sound } else { given.to_owned() };
         host.guest
             .publish_as(&or(pci_op_ref, grant), &or(event_channel, port), magic);
-        host.settle();
+        host.settle_for_good();
         assert_eq!(host.backend_state(), Closing);
         assert_eq!(host.world.mapped(), 0, "nothing stays mapped");
         assert_eq!(host.stub().ports().len(), 2, "xenstore's and the service's");
@@ -376,7 +376,7 @@ mod frontend_nodes {
     fn a_missing_node_is_named() {
         let mut host = Host::ready();
         host.guest.set_state(Initialised);
-        host.settle();
+        host.settle_for_good();
         let error = host.error().unwrap();
         assert!(
             error.starts_with("-2 ") && error.contains("/pci-op-ref is missing"),
@@ -625,6 +625,7 @@ mod toolstack_nodes {
             domid: STUB,
             world: host.world.clone(),
             others: std::rc::Rc::new(std::cell::RefCell::new(|| {})),
+            store: common::world::StoreEvent::default(),
         };
         let Err(error) = Stub::new(platform, Client::new(host.xenstored.connect(STUB)), 1) else {
             panic!("no domid, no stub");

@@ -88,6 +88,19 @@ pub struct Connection {
     domid: u16,
 }
 
+impl Connection {
+    /// Messages that have been sent to it so far: each raises its event.
+    pub fn arrived(&self) -> u64 {
+        let daemon = self.daemon.0.borrow();
+        daemon.arrived.get(&self.id).copied().unwrap_or_default()
+    }
+
+    /// Has the daemon refuse the request made after this many more, once, as if the domain had used up its quota.
+    pub fn refuse_request(&self, after: usize, error: ErrorName) {
+        self.daemon.0.borrow_mut().refusal = Some((self.id, after, error));
+    }
+}
+
 impl Transport for Connection {
     type Error = ConnectionError;
 
@@ -158,11 +171,32 @@ struct Daemon {
     last_transaction: u32,
     outboxes: BTreeMap<u64, VecDeque<u8>>,
     next_connection: u64,
+    /// Messages sent to each connection.
+    arrived: BTreeMap<u64, u64>,
+    refusal: Option<(u64, usize, ErrorName)>,
 }
 
 impl Daemon {
+    /// The error with which this request is refused, whatever it is.
+    fn refuses(&mut self, connection: u64) -> Option<ErrorName> {
+        let (_, left, _) = self.refusal.as_mut().filter(|(id, ..)| *id == connection)?;
+        if let Some(fewer) = left.checked_sub(1) {
+            *left = fewer;
+            return None;
+        }
+        self.refusal.take().map(|(_, _, error)| error)
+    }
+
     fn serve(&mut self, connection: u64, domid: u16, header: Header, payload: &[u8]) {
         let kind = Kind::from_raw(header.kind);
+        if let Some(error) = self.refuses(connection) {
+            if kind == Some(Kind::TransactionEnd) {
+                self.transactions.remove(&header.transaction);
+            }
+            let text = format!("{error}\0");
+            self.reply(connection, header, Kind::Error as u32, text.as_bytes());
+            return;
+        }
         let result = kind.ok_or(ErrorName::Enosys).and_then(|kind| match kind {
             Kind::Watch => self.watch(connection, domid, payload),
             Kind::Unwatch => self.unwatch(connection, payload),
@@ -203,6 +237,7 @@ impl Daemon {
         if let Some(outbox) = self.outboxes.get_mut(&connection) {
             outbox.extend(header.encode());
             outbox.extend(payload);
+            *self.arrived.entry(connection).or_default() += 1;
         }
     }
 
@@ -326,6 +361,7 @@ impl Daemon {
     fn fire_first(&mut self, connection: u64) {
         if let Some(watch) = self.watches.last().filter(|watch| watch.connection == connection) {
             send_event(&mut self.outboxes, watch, &watch.absolute);
+            *self.arrived.entry(connection).or_default() += 1;
         }
     }
 
@@ -334,6 +370,7 @@ impl Daemon {
             for watch in &self.watches {
                 if change.concerns(&watch.absolute) {
                     send_event(&mut self.outboxes, watch, &change.path);
+                    *self.arrived.entry(watch.connection).or_default() += 1;
                 }
             }
         }

@@ -9,23 +9,35 @@
 //! devices that are to leave and goes to Reconfiguring too; only then do we change what we export, and go to
 //! Reconfigured. The guest looks at its bus again and goes to Connected, and so do we. A device that cannot be
 //! exported is refused alone.
+//!
+//! # A frontend that starts anew
+//! Linux 7.0 and later probe a device again whose frontend state reads Initialising; so does a driver that is bound
+//! again. The state may be seen on its way there or not at all: then the grant or the port is another one. While the
+//! frontend is at Initialising it may still take its drivers down by the old page, so that is served until there is a
+//! new one. Then the devices are exported as to a new guest, with their interrupts off, and the list's changes that
+//! were under way are done with. A connection that is closed begins again in the same way.
+//!
+//! # When xenstore refuses
+//! A refused request says nothing about the guest: the phase stays, and all is looked at again after a while.
 
 use super::aer::Relay;
 use super::engine::{Engine, Reply};
 use super::list::{self, Change, Entry};
+use super::resources::Resources;
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::inject::{self, Point};
 use crate::journal::{Advice, Journal};
 use crate::log;
-use crate::pcifront::{Listed, PATIENCE, SecondHop};
-use crate::platform::{DomId, Platform, Port};
-use crate::store;
+use crate::pcifront::{PATIENCE, SecondHop};
+use crate::platform::{DomId, Errno, GrantRef, Platform, Port};
+use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::time::Duration;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Store, Transport};
+use xenbus::client::{Client, Transport};
 use xenbus::counters::Counter;
 use xenbus::path::{Device, DeviceType, key};
 use xenbus::pciif;
@@ -33,8 +45,25 @@ use xenbus::pciif::Command;
 use xenbus::pciif::backend::{self, Delivery, Success};
 use xenbus::state::XenbusState;
 
+/// No window is left to map a page at.
+const NO_MEMORY: Errno = Errno(12);
+
 /// Token of the watch on the guest's state.
 pub const FRONTEND_TOKEN: &str = "frontend";
+
+/// How long a frontend whose page or port cannot be had may take to publish others: it may be about to start anew.
+const TRIAL: Duration = Duration::from_secs(5);
+/// The first pause between two looks at it; each next one is twice as long.
+const TRIAL_PAUSE: Duration = Duration::from_millis(10);
+/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests.
+const ANEW_PAUSE: Duration = Duration::from_millis(250);
+/// When a refusal of another guest is tried again that could not be written.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+/// How often a list is read again that has been renumbered before its changes were published.
+const LIST_TRIES: usize = 8;
+
+/// No address on a guest's bus: what is remembered there tells the connection in service from another one.
+const CHANNEL: Bdf = Bdf::from_devfn(u16::MAX, u8::MAX, u8::MAX);
 
 /// What the first hop works with, for one call.
 pub struct Context<'a, P: Platform, T> {
@@ -51,6 +80,33 @@ pub struct Context<'a, P: Platform, T> {
 struct Channel<Page> {
     page: Page,
     port: Port,
+    particulars: Particulars,
+    /// The frontend has gone back to Initialising since.
+    anew: bool,
+}
+
+/// The page and the port that a frontend has published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Particulars {
+    grant: GrantRef,
+    port: Port,
+}
+
+impl Particulars {
+    /// A word that other particulars hardly have.
+    const fn word(self) -> u32 {
+        self.grant ^ self.port.rotate_left(16)
+    }
+}
+
+/// A frontend whose page or port cannot be had.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// When it fails.
+    end: Duration,
+    /// When it is looked at again.
+    next: Duration,
+    pause: Duration,
 }
 
 /// How far the connection is.
@@ -65,15 +121,15 @@ enum Phase<Page> {
     },
     /// In service.
     Connected(Channel<Page>),
-    /// It has ended. A new one begins when the toolstack sets our state to Initialising.
+    /// It has ended. A new one begins when the toolstack sets our state to Initialising, or the frontend its own.
     Ended {
-        /// Our state could not be written, so that Initialising is still there from the last time.
-        stale: bool,
+        /// Why, if that is still to be told.
+        failure: Option<Box<SetupError>>,
     },
 }
 
 impl<Page> Phase<Page> {
-    const ENDED: Self = Self::Ended { stale: false };
+    const ENDED: Self = Self::Ended { failure: None };
 }
 
 /// The connection to the guest.
@@ -89,6 +145,13 @@ pub struct FirstHop<P: Platform> {
     watched: Option<String>,
     /// Said already that a guest waits for dom0's service.
     said_waiting: bool,
+    /// The frontend's state when all was last in line with it.
+    last: XenbusState,
+    trial: Option<Trial>,
+    /// When the next new start of the frontend may be followed.
+    rested: Duration,
+    /// When to look again, if nothing happens before.
+    due: Option<Duration>,
 }
 
 impl<P: Platform> FirstHop<P> {
@@ -102,6 +165,10 @@ impl<P: Platform> FirstHop<P> {
             errors: Relay::default(),
             watched: None,
             said_waiting: false,
+            last: XenbusState::Unknown,
+            trial: None,
+            rested: Duration::ZERO,
+            due: None,
         }
     }
 
@@ -121,6 +188,11 @@ impl<P: Platform> FirstHop<P> {
     /// True if nothing is exported, and never was.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Idle) && !self.said_waiting
+    }
+
+    /// When [`Self::reconcile`] is to be called again, if nothing happens before.
+    pub fn due(&self) -> Option<Duration> {
+        self.due
     }
 
     /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
@@ -205,38 +277,109 @@ impl<P: Platform> FirstHop<P> {
         }
     }
 
+    /// True if the frontend's nodes call for more than a look at them. A guest can have us look as often as it likes.
+    ///
+    /// # Errors
+    /// If xenstore fails us.
+    pub fn is_changed<T: Transport>(&mut self, client: &mut Client<T>) -> Result<bool, Box<SetupError>> {
+        let (Phase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
+            return Ok(true);
+        };
+        let device = Device::first_hop(self.stub, guest);
+        let frontend = store::state(client, &device.frontend_node(key::STATE))?;
+        Ok(frontend != self.last || other_particulars(client, device, frontend, channel)?)
+    }
+
     /// Follows the states of both ends.
     ///
     /// # Errors
-    /// If xenstore fails us. Every other failure ends the connection, and is
-    /// told in the error node.
+    /// If xenstore fails us: nothing is given up then, and a later call goes on. Every other failure ends the
+    /// connection, and is told in the error node.
     pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         let cx = &mut cx;
+        self.due = None;
         let Some(guest) = self.find_guest(cx)? else {
             return self.forget(cx);
         };
         let device = Device::first_hop(self.stub, guest);
+        self.tell_failure(cx, device)?;
         let own = store::state(cx.client, &device.backend_node(key::STATE))?;
         if own == XenbusState::Unknown {
             return self.forget(cx);
         }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
 
-        if let Phase::Ended { stale: stale @ true } = &mut self.phase {
-            if own == XenbusState::Initialising {
-                return Ok(());
-            }
-            *stale = false;
-        }
+        let mut own = own;
         if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
             log::info!("guest {guest}: the toolstack starts the connection anew");
             self.release(cx);
             self.phase = Phase::Idle;
+        } else if self.starts_anew(cx, device, own, frontend)? {
+            if cx.platform.now() < self.rested {
+                self.due = Some(self.rested);
+                return Ok(());
+            }
+            self.rested = cx.platform.now().saturating_add(ANEW_PAUSE);
+            log::info!("guest {guest}: its frontend starts anew");
+            own = XenbusState::InitWait;
+            // First of all, for the frontend takes the state of before for the answer.
+            set_state(cx.client, device, own)?;
+            self.guest = Some(guest);
+            self.release(cx);
+            self.phase = Phase::Idle;
         }
-        if let Err(error) = self.advance(cx, device, own, frontend) {
-            self.fail(cx, device, &error);
+        match self.advance(cx, device, own, frontend) {
+            Err(error) if error.is_of_store() => return Err(error),
+            Err(error) => self.fail(cx, device, error)?,
+            Ok(()) => {}
         }
-        self.follow_down(cx, device, own, frontend)
+        self.follow_down(cx, device, own, frontend)?;
+        self.last = frontend;
+        Ok(())
+    }
+
+    /// True if the frontend is not the one of the connection that is, or was, in service.
+    fn starts_anew<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+        frontend: XenbusState,
+    ) -> Result<bool, Box<SetupError>> {
+        use XenbusState::*;
+        Ok(match &mut self.phase {
+            Phase::Ended { .. } => match frontend {
+                Initialising => self.last != Initialising,
+                Initialised => self.last != Initialised && own == Closed,
+                _ => false,
+            },
+            Phase::Connected(channel) if frontend == Initialising => {
+                if !channel.anew {
+                    set_state(cx.client, device, InitWait)?;
+                    channel.anew = true;
+                }
+                false
+            }
+            Phase::Connected(channel) => other_particulars(cx.client, device, frontend, channel)?,
+            Phase::Idle | Phase::Exported { .. } => match (own, frontend) {
+                // What an earlier life had in service.
+                (Connected | Reconfiguring | Reconfigured, Initialising) => true,
+                // It was at Reconfiguring then.
+                (Reconfigured, Initialised) => true,
+                (Connected | Reconfiguring, Initialised) => {
+                    match (cx.platform.recall(CHANNEL), read_particulars(cx.client, device)) {
+                        (_, Err(error)) if error.is_of_store() => return Err(error),
+                        (Some(known), Ok(particulars)) => particulars.word() != known,
+                        _ => false,
+                    }
+                }
+                // It has closed, or could not be served: one more try.
+                (Closing | Closed, Initialising) | (Closed, Initialised) => {
+                    matches!(self.phase, Phase::Idle)
+                }
+                _ => false,
+            },
+        })
     }
 
     /// The steps up: export, then connect, then follow changes of the list.
@@ -249,8 +392,10 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
         if matches!(self.phase, Phase::Idle) {
+            self.guest = Some(device.frontend());
+            self.watch_frontend(cx, device)?;
             match own {
-                Initialising | InitWait => self.export(cx, device)?,
+                Initialising | InitWait => self.export(cx, device, own)?,
                 // The connection of an earlier life of this stub.
                 Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
                 _ => self.phase = Phase::ENDED,
@@ -258,18 +403,51 @@ impl<P: Platform> FirstHop<P> {
         }
         if let Phase::Exported { seen } = &mut self.phase {
             *seen |= frontend != Unknown;
-            if matches!(frontend, Initialised | Connected | Reconfiguring) {
-                self.connect(cx, device, own)?;
+            if !matches!(frontend, Initialised | Connected | Reconfiguring) {
+                self.trial = None;
+            } else if let Err(error) = self.connect(cx, device, own) {
+                self.bear(cx.platform.now(), error)?;
             }
         }
-        if matches!(self.phase, Phase::Connected(_)) {
+        if let Phase::Connected(channel) = &self.phase {
             match (own, frontend) {
+                (InitWait | Initialised, Initialised | Connected | Reconfiguring) if !channel.anew => {
+                    set_state(cx.client, device, Connected)?;
+                }
                 // Also when the toolstack has thought better of it: the guest waits for an answer.
                 (Connected | Reconfiguring, Reconfiguring) => self.reconfigure(cx, device)?,
                 (Reconfigured, Connected) => set_state(cx.client, device, Connected)?,
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// Waits for a while if `error` may come from a frontend that is about to start anew.
+    fn bear(&mut self, now: Duration, error: Box<SetupError>) -> Result<(), Box<SetupError>> {
+        let passes = matches!(
+            *error,
+            SetupError::MissingNode { .. } | SetupError::MapGrant { .. } | SetupError::BindPort { .. }
+        );
+        if !passes {
+            return Err(error);
+        }
+        let trial = self.trial.get_or_insert_with(|| {
+            log::warn!("{error}; waiting for the frontend");
+            Trial {
+                end: now.saturating_add(TRIAL),
+                next: now,
+                pause: TRIAL_PAUSE,
+            }
+        });
+        if now >= trial.end {
+            return Err(error);
+        }
+        if now >= trial.next {
+            trial.next = now.saturating_add(trial.pause).min(trial.end);
+            trial.pause *= 2;
+        }
+        self.due = Some(trial.next);
         Ok(())
     }
 
@@ -290,7 +468,7 @@ impl<P: Platform> FirstHop<P> {
         };
         let next = match frontend {
             _ if gone => Closed,
-            Closing if self.is_exported() => Closing,
+            Closing if self.is_exported() || !matches!(own, Closing | Closed) => Closing,
             Closed if self.is_exported() => Closed,
             _ => return Ok(()),
         };
@@ -313,7 +491,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
     ) -> Result<Option<DomId>, Box<SetupError>> {
         let directory = DeviceType::Pci.backends(self.stub);
-        let names = children(cx.client, &directory)?;
+        let names = cx.client.children(&directory)?;
         if names.is_empty() {
             return Ok(None);
         }
@@ -344,27 +522,22 @@ impl<P: Platform> FirstHop<P> {
         let mut found = None;
         for name in names {
             let guest = parse_domid(&name);
-            for number in children(cx.client, &format!("{directory}/{name}"))? {
-                match guest {
-                    Some(guest) if guest == served && number == "0" => found = Some(guest),
-                    Some(guest) if guest != served => {
-                        let refusal = SetupError::OtherGuest { guest, served };
-                        refuse(
-                            cx.client,
-                            self.stub,
-                            &format!("{directory}/{name}/{number}"),
-                            &refusal,
-                        )?;
+            for number in cx.client.children(&format!("{directory}/{name}"))? {
+                let refusal = match guest {
+                    Some(guest) if guest == served && number == "0" => {
+                        found = Some(guest);
+                        continue;
                     }
-                    _ => {
-                        let refusal = SetupError::OtherConnection(Excerpt::of(&number).to_string());
-                        refuse(
-                            cx.client,
-                            self.stub,
-                            &format!("{directory}/{name}/{number}"),
-                            &refusal,
-                        )?;
+                    Some(guest) if guest != served => SetupError::OtherGuest { guest, served },
+                    _ => SetupError::OtherConnection(Excerpt::of(&number).to_string()),
+                };
+                let directory = format!("{directory}/{name}/{number}");
+                match refuse(cx.client, self.stub, &directory, &refusal) {
+                    // The guest that we serve does not wait for that.
+                    Err(error) if matches!(*error, SetupError::Store(_)) => {
+                        self.due = Some(cx.platform.now().saturating_add(REFUSAL_PAUSE));
                     }
+                    result => result?,
                 }
             }
         }
@@ -378,43 +551,59 @@ impl<P: Platform> FirstHop<P> {
         }
         self.release(cx);
         self.phase = Phase::Idle;
-        if let Some(path) = self.watched.take() {
-            cx.client.unwatch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
-        }
-        Ok(())
+        (self.trial, self.last) = (None, XenbusState::Unknown);
+        self.unwatch_frontend(cx)
     }
 
-    /// Takes stock of a new guest's devices, and tells it where they stand. It gets all of them or none.
+    /// Takes stock of the devices, and tells the guest where they stand. A new guest gets all of them or none; of a
+    /// frontend that starts anew only those are withheld that cannot be exported any more.
     fn export<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
+        own: XenbusState,
     ) -> Result<(), Box<SetupError>> {
-        self.guest = Some(device.frontend());
-        cx.platform.note(Journal::forget_requests);
-        self.watch_frontend(cx, device)?;
-        set_state(cx.client, device, XenbusState::InitWait)?;
-        log::info!("guest {}: backend in InitWait: ready", device.frontend());
-
-        let served = cx.second.list(cx.client)?;
-        self.engine.begin(cx.second.slots(cx.client)?);
-        let mut entries = Vec::new();
-        for number in 0..list::count(cx.client, device)? {
-            let bdf = list::address(cx.client, device, number)?;
-            let place = self.add(cx, &served, bdf, None)?;
-            entries.push(Entry {
-                number,
-                bdf: Some(bdf),
-                change: Change::Exported { place, root: true },
-            });
+        if own == XenbusState::Initialising {
+            cx.platform.note(Journal::forget_requests);
+            set_state(cx.client, device, XenbusState::InitWait)?;
+        } else if !cx.platform.journal().has_inherited() {
+            let left = cx.second.left_behind(cx.client)?;
+            cx.platform.note(|journal| journal.inherit(left.as_ref()));
         }
-        for entry in &mut entries {
-            if let Change::Exported { place, root } = &mut entry.change {
-                // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
-                *root = !self.engine.is_behind_bridge(*place);
+        cx.platform.remember(CHANNEL, None);
+        log::info!("guest {}: backend in InitWait: ready", device.frontend());
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            self.withhold_all(cx);
+            let (mode, listed) = list::read(cx.client, device, cx.second, |_| true)?;
+            self.engine.begin(mode);
+            let first = listed
+                .iter()
+                .all(|listed| matches!(listed.state, XenbusState::Unknown | XenbusState::Initialising));
+            let mut entries = Vec::new();
+            for listed in listed {
+                let (number, bdf) = (listed.number, listed.bdf.clone().ok());
+                let change = match listed.state {
+                    XenbusState::Closed => continue,
+                    XenbusState::Closing => Change::Removed,
+                    _ => match self.add(cx, listed.resources, None) {
+                        Ok(place) => Change::Exported { place, root: true },
+                        Err(error) if first => return Err(error),
+                        Err(error) => Change::Refused(error),
+                    },
+                };
+                entries.push(Entry { number, bdf, change });
+            }
+            for entry in &mut entries {
+                if let Change::Exported { place, root } = &mut entry.change {
+                    // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
+                    *root = !self.engine.is_behind_bridge(*place);
+                }
+            }
+            if self.publish(cx, device, &entries, &[], &mut tries)? {
+                break;
             }
         }
-        self.publish(cx, device, &entries)?;
         set_state(cx.client, device, XenbusState::Initialised)?;
         self.phase = Phase::Exported { seen: false };
         Ok(())
@@ -427,34 +616,40 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<(), Box<SetupError>> {
-        self.guest = Some(device.frontend());
-        self.watch_frontend(cx, device)?;
-        let served = cx.second.list(cx.client)?;
-        self.engine.begin(cx.second.slots(cx.client)?);
         let left = if cx.platform.journal().has_inherited() {
             None
         } else {
             cx.second.left_behind(cx.client)?
         };
-        let mut entries = Vec::new();
-        for number in 0..list::count(cx.client, device)? {
-            let state = list::state(cx.client, device, number)?;
-            if !matches!(state, XenbusState::Initialised | XenbusState::Closing) {
-                continue;
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            self.withhold_all(cx);
+            let (mode, listed) = list::read(cx.client, device, cx.second, is_exported)?;
+            self.engine.begin(mode);
+            let mut entries = Vec::new();
+            let mut exported = Vec::new();
+            for listed in listed {
+                if let (Some(left), Ok(place)) = (&left, &listed.place) {
+                    cx.platform.remember(*place, left.shadow(*place));
+                }
+                let bdf = listed.bdf.clone().ok();
+                let place = listed
+                    .place
+                    .and_then(|place| self.add(cx, listed.resources, Some(place)));
+                match (bdf, place) {
+                    (Some(bdf), Ok(place)) => exported.push((listed.number, bdf, place)),
+                    (bdf, Err(error)) => entries.push(Entry {
+                        number: listed.number,
+                        bdf,
+                        change: Change::Refused(error),
+                    }),
+                    (None, Ok(_)) => {}
+                }
             }
-            let bdf = list::address(cx.client, device, number);
-            let stood = list::place(cx.client, device, number);
-            if let (Some(left), Ok(place)) = (&left, &stood) {
-                cx.platform.remember(*place, left.shadow(*place));
-            }
-            let place = bdf
-                .clone()
-                .and_then(|bdf| self.add(cx, &served, bdf, Some(stood?)));
-            if place.is_err() {
-                entries.push(entry(number, bdf.ok(), place)?);
+            if self.publish(cx, device, &entries, &exported, &mut tries)? {
+                break;
             }
         }
-        self.publish(cx, device, &entries)?;
         if !cx.platform.journal().has_inherited() {
             cx.platform.note(|journal| journal.inherit(left.as_ref()));
         }
@@ -469,19 +664,34 @@ impl<P: Platform> FirstHop<P> {
         device: Device,
     ) -> Result<(), Box<SetupError>> {
         inject::point(cx.platform, Point::Hotplug);
-        let entries = match self.changes(cx, device) {
-            Ok(entries) => entries,
-            Err(error) if error.is_of_store() => return Err(error),
-            Err(error) => {
-                log::error!(
-                    "guest {}: its devices stay as they are: {error}",
-                    device.frontend()
-                );
-                Vec::new()
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            let entries = match self.changes(cx, device) {
+                Ok(entries) => entries,
+                Err(error) if error.is_of_store() => return Err(error),
+                Err(error) => {
+                    log::error!(
+                        "guest {}: its devices stay as they are: {error}",
+                        device.frontend()
+                    );
+                    break;
+                }
+            };
+            if entries.is_empty() {
+                break;
             }
-        };
-        if !entries.is_empty() {
-            self.publish(cx, device, &entries)?;
+            let published = self.publish(cx, device, &entries, &[], &mut tries);
+            if !matches!(published, Ok(true)) {
+                // Nobody has been told of them.
+                for entry in &entries {
+                    if let (Some(bdf), Change::Exported { .. }) = (entry.bdf, &entry.change) {
+                        self.remove(cx, bdf);
+                    }
+                }
+            }
+            if published? {
+                break;
+            }
         }
         set_state(cx.client, device, XenbusState::Reconfigured)
     }
@@ -491,66 +701,70 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<Vec<Entry>, Box<SetupError>> {
-        let served = cx.second.list(cx.client)?;
+        let (_, listed) = list::read(cx.client, device, cx.second, |state| {
+            matches!(state, XenbusState::Initialising | XenbusState::Closing)
+        })?;
         let mut entries = Vec::new();
-        for number in 0..list::count(cx.client, device)? {
-            let state = list::state(cx.client, device, number)?;
-            if !matches!(state, XenbusState::Initialising | XenbusState::Closing) {
-                continue;
-            }
-            let bdf = list::address(cx.client, device, number);
-            entries.push(match (state, &bdf) {
-                (XenbusState::Closing, Ok(bdf)) => {
-                    self.remove(cx, *bdf);
-                    Entry {
-                        number,
-                        bdf: Some(*bdf),
-                        change: Change::Removed,
-                    }
+        for listed in listed {
+            let bdf = listed.bdf.ok();
+            let change = match (listed.state, bdf) {
+                (XenbusState::Closing, Some(bdf)) => {
+                    self.remove(cx, bdf);
+                    Change::Removed
                 }
-                _ => {
-                    let place = bdf.clone().and_then(|bdf| self.add(cx, &served, bdf, None));
-                    entry(number, bdf.ok(), place)?
-                }
+                _ => match self.add(cx, listed.resources, None) {
+                    // Also behind a bridge: a guest that runs looks for new devices on its roots only.
+                    Ok(place) => Change::Exported { place, root: true },
+                    Err(error) => Change::Refused(error),
+                },
+            };
+            entries.push(Entry {
+                number: listed.number,
+                bdf,
+                change,
             });
         }
         Ok(entries)
     }
 
-    /// Publishes what has become of devices of the list.
+    /// Publishes what has become of devices of the list. False if that has been renumbered meanwhile: it must be read
+    /// again.
     fn publish<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
         entries: &[Entry],
-    ) -> Result<(), Box<SetupError>> {
+        exported: &[(usize, Bdf, Bdf)],
+        tries: &mut impl Iterator,
+    ) -> Result<bool, Box<SetupError>> {
+        if !list::publish(cx.client, device, entries, exported)? {
+            return match tries.next() {
+                Some(_) => Ok(false),
+                None => Err(SetupError::Store("the list of devices changes all the time".into()).into()),
+            };
+        }
         for entry in entries {
             if let Change::Refused(error) = &entry.change {
                 log::error!("guest {}: device {}: {error}", device.frontend(), entry.number);
             }
         }
-        for bdf in list::publish(cx.client, device, entries)? {
-            self.remove(cx, bdf);
-        }
-        Ok(())
+        Ok(true)
     }
 
-    /// Exports the device at `bdf`: where it stood, or, as a new one, at the first free place and with its
-    /// interrupts off, whatever an earlier guest left behind.
+    /// Exports a device: where it stood, or, as a new one, at the first free place and with its interrupts off,
+    /// whatever an earlier guest left behind.
     fn add<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
-        served: &Listed,
-        bdf: Bdf,
+        resources: Result<Resources, Box<SetupError>>,
         stood: Option<Bdf>,
     ) -> Result<Bdf, Box<SetupError>> {
-        let number = served.number_of(bdf)?;
-        let resources = cx.second.resources(cx.client, bdf, number)?;
-        let (ids, frame) = (resources.ids, resources.ecam);
-        let ecam = cx
-            .platform
-            .map_ecam(frame)
-            .map_err(|errno| SetupError::MapEcam { bdf, frame, errno })?;
+        let resources = resources?;
+        let (bdf, ids, frame) = (resources.bdf, resources.ids, resources.ecam);
+        let ecam = cx.platform.map_ecam(frame).map_err(|errno| match errno {
+            NO_MEMORY => SetupError::NoRoom(bdf),
+            errno => SetupError::MapEcam { bdf, frame, errno },
+        })?;
         let place = match self.engine.add(resources, ecam, stood) {
             Ok(place) => place,
             Err((error, ecam)) => {
@@ -592,21 +806,16 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         inject::point(cx.platform, Point::Connect);
         let guest = device.frontend();
-        let mut node = |key, expected| {
-            let path = device.frontend_node(key);
-            store::value(cx.client, &path, Blame::Guest, expected, store::decimal)
-        };
-        let grant = node(key::PCI_OP_REF, "a grant reference in decimal")?;
-        let remote = node(key::EVENT_CHANNEL, "an event channel port in decimal")?;
-        let path = device.frontend_node(key::MAGIC);
+        let particulars = read_particulars(cx.client, device)?;
         store::value(
             cx.client,
-            &path,
+            &device.frontend_node(key::MAGIC),
             Blame::Guest,
             "7, the version of pciif",
             |text| (text == pciif::MAGIC).then_some(()),
         )?;
 
+        let Particulars { grant, port: remote } = particulars;
         let page = cx
             .platform
             .map_grant(guest, grant)
@@ -618,7 +827,14 @@ impl<P: Platform> FirstHop<P> {
                 return Err(SetupError::BindPort { port: remote, errno }.into());
             }
         };
-        self.phase = Phase::Connected(Channel { page, port });
+        cx.platform.remember(CHANNEL, Some(particulars.word()));
+        self.trial = None;
+        self.phase = Phase::Connected(Channel {
+            page,
+            port,
+            particulars,
+            anew: false,
+        });
         // What an earlier life was at goes on from where it is.
         if !matches!(
             own,
@@ -626,19 +842,39 @@ impl<P: Platform> FirstHop<P> {
         ) {
             set_state(cx.client, device, XenbusState::Connected)?;
         }
+        // An earlier life may have answered a request and not told of it any more.
+        cx.platform.notify(port);
         log::info!("guest {guest} connected");
         Ok(())
     }
 
     /// Ends the connection because of `error`, and says why.
-    fn fail<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, device: Device, error: &SetupError) {
+    fn fail<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        error: Box<SetupError>,
+    ) -> Result<(), Box<SetupError>> {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        let told = tell_failure(cx.client, self.stub, &device.backend_dir(), error);
-        self.phase = Phase::Ended { stale: told.is_err() };
-        if let Err(unwritten) = told {
-            log::error!("guest {}: {unwritten}", device.frontend());
+        self.trial = None;
+        self.phase = Phase::Ended { failure: Some(error) };
+        self.tell_failure(cx, device)
+    }
+
+    /// Says why the connection has ended, if that is still to be told.
+    fn tell_failure<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
+        if let Phase::Ended { failure } = &mut self.phase
+            && let Some(error) = failure
+        {
+            tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
+            *failure = None;
         }
+        Ok(())
     }
 
     /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
@@ -648,6 +884,11 @@ impl<P: Platform> FirstHop<P> {
             cx.platform.close(channel.port);
             cx.platform.unmap_grant(channel.page);
         }
+        self.withhold_all(cx);
+    }
+
+    /// Takes all devices from the guest's bus, and leaves them as they are.
+    fn withhold_all<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
         for ecam in self.engine.clear() {
             cx.platform.unmap_ecam(ecam);
         }
@@ -663,54 +904,72 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<(), Box<SetupError>> {
-        if self.watched.is_none() {
-            let path = device.frontend_node(key::STATE);
+        let path = device.frontend_node(key::STATE);
+        if self.watched.as_ref() != Some(&path) {
+            self.unwatch_frontend(cx)?;
             cx.client.watch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
             self.watched = Some(path);
         }
         Ok(())
     }
+
+    fn unwatch_frontend<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), Box<SetupError>> {
+        if let Some(path) = &self.watched {
+            cx.client.unwatch(path, FRONTEND_TOKEN).map_err(store::failed)?;
+            self.watched = None;
+        }
+        Ok(())
+    }
 }
 
-/// What to publish about a device that was to be exported.
-///
-/// # Errors
-/// A failure of xenstore, which says nothing about the device.
-fn entry(
-    number: usize,
-    bdf: Option<Bdf>,
-    place: Result<Bdf, Box<SetupError>>,
-) -> Result<Entry, Box<SetupError>> {
-    let change = match place {
-        // Also behind a bridge: a guest that runs looks for new devices on its roots only.
-        Ok(place) => Change::Exported { place, root: true },
-        Err(error) if error.is_of_store() => return Err(error),
-        Err(error) => Change::Refused(error),
+/// True if a device of the list in this state is one that the guest may be using.
+fn is_exported(state: XenbusState) -> bool {
+    matches!(state, XenbusState::Initialised | XenbusState::Closing)
+}
+
+/// What the frontend has published.
+fn read_particulars(store: &mut dyn Nodes, device: Device) -> Result<Particulars, Box<SetupError>> {
+    let mut node = |key, expected| {
+        let path = device.frontend_node(key);
+        store::value(store, &path, Blame::Guest, expected, store::decimal)
     };
-    Ok(Entry { number, bdf, change })
+    Ok(Particulars {
+        grant: node(key::PCI_OP_REF, "a grant reference in decimal")?,
+        port: node(key::EVENT_CHANNEL, "an event channel port in decimal")?,
+    })
+}
+
+/// True if the frontend has published another page or port than those in service, or has been at Initialising since.
+/// What cannot be read is none: whoever is about to write it changes the state afterwards.
+fn other_particulars<Page>(
+    store: &mut dyn Nodes,
+    device: Device,
+    frontend: XenbusState,
+    channel: &Channel<Page>,
+) -> Result<bool, Box<SetupError>> {
+    use XenbusState::*;
+    if !matches!(frontend, Initialised | Connected | Reconfiguring) {
+        return Ok(false);
+    }
+    match read_particulars(store, device) {
+        Ok(particulars) => Ok(channel.anew || particulars != channel.particulars),
+        Err(error) if error.is_of_store() => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 fn parse_domid(text: &str) -> Option<DomId> {
     store::decimal(text)?.try_into().ok()
 }
 
-/// The names of a node's children; none if there is no such node.
-fn children(store: &mut impl Store, path: &str) -> Result<Vec<String>, Box<SetupError>> {
-    match store.directory(path) {
-        Ok(names) => Ok(names),
-        Err(error) if error.is_not_found() => Ok(Vec::new()),
-        Err(error) => Err(store::failed(error)),
-    }
-}
-
-fn set_state(store: &mut impl Store, device: Device, state: XenbusState) -> Result<(), Box<SetupError>> {
+fn set_state(store: &mut dyn Nodes, device: Device, state: XenbusState) -> Result<(), Box<SetupError>> {
     let path = device.backend_node(key::STATE);
-    store.write(&path, state.as_str()).map_err(store::failed)
+    store.set(&path, state.as_str())
 }
 
 /// Turns away a connection that is not ours to serve, once: unless it is on its way down already.
 fn refuse(
-    store: &mut impl Store,
+    store: &mut dyn Nodes,
     stub: DomId,
     directory: &str,
     refusal: &SetupError,
@@ -728,15 +987,13 @@ fn refuse(
 
 /// Writes the reason where xenbus and our own toolstack look for it, then goes to Closing.
 fn tell_failure(
-    store: &mut impl Store,
+    store: &mut dyn Nodes,
     stub: DomId,
     directory: &str,
     error: &SetupError,
 ) -> Result<(), Box<SetupError>> {
     store::report(store, stub, directory, error);
     let closing = XenbusState::Closing.as_str();
-    store
-        .write(&format!("{directory}/error"), &store::error_text(error))
-        .and_then(|()| store.write(&format!("{directory}/{}", key::STATE), closing))
-        .map_err(store::failed)
+    store.set(&format!("{directory}/error"), &store::error_text(error))?;
+    store.set(&format!("{directory}/{}", key::STATE), closing)
 }

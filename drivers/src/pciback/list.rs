@@ -4,16 +4,20 @@
 //! Initialised and the device's place on the guest's bus, or with Closed: it is not, or not any more, exported.
 
 use super::engine::MAX_FUNCTIONS;
+use super::resources::Resources;
 use super::slots::bus_of;
 use crate::error::{Blame, SetupError};
-use crate::store;
+use crate::pcifront::SecondHop;
+use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Store, Transport};
+use xenbus::client::{Client, Transport};
+use xenbus::device::SlotMode;
 use xenbus::path::{Device, Numbered, key};
+use xenbus::pciif::SharedPage;
 use xenbus::state::XenbusState;
 
 /// Most roots that are looked at: a segment full of buses. Only ours stand there.
@@ -46,11 +50,77 @@ pub struct Entry {
     pub change: Change,
 }
 
+/// A device of the list. What is wrong with it is an error of that device alone.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its number in the list.
+    pub number: usize,
+    /// Its state.
+    pub state: XenbusState,
+    /// Its real address.
+    pub bdf: Result<Bdf, Box<SetupError>>,
+    /// Where it stands on the guest's bus, as an earlier life of this stub has published it.
+    pub place: Result<Bdf, Box<SetupError>>,
+    /// What dom0's service says about it.
+    pub resources: Result<Resources, Box<SetupError>>,
+}
+
+/// Both lists as they stand at one moment: how devices are addressed, and those in a state that is `wanted`. The
+/// toolstack renumbers both lists in one change; read one node after the other, a device would get the place or the
+/// resources of another.
+///
+/// # Errors
+/// A list without a sound length, or xenstore's.
+pub fn read<T: Transport, Page: SharedPage>(
+    client: &mut Client<T>,
+    device: Device,
+    second: &SecondHop<Page>,
+    wanted: fn(XenbusState) -> bool,
+) -> Result<(SlotMode, Vec<Listed>), Box<SetupError>> {
+    client.transaction_or(|store| {
+        let store: &mut dyn Nodes = store;
+        let served = second.list(store)?;
+        let mode = second.slots(store)?;
+        let mut all = Vec::new();
+        for number in 0..count(store, device)? {
+            let state = store::state(store, &device.backend_node(&Numbered::State.at(number)))?;
+            if !wanted(state) {
+                continue;
+            }
+            let bdf = of_device(address(store, device, number))?;
+            let place = of_device(place(store, device, number))?;
+            let resources = match &bdf {
+                Ok(bdf) => {
+                    let served = served.number_of(*bdf);
+                    of_device(served.and_then(|number| second.resources(store, *bdf, number)))?
+                }
+                Err(error) => Err(error.clone()),
+            };
+            all.push(Listed {
+                number,
+                state,
+                bdf,
+                place,
+                resources,
+            });
+        }
+        Ok((mode, all))
+    })
+}
+
+/// Tells an error that is the device's from a failure of xenstore, which says nothing about the device.
+fn of_device<R>(result: Result<R, Box<SetupError>>) -> Result<Result<R, Box<SetupError>>, Box<SetupError>> {
+    match result {
+        Err(error) if error.is_of_store() => Err(error),
+        result => Ok(result),
+    }
+}
+
 /// How many devices the list has: at least one.
 ///
 /// # Errors
 /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
-pub fn count(store: &mut impl Store, device: Device) -> Result<usize, Box<SetupError>> {
+fn count(store: &mut dyn Nodes, device: Device) -> Result<usize, Box<SetupError>> {
     let count = node(store, device, key::NUM_DEVS, "a number from 1 to 256", |text| {
         store::decimal(text).filter(|&count| (1..=MAX_FUNCTIONS as u32).contains(&count))
     })?;
@@ -58,34 +128,20 @@ pub fn count(store: &mut impl Store, device: Device) -> Result<usize, Box<SetupE
 }
 
 /// The real address of device `number`.
-///
-/// # Errors
-/// As [`count`].
-pub fn address(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
+fn address(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::Device.at(number);
     node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
 }
 
-/// Where device `number` stands on the guest's bus, as an earlier life of this stub has published it.
-///
-/// # Errors
-/// As [`count`].
-pub fn place(store: &mut impl Store, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
+fn place(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::VirtualDevice.at(number);
     let expected = "SSSS:BB:DD.FF, or take the device off its list";
     node(store, device, &key, expected, |text| text.parse().ok())
 }
 
-/// The state of device `number`.
-///
-/// # Errors
-/// As [`store::read`].
-pub fn state(store: &mut impl Store, device: Device, number: usize) -> Result<XenbusState, Box<SetupError>> {
-    store::state(store, &device.backend_node(&Numbered::State.at(number)))
-}
-
-/// Publishes what has become of devices, all at one moment. Returns those that the toolstack has taken off the
-/// list meanwhile: they must not be exported.
+/// Publishes what has become of devices, all at one moment; nothing, and false, if the list is not the one that they
+/// were read from any more: where a device of `entries` or of `exported`, which stay as they are published, has another
+/// number or another place.
 ///
 /// # Errors
 /// [`SetupError::Store`] or [`SetupError::StoreLost`].
@@ -93,56 +149,58 @@ pub fn publish<T: Transport>(
     client: &mut Client<T>,
     device: Device,
     entries: &[Entry],
-) -> Result<Vec<Bdf>, Box<SetupError>> {
+    exported: &[(usize, Bdf, Bdf)],
+) -> Result<bool, Box<SetupError>> {
     let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
-    let withdrawn = client.transaction(|store| {
-        let mut withdrawn = Vec::new();
+    client.transaction_or(|store| {
+        let store: &mut dyn Nodes = store;
+        let mut is_at = |key: Numbered, number, bdf| -> Result<bool, Box<SetupError>> {
+            let text = store.get(&device.backend_node(&key.at(number)))?;
+            Ok(text.and_then(|text| text.parse::<Bdf>().ok()) == bdf)
+        };
+        for entry in entries {
+            if !is_at(Numbered::Device, entry.number, entry.bdf)? {
+                return Ok(false);
+            }
+        }
+        for &(number, bdf, place) in exported {
+            if !is_at(Numbered::Device, number, Some(bdf))?
+                || !is_at(Numbered::VirtualDevice, number, Some(place))?
+            {
+                return Ok(false);
+            }
+        }
         let mut added = Vec::new();
         for (entry, nodes) in &plan {
-            if let Some(bdf) = entry.bdf {
-                let number = Numbered::Device.at(entry.number);
-                let listed = store.read_optional(&device.backend_node(&number))?;
-                if listed.and_then(|text| text.parse().ok()) != Some(bdf) {
-                    if matches!(entry.change, Change::Exported { .. }) {
-                        withdrawn.push(bdf);
-                    }
-                    continue;
-                }
-            }
             for (key, value) in nodes {
-                store.write(&device.backend_node(key), value)?;
+                store.set(&device.backend_node(key), value)?;
             }
             if let Change::Exported { place, root: true } = entry.change {
                 added.push(root(place));
             }
         }
         publish_roots(store, device, added)?;
-        Ok(withdrawn)
-    });
-    withdrawn.map_err(store::failed)
+        Ok(true)
+    })
 }
 
 /// Appends the roots that are not in the list yet. As with xen-pciback, none ever leaves it: the guest keeps its buses.
-fn publish_roots<S: Store>(
-    store: &mut S,
-    device: Device,
-    added: Vec<String>,
-) -> Result<(), xenbus::client::Error<S::TransportError>> {
+fn publish_roots(store: &mut dyn Nodes, device: Device, added: Vec<String>) -> Result<(), Box<SetupError>> {
     let node = |key: &str| device.backend_node(key);
-    let count = store.read_optional(&node(key::ROOT_NUM))?;
+    let count = store.get(&node(key::ROOT_NUM))?;
     let count = count.and_then(|text| store::decimal(&text)).unwrap_or(0);
     let mut roots = Vec::new();
     for number in 0..(count as usize).min(MAX_ROOTS) {
-        let known = store.read_optional(&node(&Numbered::Root.at(number)))?;
+        let known = store.get(&node(&Numbered::Root.at(number)))?;
         roots.push(known.unwrap_or_default());
     }
     for root in added {
         if !roots.contains(&root) {
-            store.write(&node(&Numbered::Root.at(roots.len())), &root)?;
+            store.set(&node(&Numbered::Root.at(roots.len())), &root)?;
             roots.push(root);
         }
     }
-    store.write(&node(key::ROOT_NUM), &roots.len().to_string())
+    store.set(&node(key::ROOT_NUM), &roots.len().to_string())
 }
 
 /// The root that a guest finds a function at this place below: its segment and bus.
@@ -169,11 +227,11 @@ fn nodes(entry: &Entry) -> Vec<(String, String)> {
 }
 
 fn node<R>(
-    store: &mut impl Store,
+    store: &mut dyn Nodes,
     device: Device,
     key: &str,
     expected: &'static str,
-    parse: impl FnOnce(&str) -> Option<R>,
+    parse: impl Fn(&str) -> Option<R>,
 ) -> Result<R, Box<SetupError>> {
     let path = device.backend_node(key);
     store::value(store, &path, Blame::Toolstack, expected, parse)

@@ -36,6 +36,17 @@ impl Guest {
         }
     }
 
+    /// Another guest's driver, or the same one probed again: it has a page and a port of its own, and what it had
+    /// before is gone.
+    pub fn begin_anew(&mut self) {
+        let (owner, peer) = (self.device.frontend(), self.device.backend());
+        self.world.close(owner, self.port);
+        self.world.unshare(owner, self.grant);
+        (self.page, self.grant) = self.world.share(owner, peer).unwrap();
+        self.port = self.world.alloc_unbound(owner, peer);
+        self.bus.clear();
+    }
+
     /// Publishes the page and the port, as pcifront does when it is probed.
     pub fn publish(&mut self) {
         let grant = self.grant.to_string();

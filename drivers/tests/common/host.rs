@@ -3,11 +3,12 @@
 use super::device::{self, Device};
 use super::guest::Guest;
 use super::service::Service;
-use super::world::{Domain, World};
+use super::world::{Domain, STORE_PORT, StoreEvent, World};
 use drivers::journal::{Cause, Next};
 use drivers::stub::{Outcome, Stub};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::model::{Connection, ConnectionError, Xenstored};
@@ -17,11 +18,12 @@ use xenbus::pciif::{MsixEntry, Request};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 use xenbus::survivor;
+use xenbus::wire::ErrorName;
 
 pub const STUB: u16 = 4;
 pub const GUEST: u16 = 7;
-/// Port of the stub's xenstore connection; the model has no events for it.
-const STORE_PORT: u32 = 1_000_000;
+/// How long xenstore takes for a request.
+const ROUND_TRIP: Duration = Duration::from_millis(2);
 
 pub type TestStub = Stub<Domain, StoreLine>;
 
@@ -33,6 +35,18 @@ pub struct StoreLine {
     /// Number of the last request.
     last_request: Rc<Cell<u32>>,
     service: Rc<RefCell<Service>>,
+    world: World,
+    event: StoreEvent,
+    /// What happens before the request with this number after now.
+    before: Rc<RefCell<Option<Interlude>>>,
+    /// How many requests were made.
+    pub requests: Rc<Cell<usize>>,
+}
+
+/// What others do between two requests of the stub.
+pub struct Interlude {
+    pub left: usize,
+    pub act: Box<dyn FnOnce()>,
 }
 
 impl Transport for StoreLine {
@@ -40,12 +54,25 @@ impl Transport for StoreLine {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         self.service.borrow_mut().run();
+        self.world.advance(ROUND_TRIP);
+        self.requests.set(self.requests.get() + 1);
+        let due = match self.before.borrow_mut().as_mut() {
+            Some(interlude) if interlude.left > 0 => {
+                interlude.left -= 1;
+                false
+            }
+            interlude => interlude.is_some(),
+        };
+        if due && let Some(interlude) = self.before.take() {
+            (interlude.act)();
+        }
         let number = bytes[4..8].try_into().expect("a header");
         self.last_request.set(u32::from_le_bytes(number));
         self.connection.borrow_mut().send(bytes)
     }
 
     fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ConnectionError> {
+        self.event.take();
         self.connection.borrow_mut().receive(bytes)
     }
 
@@ -118,12 +145,46 @@ impl Host {
     }
 
     pub fn start(&mut self) {
+        self.connect_stub();
+        self.begin();
+    }
+
+    /// Opens the stub's connection to xenstore.
+    pub fn connect_stub(&mut self) {
+        let connection = Rc::new(RefCell::new(self.xenstored.connect(STUB)));
+        let arrived = Rc::clone(&connection);
         self.line = Some(StoreLine {
-            connection: Rc::new(RefCell::new(self.xenstored.connect(STUB))),
+            connection,
             last_request: Rc::default(),
             service: Rc::clone(&self.service),
+            world: self.world.clone(),
+            event: StoreEvent {
+                arrived: Some(Rc::new(move || arrived.borrow().arrived())),
+                ..StoreEvent::default()
+            },
+            before: Rc::default(),
+            requests: Rc::default(),
         });
-        self.begin();
+    }
+
+    fn line(&self) -> &StoreLine {
+        self.line.as_ref().expect("a connection")
+    }
+
+    /// How many requests the stub has made to xenstore.
+    pub fn requests(&self) -> usize {
+        self.line().requests.get()
+    }
+
+    /// Has `act` happen after this many more requests of the stub.
+    pub fn interrupt(&self, after: usize, act: impl FnOnce() + 'static) {
+        let act = Box::new(act);
+        *self.line().before.borrow_mut() = Some(Interlude { left: after, act });
+    }
+
+    /// Has xenstore refuse the request of the stub that comes after this many more.
+    pub fn refuse_request(&self, after: usize, error: ErrorName) {
+        self.line().connection.borrow().refuse_request(after, error);
     }
 
     /// The stub fails and begins anew in the same domain: its connection to xenstore goes on, and nobody is told.
@@ -157,12 +218,13 @@ impl Host {
     }
 
     /// Begins a life of the stub, the first or a later one.
-    fn begin(&mut self) {
+    pub fn begin(&mut self) {
         let service = Rc::clone(&self.service);
         let platform = Domain {
             domid: STUB,
             world: self.world.clone(),
             others: Rc::new(RefCell::new(move || service.borrow_mut().run())),
+            store: self.line().event.clone(),
         };
         let line = self.line.clone().expect("a connection");
         let client = Client::resume(line.clone(), line.last_request.get()).unwrap();
@@ -288,11 +350,22 @@ impl Host {
         panic!("the stub never comes to rest");
     }
 
+    /// Lets all run until nothing is due any more, however long that takes.
+    pub fn settle_for_good(&mut self) {
+        for _ in 0..100 {
+            let Outcome::Wait { until: Some(until) } = self.settle() else {
+                return;
+            };
+            let left = until.saturating_sub(self.world.now());
+            self.world.advance(left);
+        }
+        panic!("something is always due");
+    }
+
     /// True if something would end the stub's wait.
     fn is_awake(&mut self) -> bool {
-        let events = self.line.as_mut().is_some_and(|line| line.ready().unwrap());
         let ports = self.stub().ports().to_vec();
-        events || self.world.is_pending(STUB, &ports)
+        self.line().event.is_pending() || self.world.is_pending(STUB, &ports)
     }
 
     /// Has the guest ask, and the stub answer.

@@ -128,6 +128,16 @@ impl Host {
                 self.guest.set_state(Reconfiguring);
                 true
             }
+            // Probed while a change is under way: its bus is looked at when that is done.
+            (Initialised, Reconfiguring) => {
+                self.guest.set_state(Reconfiguring);
+                true
+            }
+            (Initialised, Connected) => {
+                self.scan();
+                self.guest.set_state(Connected);
+                true
+            }
             (Reconfiguring, Reconfigured) => {
                 self.scan();
                 self.guest.set_state(Connected);
@@ -135,6 +145,15 @@ impl Host {
             }
             _ => false,
         }
+    }
+
+    /// The same where one of them waits for something.
+    pub fn dance_for_good(&mut self) {
+        self.settle_for_good();
+        while self.pcifront() {
+            self.settle_for_good();
+        }
+        assert_eq!((self.backend_state(), self.guest_state()), (Connected, Connected));
     }
 
     /// Lets stub and guest go on until both have nothing more to do.

@@ -3,7 +3,7 @@
 use super::device::Device;
 use drivers::journal::{Cause, Journal, Next, Op};
 use drivers::platform::{ConfigSpace, DomId, Errno, GrantRef, Platform, Port};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,6 +36,10 @@ struct State {
     journal: Journal,
     remembered: BTreeMap<Bdf, u32>,
     under_way: Option<Op>,
+    /// Others run at any moment, and not only while the stub waits.
+    preempting: bool,
+    /// Waits in a row that ended at once.
+    idle_turns: usize,
 }
 
 /// The machine. Clones are the same one.
@@ -54,6 +58,16 @@ impl World {
     /// From now on Xen has no grant left, or has again.
     pub fn refuse_grants(&self, refuse: bool) {
         self.0.borrow_mut().refuse_grants = refuse;
+    }
+
+    /// From now on others run at any moment.
+    pub fn preempt(&self) {
+        self.0.borrow_mut().preempting = true;
+    }
+
+    /// Time passes.
+    pub fn advance(&self, time: Duration) {
+        self.0.borrow_mut().clock += time;
     }
 
     /// Foreign pages and ECAM pages that are mapped.
@@ -221,11 +235,38 @@ impl World {
 /// What else runs while a domain waits.
 pub type Others = Rc<RefCell<dyn FnMut()>>;
 
+/// Port of the stub's xenstore connection.
+pub const STORE_PORT: Port = 1_000_000;
+
+/// The event of a connection to xenstore: pending since the last look if more has arrived since.
+#[derive(Clone, Default)]
+pub struct StoreEvent {
+    pub arrived: Option<Rc<dyn Fn() -> u64>>,
+    pub seen: Rc<Cell<u64>>,
+}
+
+impl StoreEvent {
+    pub fn is_pending(&self) -> bool {
+        self.arrived
+            .as_ref()
+            .is_some_and(|arrived| arrived() != self.seen.get())
+    }
+
+    pub fn take(&self) -> bool {
+        let pending = self.is_pending();
+        if let Some(arrived) = &self.arrived {
+            self.seen.set(arrived());
+        }
+        pending
+    }
+}
+
 /// A domain's view of the [`World`].
 pub struct Domain {
     pub domid: DomId,
     pub world: World,
     pub others: Others,
+    pub store: StoreEvent,
 }
 
 /// An ECAM page: reads only.
@@ -280,11 +321,17 @@ impl Platform for Domain {
     }
 
     fn take_pending(&mut self, port: Port) -> bool {
+        if self.world.0.borrow().preempting {
+            (self.others.borrow_mut())();
+        }
+        if port == STORE_PORT {
+            return self.store.take();
+        }
         self.world.take_pending(self.domid, port)
     }
 
     fn is_pending(&self, port: Port) -> bool {
-        self.world.is_pending(self.domid, &[port])
+        port == STORE_PORT && self.store.is_pending() || self.world.is_pending(self.domid, &[port])
     }
 
     fn relax(&mut self) {
@@ -294,7 +341,12 @@ impl Platform for Domain {
 
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
         (self.others.borrow_mut())();
-        if !self.world.is_pending(self.domid, ports) {
+        if ports.iter().any(|port| self.is_pending(*port)) {
+            let mut state = self.world.0.borrow_mut();
+            state.idle_turns += 1;
+            assert!(state.idle_turns < 10_000, "it waits for what is there already");
+        } else {
+            self.world.0.borrow_mut().idle_turns = 0;
             let until = until.expect("a wait without a deadline, and nothing will ever happen");
             let mut state = self.world.0.borrow_mut();
             state.clock = state.clock.max(until);
