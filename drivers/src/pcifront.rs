@@ -23,7 +23,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Transport};
+use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
 use xenbus::counters::Counters;
 use xenbus::device::{self, SlotMode};
 use xenbus::path::{Device, Numbered, key};
@@ -398,7 +398,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             overdue: None,
         });
         let device = self.device;
-        client.transaction_or(|store| {
+        client.transaction_or(TRANSACTION_TRIES, |store| {
             let store: &mut dyn Nodes = store;
             store.set(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
             store.set(&device.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;

@@ -14,7 +14,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Client, Transport};
+use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
 use xenbus::device::SlotMode;
 use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::SharedPage;
@@ -77,7 +77,7 @@ pub fn read<T: Transport, Page: SharedPage>(
     second: &SecondHop<Page>,
     wanted: fn(XenbusState) -> bool,
 ) -> Result<(SlotMode, Vec<Listed>), Box<SetupError>> {
-    client.transaction_or(|store| {
+    client.transaction_or(TRANSACTION_TRIES, |store| {
         let store: &mut dyn Nodes = store;
         let served = second.list(store)?;
         let mode = second.slots(store)?;
@@ -152,7 +152,7 @@ pub fn publish<T: Transport>(
     exported: &[(usize, Bdf, Bdf)],
 ) -> Result<bool, Box<SetupError>> {
     let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
-    client.transaction_or(|store| {
+    client.transaction_or(TRANSACTION_TRIES, |store| {
         let store: &mut dyn Nodes = store;
         let mut is_at = |key: Numbered, number, bdf| -> Result<bool, Box<SetupError>> {
             let text = store.get(&device.backend_node(&key.at(number)))?;
