@@ -11,7 +11,7 @@ use crate::keepsake;
 use crate::mode::Mode;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
-use crate::progress::{Progress, is_exported, progress};
+use crate::progress::{Progress, awaits_guest, is_exported, progress};
 use crate::record::{Attachment, Domain};
 use crate::release::{Released, release};
 use crate::say::{note, say};
@@ -20,7 +20,7 @@ use crate::select::{SelectError, of_device, select};
 use crate::undo::{Step, Undo, unique};
 use crate::unfinished::{self, Unfinished};
 use crate::waiting::{GUEST_PATIENCE, Interrupt, POLL, STUB_PATIENCE, TimedOut, wait};
-use crate::xenctrl::DomId;
+use crate::xenctrl::{DomId, Life};
 use crate::xl;
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_config::name::Name;
@@ -136,11 +136,13 @@ pub fn run(request: &Run) -> Result<Ended> {
         }
         Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
-            let _lock = match lock {
-                Some(lock) => lock,
-                None => control::lock_commands()?,
-            };
-            undo.undo(&mut host);
+            match lock.map_or_else(control::lock_commands, Ok) {
+                Ok(_lock) => undo.undo(&mut host),
+                Err(no_lock) => note!(
+                    "nothing was undone, for {no_lock}: `bulkhead destroy {}` does it",
+                    guest.name
+                ),
+            }
             Err(error)
         }
     }
@@ -152,7 +154,7 @@ fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -
     let Some(TimedOut { what, .. }) = error.downcast_ref() else {
         return Err(error);
     };
-    if !is_exported(&mut host.store, attachment)? {
+    if !awaits_guest(&mut host.store, attachment)? {
         return Err(error);
     }
     let guest = &attachment.guest.name;
@@ -388,6 +390,15 @@ fn find_stub(
         }
     };
     check_is_free(&stub, guest, attachments)?;
+    let life = host
+        .xen
+        .life(stub.domid)
+        .context("cannot ask Xen about the stub")?;
+    ensure!(
+        life == Life::Alive,
+        "stub {0} is dead ({life:?}): `xl destroy {0}`, and try again",
+        stub.name
+    );
     let config = xl::config_of(&stub.domid.to_string())?;
     check_stub(&config, &stub.name, &request.kernel).with_context(|| match named {
         Some(_) => {

@@ -194,6 +194,25 @@ pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, S
     ))
 }
 
+/// True if nothing but the guest is waited for: the stub offers the devices, and the guest has not looked at them or has
+/// not finished with them.
+pub fn awaits_guest(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
+    let hop = Hop::first_hop(attachment.stub.domid, attachment.guest.domid);
+    let mut state = |path: String| {
+        let text = store.read_optional(&path)?;
+        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
+    };
+    let (backend, guest) = (
+        state(hop.backend_node(key::STATE))?,
+        state(hop.frontend_node(key::STATE))?,
+    );
+    use XenbusState::{Connected, Initialised, Initialising, Unknown};
+    Ok(matches!(
+        (backend, guest),
+        (Initialised, Initialising | Unknown) | (Connected, Initialising | Unknown | Initialised)
+    ))
+}
+
 /// Why a stub does not have a device; `error` is its own word.
 pub fn stub_says(stub: &str, bdf: Bdf, error: Option<&str>) -> String {
     let log = console_log(stub);
@@ -389,5 +408,37 @@ mod tests {
         );
         let text = console_log_in(&[&directory.path().join("x")], "/../web");
         assert!(text.starts_with("see `xl console"), "{text}");
+    }
+
+    #[test]
+    fn a_guest_is_awaited_once_its_stub_has_done_its_part() {
+        let mut store = crate::store::tests::dom0(&xenbus::model::Xenstored::new());
+        let attachment = crate::record::tests::attachment();
+        let hop = Hop::first_hop(4, 3);
+        for (backend, guest, expected) in [
+            (None, None, false),
+            (Some(Initialising), Some(Initialising), false),
+            (Some(InitWait), Some(Initialising), false),
+            (Some(Initialised), Some(Initialising), true),
+            (Some(Initialised), None, true),
+            // The stub does not go on.
+            (Some(Initialised), Some(Initialised), false),
+            (Some(Connected), Some(Initialised), true),
+            (Some(Closing), Some(Initialising), false),
+            (Some(Initialised), Some(Closed), false),
+        ] {
+            for (path, state) in [
+                (hop.backend_node(key::STATE), backend),
+                (hop.frontend_node(key::STATE), guest),
+            ] {
+                match state {
+                    Some(state) => store.write(&path, state.as_str()).unwrap(),
+                    None if store.read_optional(&path).unwrap().is_some() => store.remove(&path).unwrap(),
+                    None => {}
+                }
+            }
+            let awaited = awaits_guest(&mut store, &attachment).unwrap();
+            assert_eq!(awaited, expected, "{backend:?} {guest:?}");
+        }
     }
 }
