@@ -470,8 +470,8 @@ fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Undo) 
         .context("the path of the stub's image is not UTF-8")?;
     let stub = NewDomain::stub_of(guest)?;
     let config = bulkhead_config::stubdom(&stub.name, kernel)?;
-    // By its UUID: the name of a guest may be one that no file can have, or another directory's.
-    let file = Path::new(control::RUN).join(format!("stub-{}.cfg", stub.uuid));
+    // Not by the guest's name, which may be one that no file can have, or lead elsewhere. Commands take turns.
+    let file = Path::new(control::RUN).join("stub.cfg");
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
     let created = stub.create(host, &file, &[], false, undo);
     let _ = fs::remove_file(&file);
