@@ -67,6 +67,8 @@ pub enum MessageRefusal {
     OtherKindOn,
     /// The device does not decode memory, so its vector table cannot be reached (XSA-157).
     MemoryDecodeOff,
+    /// The device is not in power state D0: it answers no memory access, although its COMMAND says that it decodes.
+    Asleep,
     /// More vectors than a request can hold.
     TooManyVectors(u32),
     /// No vector at all.
@@ -146,6 +148,7 @@ impl RequestError {
                 R::OtherKindOn | R::MemoryDecodeOff => E::ENXIO,
                 R::SwitchedOff
                 | R::NoCapability
+                | R::Asleep
                 | R::TooManyVectors(_)
                 | R::NoVectors
                 | R::DuplicateEntry(_)
@@ -206,6 +209,7 @@ impl fmt::Display for MessageRefusal {
             Self::MemoryDecodeOff => {
                 f.write_str("the device does not decode memory; set COMMAND.MEMORY first (XSA-157)")
             }
+            Self::Asleep => f.write_str("the device is not in D0; set its power state first"),
             Self::TooManyVectors(count) => {
                 write!(f, "{count} vectors asked for; a request holds at most 128")
             }
@@ -573,6 +577,8 @@ mod tests {
             (RequestError::Message(Msix, R::AlreadyOn), -114),
             (RequestError::Message(Msix, R::OtherKindOn), -6),
             (RequestError::Message(Msix, R::MemoryDecodeOff), -6),
+            (RequestError::Message(Msix, R::Asleep), -22),
+            (RequestError::Message(Msi, R::Asleep), -5),
             (RequestError::Message(Msix, R::TooManyVectors(129)), -22),
             (RequestError::Message(Msix, R::DuplicateEntry(0)), -22),
             (RequestError::ServiceSilent(Duration::from_millis(1500)), -5),

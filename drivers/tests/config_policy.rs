@@ -425,6 +425,18 @@ mod power_management {
     }
 
     #[test]
+    fn nothing_is_derived_from_all_ones() {
+        let mut view = View::new();
+        view.device.poke(PM + 4, 2, 0xffff);
+        assert_eq!(view.write(PM + 4, 2, 0), Err(RequestError::DeviceSilent));
+        // Nor does a device that answers nothing there get woken up.
+        view.device.poke(0x04, 2, 0);
+        view.write(0x04, 2, 0x0002).unwrap();
+        assert_eq!(view.sent(), [(0x04, 2, 0x0003)]);
+        assert_eq!(view.device.paused(), Duration::ZERO);
+    }
+
+    #[test]
     fn an_absent_state_is_refused_even_in_a_wider_write() {
         let mut view = View::new();
         assert_eq!(
@@ -644,8 +656,9 @@ mod permissive {
         for (offset, width, value) in [
             (0x06, 2, 0xf900),
             (0x08, 4, 0x0200_0001),
-            (PCIE + 8, 2, 0x2810),
-            (0x104, 4, 0),
+            (PCIE + 0x0a, 2, 0x0f),
+            (PCIE + 0x10, 2, 0x0040),
+            (0x140, 4, 0),
             (0xffc, 4, 7),
             (0x4a, 1, 5),
         ] {
@@ -656,7 +669,7 @@ mod permissive {
     }
 
     #[test]
-    fn sriov_and_resizable_bars_stay_dom0s() {
+    fn what_dom0_needs_of_extended_space_stays_dom0s() {
         let device = Device::e1000e();
         // Behind AER, which names 0x140 as the next.
         device.poke(0x140, 4, 0x1a01_0010);
@@ -664,14 +677,113 @@ mod permissive {
         device.let_through(None);
         let mut view = View::with(device, |resources| resources.permissive = true);
         for (offset, effect) in [
+            (0x104, Effect::Dropped),
+            (0x138, Effect::Dropped),
             (0x13c, Effect::Forwarded),
             (0x140, Effect::Dropped),
             (0x17c, Effect::Dropped),
             (0x180, Effect::Forwarded),
             (0x1a8, Effect::Dropped),
+            (0x1d0, Effect::Dropped),
+            (0x1d4, Effect::Forwarded),
         ] {
             assert_eq!(view.write(offset, 4, 1), Ok(effect), "{offset:#x}");
         }
+    }
+
+    #[test]
+    fn every_capability_that_is_kept_is_kept_to_its_end() {
+        // From the PCI Express Base Specification 6.0, chapter 7: the bytes that each takes at least.
+        const EXTENDED: [(u16, u16); 13] = [
+            (0x0001, 0x38),
+            (0x000d, 0x08),
+            (0x000e, 0x08),
+            (0x000f, 0x08),
+            (0x0010, 0x40),
+            (0x0012, 0x30),
+            (0x0013, 0x10),
+            (0x0015, 0x34),
+            (0x0018, 0x08),
+            (0x001b, 0x08),
+            (0x001d, 0x10),
+            (0x001e, 0x10),
+            (0x0024, 0x34),
+        ];
+        for (base, id, length) in EXTENDED
+            .map(|(id, length)| (0x140, id, length))
+            .into_iter()
+            .chain([
+                (0x40, 0x13, 6),
+                (0x40, 0x14, 8),
+                (0x40, 0x15, 0x24),
+                (0x40, 0x08, 0x1c),
+            ])
+        {
+            let device = Device::e1000e();
+            device.let_through(None);
+            if base == 0x40 {
+                device.poke(base, 1, id.into());
+            } else {
+                device.poke(base, 4, 1 << 16 | u32::from(id));
+            }
+            let mut view = View::with(device.clone(), |resources| resources.permissive = true);
+            for offset in base..base + length {
+                assert_eq!(
+                    view.write(offset, 1, 0xff),
+                    Ok(Effect::Dropped),
+                    "{id:#x}: {offset:#x}"
+                );
+                let mut resources = Device::resources("0000:00:05.0");
+                resources.quirks = format!("{offset:x}:1:1").parse().unwrap();
+                let refusal = VirtualConfig::new(resources, &device).unwrap_err().to_string();
+                assert!(
+                    refusal.contains("a capability that stays dom0's"),
+                    "{id:#x}: {refusal}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn of_device_control_some_bits_are_the_guests_and_none_resets_the_device() {
+        for (at, version, bits) in [(8, 1, 0x7b10), (8, 2, 0x7b10), (0x28, 2, 0x031f)] {
+            let device = Device::e1000e();
+            // Room for version 2.
+            device.poke(PM + 1, 1, 0x50);
+            device.poke(0x50, 2, 0x0010);
+            device.poke(0x52, 2, version);
+            let with = |permissive| View::with(device.clone(), |resources| resources.permissive = permissive);
+            let at = 0x50 + at;
+            device.let_through(Some((at, 2)));
+            device.poke(at, 2, 0x240f);
+            assert_eq!(with(false).write(at, 2, 0xffff), Ok(Effect::Dropped));
+            let mut view = with(true);
+            assert_eq!(view.write(at, 2, 0xffff), Ok(Effect::Forwarded));
+            assert_eq!(view.sent(), [(at, 2, 0x240f | bits)]);
+            let mut resources = Device::resources("0000:00:05.0");
+            resources.quirks = format!("{at:x}:2:{bits:x}").parse().unwrap();
+            assert!(VirtualConfig::new(resources, &device).is_ok());
+            for bit in (0..16).filter(|bit| bits >> bit & 1 == 0) {
+                let value = u32::from(view.device.word(at)) ^ 1 << bit;
+                assert_eq!(view.write(at, 2, value), Ok(Effect::Dropped), "{bit}");
+                let mut resources = Device::resources("0000:00:05.0");
+                resources.quirks = format!("{at:x}:2:{:x}", 1 << bit).parse().unwrap();
+                assert!(VirtualConfig::new(resources, &device).is_err(), "{bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn with_a_quirk_on_device_control_both_are_in_force() {
+        let device = Device::e1000e();
+        device.let_through(Some((PCIE + 8, 2)));
+        let mut view = View::with(device, |resources| {
+            resources.permissive = true;
+            resources.quirks = "e9:1:70".parse().unwrap();
+        });
+        view.device.let_through(Some((PCIE + 9, 1)));
+        view.write(PCIE + 8, 2, 0xffff).unwrap();
+        assert_eq!(view.device.word(PCIE + 8), 0x7010);
     }
 
     #[test]
@@ -714,6 +826,7 @@ mod permissive {
         // Room for 24 bytes.
         device.poke(MSI + 1, 1, 0);
         device.let_through(None);
+        device.let_through(Some((MSI + 24, 4)));
         let mut view = View::with(device, |resources| resources.permissive = true);
         for offset in (4..24).step_by(4) {
             assert_eq!(view.write(MSI + offset, 4, 0), Ok(Effect::Dropped), "{offset:#x}");
@@ -736,34 +849,34 @@ mod quirks {
 
     #[test]
     fn the_bits_of_the_mask_are_the_guests_and_the_others_stay() {
-        let mut view = view("e8:2:ff0");
-        view.device.poke(PCIE + 8, 2, 0xa005);
-        assert_eq!(view.write(PCIE + 8, 2, 0xffff), Ok(Effect::Forwarded));
-        assert_eq!(view.sent(), [(PCIE + 8, 2, 0xaff5)]);
-        assert_eq!(view.write(PCIE + 8, 2, 0), Ok(Effect::Forwarded));
-        assert_eq!(view.device.word(PCIE + 8), 0xa005);
-        assert_eq!(view.read(PCIE + 8, 2), 0xa005, "read as it is");
+        let mut view = view("54:2:ff0");
+        view.device.poke(0x54, 2, 0xa005);
+        assert_eq!(view.write(0x54, 2, 0xffff), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x54, 2, 0xaff5)]);
+        assert_eq!(view.write(0x54, 2, 0), Ok(Effect::Forwarded));
+        assert_eq!(view.device.word(0x54), 0xa005);
+        assert_eq!(view.read(0x54, 2), 0xa005, "read as it is");
     }
 
     #[test]
     fn only_the_bytes_that_are_written_change() {
-        let mut view = view("e8:4:ffffffff;100:1:1");
-        view.device.poke(PCIE + 8, 4, 0x1122_3344);
-        assert_eq!(view.write(PCIE + 9, 1, 0xaa), Ok(Effect::Forwarded));
-        assert_eq!(view.sent(), [(PCIE + 8, 4, 0x1122_aa44)]);
-        view.device.poke(0x100, 1, 0x10);
-        assert_eq!(view.write(0x100, 4, 0xffff_ffff), Ok(Effect::Forwarded));
-        assert_eq!(view.sent(), [(0x100, 1, 0x11)]);
-        assert_eq!(view.dropped, [0x100], "the other three bytes");
+        let mut view = view("54:4:ffffffff;148:1:1");
+        view.device.poke(0x54, 4, 0x1122_3344);
+        assert_eq!(view.write(0x55, 1, 0xaa), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x54, 4, 0x1122_aa44)]);
+        view.device.poke(0x148, 1, 0x10);
+        assert_eq!(view.write(0x148, 4, 0xffff_ffff), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x148, 1, 0x11)]);
+        assert_eq!(view.dropped, [0x148], "the other three bytes");
     }
 
     #[test]
     fn a_write_beside_the_mask_is_dropped_and_the_same_value_goes_out_again() {
-        let mut view = view("e8:2:ff");
-        assert_eq!(view.write(PCIE + 9, 1, 0xff), Ok(Effect::Dropped));
-        assert_eq!(view.dropped, [PCIE + 8]);
+        let mut view = view("54:2:ff");
+        assert_eq!(view.write(0x55, 1, 0xff), Ok(Effect::Dropped));
+        assert_eq!(view.dropped, [0x54]);
         for _ in 0..2 {
-            assert_eq!(view.write(PCIE + 8, 1, 0x01), Ok(Effect::Forwarded));
+            assert_eq!(view.write(0x54, 1, 0x01), Ok(Effect::Forwarded));
         }
         assert_eq!(view.sent().len(), 2, "a written 1 may clear a bit");
     }
@@ -800,15 +913,29 @@ mod quirks {
     }
 
     #[test]
+    fn of_a_device_that_does_not_answer_nothing_is_written_and_all_ones_may_be_a_value() {
+        let mut view = view("54:2:ff");
+        view.device.poke(0x54, 2, 0xffff);
+        assert_eq!(view.write(0x54, 2, 0), Ok(Effect::Forwarded));
+        assert_eq!(view.sent(), [(0x54, 2, 0xff00)]);
+        view.device.fill(0xff);
+        for (offset, width) in [(0x54, 2), (0x0c, 1), (0x0f, 1), (0x04, 2), (PM + 4, 2)] {
+            let answer = view.write(offset, width, 0);
+            assert_eq!(answer, Err(RequestError::DeviceSilent), "{offset:#x}");
+        }
+        assert_eq!(view.sent(), []);
+    }
+
+    #[test]
     fn of_a_permissive_device_a_quirk_keeps_its_mask() {
         let device = Device::e1000e();
         device.let_through(None);
         let mut view = View::with(device, |resources| {
             resources.permissive = true;
-            resources.quirks = "e8:2:ff".parse().unwrap();
+            resources.quirks = "54:2:ff".parse().unwrap();
         });
-        view.write(PCIE + 8, 4, 0xffff_ffff).unwrap();
-        assert_eq!(view.sent(), [(PCIE + 8, 2, 0x00ff), (PCIE + 10, 2, 0xffff)]);
+        view.write(0x54, 4, 0xffff_ffff).unwrap();
+        assert_eq!(view.sent(), [(0x54, 2, 0x00ff), (0x56, 2, 0xffff)]);
     }
 }
 

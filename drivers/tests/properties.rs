@@ -111,7 +111,7 @@ proptest! {
         let device = Device::e1000e();
         let mut resources = Device::resources("0000:00:05.0");
         if quirk {
-            resources.quirks = "6:2:f900;e8:2:ff0;100:4:ff".parse().unwrap();
+            resources.quirks = "6:2:f900;54:2:ff0;148:4:ff;e8:2:7000".parse().unwrap();
             for quirk in resources.quirks.as_slice() {
                 device.let_through(Some((quirk.offset(), quirk.width())));
             }

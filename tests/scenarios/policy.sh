@@ -11,8 +11,8 @@ CARD=0000:00:05.0
 PORT=0000:00:08.0
 BEHIND=$(basename "$(ls -d /sys/bus/pci/devices/$PORT/0000:*)")
 POLICY=/etc/bulkhead/policy.toml
-# A register of the card that no table names: the severity of its uncorrectable errors.
-SEVERITY=10c
+# A register of the card that no table names.
+VENDOR=44
 
 # given WHAT OPTION...: the guest gets devices on these terms; they leave with taken BDF....
 given() {
@@ -63,6 +63,8 @@ refused "no such place" "no device 01.0 on the bus below $PORT" bulkhead attach 
 refused "an option that there is not" "no option .*fast.*permissive=0.1" bulkhead attach g1 --device $CARD,fast=1
 refused "an option twice" "option msi is given twice" bulkhead attach g1 --device $CARD,msi=1,msi=0
 refused "a quirk for a base address" "$CARD: quirk 10:4:fff cannot be had" bulkhead attach g1 --device $CARD,quirk=10:4:fff
+refused "a quirk for errors" "$CARD: quirk 10c:4:4000 cannot be had" bulkhead attach g1 --device $CARD,quirk=10c:4:4000
+refused "a quirk for a reset" "$CARD: quirk e8:2:8000 cannot be had" bulkhead attach g1 --device $CARD,quirk=e8:2:8000
 
 refused "the same by check" "quirk 10:4:fff cannot be had" bulkhead check $CARD,quirk=10:4:fff
 
@@ -74,16 +76,16 @@ refused "a broken policy" "$POLICY is broken in line 4: unknown field .permissiv
 check "without a policy" rm $POLICY
 
 # --- registers that no table names
-in_dom0() { setpci -s $CARD $SEVERITY.l; }
+in_dom0() { setpci -s $CARD $VENDOR.l; }
 old=
 # guest_flips WHAT EXPECTED: the guest flips 0x5000 of the register; of that EXPECTED arrives in the device.
 guest_flips() {
     old=$(in_dom0)
-    in_guest g1 "setpci -s $FIRST $SEVERITY.l=$(printf %x $((0x$old ^ 0x5000)))" || failure "$1: the guest's write"
+    in_guest g1 "setpci -s $FIRST $VENDOR.l=$(printf %x $((0x$old ^ 0x5000)))" || failure "$1: the guest's write"
     equal "$1: bits that changed in the device" "$2" "$(printf %x $((0x$(in_dom0) ^ 0x$old)))"
 }
 dropped() {
-    bulkhead status --json | jq "[.stubs[].served.dropped[] | select(.offset == $((0x$SEVERITY))) | .count] | add // 0"
+    bulkhead status --json | jq "[.stubs[].served.dropped[] | select(.offset == $((0x$VENDOR))) | .count] | add // 0"
 }
 given "usual" --device "8086:10d3@$CARD"
 runs_on "msi-x 3" $FIRST
@@ -92,15 +94,22 @@ guest_flips "usual" 0
 equal "usual: writes that status counts as dropped" $((before + 1)) "$(dropped)"
 equal "usual: terms by status" "" "$(bulkhead status | grep "^$CARD: ")"
 taken $CARD
-given "quirk" --device "$CARD,quirk=$SEVERITY:4:4000"
+given "quirk" --device "$CARD,quirk=$VENDOR:4:4000"
 guest_flips "quirk" 4000
-equal "quirk: terms by status" "$CARD: quirks $SEVERITY:4:4000" "$(bulkhead status | grep "^$CARD: ")"
+equal "quirk: terms by status" "$CARD: quirks $VENDOR:4:4000" "$(bulkhead status | grep "^$CARD: ")"
 taken $CARD
 equal "quirk: the register afterwards" "$old" "$(in_dom0)"
 policy "[[device]]" "match = \"8086:10d3\"" "permissive = true"
 given "permissive" --device $CARD
 guest_flips "permissive" 5000
 equal "permissive: terms by status" "$CARD: permissive" "$(bulkhead status | grep "^$CARD: ")"
+# What dom0 and Xen need stays theirs: error severities, and the reset that would take MSI-X and the addresses away.
+equal "the capability at e0" 10 "$(setpci -s $CARD e0.b)"
+severity=$(setpci -s $CARD 10c.l) control=$(setpci -s $CARD e8.w) address=$(setpci -s $CARD BASE_ADDRESS_0)
+in_guest g1 "setpci -s $FIRST 10c.l=0; setpci -s $FIRST e8.w=f810; setpci -s $FIRST e8.l=8000" || failure "permissive: the guest's writes"
+equal "permissive: severities of errors" "$severity" "$(setpci -s $CARD 10c.l)"
+equal "permissive: the base address" "$address" "$(setpci -s $CARD BASE_ADDRESS_0)"
+equal "permissive: device control, but for the guest's bits" $((0x$control & ~0x7b10)) $((0x$(setpci -s $CARD e8.w) & ~0x7b10))
 equal "permissive: writes that dom0 refused" 0 "$(bulkhead status --json | jq '.stubs[0].served.refused | length')"
 taken $CARD
 equal "permissive: the register afterwards" "$old" "$(in_dom0)"

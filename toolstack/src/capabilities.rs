@@ -1,7 +1,9 @@
 //! The capabilities of a function that matter here, found in its configuration space.
 
-/// Offsets of the first instance of each capability.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use std::ops::Range;
+
+/// Offsets of the first instance of each capability, and what is not a guest's to write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Power management (id 0x01).
     pub power: Option<u16>,
@@ -15,23 +17,51 @@ pub struct Capabilities {
     pub msix: Option<u16>,
     /// Advanced error reporting (extended, id 0x0001).
     pub aer: Option<u16>,
-    /// Single root I/O virtualization (extended, id 0x0010).
-    pub sriov: Option<u16>,
-    /// Resizable BARs (extended, id 0x0015), and those of the virtual functions (0x0024).
-    pub resizable: [Option<u16>; 2],
-    /// Bytes that the MSI capability takes: 10, 14, 20 or 24; 0 without one.
-    pub msi_length: u16,
+    /// PCI Express has the registers of its version 2.
+    pub express_2: bool,
+    /// The registers of every instance of MSI and MSI-X.
+    pub interrupts: Vec<Range<u16>>,
+    /// Those of every instance of a capability that is dom0's alone.
+    pub kept: Vec<Range<u16>>,
 }
 
 /// Bytes that the MSI-X capability takes.
-pub const MSIX_LENGTH: u16 = 12;
-/// Bytes that the SR-IOV capability takes.
-pub const SRIOV_LENGTH: u16 = 0x40;
-/// Bytes that a capability of resizable BARs takes, at most: six of them.
-pub const RESIZABLE_LENGTH: u16 = 4 + 6 * 8;
+const MSIX_LENGTH: u16 = 12;
+
+/// Capabilities below 256 that are dom0's, by id and bytes: HyperTransport, Advanced Features (whose control resets the
+/// function), Flattening Portal Bridge.
+const KEPT: [(u8, u16); 3] = [(0x08, 0x1c), (0x13, 6), (0x15, 0x24)];
+/// Enhanced Allocation, which says to which addresses a function answers: its id, and the bytes of its head and, at most,
+/// of each entry.
+const EA: u8 = 0x14;
+const EA_HEAD: u16 = 8;
+const EA_ENTRY: u16 = 20;
+const EA_ENTRIES: u8 = 0x3f;
+/// Extended capabilities that are dom0's, by id and bytes.
+const KEPT_EXTENDED: [(u16, u16); 13] = [
+    // What dom0 hears of errors; which functions there are; at which addresses they answer.
+    (AER, 0x3c),
+    (0x0010, 0x40),
+    (0x0012, 0x30),
+    (0x0015, 0x34),
+    (0x0024, 0x34),
+    // Who may speak with whom, and in whose name.
+    (0x000d, 8),
+    (0x000e, 8),
+    // What the IOMMU translates: ATS, page requests, PASID.
+    (0x000f, 8),
+    (0x0013, 0x10),
+    (0x001b, 8),
+    // What the bridges above have to agree to: LTR, L1 substates, containment.
+    (0x0018, 8),
+    (0x001e, 0x14),
+    (0x001d, 0x30),
+];
+const AER: u16 = 0x0001;
 
 const MSI_64_BIT: u8 = 1 << 7;
 const MSI_MASKING: u8 = 1 << 0;
+const EXPRESS_VERSION: u8 = 0xf;
 const STATUS: usize = 0x06;
 const STATUS_CAPABILITIES: u8 = 0x10;
 const POINTER: usize = 0x34;
@@ -59,8 +89,24 @@ impl Capabilities {
         let mut at = byte(POINTER) & 0xfc;
         for _ in 0..MOST {
             let here = usize::from(at);
-            if at < 0x40 || config.len() <= here + 3 {
+            // Linux and Xen end the list there as well.
+            if at < 0x40 || config.len() <= here + 3 || byte(here) == u8::MAX {
                 break;
+            }
+            let start = u16::from(at);
+            let length = |bytes| start..start + bytes;
+            match byte(here) {
+                0x05 => found
+                    .interrupts
+                    .push(length(msi_length(byte(here + 2), byte(here + 3)))),
+                0x11 => found.interrupts.push(length(MSIX_LENGTH)),
+                EA => found.kept.push(length(
+                    EA_HEAD + EA_ENTRY * u16::from(byte(here + 2) & EA_ENTRIES),
+                )),
+                id => {
+                    let kept = KEPT.iter().find(|&&(kept, _)| kept == id);
+                    found.kept.extend(kept.map(|&(_, bytes)| length(bytes)));
+                }
             }
             let slot = match byte(here) {
                 0x01 => Some(&mut found.power),
@@ -75,10 +121,8 @@ impl Capabilities {
             }
             at = byte(here + 1) & 0xfc;
         }
-        if let Some(msi) = found.msi.map(usize::from) {
-            let wide_address = byte(msi + 2) & MSI_64_BIT != 0;
-            let masking = byte(msi + 3) & MSI_MASKING != 0;
-            found.msi_length = 10 + if wide_address { 4 } else { 0 } + if masking { 10 } else { 0 };
+        if let Some(express) = found.express {
+            found.express_2 = byte(usize::from(express) + 2) & EXPRESS_VERSION >= 2;
         }
         found
     }
@@ -90,15 +134,20 @@ impl Capabilities {
             let Some(header) = header.map(u32::from_le_bytes) else {
                 break;
             };
-            let slot = match header & 0xffff {
-                0x0001 => Some(&mut self.aer),
-                0x0010 => Some(&mut self.sriov),
-                0x0015 => Some(&mut self.resizable[0]),
-                0x0024 => Some(&mut self.resizable[1]),
-                _ => None,
-            };
-            if let Some(slot) = slot {
-                slot.get_or_insert(at as u16);
+            if header == u32::MAX {
+                break;
+            }
+            let start = at as u16;
+            let kept = KEPT_EXTENDED.iter().find(|&&(id, _)| id == header as u16);
+            if let Some(&(id, bytes)) = kept {
+                if id == AER {
+                    self.aer.get_or_insert(start);
+                }
+                let range = start..start + bytes;
+                if self.kept.contains(&range) {
+                    break;
+                }
+                self.kept.push(range);
             }
             at = (header >> 20) as usize & !3;
             if at < EXTENDED {
@@ -108,7 +157,16 @@ impl Capabilities {
     }
 }
 
+/// Bytes that an MSI capability takes, by the two bytes of its control word.
+fn msi_length(low: u8, high: u8) -> u16 {
+    let address = if low & MSI_64_BIT != 0 { 4 } else { 0 };
+    let masking = if high & MSI_MASKING != 0 { 10 } else { 0 };
+    10 + address + masking
+}
+
 #[cfg(test)]
+// What is compared is a list of one range.
+#[allow(clippy::single_range_in_vec_init)]
 pub(crate) mod tests {
     use super::*;
 
@@ -133,6 +191,7 @@ pub(crate) mod tests {
             (0xe0, 0x10),
             (0xa0, 0x11),
             (0x40, 0x05),
+            (0x60, 0x13),
         ]);
         let found = Capabilities::find(&config);
         let expected = Capabilities {
@@ -140,7 +199,8 @@ pub(crate) mod tests {
             msi: Some(0xd0),
             express: Some(0xe0),
             msix: Some(0xa0),
-            msi_length: 10,
+            interrupts: vec![0xd0..0xda, 0xa0..0xac, 0x40..0x4a],
+            kept: vec![0x60..0x66],
             ..Capabilities::default()
         };
         assert_eq!(found, expected);
@@ -151,7 +211,8 @@ pub(crate) mod tests {
         for (control, length) in [(0x0000, 10), (0x0080, 14), (0x0100, 20), (0x0180, 24)] {
             let mut config = space(&[(0x50, 0x05)]);
             config[0x52..0x54].copy_from_slice(&u16::to_le_bytes(control));
-            assert_eq!(Capabilities::find(&config).msi_length, length, "{control:#x}");
+            let range = 0x50..0x50 + length;
+            assert_eq!(Capabilities::find(&config).interrupts, [range], "{control:#x}");
         }
     }
 
@@ -190,13 +251,47 @@ pub(crate) mod tests {
     fn what_moves_addresses_is_found_in_extended_space() {
         let config = extended(&[(0x100, 0x0001), (0x200, 0x0010), (0x160, 0x0024), (0xff8, 0x0015)]);
         let found = Capabilities::find(&config);
+        assert_eq!(found.aer, Some(0x100));
         assert_eq!(
-            (found.aer, found.sriov, found.resizable),
-            (Some(0x100), Some(0x200), [Some(0xff8), Some(0x160)])
+            found.kept,
+            [0x100..0x13c, 0x200..0x240, 0x160..0x194, 0xff8..0x102c]
         );
         assert_eq!(Capabilities::find(&config[..256]), Capabilities::default());
         let mut circle = extended(&[(0x100, 0x0001), (0x200, 0x0010)]);
         circle[0x203] = 0x10;
-        assert_eq!(Capabilities::find(&circle).sriov, Some(0x200));
+        assert_eq!(Capabilities::find(&circle).kept, [0x100..0x13c, 0x200..0x240]);
+        let mut ended = extended(&[(0x100, 0x0002), (0x200, 0x0010)]);
+        ended[0x100..0x104].fill(0xff);
+        assert!(Capabilities::find(&ended).kept.is_empty());
+    }
+
+    #[test]
+    fn enhanced_allocation_is_kept_with_its_entries() {
+        for (entries, end) in [(0, 0x48), (0xc2, 0x70)] {
+            let mut config = space(&[(0x40, 0x14)]);
+            config[0x42] = entries;
+            assert_eq!(Capabilities::find(&config).kept, [0x40..end]);
+        }
+    }
+
+    #[test]
+    fn the_version_of_pci_express_is_read() {
+        for (version, second) in [(1, false), (0x42, true)] {
+            let mut config = space(&[(0x40, 0x10)]);
+            config[0x42] = version;
+            assert_eq!(Capabilities::find(&config).express_2, second);
+        }
+    }
+
+    #[test]
+    fn lists_are_followed_through_all_the_space_that_there_is_and_all_ones_end_them() {
+        let mut list: Vec<(u8, u8)> = (0..48).map(|n| (0x40 + 4 * n, 0x09)).collect();
+        list[47].1 = 0x13;
+        assert_eq!(Capabilities::find(&space(&list)).kept, [0xfc..0x102]);
+        list[20].1 = 0xff;
+        assert!(Capabilities::find(&space(&list)).kept.is_empty());
+        let mut dense: Vec<(u16, u16)> = (0..480).map(|n| (0x100 + 8 * n, 0x000b)).collect();
+        dense[479].1 = 0x0010;
+        assert_eq!(Capabilities::find(&extended(&dense)).kept, [0xff8..0x1038]);
     }
 }

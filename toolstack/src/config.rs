@@ -49,6 +49,11 @@ pub mod command {
     pub const INTX_DISABLE: u16 = 1 << 10;
 }
 
+/// What a 16-bit register reads where the device does not answer. The command register and the control words of
+/// capabilities have bits that read 0, so in them it stands for nothing else; written back it would turn all on that
+/// the device has.
+pub const SILENT: u16 = u16::MAX;
+
 /// Reads and writes of naturally aligned registers, 1, 2 or 4 bytes wide.
 pub trait Config {
     /// Reads a register, zero-extended.
@@ -59,6 +64,16 @@ pub trait Config {
     /// Reads a 16-bit register.
     fn read16(&self, offset: u16) -> io::Result<u16> {
         self.read(offset, 2).map(|value| value as u16)
+    }
+
+    /// Reads a 16-bit register that has bits which read 0; all-ones is an error.
+    fn read_sound(&self, offset: u16) -> io::Result<u16> {
+        match self.read16(offset)? {
+            SILENT => Err(io::Error::other(
+                "the device answers all-ones: see whether it is there and powered",
+            )),
+            value => Ok(value),
+        }
     }
 
     /// Writes a 16-bit register.
@@ -81,6 +96,9 @@ pub fn quiet(command: u16, bridge: bool) -> u16 {
 /// line that others share. Linux allows both again for the next driver.
 pub fn quieten(config: &impl Config) -> io::Result<()> {
     let now = config.read16(register::COMMAND)?;
+    if now == SILENT {
+        return Ok(());
+    }
     let kind = config.read(register::HEADER_TYPE, 1)? as u8;
     let bridge = kind & header::KIND == header::BRIDGE;
     config.write16(register::COMMAND, quiet(now, bridge))
@@ -181,6 +199,16 @@ pub(crate) mod tests {
         assert_eq!(config.read(5, 1).unwrap(), 4);
         config.write(4, 2, 0xffff_0001).unwrap();
         assert_eq!(config.read(4, 4).unwrap(), 0x0010_0001);
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_is_not_written_to() {
+        let config = Model::new(vec![0xff; 64]);
+        quieten(&config).unwrap();
+        assert!(config.writes.borrow().is_empty());
+        assert!(config.read_sound(register::COMMAND).is_err());
+        config.set16(register::COMMAND, 0x0007);
+        assert_eq!(config.read_sound(register::COMMAND).unwrap(), 0x0007);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 
 use crate::capabilities::Capabilities;
 use crate::config::{Config, command, register};
-use crate::guard::{Guard, Refusal};
-use crate::interrupts::{Failure, Interrupts, release_line, silence_line};
+use crate::guard::{Guard, Refusal, Rule};
+use crate::interrupts::{Decoder, Failure, Interrupts, release_line, silence_line};
 use crate::mode::{Change, Mode, Note};
 use crate::record::{Attachment, Device};
 use crate::recovery::Condition;
@@ -15,6 +15,7 @@ use crate::snapshot::Snapshot;
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
@@ -42,13 +43,13 @@ pub enum Done {
 pub struct Function<C> {
     device: Device,
     config: C,
-    /// Of the physical function, if this is a virtual one.
-    physical: Option<C>,
+    /// Of the physical function, if this is a virtual one, and where its power management lies.
+    physical: Option<(C, Option<u16>)>,
+    /// Where that of this function lies.
+    power: Option<u16>,
     guard: Guard,
     interrupts: Interrupts,
     snapshot: Snapshot,
-    /// COMMAND as it was when the function was put to sleep.
-    command_before_sleep: Option<u16>,
     refused: BTreeMap<(u16, Refusal), u64>,
 }
 
@@ -56,15 +57,18 @@ impl<C: Config> Function<C> {
     /// Takes a device into service that is now in `mode`; `physical` is the configuration space of the physical
     /// function of a virtual one. A line that is withheld is silenced, one that is offered is allowed.
     pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
-        let dword = |offset| config.read(offset, 4).map(u32::to_le_bytes);
-        let bytes: io::Result<Vec<_>> = (0..64).map(|n| dword(4 * n)).collect();
-        let mut bytes = bytes?;
+        let mut bytes = dwords(&config, 0..64).collect::<io::Result<Vec<_>>>()?;
         let express = Capabilities::find(&bytes.concat()).express.is_some();
         if device.terms.reach_unlisted() || express {
             // As far as there is extended space; what lies there matters to the guard, and to the snapshot.
-            bytes.extend((64..1024).map_while(|n| dword(4 * n).ok()));
+            bytes.extend(dwords(&config, 64..1024).map_while(Result::ok));
         }
         let capabilities = Capabilities::find(&bytes.concat());
+        let physical = physical.map(|config| {
+            let bytes = dwords(&config, 0..64).collect::<io::Result<Vec<_>>>()?;
+            let power = Capabilities::find(&bytes.concat()).power;
+            Ok::<_, io::Error>((config, power))
+        });
         if !device.line_offered {
             silence_line(&config)?;
         } else if mode == Mode::Line {
@@ -72,17 +76,14 @@ impl<C: Config> Function<C> {
             release_line(&config)?;
         }
         let guard = Guard::new(&device.header, &capabilities, &device.terms);
-        let power = guard.pmcsr().map(|pmcsr| config.read(pmcsr, 2)).transpose()?;
-        let asleep = power.is_some_and(|power| power & POWER_STATE != 0);
         Ok(Self {
-            // One that sleeps loses it only when it wakes up.
-            command_before_sleep: asleep.then(|| config.read16(register::COMMAND)).transpose()?,
+            power: capabilities.power,
             snapshot: Snapshot::take(&config, &device.header, &capabilities)?,
             guard,
             interrupts: Interrupts::new(device.bdf, capabilities, device.bars, device.line_offered, mode),
             device,
             config,
-            physical,
+            physical: physical.transpose()?,
             refused: BTreeMap::new(),
         })
     }
@@ -111,8 +112,7 @@ impl<C: Config> Function<C> {
 
     /// Sees what the function is like after an error. One that was reset gets its configuration and its messages back.
     pub fn inspect(&self, xen: &impl Hypervisor) -> io::Result<Condition> {
-        // Also a virtual function answers here, unlike in its ids.
-        if self.config.read(register::REVISION, 4)? == u32::MAX {
+        if is_silent(&self.config)? {
             return Ok(Condition::Gone);
         }
         if !self.snapshot.is_lost(&self.config)? {
@@ -140,7 +140,14 @@ impl<C: Config> Function<C> {
         note: impl FnMut(Note<'_>),
     ) -> io::Result<Option<String>> {
         let config = &self.config;
-        if self.command_before_sleep.is_some() || config.read(register::REVISION, 4)? == u32::MAX {
+        let power = self
+            .guard
+            .pmcsr()
+            .map(|pmcsr| config.read(pmcsr, 2))
+            .transpose()?;
+        let asleep = power.is_some_and(|power| power & POWER_STATE != 0);
+        // One that sleeps loses its addresses only when it wakes up.
+        if asleep || is_silent(config)? {
             return Ok(None);
         }
         let found = if restore::addresses(config, &self.device.header)? {
@@ -176,6 +183,7 @@ impl<C: Config> Function<C> {
             interrupts,
             config,
             physical,
+            power,
             device,
             ..
         } = self;
@@ -185,7 +193,7 @@ impl<C: Config> Function<C> {
                 error: OpError::OpFailed,
                 cause: device.terms.to_string(),
             }),
-            Command::ConfWrite => self.write(request),
+            Command::ConfWrite => self.write(request, xen),
             Command::EnableMsi => {
                 let pirq = interrupts.enable_msi(config, xen, guest, note)?;
                 Ok(Done::Value(pirq.into()))
@@ -196,7 +204,16 @@ impl<C: Config> Function<C> {
                     cause: error.to_string(),
                 })?;
                 let entries: Vec<u16> = entries.iter().map(|entry| entry.entry).collect();
-                let decoder = physical.as_ref().unwrap_or(config);
+                let decoder = match physical {
+                    Some((config, power)) => Decoder {
+                        config: &*config,
+                        power: *power,
+                    },
+                    None => Decoder {
+                        config,
+                        power: *power,
+                    },
+                };
                 interrupts
                     .enable_msix(config, decoder, xen, guest, &entries, note)
                     .map(Done::Vectors)
@@ -217,7 +234,7 @@ impl<C: Config> Function<C> {
         }
     }
 
-    fn write(&mut self, request: &Request) -> Result<Done, Failure> {
+    fn write(&mut self, request: &Request, xen: &impl Hypervisor) -> Result<Done, Failure> {
         let (offset, width) = place(request)?;
         let value = request.value
             & u32::MAX
@@ -228,6 +245,15 @@ impl<C: Config> Function<C> {
         let verdict = match rule {
             Ok(rule) if rule.needs_current() => {
                 current = self.config.read(offset, width).map_err(failed)?;
+                let all_ones = u32::MAX >> (32 - 8 * u32::from(width));
+                // In the registers of quirks all-ones may be sound.
+                let strict = matches!(rule, Rule::Command | Rule::Power);
+                if current == all_ones && (strict || is_silent(&self.config).map_err(failed)?) {
+                    return Err(Failure {
+                        error: OpError::OpFailed,
+                        cause: "the device answers all-ones, from which no value can be derived".into(),
+                    });
+                }
                 rule.judge(value, current)
             }
             Ok(rule) => rule.judge(value, current),
@@ -242,33 +268,47 @@ impl<C: Config> Function<C> {
             });
         }
         if self.guard.pmcsr() == Some(offset) {
-            return self.write_power(offset, value, current).map_err(failed);
+            return self.write_power(offset, value, current, xen).map_err(failed);
         }
         self.config.write(offset, width, value).map_err(failed)?;
         self.snapshot.note(offset, width, value);
         Ok(Done::Value(0))
     }
 
-    /// Writes the power state. A function that comes back from D3hot without its base addresses gets
-    /// them back: neither the guest nor the stub may write them.
-    fn write_power(&mut self, offset: u16, value: u32, current: u32) -> io::Result<Done> {
+    /// Writes the power state. A function that comes back from D3hot may have been reset on the way (No_Soft_Reset is 0):
+    /// then it gets its configuration and its messages back, which neither the guest nor the stub may write.
+    fn write_power(
+        &mut self,
+        offset: u16,
+        value: u32,
+        current: u32,
+        xen: &impl Hypervisor,
+    ) -> io::Result<Done> {
         let (from, to) = (current & POWER_STATE, value & POWER_STATE);
         if from == 0 && to != 0 {
-            self.command_before_sleep = Some(self.config.read16(register::COMMAND)?);
+            self.snapshot.note_command(&self.config)?;
         }
         self.config.write(offset, 2, value)?;
         if from != 0 && to == 0 {
             thread::sleep(WAKE_UP);
-            let command = self.command_before_sleep.take();
-            if restore::addresses(&self.config, &self.device.header)? {
-                let now = self.config.read16(register::COMMAND)?;
-                let decode = command::IO | command::MEMORY | command::INTX_DISABLE;
-                let command = command.unwrap_or(now) & (decode | command::MASTER);
-                self.config.write16(register::COMMAND, now | command)?;
+            // One that does not answer has nothing to be written to.
+            self.config.read_sound(register::COMMAND)?;
+            if self.snapshot.is_lost(&self.config)? || self.interrupts.is_lost(&self.config)? {
+                self.renew(xen)?;
             }
         }
         Ok(Done::Value(0))
     }
+}
+
+/// The 32-bit registers with these numbers, as bytes.
+fn dwords(config: &impl Config, numbers: Range<u16>) -> impl Iterator<Item = io::Result<[u8; 4]>> {
+    numbers.map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
+}
+
+/// True if the device does not answer. Also a virtual function has a class, unlike ids.
+fn is_silent(config: &impl Config) -> io::Result<bool> {
+    Ok(config.read(register::REVISION, 4)? == u32::MAX)
 }
 
 /// The offset and width of a write, if it is one aligned register within configuration space.
@@ -704,12 +744,18 @@ mod tests {
             Functions::new(&one, open).unwrap()
         };
         let enable = Request::new(Command::EnableMsix, one.devices[0].bdf);
-        for (decode, answer) in [(0, Err(OpError::ENXIO)), (2, Ok(Done::Vectors(vec![55])))] {
+        for (decode, power, answer) in [
+            (0, 0, Err(OpError::ENXIO)),
+            (2, 3, Err(OpError::EINVAL)),
+            (2, 0, Ok(Done::Vectors(vec![55]))),
+        ] {
             let mut hop = Hop {
                 functions: functions(decode),
                 ..Hop::new()
             };
-            assert_eq!(hop.ask(&enable, &[0]), answer, "{decode}");
+            let (physical, _) = hop.functions.functions[0].physical.as_ref().unwrap();
+            physical.set16(POWER + 4, power);
+            assert_eq!(hop.ask(&enable, &[0]), answer, "{decode}, D{power}");
         }
     }
 
@@ -773,6 +819,99 @@ mod tests {
             (4, 2, 0x0007),
         ];
         assert_eq!(hop.writes(), expected);
+    }
+
+    const EXPRESS: u16 = 0x90;
+
+    /// One with PCI Express, of which the device control is 0x2810.
+    fn express() -> Hop {
+        let mut attachment = attachment();
+        attachment.devices.truncate(1);
+        attachment.modes = vec![Mode::Line];
+        let list = [(POWER as u8, 1), (EXPRESS as u8, 0x10), (MSIX as u8, 0x11)];
+        let mut bytes = config().bytes.into_inner();
+        let linked = space(&list);
+        for at in [POWER, POWER + 1, EXPRESS, EXPRESS + 1, MSIX, MSIX + 1, 0x06, 0x34] {
+            bytes[usize::from(at)] = linked[usize::from(at)];
+        }
+        bytes[usize::from(EXPRESS) + 8..][..2].copy_from_slice(&[0x10, 0x28]);
+        attachment.devices[0].header = bytes[..64].to_vec();
+        Hop {
+            functions: Functions::new(&attachment, |_| Ok::<_, io::Error>(Model::new(bytes.clone())))
+                .unwrap(),
+            ..Hop::new()
+        }
+    }
+
+    #[test]
+    fn a_function_that_resets_itself_on_its_way_to_d0_gets_all_back_also_its_messages() {
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        // What it loses: its addresses and all else, or its messages alone.
+        for lost in [
+            &[0x04, 0x12, EXPRESS + 8, MSIX + 2][..],
+            &[0x04, MSIX + 2],
+            &[MSIX + 2],
+        ] {
+            let mut hop = express();
+            hop.ask(&Request::conf_write(bdf(), 4, 2, 0x0007), &[]).unwrap();
+            hop.ask(&Request::new(Command::EnableMsix, bdf()), &[0, 2])
+                .unwrap();
+            let before = hop.config().bytes.borrow().clone();
+            hop.ask(&power(3), &[]).unwrap();
+            for &at in lost {
+                let value = if at == MSIX + 2 { 4 } else { 0 };
+                hop.config().set16(at, value);
+            }
+            assert_eq!(hop.ask(&power(0), &[]), Ok(Done::Value(0)));
+            assert!(*hop.config().bytes.borrow() == before, "{lost:x?}");
+            assert_eq!(hop.xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_answer_after_its_sleep_is_not_written_to() {
+        let mut hop = Hop::new();
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        hop.ask(&power(3), &[]).unwrap();
+        hop.config().bytes.borrow_mut()[..64].fill(0xff);
+        let before = hop.writes().len();
+        assert_eq!(hop.ask(&power(0), &[]), Err(OpError::OpFailed));
+        assert_eq!(hop.writes()[before..], [(POWER + 4, 2, 0)]);
+    }
+
+    #[test]
+    fn no_value_is_derived_from_all_ones_but_of_a_quirk_that_may_have_them() {
+        let mut hop = Hop::with(Terms {
+            quirks: "50:2:ff".parse().unwrap(),
+            ..Terms::default()
+        });
+        let before = hop.writes().len();
+        let write = |offset, width, value| Request::conf_write(bdf(), offset, width, value);
+        hop.config().set16(0x50, 0xffff);
+        assert_eq!(hop.ask(&write(0x50, 2, 0xff00), &[]), Ok(Done::Value(0)));
+        // These two have bits that read 0.
+        hop.config().set16(POWER + 4, 0xffff);
+        hop.config().set16(4, 0xffff);
+        for request in [write(4, 2, 0xfffb), write(POWER + 4, 2, 0xfffc)] {
+            assert_eq!(hop.ask(&request, &[]), Err(OpError::OpFailed));
+        }
+        hop.config().bytes.borrow_mut().fill(0xff);
+        for request in [write(0x50, 2, 0xff00), write(0x0f, 1, 0xbf)] {
+            assert_eq!(hop.ask(&request, &[]), Err(OpError::OpFailed));
+        }
+        assert_eq!(hop.writes()[before..], [(0x50, 2, 0xff00)]);
+    }
+
+    #[test]
+    fn messages_of_a_function_that_sleeps_wait_until_it_is_awake() {
+        let mut hop = Hop::new();
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        hop.ask(&power(3), &[]).unwrap();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        assert_eq!(hop.ask(&enable, &[0]), Err(OpError::EINVAL));
+        assert!(hop.xen.calls().is_empty() && hop.noted.is_empty());
+        hop.ask(&power(0), &[]).unwrap();
+        assert_eq!(hop.ask(&enable, &[0]), Ok(Done::Vectors(vec![55])));
     }
 
     #[test]

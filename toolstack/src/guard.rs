@@ -8,7 +8,7 @@
 //! The record of the device may widen that. A quirk is one more rule, for some bits of one register that has none. A
 //! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
 
-use crate::capabilities::{Capabilities, MSIX_LENGTH, RESIZABLE_LENGTH, SRIOV_LENGTH};
+use crate::capabilities::Capabilities;
 use crate::config::{command, register};
 use crate::header;
 use crate::terms::Terms;
@@ -46,8 +46,8 @@ pub enum Refusal {
     /// Would write to the device's product data.
     #[error("product data may not be written")]
     VpdWrite,
-    /// Changes a bit that no quirk gives to the guest.
-    #[error("only the bits of the quirk's mask may change")]
+    /// Changes a bit that neither a quirk nor permission gives to the guest.
+    #[error("only the bits of a quirk's mask, or those of this register that are not dom0's, may change")]
     Quirk,
     /// Self test with other bits changed.
     #[error("only the start bit of the self test may change")]
@@ -105,6 +105,12 @@ impl Rule {
 /// pin. Of a bridge its buses and windows stay so too.
 const KEPT: [Range<u16>; 3] = [0x00..0x04, 0x0d..0x0e, 0x3c..0x3e];
 
+/// PCI Express: device control and that of version 2, and the bits of them that can be a guest's. The others stay dom0's:
+/// error reporting, payload size, and whatever the bridges above have to agree to; and the function level reset, which
+/// takes base addresses and MSI-X from under Xen.
+const DEVICE_CONTROL: (u16, u32) = (0x08, 0x7b10);
+const DEVICE_CONTROL_2: (u16, u32) = (0x28, 0x031f);
+
 /// Bytes that the capabilities of power management and of product data take. What of them has no rule is kept.
 const POWER_LENGTH: u16 = 8;
 const VPD_LENGTH: u16 = 8;
@@ -114,6 +120,8 @@ const VPD_LENGTH: u16 = 8;
 pub struct Guard {
     rules: Vec<(u16, u8, Rule)>,
     kept: Vec<Range<u16>>,
+    /// Words of which some bits can be a guest's.
+    partly: Vec<(u16, u32)>,
     interrupts: Vec<Range<u16>>,
     power: Option<u16>,
     permissive: bool,
@@ -146,23 +154,24 @@ impl Guard {
             rules.push((vpd + 2, 2, Rule::VpdAddress));
             kept.push(vpd..vpd + VPD_LENGTH);
         }
-        // They say to which addresses the function, or those that it makes, answers.
-        let resizable = capabilities.resizable.into_iter().flatten();
-        kept.extend(resizable.map(|at| at..at + RESIZABLE_LENGTH));
-        kept.extend(capabilities.sriov.map(|at| at..at + SRIOV_LENGTH));
-        let msi = capabilities.msi.map(|at| at..at + capabilities.msi_length);
-        let msix = capabilities.msix.map(|at| at..at + MSIX_LENGTH);
+        kept.extend(capabilities.kept.iter().cloned());
+        let partly = capabilities.express.map(|at| {
+            let second = capabilities.express_2.then_some(DEVICE_CONTROL_2);
+            let words = [Some(DEVICE_CONTROL), second].into_iter().flatten();
+            words.map(move |(offset, bits)| (at + offset, bits))
+        });
         let mut guard = Self {
             rules,
             kept,
-            interrupts: msi.into_iter().chain(msix).collect(),
+            partly: partly.into_iter().flatten().collect(),
+            interrupts: capabilities.interrupts.clone(),
             power: capabilities.power,
             permissive: terms.permissive,
             unfit: Vec::new(),
         };
         for &quirk in terms.quirks.as_slice() {
             let (offset, width) = (quirk.offset(), quirk.width());
-            if guard.is_free(span(offset, width)) {
+            if guard.is_free(&span(offset, width), quirk.mask()) {
                 guard.rules.push((offset, width, Rule::Bits(quirk.mask())));
             } else {
                 guard.unfit.push(quirk);
@@ -181,6 +190,11 @@ impl Guard {
         &self.unfit
     }
 
+    /// The words, each with its bits, of which a permissive guest may change no more than these.
+    pub fn partly_free(&self) -> &[(u16, u32)] {
+        if self.permissive { &self.partly } else { &[] }
+    }
+
     /// The rule for a write of `width` bytes at `offset`.
     pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Refusal> {
         let written = span(offset, width);
@@ -189,18 +203,40 @@ impl Guard {
         }
         let listed = |(at, wide, _): &&(u16, u8, Rule)| (*at, *wide) == (offset, width);
         match self.rules.iter().find(listed) {
+            Some((_, _, Rule::Bits(bits))) if self.permissive => {
+                // Whoever is permissive has at least the bits that it would have without the quirk.
+                let partly = self.part_of(offset, width).unwrap_or_default();
+                Ok(Rule::Bits(bits | partly))
+            }
             Some((_, _, rule)) => Ok(*rule),
-            None if self.permissive && self.is_free(written) => Ok(Rule::Any),
-            None => Err(Refusal::Unlisted),
+            None if !self.permissive => Err(Refusal::Unlisted),
+            None => match self.part_of(offset, width) {
+                Some(bits) => Ok(Rule::Bits(bits)),
+                None if self.is_free(&written, u32::MAX) => Ok(Rule::Any),
+                None => Err(Refusal::Unlisted),
+            },
         }
     }
 
-    /// True if a register has no rule, and is neither kept nor Xen's.
-    fn is_free(&self, register: Range<u16>) -> bool {
-        let ruled = |(at, wide, _): &(u16, u8, Rule)| overlap(&register, &span(*at, *wide));
+    /// The bits that can be a guest's, if this is a word that has others.
+    fn part_of(&self, offset: u16, width: u8) -> Option<u32> {
+        let mut words = self.partly.iter().filter(|&&(at, _)| (at, 2) == (offset, width));
+        words.next().map(|&(_, bits)| bits)
+    }
+
+    /// True if these bits of a register have no rule, and are neither kept nor Xen's.
+    fn is_free(&self, register: &Range<u16>, bits: u32) -> bool {
+        let ruled = |(at, wide, _): &(u16, u8, Rule)| overlap(register, &span(*at, *wide));
+        // The word and the register, moved to where the lower of them begins.
+        let dom0s = |&(at, free): &(u16, u32)| {
+            let start = at.min(register.start);
+            let moved = |bits: u32, from: u16| u64::from(bits) << (8 * (from - start).min(32));
+            overlap(register, &span(at, 2)) && moved(bits, register.start) & moved(!free & 0xffff, at) != 0
+        };
         !self.rules.iter().any(ruled)
-            && !overlaps_any(&register, &self.kept)
-            && !overlaps_any(&register, &self.interrupts)
+            && !self.partly.iter().any(dom0s)
+            && !overlaps_any(register, &self.kept)
+            && !overlaps_any(register, &self.interrupts)
     }
 }
 
@@ -298,7 +334,7 @@ mod tests {
     #[test]
     fn no_write_touches_an_interrupt_capability() {
         let guard = guard();
-        let capabilities = [(MSI, 14), (MSIX, MSIX_LENGTH)];
+        let capabilities = [(MSI, 14), (MSIX, 12)];
         for (start, length) in capabilities {
             for width in [1, 2, 4] {
                 for offset in (start + 1 - u16::from(width))..start + length {
@@ -437,6 +473,96 @@ mod tests {
             1,
             "the one on making virtual functions"
         );
+    }
+
+    #[test]
+    fn what_dom0_needs_stays_dom0s_in_each_capability() {
+        // From the PCI Express Base Specification 6.0, chapter 7: the bytes that each takes at least.
+        let usual = [(0x13, 6), (0x14, 8), (0x15, 0x24), (0x08, 0x1c)].map(|(id, length)| (0x40, id, length));
+        let more = [
+            (0x0001, 0x38),
+            (0x000d, 0x08),
+            (0x000e, 0x08),
+            (0x000f, 0x08),
+            (0x0010, 0x40),
+            (0x0012, 0x30),
+            (0x0013, 0x10),
+            (0x0015, 0x34),
+            (0x0018, 0x08),
+            (0x001b, 0x08),
+            (0x001d, 0x10),
+            (0x001e, 0x10),
+            (0x0024, 0x34),
+        ];
+        for (base, id, length) in usual
+            .into_iter()
+            .chain(more.map(|(id, length)| (0x100, id, length)))
+        {
+            let config = if base == 0x40 {
+                space(&[(0x40, id as u8)])
+            } else {
+                extended(&[(0x100, id)])
+            };
+            for offset in base..base + length {
+                let terms = Terms {
+                    permissive: true,
+                    quirks: format!("{offset:x}:1:1").parse().unwrap(),
+                    ..Terms::default()
+                };
+                let guard = Guard::new(&config[..64], &Capabilities::find(&config), &terms);
+                assert_eq!(
+                    guard.rule(offset, 1),
+                    Err(Refusal::Unlisted),
+                    "{id:#x}: {offset:#x}"
+                );
+                assert_eq!(guard.unfit_quirks().len(), 1, "{id:#x}: {offset:#x}");
+                let beyond = (base + 0x60, 4);
+                assert_eq!(guard.rule(beyond.0, beyond.1), Ok(Rule::Any), "{id:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_device_control_some_bits_are_a_permissive_guests_and_none_resets_the_device() {
+        const EXPRESS: u16 = 0x60;
+        let guard = |version: u8, permissive, quirks: &str| {
+            let mut config = space(&[(EXPRESS as u8, 0x10)]);
+            config[usize::from(EXPRESS) + 2] = version;
+            let terms = Terms {
+                permissive,
+                quirks: quirks.parse().unwrap(),
+                ..Terms::default()
+            };
+            Guard::new(&config[..64], &Capabilities::find(&config), &terms)
+        };
+        let (control, second) = (EXPRESS + 8, EXPRESS + 0x28);
+        for (version, at, bits) in [(1, control, 0x7b10), (2, control, 0x7b10), (2, second, 0x031f)] {
+            let permissive = guard(version, true, "");
+            assert_eq!(permissive.rule(at, 2), Ok(Rule::Bits(bits)));
+            for (offset, width) in [(at, 1), (at + 1, 1), (at, 4)] {
+                assert_eq!(permissive.rule(offset, width), Err(Refusal::Unlisted));
+            }
+            assert_eq!(permissive.rule(at + 2, 2), Ok(Rule::Any));
+            assert_eq!(permissive.rule(at - 2, 2), Ok(Rule::Any));
+            assert_eq!(guard(version, false, "").rule(at, 2), Err(Refusal::Unlisted));
+            assert_eq!(guard(version, false, "").partly_free(), []);
+            for bit in 0..16 {
+                for (offset, width, mask) in [
+                    (at, 2, 1_u32 << bit),
+                    (at, 4, 1 << bit | 0xffff_0000),
+                    (at + bit / 8, 1, 1 << (bit % 8)),
+                ] {
+                    let quirk = format!("{offset:x}:{width}:{mask:x}");
+                    let fits = guard(version, false, &quirk).unfit_quirks().is_empty();
+                    assert_eq!(fits, bits >> bit & 1 != 0, "{quirk}");
+                }
+            }
+        }
+        assert_eq!(guard(1, true, "").rule(second, 2), Ok(Rule::Any), "not there");
+        // A quirk adds nothing to what a permissive guest may, and takes nothing away.
+        let both = guard(2, true, &format!("{control:x}:2:7000"));
+        assert_eq!(both.rule(control, 2), Ok(Rule::Bits(0x7b10)));
+        assert_eq!(both.partly_free(), [(control, 0x7b10), (second, 0x031f)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! that is refused here.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, command, register};
+use crate::config::{Config, SILENT, command, register};
 use crate::mode::{Change, Mode, Note};
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeSet;
@@ -17,6 +17,8 @@ use xenbus::pciif::{MAX_VECTORS, OpError};
 /// Control word of MSI, and its enable bit.
 const MSI_CONTROL: u16 = 2;
 const MSI_ENABLE: u16 = 1 << 0;
+/// How many messages it may send, as a power of two.
+const MSI_SEVERAL: u16 = 0x7 << 4;
 /// Control word of MSI-X, and its bits.
 const MSIX_CONTROL: u16 = 2;
 const MSIX_ENABLE: u16 = 1 << 15;
@@ -28,6 +30,19 @@ const LONGEST_GAP: usize = 256;
 /// Which base address register the table lies behind (low three bits), and where.
 const MSIX_TABLE: u16 = 4;
 const MSIX_TABLE_BAR: u32 = 0x7;
+
+/// Control word of power management, and the state in it: 0 is D0.
+const PMCSR: u16 = 4;
+const POWER_STATE: u16 = 0x3;
+
+/// The function that decodes memory for another: itself, or the physical one of a virtual one.
+#[derive(Debug)]
+pub struct Decoder<'a, C> {
+    /// Its configuration space.
+    pub config: &'a C,
+    /// Where its power management lies, if it has it.
+    pub power: Option<u16>,
+}
 
 /// Everything about a function that its interrupts depend on.
 #[derive(Clone, Debug)]
@@ -52,6 +67,13 @@ impl Failure {
     fn new(error: OpError, cause: impl Into<String>) -> Self {
         let cause = cause.into();
         Self { error, cause }
+    }
+
+    fn asleep(error: OpError) -> Self {
+        Self::new(
+            error,
+            "the device is not in D0, and answers no memory access: the guest must set its power state first",
+        )
     }
 
     fn config(error: io::Error) -> Self {
@@ -98,6 +120,12 @@ impl Interrupts {
             Mode::Msi(_) => return Err(Failure::new(OpError::EALREADY, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
+        config
+            .read_sound(capability + MSI_CONTROL)
+            .map_err(Failure::config)?;
+        if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
+            return Err(Failure::asleep(OpError::OpFailed));
+        }
         note(Note::Change(Change::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
             note(Note::Mode(&self.mode));
@@ -107,18 +135,19 @@ impl Interrupts {
             )
         })?;
         self.mode = Mode::Msi(pirq);
-        let turn_on = |control| control | MSI_ENABLE;
+        // One message was mapped, whatever number an earlier driver had set.
+        let turn_on = |control| control & !MSI_SEVERAL | MSI_ENABLE;
         self.turn_on(config, xen, guest, capability + MSI_CONTROL, turn_on, note)?;
         Ok(pirq)
     }
 
     /// Turns MSI-X on for all of `entries`, or for none, and returns a pirq for each. For `note`
-    /// see [`Self::enable_msi`]. `decoder` is the function whose COMMAND turns decoding of memory on: this one, or the
-    /// physical one of a virtual one, whose own bit reads 0 (SR-IOV 1.1, section 3.4.1.3).
+    /// see [`Self::enable_msi`]. `decoder` is the function whose COMMAND turns decoding of memory on: the bit of a
+    /// virtual one reads 0 (SR-IOV 1.1, section 3.4.1.3).
     pub fn enable_msix(
         &mut self,
         config: &impl Config,
-        decoder: &impl Config,
+        decoder: Decoder<'_, impl Config>,
         xen: &impl Hypervisor,
         guest: DomId,
         entries: &[u16],
@@ -162,7 +191,7 @@ impl Interrupts {
     ) -> Result<(), Failure> {
         note(Note::Mode(&self.mode));
         let written =
-            silence_line(config).and_then(|()| config.write16(control, change(config.read16(control)?)));
+            silence_line(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
         written.map_err(|error| {
             // The mappings are of no use then; what cannot be undone either is left to the release.
             let _ = self.disable(config, xen, guest, note);
@@ -216,7 +245,7 @@ impl Interrupts {
         if let Some(change) = change {
             unmapped = self.reclaim(config, xen, guest, change, known)?;
         }
-        let off = self.mode != Mode::Line && !self.is_on(config)?;
+        let off = self.is_lost(config)?;
         if off {
             for pirq in std::mem::take(&mut self.mode).pirqs() {
                 // An error says that it is not mapped any more.
@@ -230,6 +259,11 @@ impl Interrupts {
             note(Note::Mode(&self.mode));
         }
         Ok(unmapped)
+    }
+
+    /// True if the device has forgotten that it is to send messages, as it does in a reset.
+    pub fn is_lost(&self, config: &impl Config) -> io::Result<bool> {
+        Ok(self.mode != Mode::Line && !self.is_on(config)?)
     }
 
     /// True if the device sends messages in the way of the mode.
@@ -281,7 +315,10 @@ impl Interrupts {
         let control = match self.mode {
             Mode::Line if self.line_offered => return Ok(()),
             Mode::Line => return silence_line(config),
-            Mode::Msi(_) => self.capabilities.msi.map(|at| (at + MSI_CONTROL, MSI_ENABLE, 0)),
+            Mode::Msi(_) => self
+                .capabilities
+                .msi
+                .map(|at| (at + MSI_CONTROL, MSI_ENABLE, MSI_SEVERAL)),
             Mode::Msix(_) => self
                 .capabilities
                 .msix
@@ -292,11 +329,15 @@ impl Interrupts {
         let Some((control, on, off)) = control else {
             return Ok(());
         };
-        let value = config.read16(control)?;
+        let value = config.read_sound(control)?;
         config.write16(control, (value | on) & !off)
     }
 
-    fn msix_table(&self, config: &impl Config, decoder: &impl Config) -> Result<MsixTable, Failure> {
+    fn msix_table<C: Config>(
+        &self,
+        config: &impl Config,
+        decoder: Decoder<'_, C>,
+    ) -> Result<MsixTable, Failure> {
         let capability = self
             .capabilities
             .msix
@@ -306,12 +347,17 @@ impl Interrupts {
             Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
         }
-        let decodes = decoder.read16(register::COMMAND).map_err(Failure::config)? & command::MEMORY != 0;
-        if !decodes {
+        let command = decoder.config.read_sound(register::COMMAND);
+        if command.map_err(Failure::config)? & command::MEMORY == 0 {
             return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
         }
         let control = capability + MSIX_CONTROL;
-        let last_entry = config.read16(control).map_err(Failure::config)? & MSIX_LAST_ENTRY;
+        let last_entry = config.read_sound(control).map_err(Failure::config)? & MSIX_LAST_ENTRY;
+        let awake = is_awake(decoder.config, decoder.power)
+            .and_then(|decoder| Ok(decoder && is_awake(config, self.capabilities.power)?));
+        if !awake.map_err(Failure::config)? {
+            return Err(Failure::asleep(OpError::EINVAL));
+        }
         let bar_start = self.msix_bar(config).map_err(Failure::config)?;
         Ok(MsixTable {
             control,
@@ -347,6 +393,15 @@ impl Interrupts {
             Some(twice) => refuse(format!("entry {twice} is asked for twice")),
             None => Ok(()),
         }
+    }
+}
+
+/// True if a function with its power management at `power` is in D0. In any other state it answers no memory access,
+/// although its COMMAND says that it decodes; Xen looks at that alone, and would write to its table.
+fn is_awake(config: &impl Config, power: Option<u16>) -> io::Result<bool> {
+    match power {
+        Some(power) => Ok(config.read_sound(power + PMCSR)? & POWER_STATE == 0),
+        None => Ok(true),
     }
 }
 
@@ -388,7 +443,7 @@ pub fn turn_off(config: &impl Config, capabilities: &Capabilities) -> io::Result
     let msix = capabilities.msix.map(|at| (at + MSIX_CONTROL, MSIX_ENABLE));
     for (control, enable) in msi.into_iter().chain(msix) {
         let value = config.read16(control)?;
-        if value & enable != 0 {
+        if value != SILENT && value & enable != 0 {
             config.write16(control, value & !enable)?;
         }
     }
@@ -407,7 +462,7 @@ pub fn silence_line(config: &impl Config) -> io::Result<()> {
 /// Allows the function its INTx line again.
 pub fn release_line(config: &impl Config) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
-    if value & command::INTX_DISABLE != 0 {
+    if value != SILENT && value & command::INTX_DISABLE != 0 {
         config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
     }
     Ok(())
@@ -439,6 +494,11 @@ mod tests {
         (Model::new(bytes), interrupts)
     }
 
+    /// A decoder without power management.
+    fn own(config: &Model) -> Decoder<'_, Model> {
+        Decoder { config, power: None }
+    }
+
     #[test]
     fn the_messages_of_msi_are_counted_by_the_power_of_two() {
         let mut config = space(&[(MSI as u8, 5)]);
@@ -454,7 +514,7 @@ mod tests {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
         let mut noted = Vec::new();
-        let pirqs = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 4, 2], |note| {
+        let pirqs = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 4, 2], |note| {
             noted.push((text(note), xen.calls().len(), config.writes.borrow().len()));
         });
         assert_eq!(pirqs.unwrap(), [55, 54, 53]);
@@ -484,7 +544,7 @@ mod tests {
         let (config, mut interrupts) = function();
         let xen = Xen::refusing_after(2);
         let mut noted = Vec::new();
-        let failure = interrupts.enable_msix(&config, &config, &xen, GUEST, &[0, 1, 2], |note| {
+        let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1, 2], |note| {
             noted.push(text(note));
         });
         assert_eq!(noted, ["intx changing msix 3", "intx"]);
@@ -512,7 +572,7 @@ mod tests {
             let (config, mut interrupts) = function();
             let xen = Xen::default();
             let failure = interrupts
-                .enable_msix(&config, &config, &xen, GUEST, entries, |_| {})
+                .enable_msix(&config, own(&config), &xen, GUEST, entries, |_| {})
                 .unwrap_err();
             assert_eq!((failure.error, failure.cause.as_str()), (OpError::EINVAL, cause));
             assert!(xen.calls().is_empty());
@@ -525,18 +585,188 @@ mod tests {
         config.set16(COMMAND, 5);
         let xen = Xen::default();
         let failure = interrupts
-            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0], |_| {})
             .unwrap_err();
         assert_eq!(failure.error, OpError::ENXIO);
         config.set16(COMMAND, 7);
         for bar in [4, 6, 7] {
             config.set16(MSIX + 4, bar);
             let failure = interrupts
-                .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
+                .enable_msix(&config, own(&config), &xen, GUEST, &[0], |_| {})
                 .unwrap_err();
             assert_eq!(failure.error, OpError::OpFailed, "{bar}");
         }
         assert!(xen.calls().is_empty());
+    }
+
+    const POWER: u16 = 0x40;
+
+    /// The same function with power management, and its PMCSR.
+    fn with_power(pmcsr: u16) -> (Model, Interrupts) {
+        let (config, mut interrupts) = function();
+        interrupts.capabilities.power = Some(POWER);
+        config.set16(POWER + 4, pmcsr);
+        (config, interrupts)
+    }
+
+    #[test]
+    fn neither_is_turned_on_while_the_function_or_its_decoder_sleeps() {
+        let xen = Xen::default();
+        let physical = |pmcsr| {
+            let config = Model::new(vec![0; 256]);
+            config.set16(COMMAND, command::MEMORY);
+            config.set16(POWER + 4, pmcsr);
+            config
+        };
+        for state in 1..4 {
+            let (config, mut interrupts) = with_power(0x8108 | state);
+            let msi = interrupts.enable_msi(&config, &xen, GUEST, |_| panic!("noted"));
+            assert_eq!(msi.unwrap_err().error, OpError::OpFailed, "D{state}");
+            let enable = |interrupts: &mut Interrupts, config: &Model, decoder: &Model, power| {
+                let decoder = Decoder {
+                    config: decoder,
+                    power,
+                };
+                let answer = interrupts.enable_msix(config, decoder, &xen, GUEST, &[0], |_| {});
+                answer.map_err(|failure| failure.error)
+            };
+            let asleep = Err(OpError::EINVAL);
+            assert_eq!(
+                enable(&mut interrupts, &config, &physical(0), Some(POWER)),
+                asleep
+            );
+            assert_eq!(enable(&mut interrupts, &config, &physical(0), None), asleep);
+            let (config, mut interrupts) = with_power(0x8108);
+            let physical = physical(state);
+            assert_eq!(enable(&mut interrupts, &config, &physical, Some(POWER)), asleep);
+            assert!(config.writes.borrow().is_empty() && physical.writes.borrow().is_empty());
+            assert!(xen.calls().is_empty());
+        }
+        let (config, mut interrupts) = with_power(0x8108);
+        assert!(interrupts.enable_msi(&config, &xen, GUEST, |_| {}).is_ok());
+        interrupts.disable(&config, &xen, GUEST, |_| {}).unwrap();
+        let decoder = Decoder {
+            config: &config,
+            power: Some(POWER),
+        };
+        assert!(
+            interrupts
+                .enable_msix(&config, decoder, &xen, GUEST, &[0], |_| {})
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn all_ones_turn_nothing_on_and_are_not_written_back() {
+        let xen = Xen::default();
+        for (register, msi, msix) in [
+            (COMMAND, true, false),
+            (MSI + 2, false, true),
+            (MSIX + 2, true, false),
+            (POWER + 4, false, false),
+        ] {
+            for (kind, works) in [(MSI, msi), (MSIX, msix)] {
+                let (config, mut interrupts) = with_power(0);
+                config.set16(register, 0xffff);
+                let answer = if kind == MSI {
+                    interrupts.enable_msi(&config, &xen, GUEST, |_| {}).map(|_| ())
+                } else {
+                    interrupts
+                        .enable_msix(&config, own(&config), &xen, GUEST, &[4], |_| {})
+                        .map(|_| ())
+                };
+                assert_eq!(answer.is_ok(), works, "{register:#x}");
+                if let Err(failure) = answer {
+                    assert_eq!(failure.error, OpError::OpFailed, "{register:#x}");
+                    assert!(failure.cause.contains("answers all-ones"), "{}", failure.cause);
+                }
+            }
+        }
+        // A device that went away while its messages were on.
+        let (config, mut interrupts) = function();
+        interrupts.enable_msi(&config, &xen, GUEST, |_| {}).unwrap();
+        config.bytes.borrow_mut().fill(0xff);
+        config.writes.borrow_mut().clear();
+        assert!(interrupts.restore(&config, &xen).is_err());
+        interrupts.disable(&config, &xen, GUEST, |_| {}).unwrap();
+        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert!(config.writes.borrow().is_empty());
+    }
+
+    #[test]
+    fn one_message_is_turned_on_whatever_an_earlier_driver_had_set() {
+        let (config, mut interrupts) = function();
+        let xen = Xen::default();
+        config.set16(MSI + 2, 0x01fa);
+        interrupts.enable_msi(&config, &xen, GUEST, |_| {}).unwrap();
+        assert_eq!(config.read16(MSI + 2).unwrap(), 0x018b);
+        config.set16(MSI + 2, 0x01fa);
+        assert!(interrupts.is_lost(&config).unwrap());
+        interrupts.restore(&config, &xen).unwrap();
+        assert_eq!(config.read16(MSI + 2).unwrap(), 0x018b);
+        assert!(!interrupts.is_lost(&config).unwrap());
+    }
+
+    #[test]
+    fn the_mask_over_all_entries_is_taken_away_and_the_size_of_the_table_stays() {
+        let (config, mut interrupts) = function();
+        let xen = Xen::default();
+        config.set16(MSIX + 2, 0x4004);
+        interrupts
+            .enable_msix(&config, own(&config), &xen, GUEST, &[4], |_| {})
+            .unwrap();
+        assert_eq!(config.read16(MSIX + 2).unwrap(), 0x8004);
+        config.set16(MSIX + 2, 0x4004);
+        interrupts.restore(&config, &xen).unwrap();
+        assert_eq!(config.read16(MSIX + 2).unwrap(), 0x8004);
+    }
+
+    #[test]
+    fn the_last_entry_of_the_largest_table_can_be_asked_for() {
+        let (config, mut interrupts) = function();
+        let xen = Xen::default();
+        config.set16(MSIX + 2, 0x07ff);
+        assert_eq!(msix_entries(&config.bytes.borrow()), 2048);
+        let entries: Vec<u16> = (1920..2048).collect();
+        let pirqs = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &entries[112..], |_| {});
+        assert_eq!(pirqs.unwrap().len(), 16);
+    }
+
+    #[test]
+    fn what_cannot_be_unmapped_does_not_keep_the_rest_from_being_undone() {
+        let (config, mut interrupts) = function();
+        let xen = Xen::with_pirqs(&[]);
+        interrupts
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0, 1, 2], |_| {})
+            .unwrap();
+        // Somebody else took the middle one.
+        xen.unmap_pirq(GUEST, 54).unwrap();
+        let mut noted = 0;
+        assert!(interrupts.disable(&config, &xen, GUEST, |_| noted += 1).is_err());
+        assert_eq!((xen.pirqs(), noted), (vec![], 1));
+        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert_eq!(config.read16(MSIX + 2).unwrap(), 0x0004);
+        assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
+    }
+
+    #[test]
+    fn orphans_are_looked_for_past_a_gap_and_not_without_end() {
+        for (gap, left) in [(255, 0), (256, 1)] {
+            let (config, mut interrupts) = function();
+            // Above 55, which Xen gives next.
+            let xen = Xen::with_pirqs(&[56 + gap]);
+            interrupts
+                .settle(
+                    &config,
+                    &xen,
+                    GUEST,
+                    Some(Change::Msix(1)),
+                    &BTreeSet::new(),
+                    |_| {},
+                )
+                .unwrap();
+            assert_eq!(xen.pirqs().len(), left, "a gap of {gap}");
+        }
     }
 
     #[test]
@@ -545,7 +775,7 @@ mod tests {
         config.set16(COMMAND, 0);
         let physical = Model::new(vec![0; 64]);
         let xen = Xen::default();
-        let mut enable = || interrupts.enable_msix(&config, &physical, &xen, GUEST, &[0], |_| {});
+        let mut enable = || interrupts.enable_msix(&config, own(&physical), &xen, GUEST, &[0], |_| {});
         assert_eq!(enable().unwrap_err().error, OpError::ENXIO);
         assert!(xen.calls().is_empty());
         physical.set16(COMMAND, command::MEMORY);
@@ -563,20 +793,20 @@ mod tests {
             .unwrap_err()
             .error;
         let msix = interrupts
-            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0], |_| {})
             .unwrap_err()
             .error;
         assert_eq!((msi, msix), (OpError::EALREADY, OpError::ENXIO));
         interrupts.disable(&config, &xen, GUEST, |_| {}).unwrap();
         interrupts
-            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0], |_| {})
             .unwrap();
         let msi = interrupts
             .enable_msi(&config, &xen, GUEST, |_| {})
             .unwrap_err()
             .error;
         let msix = interrupts
-            .enable_msix(&config, &config, &xen, GUEST, &[0], |_| {})
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0], |_| {})
             .unwrap_err()
             .error;
         assert_eq!((msi, msix), (OpError::ENXIO, OpError::EALREADY));
@@ -587,7 +817,7 @@ mod tests {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
         interrupts
-            .enable_msix(&config, &config, &xen, GUEST, &[0, 1], |_| {})
+            .enable_msix(&config, own(&config), &xen, GUEST, &[0, 1], |_| {})
             .unwrap();
         config.writes.borrow_mut().clear();
         interrupts
@@ -677,7 +907,7 @@ mod tests {
             let xen = Xen::default();
             if msix {
                 interrupts
-                    .enable_msix(&config, &config, &xen, GUEST, &[0, 4], |_| {})
+                    .enable_msix(&config, own(&config), &xen, GUEST, &[0, 4], |_| {})
                     .unwrap();
             } else {
                 interrupts.enable_msi(&config, &xen, GUEST, |_| {}).unwrap();

@@ -72,6 +72,13 @@ fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) ->
             writes.push((offset, width, is & !mask | was & mask));
         }
     }
+    for &(offset, bits) in guard.partly_free() {
+        if let Some((was, is)) = values(offset, 2)
+            && (was ^ is) & bits != 0
+        {
+            writes.push((offset, 2, is & !bits | was & bits));
+        }
+    }
     let free = |offset: &u16, width| terms.permissive && guard.rule(*offset, width) == Ok(Rule::Any);
     let changed = |offset, width| {
         let (was, is) = values(offset, width)?;
@@ -112,7 +119,7 @@ mod tests {
 
     /// What is written back after a guest with these terms has changed all that it could, and more.
     fn put_back(permissive: bool, quirks: &str, changes: &[(usize, u8)]) -> (Vec<usize>, Tree) {
-        let original = space(&[(0x40, 1), (0x70, 0x11)]);
+        let original = space(&[(0x40, 1), (0x90, 0x10), (0x70, 0x11)]);
         let tree = Tree::new();
         tree.add(BDF, &[("config", &original)]);
         let mut device = device(BDF);
@@ -135,25 +142,30 @@ mod tests {
         (left, tree)
     }
 
-    const EVERYWHERE: [(usize, u8); 6] = [
+    const EVERYWHERE: [(usize, u8); 7] = [
         (0x06, 1),
         (0x10, 1),
         (0x44, 1),
         (0x72, 1),
         (0x80, 0xff),
+        // Device Control: one bit of the guest's, one of dom0's.
+        (0x98, 0x11),
         (0xff, 1),
     ];
 
     #[test]
     fn all_that_a_guest_with_a_permissive_device_could_write_is_put_back_and_nothing_else() {
         // BAR 0, the power state and MSI-X have rules of their own.
-        assert_eq!(put_back(true, "", &EVERYWHERE).0, [0x10, 0x44, 0x72]);
+        let (left, tree) = put_back(true, "", &EVERYWHERE);
+        assert_eq!(left, [0x10, 0x44, 0x72, 0x98]);
+        let config = tree.sysfs().config_bytes(BDF.parse().unwrap()).unwrap();
+        assert_eq!(config[0x98], 0x01);
     }
 
     #[test]
     fn of_a_register_with_a_quirk_the_bits_of_the_mask_are_put_back() {
         let (left, tree) = put_back(false, "80:2:f", &EVERYWHERE);
-        assert_eq!(left, [0x06, 0x10, 0x44, 0x72, 0x80, 0xff]);
+        assert_eq!(left, [0x06, 0x10, 0x44, 0x72, 0x80, 0x98, 0xff]);
         assert_eq!(
             tree.sysfs().config_bytes(BDF.parse().unwrap()).unwrap()[0x80],
             0xf0

@@ -1,7 +1,7 @@
 //! What a reset takes from a function's configuration, remembered, so that it can be put back while a guest has it.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, command, register};
+use crate::config::{Config, SILENT, command, register};
 use crate::header as layout;
 use crate::restore::recorded;
 use std::io;
@@ -46,11 +46,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes down what the function has now, and its addresses from the header that was recorded of it.
+    /// Takes down what the function has now, and its addresses from the header that was recorded of it. Of one that does
+    /// not answer, nothing but that header is known.
     pub fn take(config: &impl Config, header: &[u8], capabilities: &Capabilities) -> io::Result<Self> {
         let mut places = HEADER.to_vec();
         let mut reporting = None;
-        if let Some(express) = capabilities.express {
+        let command = config.read16(register::COMMAND)?;
+        let silent = command == SILENT;
+        if silent {
+            places.clear();
+        } else if let Some(express) = capabilities.express {
             let version = config.read16(express + 2)? & EXPRESS_VERSION;
             let known = if version < 2 { EXPRESS_1 } else { EXPRESS.len() };
             places.extend(EXPRESS[..known].iter().map(|&(at, width)| (express + at, width)));
@@ -59,10 +64,10 @@ impl Snapshot {
                 reporting = Some(express);
             }
         }
+        // A capability may say that it lies where the space ends.
         let read = |(offset, width): (u16, u8)| {
-            config
-                .read(offset, width)
-                .map(|value| Register { offset, width, value })
+            let value = config.read(offset, width).ok()?;
+            Some(Register { offset, width, value })
         };
         let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
         let addresses = addresses.chain(layout::windows(header).iter().copied());
@@ -70,8 +75,12 @@ impl Snapshot {
             |(offset, width)| recorded(header, offset, width).map(|value| Register { offset, width, value });
         Ok(Self {
             addresses: addresses.filter_map(address).collect(),
-            registers: places.into_iter().map(read).collect::<io::Result<_>>()?,
-            command: config.read16(register::COMMAND)?,
+            registers: places.into_iter().filter_map(read).collect(),
+            command: if silent {
+                recorded(header, register::COMMAND, 2).unwrap_or_default() as u16
+            } else {
+                command
+            },
             reporting,
         })
     }
@@ -81,15 +90,24 @@ impl Snapshot {
         if (offset, width) == (register::COMMAND, 2) {
             self.command = value as u16;
         }
-        let written = |register: &&mut Register| (register.offset, register.width) == (offset, width);
-        if let Some(register) = self.registers.iter_mut().find(written) {
-            register.value = value;
+        // A permissive guest writes in any width: byte N of the value belongs to byte `offset` + N.
+        for register in &mut self.registers {
+            for byte in 0..u16::from(width) {
+                let at = (offset + byte).checked_sub(register.offset);
+                if let Some(at) = at.filter(|&at| at < register.width.into()) {
+                    let new = value >> (8 * byte) & 0xff;
+                    register.value = register.value & !(0xff << (8 * at)) | new << (8 * at);
+                }
+            }
         }
     }
 
-    /// Takes the command register down again.
+    /// Takes the command register down again, if the device answers.
     pub fn note_command(&mut self, config: &impl Config) -> io::Result<()> {
-        self.command = config.read16(register::COMMAND)?;
+        let command = config.read16(register::COMMAND)?;
+        if command != SILENT {
+            self.command = command;
+        }
         Ok(())
     }
 
@@ -98,7 +116,7 @@ impl Snapshot {
         let Some(express) = self.reporting else {
             return Ok(());
         };
-        let control = config.read16(express + DEVICE_CONTROL)?;
+        let control = config.read_sound(express + DEVICE_CONTROL)?;
         let reporting = control | REPORT_ERRORS;
         if reporting != control {
             config.write16(express + DEVICE_CONTROL, reporting)?;
@@ -141,7 +159,7 @@ mod tests {
     use crate::capabilities::tests::space;
     use crate::config::tests::Model;
 
-    const EXP: usize = 0xe0;
+    const EXP: usize = 0xc0;
 
     /// A function with addresses, PCI Express of this version, and error reporting.
     fn function(version: u8) -> (Model, Snapshot) {
@@ -222,6 +240,87 @@ mod tests {
         config.set16(4, 0);
         snapshot.restore(&config).unwrap();
         assert_eq!(config.read(4, 2).unwrap(), 0x0006);
+    }
+
+    #[test]
+    fn a_write_of_any_width_is_what_comes_back() {
+        let (config, mut snapshot) = function(2);
+        let link = EXP as u16 + 0x10;
+        for (offset, width, value) in [
+            (link, 4, 0x5566_0143),
+            (link + 1, 1, 0x02),
+            (0x0c, 4, 0x0080_2010),
+        ] {
+            snapshot.note(offset, width, value);
+        }
+        reset(&config);
+        snapshot.restore(&config).unwrap();
+        assert_eq!(config.read(link, 4).unwrap(), 0x0000_0243);
+        assert_eq!(config.read(0x0c, 4).unwrap(), 0x0000_2010);
+    }
+
+    #[test]
+    fn nothing_that_a_silent_device_reads_is_ever_written_to_it() {
+        let (config, mut snapshot) = function(2);
+        let sound = config.bytes.borrow().clone();
+        config.bytes.borrow_mut().fill(0xff);
+        snapshot.note_command(&config).unwrap();
+        assert!(snapshot.report_errors(&config).is_err());
+        let capabilities = Capabilities::find(&sound);
+        let later = Snapshot::take(&config, &sound[..64], &capabilities).unwrap();
+        *config.bytes.borrow_mut() = sound.clone();
+        config.writes.borrow_mut().clear();
+        snapshot.restore(&config).unwrap();
+        assert!(config.writes.borrow().is_empty(), "it is as it was");
+        reset(&config);
+        assert!(later.is_lost(&config).unwrap());
+        later.restore(&config).unwrap();
+        assert_eq!(
+            *config.writes.borrow(),
+            [(0x10, 4, 0xfebc_0000), (4, 2, 0x0407)],
+            "what the record knows"
+        );
+    }
+
+    #[test]
+    fn a_capability_past_the_end_of_the_space_costs_its_registers_only() {
+        let mut bytes = space(&[(EXP as u8, 0x10)]);
+        bytes[EXP + 2] = 2;
+        let capabilities = Capabilities {
+            aer: Some(0x0ff0),
+            ..Capabilities::find(&bytes)
+        };
+        bytes[0x0c] = 0x10;
+        let header = bytes[..64].to_vec();
+        let config = Model::new(bytes);
+        let snapshot = Snapshot::take(&config, &header, &capabilities).unwrap();
+        config.bytes.borrow_mut()[0x0c] = 0;
+        snapshot.restore(&config).unwrap();
+        assert_eq!(*config.writes.borrow(), [(0x0c, 1, 0x10)]);
+    }
+
+    #[test]
+    fn the_registers_of_both_versions_and_of_error_reporting_come_back() {
+        let places = [0x08, 0x10, 0x28, 0x30].map(|at| EXP as u16 + at);
+        for (version, known) in [(1, 2), (2, 4)] {
+            let (config, snapshot) = function(version);
+            let was = places.map(|at| config.read16(at).unwrap());
+            let reporting = [0x108, 0x10c, 0x114, 0x118].map(|at| (at, config.read(at, 4).unwrap()));
+            for at in places {
+                config.set16(at, 0x1234);
+            }
+            for (at, _) in reporting {
+                config.write(at, 4, 0x1234_5678).unwrap();
+            }
+            snapshot.restore(&config).unwrap();
+            for (index, (at, was)) in places.into_iter().zip(was).enumerate() {
+                let expected = if index < known { was } else { 0x1234 };
+                assert_eq!(config.read16(at).unwrap(), expected, "{version}: {at:#x}");
+            }
+            for (at, was) in reporting {
+                assert_eq!(config.read(at, 4).unwrap(), was, "{at:#x}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! MSI and MSI-X of one function: what may be turned on when, and turning off what is on.
 
-use super::config::VirtualConfig;
-use super::config::capability::{MESSAGE_CONTROL, MSI_ENABLE, MSIX_ENABLE, MSIX_TABLE_SIZE};
+use super::config::capability::{MESSAGE_CONTROL, MSI_ENABLE, MSIX_ENABLE, MSIX_TABLE_SIZE, PM_CONTROL};
+use super::config::{POWER_STATE, VirtualConfig};
 use super::config::{command, header};
 use super::hardware::Hardware;
 use crate::error::{MessageKind, MessageRefusal, RequestError};
@@ -28,6 +28,8 @@ pub struct Messages {
     offered: bool,
     /// Its memory decode is that of its physical function, which only dom0 can see.
     virtual_function: bool,
+    /// Offset of the register that holds the power state.
+    power: Option<u16>,
     /// Offset of the MSI capability.
     msi: Option<u16>,
     /// Offset of the MSI-X capability.
@@ -39,20 +41,19 @@ impl Messages {
     pub fn new(config: &VirtualConfig, hardware: &impl ConfigSpace) -> Self {
         let msi = config.message_capability(MessageKind::Msi);
         let msix = config.message_capability(MessageKind::Msix);
-        let is_on = |capability: Option<u16>, enable| {
-            capability.is_some_and(|base| message_control(hardware, base) & enable != 0)
+        let is_on = |kind, capability: Option<u16>, enable| match message_control(hardware, capability?) {
+            Ok(control) if control & enable == 0 => None,
+            Ok(_) => Some(Mode::Messages(kind)),
+            Err(_) => Some(Mode::Unsettled(kind)),
         };
-        let mode = if is_on(msix, MSIX_ENABLE) {
-            Mode::Messages(MessageKind::Msix)
-        } else if is_on(msi, MSI_ENABLE) {
-            Mode::Messages(MessageKind::Msi)
-        } else {
-            Mode::Line
-        };
+        let mode = is_on(MessageKind::Msix, msix, MSIX_ENABLE)
+            .or_else(|| is_on(MessageKind::Msi, msi, MSI_ENABLE))
+            .unwrap_or(Mode::Line);
         Self {
             mode,
             offered: config.resources().msi,
             virtual_function: config.resources().virtual_function,
+            power: config.power_capability().map(|at| at + PM_CONTROL),
             msi,
             msix,
         }
@@ -85,8 +86,12 @@ impl Messages {
             Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
-        if self.msi.is_none() {
+        let Some(base) = self.msi else {
             return refuse(MessageRefusal::NoCapability);
+        };
+        message_control(hardware, base)?;
+        if !self.is_awake(hardware)? {
+            return refuse(MessageRefusal::Asleep);
         }
         let answer = match hardware.enable_msi() {
             Ok(0) => Err(RequestError::ServiceNonsense),
@@ -119,14 +124,16 @@ impl Messages {
             Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
-        let decodes = || hardware.read(header::COMMAND, 2) as u16 & command::MEMORY != 0;
-        if !self.virtual_function && !decodes() {
+        if !self.virtual_function && word(hardware, header::COMMAND)? & command::MEMORY == 0 {
             return refuse(MessageRefusal::MemoryDecodeOff);
         }
         let Some(base) = self.msix else {
             return refuse(MessageRefusal::NoCapability);
         };
-        let table = (message_control(hardware, base) & MSIX_TABLE_SIZE) + 1;
+        let table = (message_control(hardware, base)? & MSIX_TABLE_SIZE) + 1;
+        if !self.is_awake(hardware)? {
+            return refuse(MessageRefusal::Asleep);
+        }
         if let Err(refusal) = check_entries(entries, table) {
             return refuse(refusal);
         }
@@ -164,6 +171,15 @@ impl Messages {
         }
     }
 
+    /// True if the device is in D0. Otherwise it answers to no memory access, its vector table least of all, although
+    /// COMMAND says that it decodes: what XSA-157 is about.
+    fn is_awake(&self, hardware: &impl ConfigSpace) -> Result<bool, RequestError> {
+        match self.power {
+            Some(control) => Ok(word(hardware, control)? & POWER_STATE == 0),
+            None => Ok(true),
+        }
+    }
+
     /// Turns off what may be on since an answer went missing, so that turning on starts from firm ground.
     fn settle(&mut self, hardware: &mut impl Hardware) -> Result<(), RequestError> {
         if matches!(self.mode, Mode::Unsettled(_)) {
@@ -183,8 +199,16 @@ impl Messages {
     }
 }
 
-fn message_control(hardware: &impl ConfigSpace, base: u16) -> u16 {
-    hardware.read(base + MESSAGE_CONTROL, 2) as u16
+fn message_control(hardware: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
+    word(hardware, base + MESSAGE_CONTROL)
+}
+
+/// A register that is never all-ones in a device that answers: each has bits that read 0.
+fn word(hardware: &impl ConfigSpace, offset: u16) -> Result<u16, RequestError> {
+    match hardware.read(offset, 2) as u16 {
+        u16::MAX => Err(RequestError::DeviceSilent),
+        value => Ok(value),
+    }
 }
 
 /// Checks the table entries of a request against each other and a table of `table` entries.

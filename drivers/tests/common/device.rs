@@ -219,8 +219,22 @@ impl Device {
                 );
             }
             (at, 2) if at == VPD + 2 => assert_eq!(value & 0x8000, 0, "VPD write started"),
+            (at, 2) if permissive && at == PCIE + 8 => {
+                assert_eq!(
+                    changed & !0x7b10,
+                    0,
+                    "Device Control beyond the mask: {old:#x} -> {value:#x}"
+                );
+            }
             (at, width) if permissive => {
-                let kept = [0..4, 0x3c..0x3e, MSI..MSI + 14, MSIX..MSIX + 12];
+                let kept = [
+                    0..4,
+                    0x3c..0x3e,
+                    MSI..MSI + 14,
+                    MSIX..MSIX + 12,
+                    PCIE + 8..PCIE + 10,
+                    0x100..0x13c,
+                ];
                 let end = at + u16::from(width);
                 let touched = kept.iter().find(|range| at < range.end && range.start < end);
                 assert!(
@@ -243,6 +257,10 @@ impl Device {
     pub fn set_messages(&self, kind: MessageKind, on: bool) {
         let before = self.mode();
         assert!(!on || before.is_none(), "{kind} turned on while {before:?} is");
+        assert!(
+            !on || self.word(PM + 4) & 3 == 0,
+            "{kind} turned on while the device sleeps"
+        );
         let (base, bit) = match kind {
             MessageKind::Msi => (MSI, 0x0001),
             MessageKind::Msix => (MSIX, 0x8000),

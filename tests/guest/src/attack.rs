@@ -131,6 +131,10 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
 
     fn quiet(&mut self) -> Result<(), Failure> {
         for shape in self.shapes.clone() {
+            if shape.pm != 0 {
+                let awake = Op::write(shape.devfn.into(), i32::from(shape.pm) + 4, 2, 0);
+                self.frontend.ask(self.platform, &awake)?;
+            }
             for command in [Command::DisableMsix, Command::DisableMsi] {
                 self.frontend
                     .ask(self.platform, &Op::new(command, shape.devfn.into()))?;

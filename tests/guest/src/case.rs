@@ -79,6 +79,11 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
             Step::Op(no_msix.clone()),
         ]),
     });
+    if shape.pm != 0 {
+        let power = |state| Op::write(devfn, i32::from(shape.pm) + 4, 2, state);
+        let ops = [power(3), msi.clone(), msix(), power(0), msix(), no_msix.clone()];
+        cases.push(case("messages while the function sleeps in D3hot", ops.into()));
+    }
     // For others the first request is refused, and the last one is about the other kind.
     if shape.msi != 0 && shape.msix != 0 {
         cases.extend([
@@ -351,6 +356,6 @@ mod tests {
     #[test]
     fn a_function_without_messages_has_all_cases_but_those_that_need_them() {
         let plain = Shape::default();
-        assert_eq!(cases(&plain).len() + 3, cases(&FULL).len());
+        assert_eq!(cases(&plain).len() + 4, cases(&FULL).len());
     }
 }

@@ -24,6 +24,15 @@ pub const MSIX_ENABLE: u16 = 0x8000;
 pub const MSIX_TABLE_SIZE: u16 = 0x07ff;
 /// VPD address: start a write instead of a read.
 pub const VPD_WRITE: u16 = 0x8000;
+/// PCI Express capabilities register: the version; version 1 ends before Device Control 2.
+const EXPRESS_VERSION: u16 = 0x000f;
+/// Bits of Device Control that are a permissive guest's: relaxed ordering, extended tags, phantom functions, no snoop,
+/// the size of read requests. Dom0 keeps error reporting, the payload size, which must fit the bridges above, auxiliary
+/// power, and the function level reset, which takes the BARs and MSI-X from under Xen.
+const DEVICE_CONTROL: u16 = 0x7b10;
+/// Likewise of Device Control 2: completion timeouts and ID-based ordering. What needs the bridges above to play along
+/// (LTR, OBFF, AtomicOps, 10-bit tags) is dom0's.
+const DEVICE_CONTROL_2: u16 = 0x031f;
 /// PMC: in which states the device can send PME. Hidden: no one would hear it.
 const PME_SUPPORT: u32 = 0xf800;
 
@@ -45,6 +54,8 @@ pub enum Kind {
     Msi,
     /// The same, extended.
     Msix,
+    /// PCI Express.
+    Express,
 }
 
 /// The table of one kind of capability.
@@ -65,7 +76,7 @@ const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
 }
 
 /// All capabilities that have a table. Of every other one, reads give what the device says and writes are dropped.
-pub static POLICIES: [Policy; 4] = [
+pub static POLICIES: [Policy; 5] = [
     Policy {
         kind: Kind::Pm,
         id: 0x01,
@@ -132,34 +143,106 @@ pub static POLICIES: [Policy; 4] = [
             plain(8, 4, "MSI-X PBA"),
         ],
     },
+    Policy {
+        kind: Kind::Express,
+        id: 0x10,
+        name: "PCI Express",
+        registers: &[
+            Register::new(
+                8,
+                2,
+                "Device Control",
+                Read::Hardware,
+                Write::Permissive(DEVICE_CONTROL),
+            ),
+            Register::new(
+                0x28,
+                2,
+                "Device Control 2",
+                Read::Hardware,
+                Write::Permissive(DEVICE_CONTROL_2),
+            ),
+        ],
+    },
 ];
 
-/// Extended capabilities that stay dom0's even if the device is permissive, as id and bytes: SR-IOV, resizable BARs, and
-/// those of virtual functions. They say what functions there are, and how much of the address space they take.
-const KEPT: [(u16, u16); 3] = [(0x0010, 0x40), (0x0015, 0x34), (0x0024, 0x34)];
+/// A capability that stays dom0's or Xen's as a whole, whoever is permissive and whatever a quirk says.
+#[derive(Debug)]
+pub struct Kept {
+    /// The id in its list.
+    pub id: u16,
+    /// Bytes from its start.
+    pub length: u16,
+    /// The name in the PCI specification.
+    pub name: &'static str,
+}
+
+const fn whole(id: u16, length: u16, name: &'static str) -> Kept {
+    Kept { id, length, name }
+}
+
+/// Enhanced Allocation: its length follows from the number of its entries, in the third byte.
+const ENHANCED_ALLOCATION: u8 = 0x14;
+const EA_ENTRIES: u16 = 0x3f;
+/// The words before the first entry, and the most that an entry takes.
+const EA_HEAD: u16 = 8;
+const EA_ENTRY: u16 = 20;
+
+/// Kept ones in the list below 256.
+pub static KEPT: [Kept; 4] = [
+    // Interrupts that pass by MSI, and links.
+    whole(0x08, 0x1c, "HyperTransport"),
+    // Its one control bit resets the function.
+    whole(0x13, 6, "Advanced Features"),
+    // These two say to which addresses a function, or a bridge, answers.
+    whole(
+        ENHANCED_ALLOCATION as u16,
+        EA_HEAD,
+        "Enhanced Allocation; 20 more for each entry",
+    ),
+    whole(0x15, 0x24, "Flattening Portal Bridge"),
+];
+
+/// Kept ones in extended space: which functions there are and at which addresses, what the IOMMU translates for the
+/// device, what the bridges above must agree to, and what dom0 hears of errors.
+pub static KEPT_EXTENDED: [Kept; 13] = [
+    whole(0x0001, 0x3c, "Advanced Error Reporting"),
+    whole(0x000d, 8, "Access Control Services"),
+    whole(0x000e, 8, "Alternative Routing-ID"),
+    whole(0x000f, 8, "Address Translation Services"),
+    whole(0x0010, 0x40, "SR-IOV"),
+    whole(0x0012, 0x30, "Multicast"),
+    whole(0x0013, 0x10, "Page Request"),
+    whole(0x0015, 0x34, "Resizable BAR"),
+    whole(0x0018, 8, "Latency Tolerance Reporting"),
+    whole(0x001b, 8, "PASID"),
+    whole(0x001d, 0x30, "Downstream Port Containment"),
+    whole(0x001e, 0x14, "L1 PM Substates"),
+    whole(0x0024, 0x34, "VF Resizable BAR"),
+];
 /// How many hops the walk over extended capabilities makes: the space has room for no more.
 const MAX_EXTENDED_HOPS: usize = 480;
 
-/// Where the extended capabilities lie that stay dom0's.
-pub fn kept(hardware: &impl ConfigSpace) -> Vec<Range<u16>> {
-    let mut ranges = Vec::new();
+/// Adds where the kept capabilities of extended space lie.
+fn walk_extended(hardware: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
     let mut next = END;
     for _ in 0..MAX_EXTENDED_HOPS {
         let header = hardware.read(next, 4);
-        let id = header as u16;
-        if let Some(&(_, length)) = KEPT.iter().find(|&&(kept, _)| kept == id) {
-            let range = next..next + length;
-            if ranges.contains(&range) {
+        if header == u32::MAX {
+            break;
+        }
+        if let Some(found) = KEPT_EXTENDED.iter().find(|kept| kept.id == header as u16) {
+            let range = next..next + found.length;
+            if kept.contains(&range) {
                 break;
             }
-            ranges.push(range);
+            kept.push(range);
         }
         next = (header >> 20) as u16 & !3;
-        if next < END || id == u16::MAX {
+        if next < END {
             break;
         }
     }
-    ranges
 }
 
 /// A capability found in a function, with the table that governs it.
@@ -173,16 +256,29 @@ pub struct Found {
     pub registers: &'static [Register],
 }
 
-/// Walks the list of a function, and returns the first capability of each kind that has a table.
+/// What the capability lists of a function say.
+#[derive(Debug, Default)]
+pub struct Lists {
+    /// The first capability of each kind that has a table.
+    pub found: Vec<Found>,
+    /// What no guest writes, by no quirk and if permissive neither.
+    pub kept: Vec<Range<u16>>,
+    /// The first power management capability, also if it overlaps another: the function may sleep all the same.
+    pub power: Option<u16>,
+}
+
+/// Walks the lists of a function.
 ///
-/// The list is the device's word and may be anything: the walk ends after 48 hops, at an offset inside the
-/// header, and at all-ones. A capability that does not fit below 256, or overlaps one found before, is left
-/// out: it falls under the default, so reads give what the device says and writes are dropped.
-pub fn walk(hardware: &impl ConfigSpace) -> Vec<Found> {
-    let mut found: Vec<Found> = Vec::new();
+/// They are the device's word and may be anything: the walk ends after 48 hops, at an offset inside the header, and at
+/// all-ones. A capability that has a table and does not fit below 256, overlaps another or is the second of its kind has
+/// no register of its own: what it covers is kept, for it may be Xen's or dom0's all the same.
+pub fn walk(hardware: &impl ConfigSpace) -> Lists {
+    let mut lists = Lists::default();
+    walk_extended(hardware, &mut lists.kept);
     if hardware.read(header::STATUS, 2) as u16 & header::STATUS_CAPABILITIES == 0 {
-        return found;
+        return lists;
     }
+    let mut all: Vec<Found> = Vec::new();
     let mut next = hardware.read(header::CAPABILITIES, 1) as u16 & !3;
     for _ in 0..MAX_HOPS {
         if next < FIRST {
@@ -192,34 +288,55 @@ pub fn walk(hardware: &impl ConfigSpace) -> Vec<Found> {
         if id == 0xff {
             break;
         }
-        let is_new =
-            |policy: &&Policy| policy.id == id && found.iter().all(|other| other.policy.kind != policy.kind);
-        if let Some(policy) = POLICIES.iter().find(is_new) {
-            let candidate = Found {
+        if let Some(policy) = POLICIES.iter().find(|policy| policy.id == id) {
+            if all.iter().any(|other| other.base == next) {
+                break;
+            }
+            all.push(Found {
                 base: next,
                 policy,
                 registers: present(policy, hardware, next),
-            };
-            if candidate.end() <= END && !found.iter().any(|other| candidate.overlaps(other)) {
-                found.push(candidate);
+            });
+        } else if let Some(kept) = KEPT.iter().find(|kept| kept.id == id.into()) {
+            let mut length = kept.length;
+            if id == ENHANCED_ALLOCATION {
+                length += EA_ENTRY * (hardware.read(next + 2, 2) as u16 & EA_ENTRIES);
             }
+            lists.kept.push(next..next + length);
         }
         next = u16::from(pointer) & !3;
     }
-    found
+    let power = all.iter().find(|one| one.policy.kind == Kind::Pm);
+    lists.power = power.map(|one| one.base);
+    for (index, one) in all.iter().enumerate() {
+        let mut others = all.iter().enumerate().filter(|&(at, _)| at != index);
+        let clashes = |(at, other): (usize, &Found)| {
+            one.overlaps(other) || at < index && one.policy.kind == other.policy.kind
+        };
+        if one.end() > END || others.any(clashes) {
+            lists.kept.push(one.base..one.end());
+        } else {
+            lists.found.push(*one);
+        }
+    }
+    lists
 }
 
 /// The registers that a capability of this kind has at `base`.
 fn present(policy: &'static Policy, hardware: &impl ConfigSpace, base: u16) -> &'static [Register] {
     let all = policy.registers;
-    if policy.kind != Kind::Msi {
-        return all;
-    }
+    // In the third and fourth byte of both.
     let control = hardware.read(base + MESSAGE_CONTROL, 2) as u16;
-    // Address, data; the upper address; mask and pending bits.
-    let wide = usize::from(control & MSI_64_BIT != 0);
-    let masked = if control & MSI_MASK != 0 { 2 } else { 0 };
-    let missing = 3 - wide - masked;
+    let missing = match policy.kind {
+        Kind::Msi => {
+            // Address, data; the upper address; mask and pending bits.
+            let wide = usize::from(control & MSI_64_BIT != 0);
+            let masked = if control & MSI_MASK != 0 { 2 } else { 0 };
+            3 - wide - masked
+        }
+        Kind::Express => usize::from(control & EXPRESS_VERSION < 2),
+        _ => 0,
+    };
     all.get(..all.len() - missing).unwrap_or(all)
 }
 
@@ -238,8 +355,11 @@ impl Found {
 }
 
 #[cfg(test)]
+// What is compared is a list of one range.
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use core::cell::Cell;
 
     /// Config space with the bytes given; counts reads.
@@ -266,6 +386,7 @@ mod tests {
 
         fn walk(&self) -> Vec<(u16, Kind)> {
             walk(self)
+                .found
                 .iter()
                 .map(|found| (found.base, found.policy.kind))
                 .collect()
@@ -301,7 +422,12 @@ mod tests {
         );
         assert_eq!(
             space.walk(),
-            [(0xc8, Kind::Pm), (0xd0, Kind::Msi), (0xa0, Kind::Msix)]
+            [
+                (0xc8, Kind::Pm),
+                (0xd0, Kind::Msi),
+                (0xe0, Kind::Express),
+                (0xa0, Kind::Msix)
+            ]
         );
     }
 
@@ -333,7 +459,7 @@ mod tests {
         for (control, last) in [(0, 8), (0x0080, 0x0c), (0x0100, 0x10), (0x0180, 0x14)] {
             let mut space = Space::with(0x40, &[(0x40, 0x05, 0)]);
             space.bytes[0x42..0x44].copy_from_slice(&u16::to_le_bytes(control));
-            let found = walk(&space);
+            let found = walk(&space).found;
             assert_eq!(found[0].registers.last().unwrap().offset, last, "{control:#x}");
         }
     }
@@ -348,10 +474,10 @@ mod tests {
             }
         }
         const LIST: [(u16, u32); 3] = [(0x100, 0x1501_0001), (0x150, 0x2001_0010), (0x200, 0x1001_0015)];
-        let found = kept(&Extended(&LIST));
-        assert_eq!(found, [0x150..0x190, 0x200..0x234]);
-        assert!(kept(&Extended(&[])).is_empty());
-        assert!(kept(&Extended(&[(0x100, u32::MAX)])).is_empty());
+        let kept = |list| walk(&Extended(list)).kept;
+        assert_eq!(kept(&LIST), [0x100..0x13c, 0x150..0x190, 0x200..0x234]);
+        assert!(kept(&[]).is_empty());
+        assert!(kept(&[(0x100, u32::MAX)]).is_empty());
     }
 
     #[test]
@@ -362,9 +488,60 @@ mod tests {
     }
 
     #[test]
-    fn a_capability_that_sticks_out_or_overlaps_is_left_to_the_default() {
-        assert_eq!(Space::with(0xfc, &[(0xfc, 0x11, 0)]).walk(), []);
-        let overlapping = Space::with(0x40, &[(0x40, 0x01, 0x44), (0x44, 0x05, 0)]);
-        assert_eq!(overlapping.walk(), [(0x40, Kind::Pm)]);
+    fn a_capability_that_sticks_out_overlaps_or_comes_twice_is_kept() {
+        for (list, found, kept) in [
+            // One that ends with the space fits.
+            (&[(0xf8, 0x01, 0)][..], &[(0xf8, Kind::Pm)][..], vec![]),
+            (&[(0xfc, 0x11, 0)], &[], vec![0xfc..0x108]),
+            (&[(0xf8, 0x11, 0)], &[], vec![0xf8..0x104]),
+            (
+                &[(0x40, 0x01, 0x44), (0x44, 0x05, 0)],
+                &[],
+                vec![0x40..0x48, 0x44..0x50],
+            ),
+            (
+                &[(0x44, 0x05, 0x40), (0x40, 0x01, 0x60), (0x60, 0x03, 0)],
+                &[(0x60, Kind::Vpd)],
+                vec![0x44..0x50, 0x40..0x48],
+            ),
+            (
+                &[(0x40, 0x11, 0x60), (0x60, 0x11, 0)],
+                &[(0x40, Kind::Msix)],
+                vec![0x60..0x6c],
+            ),
+        ] {
+            let space = Space::with(list[0].0, list);
+            assert_eq!(space.walk(), found, "{list:?}");
+            assert_eq!(walk(&space).kept, kept, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn enhanced_allocation_is_as_long_as_its_entries_may_be() {
+        for (entries, end) in [(0, 0x48), (2, 0x70), (0x3f, 0x534)] {
+            let mut space = Space::with(0x40, &[(0x40, 0x14, 0)]);
+            space.bytes[0x42] = entries | 0xc0;
+            assert_eq!(walk(&space).kept, [0x40..end]);
+        }
+    }
+
+    #[test]
+    fn a_list_is_followed_through_all_the_space_that_there_is() {
+        let list: Vec<(u8, u8, u8)> = (0..48)
+            .map(|n| {
+                let at: u8 = 0x40 + 4 * n;
+                (at, if n == 47 { 0x13 } else { 0x09 }, at.wrapping_add(4))
+            })
+            .collect();
+        assert_eq!(walk(&Space::with(0x40, &list)).kept, [0xfc..0x102]);
+
+        struct Dense;
+        impl ConfigSpace for Dense {
+            fn read(&self, offset: u16, _: u8) -> u32 {
+                let id = if offset == 0xff8 { 0x0010 } else { 0x000b };
+                u32::from(offset + 8) << 20 | 1 << 16 | id
+            }
+        }
+        assert!(walk(&Dense).kept.contains(&(0xff8..0x1038)));
     }
 }

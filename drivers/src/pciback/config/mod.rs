@@ -34,7 +34,7 @@ use xenbus::bdf::Bdf;
 use xenbus::device::{Ids, Quirk};
 
 /// PMCSR: the power state.
-const POWER_STATE: u16 = 0x0003;
+pub(super) const POWER_STATE: u16 = 0x0003;
 /// PMCSR: PME status, which a written 1 clears.
 const PME_STATUS: u16 = 0x8000;
 /// PMCSR: what the data register shows.
@@ -71,7 +71,7 @@ struct Placed {
 pub struct VirtualConfig {
     /// By offset, without overlap.
     registers: Vec<Placed>,
-    /// What of extended space stays dom0's although the device is permissive.
+    /// Capabilities that stay dom0's or Xen's, whoever is permissive and whatever a quirk says.
     kept: Vec<Range<u16>>,
     resources: Resources,
     /// It is a bridge to other buses.
@@ -82,6 +82,7 @@ pub struct VirtualConfig {
     reach: command::Reach,
     /// Offsets of the capabilities.
     pm: Option<u16>,
+    power: Option<u16>,
     msi: Option<u16>,
     msix: Option<u16>,
 }
@@ -120,7 +121,11 @@ impl VirtualConfig {
             _ => return Err(SetupError::HeaderType { bdf, header }.into()),
         };
 
-        let capabilities = capability::walk(hardware);
+        let capability::Lists {
+            found: capabilities,
+            kept,
+            power,
+        } = capability::walk(hardware);
         let base = |kind| {
             let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
             of_kind.map(|found| found.base)
@@ -136,14 +141,19 @@ impl VirtualConfig {
         }
 
         for quirk in resources.quirks.as_slice() {
-            let taken = |placed: &&Placed| {
-                placed.register.write != Write::Default && span_of(quirk).covered_by(placed.span) != 0
+            let span = span_of(quirk);
+            let taken = |placed: &&Placed| match placed.register.write {
+                Write::Default => false,
+                Write::Permissive(bits) => placed.span.overlay(0, span, quirk.mask()) & !u32::from(bits) != 0,
+                _ => span.covered_by(placed.span) != 0,
             };
-            if let Some(placed) = registers.iter().find(taken) {
+            let placed = registers.iter().find(taken);
+            let whole = keeps(&kept, span).then_some("a capability that stays dom0's");
+            if let Some(register) = placed.map(|placed| placed.register.name).or(whole) {
                 return Err(SetupError::QuirkTaken {
                     bdf,
                     quirk: *quirk,
-                    register: placed.register.name,
+                    register,
                 }
                 .into());
             }
@@ -151,11 +161,7 @@ impl VirtualConfig {
 
         Ok(Self {
             registers,
-            kept: if resources.permissive {
-                capability::kept(hardware)
-            } else {
-                Vec::new()
-            },
+            kept,
             reach: command::Reach {
                 // A bridge's windows need both, whether it has BARs or not.
                 decodable: if bridge {
@@ -172,6 +178,7 @@ impl VirtualConfig {
             bridge,
             command: hardware.read(header::COMMAND, 2) as u16,
             pm: base(Kind::Pm),
+            power,
             msi: base(Kind::Msi),
             msix: base(Kind::Msix),
             resources,
@@ -245,8 +252,12 @@ impl VirtualConfig {
             let covered = access.covered_by(placed.span);
             unnamed &= !covered;
             if placed.register.write != Write::Default {
+                let free = placed.span.overlay(0, access, left);
                 left &= !covered;
-                let result = self.write_register(&placed, hardware, access, value);
+                if free == 0 {
+                    continue;
+                }
+                let result = self.write_register(&placed, hardware, access, value, free);
                 if result == Ok(Effect::Dropped) {
                     dropped(placed.span.offset());
                 }
@@ -257,7 +268,7 @@ impl VirtualConfig {
         }
         if self.resources.permissive {
             for piece in access.pieces(left) {
-                if self.kept.iter().any(|range| range.contains(&piece.offset())) {
+                if keeps(&self.kept, piece) {
                     dropped(piece.offset());
                     continue;
                 }
@@ -281,6 +292,11 @@ impl VirtualConfig {
     pub fn set_shadow(&mut self, shadow: u32) {
         self.command = shadow as u16;
         self.resources.bars.set_probes((shadow >> 16) as u8);
+    }
+
+    /// Offset of the capability that tells in which power state the function is, whether a guest may change it or not.
+    pub fn power_capability(&self) -> Option<u16> {
+        self.power
     }
 
     /// Offset of a MSI or MSI-X capability.
@@ -331,6 +347,8 @@ impl VirtualConfig {
         hardware: &mut impl Hardware,
         access: Access,
         value: u32,
+        // The bits of the register that no quirk has served.
+        free: u32,
     ) -> Result<Effect, RequestError> {
         let span = placed.span;
         let denied = RequestError::Denied {
@@ -340,8 +358,20 @@ impl VirtualConfig {
             return Ok(Effect::Dropped);
         }
         let old = self.value(placed, hardware);
+        check_answers(hardware, span, old)?;
         let new = span.overlay(old, access, value);
         match placed.register.write {
+            Write::Permissive(bits) => {
+                let bits = if self.resources.permissive {
+                    free & u32::from(bits)
+                } else {
+                    0
+                };
+                match change(hardware, span, old, old & !bits | new & bits)? {
+                    Effect::Absorbed if old != new => Ok(Effect::Dropped),
+                    effect => Ok(effect),
+                }
+            }
             Write::Forward => change(hardware, span, old, new),
             Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
                 change(hardware, span, old, new)
@@ -455,6 +485,21 @@ impl VirtualConfig {
     }
 }
 
+/// True if bytes of an access are in one of these ranges, which begin at a multiple of four.
+fn keeps(kept: &[Range<u16>], access: Access) -> bool {
+    kept.iter()
+        .any(|range| range.start < access.end() && access.offset() < range.end)
+}
+
+/// Refuses to derive anything from `present`, the value of a register, if the device has not answered. All-ones may be
+/// sound in one register; in the class code it never is.
+fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
+    if present == span.mask() && hardware.read(header::CLASS, 4) == u32::MAX {
+        return Err(RequestError::DeviceSilent);
+    }
+    Ok(())
+}
+
 const fn span_of(quirk: &Quirk) -> Access {
     Access::at(quirk.offset(), quirk.width())
 }
@@ -474,6 +519,7 @@ fn write_masked(
         return Ok(Effect::Dropped);
     }
     let present = hardware.read(span.offset(), span.width());
+    check_answers(hardware, span, present)?;
     let written = span.overlay(present, access, value);
     // Also where nothing changes: the bits may be of those that a written 1 clears.
     hardware.write(span, present & !bits | written & bits)?;

@@ -66,6 +66,8 @@ pub enum Write {
     Default,
     /// Nothing: the write succeeds, changes nothing, and is counted.
     Drop,
+    /// As [`Self::Default`], but no more than these bits.
+    Permissive(u16),
     /// It goes to the device.
     Forward,
     /// It goes to the device if all it changes is the start bit.
@@ -105,6 +107,12 @@ impl fmt::Display for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Default => "the default",
+            Self::Permissive(bits) => {
+                return write!(
+                    f,
+                    "the default, for no more than {bits:#06x}, where a value changes"
+                );
+            }
             Self::Drop => "dropped, counted",
             Self::Forward => "forwarded",
             Self::Bist => "forwarded if only the start bit changes",

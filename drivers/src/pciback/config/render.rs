@@ -1,6 +1,6 @@
 //! The policy as a table to read: `docs/config-space.md` is this text.
 
-use super::capability::POLICIES;
+use super::capability::{KEPT, KEPT_EXTENDED, POLICIES};
 use super::header::{TYPE_0, TYPE_1};
 use super::register::Register;
 use alloc::string::String;
@@ -21,7 +21,8 @@ pub fn render() -> String {
          \u{20} replaced, and all of it written; so a SIZE is best that keeps bits out which a written 1 clears. A\n\
          \u{20} quirk for a register whose write is not the default is refused at the export, in words.\n\
          - *Permissive*: what has the default, and no quirk, is forwarded, even if it changes nothing. MSI and\n\
-         \u{20} MSI-X registers stay Xen's; a bridge's buses and windows, SR-IOV and resizable BARs dom0's.\n\n\
+         \u{20} MSI-X registers stay Xen's; a bridge's buses and windows, and the capabilities of the last table,\n\
+         \u{20} dom0's.\n\n\
          In dom0 the service judges both again before it writes.\n\n\
          An access must be 1, 2 or 4 bytes, aligned, and below 4096; others are answered with\n\
          `XEN_PCI_ERR_invalid_offset`. One that covers several registers is split over them, byte by byte.\n\n\
@@ -36,6 +37,24 @@ pub fn render() -> String {
         let mut title = String::from(policy.name);
         push(&mut title, format_args!(" (capability {:#04x})", policy.id));
         section(&mut text, &title, "From its start", policy.registers);
+    }
+    push(
+        &mut text,
+        format_args!(
+            "\n## Capabilities that no guest writes\n\nNeither by a quirk nor if its device is permissive. Registers with a \
+             table above have that\ntable's rule, also where they lie in one of these.\n\n| Id | Bytes | Capability |\n|---|---|---|\n"
+        ),
+    );
+    for (list, digits) in [(&KEPT[..], 4), (&KEPT_EXTENDED, 6)] {
+        for kept in list {
+            push(
+                &mut text,
+                format_args!(
+                    "| {:#0digits$x} | {:#04x} | {} |\n",
+                    kept.id, kept.length, kept.name
+                ),
+            );
+        }
     }
     text
 }

@@ -3,6 +3,7 @@
 use super::{Attacker, ROUNDS};
 use crate::frontend::Failure;
 use crate::grants::Grants;
+use crate::op::Op;
 use crate::random::Random;
 use core::time::Duration;
 use xenbus::client::Transport;
@@ -63,9 +64,15 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
                 bytes[24] = [1, 2, 4][self.random.usize(..3)];
                 bytes[28] = self.random.u8(..);
             }
-            // The power state is left alone: its changes take their time, and say nothing of the backend.
+            // A change of the power state takes its time: now and then, and not by chance.
             if bytes[0] == 1 {
                 bytes[28] &= !3;
+            }
+            if self.random.u8(..64) == 0
+                && let Some(shape) = self.random.choice(&self.shapes).filter(|shape| shape.pm != 0)
+            {
+                let state = self.random.u32(..4);
+                bytes = Op::write(shape.devfn.into(), i32::from(shape.pm) + 4, 2, state).encode();
             }
             self.frontend.send(self.platform, &bytes);
             self.settle();
