@@ -2,10 +2,15 @@
 # A stub that cannot be brought back: its guest sees an orderly unplug. One that dies again and again stays away; one
 # whose number another domain has by then is replaced by one of another number.
 #: device e1000e,netdev=n0,addr=5
+#: device pcie-root-port,id=rp1,chassis=1,slot=1,addr=8
+#: device e1000e,netdev=n1,bus=rp1
 #: suite bookworm
 #: timeout 300
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
+PORT=0000:00:08.0
+BEHIND=$(basename "$(ls -d /sys/bus/pci/devices/$PORT/0000:*)")
+POLICY=/etc/bulkhead/policy.toml
 LOG=/var/log/bulkhead/serve.log
 clock() { cut -d. -f1 /proc/uptime; }
 
@@ -29,11 +34,20 @@ quiet $BDF
 equal "devices of the guest" "" "$(in_guest g1 "lspci -n")"
 equal "no stub is left" "" "$(xl list | grep bulkhead)"
 check "status says failed, with the next step" sh -c "bulkhead status | grep '^failed: .*bulkhead attach g1 --device $BDF'"
-check "that step" bulkhead attach g1 --device $BDF
+# On terms of its own, with a device that has a bridge's rule, to see whether both come back so.
+check "that step, with one more device" bulkhead attach g1 --device $BDF,permissive=0,quirk=44:2:ff "$BEHIND" --no-msi-below $PORT
+# terms: on what terms the guest has its devices.
+terms() { bulkhead status --json | jq -c '[.stubs[].devices[] | {bdf, terms}]'; }
+given=$(terms)
+say "terms: $given"
+check "the bridge's rule is among them" sh -c "echo '$given' | grep -q 'command line, --no-msi-below $PORT'"
 equal "status says failed no more" "[]" "$(bulkhead status --json | jq -c .failed)"
 check "e1000e comes up again" network_up g1
 equal "pings lost" 0 "$(pings_lost g1 5)"
 
+# By now the file says otherwise.
+printf '%s\n' "[[device]]" 'match = "8086:10d3"' "permissive = true" 'aer = "destroy"' \
+    "[[bridge]]" "address = \"$PORT\"" "msi = true" >$POLICY
 number=$(xl domid $stub)
 xl list -l "$number" | jq -c "{domid: $number, config: (.[0].config | .c_info.name = \"squatter\" | del(.c_info.uuid))}" >/tmp/order
 kill -9 "$(service_pid)"
@@ -46,6 +60,9 @@ setsid bulkhead serve >>$LOG 2>&1 </dev/null &
 within 180 "the guest has its devices again" grep -q 'by a stub with another number' $LOG
 say "replugged after $(($(clock) - began)) s"
 check "the stub's number is another one" [ "$(xl domid $stub)" != "$number" ]
+equal "the devices' terms" "$given" "$(terms)"
+in_guest g1 "setpci -s 00:00.0 48.l=5a5a5a5a" || failure "the guest's write"
+check "a register without a rule is not the guest's" [ "$(setpci -s $BDF 48.l)" != 5a5a5a5a ]
 equal "the other domain's home is its own" "" "$(xenstore-ls "/local/domain/$number/backend" 2>/dev/null)"
 check "e1000e comes up again" network_up g1
 equal "pings lost" 0 "$(pings_lost g1 5)"

@@ -6,6 +6,7 @@
 //! socket ends and the launcher does so too, after what is under way.
 
 use crate::recreate::{self, Domain, Spare};
+use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use crate::{record, xl};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -63,8 +64,8 @@ pub enum Order {
     Attach {
         /// The guest.
         guest: DomId,
-        /// The devices, each with its terms.
-        devices: Vec<String>,
+        /// The devices, each with the terms that the guest had it on.
+        devices: Vec<(String, Terms)>,
         /// How the guest addresses them.
         #[serde(with = "record::text")]
         slots: SlotMode,
@@ -88,10 +89,11 @@ impl Order {
                 kernel,
             } => {
                 let (guest, slots) = (guest.to_string(), slots.to_string());
-                let mut words = vec![
-                    "attach", &guest, "--slots", &slots, "--kernel", kernel, "--device",
-                ];
-                words.extend(devices.iter().map(String::as_str));
+                let terms: Vec<String> = devices.iter().map(|(_, terms)| terms.to_word()).collect();
+                let mut words = vec!["attach", &guest, "--slots", &slots, "--kernel", kernel];
+                for ((device, _), terms) in devices.iter().zip(&terms) {
+                    words.extend(["--device", device, "--recorded-terms", terms]);
+                }
                 bulkhead(&words)
             }
             Self::Recreate(domain) => recreate::run(domain, spare),

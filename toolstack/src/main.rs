@@ -19,6 +19,7 @@ use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::launch::{self, Attach, Ended, Run};
 use toolstack::policy::Choices;
+use toolstack::terms::Terms;
 use toolstack::{check, hold, launcher, recreate, say, serve, status};
 use xenbus::device::SlotMode;
 
@@ -161,6 +162,10 @@ struct TermsArgs {
     /// Without MSI and MSI-X for those of these devices that are below a bridge, but those with msi=1. May be repeated.
     #[arg(long, value_name = "BRIDGE")]
     no_msi_below: Vec<Name>,
+    /// The terms on which a guest had the devices, one for each: nothing else is asked. The service says that when it
+    /// gives devices again.
+    #[arg(long, hide = true, value_name = "JSON")]
+    recorded_terms: Vec<Terms>,
 }
 
 impl From<TermsArgs> for Choices {
@@ -169,6 +174,7 @@ impl From<TermsArgs> for Choices {
             file: args.policy,
             no_msi: args.no_msi,
             no_msi_below: args.no_msi_below,
+            recorded: args.recorded_terms,
         }
     }
 }

@@ -19,6 +19,9 @@ pub struct Choices {
     pub no_msi: bool,
     /// No MSI for those below these bridges.
     pub no_msi_below: Vec<Name>,
+    /// The terms on which a guest had the devices, in their order, as they were recorded. If there are any, nothing else
+    /// is asked.
+    pub recorded: Vec<Terms>,
 }
 
 /// Why there are no terms.
@@ -35,6 +38,14 @@ pub enum TermsError {
     NothingBelow {
         /// The bridge.
         bridge: Bdf,
+    },
+    /// Not as many recorded terms as devices.
+    #[error("{terms} recorded terms for {devices} devices: each needs its own")]
+    Recorded {
+        /// How many terms.
+        terms: usize,
+        /// How many devices.
+        devices: usize,
     },
     /// sysfs cannot be read.
     #[error(transparent)]
@@ -64,6 +75,9 @@ pub struct Decided {
 /// # Errors
 /// A name that means no device, a policy that cannot be read, a bridge above none of the devices.
 pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Decided, TermsError> {
+    if !choices.recorded.is_empty() {
+        return recorded(wanted, &choices.recorded, sysfs);
+    }
     let policy = Policy::read(choices.file.as_deref())?;
     let file = label(choices.file.as_deref());
     let no_msi_below: Vec<Bdf> = choices
@@ -113,6 +127,24 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
         Some(&bridge) => Err(TermsError::NothingBelow { bridge }),
         None => Ok(Decided { devices, notices }),
     }
+}
+
+/// The devices on the terms that a guest had them on.
+fn recorded(wanted: &[Wanted], terms: &[Terms], sysfs: &Sysfs) -> Result<Decided, TermsError> {
+    if terms.len() != wanted.len() {
+        return Err(TermsError::Recorded {
+            terms: terms.len(),
+            devices: wanted.len(),
+        });
+    }
+    let named = wanted.iter().zip(terms).map(|(Wanted { name, .. }, terms)| {
+        let bdf = names::resolve(name, sysfs)?;
+        Ok((bdf, terms.clone()))
+    });
+    Ok(Decided {
+        devices: named.collect::<Result<_, TermsError>>()?,
+        notices: Vec::new(),
+    })
 }
 
 /// What the file is called in a rule.
@@ -402,6 +434,34 @@ mod tests {
                 "0000:00:05.0: quirks 60:1:1; after an error: destroy",
                 "0000:02:00.0: permissive; quirks 44:2:ff; after an error: detach"
             ]
+        );
+    }
+
+    #[test]
+    fn recorded_terms_are_the_terms_whatever_the_file_and_linux_say_by_now() {
+        let below = Terms {
+            msi: Msi::Off("command line, --no-msi-below 0000:00:1c.0".into()),
+            ..Terms::default()
+        };
+        let choices = |recorded: &[&Terms]| Choices {
+            recorded: recorded.iter().map(|&terms| terms.clone()).collect(),
+            ..Choices::default()
+        };
+        let usual = Terms::default();
+        let all = "msi = false\n[[device]]\nmatch = \"8086:10d3\"\npermissive = true\nquirks = [\"44:2:ff\"]\n\
+                   share-intx = true\naer = \"destroy\"\n[[bridge]]\naddress = \"00:1c.0\"\nmsi = true\n";
+        for policy in [all, "broken"] {
+            assert_eq!(
+                decided(&["00:05.0", CARD], &choices(&[&usual, &below]), policy).unwrap(),
+                [
+                    "0000:00:05.0: ",
+                    "0000:02:00.0: MSI off: command line, --no-msi-below 0000:00:1c.0"
+                ]
+            );
+        }
+        assert_eq!(
+            decided(&["00:05.0", CARD], &choices(&[&usual]), "").unwrap_err(),
+            "1 recorded terms for 2 devices: each needs its own"
         );
     }
 

@@ -7,6 +7,7 @@ use crate::record;
 use bulkhead_config::options::AerFate;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 use xenbus::device::Quirks;
 
 /// What a guest may do with a device beyond the usual, or less.
@@ -26,31 +27,18 @@ pub struct Terms {
     pub aer: AerFate,
 }
 
+impl FromStr for Terms {
+    type Err = serde_json::Error;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(word)
+    }
+}
+
 impl Terms {
-    /// The same as options of a device on the command line, each with a comma before it.
-    pub fn options(&self) -> String {
-        let mut options = String::new();
-        if self.permissive {
-            options.push_str(",permissive=1");
-        }
-        for quirk in self
-            .quirks
-            .to_string()
-            .split(';')
-            .filter(|quirk| !quirk.is_empty())
-        {
-            options.push_str(&format!(",quirk={quirk}"));
-        }
-        if !self.msi.is_on() {
-            options.push_str(",msi=0");
-        }
-        if self.share_intx {
-            options.push_str(",share-intx=1");
-        }
-        if self.aer != AerFate::default() {
-            options.push_str(&format!(",aer={}", self.aer));
-        }
-        options
+    /// The same as one word, by which a command that gives the device again is told.
+    pub fn to_word(&self) -> String {
+        record::json(self)
     }
 
     /// True if the guest may write registers that no table names.
@@ -103,16 +91,14 @@ impl fmt::Display for Terms {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use bulkhead_config::options::Wanted;
 
     #[test]
-    fn terms_can_be_asked_for_again() {
-        assert_eq!(Terms::default().options(), "");
-        let terms = unusual();
-        let wanted: Wanted = format!("0000:00:05.0{}", terms.options()).parse().unwrap();
-        assert_eq!(wanted.options.permissive, Some(terms.permissive));
-        assert_eq!(wanted.options.quirks, Some(terms.quirks));
-        assert_eq!(wanted.options.msi, Some(false));
+    fn terms_can_be_asked_for_again_word_for_word() {
+        for terms in [Terms::default(), unusual()] {
+            let word = terms.to_word();
+            assert_eq!(word.parse::<Terms>().unwrap(), terms, "{word}");
+        }
+        assert!("permissive".parse::<Terms>().is_err());
     }
 
     /// Terms of which none is the usual one.

@@ -237,7 +237,7 @@ impl Revivals {
         let order = Order::Attach {
             guest: attachment.guest.domid,
             devices: devices
-                .map(|device| format!("{}{}", device.bdf, device.terms.options()))
+                .map(|device| (device.bdf.to_string(), device.terms.clone()))
                 .collect(),
             slots: attachment.slots,
             kernel: kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned()),
