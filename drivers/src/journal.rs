@@ -12,7 +12,13 @@ use xenbus::survivor::{self, Survivor};
 
 /// Failures over one and the same request before it is refused.
 const STRIKES: u32 = 2;
-/// Requests that are refused for good; of more than that the oldest is forgotten.
+/// How long a request that brought the stub down is refused at first. Each time that it does so again, twice as long: a
+/// request that was innocent (a host in trouble, deaths with other causes) is served again soon, and one that is not
+/// costs a restart a minute at most, and fewer and fewer.
+const REFUSAL: Duration = Duration::from_secs(60);
+/// The refusal is doubled so often at most: to 17 hours.
+const DOUBLINGS_MAX: u32 = 10;
+/// Requests that are refused; of more than that the oldest is forgotten.
 const POISONED_MAX: usize = survivor::REFUSED_MAX;
 /// Restarts that count as one burst are not further apart than this.
 const BURST: Duration = Duration::from_secs(10);
@@ -79,7 +85,7 @@ pub enum Advice {
     Serve,
     /// It was under way when the last life ended: it may be done, half done, or not done.
     ServeAgain,
-    /// It brought the stub down twice: refuse it.
+    /// It brought the stub down twice, or has relapsed: refuse it.
     Refuse,
 }
 
@@ -89,6 +95,10 @@ pub enum Advice {
 pub struct Journal {
     /// Times of the latest restarts in microseconds since boot; the newest is first.
     recent: [u64; RECENT],
+    /// Until when each of `poisoned` is refused, in microseconds since boot.
+    refused_until: [u64; POISONED_MAX],
+    /// How often each of them has relapsed.
+    relapses: [u32; POISONED_MAX],
     restarts: u32,
     /// Restarts of the burst since a request was answered.
     barren: u32,
@@ -112,7 +122,8 @@ pub struct Journal {
 
 const _: () = {
     let order = if cfg!(feature = "inject") { 16 } else { 0 };
-    let fields = RECENT * 8 + 6 * 4 + 2 * 2 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
+    let fields =
+        RECENT * 8 + POISONED_MAX * (8 + 4) + 6 * 4 + 2 * 2 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
     assert!(size_of::<Journal>() == fields, "no padding");
 };
 
@@ -126,6 +137,8 @@ impl Journal {
     /// The record of a first life.
     pub const NEW: Self = Self {
         recent: [0; RECENT],
+        refused_until: [0; POISONED_MAX],
+        relapses: [0; POISONED_MAX],
         restarts: 0,
         barren: 0,
         cause: 0,
@@ -158,7 +171,7 @@ impl Journal {
         self.cause = cause.raw();
         self.over_request = op.is_some().into();
         if let Some(op) = op {
-            self.strike(op);
+            self.strike(op, now);
         }
         if self.barren > BARREN_MAX {
             return Next::GiveUp;
@@ -167,22 +180,49 @@ impl Journal {
         Next::Restart(Duration::from_millis(pause.into()))
     }
 
-    fn strike(&mut self, op: &Op) {
+    /// Counts a failure over `op`, at `now` in microseconds.
+    fn strike(&mut self, op: &Op, now: u64) {
         self.strikes = self.strikes(op);
         self.suspect = *op;
         self.strikes += 1;
         self.again = 1;
-        if self.strikes >= STRIKES {
-            self.poison(op);
+        // One that has been refused before has had its chance.
+        if self.strikes >= STRIKES || self.poisoned().contains(op) {
+            self.poison(op, now);
             self.strikes = 0;
             self.again = 0;
         }
     }
 
-    fn poison(&mut self, op: &Op) {
+    fn poison(&mut self, op: &Op, now: u64) {
+        let relapses = match self.forgive(op) {
+            Some(relapses) => (relapses + 1).min(DOUBLINGS_MAX),
+            None => 0,
+        };
         self.poisoned.copy_within(..POISONED_MAX - 1, 1);
+        self.refused_until.copy_within(..POISONED_MAX - 1, 1);
+        self.relapses.copy_within(..POISONED_MAX - 1, 1);
         self.poisoned[0] = *op;
+        self.refused_until[0] = now.saturating_add((REFUSAL.as_micros() as u64) << relapses);
+        self.relapses[0] = relapses;
         self.poisoned_count = (self.poisoned_count + 1).min(POISONED_MAX as u32);
+    }
+
+    /// Takes `op` off the refused requests, if it is one; returns how often it had relapsed.
+    fn forgive(&mut self, op: &Op) -> Option<u32> {
+        let index = self.poisoned().iter().position(|refused| refused == op)?;
+        let relapses = self.relapses[index];
+        self.poisoned.copy_within(index + 1.., index);
+        self.refused_until.copy_within(index + 1.., index);
+        self.relapses.copy_within(index + 1.., index);
+        self.poisoned_count -= 1;
+        Some(relapses)
+    }
+
+    /// True if `op` is refused at `now`. One that was refused before and is not any more has one try.
+    fn is_refused(&self, op: &Op, now: Duration) -> bool {
+        let mut refused = self.poisoned().iter().zip(self.refused_until);
+        refused.any(|(refused, until)| refused == op && (now.as_micros() as u64) < until)
     }
 
     /// Failures in a row over this request.
@@ -190,7 +230,7 @@ impl Journal {
         if self.suspect == *op { self.strikes } else { 0 }
     }
 
-    /// The requests that are refused for good.
+    /// The requests that are refused, or were and have not been answered since.
     pub fn poisoned(&self) -> &[Op] {
         &self.poisoned[..(self.poisoned_count as usize).min(POISONED_MAX)]
     }
@@ -201,22 +241,23 @@ impl Journal {
     }
 
     /// Takes over what a stub before this one has left, if it has: its end counts as a failure over the request that
-    /// was under way.
-    pub fn inherit(&mut self, left: Option<&Survivor>) {
+    /// was under way. What that one refused is refused from `now` on as if for the first time.
+    pub fn inherit(&mut self, left: Option<&Survivor>, now: Duration) {
+        let now = now.as_micros() as u64;
         self.inherited = 1;
         for op in left.iter().flat_map(|left| left.refused().iter().rev()) {
-            self.poison(op);
+            self.poison(op, now);
         }
         if let Some((op, strikes)) = left.and_then(Survivor::under_way) {
             self.suspect = *op;
             self.strikes = strikes.min(STRIKES);
-            self.strike(op);
+            self.strike(op, now);
         }
     }
 
-    /// What to do with a request.
-    pub fn advise(&self, op: &Op) -> Advice {
-        if self.poisoned().contains(op) {
+    /// What to do with a request at `now`.
+    pub fn advise(&self, op: &Op, now: Duration) -> Advice {
+        if self.is_refused(op, now) {
             Advice::Refuse
         } else if self.again != 0 && self.suspect == *op {
             Advice::ServeAgain
@@ -232,16 +273,19 @@ impl Journal {
 
     /// True if [`Self::answered`] has anything to note.
     pub const fn is_waiting(&self) -> bool {
-        self.barren != 0 || self.again != 0 || self.strikes != 0
+        self.barren != 0 || self.again != 0 || self.strikes != 0 || self.poisoned_count != 0
     }
 
-    /// Notes that a request was answered.
-    pub fn answered(&mut self, op: &Op) {
+    /// Notes that a request was answered, by a refusal or otherwise.
+    pub fn answered(&mut self, op: &Op, now: Duration) {
         self.barren = 0;
         // The guest has gone on: what was under way then will not come again.
         self.again = 0;
         if self.suspect == *op {
             self.strikes = 0;
+        }
+        if !self.is_refused(op, now) {
+            self.forgive(op);
         }
     }
 
@@ -293,14 +337,14 @@ mod tests {
     fn a_request_that_was_under_way_is_served_again_and_after_two_failures_in_a_row_refused() {
         let mut journal = Journal::NEW;
         journal.fail(Cause::Panic, at(1), Some(&READ));
-        assert_eq!(journal.advise(&READ), Advice::ServeAgain);
-        assert_eq!(journal.advise(&WRITE), Advice::Serve);
+        assert_eq!(journal.advise(&READ, at(2)), Advice::ServeAgain);
+        assert_eq!(journal.advise(&WRITE, at(2)), Advice::Serve);
         assert_eq!(journal.over(), Some(&READ));
         journal.fail(Cause::Panic, at(2), Some(&READ));
-        assert_eq!(journal.advise(&READ), Advice::Refuse);
-        assert_eq!(journal.advise(&WRITE), Advice::Serve);
+        assert_eq!(journal.advise(&READ, at(2)), Advice::Refuse);
+        assert_eq!(journal.advise(&WRITE, at(2)), Advice::Serve);
         journal.forget_requests();
-        assert_eq!(journal.advise(&READ), Advice::Serve, "another guest's");
+        assert_eq!(journal.advise(&READ, at(2)), Advice::Serve, "another guest's");
     }
 
     #[test]
@@ -308,11 +352,11 @@ mod tests {
         let mut journal = Journal::NEW;
         for round in 0..5 {
             journal.fail(Cause::Fault(14), at(round), Some(&READ));
-            assert_eq!(journal.advise(&READ), Advice::ServeAgain, "round {round}");
+            assert_eq!(journal.advise(&READ, at(2)), Advice::ServeAgain, "round {round}");
             assert!(journal.is_waiting());
-            journal.answered(&READ);
+            journal.answered(&READ, at(2));
             assert!(!journal.is_waiting());
-            assert_eq!(journal.advise(&READ), Advice::Serve);
+            assert_eq!(journal.advise(&READ, at(2)), Advice::Serve);
         }
     }
 
@@ -320,10 +364,10 @@ mod tests {
     fn a_request_between_two_failures_over_another_does_not_clear_that_one() {
         let mut journal = Journal::NEW;
         journal.fail(Cause::Panic, at(1), Some(&READ));
-        journal.answered(&WRITE);
-        assert_eq!(journal.advise(&READ), Advice::Serve, "the guest asks anew");
+        journal.answered(&WRITE, at(2));
+        assert_eq!(journal.advise(&READ, at(2)), Advice::Serve, "the guest asks anew");
         journal.fail(Cause::Panic, at(2), Some(&READ));
-        assert_eq!(journal.advise(&READ), Advice::Refuse);
+        assert_eq!(journal.advise(&READ, at(2)), Advice::Refuse);
     }
 
     #[test]
@@ -333,7 +377,7 @@ mod tests {
         journal.fail(Cause::Panic, at(2), None);
         assert_eq!(journal.over(), None);
         assert_eq!(
-            journal.advise(&READ),
+            journal.advise(&READ, at(2)),
             Advice::ServeAgain,
             "it still lies in the page"
         );
@@ -346,13 +390,54 @@ mod tests {
         let mut journal = Journal::NEW;
         let op = |n| [n; OP_HEAD_SIZE];
         for n in 0..=POISONED_MAX as u8 {
-            journal.fail(Cause::Panic, at(100 * u64::from(n)), Some(&op(n)));
-            journal.fail(Cause::Panic, at(100 * u64::from(n)), Some(&op(n)));
+            journal.fail(Cause::Panic, at(n.into()), Some(&op(n)));
+            journal.fail(Cause::Panic, at(n.into()), Some(&op(n)));
         }
-        assert_eq!(journal.advise(&op(0)), Advice::Serve);
+        assert_eq!(journal.advise(&op(0), at(10)), Advice::Serve);
         for n in 1..=POISONED_MAX as u8 {
-            assert_eq!(journal.advise(&op(n)), Advice::Refuse, "{n}");
+            assert_eq!(journal.advise(&op(n), at(10)), Advice::Refuse, "{n}");
         }
+    }
+
+    #[test]
+    fn a_refusal_ends_after_a_minute_and_one_failure_more_doubles_it() {
+        let mut journal = Journal::NEW;
+        journal.fail(Cause::Deadline, at(1), Some(&READ));
+        journal.fail(Cause::Deadline, at(2), Some(&READ));
+        let mut until = 62;
+        for refusal in [120, 240, 480] {
+            assert_eq!(journal.advise(&READ, at(until - 1)), Advice::Refuse, "{until}");
+            journal.answered(&READ, at(until - 1));
+            journal.answered(&WRITE, at(until));
+            assert_eq!(journal.advise(&READ, at(until)), Advice::Serve, "{until}");
+            journal.fail(Cause::Deadline, at(until), Some(&READ));
+            until += refusal;
+        }
+        assert_eq!(journal.poisoned(), [READ]);
+        for _ in 0..100 {
+            journal.fail(Cause::Panic, at(until), Some(&READ));
+        }
+        let hours = 17 * 60 * 60;
+        assert_eq!(journal.advise(&READ, at(until + hours)), Advice::Refuse);
+        assert_eq!(journal.advise(&READ, at(until + hours + 1_000)), Advice::Serve);
+    }
+
+    #[test]
+    fn a_request_that_is_answered_after_its_refusal_is_as_good_as_any() {
+        let mut journal = Journal::NEW;
+        for op in [READ, WRITE] {
+            journal.fail(Cause::Deadline, at(1), Some(&op));
+            journal.fail(Cause::Deadline, at(1), Some(&op));
+        }
+        assert!(journal.is_waiting());
+        journal.answered(&READ, at(100));
+        assert_eq!(journal.poisoned(), [WRITE]);
+        assert_eq!(journal.advise(&WRITE, at(60)), Advice::Refuse, "of its own time");
+        journal.fail(Cause::Panic, at(100), Some(&READ));
+        assert_eq!(journal.advise(&READ, at(100)), Advice::ServeAgain);
+        journal.answered(&READ, at(101));
+        journal.answered(&WRITE, at(101));
+        assert!(!journal.is_waiting());
     }
 
     #[test]
@@ -376,7 +461,7 @@ mod tests {
                 journal.fail(Cause::Panic, at(3), None),
                 Next::Restart(_)
             ));
-            journal.answered(&WRITE);
+            journal.answered(&WRITE, at(2));
         }
         let next = journal.fail(Cause::Panic, at(3), None);
         assert_eq!(next, Next::Restart(Duration::from_millis(400)));

@@ -121,14 +121,14 @@ fn insist<P: Platform, R>(
 }
 
 /// Says what the last life ended with, if there was one.
-fn tell_of_restart(journal: &Journal) {
+fn tell_of_restart(journal: &Journal, now: Duration) {
     let Some((cause, _)) = journal.last() else {
         return;
     };
     log::warn!("restart {} after {cause}", journal.restarts());
     if let Some(op) = journal.over() {
-        let fate = match journal.advise(op) {
-            Advice::Refuse => "for the second time: it is refused from now on",
+        let fate = match journal.advise(op, now) {
+            Advice::Refuse => "again: it is refused from now on",
             Advice::Serve | Advice::ServeAgain => "it is served once more",
         };
         log::warn!("a request was under way, {fate}; its bytes: {}", Bytes(op));
@@ -165,7 +165,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
-        tell_of_restart(&platform.journal());
+        tell_of_restart(&platform.journal(), platform.now());
         let domid: DomId = insist(&mut platform, || {
             store::value(
                 &mut client,

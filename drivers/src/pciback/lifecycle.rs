@@ -214,7 +214,7 @@ impl<P: Platform> FirstHop<P> {
         let (op, request) = (*taken.head(), *taken.request());
         platform.set_under_way(Some(&op));
         let journal = platform.journal();
-        let advice = journal.advise(&op);
+        let advice = journal.advise(&op, now);
         second.begin(&op, journal.strikes(&op));
         if advice != Advice::Refuse {
             inject::point(platform, Point::Taken(request.command));
@@ -249,7 +249,7 @@ impl<P: Platform> FirstHop<P> {
         platform.set_under_way(None);
         second.end();
         if platform.journal().is_waiting() {
-            platform.note(|journal| journal.answered(&op));
+            platform.note(|journal| journal.answered(&op, now));
         }
         second.publish(self.engine.counters());
         true
@@ -568,7 +568,8 @@ impl<P: Platform> FirstHop<P> {
             set_state(cx.client, device, XenbusState::InitWait)?;
         } else if !cx.platform.journal().has_inherited() {
             let left = cx.second.left_behind(cx.client)?;
-            cx.platform.note(|journal| journal.inherit(left.as_ref()));
+            let now = cx.platform.now();
+            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
         }
         cx.platform.remember(CHANNEL, None);
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
@@ -651,7 +652,8 @@ impl<P: Platform> FirstHop<P> {
             }
         }
         if !cx.platform.journal().has_inherited() {
-            cx.platform.note(|journal| journal.inherit(left.as_ref()));
+            let now = cx.platform.now();
+            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
         }
         self.phase = Phase::Exported { seen: false };
         Ok(())

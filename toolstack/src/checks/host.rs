@@ -15,20 +15,27 @@ pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
     {
         return Err(Refusal::NoIommu);
     }
-    const OFF: [&str; 6] = [
-        "mmcfg=0",
-        "mmcfg=off",
-        "mmcfg=no",
-        "mmcfg=false",
-        "mmcfg=disable",
-        "no-mmcfg",
-    ];
     let mut options = host.command_line.split_whitespace();
-    match options.find(|option| OFF.contains(option)) {
+    match options.find(|option| turns_mmcfg_off(option)) {
         Some(option) => Err(Refusal::EcamWritable {
             option: option.into(),
         }),
         None => Ok(()),
+    }
+}
+
+/// True if Xen does not use memory-mapped configuration space after this option, and so does not protect it. Read as Xen
+/// reads it (`parse_params` in `xen/common/kernel.c`, `parse_mmcfg` in `xen/arch/x86/x86_64/mmconfig-shared.c`): a list,
+/// in which no word turns it on again.
+///
+/// An early word to whoever types the command. The stub finds out for itself, by trying.
+fn turns_mmcfg_off(option: &str) -> bool {
+    const OFF: [&str; 5] = ["0", "no", "off", "false", "disable"];
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
+    match name {
+        "mmcfg" => value.split(',').any(|word| OFF.contains(&word)),
+        "no-mmcfg" => value.is_empty(),
+        _ => false,
     }
 }
 
@@ -55,9 +62,28 @@ mod tests {
             check_host(&host("pv hvm hvm_directio", "")),
             Err(Refusal::NoIommu)
         ));
-        for option in ["mmcfg=0", "mmcfg=off", "no-mmcfg"] {
+        for option in [
+            "mmcfg=0",
+            "mmcfg=off",
+            "no-mmcfg",
+            "mmcfg=no,amd-fam10",
+            "mmcfg=amd-fam10,disable",
+            "mmcfg=yes,false,on",
+        ] {
             let refusal = check_host(&host("pv_directio", &format!("a {option} b"))).unwrap_err();
             assert!(refusal.to_string().contains(option), "{refusal}");
+            let later = format!("{option} mmcfg=on");
+            assert!(check_host(&host("pv_directio", &later)).is_err(), "{later}");
+        }
+        for option in [
+            "mmcfg",
+            "mmcfg=",
+            "mmcfg=on,amd-fam10",
+            "mmcfg=offset",
+            "no-mmcfg=1",
+            "acpi=off",
+        ] {
+            assert!(check_host(&host("pv_directio", option)).is_ok(), "{option}");
         }
     }
 

@@ -179,7 +179,7 @@ impl StubStatus {
         for PoisonousRequest { request, bytes } in &served.poisonous {
             writeln!(
                 f,
-                "{name}: REFUSES {request}, which brought it down twice; its bytes, for a report: {bytes}"
+                "{name}: REFUSES {request} for a while, because it brought the stub down twice; its bytes, for a report: {bytes}"
             )?;
         }
         for write in &served.refused {
@@ -248,7 +248,7 @@ mod tests {
         let text = status().to_string();
         assert!(
             text.contains(
-                "REFUSES conf_read 0000:00:00.0 offset 0x60 size 4, which brought it down twice; its bytes, for a \
+                "REFUSES conf_read 0000:00:00.0 offset 0x60 size 4 for a while, because it brought the stub down twice; its bytes, for a \
                  report: 0000000000000000000000000000000000000000600000000400000000000000"
             ),
             "{text}"
