@@ -275,6 +275,11 @@ mod tests {
         assert_eq!(renew(&mut store, &attachments).unwrap(), both);
         assert_eq!(notes(&mut store), BOTH);
 
+        // Without a word of whose it is, libxl's note would count as its own.
+        store.remove(&format!("{SIX}/bulkhead")).unwrap();
+        assert_eq!(renew(&mut store, &attachments).unwrap(), both[1..]);
+        assert_eq!(notes(&mut store), BOTH);
+
         // Of a record by an earlier version there are none.
         store.remove(FIVE).unwrap();
         assert_eq!(renew(&mut store, &attachments).unwrap(), both[..1]);

@@ -63,7 +63,7 @@ pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
     let mut named = None;
     let mut numbered = None;
     for (domid, name) in names(store).map_err(failed)? {
-        if name == who && named.is_none() {
+        if name == who {
             named = Some(domid);
         }
         if Some(domid) == number {

@@ -177,9 +177,10 @@ fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Taken;
+    use crate::nodes;
     use crate::record::tests::{attachment, domain};
-    use crate::store::tests::dom0;
+    use crate::record::{Taken, children};
+    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]
@@ -236,5 +237,36 @@ mod tests {
         undo.push(Step::Created(domain(4, "web-bulkhead")));
         assert!(undo.has_created(&domain(4, "renamed")));
         assert!(!undo.has_created(&domain(5, "web-bulkhead")));
+    }
+
+    #[test]
+    fn of_an_attachment_that_is_undone_nothing_is_left_and_its_stub_can_have_another() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        for (domid, name) in [(3, "web"), (4, "hand")] {
+            introduce(&daemon, domid, name);
+        }
+        let attachment = attachment();
+        let nodes = |store: &mut Store| {
+            let paths = [
+                "/local/domain/3/device",
+                "/local/domain/4/backend/pci/3",
+                "/local/domain/4/device/bulkhead/0",
+                "/local/domain/0/backend/bulkhead/4",
+                "/local/domain/0/bulkhead/attachment/4",
+                "/libxl/pci/0000-00-05-0",
+            ];
+            let there = paths.map(|path| usize::from(!children(store, path).unwrap().is_empty()));
+            there.into_iter().sum::<usize>()
+        };
+        for _ in 0..2 {
+            attachment.write(&mut store).unwrap();
+            nodes::Hop::second(&attachment).write(&mut store).unwrap();
+            nodes::Hop::first(&attachment).write(&mut store).unwrap();
+            assert_eq!(nodes(&mut store), 6);
+            remove_nodes(&mut store, &attachment).unwrap();
+            assert_eq!(nodes(&mut store), 0);
+        }
+        remove_nodes(&mut store, &attachment).expect("once more does no harm");
     }
 }
