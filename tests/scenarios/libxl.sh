@@ -56,7 +56,8 @@ within 2 "libxl is told again" sh -c "[ \"\$(xenstore-read $NOTE/domid)\" = $(xl
 equal "xl pci-assignable-list" "" "$(xl pci-assignable-list)"
 refused "xl pci-assignable-remove" "failed to de-quarantine" xl pci-assignable-remove $BDF
 refused "xl pci-assignable-add" "failed to quarantine" xl pci-assignable-add $BDF
-refused "xl pci-detach g1" "not attached|pci_del|failed" xl pci-detach g1 $BDF
+# It fails without a word.
+xl pci-detach g1 $BDF && failure "xl pci-detach g1: not refused"
 equal "what libxl is told" "$expected" "$(told)"
 within 60 "the pings have ended" in_guest g1 "test -e /tmp/pinged"
 equal "pings of 150 that were answered" 150 \
@@ -83,6 +84,7 @@ check "bulkhead destroy" bulkhead destroy g1
 within 10 "dom0's driver has the card again" test -e /sys/bus/pci/drivers/e1000e/$BDF
 notes | grep -vE "^/libxl/pci/[-0-9a-f]+ = |^/libxl/pci = " >/tmp/after
 grep -vE "^/libxl/pci/[-0-9a-f]+ = |^/libxl/pci = " /tmp/before | diff - /tmp/after || failure "notes are left"
+equal "complaints in dom0" "" "$(complaints)"
 check "xl has no quarrel with the card" xl pci-assignable-add $BDF
 check "a guest gets it by xl" xl pci-attach g2 $BDF
 refused "now Bulkhead is refused" "in use by domain" bulkhead run /root/g1.cfg --device $BDF
@@ -98,6 +100,4 @@ within 5 "xl pci-assignable-list does not offer it" sh -c "! xl pci-assignable-l
 xenstore-rm /libxl/pci/0000-00-0f-0
 check "release" bulkhead release $EDU
 equal "libxl is told nothing of it" "" "$(xenstore-read /libxl/pci/0000-00-07-0/domid 2>/dev/null)"
-
-equal "complaints in dom0" "" "$(complaints)"
 success
