@@ -150,6 +150,8 @@ pub(crate) mod tests {
         pub writes: RefCell<Vec<(u16, u8, u32)>>,
         /// Bits that a write cannot change, by offset.
         pub stuck: Vec<u16>,
+        /// Registers that cannot be written at all.
+        pub refused: Vec<u16>,
     }
 
     impl Model {
@@ -178,6 +180,9 @@ pub(crate) mod tests {
         }
 
         fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
+            if self.refused.contains(&offset) {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
             self.writes.borrow_mut().push((offset, width, value));
             if !self.stuck.contains(&offset) {
                 let at = usize::from(offset);

@@ -589,6 +589,8 @@ mod tests {
             .unwrap_err();
         assert_eq!(failure.error, OpError::ENXIO);
         config.set16(COMMAND, 7);
+        // The ROM is there, and holds no table.
+        interrupts.bars.0[6].size = 0x1000;
         for bar in [4, 6, 7] {
             config.set16(MSIX + 4, bar);
             let failure = interrupts
@@ -747,6 +749,51 @@ mod tests {
         assert_eq!(*interrupts.mode(), Mode::Line);
         assert_eq!(config.read16(MSIX + 2).unwrap(), 0x0004);
         assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
+    }
+
+    #[test]
+    fn msi_that_xen_refuses_to_map_leaves_no_change_behind() {
+        let (config, mut interrupts) = function();
+        let mut noted = Vec::new();
+        let failure = interrupts.enable_msi(&config, &Xen::refusing_after(0), GUEST, |note| {
+            noted.push(text(note))
+        });
+        assert_eq!(failure.unwrap_err().error, OpError::OpFailed);
+        assert_eq!(noted, ["intx changing msi", "intx"]);
+        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert!(config.writes.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_the_device_does_not_take_is_told_and_the_rest_is_undone_all_the_same() {
+        for refused in [COMMAND, MSIX + 2] {
+            let (mut config, mut interrupts) = function();
+            config.refused = vec![refused];
+            let xen = Xen::with_pirqs(&[]);
+            let mut noted = Vec::new();
+            let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1], |note| {
+                noted.push(text(note));
+            });
+            assert_eq!(failure.unwrap_err().error, OpError::OpFailed);
+            assert_eq!(*interrupts.mode(), Mode::Line);
+            assert!(xen.pirqs().is_empty(), "{refused:#x}");
+            assert_eq!(noted.last().unwrap(), "intx");
+        }
+        for refused in [COMMAND, MSIX + 2] {
+            let (mut config, mut interrupts) = function();
+            let xen = Xen::with_pirqs(&[]);
+            interrupts
+                .enable_msix(&config, own(&config), &xen, GUEST, &[0, 1], |_| {})
+                .unwrap();
+            config.refused = vec![refused];
+            let told = interrupts.disable(&config, &xen, GUEST, |_| {});
+            assert_eq!(
+                told.unwrap_err().kind(),
+                io::ErrorKind::PermissionDenied,
+                "{refused:#x}"
+            );
+            assert!(xen.pirqs().is_empty());
+        }
     }
 
     #[test]
