@@ -814,6 +814,14 @@ mod tests {
                 .unwrap();
             assert_eq!(xen.pirqs().len(), left, "a gap of {gap}");
         }
+        // What was found begins the count anew.
+        let (config, mut interrupts) = function();
+        let xen = Xen::with_pirqs(&[256, 456]);
+        let change = Some(Change::Msix(2));
+        interrupts
+            .settle(&config, &xen, GUEST, change, &BTreeSet::new(), |_| {})
+            .unwrap();
+        assert!(xen.pirqs().is_empty());
     }
 
     #[test]
