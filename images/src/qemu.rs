@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fmt;
+use std::str::FromStr;
 
 use crate::emulator::Version;
 
@@ -33,6 +35,36 @@ pub mod file {
 /// What dom0 is told when the script's time is up: it ends the script and hands over its logs.
 pub const STOP: &str = "stop\n";
 
+/// Which xenstored dom0 runs; Debian ships both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xenstored {
+    /// The one in C, which hosts run unless they are told otherwise.
+    #[default]
+    C,
+    /// The one in OCaml.
+    Ocaml,
+}
+
+const XENSTOREDS: [(Xenstored, &str); 2] = [(Xenstored::C, "xenstored"), (Xenstored::Ocaml, "oxenstored")];
+
+impl fmt::Display for Xenstored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = XENSTOREDS.iter().find(|(xenstored, _)| xenstored == self);
+        f.write_str(name.map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Xenstored {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let xenstored = XENSTOREDS.iter().find(|(_, name)| *name == text);
+        xenstored
+            .map(|(xenstored, _)| *xenstored)
+            .ok_or_else(|| format!("no xenstored is called {text}: take xenstored or oxenstored"))
+    }
+}
+
 /// A PC with a virtual IOMMU that boots Xen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -49,6 +81,8 @@ pub struct Machine {
     pub dom0_memory_mib: u32,
     /// Dom0's virtual processors.
     pub dom0_vcpus: u8,
+    /// Which xenstored dom0 runs.
+    pub xenstored: Xenstored,
     /// More for Xen's command line.
     pub xen_options: Vec<String>,
     /// More for the command line of dom0's kernel.
@@ -69,6 +103,7 @@ impl Default for Machine {
             memory_mib: 2048,
             dom0_memory_mib: 1024,
             dom0_vcpus: 1,
+            xenstored: Xenstored::default(),
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
             devices: Vec::new(),
@@ -93,9 +128,14 @@ impl Machine {
         .chain(self.xen_options.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ");
-        let dom0 = std::iter::once("console=hvc0").chain(self.dom0_options.iter().map(String::as_str));
+        let mut dom0 = vec!["console=hvc0".to_owned()];
+        if self.xenstored != Xenstored::default() {
+            // For dom0's init; the kernel passes over it.
+            dom0.push(format!("rig.xenstored={}", self.xenstored));
+        }
+        dom0.extend_from_slice(&self.dom0_options);
         // A comma separates the modules of a multiboot kernel; two stand for one.
-        let dom0 = dom0.collect::<Vec<_>>().join(" ").replace(',', ",,");
+        let dom0 = dom0.join(" ").replace(',', ",,");
 
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |option: &str, value: String| arguments.extend([format!("-{option}"), value]);
@@ -231,6 +271,21 @@ mod tests {
     fn a_device_without_backend_brings_none() {
         let line = with_devices(&["edu,addr=6"]);
         assert!(!line.contains("-netdev") && !line.contains("-drive"), "{line}");
+    }
+
+    #[test]
+    fn every_xenstored_is_found_by_its_name_and_only_the_unusual_one_is_told_to_dom0() {
+        for (xenstored, name) in XENSTOREDS {
+            assert_eq!(xenstored.to_string(), name);
+            assert_eq!(name.parse(), Ok(xenstored));
+            let line = arguments(&Machine {
+                xenstored,
+                ..Machine::default()
+            });
+            let told = line.contains(&format!("vmlinux console=hvc0 rig.xenstored={name},initrd"));
+            assert_eq!(told, xenstored == Xenstored::Ocaml, "{line}");
+        }
+        assert!("redis".parse::<Xenstored>().is_err());
     }
 
     #[test]

@@ -76,6 +76,7 @@ const DOM0: Recipe = Recipe {
         "jq",
         "libxl-save-helper",
         "lsevtchn",
+        "oxenstored",
         "xen-hptool",
         "xen-init-dom0",
         "xenconsole",

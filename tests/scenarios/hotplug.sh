@@ -5,6 +5,8 @@
 #: device edu,addr=7
 #: suite bookworm
 #: timeout 600
+#: xenstored xenstored
+#: xenstored oxenstored
 . /rig/scenarios/lib.sh
 E1000E=0000:00:05.0
 E1000=0000:00:06.0

@@ -1,6 +1,8 @@
 #!/bin/sh
 # A stock guest drives an e1000e through the stub over MSI-X, also after five rebinds of its driver.
 #: device e1000e,netdev=n0,addr=5
+#: xenstored xenstored
+#: xenstored oxenstored
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 

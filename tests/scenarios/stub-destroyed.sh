@@ -6,6 +6,8 @@
 #: suite bookworm
 #: cpus 2
 #: timeout 300
+#: xenstored xenstored
+#: xenstored oxenstored
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 ROUNDS=10

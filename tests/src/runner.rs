@@ -66,7 +66,9 @@ pub fn run(
     let boot = Boot {
         machine: Machine {
             qemu: scenario.qemu,
+            cpu: scenario.cpu.clone(),
             cpus: scenario.cpus,
+            xenstored: scenario.xenstored(),
             devices: scenario.devices.clone(),
             xen_options: scenario.xen_options.clone(),
             dom0_options: scenario.dom0_options.clone(),

@@ -1,8 +1,9 @@
 //! Scenarios: what there are, and what each needs.
 
 use anyhow::{Context as _, Result, bail};
-use images::Suite;
 use images::emulator::Version;
+use images::qemu::Xenstored;
+use images::{Machine, Suite};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,8 +16,10 @@ pub fn directory() -> PathBuf {
 /// One scenario, as its file says. The second line is its title; lines `#: KEY VALUE` below say what it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scenario {
-    /// The file's name without `.sh`.
+    /// The file's name without `.sh`; with `+` and the xenstored if that is not its usual one.
     pub name: String,
+    /// The file's name without `.sh`.
+    file: String,
     /// What it shows, in one line.
     pub title: String,
     /// `#: device SPEC`, as many as there are: devices in the form of QEMU's `-device`.
@@ -36,6 +39,12 @@ pub struct Scenario {
     /// `#: cpus N`: physical processors; one unless it says otherwise. QEMU emulates each by a thread: where the
     /// machine has fewer to spare, Xen's clocks drift apart, and waits that count time end early.
     pub cpus: u8,
+    /// `#: cpu NAME`: QEMU's name of the processor; `qemu64,+rdrand,+svm,+npt` has hardware virtualisation, which HVM
+    /// guests and a PVH dom0 need.
+    pub cpu: String,
+    /// `#: xenstored NAME`: which xenstored dom0 runs, `xenstored` or `oxenstored`. Of several the first counts, and
+    /// `cargo verify --all` runs the scenario with each.
+    pub xenstoreds: Vec<Xenstored>,
     /// `#: xen OPTION`: more for Xen's command line.
     pub xen_options: Vec<String>,
     /// `#: dom0 OPTION`: more for the command line of dom0's kernel.
@@ -75,6 +84,7 @@ impl Scenario {
             .context("its second line is to be its title: `# The …`")?
             .to_owned();
         let mut scenario = Self {
+            file: name.clone(),
             name,
             title,
             devices: Vec::new(),
@@ -84,6 +94,8 @@ impl Scenario {
             timeout: Duration::from_secs(180),
             timeout_all: None,
             cpus: 1,
+            cpu: Machine::default().cpu,
+            xenstoreds: Vec::new(),
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
             script: String::new(),
@@ -114,11 +126,15 @@ impl Scenario {
                         .parse()
                         .with_context(|| format!("`#: {need}` wants a number"))?;
                 }
+                "cpu" => scenario.cpu = value.to_owned(),
+                "xenstored" => scenario
+                    .xenstoreds
+                    .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
                 "xen" => scenario.xen_options.push(value.to_owned()),
                 "dom0" => scenario.dom0_options.push(value.to_owned()),
                 _ => bail!(
-                    "`#: {need}`: no such need; there are all, device, suite, qemu, timeout, timeout-all, cpus, xen and \
-                     dom0"
+                    "`#: {need}`: no such need; there are all, device, suite, qemu, timeout, timeout-all, cpus, cpu, \
+                     xenstored, xen and dom0"
                 ),
             }
         }
@@ -131,6 +147,25 @@ impl Scenario {
         self.prepend("ALL=1\n");
         self.timeout = self.timeout_all.unwrap_or(2 * self.timeout);
         self.asked += " --all";
+    }
+
+    /// Which xenstored dom0 runs.
+    pub fn xenstored(&self) -> Xenstored {
+        self.xenstoreds.first().copied().unwrap_or_default()
+    }
+
+    /// The same with another xenstored.
+    #[must_use]
+    pub fn with(&self, xenstored: Xenstored) -> Self {
+        let mut other = Self {
+            xenstoreds: vec![xenstored],
+            ..self.clone()
+        };
+        if xenstored != self.xenstored() {
+            other.asked += &format!(" --xenstored {xenstored}");
+            other.name = format!("{}+{xenstored}", self.file);
+        }
+        other
     }
 
     /// Has the script begin with these settings; it uses them where it says `NAME=${NAME:-DEFAULT}`.
@@ -161,7 +196,7 @@ impl Scenario {
     pub fn command(&self, suite: Suite) -> String {
         format!(
             "cargo verify --suite {suite} --scenario {}{}",
-            self.name, self.asked
+            self.file, self.asked
         )
     }
 
@@ -248,6 +283,7 @@ mod tests {
             ("#: devise edu", "devise"),
             ("#: timeout soon", "timeout soon"),
             ("#: cpus all", "cpus all"),
+            ("#: xenstored mysql", "mysql"),
             ("#: suite buster", "buster"),
             ("#: qemu 1", "called 1"),
             ("#: device", "device"),
@@ -299,6 +335,25 @@ mod tests {
         assert!(!other.costly);
         other.whole();
         assert_eq!(other.timeout, Duration::from_secs(200));
+    }
+
+    #[test]
+    fn a_scenario_with_another_xenstored_has_another_name_and_command() {
+        let text =
+            "#!/bin/sh\n# T.\n#: xenstored xenstored\n#: xenstored oxenstored\n#: cpu qemu64,+svm\ntrue\n";
+        let scenario = parse(text).unwrap();
+        assert_eq!(scenario.xenstored(), Xenstored::C);
+        assert_eq!(scenario.cpu, "qemu64,+svm");
+        let other = scenario.with(Xenstored::Ocaml);
+        assert_eq!(
+            (other.name.as_str(), other.xenstored()),
+            ("s+oxenstored", Xenstored::Ocaml)
+        );
+        assert_eq!(
+            other.command(Suite::Sid),
+            "cargo verify --suite sid --scenario s --xenstored oxenstored"
+        );
+        assert_eq!(scenario.with(Xenstored::C).name, "s");
     }
 
     #[test]

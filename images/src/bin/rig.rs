@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use images::emulator::Version;
 use images::observer::{Observer, Terminal};
+use images::qemu::Xenstored;
 use images::{Boot, Emulator, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
 
 /// Boots Debian's Xen in QEMU and runs a script in dom0.
@@ -80,9 +81,12 @@ struct Run {
     /// Dom0's memory
     #[arg(long, value_name = "MIB", default_value_t = Machine::default().dom0_memory_mib)]
     dom0_memory: u32,
-    /// QEMU's name of the processor: add ,+svm,+npt for HVM guests
+    /// QEMU's name of the processor: add ,+svm,+npt for HVM guests and for a PVH dom0
     #[arg(long, default_value_t = Machine::default().cpu)]
     cpu: String,
+    /// Which xenstored dom0 runs: xenstored (in C) or oxenstored (in OCaml)
+    #[arg(long, default_value_t)]
+    xenstored: Xenstored,
     /// More for Xen's command line
     #[arg(long = "xen-option", value_name = "OPTION")]
     xen_options: Vec<String>,
@@ -156,6 +160,7 @@ impl Run {
                 memory_mib: self.memory,
                 dom0_memory_mib: self.dom0_memory,
                 dom0_vcpus: self.dom0_vcpus,
+                xenstored: self.xenstored,
                 xen_options: self.xen_options,
                 dom0_options: self.dom0_options,
                 devices: self.devices,

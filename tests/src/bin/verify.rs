@@ -8,6 +8,7 @@ use bulkhead_tests::scenario::{self, Scenario, Setting};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::observer::{Quiet, Terminal};
+use images::qemu::Xenstored;
 use images::{Emulator, FileIn, Rig, Suite};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
@@ -33,6 +34,9 @@ struct Arguments {
     /// A value for the script, where it has `NAME=${NAME:-DEFAULT}`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", requires = "scenario")]
     set: Vec<Setting>,
+    /// Which xenstored dom0 runs (xenstored, oxenstored)
+    #[arg(long, requires = "scenario")]
+    xenstored: Option<Xenstored>,
     /// Another time limit than the scenario's, from power-on
     #[arg(long, value_name = "SECONDS", requires = "scenario")]
     timeout: Option<u64>,
@@ -159,6 +163,15 @@ fn host_checks(score: &mut Score) -> Result<()> {
 fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut chosen = choose(scenario::all()?, &arguments.scenario)?;
     chosen.retain(|scenario| arguments.all || !arguments.scenario.is_empty() || !scenario.costly);
+    let chosen = chosen.iter().flat_map(|scenario| {
+        let xenstoreds = match arguments.xenstored {
+            Some(xenstored) => vec![xenstored],
+            None if arguments.all && !scenario.xenstoreds.is_empty() => scenario.xenstoreds.clone(),
+            None => vec![scenario.xenstored()],
+        };
+        xenstoreds.into_iter().map(|xenstored| scenario.with(xenstored))
+    });
+    let mut chosen: Vec<Scenario> = chosen.collect();
     for scenario in &mut chosen {
         if arguments.all {
             scenario.whole();
