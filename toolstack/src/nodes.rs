@@ -3,7 +3,7 @@
 use crate::keepsake::Published;
 use crate::record::{self, Attachment};
 use crate::store::{Store, StoreError, Stream};
-use xenbus::client::{Store as _, Transaction};
+use xenbus::client::{Error, Store as _, Transaction};
 use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
@@ -62,10 +62,10 @@ impl Hop {
         backend.extend(own);
         // The state comes last: who sees it sees the rest.
         backend.push(node(key::STATE, initialising.into()));
+        // Its state is written apart.
         let frontend = vec![
             node(key::BACKEND, device.backend_dir()),
             node(key::BACKEND_ID, device.backend().to_string()),
-            node(key::STATE, initialising.into()),
         ];
         Self {
             frontend: Directory {
@@ -109,13 +109,20 @@ impl Hop {
         Self::new(Device::second_hop(attachment.stub.domid), nodes)
     }
 
-    /// Writes the nodes, all at one moment. What was there of an earlier hop between the same two is
-    /// removed, with the errors that were told of it.
+    /// Writes the nodes, all at one moment but for the frontend's state. What was there of an earlier hop between the
+    /// same two is removed, with the errors that were told of it.
+    ///
+    /// The frontend's state comes last, in a write of its own. Linux probes a device as soon as its state reads
+    /// Initialising, and has one more look at it for each node of its directory that changed, be it in one transaction.
+    /// From 7.0 on it compares the nodes then, and takes a device that has no driver yet for one that was reset, if its
+    /// backend is not in dom0 (until 7.2.13 and 7.3.4). With the state alone there is one look, and nothing to compare.
     pub fn write(&self, store: &mut Store) -> Result<(), StoreError> {
         store.transaction(|store| {
             self.frontend.write(store)?;
             self.backend.write(store)
-        })
+        })?;
+        let state = format!("{}/{}", self.frontend.path, key::STATE);
+        store.write(&state, XenbusState::Initialising.as_str())
     }
 
     /// Writes the backend's directory of a first hop for the next life of the stub, with what the last one left there.
@@ -148,6 +155,55 @@ impl Hop {
             Ok(())
         })
     }
+}
+
+/// Where a guest tells of errors with its devices.
+pub fn guest_errors(attachment: &Attachment) -> String {
+    format!("{}/error/device/pci/0", home(attachment.guest.domid))
+}
+
+/// The port that a guest has published, if it waits with it for its connection.
+pub fn waiting_port<S: xenbus::client::Store>(
+    store: &mut S,
+    attachment: &Attachment,
+) -> Result<Option<u32>, Error<S::TransportError>> {
+    let hop = first_hop(attachment);
+    if state_of(store, &hop.frontend_node(key::STATE))? != XenbusState::Initialised {
+        return Ok(None);
+    }
+    let port = store.read_optional(&hop.frontend_node(key::EVENT_CHANNEL))?;
+    Ok(port.and_then(|port| port.parse().ok()))
+}
+
+/// True if a guest says that its connection stands.
+pub fn is_connected(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
+    let state = state_of(store, &first_hop(attachment).frontend_node(key::STATE))?;
+    Ok(state == XenbusState::Connected)
+}
+
+/// Has the guest's frontend begin anew, if it still waits with this port for its connection. What it has told of errors
+/// is forgotten.
+pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Result<bool, StoreError> {
+    let state = first_hop(attachment).frontend_node(key::STATE);
+    let errors = guest_errors(attachment);
+    store.transaction(|store| {
+        if waiting_port(store, attachment)? != Some(port) {
+            return Ok(false);
+        }
+        if store.read_optional(&errors)?.is_some() {
+            store.remove(&errors)?;
+        }
+        store.write(&state, XenbusState::Initialising.as_str())?;
+        Ok(true)
+    })
+}
+
+fn state_of<S: xenbus::client::Store>(
+    store: &mut S,
+    path: &str,
+) -> Result<XenbusState, Error<S::TransportError>> {
+    let state = store.read_optional(path)?;
+    Ok(state.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)))
 }
 
 /// The first hop of an attachment.
@@ -231,11 +287,7 @@ mod tests {
         assert_eq!((hop.frontend.owner, hop.frontend.reader), (3, 4));
         assert_eq!(
             listing(&hop.frontend),
-            [
-                "backend = /local/domain/4/backend/pci/3/0",
-                "backend-id = 4",
-                "state = 1"
-            ]
+            ["backend = /local/domain/4/backend/pci/3/0", "backend-id = 4"]
         );
     }
 
@@ -273,11 +325,7 @@ mod tests {
         assert_eq!((hop.frontend.owner, hop.frontend.reader), (4, 0));
         assert_eq!(
             listing(&hop.frontend),
-            [
-                "backend = /local/domain/0/backend/bulkhead/4/0",
-                "backend-id = 0",
-                "state = 1"
-            ]
+            ["backend = /local/domain/0/backend/bulkhead/4/0", "backend-id = 0"]
         );
     }
 
@@ -310,6 +358,31 @@ mod tests {
         };
         let nodes = listing(&Hop::second(&passthrough).backend);
         assert!(nodes.contains(&"slots = passthrough".to_owned()));
+    }
+
+    /// Linux looks at its nodes once for each event, and probes the device when the state is there.
+    #[test]
+    fn the_guest_hears_nothing_after_the_state_of_its_end() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut guest = connect(&daemon, 3);
+        guest.watch("/local/domain/3/device", "device").unwrap();
+        let mut store = dom0(&daemon);
+        Hop::first(&attachment()).write(&mut store).unwrap();
+        let mut paths = Vec::new();
+        while let Some(event) = guest.next_event().unwrap() {
+            paths.push(event.path);
+        }
+        let state = "/local/domain/3/device/pci/0/state";
+        assert_eq!(paths.iter().filter(|path| *path == state).count(), 1, "{paths:?}");
+        assert_eq!(paths.last().map(String::as_str), Some(state), "{paths:?}");
+        // What it finds when it looks is whole.
+        assert_eq!(guest.read(state).unwrap(), "1");
+        assert_eq!(
+            guest.read("/local/domain/3/device/pci/0/backend-id").unwrap(),
+            "4"
+        );
+        assert_eq!(guest.read("/local/domain/4/backend/pci/3/0/state").unwrap(), "1");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::domains::is_alive;
 use crate::failed::Failed;
 use crate::list::List;
+use crate::nodes::guest_errors;
 use crate::record::Attachment;
 use crate::serve;
 use crate::store::{Store, StoreError};
@@ -44,22 +45,12 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     }
     // Where each end says what went wrong, as Linux's xenbus does.
     let errors = [
-        (
-            &attachment.stub.name,
-            format!("{}/error/device/bulkhead/0/error", home(stub)),
-        ),
-        (
-            &attachment.stub.name,
-            format!("{}/error/backend/pci/{guest}/0/error", home(stub)),
-        ),
-        (
-            &attachment.guest.name,
-            format!("{}/error/device/pci/0/error", home(guest)),
-        ),
+        format!("{}/error/device/bulkhead/0/error", home(stub)),
+        format!("{}/error/backend/pci/{guest}/0/error", home(stub)),
     ];
-    for (name, path) in errors {
+    for path in errors {
         if let Some(error) = store.read_optional(&path)? {
-            return Ok(Progress::Failed(domain_says(name, &error)));
+            return Ok(Progress::Failed(domain_says(&attachment.stub.name, &error)));
         }
     }
     if let Some(error) = store.read_optional(&serve::error_node(stub))? {
@@ -76,7 +67,27 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
         backend: state(first.backend_node(key::STATE))?,
         guest: state(first.frontend_node(key::STATE))?,
     };
-    Ok(judge(states, &attachment.guest.name, &attachment.stub.name))
+    let progress = judge(states, &attachment.guest.name, &attachment.stub.name);
+    let said = store.read_optional(&format!("{}/error", guest_errors(attachment)))?;
+    Ok(with_word_of_guest(
+        progress,
+        &attachment.guest.name,
+        said.as_deref(),
+    ))
+}
+
+/// Adds what the guest has told of an error. By itself that decides nothing: Linux tells of one whenever it gives a
+/// frontend up, also one that begins anew.
+fn with_word_of_guest(progress: Progress, guest: &str, said: Option<&str>) -> Progress {
+    let add = |text: String| match said {
+        Some(error) => format!("domain {guest} says: {}; {text}", quoted(error)),
+        None => text,
+    };
+    match progress {
+        Progress::Connected => Progress::Connected,
+        Progress::Waiting(text) => Progress::Waiting(add(text)),
+        Progress::Failed(text) => Progress::Failed(add(text)),
+    }
 }
 
 fn ended(store: &mut Store, attachment: &Attachment) -> Result<Option<Progress>, StoreError> {
@@ -334,6 +345,20 @@ mod tests {
             let text = text(service, stub, backend, guest);
             assert!(text.starts_with(expected), "{states:?}: {text}");
         }
+    }
+
+    #[test]
+    fn what_a_guest_tells_of_errors_is_told_and_decides_nothing() {
+        let error = Some("22 freeing event channel 8\u{1b}");
+        let waiting = with_word_of_guest(Progress::Waiting("no".into()), "web", error);
+        let text = r"domain web says: 22 freeing event channel 8\u{1b}; no";
+        assert_eq!(waiting, Progress::Waiting(text.into()));
+        assert_eq!(
+            with_word_of_guest(Progress::Connected, "web", error),
+            Progress::Connected
+        );
+        let failed = Progress::Failed("closed".into());
+        assert_eq!(with_word_of_guest(failed.clone(), "web", None), failed);
     }
 
     #[test]

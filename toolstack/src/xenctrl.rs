@@ -112,7 +112,23 @@ struct Functions {
     get_device_group: unsafe extern "C" fn(Handle, u32, u32, u32, *mut u32, *mut u32) -> c_int,
     getinfolist: unsafe extern "C" fn(Handle, u32, c_uint, *mut DomainInfo) -> c_int,
     unpause: unsafe extern "C" fn(Handle, u32) -> c_int,
+    evtchn_status: unsafe extern "C" fn(Handle, *mut EventChannelStatus) -> c_int,
 }
+
+/// `struct evtchn_status` (`xen/include/public/event_channel.h`): the first two fields are the question.
+#[repr(C)]
+struct EventChannelStatus {
+    domain: u16,
+    port: u32,
+    status: u32,
+    vcpu: u32,
+    /// Of a channel between domains: the other one, and its port if that is bound.
+    other: u16,
+    other_port: u32,
+}
+
+/// `EVTCHNSTAT_unbound` and `EVTCHNSTAT_interdomain`.
+const BETWEEN_DOMAINS: [u32; 2] = [1, 2];
 
 /// `xc_domaininfo_t`, whose first eight bytes are the same in all versions (`struct xen_domctl_getdomaininfo`); the
 /// rest grows, to about 200 bytes in Xen 4.20.
@@ -238,6 +254,21 @@ impl Xenctrl {
         self.call(|xen, handle| unsafe { (xen.unpause)(handle, domain.into()) })
     }
 
+    /// True if this port of a domain is for, or is bound to, a port of that other one.
+    pub fn is_port_for(&self, domain: DomId, port: u32, other: DomId) -> io::Result<bool> {
+        let mut status = EventChannelStatus {
+            domain,
+            port,
+            status: 0,
+            vcpu: 0,
+            other: 0,
+            other_port: 0,
+        };
+        // SAFETY: `status` has the layout that the library copies in and out, and outlives the call; the handle is live.
+        self.call(|xen, handle| unsafe { (xen.evtchn_status)(handle, &raw mut status) })?;
+        Ok(BETWEEN_DOMAINS.contains(&status.status) && status.other == other)
+    }
+
     /// Runs one function of the library. Its result is 0, or -1 with errno set.
     fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
         // A panic elsewhere leaves no half-done state in the handle: each call is whole.
@@ -276,6 +307,7 @@ fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
             get_device_group: *library.get(b"xc_get_device_group\0")?,
             getinfolist: *library.get(b"xc_domain_getinfolist\0")?,
             unpause: *library.get(b"xc_domain_unpause\0")?,
+            evtchn_status: *library.get(b"xc_evtchn_status\0")?,
         })
     }
 }
@@ -549,6 +581,7 @@ pub(crate) mod tests {
     #[test]
     fn of_a_domain_the_flags_tell_whether_it_lives() {
         assert_eq!(size_of::<DomainInfo>(), 4096);
+        assert_eq!(size_of::<EventChannelStatus>(), 24);
         for (flags, life) in [
             (0x0000_0020, Life::Alive),
             (0x0000_0008, Life::Alive),

@@ -8,6 +8,7 @@
 //! looks at one stub only ([`agenda`]), and a look that fails comes again later: it costs nobody else. Only the loss of
 //! xenstored or of the launcher ends the service.
 
+mod abandoned;
 mod agenda;
 mod clients;
 mod errors;
@@ -33,6 +34,7 @@ use crate::release::{Released, release, take_back};
 use crate::status::{self, Served, Status, StubStatus};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use abandoned::Abandoned;
 use agenda::{Agenda, Concern};
 use clients::{Asked, Clients};
 use errors::Errors;
@@ -111,6 +113,7 @@ pub fn serve() -> Result<(), ServeError> {
         between: BTreeSet::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
+        abandoned: Abandoned::default(),
         agenda: Agenda::default(),
         complaints: RateLimit::new(Instant::now()),
         news: RateLimit::new(Instant::now()),
@@ -156,6 +159,7 @@ struct Service {
     between: BTreeSet<DomId>,
     errors: Errors,
     revivals: Revivals,
+    abandoned: Abandoned,
     agenda: Agenda,
     /// Of what every look finds again.
     complaints: RateLimit,
@@ -313,6 +317,8 @@ impl Service {
             for (path, token) in watches(stub) {
                 store.watch(&path, &token)?;
             }
+            self.abandoned
+                .watch(store, &attachment, &agenda::state_token(stub))?;
             self.known.insert(stub);
         }
         self.errors.keep(&attachment);
@@ -331,6 +337,7 @@ impl Service {
             Verdict::Serve => {
                 // Its connection comes first: the copy is for the time after its death.
                 self.follow(&attachment)?;
+                self.look_after(&attachment)?;
                 if published {
                     keepsake::keep_published(&mut self.host.store, first_hop(&attachment))?;
                 }
@@ -384,6 +391,8 @@ impl Service {
         self.links.remove(&stub);
         self.revivals.drop_stub(stub);
         self.errors.forget(stub);
+        self.abandoned
+            .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
         if self.known.remove(&stub) {
             for (path, token) in watches(stub) {
                 match self.host.store.unwatch(&path, &token) {
@@ -428,6 +437,23 @@ impl Service {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Has the guest begin anew if it gave its frontend up before the connection stood.
+    fn look_after(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        let xen = Arc::clone(&self.xen);
+        let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
+        if self
+            .abandoned
+            .look(&mut self.host.store, attachment, is_port_for)?
+            && self.news.allow(Instant::now()).is_some()
+        {
+            log::info!(
+                "guest {} gave its frontend up before the connection stood: told to begin anew",
+                attachment.guest.name
+            );
+        }
+        Ok(())
     }
 
     /// True if a stub offers another page and port than those that its link uses: it has restarted in place.

@@ -1,0 +1,165 @@
+//! Frontends that were given up before their connection stood, and that have to be told to begin anew.
+//!
+//! Linux 7.0 and later read a frontend's state at each event below its directory, its own writes among them, and
+//! compare it with the state that they know. A driver that is loaded at that moment, as a module, changes both in
+//! between, and Linux takes the device for one that was reset: it frees page and port, and probes the device again if
+//! its state reads Initialising. It does not: the driver has just written Initialised. From then on nobody moves, with
+//! any backend. So dom0 writes Initialising, as it would for a new device, and Linux probes it, driver at hand, in the
+//! thread that takes the events: once more cannot go wrong in this way.
+//!
+//! The port tells such a frontend from one that is slow: Xen knows that the guest has closed it.
+
+use crate::nodes;
+use crate::record::Attachment;
+use crate::store::{Store, StoreError};
+use crate::xenctrl::DomId;
+use std::collections::BTreeMap;
+use std::io;
+
+/// So often in a row a guest is told. One that never connects is not told without end.
+const MOST: u32 = 3;
+
+/// What is known of one guest.
+#[derive(Debug)]
+struct Known {
+    errors: String,
+    told: u32,
+}
+
+/// The guests that are looked after, by their stubs.
+#[derive(Debug, Default)]
+pub struct Abandoned(BTreeMap<DomId, Known>);
+
+impl Abandoned {
+    /// Looks after a guest: events below its error node, which Linux writes when it gives a frontend up, come under
+    /// `token`.
+    pub fn watch(
+        &mut self,
+        store: &mut Store,
+        attachment: &Attachment,
+        token: &str,
+    ) -> Result<(), StoreError> {
+        let errors = nodes::guest_errors(attachment);
+        store.watch(&errors, token)?;
+        self.0.insert(attachment.stub.domid, Known { errors, told: 0 });
+        Ok(())
+    }
+
+    /// Ends that.
+    pub fn forget(&mut self, store: &mut Store, stub: DomId, token: &str) -> Result<(), StoreError> {
+        match self
+            .0
+            .remove(&stub)
+            .map(|known| store.unwatch(&known.errors, token))
+        {
+            Some(Err(error)) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the guest begin anew if its frontend waits with a port that it has closed; true if it is told.
+    /// `is_port_for` says whether a domain's port leads to another domain.
+    pub fn look(
+        &mut self,
+        store: &mut Store,
+        attachment: &Attachment,
+        is_port_for: impl FnOnce(DomId, u32, DomId) -> io::Result<bool>,
+    ) -> Result<bool, StoreError> {
+        let (stub, guest) = (attachment.stub.domid, attachment.guest.domid);
+        let Some(known) = self.0.get_mut(&stub) else {
+            return Ok(false);
+        };
+        let Some(port) = nodes::waiting_port(store, attachment)? else {
+            if nodes::is_connected(store, attachment)? {
+                known.told = 0;
+            }
+            return Ok(false);
+        };
+        // A port that there cannot be is the stub's to complain of.
+        let abandoned = is_port_for(guest, port, stub).is_ok_and(|leads| !leads);
+        if !abandoned || known.told >= MOST || !nodes::begin_anew(store, attachment, port)? {
+            return Ok(false);
+        }
+        known.told += 1;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes::Hop;
+    use crate::record::tests::attachment;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::client::Store as _;
+    use xenbus::model::Xenstored;
+
+    const STATE: &str = "/local/domain/3/device/pci/0/state";
+    const ERROR: &str = "/local/domain/3/error/device/pci/0/error";
+
+    /// The nodes of a guest that is at `state` with port 8 published, and has told of an error.
+    fn guest_at(state: &str) -> (Xenstored, Store) {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        Hop::first(&attachment()).write(&mut store).unwrap();
+        let mut guest = connect(&daemon, 3);
+        guest
+            .write("/local/domain/3/device/pci/0/event-channel", "8")
+            .unwrap();
+        guest.write(STATE, state).unwrap();
+        store.write(ERROR, "22 freeing event channel 8").unwrap();
+        (daemon, store)
+    }
+
+    fn looking_after(store: &mut Store) -> Abandoned {
+        let mut abandoned = Abandoned::default();
+        abandoned.watch(store, &attachment(), "token").unwrap();
+        abandoned
+    }
+
+    #[test]
+    fn a_frontend_that_waits_with_a_closed_port_is_told_to_begin_anew() {
+        let (_daemon, mut store) = guest_at("3");
+        let mut abandoned = looking_after(&mut store);
+        let asked = |guest, port, stub| {
+            assert_eq!((guest, port, stub), (3, 8, 4));
+            Ok(false)
+        };
+        assert!(abandoned.look(&mut store, &attachment(), asked).unwrap());
+        assert_eq!(store.read(STATE).unwrap(), "1");
+        assert_eq!(store.read_optional(ERROR).unwrap(), None);
+    }
+
+    #[test]
+    fn a_frontend_that_is_slow_elsewhere_or_whose_port_is_nonsense_is_left_alone() {
+        for (state, port) in [
+            ("3", Ok(true)),
+            ("3", Err(io::ErrorKind::InvalidInput.into())),
+            ("1", Ok(false)),
+            ("4", Ok(false)),
+            ("6", Ok(false)),
+            ("7", Ok(false)),
+        ] {
+            let (_daemon, mut store) = guest_at(state);
+            let mut abandoned = looking_after(&mut store);
+            assert!(!abandoned.look(&mut store, &attachment(), |_, _, _| port).unwrap());
+            assert_eq!(store.read(STATE).unwrap(), state);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_never_connects_is_told_three_times_and_one_that_has_connected_again() {
+        let (daemon, mut store) = guest_at("3");
+        let mut abandoned = looking_after(&mut store);
+        let mut guest = connect(&daemon, 3);
+        let mut told = |store: &mut Store, guest_state| {
+            guest.write(STATE, guest_state).unwrap();
+            abandoned.look(store, &attachment(), |_, _, _| Ok(false)).unwrap()
+        };
+        let times = (0..10).filter(|_| told(&mut store, "3")).count();
+        assert_eq!(times, 3);
+        assert!(!told(&mut store, "4"));
+        assert!(told(&mut store, "3"));
+    }
+}
