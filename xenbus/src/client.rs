@@ -250,6 +250,11 @@ impl<T: Transport> Client<T> {
         Ok(())
     }
 
+    /// True if an event has come in with the reply to a request, so that the transport does not show it.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next event that has arrived, or `None`. Does not wait for one.
     pub fn next_event(&mut self) -> Result<Option<WatchEvent>, Error<T::Error>> {
         loop {

@@ -1,6 +1,6 @@
 //! The client against a model xenstored: what its callers may rely on.
 
-use xenbus::client::{Cause, Client, QUEUED_EVENTS_MAX, Store, TRANSACTION_TRIES, WatchEvent};
+use xenbus::client::{Cause, Client, QUEUED_EVENTS_MAX, Store, TRANSACTION_TRIES, Transport, WatchEvent};
 use xenbus::model::{Connection, Xenstored};
 use xenbus::permission::{Access, Permission};
 use xenbus::wire::ErrorName;
@@ -238,6 +238,21 @@ mod watches {
         other.write("/ab", "1").unwrap();
         assert_eq!(client.next_event().unwrap(), event("/a/b/c", "t"));
         assert_eq!(client.next_event().unwrap(), None);
+    }
+
+    #[test]
+    fn that_come_in_with_a_reply_are_not_waited_for_at_the_transport() {
+        let daemon = Xenstored::new();
+        let (mut client, mut other) = (connect(&daemon, 0), connect(&daemon, 0));
+        client.watch("/a", "t").unwrap();
+        client.next_event().unwrap();
+        other.write("/a/b", "1").unwrap();
+        assert!(!client.has_events());
+        client.read("/a/b").unwrap();
+        assert!(!client.transport_mut().ready().unwrap());
+        assert!(client.has_events());
+        assert_eq!(client.next_event().unwrap(), event("/a/b", "t"));
+        assert!(!client.has_events());
     }
 
     #[test]

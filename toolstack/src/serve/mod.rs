@@ -260,7 +260,7 @@ impl Service {
             .into_iter()
             .flatten()
             .min();
-        if !deaf.is_zero() {
+        if !deaf.is_zero() || self.host.store.has_events() {
             longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
         }
         let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
