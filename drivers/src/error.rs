@@ -357,6 +357,13 @@ pub enum SetupError {
         /// Xen's answer.
         errno: Errno,
     },
+    /// Xen would let the stub write a function's ECAM page.
+    EcamWritable {
+        /// The function.
+        bdf: Bdf,
+        /// Machine frame number.
+        frame: u64,
+    },
     /// Xen refused to map the page that a frontend granted.
     MapGrant {
         /// Grant reference.
@@ -398,7 +405,7 @@ impl SetupError {
         match self {
             Self::MissingNode { .. } => ENOENT,
             Self::BadNode { .. } => EINVAL,
-            Self::NotServed(_) | Self::OtherGuest { .. } => EPERM,
+            Self::NotServed(_) | Self::OtherGuest { .. } | Self::EcamWritable { .. } => EPERM,
             Self::Duplicate(_) | Self::Misplaced(_) | Self::OtherConnection(_) => EEXIST,
             Self::BusFull(_) | Self::NoRoom(_) => ENOMEM,
             Self::DeviceSilent(_)
@@ -430,7 +437,8 @@ impl SetupError {
             | Self::WrongIds { .. }
             | Self::VirtualBridge(_)
             | Self::QuirkTaken { .. }
-            | Self::MapEcam { .. } => Blame::Toolstack,
+            | Self::MapEcam { .. }
+            | Self::EcamWritable { .. } => Blame::Toolstack,
             Self::Store(_) | Self::StoreLost(_) => Blame::Toolstack,
             Self::Share(_) => Blame::Us,
         }
@@ -503,6 +511,10 @@ impl fmt::Display for SetupError {
                 f,
                 "cannot map the config space of {bdf} (frame {frame:#x}, errno {}); grant it with iomem=",
                 errno.0
+            ),
+            Self::EcamWritable { bdf, frame } => write!(
+                f,
+                "{bdf} is refused: Xen leaves its config space (frame {frame:#x}) writable; boot Xen without mmcfg="
             ),
             Self::MapGrant { grant, errno } => write!(
                 f,

@@ -82,9 +82,11 @@ mod on_demand {
         InvalidOpcode,
         /// Have Xen refuse the next hypercall that maps memory, or seem to.
         Hypercall,
+        /// End between the next mapping of a foreign page and the note of its handle.
+        Handle,
     }
 
-    const KINDS: [(&str, Kind); 10] = [
+    const KINDS: [(&str, Kind); 11] = [
         ("panic", Kind::Panic),
         ("allocation", Kind::Allocation),
         ("stack", Kind::Stack),
@@ -95,6 +97,7 @@ mod on_demand {
         ("protection-fault", Kind::ProtectionFault),
         ("invalid-opcode", Kind::InvalidOpcode),
         ("hypercall", Kind::Hypercall),
+        ("handle", Kind::Handle),
     ];
 
     /// What dom0 has ordered and is still to be done; kept in the journal.

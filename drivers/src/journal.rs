@@ -18,7 +18,7 @@ const STRIKES: u32 = 2;
 const REFUSAL: Duration = Duration::from_secs(60);
 /// The refusal is doubled so often at most: to 17 hours.
 const DOUBLINGS_MAX: u32 = 10;
-/// Requests that are refused; of more than that the oldest is forgotten.
+/// Requests that are refused; of more than that the one whose refusal ends first is forgotten.
 const POISONED_MAX: usize = survivor::REFUSED_MAX;
 /// Restarts that count as one burst are not further apart than this.
 const BURST: Duration = Duration::from_secs(10);
@@ -194,35 +194,50 @@ impl Journal {
         }
     }
 
+    #[inline(never)]
     fn poison(&mut self, op: &Op, now: u64) {
-        let relapses = match self.forgive(op) {
-            Some(relapses) => (relapses + 1).min(DOUBLINGS_MAX),
-            None => 0,
+        let (index, relapses) = match self.index(op) {
+            Some(index) => (index, (self.relapses[index] + 1).min(DOUBLINGS_MAX)),
+            None => (self.room(), 0),
         };
-        self.poisoned.copy_within(..POISONED_MAX - 1, 1);
-        self.refused_until.copy_within(..POISONED_MAX - 1, 1);
-        self.relapses.copy_within(..POISONED_MAX - 1, 1);
-        self.poisoned[0] = *op;
-        self.refused_until[0] = now.saturating_add((REFUSAL.as_micros() as u64) << relapses);
-        self.relapses[0] = relapses;
-        self.poisoned_count = (self.poisoned_count + 1).min(POISONED_MAX as u32);
+        self.poisoned[index] = *op;
+        self.refused_until[index] = now.saturating_add((REFUSAL.as_micros() as u64) << relapses);
+        self.relapses[index] = relapses;
     }
 
-    /// Takes `op` off the refused requests, if it is one; returns how often it had relapsed.
-    fn forgive(&mut self, op: &Op) -> Option<u32> {
-        let index = self.poisoned().iter().position(|refused| refused == op)?;
-        let relapses = self.relapses[index];
-        self.poisoned.copy_within(index + 1.., index);
-        self.refused_until.copy_within(index + 1.., index);
-        self.relapses.copy_within(index + 1.., index);
-        self.poisoned_count -= 1;
-        Some(relapses)
+    /// Where `op` is among the refused requests.
+    fn index(&self, op: &Op) -> Option<usize> {
+        self.poisoned().iter().position(|refused| refused == op)
+    }
+
+    /// Makes room for a refused request: where none is left, the one whose refusal ends first is forgotten.
+    fn room(&mut self) -> usize {
+        let count = self.poisoned().len();
+        if count < POISONED_MAX {
+            self.poisoned_count = count as u32 + 1;
+            return count;
+        }
+        let untils = self.refused_until.iter().enumerate();
+        untils
+            .min_by_key(|(_, until)| **until)
+            .map_or(0, |(index, _)| index)
+    }
+
+    /// Takes `op` off the refused requests.
+    fn forgive(&mut self, op: &Op) {
+        if let Some(index) = self.index(op) {
+            let last = self.poisoned().len() - 1;
+            self.poisoned[index] = self.poisoned[last];
+            self.refused_until[index] = self.refused_until[last];
+            self.relapses[index] = self.relapses[last];
+            self.poisoned_count = last as u32;
+        }
     }
 
     /// True if `op` is refused at `now`. One that was refused before and is not any more has one try.
     fn is_refused(&self, op: &Op, now: Duration) -> bool {
-        let mut refused = self.poisoned().iter().zip(self.refused_until);
-        refused.any(|(refused, until)| refused == op && (now.as_micros() as u64) < until)
+        let until = self.index(op).map(|index| self.refused_until[index]);
+        until.is_some_and(|until| (now.as_micros() as u64) < until)
     }
 
     /// Failures in a row over this request.
@@ -245,7 +260,7 @@ impl Journal {
     pub fn inherit(&mut self, left: Option<&Survivor>, now: Duration) {
         let now = now.as_micros() as u64;
         self.inherited = 1;
-        for op in left.iter().flat_map(|left| left.refused().iter().rev()) {
+        for op in left.iter().flat_map(|left| left.refused()) {
             self.poison(op, now);
         }
         if let Some((op, strikes)) = left.and_then(Survivor::under_way) {
@@ -425,18 +440,22 @@ mod tests {
     #[test]
     fn a_request_that_is_answered_after_its_refusal_is_as_good_as_any() {
         let mut journal = Journal::NEW;
-        for op in [READ, WRITE] {
-            journal.fail(Cause::Deadline, at(1), Some(&op));
-            journal.fail(Cause::Deadline, at(1), Some(&op));
+        for (op, when) in [(READ, 1), (WRITE, 30)] {
+            journal.fail(Cause::Deadline, at(when), Some(&op));
+            journal.fail(Cause::Deadline, at(when), Some(&op));
         }
-        assert!(journal.is_waiting());
+        journal.fail(Cause::Deadline, at(95), Some(&WRITE));
         journal.answered(&READ, at(100));
         assert_eq!(journal.poisoned(), [WRITE]);
-        assert_eq!(journal.advise(&WRITE, at(60)), Advice::Refuse, "of its own time");
+        assert!(journal.is_waiting(), "for an answer to the other");
+        assert_eq!(journal.advise(&WRITE, at(214)), Advice::Refuse, "of its own time");
+        assert_eq!(journal.advise(&WRITE, at(215)), Advice::Serve);
+        journal.fail(Cause::Deadline, at(215), Some(&WRITE));
+        assert_eq!(journal.advise(&WRITE, at(454)), Advice::Refuse, "doubled again");
         journal.fail(Cause::Panic, at(100), Some(&READ));
         assert_eq!(journal.advise(&READ, at(100)), Advice::ServeAgain);
-        journal.answered(&READ, at(101));
-        journal.answered(&WRITE, at(101));
+        journal.answered(&READ, at(500));
+        journal.answered(&WRITE, at(500));
         assert!(!journal.is_waiting());
     }
 

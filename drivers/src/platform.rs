@@ -18,6 +18,15 @@ pub type GrantRef = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+/// A function's ECAM page that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcamError {
+    /// Xen refuses to map it.
+    Refused(Errno),
+    /// Xen would let this domain write it: a guest that takes the stub over could do anything to the device.
+    Writable,
+}
+
 /// Read access to the 4 KiB configuration space of one PCI function.
 pub trait ConfigSpace {
     /// Reads `width` bytes (1, 2 or 4) at `offset` (below 4096, a multiple of `width`), zero-extended.
@@ -61,8 +70,8 @@ pub trait Platform {
     /// Blocks until one of `ports` is pending or the clock reaches `until`.
     fn wait(&mut self, ports: &[Port], until: Option<Duration>);
 
-    /// Maps the ECAM page in machine frame `frame`, read-only and uncached.
-    fn map_ecam(&mut self, frame: u64) -> Result<Self::Ecam, Errno>;
+    /// Maps the ECAM page in machine frame `frame`, uncached, if Xen sees to it that this domain cannot write it.
+    fn map_ecam(&mut self, frame: u64) -> Result<Self::Ecam, EcamError>;
     /// Unmaps what [`Self::map_ecam`] returned.
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
 

@@ -545,6 +545,16 @@ mod toolstack_nodes {
     }
 
     #[test]
+    fn a_device_whose_ecam_page_the_stub_could_write_is_refused_by_name() {
+        let error = refused(|host| host.leave_writable("0000:00:05.0"));
+        assert!(
+            error.starts_with("-1 0000:00:05.0 is refused: Xen leaves its config space")
+                && error.ends_with("writable; boot Xen without mmcfg="),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_device_that_answers_all_ones_is_named() {
         let error = refused(|host| host.device.fill(0xff));
         assert!(error.starts_with("-19 0000:00:05.0 answers all-ones"), "{error}");

@@ -346,6 +346,10 @@ fn a_new_device_that_is_not_what_the_toolstack_says_is_refused_alone() {
             "-1 cannot map the config space of 0000:00:06.0",
         ),
         (
+            Box::new(|host: &mut Host| host.leave_writable(B)),
+            "-1 0000:00:06.0 is refused: Xen leaves its config space",
+        ),
+        (
             Box::new(|host: &mut Host| {
                 let path = host.first.backend_node("dev-1");
                 host.set(&path, A);

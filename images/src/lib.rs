@@ -46,6 +46,7 @@ pub mod observer;
 pub mod packages;
 pub mod products;
 pub mod qemu;
+mod red_zone;
 pub mod rig;
 pub mod rootfs;
 pub mod store;

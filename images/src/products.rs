@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::apt::output_of;
 use crate::boot::FileIn;
 use crate::observer::Observer;
+use crate::red_zone;
 use crate::store::{target_dir, workspace_dir};
 
 /// A thing that cargo builds from this workspace.
@@ -20,12 +21,17 @@ struct Product {
     cargo: &'static [&'static str],
 }
 
+/// For images that upcalls return to: Xen puts an upcall's frame right below what it interrupts. All crates of the image
+/// are built so, which `-C` on cargo's command line would not do.
+const NO_RED_ZONE: &str = "--config=build.rustflags=['-Cno-redzone=yes']";
+
 const STUB: Product = Product {
     name: "the stub's image",
     path: "stub/bulkhead-stub",
     target: "/usr/lib/bulkhead/bulkhead-stub",
     cargo: &[
         "rustc",
+        NO_RED_ZONE,
         "--package=bulkhead-unikernel",
         "--bin=bulkhead-stub",
         "--features=boot",
@@ -45,6 +51,7 @@ const STUB_INJECT: Product = Product {
     target: "/rig/bulkhead-stub-inject",
     cargo: &[
         "rustc",
+        NO_RED_ZONE,
         "--package=bulkhead-unikernel",
         "--bin=bulkhead-stub-inject",
         "--features=boot,inject",
@@ -127,6 +134,7 @@ const TEST_GUEST: Product = Product {
     target: "/rig/guest/test-guest",
     cargo: &[
         "rustc",
+        NO_RED_ZONE,
         "--package=bulkhead-test-guest",
         "--bin=test-guest",
         "--features=boot",
@@ -235,5 +243,8 @@ fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
         product.name,
         path.display()
     );
+    if product.cargo.contains(&"--profile=stub") {
+        red_zone::check(&path)?;
+    }
     Ok(path)
 }

@@ -19,6 +19,8 @@ domid=$(xl domid $stub)
 log=$(stub_log $stub)
 orders=0
 restarts=0
+# Of these, those of lives that ended before they served the guest.
+early=0
 # order POINT:KIND [COUNT]: the stub is to fail so the next COUNT times that it comes by.
 order() {
     orders=$((orders + 1)) failures=${2:-1}
@@ -29,13 +31,14 @@ order() {
 failed() {
     restarts=$((restarts + failures))
     within 8 "$1: restart $restarts" grep -q " restart $restarts after" "$log"
-    within 8 "$1: served again" sh -c "[ \$(grep -c 'is served again' $log) -ge $restarts ]"
+    within 8 "$1: served again" sh -c "[ \$(grep -c 'is served again' $log) -ge $((restarts - early)) ]"
 }
 
-# The guest is still booting.
-order connect:panic
+# The guest is still booting. More lives than there is room for lost mappings.
+order connect:handle 5
 check "bulkhead run" wait $run
-failed "a panic while the guest connects"
+early=4
+failed "the end of a life that has mapped the guest's page and not noted its handle, five times"
 check "e1000e comes up" network_up g1
 vectors() { in_guest g1 "grep -c pcifront-msi-x /proc/interrupts"; }
 equal "MSI-X vectors" 3 "$(vectors)"
@@ -65,7 +68,7 @@ failed "hotplug"
 within 10 "the guest has it" in_guest g1 "test -e /sys/bus/pci/devices/0000:00:01.0"
 check "bulkhead detach" bulkhead detach 0000:00:06.0
 order hotplug:hypercall
-refused "attach while Xen refuses a mapping" "cannot map the config space of 0000:00:06.0.*errno 12" \
+refused "attach while Xen refuses a mapping" "cannot map the config space of 0000:00:06.0.*errno 1\\)" \
     bulkhead attach g1 --device 0000:00:06.0
 check "once more: attach" bulkhead attach g1 --device 0000:00:06.0
 check "and detach" bulkhead detach 0000:00:06.0
@@ -152,11 +155,11 @@ before=$(grep -c 'is back after' /var/log/bulkhead/serve.log)
 in_guest g1 "ping -c 80 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1 & echo started"
 read -r began _ </proc/uptime
 order reconcile:deaf
-within 20 "after a hang with upcalls masked there is another stub" \
+within 30 "after a hang with upcalls masked there is another stub" \
     sh -c "[ \$(grep -c 'is back after' /var/log/bulkhead/serve.log) -gt $before ]"
 read -r now _ </proc/uptime
 figure watchdog-return "$(awk -v a="$began" -v b="$now" 'BEGIN { print int((b - a) * 1000) }')" \
-    "ms from the hang to another stub, Xen's two seconds included"
+    "ms from the hang to another stub, Xen's ten seconds included"
 within 20 "which serves the guest" sh -c "[ \"\$(guest-run g1 60 'head -c 64 $config | sha256sum')\" = '$start' ]"
 within 20 "the pings have ended" sh -c "guest-run g1 60 'grep -q received /tmp/pings'"
 answered=$(in_guest g1 cat /tmp/pings | sed -n 's/.* transmitted, \([0-9]*\) .*received.*/\1/p')
@@ -171,7 +174,7 @@ for kind in stack deaf; do
     domid=$(xl domid $kind)
     order reconcile:$kind
     # Shut down or crashed; the service's stubs are preserved, so that it finds them.
-    within 8 "reconcile:$kind ends the domain" sh -c "xl list $kind | awk 'NR == 2 { exit \$5 !~ /[sc]/ }'"
+    within 16 "reconcile:$kind ends the domain" sh -c "xl list $kind | awk 'NR == 2 { exit \$5 !~ /[sc]/ }'"
     check "xl destroy" xl destroy $kind
 done
 xl dmesg -c >/tmp/xen

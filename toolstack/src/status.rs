@@ -124,7 +124,7 @@ pub struct Served {
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
-    /// The guest's requests that brought the stub down twice and are refused since, the latest first.
+    /// The guest's requests that brought the stub down twice and are refused for that.
     #[serde(default)]
     pub poisonous: Vec<PoisonousRequest>,
     /// How often the stub was brought back since the service began to serve it.

@@ -179,8 +179,9 @@ extern "C" fn enter(info: *const StartInfo) -> ! {
 /// # Safety
 /// Once in a life, with the start info that Xen has passed, before any other code of this crate.
 unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
-    // SAFETY: the domain builder's table of nr_pages entries; the notes ask for the layout that `memory` describes.
-    unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages) };
+    // SAFETY: the domain builder's tables, the one of frames with nr_pages entries; the notes ask for the layout that
+    // `memory` describes.
+    unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages, info.pt_base as usize) };
     survivor::open();
     grant::unmap_left_behind();
     // SAFETY: no window has been handed out in this life.

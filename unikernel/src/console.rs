@@ -3,7 +3,7 @@
 //! dom0's xenconsoled reads the ring; `xl console` and its log file show it.
 
 use crate::page::RawPage;
-use crate::{clock, event};
+use crate::{clock, deadline, event};
 use core::fmt::{self, Write};
 use core::time::Duration;
 use drivers::console::Console;
@@ -58,7 +58,7 @@ pub fn drain() {
             return;
         }
         event::take_pending(sink.port);
-        event::wait(&[sink.port], Some(clock::now() + Duration::from_millis(10)));
+        deadline::wait(&[sink.port], Some(clock::now() + Duration::from_millis(10)));
     }
 }
 

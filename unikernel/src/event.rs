@@ -1,8 +1,8 @@
 //! Event channels (`xen/include/public/event_channel.h`), two-level, polled: the only upcall that is ever delivered is
-//! that of [`deadline`].
+//! that of [`deadline`](crate::deadline), which also has what waits.
 
 use crate::memory::{Mapping, Window};
-use crate::{clock, deadline, hypercall};
+use crate::{clock, hypercall};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 use drivers::log;
@@ -30,7 +30,7 @@ pub unsafe fn init(frame: u64) -> Result<(), Errno> {
     let page = window.address() as *mut SharedInfo;
     core::mem::forget(window);
     SHARED.store(page, Ordering::Release);
-    shut_upcalls();
+    open_upcalls(false);
     for word in 0..PORT_LIMIT / 64 {
         // SAFETY: in the page that has just been mapped; Xen reads it at any moment, hence atomic.
         unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[word as usize]) }
@@ -39,30 +39,42 @@ pub unsafe fn init(frame: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Has the upcall come when there is an event on `port`, and on no other.
-pub fn open_upcall(port: Port) {
-    let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) else {
-        return;
-    };
-    take_pending(port);
-    // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen reads and writes these at any
-    // moment, hence atomic. The upcall never returns, see `deadline`, so that nothing of ours relies on it not coming.
-    unsafe {
-        let info = &raw mut (*page).vcpu_info[0];
-        AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel).store(0, Ordering::SeqCst);
-        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).store(0, Ordering::SeqCst);
-        AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[(port / 64) as usize])
+/// Has the upcall come when there is an event on `port`, once upcalls are open.
+pub fn unmask(port: Port) {
+    if let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) {
+        // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen reads it at any moment,
+        // hence atomic.
+        unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[(port / 64) as usize]) }
             .fetch_and(!(1 << (port % 64)), Ordering::SeqCst);
-        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_mask).store(0, Ordering::SeqCst);
     }
 }
 
-/// Has no upcall come.
-pub fn shut_upcalls() {
-    if let Some(page) = shared_info() {
-        // SAFETY: as above.
-        unsafe { AtomicU8::from_ptr(&raw mut (*page).vcpu_info[0].evtchn_upcall_mask) }
-            .store(1, Ordering::SeqCst);
+/// Takes note of an event on `port`, the only one that is unmasked: another one brings another upcall.
+///
+/// An event that comes in the middle of this brings an upcall that finds nothing pending; no event brings none.
+pub fn acknowledge(port: Port) {
+    let Some(page) = shared_info() else { return };
+    // SAFETY: as above.
+    unsafe {
+        let info = &raw mut (*page).vcpu_info[0];
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).store(0, Ordering::SeqCst);
+        AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel).store(0, Ordering::SeqCst);
+    }
+    take_pending(port);
+}
+
+/// Lets upcalls come, or not.
+pub fn open_upcalls(open: bool) {
+    let Some(page) = shared_info() else { return };
+    // SAFETY: as above.
+    let pending = unsafe {
+        let info = &raw mut (*page).vcpu_info[0];
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_mask).store((!open).into(), Ordering::SeqCst);
+        AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).load(Ordering::SeqCst)
+    };
+    if open && pending != 0 {
+        // Xen delivers an event that came before only on the way back from the next hypercall.
+        yield_processor();
     }
 }
 
@@ -207,29 +219,8 @@ pub fn close_all_but(kept: &[Port]) {
     }
 }
 
-/// Blocks until one of `ports` is pending, or the clock reaches `until`. Without `until`, for ever.
-///
-/// At most 128 ports (Xen's limit); the stub has five.
-pub fn wait(ports: &[Port], until: Option<Duration>) {
-    if ports.iter().any(|&port| is_pending(port)) {
-        deadline::work();
-        return;
-    }
-    deadline::rest();
-    let idle = clock::now() + deadline::IDLE;
-    if deadline::is_watched() && until.is_none_or(|until| until > idle) {
-        poll(ports, Some(idle));
-        if clock::now() >= idle {
-            deadline::idle();
-            poll(ports, until);
-        }
-    } else {
-        poll(ports, until);
-    }
-    deadline::work();
-}
-
-fn poll(ports: &[Port], until: Option<Duration>) {
+/// Blocks until one of `ports` is pending, or the clock reaches `until`. May end early.
+pub(crate) fn poll(ports: &[Port], until: Option<Duration>) {
     let mut argument = xen_sys::sched_poll {
         ports: ports.as_ptr().cast_mut(),
         nr_ports: ports.len() as u32,

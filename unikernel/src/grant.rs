@@ -109,6 +109,11 @@ impl ForeignPage {
             survivor::forget_foreign(va);
             return Err(errno);
         }
+        #[cfg(feature = "inject")]
+        assert!(
+            !hypercall::LOSE_HANDLE.swap(false, Ordering::Relaxed),
+            "as ordered"
+        );
         survivor::note_foreign(va, argument.handle);
         // SAFETY: just mapped there, readable and writable, until `drop`.
         let page = unsafe { RawPage::new(va) };
@@ -160,11 +165,22 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Handles that Xen may have given: those of one page of its table, in which a domain that maps a few pages at a time
+/// goes round.
+const HANDLES: u32 = 256;
+
 /// Unmaps the foreign pages that an earlier life had. One that would not go keeps its window.
 pub fn unmap_left_behind() {
     for (va, handle) in survivor::foreign() {
         // Told of by `survivor::is_foreign` if it fails.
-        let _ = unmap(va, handle);
+        match handle {
+            Some(handle) => _ = unmap(va, handle),
+            // Cut off before the mapping was made.
+            None if memory::shows_own_memory(va) => survivor::forget_foreign(va),
+            // Cut off between the mapping and the note of its handle. Xen refuses all but the one that belongs to the
+            // address.
+            None => _ = (0..HANDLES).find(|&handle| unmap(va, handle).is_ok()),
+        }
     }
 }
 

@@ -20,9 +20,13 @@ global_asm!(
     ".previous",
 );
 
-/// Set: the next call that maps memory fails with `ENOMEM` before it reaches Xen. For tests.
+/// Set: the next call that maps memory fails with `EPERM` before it reaches Xen. For tests.
 #[cfg(feature = "inject")]
 pub static REFUSE_MAPPING: AtomicBool = AtomicBool::new(false);
+
+/// Set: this life ends between the next mapping of a foreign page and the note of its handle. For tests.
+#[cfg(feature = "inject")]
+pub static LOSE_HANDLE: AtomicBool = AtomicBool::new(false);
 
 #[cfg(feature = "inject")]
 fn is_refused(number: u32) -> bool {
@@ -49,7 +53,7 @@ fn outcome(result: i64) -> Result<u64, Errno> {
 pub unsafe fn call4(number: u32, arguments: [u64; 4]) -> Result<u64, Errno> {
     #[cfg(feature = "inject")]
     if is_refused(number) {
-        return Err(Errno(hermit_abi::errno::ENOMEM));
+        return Err(Errno(hermit_abi::errno::EPERM));
     }
     let [a1, a2, a3, a4] = arguments;
     let mut result: i64;

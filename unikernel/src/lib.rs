@@ -1,8 +1,8 @@
 //! What a single-purpose Xen PV guest stands on.
 //!
-//! One vCPU, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted, apart from an exception or the end of
-//! the time that work may take ([`deadline`]), and those never return. After one, or a panic, the stub begins anew in
-//! place: a new *life*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
+//! One vCPU, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted, apart from exceptions, which never
+//! return, and the timer that limits work ([`deadline`]), whose upcall returns unless the time for work is over. After
+//! one that does not, or a panic, the stub begins anew in place: a new *life*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
 //!
 //! | module | holds |
 //! |---|---|
@@ -23,6 +23,8 @@
 //! | [`survivor`] | what a life leaves to the next |
 //! | [`shutdown`] | the ways to end |
 #![no_std]
+#[cfg(test)]
+extern crate std;
 
 extern crate alloc;
 

@@ -12,7 +12,7 @@
 //! | 544 KiB | 1 MiB | heap |
 
 use crate::hypercall;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use drivers::log;
 use drivers::platform::Errno;
 
@@ -34,6 +34,8 @@ const CACHE_DISABLE: u64 = 1 << 4;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
+/// The bits of an entry that name the frame.
+const FRAME: u64 = (1 << 52) - (1 << 12);
 
 /// `UVMF_INVLPG | UVMF_LOCAL`: flush this one translation, on this vCPU (there is no other).
 const FLUSH_ONE: u64 = 2;
@@ -43,7 +45,8 @@ const FLUSH_ONE: u64 = 2;
 pub enum Mapping {
     /// Ordinary memory, shared with Xen or a domain.
     Shared,
-    /// Device memory: read-only and uncached (Xen refuses to have it otherwise, XSA-154).
+    /// Configuration space: uncached (Xen refuses to have it otherwise, XSA-154). Asked for as writable, so that
+    /// [`Window::is_writable`] tells whether Xen keeps it read-only.
     Device,
 }
 
@@ -51,7 +54,7 @@ impl Mapping {
     const fn entry(self, frame: u64) -> u64 {
         let bits = match self {
             Self::Shared => PRESENT | WRITABLE | ACCESSED | DIRTY | NO_EXECUTE,
-            Self::Device => PRESENT | CACHE_DISABLE | WRITE_THROUGH | ACCESSED | NO_EXECUTE,
+            Self::Device => PRESENT | WRITABLE | CACHE_DISABLE | WRITE_THROUGH | ACCESSED | NO_EXECUTE,
         };
         frame << 12 | bits
     }
@@ -61,16 +64,19 @@ impl Mapping {
 static FRAMES: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
 /// Number of entries of [`FRAMES`].
 static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
+/// Address of the top-level page table, where the domain builder has mapped it, read-only.
+static TOP_TABLE: AtomicUsize = AtomicUsize::new(0);
 /// One bit a window: set while it is handed out.
 static TAKEN: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
     [const { AtomicU64::new(0) }; WINDOW_COUNT.div_ceil(64)];
 
-/// Tells this module where the table of machine frames is.
+/// Tells this module where the table of machine frames and the page tables are.
 ///
 /// # Safety
-/// `frames` must point to `count` entries that stay valid and unchanged for ever (start info's `mfn_list`), and
+/// `top_table` must be the address of the page table that is in use (start info's `pt_base`). `frames` must point to `count` entries that stay valid and unchanged for ever (start info's `mfn_list`), and
 /// the low `count` pages of the address space must be mapped to them, with nothing below 1 MiB in use.
-pub unsafe fn init(frames: *mut u64, count: u64) {
+pub unsafe fn init(frames: *mut u64, count: u64, top_table: usize) {
+    TOP_TABLE.store(top_table, Ordering::Relaxed);
     FRAMES.store(frames, Ordering::Relaxed);
     FRAME_COUNT.store(count, Ordering::Relaxed);
 }
@@ -125,12 +131,39 @@ pub unsafe fn take_back_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), E
 /// table (`MACH2PHYS_VIRT_START`, readable by every PV guest).
 ///
 /// # Safety
-/// `frame` must be a machine frame of ours that start info names: any other may have no entry in the table.
+/// `frame` must be a machine frame of ours, named by start info or a page table: any other may have no entry in the
+/// table.
 pub unsafe fn address_of_frame(frame: u64) -> usize {
     let table = xen_sys::__MACH2PHYS_VIRT_START as *const u64;
     // SAFETY: Xen maps the table read-only at this fixed address, with an entry for every frame of the machine.
     let pfn = unsafe { table.add(frame as usize).read_volatile() };
     pfn as usize * PAGE_SIZE
+}
+
+/// The page-table entry of the page at `va`, as Xen has it.
+fn entry_of(va: usize) -> u64 {
+    /// The lowest bit of an address that selects an entry, from the top-level table down.
+    const LEVELS: [u32; 4] = [39, 30, 21, 12];
+    let mut entry = 0;
+    let mut table = TOP_TABLE.load(Ordering::Relaxed);
+    for level in LEVELS {
+        let index = va >> level & 511;
+        // SAFETY: the table is one of our page tables, which the domain builder has mapped read-only with the rest of
+        // our memory, and the index is one of its 512 entries. Xen changes entries at our own requests alone, but sets
+        // bits at any access: volatile.
+        entry = unsafe { (table as *const u64).add(index).read_volatile() };
+        if level > LEVELS[3] {
+            // SAFETY: all memory below 2 MiB is mapped, so that this entry is present and names a page table of ours.
+            table = unsafe { address_of_frame((entry & FRAME) >> 12) };
+        }
+    }
+    entry
+}
+
+/// True if the window at `va` shows our own memory, as one does that nothing was mapped in.
+pub fn shows_own_memory(va: usize) -> bool {
+    let own = Mapping::Shared.entry(frame_of(va));
+    (entry_of(va) ^ own) & (FRAME | PRESENT) == 0
 }
 
 /// Replaces the page-table entry of `va`.
@@ -198,6 +231,12 @@ impl Window {
         // SAFETY: a window's own memory is used by nobody; the caller vouches for the frame.
         unsafe { set_entry(window.va, mapping.entry(frame)) }?;
         Ok(window)
+    }
+
+    /// True if what the window shows can be written through it: Xen takes that right off the entries of pages that it
+    /// keeps read-only. Nothing is written to find out.
+    pub fn is_writable(&self) -> bool {
+        entry_of(self.va) & WRITABLE != 0
     }
 
     /// The window's address.

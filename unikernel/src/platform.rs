@@ -3,13 +3,13 @@
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
 use crate::page::{EcamPage, RawPage};
-use crate::{clock, event, survivor};
+use crate::{clock, deadline, event, survivor};
 #[cfg(feature = "inject")]
 use core::arch::asm;
 use core::time::Duration;
 use drivers::journal::{Journal, Op};
 use drivers::log;
-use drivers::platform::{DomId, Errno, GrantRef, Platform, Port};
+use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
 use xenbus::bdf::Bdf;
 use xenbus::pciif::SharedPage;
 
@@ -134,14 +134,17 @@ impl Platform for Xen {
     }
 
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
-        event::wait(ports, until);
+        deadline::wait(ports, until);
     }
 
-    fn map_ecam(&mut self, frame: u64) -> Result<EcamPage, Errno> {
-        // SAFETY: Xen lets a domain without devices map no frames but its own, those granted with iomem permission,
-        // and the toolstack grants this one, a configuration page; a frame of our own memory would be a second,
-        // read-only view, through which only integers are read.
-        let window = unsafe { Window::show(frame, Mapping::Device) }?;
+    fn map_ecam(&mut self, frame: u64) -> Result<EcamPage, EcamError> {
+        // SAFETY: Xen lets a domain without devices map no frames but its own and those granted with iomem permission,
+        // and the toolstack grants this one, a configuration page. A frame of our own memory would be a second view,
+        // through which nothing is read or written before it is refused below.
+        let window = unsafe { Window::show(frame, Mapping::Device) }.map_err(EcamError::Refused)?;
+        if window.is_writable() {
+            return Err(EcamError::Writable);
+        }
         // SAFETY: as above.
         Ok(unsafe { EcamPage::new(window) })
     }
@@ -177,6 +180,10 @@ impl Platform for Xen {
             crate::hypercall::REFUSE_MAPPING.store(true, core::sync::atomic::Ordering::Relaxed);
             return;
         }
+        if kind == Kind::Handle {
+            crate::hypercall::LOSE_HANDLE.store(true, core::sync::atomic::Ordering::Relaxed);
+            return;
+        }
         // SAFETY: none of these instructions does anything but raise the exception that the tests want: page 0 is
         // unmapped, and the other address is none of x86-64.
         unsafe {
@@ -186,7 +193,7 @@ impl Platform for Xen {
                     asm!("mov {0}, 1", "shl {0}, 62", "mov {0}, [{0}]", out(reg) _, options(nostack));
                 }
                 Kind::Deaf => {
-                    event::shut_upcalls();
+                    event::open_upcalls(false);
                     loop {
                         core::hint::spin_loop();
                     }

@@ -3,7 +3,7 @@
 use crate::boot::live_again;
 use crate::shutdown::{Reason, shutdown, stop};
 use crate::survivor::{self, Damaged};
-use crate::{clock, console, deadline, event};
+use crate::{clock, console, deadline};
 use core::sync::atomic::{AtomicU32, Ordering};
 use drivers::journal::{Cause, Next};
 use drivers::log;
@@ -14,7 +14,7 @@ static FAILURES: AtomicU32 = AtomicU32::new(0);
 /// Ends this life because of `cause`, which `say` puts into words, and begins the next one if the past gives hope.
 #[cold]
 pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
-    deadline::rest();
+    deadline::ending();
     match FAILURES.fetch_add(1, Ordering::Relaxed) {
         0 => say(),
         // The words failed: without them.
@@ -24,8 +24,8 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
     match survivor::fail(cause) {
         Ok(Next::Restart(pause)) => {
             if !pause.is_zero() {
-                event::wait(&[], Some(clock::now() + pause));
-                deadline::rest();
+                deadline::wait(&[], Some(clock::now() + pause));
+                deadline::ending();
             }
             live_again()
         }

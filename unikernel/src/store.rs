@@ -1,8 +1,8 @@
 //! The connection to xenstored: one page with two byte rings, and an event channel.
 
-use crate::event;
 use crate::page::RawPage;
 use crate::survivor::{LAST_REQUEST, NEXT_REPLY};
+use crate::{deadline, event};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use drivers::platform::Port;
@@ -11,28 +11,55 @@ use xenbus::pciif::SharedPage;
 use xenbus::ring::{ByteRing, Corrupt, STORE_REPLIES, STORE_REQUESTS};
 use xenbus::wire::Header;
 
+/// The event channel to xenstored.
+pub trait Channel {
+    /// Has xenstored look at the rings.
+    ///
+    /// # Errors
+    /// Xen refuses.
+    fn notify(&self) -> Result<(), StoreError>;
+    /// Forgets an event of xenstored's.
+    fn clear(&self);
+    /// Blocks until there is an event of xenstored's.
+    fn wait(&self);
+}
+
+impl Channel for Port {
+    fn notify(&self) -> Result<(), StoreError> {
+        event::send(*self).map_err(|_| StoreError::Port(*self))
+    }
+
+    fn clear(&self) {
+        event::take_pending(*self);
+    }
+
+    fn wait(&self) {
+        deadline::wait(&[*self], None);
+    }
+}
+
 /// The xenstore page and its event channel, from start info.
 #[derive(Debug)]
-pub struct StoreRing {
-    page: RawPage,
-    port: Port,
+pub struct StoreRing<P = RawPage, C = Port> {
+    page: P,
+    channel: C,
     /// The rest of a message that an earlier life was reading may still be there, or to come.
     behind: bool,
 }
 
-impl StoreRing {
+impl<P: SharedPage, C: Channel> StoreRing<P, C> {
     /// Takes the connection over from an earlier life, if there was one: the rest of a reply that it was reading is
     /// dropped here, and replies that nobody has asked for since are [`Client::resume`](xenbus::client::Client)'s.
     ///
     /// Of a request there is never a part in the ring: see [`Transport::send`].
-    pub fn take_over(page: RawPage, port: Port) -> Self {
+    pub fn take_over(page: P, channel: C) -> Self {
         if LAST_REQUEST.load(Ordering::Relaxed) == 0 {
             // Nothing was ever read: the first message is the next.
             NEXT_REPLY.store(page.load(STORE_REPLIES.consumer), Ordering::Relaxed);
         }
         Self {
             page,
-            port,
+            channel,
             behind: true,
         }
     }
@@ -42,49 +69,46 @@ impl StoreRing {
         LAST_REQUEST.load(Ordering::Relaxed)
     }
 
-    /// The port on which xenstored tells of replies and watch events.
-    pub const fn port(&self) -> Port {
-        self.port
-    }
-
     /// Drops what is left of a message that an earlier life was reading.
     fn catch_up(&mut self) -> Result<(), StoreError> {
         while self.behind {
-            event::take_pending(self.port);
+            self.channel.clear();
             self.behind = !STORE_REPLIES.skip(&self.page, &NEXT_REPLY)?;
             // There is room for more.
-            self.tell()?;
+            self.channel.notify()?;
             if self.behind {
-                event::wait(&[self.port], None);
+                self.channel.wait();
             }
         }
         Ok(())
-    }
-
-    /// Has xenstored look at the rings.
-    fn tell(&self) -> Result<(), StoreError> {
-        event::send(self.port).map_err(|_| StoreError::Port(self.port))
     }
 
     /// Moves bytes until `total` are done: `advance` tries from an offset on and says how far it got.
     fn run(
         &mut self,
         total: usize,
-        mut advance: impl FnMut(&RawPage, usize) -> Result<usize, Corrupt>,
+        mut advance: impl FnMut(&P, usize) -> Result<usize, Corrupt>,
     ) -> Result<(), StoreError> {
         let mut done = 0;
         while done < total {
             // Taken before the look, so that what comes after the look ends the wait.
-            event::take_pending(self.port);
+            self.channel.clear();
             match advance(&self.page, done)? {
-                0 => event::wait(&[self.port], None),
+                0 => self.channel.wait(),
                 count => {
                     done += count;
-                    self.tell()?;
+                    self.channel.notify()?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl StoreRing {
+    /// The port on which xenstored tells of replies and watch events.
+    pub const fn port(&self) -> Port {
+        self.channel
     }
 }
 
@@ -115,20 +139,24 @@ impl From<Corrupt> for StoreError {
     }
 }
 
-impl Transport for StoreRing {
+impl<P: SharedPage, C: Channel> Transport for StoreRing<P, C> {
     type Error = StoreError;
 
     /// A message goes into the ring whole.
     const PAYLOAD_MAX: usize = STORE_REQUESTS.size as usize - Header::SIZE;
 
     /// One whole message at a time. It goes into the ring whole, by one change of its index, so that a life that ends
-    /// leaves no part of one. xenstored has taken the request before when this one comes, so there is room.
+    /// leaves no part of one. xenstored has taken the request before when this one comes, so there is room, but for the
+    /// first one of a life: the last life may not have come to tell xenstored of what it put there.
     fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         const RING: ByteRing = STORE_REQUESTS;
         let too_long = StoreError::TooLong(bytes.len());
         let header = bytes.first_chunk().ok_or(too_long)?;
         if bytes.len() > RING.size as usize {
             return Err(too_long);
+        }
+        if self.behind {
+            self.channel.notify()?;
         }
         LAST_REQUEST.store(Header::decode(header).request, Ordering::Relaxed);
         self.run(bytes.len(), |page, _| {
@@ -152,5 +180,57 @@ impl Transport for StoreRing {
 
     fn ready(&mut self) -> Result<bool, StoreError> {
         Ok(STORE_REPLIES.held(&self.page)? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use core::cell::Cell;
+    use xenbus::model::Page;
+
+    /// xenstored, as far as the rings go: once told, it takes all requests while the stub waits.
+    struct Xenstored<'a> {
+        page: &'a Page,
+        told: Cell<bool>,
+        taken: Cell<usize>,
+    }
+
+    impl Channel for Xenstored<'_> {
+        fn notify(&self) -> Result<(), StoreError> {
+            self.told.set(true);
+            Ok(())
+        }
+
+        fn clear(&self) {}
+
+        fn wait(&self) {
+            assert!(self.told.take(), "both sides would wait for ever");
+            let mut all = [0; STORE_REQUESTS.size as usize];
+            self.taken
+                .set(self.taken.get() + STORE_REQUESTS.pop(self.page, &mut all).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_life_that_finds_the_ring_full_tells_xenstored_before_it_waits() {
+        for left in [0, 500, STORE_REQUESTS.size as usize] {
+            let page = Page::new();
+            STORE_REQUESTS
+                .push(&page, &Vec::from_iter((0..left).map(|_| 7)))
+                .unwrap();
+            let xenstored = Xenstored {
+                page: &page,
+                told: Cell::new(false),
+                taken: Cell::new(0),
+            };
+            let mut ring = StoreRing::take_over(page.clone(), xenstored);
+            for _ in 0..20 {
+                ring.send(&[0; 700]).unwrap();
+                assert!(ring.channel.told.get());
+            }
+            assert!(ring.channel.taken.get() >= left);
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::clock;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
 use drivers::journal::{Cause, Journal, Next, Op};
 use drivers::platform::Errno;
@@ -67,26 +67,95 @@ impl Record {
     }
 }
 
-/// The record and its seal.
+/// A record and its seal.
+#[derive(Clone, Copy)]
 struct Sealed {
     record: Record,
     seal: u64,
 }
 
-struct Kept(UnsafeCell<Sealed>);
+impl Sealed {
+    /// As the memory of a first life is.
+    const NONE: Self = Self {
+        record: Record {
+            version: 0,
+            ..Record::FIRST
+        },
+        seal: 0,
+    };
+
+    fn is_sound(&self) -> bool {
+        self.record.seal() == self.seal
+    }
+}
+
+/// The record, twice: a change is made in the copy that does not count, which then counts by one store. So a life that is
+/// cut off in the middle of a change leaves the record as it was before.
+struct Copies {
+    copies: [Sealed; 2],
+    /// Which copy counts. Of any value the lowest bit tells.
+    current: usize,
+}
+
+impl Copies {
+    const NONE: Self = Self {
+        copies: [Sealed::NONE; 2],
+        current: 0,
+    };
+
+    fn current(&self) -> &Sealed {
+        &self.copies[self.current & 1]
+    }
+
+    /// Makes the record of a first life, if this is one.
+    fn open(&mut self) {
+        let kept = &mut self.copies[self.current & 1];
+        if kept.record.version == 0 && kept.seal == 0 {
+            kept.record.version = VERSION;
+            kept.seal = kept.record.seal();
+        }
+    }
+
+    /// Changes the record, if it is as it was left.
+    fn change<R>(&mut self, change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
+        let result = change(self.begin()?);
+        self.commit();
+        Ok(result)
+    }
+
+    /// Copies the record, if it is as it was left, to where it may be changed.
+    #[inline(never)]
+    fn begin(&mut self) -> Result<&mut Record, Damaged> {
+        let current = *self.current();
+        if !current.is_sound() {
+            return Err(Damaged);
+        }
+        let draft = &mut self.copies[!self.current & 1];
+        *draft = current;
+        Ok(&mut draft.record)
+    }
+
+    /// Has the changed copy count.
+    #[inline(never)]
+    fn commit(&mut self) {
+        let other = !self.current & 1;
+        let draft = &mut self.copies[other];
+        draft.seal = draft.record.seal();
+        // Not before the copy is whole.
+        compiler_fence(Ordering::Release);
+        self.current = other;
+        compiler_fence(Ordering::Release);
+    }
+}
+
+struct Kept(UnsafeCell<Copies>);
 
 // SAFETY: there is one thread, and no reference into the cell outlives the call of `with` that made it; a failure
 // inside of such a call is never returned from.
 unsafe impl Sync for Kept {}
 
 #[unsafe(link_section = ".keep")]
-static KEPT: Kept = Kept(UnsafeCell::new(Sealed {
-    record: Record {
-        version: 0,
-        ..Record::FIRST
-    },
-    seal: 0,
-}));
+static KEPT: Kept = Kept(UnsafeCell::new(Copies::NONE));
 
 /// A word about each function of the guest's bus: address, word, and a number that only those two have. Zero memory
 /// is a free entry.
@@ -109,22 +178,15 @@ static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
 
-fn with<R>(look: impl FnOnce(&mut Sealed) -> R) -> R {
+fn with<R>(look: impl FnOnce(&mut Copies) -> R) -> R {
     // SAFETY: the only reference to the cell while `look` runs: nothing that is passed to `with` in this module calls
     // it again, and there is no other thread.
     look(unsafe { &mut *KEPT.0.get() })
 }
 
-/// Changes the record, if it is as it was left.
+/// See [`Copies::change`].
 fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
-    with(|kept| {
-        if kept.record.seal() != kept.seal {
-            return Err(Damaged);
-        }
-        let result = change(&mut kept.record);
-        kept.seal = kept.record.seal();
-        Ok(result)
-    })
+    with(|kept| kept.change(change))
 }
 
 /// As [`change`], in the middle of other work: a damaged record ends this life, and with it the domain.
@@ -134,12 +196,7 @@ fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
 
 /// Makes the record of a first life, if this is one.
 pub fn open() {
-    with(|kept| {
-        if kept.record.version == 0 && kept.seal == 0 {
-            kept.record.version = VERSION;
-            kept.seal = kept.record.seal();
-        }
-    });
+    with(Copies::open);
 }
 
 /// The beginning of the first life; `now` if this is it. Both are Xen's system time in nanoseconds.
@@ -154,7 +211,7 @@ pub fn boot_time(now: u64) -> u64 {
 
 /// A copy of the journal.
 pub fn journal() -> Journal {
-    with(|kept| kept.record.journal)
+    with(|kept| kept.current().record.journal)
 }
 
 /// Changes the journal.
@@ -251,11 +308,14 @@ fn set_foreign(from: u32, va: u32, handle: u32) -> Option<()> {
     })
 }
 
-/// The foreign pages that are mapped: address and handle.
-pub fn foreign() -> impl Iterator<Item = (usize, u32)> {
-    let mapped = with(|kept| kept.record.foreign);
+/// The foreign pages that are mapped: address and handle. Without a handle: one that may or may not be mapped.
+pub fn foreign() -> impl Iterator<Item = (usize, Option<u32>)> {
+    let mapped = with(|kept| kept.current().record.foreign);
     let mapped = mapped.into_iter().filter(|entry| entry.va != 0);
-    mapped.map(|entry| (entry.va as usize, entry.handle))
+    mapped.map(|entry| {
+        let handle = (entry.handle != NO_HANDLE).then_some(entry.handle);
+        (entry.va as usize, handle)
+    })
 }
 
 /// True if a foreign page is, or may be, mapped at `va`.
@@ -278,6 +338,55 @@ mod tests {
         assert_eq!(record.seal(), seal);
         record.journal.fail(Cause::Panic, Duration::from_secs(1), None);
         assert_ne!(record.seal(), seal);
+    }
+
+    /// Leaves a change in the middle as a fault does: nothing of it is undone, nothing runs afterwards.
+    fn cut_off(kept: &mut Copies, after: usize) {
+        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = kept.change(|record| {
+                let steps: [fn(&mut Record); 3] = [
+                    |record| record.boot ^= 7,
+                    |record| record.foreign[1] = Foreign { va: 1, handle: 2 },
+                    |record| _ = record.journal.fail(Cause::Panic, Duration::from_secs(2), None),
+                ];
+                for step in &steps[..after] {
+                    step(record);
+                }
+                panic!("cut off");
+            });
+        }));
+        assert!(unwound.is_err());
+    }
+
+    #[test]
+    fn a_change_that_is_cut_off_leaves_the_record_as_it_was() {
+        for after in 0..=3 {
+            let mut kept = Copies::NONE;
+            kept.open();
+            for round in 1..=3 {
+                kept.change(|record| record.boot = round).unwrap();
+                cut_off(&mut kept, after);
+                let record = &kept.current().record;
+                assert_eq!((record.boot, record.foreign[1].va), (round, 0));
+                assert_eq!(record.journal, Journal::NEW);
+                kept.change(|record| record.foreign[0].handle += 1).unwrap();
+                assert_eq!(u64::from(kept.current().record.foreign[0].handle), round);
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_overwritten_is_damaged_whichever_copy_counts() {
+        for changes in 0..4 {
+            let mut kept = Copies::NONE;
+            kept.open();
+            for round in 0..changes {
+                kept.change(|record| record.boot = round).unwrap();
+            }
+            let current = kept.current & 1;
+            kept.copies[current].record.boot ^= 1 << 40;
+            assert_eq!(kept.change(|record| record.boot), Err(Damaged));
+        }
     }
 
     #[test]
@@ -314,7 +423,8 @@ mod tests {
         assert!(expect_foreign(0x9000).is_err());
         note_foreign(0x2000, 5);
         assert!(is_foreign(0x2000) && is_foreign(0x1000));
-        assert_eq!(foreign().nth(1), Some((0x2000, 5)));
+        assert_eq!(foreign().nth(1), Some((0x2000, Some(5))));
+        assert_eq!(foreign().next(), Some((0x1000, None)));
         forget_foreign(0x2000);
         assert!(!is_foreign(0x2000));
         assert!(expect_foreign(0x9000).is_ok());

@@ -1,4 +1,5 @@
-//! Exceptions. None is expected and none returns: the stub says what happened, and begins a new life.
+//! Exceptions, and the upcall of the timer. No exception is expected and none returns: the stub says what happened, and
+//! begins a new life. The upcall returns, unless what it interrupts has run for too long.
 //!
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
@@ -109,23 +110,48 @@ global_asm!(
     ".set vector, vector + 1",
     ".endr",
     ".balign 16",
-    // The upcall's frame is that of an exception without an error code.
+    // The upcall's frame is that of an exception without an error code. Xen has put it right below what it interrupts,
+    // where a red zone would be: the image is built without.
     "upcall_entry:",
     "pop rcx",
     "pop r11",
     "push 0",
     "push {deadline}",
+    "push rax; push rbx; push rcx; push rdx; push rsi; push rdi; push rbp",
+    "push r8; push r9; push r10; push r11; push r12; push r13; push r14; push r15",
+    "mov rbx, rsp",
+    "sub rsp, 512",
+    "and rsp, -16",
+    "fxsave64 [rsp]",
+    "cld",
+    "call {is_over}",
+    "test al, al",
+    "jnz 2f",
+    "fxrstor64 [rsp]",
+    "mov rsp, rbx",
+    "pop r15; pop r14; pop r13; pop r12; pop r11; pop r10; pop r9; pop r8",
+    "pop rbp; pop rdi; pop rsi; pop rdx; pop rcx; pop rbx; pop rax",
+    // Vector and error code go; HYPERVISOR_iret wants its flags above rip, and does not return. The flags that it
+    // restores open upcalls again.
+    "add rsp, 16",
+    "push 0",
+    "jmp hypercall_page + {iret}",
+    "2: mov rdi, rbx",
+    "jmp 3f",
     "trap_common:",
     "push rax; push rbx; push rcx; push rdx; push rsi; push rdi; push rbp",
     "push r8; push r9; push r10; push r11; push r12; push r13; push r14; push r15",
     "mov rdi, rsp",
+    "3:",
     "and rsp, -16",
     "cld",
     "call {report}",
     "ud2",
     ".previous",
     report = sym report,
+    is_over = sym is_over,
     deadline = const DEADLINE,
+    iret = const xen_sys::__HYPERVISOR_iret * 32,
 );
 
 unsafe extern "C" {
@@ -182,8 +208,15 @@ pub fn init() -> Result<(), Errno> {
 /// # Errors
 /// What Xen says.
 pub fn limit_work() -> Result<(), Errno> {
-    // SAFETY: `upcall_entry` takes the upcall's frame, and what comes after it never returns.
+    // SAFETY: `upcall_entry` saves all registers, those of SSE included, and has Xen restore them with the frame; what
+    // runs in between touches nothing but the limit's own atomics, the shared info page and memory below the frame. No
+    // code in the image keeps anything below its stack pointer. If the time is over it does not return.
     unsafe { deadline::init(upcall_entry as *const () as u64) }
+}
+
+/// See [`deadline::is_over`].
+extern "C" fn is_over() -> bool {
+    deadline::is_over()
 }
 
 /// Tells of an exception and ends this life.

@@ -29,7 +29,7 @@ use crate::inject::{self, Point};
 use crate::journal::{Advice, Journal};
 use crate::log;
 use crate::pcifront::{PATIENCE, SecondHop};
-use crate::platform::{DomId, Errno, GrantRef, Platform, Port};
+use crate::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
@@ -763,9 +763,10 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<Bdf, Box<SetupError>> {
         let resources = resources?;
         let (bdf, ids, frame) = (resources.bdf, resources.ids, resources.ecam);
-        let ecam = cx.platform.map_ecam(frame).map_err(|errno| match errno {
-            NO_MEMORY => SetupError::NoRoom(bdf),
-            errno => SetupError::MapEcam { bdf, frame, errno },
+        let ecam = cx.platform.map_ecam(frame).map_err(|error| match error {
+            EcamError::Refused(NO_MEMORY) => SetupError::NoRoom(bdf),
+            EcamError::Refused(errno) => SetupError::MapEcam { bdf, frame, errno },
+            EcamError::Writable => SetupError::EcamWritable { bdf, frame },
         })?;
         let place = match self.engine.add(resources, ecam, stood) {
             Ok(place) => place,

@@ -268,6 +268,12 @@ impl Host {
         self.set(&hop.backend_node(key::NUM_DEVS), &devices.len().to_string());
     }
 
+    /// Xen would let the stub write this function's ECAM page.
+    pub fn leave_writable(&self, bdf: &str) {
+        self.world
+            .leave_writable(frame_of(bdf.parse().expect("an address")));
+    }
+
     /// The card at `bdf`; a new one is `self.device` if it is the first.
     fn model(&mut self, bdf: Bdf, first: bool) -> Device {
         let mut service = self.service.borrow_mut();

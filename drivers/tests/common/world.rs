@@ -2,9 +2,9 @@
 
 use super::device::Device;
 use drivers::journal::{Cause, Journal, Next, Op};
-use drivers::platform::{ConfigSpace, DomId, Errno, GrantRef, Platform, Port};
+use drivers::platform::{ConfigSpace, DomId, EcamError, Errno, GrantRef, Platform, Port};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
@@ -28,6 +28,8 @@ struct State {
     grants: BTreeMap<(DomId, GrantRef), (DomId, Page)>,
     ends: BTreeMap<(DomId, Port), End>,
     ecams: BTreeMap<u64, Device>,
+    /// Frames that Xen would let the stub write.
+    writable: BTreeSet<u64>,
     next: u32,
     /// Foreign pages and ECAM pages that are mapped at present.
     mapped: usize,
@@ -53,6 +55,11 @@ impl World {
 
     pub fn add_ecam(&self, frame: u64, device: &Device) {
         self.0.borrow_mut().ecams.insert(frame, device.clone());
+    }
+
+    /// Xen would let the stub write this frame.
+    pub fn leave_writable(&self, frame: u64) {
+        self.0.borrow_mut().writable.insert(frame);
     }
 
     /// From now on Xen has no grant left, or has again.
@@ -353,9 +360,16 @@ impl Platform for Domain {
         }
     }
 
-    fn map_ecam(&mut self, frame: u64) -> Result<Ecam, Errno> {
+    fn map_ecam(&mut self, frame: u64) -> Result<Ecam, EcamError> {
         let mut state = self.world.0.borrow_mut();
-        let device = state.ecams.get(&frame).cloned().ok_or(EPERM)?;
+        let device = state
+            .ecams
+            .get(&frame)
+            .cloned()
+            .ok_or(EcamError::Refused(EPERM))?;
+        if state.writable.contains(&frame) {
+            return Err(EcamError::Writable);
+        }
         state.mapped += 1;
         Ok(Ecam(device))
     }
