@@ -58,6 +58,24 @@ const DEVICE_DRIVERS: &[&str] = &[
     "xhci-pci",
 ];
 
+/// Drivers of emulated devices that know nothing but INTx; in guests only.
+const INTX_DRIVERS: &[&str] = &[
+    "am53c974",
+    "e100",
+    "ehci-pci",
+    "mmc_block",
+    "ne2k-pci",
+    "ohci-pci",
+    "pcnet32",
+    "sdhci-pci",
+    "snd-ens1370",
+    "snd-intel8x0",
+    "snd-pcm-oss",
+    "sym53c8xx",
+    "tulip",
+    "uhci-hcd",
+];
+
 /// Both dom0 and a guest talk to xenstore and look at PCI devices.
 const XENSTORE_PROGRAMS: [&str; 8] = [
     "xenstore-chmod",
@@ -145,6 +163,7 @@ const GUEST: Recipe = Recipe {
     modules: &[
         &["xen-pcifront", "xen-netfront", "xen-blkfront", "xen-evtchn"],
         DEVICE_DRIVERS,
+        INTX_DRIVERS,
     ],
     directories: &["root", "tmp", "var/log"],
     assets: assets![

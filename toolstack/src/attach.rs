@@ -1,8 +1,10 @@
 //! Giving devices to a guest, with a stub as their backend.
 
 use crate::acking::{self, AckError};
+use crate::checks::{Claims, ClaimsError, dom0_sharers};
 use crate::failed;
 use crate::host::Host;
+use crate::idle_intx::{self, IdleIntxError};
 use crate::nodes::Hop;
 use crate::record::{Attachment, Device, RecordError};
 use crate::resources::{Resource, resources};
@@ -44,6 +46,15 @@ pub enum AttachError {
     /// Dom0 would lose the line.
     #[error("dom0 cannot be made to answer for a shared line, so it would lose it: leave share-intx=1 out")]
     Ack(#[from] AckError),
+    /// A line would be held down.
+    #[error("cannot keep an interrupt line free of functions that nobody drives")]
+    Idle(#[from] IdleIntxError),
+    /// Nobody knows who has which device.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// sysfs cannot be read.
+    #[error("cannot see in sysfs who shares an interrupt line")]
+    Lines(#[source] io::Error),
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -66,7 +77,7 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
     for device in &attachment.devices {
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
-    answer_for_lines(host, &attachment.devices)?;
+    prepare_lines(host, &attachment.devices)?;
     // The second hop comes first: the stub needs it before it can answer the guest.
     let nodes = |hop| move |source| AttachError::Nodes { hop, source };
     Hop::second(attachment)
@@ -87,15 +98,24 @@ pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Resul
     for device in new {
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
-    answer_for_lines(host, new)
+    prepare_lines(host, new)
 }
 
-/// Has dom0 answer for those devices whose line it uses too.
-fn answer_for_lines(host: &mut Host, devices: &[Device]) -> Result<(), AttachError> {
+/// Makes the lines of `devices` fit for two owners: dom0 answers where it hears them too, and functions that nobody
+/// drives do not hold them down.
+fn prepare_lines(host: &mut Host, devices: &[Device]) -> Result<(), AttachError> {
+    let claims = Claims::read(&mut host.store)?;
     for device in devices {
-        if let Some(gsi) = device.gsi.filter(|_| device.line_offered)
-            && !host.sysfs.line_users(gsi).is_empty()
+        let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
+            continue;
+        };
+        for bdf in
+            idle_intx::asserting(gsi, &[device.bdf], &claims, &host.sysfs).map_err(AttachError::Lines)?
         {
+            idle_intx::disable(&mut host.store, bdf, &host.sysfs)?;
+        }
+        let sharers = dom0_sharers(gsi, &[device.bdf], &host.sysfs).map_err(AttachError::Lines)?;
+        if sharers.include_dom0() {
             acking::start(host, device.bdf)?;
         }
     }

@@ -13,6 +13,8 @@ pub mod register {
     pub const VENDOR: u16 = 0x00;
     /// Command, 16 bits.
     pub const COMMAND: u16 = 0x04;
+    /// Status, 16 bits.
+    pub const STATUS: u16 = 0x06;
     /// Revision, 8 bits; the 24 bits of the class follow.
     pub const REVISION: u16 = 0x08;
     /// Sub-class and base class, 16 bits.

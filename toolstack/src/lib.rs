@@ -6,7 +6,8 @@
 //! - [`attach`] gives it: permissions, assignment, and the xenstore nodes of both hops ([`nodes`]).
 //!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
 //!   [`assignable`] has libxl know.
-//! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0.
+//! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0; [`idle_intx`] keeps functions that nobody
+//!   drives from holding it down.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
 //!   about writes and keeps the [`interrupts`].
 //!   It also hears of errors of devices ([`uevent`]) and takes the guest through their [`recovery`]; a [`snapshot`]
@@ -44,6 +45,7 @@ pub mod hold;
 pub mod holdings;
 pub mod host;
 pub mod hotplug;
+pub mod idle_intx;
 pub mod inject;
 pub mod interrupts;
 pub mod keepsake;

@@ -159,7 +159,7 @@ fn terms(options: Options, msi: Msi) -> Terms {
         permissive: options.permissive.unwrap_or_default(),
         quirks: options.quirks.unwrap_or_default(),
         msi,
-        share_intx: options.share_intx.unwrap_or_default(),
+        share_intx: options.share_intx,
         aer: options.aer.unwrap_or_default(),
     }
 }

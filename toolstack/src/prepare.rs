@@ -44,6 +44,7 @@ pub fn check(
     let mut refusals = checks::check_devices(&bdfs, already, slots, &around);
     let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
     refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
+    refusals.extend(checks::check_lines(&wanted, already, &around));
     match refusals.len() {
         0 => Ok(Checked {
             bdfs,

@@ -26,6 +26,8 @@ pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
 const KEEPSAKE: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
+/// Directory of the functions without a driver whose INTx was disabled (`crate::idle_intx`): by [`node_name`].
+const INTX_DISABLED: &str = "/local/domain/0/bulkhead/intx-disabled";
 
 /// A domain, told apart from a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -441,6 +443,23 @@ pub fn forget_taken(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<(), Rec
     Ok(store.remove(&taken.path(bdf))?)
 }
 
+/// Remembers that INTx of a function without a driver was disabled.
+pub fn note_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+    make_root(store)?;
+    Ok(store.write(&intx_disabled_path(bdf), "")?)
+}
+
+/// The functions without a driver whose INTx was disabled.
+pub fn intx_disabled(store: &mut Store) -> Result<Vec<Bdf>, RecordError> {
+    let names = children(store, INTX_DISABLED)?;
+    Ok(names.iter().filter_map(|name| bdf_of(name)).collect())
+}
+
+/// Forgets that INTx of a function was disabled.
+pub fn forget_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+    Ok(store.remove(&intx_disabled_path(bdf))?)
+}
+
 /// Remembers that a device must not be given to anyone.
 pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), RecordError> {
     make_root(store)?;
@@ -486,6 +505,10 @@ pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
 
 pub(crate) fn quarantine_path(bdf: Bdf) -> String {
     format!("{QUARANTINE}/{}", node_name(bdf))
+}
+
+fn intx_disabled_path(bdf: Bdf) -> String {
+    format!("{INTX_DISABLED}/{}", node_name(bdf))
 }
 
 /// A device's address as the name of a node, which holds no colons and dots: `SSSS-BB-DD-F`, as libxl

@@ -7,6 +7,7 @@ use crate::acking;
 use crate::attach::permit;
 use crate::domains::{self, is_alive};
 use crate::host::Host;
+use crate::idle_intx;
 use crate::inject::{self, Point};
 use crate::list;
 use crate::mode::Mode;
@@ -66,6 +67,7 @@ pub fn release(host: &mut Host, attachment: &Attachment) -> Released {
         format_args!("cannot remove the record"),
         attachment.remove(&mut host.store),
     );
+    restore_idle_intx(host, &mut released);
     released
 }
 
@@ -98,7 +100,16 @@ pub fn take_back(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Rele
         format_args!("cannot change the record"),
         kept.write(&mut host.store),
     );
+    restore_idle_intx(host, &mut released);
     released
+}
+
+/// Gives INTx back to functions that nobody drives, where no guest has their line any more.
+fn restore_idle_intx(host: &mut Host, released: &mut Released) {
+    released.note(
+        format_args!("cannot enable INTx again where it was disabled for the sake of a line"),
+        idle_intx::restore(&mut host.store, &host.sysfs),
+    );
 }
 
 /// Stops and resets those devices of an attachment that are `leaving`, and takes them from the guest if it lives.

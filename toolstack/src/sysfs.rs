@@ -420,6 +420,13 @@ pub(crate) mod tests {
             let device = self.device(bdf);
             symlink(home, device.join("driver")).unwrap();
         }
+
+        /// Names the handlers of an interrupt line, separated by commas.
+        pub fn handlers(&self, irq: u32, names: &str) {
+            let line = self.directory.path().join("kernel/irq").join(irq.to_string());
+            fs::create_dir_all(&line).unwrap();
+            fs::write(line.join("actions"), format!("{names}\n")).unwrap();
+        }
     }
 
     fn bdf(text: &str) -> Bdf {

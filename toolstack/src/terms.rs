@@ -21,8 +21,8 @@ pub struct Terms {
     pub quirks: Quirks,
     /// Whether the guest may use MSI and MSI-X.
     pub msi: Msi,
-    /// The INTx line is given to the guest although others use it.
-    pub share_intx: bool,
+    /// Whether the INTx line is given to the guest although others use it; `None`: if it has no other interrupts.
+    pub share_intx: Option<bool>,
     /// What becomes of the device after an error that the guest does not handle.
     pub aer: AerFate,
 }
@@ -78,8 +78,10 @@ impl fmt::Display for Terms {
         if let Msi::Off(rule) = &self.msi {
             unusual.push(format!("MSI off: {rule}"));
         }
-        if self.share_intx {
-            unusual.push("INTx even if shared".to_owned());
+        match self.share_intx {
+            Some(true) => unusual.push("INTx even if shared".to_owned()),
+            Some(false) => unusual.push("INTx never shared".to_owned()),
+            None => {}
         }
         if self.aer != AerFate::default() {
             unusual.push(format!("after an error: {}", self.aer));
@@ -107,7 +109,7 @@ pub(crate) mod tests {
             permissive: true,
             quirks: "44:2:ff;60:1:1".parse().unwrap(),
             msi: Msi::Off("policy.toml, bridge 0000:00:1c.0".into()),
-            share_intx: true,
+            share_intx: Some(true),
             aer: AerFate::Destroy,
         }
     }

@@ -4,7 +4,7 @@ mod report;
 
 pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
-use crate::checks::{self, Notice, Refusal, Surroundings, line_is_known, line_sharers, page_sharer};
+use crate::checks::{self, Notice, Offer, Refusal, Surroundings, line_is_known, line_sharers, page_sharer};
 use crate::config::register;
 use crate::dmar::{self, Dmar};
 use crate::domains;
@@ -51,6 +51,7 @@ pub fn check(request: &Request) -> Result<Report> {
     let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();
     let mut refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
     refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
+    refusals.extend(checks::check_lines(&wanted, &already, &around));
     let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
     let fit: Vec<_> = wanted
         .iter()
@@ -211,10 +212,12 @@ fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Res
         }));
     }
     let sharers = line_sharers(bdf, together, around)?;
+    let offer = Offer::decide(bdf, terms, &sharers, &around.sysfs)?;
+    let functions = texts(&sharers.dom0).into_iter().chain(texts(&sharers.guests));
     Ok(Some(Line {
         gsi: Some(gsi),
-        offered: sharers.is_empty() || terms.share_intx,
-        shared_with: texts(&sharers),
+        offered: offer.is_given(),
+        shared_with: functions.chain(sharers.handlers).collect(),
     }))
 }
 

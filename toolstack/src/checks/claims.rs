@@ -1,7 +1,7 @@
 //! Who has which devices: guests of ours and of `xl`, and the quarantine.
 
 use crate::assignable;
-use crate::record::{self, Attachment, RecordError};
+use crate::record::{self, Attachment, Device, RecordError};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use thiserror::Error;
@@ -19,6 +19,8 @@ pub struct Claim {
     pub by: String,
     /// What to do about it.
     pub next: String,
+    /// Whether the domain has the device's INTx line.
+    pub uses_line: bool,
 }
 
 /// The devices that are taken, by whomever.
@@ -85,12 +87,17 @@ impl Claims {
 
 pub(super) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item = Claim> {
     let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
-    attachment.bdfs().map(move |bdf| Claim {
-        bdf,
-        domain: Some(attachment.guest.domid),
-        by: format!("by guest {guest} (through stub {stub})"),
-        next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
-    })
+    attachment.devices.iter().map(
+        move |&Device {
+                  bdf, line_offered, ..
+              }| Claim {
+            bdf,
+            domain: Some(attachment.guest.domid),
+            by: format!("by guest {guest} (through stub {stub})"),
+            next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
+            uses_line: line_offered,
+        },
+    )
 }
 
 /// Of a device whose record cannot be read.
@@ -100,6 +107,7 @@ fn unreadable_claim(bdf: Bdf, stub: DomId, error: &RecordError) -> Claim {
         domain: None,
         by: format!("by a guest, through the stub with number {stub}"),
         next: error.to_string(),
+        uses_line: true,
     }
 }
 
@@ -109,6 +117,7 @@ pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
         domain: domid.parse().ok(),
         by: format!("by domain {domid} (through dom0's xen-pciback)"),
         next: format!("`xl pci-detach {domid} {bdf}` frees it"),
+        uses_line: true,
     }
 }
 

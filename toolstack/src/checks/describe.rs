@@ -1,7 +1,8 @@
 //! What a device that can be given away is like, and what the administrator should know about it.
 
-use super::{Refusal, Surroundings, line, line_sharers};
+use super::{Offer, Refusal, Sharers, Surroundings, check_lines, line, line_sharers};
 use crate::config::register;
+use crate::idle_intx;
 use crate::interrupts::msix_entries;
 use crate::record::Device;
 use crate::reset::{Method, Plan};
@@ -38,8 +39,8 @@ pub enum Notice {
     },
     /// The line is shared, and given all the same.
     #[error(
-        "INTx of {bdf} is given although its interrupt line (GSI {gsi}) is shared with {others}: each side sees the \
-         other's interrupts, and one that does not let go of the line stops both"
+        "INTx of {bdf} is given although its interrupt line (GSI {gsi}) is shared with {others}, because {why}: each \
+         side sees the other's interrupts, and one that does not let go of the line stops both{answer}"
     )]
     LineShared {
         /// The device.
@@ -48,6 +49,23 @@ pub enum Notice {
         gsi: u32,
         /// The devices that use it too.
         others: String,
+        /// Why it is given.
+        why: &'static str,
+        /// That dom0 answers, if it hears the line.
+        answer: &'static str,
+    },
+    /// A function that nobody drives asserts INTx.
+    #[error(
+        "{idle} has no driver and asserts INTx, maybe on the line of {bdf} (GSI {gsi}): its INTx is disabled as long as \
+         a guest has that line"
+    )]
+    IdleAsserts {
+        /// The device.
+        bdf: Bdf,
+        /// The line.
+        gsi: u32,
+        /// The function without a driver.
+        idle: Bdf,
     },
     /// The guest may not get all its vectors.
     #[error(
@@ -93,6 +111,7 @@ impl Notice {
         match *self {
             Self::LineWithheld { bdf, .. }
             | Self::LineShared { bdf, .. }
+            | Self::IdleAsserts { bdf, .. }
             | Self::NoInterrupts { bdf, .. }
             | Self::NoReset { bdf, .. } => Some(bdf),
             Self::PartOfSlot { bdf, .. } => Some(bdf),
@@ -102,7 +121,10 @@ impl Notice {
 
     /// True if it is about who shares the interrupt line.
     pub fn is_about_line(&self) -> bool {
-        matches!(self, Self::LineWithheld { .. } | Self::LineShared { .. })
+        matches!(
+            self,
+            Self::LineWithheld { .. } | Self::LineShared { .. } | Self::IdleAsserts { .. }
+        )
     }
 }
 
@@ -116,6 +138,43 @@ fn blocked(by: &[Bdf]) -> String {
 
 fn names(bdfs: &[Bdf]) -> String {
     bdfs.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What there is to say about a device's line.
+fn about_line(device: &Device, offer: Offer, sharers: &Sharers) -> Option<Notice> {
+    let (bdf, gsi, others) = (device.bdf, device.gsi?, sharers.to_string());
+    let why = match offer {
+        Offer::Withheld => return Some(Notice::LineWithheld { bdf, gsi, others }),
+        Offer::Shared => "share-intx=1 says so",
+        Offer::OnlyInterrupt => "its guest can have no other interrupts from it",
+        Offer::NoLine | Offer::Alone | Offer::Forbidden => return None,
+    };
+    let answer = if sharers.include_dom0() {
+        "; dom0 answers for it"
+    } else {
+        ""
+    };
+    Some(Notice::LineShared {
+        bdf,
+        gsi,
+        others,
+        why,
+        answer,
+    })
+}
+
+/// The functions without a driver that may hold the line of a device down.
+fn about_idle(device: &Device, together: &[Bdf], around: &Surroundings) -> Result<Vec<Notice>, Refusal> {
+    let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
+        return Ok(Vec::new());
+    };
+    let bdf = device.bdf;
+    let idle =
+        idle_intx::asserting(gsi, together, &around.claims, &around.sysfs).map_err(Refusal::NoSysfs)?;
+    let notices = idle
+        .into_iter()
+        .map(|idle| Notice::IdleAsserts { bdf, gsi, idle });
+    Ok(notices.collect())
 }
 
 /// What there is to say about a device's reset, for a guest that has `together`.
@@ -135,18 +194,17 @@ fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
 }
 
 /// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
-/// turned on once, the interrupt line is known. `sharers` are those of [`line_sharers`].
-pub fn describe(bdf: Bdf, terms: &Terms, sharers: &[Bdf], around: &Surroundings) -> Result<Device, Refusal> {
+/// turned on once, the interrupt line is known. `offer` is what becomes of that.
+pub fn describe(bdf: Bdf, terms: &Terms, offer: Offer, around: &Surroundings) -> Result<Device, Refusal> {
     let sysfs = &around.sysfs;
     let config = sysfs.config_bytes(bdf)?;
-    let gsi = line(bdf, sysfs);
     Ok(Device {
         bdf,
         ids: sysfs.ids(bdf)?,
         bars: sysfs.bars(bdf)?,
         ecam: around.mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
-        gsi,
-        line_offered: gsi.is_some() && (sharers.is_empty() || terms.share_intx),
+        gsi: line(bdf, sysfs),
+        line_offered: offer.is_given(),
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
         physical: sysfs.physical_function(bdf),
@@ -164,20 +222,19 @@ pub fn describe_all(
     let mut notices = Vec::new();
     let bdfs: Vec<Bdf> = wanted.iter().map(|&(bdf, _)| bdf).collect();
     let together = [already, &bdfs].concat();
+    if let Some(refusal) = check_lines(wanted, already, around).into_iter().next() {
+        return Err(refusal);
+    }
     for &(bdf, terms) in wanted {
         let sharers = line_sharers(bdf, &together, around)?;
-        let device = describe(bdf, terms, &sharers, around)?;
+        let offer = Offer::decide(bdf, terms, &sharers, &around.sysfs)?;
+        let device = describe(bdf, terms, offer, around)?;
         if let (Msi::Off(rule), false) = (&terms.msi, device.line_offered) {
             let rule = rule.clone();
             notices.push(Notice::NoInterrupts { bdf, rule });
-        } else if let (Some(gsi), false) = (device.gsi, sharers.is_empty()) {
-            let others = names(&sharers);
-            notices.push(if device.line_offered {
-                Notice::LineShared { bdf, gsi, others }
-            } else {
-                Notice::LineWithheld { bdf, gsi, others }
-            });
         }
+        notices.extend(about_line(&device, offer, &sharers));
+        notices.extend(about_idle(&device, &together, around)?);
         notices.extend(about_reset(bdf, &together, &around.sysfs));
         devices.push(device);
     }
@@ -203,6 +260,7 @@ mod tests {
     use crate::checks::Claims;
     use crate::checks::claims::xl_claim;
     use crate::checks::fixture::{A, B, add_function, around, bdf, config, host};
+    use crate::sysfs::tests::Tree;
 
     #[test]
     fn what_the_guest_has_already_counts_as_its_own() {
@@ -231,17 +289,17 @@ mod tests {
     fn a_description_holds_what_the_stub_and_the_release_need() {
         let tree = host();
         let around = around(&tree, &Claims::default());
-        let described = |sharers: &[Bdf]| describe(bdf(A), &Terms::default(), sharers, &around).unwrap();
-        let device = described(&[]);
+        let described = |offer| describe(bdf(A), &Terms::default(), offer, &around).unwrap();
+        let device = described(Offer::Alone);
         assert_eq!(device.ids.to_string(), "8086:10d3");
         assert_eq!(
             (device.ecam, device.gsi, device.line_offered),
             (0xb0028, Some(20), true)
         );
         assert_eq!(device.header, config(0, 1, 5)[..64]);
-        assert!(!described(&[bdf(B)]).line_offered);
+        assert!(!described(Offer::Withheld).line_offered);
         tree.add(A, &[("config", &config(0, 0, 5))]);
-        let without_pin = described(&[]);
+        let without_pin = described(Offer::NoLine);
         assert_eq!((without_pin.gsi, without_pin.line_offered), (None, false));
     }
 
@@ -249,7 +307,7 @@ mod tests {
     fn the_administrator_is_told_of_a_withheld_line_many_vectors_and_a_missing_reset() {
         let tree = host();
         tree.add(A, &[("config", &config(0, 1, 33))]);
-        tree.add(B, &[("enable", b"1\n")]);
+        dom0_uses(&tree);
         std::fs::remove_file(
             tree.directory
                 .path()
@@ -317,18 +375,83 @@ mod tests {
         assert_eq!(told(&[first, second], &[]), []);
     }
 
+    /// Dom0 has B, on the line of A.
+    fn dom0_uses(tree: &Tree) {
+        tree.add(B, &[("enable", b"1\n")]);
+        tree.bind(B, "ehci-pci");
+        tree.handlers(20, "ehci_hcd:usb1");
+    }
+
     #[test]
     fn a_shared_line_is_given_on_terms_that_say_so_and_that_is_told() {
         let tree = host();
-        tree.add(B, &[("enable", b"1\n")]);
+        dom0_uses(&tree);
         let share = Terms {
-            share_intx: true,
+            share_intx: Some(true),
             ..Terms::default()
         };
         let around = around(&tree, &Claims::default());
         let (devices, notices) = describe_all(&[(bdf(A), &share)], &[], &around).unwrap();
         assert!(devices[0].line_offered);
         let (bdf, others) = (bdf(A), B.to_owned());
-        assert_eq!(notices, [Notice::LineShared { bdf, gsi: 20, others }]);
+        let shared = Notice::LineShared {
+            bdf,
+            gsi: 20,
+            others,
+            why: "share-intx=1 says so",
+            answer: "; dom0 answers for it",
+        };
+        assert_eq!(notices, [shared]);
+    }
+
+    #[test]
+    fn a_device_without_msi_gets_a_shared_line_and_that_is_told() {
+        let tree = host();
+        let without_messages = [config(0, 1, 5)[..64].to_vec(), vec![0; 192]].concat();
+        tree.add(A, &[("config", &without_messages)]);
+        let claims = Claims {
+            taken: vec![xl_claim(bdf(B), "7")],
+            ..Claims::default()
+        };
+        let usual = Terms::default();
+        let (devices, notices) = describe_all(&[(bdf(A), &usual)], &[], &around(&tree, &claims)).unwrap();
+        assert!(devices[0].line_offered);
+        let text = notices[0].to_string();
+        assert!(
+            text.contains("no other interrupts") && text.contains(B) && !text.contains("dom0"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_device_that_could_not_interrupt_is_no_description() {
+        let tree = host();
+        dom0_uses(&tree);
+        tree.bind(A, "pciback");
+        let terms = Terms {
+            msi: Msi::Off("policy.toml, all devices".into()),
+            share_intx: Some(false),
+            ..Terms::default()
+        };
+        let refusal = describe_all(&[(bdf(A), &terms)], &[], &around(&tree, &Claims::default())).unwrap_err();
+        assert!(matches!(refusal, Refusal::LineForbidden { .. }), "{refusal}");
+    }
+
+    #[test]
+    fn a_function_without_a_driver_that_asserts_intx_is_told_where_a_line_is_given() {
+        let tree = host();
+        let mut asserting = config(0, 1, 5);
+        asserting[6] = 8;
+        tree.add(B, &[("config", &asserting)]);
+        let around = around(&tree, &Claims::default());
+        let usual = Terms::default();
+        let (a, b) = (bdf(A), bdf(B));
+        let idle = Notice::IdleAsserts {
+            bdf: a,
+            gsi: 20,
+            idle: b,
+        };
+        assert_eq!(describe_all(&[(a, &usual)], &[], &around).unwrap().1, [idle]);
+        assert_eq!(describe_all(&[(a, &usual)], &[b], &around).unwrap().1, []);
     }
 }

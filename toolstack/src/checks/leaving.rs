@@ -33,7 +33,7 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device], groups: &Groups) -> Re
 mod tests {
     use super::*;
     use crate::checks::fixture::{A, B, around, bdf, host};
-    use crate::checks::{Claims, describe};
+    use crate::checks::{Claims, Offer, describe};
     use crate::record;
     use crate::terms::Terms;
     use crate::xenctrl::tests::Xen;
@@ -94,7 +94,7 @@ mod tests {
             describe(
                 bdf(name),
                 &Terms::default(),
-                &[],
+                Offer::Alone,
                 &around(&tree, &Claims::default()),
             )
             .unwrap()

@@ -24,7 +24,7 @@ pub use device::check_devices;
 pub use group::Groups;
 pub use host::{check_host, spare_pirqs};
 pub use leaving::check_leaving;
-pub use line::{line, line_is_known, line_sharers};
+pub use line::{Offer, Sharers, check_lines, dom0_sharers, line, line_is_known, line_sharers};
 pub use mounts::{Mounts, Use};
 pub use page::page_sharer;
 pub use quirk::check_quirks;

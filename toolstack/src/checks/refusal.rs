@@ -35,6 +35,21 @@ pub enum Refusal {
         /// The quirk.
         quirk: Quirk,
     },
+    /// A device that could not interrupt.
+    #[error(
+        "{bdf} could not interrupt its guest: {without}, and its INTx line (GSI {gsi}) is shared with {others}, which \
+         share-intx=0 forbids: leave share-intx=0 out, or free the line of the others"
+    )]
+    LineForbidden {
+        /// The device.
+        bdf: Bdf,
+        /// The line.
+        gsi: u32,
+        /// Who shares it.
+        others: String,
+        /// Why MSI and MSI-X are no way out.
+        without: String,
+    },
     /// The same device two times.
     #[error("{bdf} is named twice: name each device once")]
     NamedTwice {
@@ -250,6 +265,7 @@ impl Refusal {
             | Self::SharedGroup { bdf, .. }
             | Self::ExpressPort { bdf, .. }
             | Self::GroupStays { bdf, .. }
+            | Self::LineForbidden { bdf, .. }
             | Self::PageStays { bdf, .. } => Some(*bdf),
             Self::Sysfs(error) => Some(error.bdf()),
             Self::NoIommu | Self::EcamWritable { .. } | Self::NoSysfs(_) => None,

@@ -1,0 +1,98 @@
+#!/bin/sh
+# Devices that know nothing but INTx work in three guests whose lines cross with each other's, with dom0's, and with one that a function without a driver holds down.
+#: suite bookworm
+#: device pcnet,netdev=n0,addr=3
+#: device ne2k_pci,netdev=n1,addr=4
+#: device i82559c,netdev=n2,addr=5
+#: device tulip,netdev=n3,addr=6
+#: device usb-ehci,id=ehci,addr=7
+#: device usb-storage,bus=ehci.0,drive=d0
+#: device piix3-usb-uhci,id=uhci,addr=8
+#: device usb-storage,bus=uhci.0,drive=d1
+#: device pci-ohci,id=ohci,addr=9
+#: device usb-storage,bus=ohci.0,drive=d2
+#: device am53c974,id=am,addr=a
+#: device scsi-hd,bus=am.0,drive=d3
+#: device lsi53c895a,id=lsi,addr=b
+#: device scsi-hd,bus=lsi.0,drive=d4
+#: device sdhci-pci,addr=c
+#: device sd-card,drive=d5
+#: device AC97,addr=d
+#: device ES1370,addr=e
+#: device e1000,netdev=n4,addr=10
+#: timeout 500
+. /rig/scenarios/lib.sh
+# Slots four apart share a line on q35: 3, 7, b; 4, 8, c, 10 (dom0's); 5, 9, d; 6, a, e.
+DOM0=0000:00:10.0 IDLE=0000:00:0a.0
+
+# Shell for the guest: what each kind of device does for a living.
+NETWORK='card=$(ls /sys/bus/pci/devices/$at/net) && ip addr add 10.0.2.15/24 dev $card && ip link set $card up && sleep 1
+    ping -c 10 -i 0.2 -W 2 10.0.2.2; code=$?; ip addr del 10.0.2.15/24 dev $card; [ $code = 0 ]'
+DISK='until disk=$(ls -d /sys/bus/pci/devices/$at/*/*/*/*/block/* /sys/bus/pci/devices/$at/*/*/*/block/* \
+        /sys/bus/pci/devices/$at/*/*/*/*/*/*/block/* 2>/dev/null) && [ -n "$disk" ]; do
+        [ $((n += 1)) -lt 75 ] || exit 1; usleep 200000; done
+    disk=/dev/${disk##*/}; head -c 65536 /dev/urandom >/tmp/new
+    dd if=/tmp/new of=$disk bs=65536 conv=fsync 2>/dev/null && echo 3 >/proc/sys/vm/drop_caches &&
+    head -c 65536 $disk | cmp - /tmp/new && echo same'
+SOUND='head -c 24000 /dev/zero >$dsp && echo played'
+
+# works NAME SLOT WHAT SHELL: the device in SLOT of the guest does WHAT, and interrupts meanwhile.
+works() {
+    in_guest "$1" "at=0000:00:$2.0; $INTERRUPTS" >/tmp/lines
+    check "$1: $2: $3" in_guest "$1" "at=0000:00:$2.0; $4"
+    in_guest "$1" "at=0000:00:$2.0; $INTERRUPTS" >/tmp/lines.later
+    say "$3: $(($(fired /tmp/lines.later) - $(fired /tmp/lines))) interrupts"
+    check "$1: $2: interrupts came" [ "$(fired /tmp/lines.later)" -gt "$(fired /tmp/lines)" ]
+}
+disables_intx() { [ $((0x$(setpci -s $IDLE COMMAND) & 0x400)) != 0 ]; }
+asserts_intx() { [ $((0x$(setpci -s $IDLE STATUS) & 8)) != 0 ]; }
+
+dmesg -c >/dev/null
+check "dom0 uses a card" modprobe e1000
+card=$(ls /sys/bus/pci/devices/$DOM0/net)
+ip addr add 10.0.2.15/24 dev "$card"
+ip link set "$card" up
+
+check "firmware left $IDLE, which has no driver, with its interrupt asserted" asserts_intx
+equal "its INTx-disable bit" 0 $((0x$(setpci -s $IDLE COMMAND) & 0x400))
+
+guest_config g1
+check "network cards" bulkhead run /root/g1.cfg --device 0000:00:03.0 0000:00:04.0 0000:00:05.0 0000:00:06.0
+cat /tmp/check
+check "run names the function without a driver" grep "$IDLE has no driver and asserts INTx" /tmp/check
+check "and that a line is shared with dom0" grep "INTx of 0000:00:04.0 is given although.*$DOM0.*dom0 answers" /tmp/check
+check "INTx of $IDLE is disabled" disables_intx
+guest_config g2
+check "USB and sound" bulkhead run /root/g2.cfg --device 0000:00:07.0 0000:00:08.0 0000:00:09.0 0000:00:0d.0 0000:00:0e.0
+guest_config g3
+check "SCSI and SD" bulkhead run /root/g3.cfg --device $IDLE 0000:00:0b.0 0000:00:0c.0
+
+check "g1: drivers" in_guest g1 "modprobe -a pcnet32 ne2k-pci e100 tulip"
+check "g2: drivers" in_guest g2 "modprobe -a ehci-pci uhci-hcd ohci-pci usb-storage sd_mod snd-intel8x0 snd-ens1370 snd-pcm-oss"
+check "g3: drivers" in_guest g3 "modprobe -a am53c974 sym53c8xx sdhci-pci sd_mod mmc_block"
+works g1 00 "pcnet32 answers pings" "$NETWORK"
+works g1 01 "ne2k-pci answers pings" "$NETWORK"
+works g1 02 "e100 answers pings" "$NETWORK"
+works g1 03 "tulip answers pings" "$NETWORK"
+works g2 00 "a disk on ehci keeps what is written" "$DISK"
+works g2 01 "a disk on uhci keeps what is written" "$DISK"
+works g2 02 "a disk on ohci keeps what is written" "$DISK"
+works g2 03 "snd-intel8x0 plays" "dsp=/dev/dsp; $SOUND"
+works g2 04 "snd-ens1370 plays" "dsp=/dev/dsp1; $SOUND"
+works g3 00 "a disk on am53c974 keeps what is written" "$DISK"
+works g3 01 "a disk on sym53c8xx keeps what is written" "$DISK"
+works g3 02 "a card on sdhci keeps what is written" "$DISK"
+check "dom0's pings are answered" ping -c 10 -i 0.2 -W 2 10.0.2.2
+equal "complaints in dom0" "" "$(complaints)"
+for guest in g1 g2 g3; do equal "complaints in $guest" "" "$(guest_complaints $guest)"; done
+
+# --- what share-intx=0 does to such a device
+check "bulkhead detach" bulkhead detach 0000:00:0c.0
+refused "a device without other interrupts, where policy forbids to share" "0000:00:0c.0 could not interrupt its guest.*share-intx=0" \
+    bulkhead attach g3 --device 0000:00:0c.0,share-intx=0
+
+# --- a function that nobody drives, once more: INTx comes back with the last guest on the line
+for guest in g3 g2 g1; do check "bulkhead destroy $guest" bulkhead destroy $guest; done
+equal "notes about INTx that was disabled" "" "$(xenstore-ls /local/domain/0/bulkhead/intx-disabled 2>/dev/null)"
+equal "complaints in dom0 at the end" "" "$(complaints)"
+success
