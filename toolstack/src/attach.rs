@@ -109,8 +109,8 @@ fn prepare_lines(host: &mut Host, devices: &[Device]) -> Result<(), AttachError>
         let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
             continue;
         };
-        for bdf in
-            idle_intx::asserting(gsi, &[device.bdf], &claims, &host.sysfs).map_err(AttachError::Lines)?
+        for bdf in idle_intx::asserting(Some(gsi), &[device.bdf], &claims, &host.sysfs)
+            .map_err(AttachError::Lines)?
         {
             idle_intx::disable(&mut host.store, bdf, &host.sysfs)?;
         }

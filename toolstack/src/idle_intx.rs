@@ -41,15 +41,15 @@ pub enum IdleIntxError {
     Record(#[from] RecordError),
 }
 
-/// The functions without a driver that assert INTx, and whose line is `gsi` or unknown. Those of guests, and those in
-/// `except`, do not count.
-pub fn asserting(gsi: u32, except: &[Bdf], claims: &Claims, sysfs: &Sysfs) -> io::Result<Vec<Bdf>> {
+/// The functions without a driver that assert INTx, and whose line is `gsi` or unknown; on any line for `None`. Those of
+/// guests, and those in `except`, do not count.
+pub fn asserting(gsi: Option<u32>, except: &[Bdf], claims: &Claims, sysfs: &Sysfs) -> io::Result<Vec<Bdf>> {
     let mut functions = sysfs.functions()?;
     functions.retain(|&bdf| {
         !except.contains(&bdf)
             && claims.taken.iter().all(|claim| claim.bdf != bdf)
             && is_idle(bdf, sysfs)
-            && may_be_on(bdf, gsi, sysfs)
+            && gsi.is_none_or(|gsi| may_be_on(bdf, gsi, sysfs))
             && asserts(bdf, sysfs)
     });
     Ok(functions)
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn found(tree: &Tree, gsi: u32) -> Vec<Bdf> {
-        asserting(gsi, &[], &Claims::default(), &tree.sysfs()).unwrap()
+        asserting(Some(gsi), &[], &Claims::default(), &tree.sysfs()).unwrap()
     }
 
     fn command_of(tree: &Tree) -> u16 {
@@ -172,6 +172,8 @@ mod tests {
         tree.add(IDLE, &[("enable", b"1\n")]);
         assert_eq!(found(&tree, 22), []);
         assert_eq!(found(&tree, 11), [bdf(IDLE)]);
+        let anywhere = asserting(None, &[], &Claims::default(), &tree.sysfs()).unwrap();
+        assert_eq!(anywhere, [bdf(IDLE)]);
     }
 
     #[test]
@@ -187,7 +189,7 @@ mod tests {
         let tree = host(7, 0x0008, 1);
         let sysfs = tree.sysfs();
         let nobody = Claims::default();
-        assert_eq!(asserting(22, &[bdf(IDLE)], &nobody, &sysfs).unwrap(), []);
+        assert_eq!(asserting(Some(22), &[bdf(IDLE)], &nobody, &sysfs).unwrap(), []);
         let claims = Claims {
             taken: vec![Claim {
                 bdf: bdf(IDLE),
@@ -198,7 +200,7 @@ mod tests {
             }],
             ..Claims::default()
         };
-        assert_eq!(asserting(22, &[], &claims, &sysfs).unwrap(), []);
+        assert_eq!(asserting(Some(22), &[], &claims, &sysfs).unwrap(), []);
         tree.bind(IDLE, "am53c974");
         assert_eq!(found(&tree, 11), [], "its driver handles it");
     }

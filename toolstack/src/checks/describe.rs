@@ -1,6 +1,6 @@
 //! What a device that can be given away is like, and what the administrator should know about it.
 
-use super::{Offer, Refusal, Sharers, Surroundings, check_lines, line, line_sharers};
+use super::{Offer, Refusal, Sharers, Surroundings, check_lines, line, line_is_known, line_sharers};
 use crate::config::register;
 use crate::idle_intx;
 use crate::interrupts::msix_entries;
@@ -56,14 +56,12 @@ pub enum Notice {
     },
     /// A function that nobody drives asserts INTx.
     #[error(
-        "{idle} has no driver and asserts INTx, maybe on the line of {bdf} (GSI {gsi}): its INTx is disabled as long as \
-         a guest has that line"
+        "{idle} has no driver and asserts INTx, maybe on the line of {bdf}: its INTx is disabled as long as a guest has \
+         that line"
     )]
     IdleAsserts {
         /// The device.
         bdf: Bdf,
-        /// The line.
-        gsi: u32,
         /// The function without a driver.
         idle: Bdf,
     },
@@ -121,10 +119,7 @@ impl Notice {
 
     /// True if it is about who shares the interrupt line.
     pub fn is_about_line(&self) -> bool {
-        matches!(
-            self,
-            Self::LineWithheld { .. } | Self::LineShared { .. } | Self::IdleAsserts { .. }
-        )
+        matches!(self, Self::LineWithheld { .. } | Self::LineShared { .. })
     }
 }
 
@@ -165,15 +160,13 @@ fn about_line(device: &Device, offer: Offer, sharers: &Sharers) -> Option<Notice
 
 /// The functions without a driver that may hold the line of a device down.
 fn about_idle(device: &Device, together: &[Bdf], around: &Surroundings) -> Result<Vec<Notice>, Refusal> {
-    let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
+    if !device.line_offered {
         return Ok(Vec::new());
-    };
-    let bdf = device.bdf;
-    let idle =
-        idle_intx::asserting(gsi, together, &around.claims, &around.sysfs).map_err(Refusal::NoSysfs)?;
-    let notices = idle
-        .into_iter()
-        .map(|idle| Notice::IdleAsserts { bdf, gsi, idle });
+    }
+    let (bdf, sysfs) = (device.bdf, &around.sysfs);
+    let gsi = device.gsi.filter(|_| line_is_known(bdf, sysfs));
+    let idle = idle_intx::asserting(gsi, together, &around.claims, sysfs).map_err(Refusal::NoSysfs)?;
+    let notices = idle.into_iter().map(|idle| Notice::IdleAsserts { bdf, idle });
     Ok(notices.collect())
 }
 
@@ -446,11 +439,7 @@ mod tests {
         let around = around(&tree, &Claims::default());
         let usual = Terms::default();
         let (a, b) = (bdf(A), bdf(B));
-        let idle = Notice::IdleAsserts {
-            bdf: a,
-            gsi: 20,
-            idle: b,
-        };
+        let idle = Notice::IdleAsserts { bdf: a, idle: b };
         assert_eq!(describe_all(&[(a, &usual)], &[], &around).unwrap().1, [idle]);
         assert_eq!(describe_all(&[(a, &usual)], &[b], &around).unwrap().1, []);
     }
