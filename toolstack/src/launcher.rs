@@ -6,17 +6,23 @@
 //! socket ends and the launcher does so too, after what is under way.
 
 use crate::recreate::{self, Domain, Spare};
+use crate::store;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use crate::{record, xl};
+use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -60,6 +66,12 @@ pub enum Order {
     },
     /// `bulkhead recreate`: a stub with a number of our choice.
     Recreate(Domain),
+    /// Nothing, once no stub is being created by a launcher of before.
+    Settle,
+    /// A connection to xenstore, which the service itself cannot open.
+    Store,
+    /// A further connection to this launcher, for another thread.
+    Connection,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
         /// The guest.
@@ -97,6 +109,9 @@ impl Order {
                 bulkhead(&words)
             }
             Self::Recreate(domain) => recreate::run(domain, spare),
+            Self::Settle => recreate::wait_for_all().map_err(|error| error.to_string()),
+            // Answered at once, with a file: see `open`.
+            Self::Store | Self::Connection => Ok(()),
         }
     }
 }
@@ -152,7 +167,10 @@ pub struct Launcher {
     next: u64,
     /// Answers that nobody has asked for yet.
     answers: BTreeMap<Ticket, Result<(), String>>,
-    _process: Child,
+    /// Files that came with them.
+    files: BTreeMap<Ticket, OwnedFd>,
+    /// None for a further connection.
+    _process: Option<Child>,
 }
 
 impl Launcher {
@@ -169,19 +187,41 @@ impl Launcher {
             Ok((ours, process))
         };
         let (socket, process) = start().map_err(LaunchError::Start)?;
-        Ok(Self {
+        Ok(Self::over(socket, Some(process)))
+    }
+
+    fn over(socket: OwnedFd, process: Option<Child>) -> Self {
+        Self {
             socket,
             next: 0,
             answers: BTreeMap::new(),
+            files: BTreeMap::new(),
             _process: process,
-        })
+        }
+    }
+
+    /// Has a connection to xenstore opened, for [`store::over`].
+    pub fn open_store(&mut self) -> Result<OwnedFd, LaunchError> {
+        self.open(Order::Store)
+    }
+
+    /// A further connection to the same launcher, whose orders another thread can wait for.
+    pub fn connect(&mut self) -> Result<Self, LaunchError> {
+        Ok(Self::over(self.open(Order::Connection)?, None))
+    }
+
+    fn open(&mut self, order: Order) -> Result<OwnedFd, LaunchError> {
+        let ticket = self.order(order)?;
+        self.wait(ticket)?;
+        let file = self.files.remove(&ticket);
+        file.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// Gives an order.
     pub fn order(&mut self, order: Order) -> Result<Ticket, LaunchError> {
         let ticket = Ticket(self.next);
         self.next += 1;
-        tell(&self.socket, &Asked { ticket, order }).map_err(LaunchError::Gone)?;
+        tell(&self.socket, &Asked { ticket, order }, None).map_err(LaunchError::Gone)?;
         Ok(ticket)
     }
 
@@ -220,10 +260,11 @@ impl Launcher {
     /// Takes in the answers that have come, waiting for so long for the first one.
     fn listen(&mut self, mut longest: Duration) -> Result<(), LaunchError> {
         while ready(&self.socket, longest).map_err(LaunchError::Gone)? {
-            let answered: Option<Answered> = hear(&self.socket).map_err(LaunchError::Gone)?;
-            let Answered { ticket, failure } =
-                answered.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
+            let heard: Option<(Answered, _)> = hear(&self.socket).map_err(LaunchError::Gone)?;
+            let (Answered { ticket, failure }, file) =
+                heard.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
+            self.files.extend(file.map(|file| (ticket, file)));
             longest = Duration::ZERO;
         }
         Ok(())
@@ -240,32 +281,63 @@ impl AsFd for Launcher {
 /// The launcher itself: carries out what comes over `socket` until that ends.
 /// `spare` is for orders to create a stub anew.
 pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
-    let socket = Arc::new(socket);
-    let under_way = Arc::new(AtomicUsize::new(0));
-    while let Some(asked) = hear::<Asked>(&*socket)? {
-        let Asked { ticket, order } = asked;
-        if under_way.fetch_add(1, Ordering::AcqRel) >= MOST_AT_ONCE {
-            under_way.fetch_sub(1, Ordering::AcqRel);
-            let failure = Some(format!("{MOST_AT_ONCE} orders are under way already"));
-            tell(&*socket, &Answered { ticket, failure })?;
-            continue;
-        }
-        let (socket, under_way, spare) = (Arc::clone(&socket), Arc::clone(&under_way), Arc::clone(&spare));
-        thread::spawn(move || {
-            let failure = order.carry_out(&spare).err();
-            under_way.fetch_sub(1, Ordering::AcqRel);
-            // A service that has died has no use for it.
-            let _ = tell(&*socket, &Answered { ticket, failure });
-            if matches!(order, Order::Recreate(_)) {
-                spare.prepare_soon();
-            }
-        });
-    }
+    let desk = Arc::new(Desk {
+        spare,
+        under_way: AtomicUsize::new(0),
+    });
+    attend(socket, &desk)?;
     // What is under way would end with this process.
-    while under_way.load(Ordering::Acquire) > 0 {
+    while desk.under_way.load(Ordering::Acquire) > 0 {
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// What all connections of a launcher share.
+struct Desk {
+    spare: Arc<Spare>,
+    under_way: AtomicUsize,
+}
+
+fn attend(socket: OwnedFd, desk: &Arc<Desk>) -> io::Result<()> {
+    let socket = Arc::new(socket);
+    while let Some((asked, _)) = hear::<Asked>(&*socket)? {
+        let Asked { ticket, order } = asked;
+        if matches!(order, Order::Store | Order::Connection) {
+            let opened = open(&order, desk);
+            let failure = opened.as_ref().err().map(ToString::to_string);
+            tell(&*socket, &Answered { ticket, failure }, opened.ok().as_ref())?;
+            continue;
+        }
+        if desk.under_way.fetch_add(1, Ordering::AcqRel) >= MOST_AT_ONCE {
+            desk.under_way.fetch_sub(1, Ordering::AcqRel);
+            let failure = Some(format!("{MOST_AT_ONCE} orders are under way already"));
+            tell(&*socket, &Answered { ticket, failure }, None)?;
+            continue;
+        }
+        let (socket, desk) = (Arc::clone(&socket), Arc::clone(desk));
+        thread::spawn(move || {
+            let failure = order.carry_out(&desk.spare).err();
+            desk.under_way.fetch_sub(1, Ordering::AcqRel);
+            // A service that has died has no use for it.
+            let _ = tell(&*socket, &Answered { ticket, failure }, None);
+            if matches!(order, Order::Recreate(_)) {
+                desk.spare.prepare_soon();
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Opens what the service cannot.
+fn open(order: &Order, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
+    if matches!(order, Order::Store) {
+        return store::connect().map_err(io::Error::other);
+    }
+    let (ours, theirs) = pair()?;
+    let desk = Arc::clone(desk);
+    thread::Builder::new().spawn(move || attend(ours, &desk))?;
+    Ok(theirs)
 }
 
 /// Two ends of a connection that keeps messages apart.
@@ -283,23 +355,43 @@ fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
     }
 }
 
-fn tell(socket: &impl AsFd, message: &impl Serialize) -> io::Result<()> {
+/// Sends a message, with a file if there is one.
+fn tell(socket: &impl AsFd, message: &impl Serialize, file: Option<&OwnedFd>) -> io::Result<()> {
     let text = serde_json::to_string(message)?;
-    send(socket, text.as_bytes(), SendFlags::NOSIGNAL)?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    let text = [IoSlice::new(text.as_bytes())];
+    sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// The next message; `None` if the other end is closed.
-fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<T>> {
+/// The next message, with the file that came along; `None` if the other end is closed.
+fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
     let mut buffer = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = loop {
-        match recv(socket, &mut buffer[..], RecvFlags::empty()) {
+        let pieces = &mut [IoSliceMut::new(&mut buffer)];
+        match recvmsg(socket, pieces, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
-            Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(None),
-            received => break received?.0,
+            Err(Errno::CONNRESET) => return Ok(None),
+            received => break received?.bytes,
         }
     };
-    Ok(Some(serde_json::from_slice(&buffer[..length])?))
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut file = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            file = files.last();
+        }
+    }
+    Ok(Some((serde_json::from_slice(&buffer[..length])?, file)))
 }
 
 #[cfg(test)]
@@ -310,12 +402,7 @@ mod tests {
     fn launcher() -> Launcher {
         let (ours, theirs) = pair().unwrap();
         thread::spawn(move || serve(theirs, Arc::default()));
-        Launcher {
-            socket: ours,
-            next: 0,
-            answers: BTreeMap::new(),
-            _process: Command::new("true").spawn().unwrap(),
-        }
+        Launcher::over(ours, None)
     }
 
     #[test]
@@ -336,6 +423,7 @@ mod tests {
         for text in [
             r#"{"ticket":7,"order":"sh","bdf":"0000:00:05.0"}"#,
             r#"{"ticket":7,"order":"detach","bdf":"; reboot"}"#,
+            r#"{"ticket":7,"order":"open","path":"/etc/shadow"}"#,
             r#"{"ticket":7,"order":"destroy_domain","domid":"0"}"#,
             r#"{"order":"destroy_domain","domid":4}"#,
         ] {
@@ -366,12 +454,30 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_of_the_service_has_a_connection_of_its_own_to_the_launcher() {
+        let mut first = launcher();
+        let mut second = first.connect().unwrap();
+        let order = Order::DestroyDomain { domid: 32_751 };
+        let ticket = first.order(order.clone()).unwrap();
+        assert!(matches!(second.run(order), Err(LaunchError::Failed(_))));
+        assert!(matches!(first.wait(ticket), Err(LaunchError::Failed(_))));
+        drop(first);
+        assert!(
+            second.order(Order::Settle).is_ok(),
+            "it does not end with the first"
+        );
+    }
+
+    #[test]
+    fn a_xenstore_that_is_not_there_is_said_to_be() {
+        let error = launcher().open_store().unwrap_err();
+        assert!(error.to_string().contains("is xenstored running"), "{error}");
+    }
+
+    #[test]
     fn a_launcher_that_is_gone_is_noticed() {
         let (ours, theirs) = pair().unwrap();
-        let mut launcher = Launcher {
-            socket: ours,
-            ..launcher()
-        };
+        let mut launcher = Launcher::over(ours, None);
         drop(theirs);
         let gone = launcher.run(Order::DestroyDomain { domid: 1 });
         assert!(matches!(gone, Err(LaunchError::Gone(_))));

@@ -5,10 +5,13 @@ use crate::domid_history;
 use crate::say;
 use crate::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
 use crate::xenlight::{Xenlight, XenlightError};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -58,6 +61,9 @@ pub enum RecreateError {
     /// The order is nonsense.
     #[error("cannot read the order")]
     Order(#[source] io::Error),
+    /// No lock.
+    #[error("cannot lock {LOCK}")]
+    Lock(#[source] io::Error),
     /// The configuration is none.
     #[error("the stub's configuration was kept without `c_info`")]
     Config,
@@ -89,6 +95,8 @@ pub enum RecreateError {
     Xenlight(#[from] XenlightError),
 }
 
+/// Locked, shared, by each process that creates a stub.
+const LOCK: &str = "/run/bulkhead/recreate.lock";
 /// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// Between two looks whether it has.
@@ -174,6 +182,8 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     let xen = Xenctrl::open()?;
     let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
     let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
+    // Held until the process ends: whoever finds the domain half made knows that it is not done.
+    let _lock = lock(FlockOperation::LockShared).map_err(RecreateError::Lock)?;
     let domid = order.domid;
     let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
     if let Life::ShutDown(_) = life(&xen, domid)? {
@@ -216,6 +226,23 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Waits until no process creates a stub any more: that of a launcher whose service has died goes on.
+pub fn wait_for_all() -> io::Result<()> {
+    lock(FlockOperation::LockExclusive).map(drop)
+}
+
+fn lock(operation: FlockOperation) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(LOCK)?;
+    flock(&file, operation)?;
+    Ok(file)
 }
 
 fn life(xen: &Xenctrl, domid: DomId) -> Result<Life, RecreateError> {

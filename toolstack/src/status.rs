@@ -64,6 +64,18 @@ pub struct StubStatus {
     pub devices: Vec<DeviceStatus>,
     /// What the service has seen of the stub; absent while it serves it not.
     pub served: Option<Served>,
+    /// What takes the service long at this moment, or why it does not serve the stub.
+    #[serde(default)]
+    pub remark: Option<String>,
+}
+
+/// What the service knows of a stub.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// What it has seen; `None` while it serves it not.
+    pub served: Option<Served>,
+    /// What else there is to say.
+    pub remark: Option<String>,
 }
 
 /// A domain and its end of its connection.
@@ -283,6 +295,7 @@ mod tests {
                     ..device_status(&device("00:05.0"), &Mode::Msix(vec![(0, 55), (1, 54)]))
                 }],
                 served: Some(served),
+                remark: None,
             }],
             held: vec![],
             quarantined: vec![],

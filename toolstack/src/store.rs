@@ -25,19 +25,26 @@ pub struct NoStore(#[source] io::Error);
 
 /// Connects to xenstore.
 pub fn open() -> Result<Store, NoStore> {
+    connect().map(over)
+}
+
+/// A connection for a [`Store`], which may be another process's.
+pub fn connect() -> Result<OwnedFd, NoStore> {
     let sockets = SOCKETS
         .iter()
         .map(|path| UnixStream::connect(path).map(OwnedFd::from));
-    let connected = sockets.into_iter().find_map(Result::ok).map(File::from);
-    let file = match connected {
-        Some(file) => file,
-        None => OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(DEVICE)
-            .map_err(NoStore)?,
-    };
-    Ok(Client::new(Stream(Kind::File(file))))
+    match sockets.into_iter().find_map(Result::ok) {
+        Some(socket) => Ok(socket),
+        None => {
+            let device = OpenOptions::new().read(true).write(true).open(DEVICE);
+            device.map(OwnedFd::from).map_err(NoStore)
+        }
+    }
+}
+
+/// A client over a fresh connection.
+pub fn over(connection: OwnedFd) -> Store {
+    Client::new(Stream(Kind::File(connection.into())))
 }
 
 /// The byte stream of a connection.

@@ -10,9 +10,10 @@ mod xencall;
 use crate::inject::{self, Point};
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::{fs, io};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
@@ -167,8 +168,20 @@ impl Life {
     }
 }
 
-/// An open control interface.
-pub struct Xenctrl {
+/// An open control interface. Clones are the same one, and make one call at a time.
+#[derive(Clone)]
+pub struct Xenctrl(Arc<Interface>);
+
+impl Deref for Xenctrl {
+    type Target = Interface;
+
+    fn deref(&self) -> &Interface {
+        &self.0
+    }
+}
+
+/// The library, and a handle of its.
+pub struct Interface {
     handle: Mutex<NonNull<c_void>>,
     calls: Mutex<Xencall>,
     functions: Functions,
@@ -178,9 +191,9 @@ pub struct Xenctrl {
 
 // SAFETY: the handle is only used behind the mutex, so by one thread at a time, and libxenctrl ties
 // a handle to no thread: its state is a file descriptor and a cache of buffers.
-unsafe impl Send for Xenctrl {}
+unsafe impl Send for Interface {}
 // SAFETY: as above; the function pointers are plain code addresses that stay mapped with `_library`.
-unsafe impl Sync for Xenctrl {}
+unsafe impl Sync for Interface {}
 
 impl Xenctrl {
     /// Loads the library of the running Xen and opens the control interface.
@@ -217,12 +230,12 @@ impl Xenctrl {
         // xenctrl.h; it may be called at any time.
         let handle = unsafe { open(std::ptr::null_mut(), std::ptr::null_mut(), 0) };
         let handle = NonNull::new(handle).ok_or_else(|| XenctrlError::Open(io::Error::last_os_error()))?;
-        Ok(Self {
+        Ok(Self(Arc::new(Interface {
             handle: Mutex::new(handle),
             calls: Mutex::new(calls),
             functions,
             _library: library,
-        })
+        })))
     }
 
     /// Whether a domain lives.
@@ -268,7 +281,9 @@ impl Xenctrl {
         self.call(|xen, handle| unsafe { (xen.evtchn_status)(handle, &raw mut status) })?;
         Ok(BETWEEN_DOMAINS.contains(&status.status) && status.other == other)
     }
+}
 
+impl Interface {
     /// Runs one function of the library. Its result is 0, or -1 with errno set.
     fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
         // A panic elsewhere leaves no half-done state in the handle: each call is whole.
@@ -283,7 +298,7 @@ impl Xenctrl {
     }
 }
 
-impl Drop for Xenctrl {
+impl Drop for Interface {
     fn drop(&mut self) {
         // SAFETY: the handle came from xc_interface_open and is used no more after this.
         let _ = self.call(|functions, handle| unsafe { (functions.close)(handle) });

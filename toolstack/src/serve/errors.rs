@@ -4,6 +4,7 @@
 //! What is to be done says [`Recovery`]; here it is done. Nothing here waits for a guest: its verdict is looked for
 //! again and again, while its requests are answered by the thread of its link.
 
+use super::jobs::Jobs;
 use super::link::Link;
 use crate::host::{Host, Runner};
 use crate::launcher::{LaunchError, Order, Ticket};
@@ -35,6 +36,8 @@ pub struct Context<'a> {
     pub links: &'a BTreeMap<DomId, Link>,
     /// The hypervisor.
     pub xen: &'a Xenctrl,
+    /// What takes long.
+    pub jobs: &'a mut Jobs,
 }
 
 /// The errors of all guests' devices.
@@ -181,16 +184,13 @@ impl Errors {
             }
             Step::Reset(bdf) => {
                 // Where there is no way, Linux too leaves it at what the driver does when it is told.
-                let sysfs = &cx.host.sysfs;
-                let reset = Plan::of(bdf, sysfs).used().map(|_| sysfs.reset(bdf)).transpose();
-                let renewed = reset.map_err(anyhow::Error::from).and_then(|_| {
-                    link.map_or(Ok(()), |link| link.renew(bdf, cx.xen))
-                        .map_err(anyhow::Error::from)
-                });
-                if let Err(error) = &renewed {
-                    self.log(log::Level::Error, bdf, &format!("{error:#}"));
+                if Plan::of(bdf, &cx.host.sysfs).used().is_none() {
+                    return Some(self.renew(cx, stub, bdf, Ok(())));
                 }
-                Some(Input::Reset(renewed.is_ok()))
+                match cx.jobs.reset(stub, bdf) {
+                    Ok(()) => None,
+                    Err(error) => Some(self.renew(cx, stub, bdf, Err(format!("cannot reset it: {error}")))),
+                }
             }
             Step::Recovered(bdf, way) => {
                 self.log(log::Level::Info, bdf, &way.to_string());
@@ -205,6 +205,25 @@ impl Errors {
                 None
             }
         }
+    }
+
+    /// Takes in that a device was reset, or was not, and goes on.
+    pub fn reset(&mut self, mut cx: Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) {
+        let input = self.renew(&cx, stub, bdf, reset);
+        self.advance(&mut cx, stub, input);
+    }
+
+    /// Restores a device that was reset.
+    fn renew(&mut self, cx: &Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) -> Input {
+        let link = cx.links.get(&stub);
+        let renewed = reset.and_then(|()| {
+            link.map_or(Ok(()), |link| link.renew(bdf, cx.xen))
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = &renewed {
+            self.log(log::Level::Error, bdf, error);
+        }
+        Input::Reset(renewed.is_ok())
     }
 
     /// Has another process carry out a device's fate: that takes the guest's help, or its death, and this one goes on

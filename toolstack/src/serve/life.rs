@@ -117,6 +117,15 @@ pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, Revive
     Ok(launcher.order(Order::Recreate(Domain { domid, config }))?)
 }
 
+/// Waits until nobody creates stubs any more: the answer comes when one that was found half made is done, or never will
+/// be.
+pub fn settle(host: &mut Host) -> Result<Ticket, ReviveError> {
+    let Runner::Launcher(launcher) = &mut host.runner else {
+        return Err(ReviveError::NoLauncher);
+    };
+    Ok(launcher.order(Order::Settle)?)
+}
+
 /// Gives a stub that was created anew all that the last one had, and lets it run.
 pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
     let stub = attachment.stub.domid;

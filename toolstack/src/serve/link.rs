@@ -1,5 +1,6 @@
 //! One stub's connection: its page, its event channel, and the thread that answers.
 
+use super::wake::Wake;
 use crate::config::ConfigFile;
 use crate::function::{Done, Functions};
 use crate::inject::{self, Point};
@@ -16,9 +17,11 @@ use crate::xenctrl::{DomId, Xenctrl};
 use crate::xendev::{Event, EventChannel, GrantedPage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as Nodes;
@@ -142,18 +145,39 @@ struct Shared {
 /// A stub that is served, until this is dropped.
 pub struct Link {
     particulars: Particulars,
-    shared: Arc<Mutex<Shared>>,
+    handle: Handle,
     channel: Arc<EventChannel>,
     worker: Option<JoinHandle<()>>,
+    ended: Arc<AtomicBool>,
+    began: Instant,
+}
+
+/// What of a link other threads may use, and may have to wait for while a request is answered.
+#[derive(Clone)]
+pub struct Handle(Arc<Mutex<Shared>>);
+
+/// Tells of the end of a link's thread, however it comes.
+struct End {
+    ended: Arc<AtomicBool>,
+    wake: Wake,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        self.wake.wake();
+    }
 }
 
 impl Link {
-    /// Maps, binds, and starts to answer.
+    /// Maps, binds, and starts to answer. Interrupt modes are noted in xenstore over `store`; the end of the thread calls `wake`.
     pub fn start(
         attachment: &Attachment,
         particulars: Particulars,
         sysfs: &Sysfs,
-        xen: Arc<Xenctrl>,
+        xen: Xenctrl,
+        store: OwnedFd,
+        wake: Wake,
     ) -> Result<Self, LinkError> {
         let Particulars { grant, port } = particulars;
         let stub = attachment.stub.domid;
@@ -179,15 +203,40 @@ impl Link {
             notes: RateLimit::new(Instant::now()),
             pace: Pace::new(Limit::REQUESTS, Instant::now()),
         };
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = End {
+            ended: Arc::clone(&ended),
+            wake,
+        };
         let worker = thread::Builder::new()
             .name(format!("stub {stub}"))
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                let _end = end;
+                worker.run(store::over(store));
+            })?;
         Ok(Self {
             particulars,
-            shared,
+            handle: Handle(shared),
             channel,
             worker: Some(worker),
+            ended,
+            began: Instant::now(),
         })
+    }
+
+    /// True if nobody answers the stub any more, because the thread has failed.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// How long the stub is served.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// The stub's page and port.
@@ -198,7 +247,7 @@ impl Link {
     /// Serves the devices that the attachment has now.
     pub fn follow(&self, attachment: &Attachment, sysfs: &Sysfs) -> Result<(), LinkError> {
         let open = |bdf| sysfs.open_config(bdf).map_err(LinkError::from);
-        let mut shared = lock(&self.shared);
+        let mut shared = self.handle.lock();
         shared.functions.follow(attachment, open)?;
         report_errors(&mut shared.functions, sysfs);
         Ok(())
@@ -206,7 +255,7 @@ impl Link {
 
     /// Tells the guest of an error.
     pub fn tell(&self, request: &AerRequest) -> Told {
-        let page = &lock(&self.shared).page;
+        let page = &self.handle.lock().page;
         if page.load(layout::FLAGS) & AER_HANDLER == 0 {
             return Told::Nobody;
         }
@@ -219,36 +268,42 @@ impl Link {
 
     /// What the guest says to that.
     pub fn verdict(&self) -> Option<Verdict> {
-        aer::verdict(&lock(&self.shared).page).map(Verdict::from_raw)
+        aer::verdict(&self.handle.lock().page).map(Verdict::from_raw)
     }
 
     /// Sees what a device is like after an error, and restores it if it was reset.
     pub fn inspect(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Condition> {
-        let shared = lock(&self.shared);
+        let shared = self.handle.lock();
         let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
         function.inspect(xen)
     }
 
     /// Restores a device that was reset.
     pub fn renew(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<()> {
-        let shared = lock(&self.shared);
+        let shared = self.handle.lock();
         let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
         function.renew(xen)
     }
 
-    /// Serves these devices no more. No request for them is under way when this returns.
-    pub fn drop_devices(&self, bdfs: &[Bdf]) {
-        lock(&self.shared).functions.drop_devices(bdfs);
-    }
-
     /// What the stub leaves to the one that takes its place, as text.
     pub fn survivor(&self) -> Option<String> {
-        survivor::to_hex(&lock(&self.shared).page)
+        survivor::to_hex(&self.handle.lock().page)
+    }
+}
+
+impl Handle {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        lock(&self.0)
+    }
+
+    /// Serves these devices no more. No request for them is under way when this returns.
+    pub fn drop_devices(&self, bdfs: &[Bdf]) {
+        self.lock().functions.drop_devices(bdfs);
     }
 
     /// What there is to tell of it.
     pub fn served(&self) -> Served {
-        let shared = lock(&self.shared);
+        let shared = self.lock();
         let mut served = Served {
             requests: shared.requests,
             failed: shared.failed,
@@ -307,7 +362,7 @@ struct Worker {
     name: String,
     shared: Arc<Mutex<Shared>>,
     channel: Arc<EventChannel>,
-    xen: Arc<Xenctrl>,
+    xen: Xenctrl,
     /// Of complaints.
     limit: RateLimit,
     /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
@@ -316,13 +371,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) {
-        let ended = match store::open() {
-            Ok(mut store) => self
-                .take_up(&mut store)
-                .and_then(|()| Ok(self.serve(&mut store)?)),
-            Err(error) => Err(error.into()),
-        };
+    fn run(mut self, mut store: Store) {
+        let ended = self
+            .take_up(&mut store)
+            .and_then(|()| Ok(self.serve(&mut store)?));
         if let Err(error) = ended {
             log::error!("stub {} is served no more: {error:#}", self.name);
         }
@@ -342,7 +394,7 @@ impl Worker {
         };
         let settled = shared
             .functions
-            .settle(&*self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
+            .settle(&self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
         for (bdf, settled) in settled {
             match settled {
                 Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
@@ -361,7 +413,7 @@ impl Worker {
             };
             shared
                 .functions
-                .begin_again(taken.request(), &*self.xen, |bdf, note| noter.note(bdf, note));
+                .begin_again(taken.request(), &self.xen, |bdf, note| noter.note(bdf, note));
             self.answer(&mut shared, taken, store)?;
         }
         // An answer that was given, but not told of.
@@ -413,7 +465,7 @@ impl Worker {
             limit: &mut self.notes,
         };
         let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
-        let done = shared.functions.answer(&taken, &*self.xen, note);
+        let done = shared.functions.answer(&taken, &self.xen, note);
         let answer = match &done {
             Ok(Done::Value(value)) => Ok(Success::Value(*value)),
             Ok(Done::Vectors(vectors)) => Ok(Success::Vectors(vectors)),

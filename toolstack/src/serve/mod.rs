@@ -12,6 +12,7 @@ mod abandoned;
 mod agenda;
 mod clients;
 mod errors;
+mod jobs;
 mod life;
 mod link;
 mod revive;
@@ -31,20 +32,22 @@ use crate::nodes::first_hop;
 use crate::ratelimit::RateLimit;
 use crate::record::{self, ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
-use crate::status::{self, Served, Status, StubStatus};
-use crate::store::StoreError;
+use crate::status::{self, Seen, Served, Status, StubStatus};
+use crate::store::{self, Store, StoreError};
+use crate::sysfs::Sysfs;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
 use agenda::{Agenda, Concern};
-use clients::{Asked, Clients};
+use clients::{Asked, Client, Clients};
 use errors::Errors;
+use jobs::{Jobs, Outcome};
 use link::Link;
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use wake::Wake;
@@ -83,6 +86,9 @@ pub enum ServeError {
     /// No way for threads to call each other.
     #[error("cannot make an event descriptor (eventfd)")]
     Wake(#[source] io::Error),
+    /// No thread for what takes long.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The kernel will not wait.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
@@ -94,6 +100,10 @@ const SUPERVISED: &str = "INVOCATION_ID";
 const PAUSE: Duration = Duration::from_millis(5);
 /// The most events taken in at once.
 const MOST_EVENTS: usize = 1024;
+/// How often in a row the thread of a link may fail.
+const MOST_BREAKS: u32 = 3;
+/// One that has lived so long was sound.
+const SOUND: Duration = Duration::from_secs(60);
 
 /// Serves all stubs of this host. Returns only on errors.
 pub fn serve() -> Result<(), ServeError> {
@@ -104,12 +114,17 @@ pub fn serve() -> Result<(), ServeError> {
     let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
     let mut service = Service {
         host,
-        xen: Arc::new(Xenctrl::open()?),
+        link_xen: Xenctrl::open()?,
+        job_xen: Xenctrl::open()?,
+        jobs: Jobs::new(wake.clone()),
         clients: Clients::new(listener, wake.clone()),
         wake,
         links: BTreeMap::new(),
         known: BTreeSet::new(),
         broken: BTreeSet::new(),
+        breaks: BTreeMap::new(),
+        released: BTreeMap::new(),
+        replugs: BTreeMap::new(),
         between: BTreeSet::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
@@ -146,7 +161,10 @@ pub fn serve() -> Result<(), ServeError> {
 struct Service {
     host: Host,
     /// For the links; theirs to wait for while this thread is busy with its own.
-    xen: Arc<Xenctrl>,
+    link_xen: Xenctrl,
+    /// The same for jobs.
+    job_xen: Xenctrl,
+    jobs: Jobs,
     clients: Clients,
     wake: Wake,
     links: BTreeMap<DomId, Link>,
@@ -154,6 +172,12 @@ struct Service {
     known: BTreeSet<DomId>,
     /// The stubs that could not be linked: said once, then left alone.
     broken: BTreeSet<DomId>,
+    /// How often the thread of a stub's link has failed, in a row.
+    breaks: BTreeMap<DomId, u32>,
+    /// Who waits until the devices of a stub are taken back.
+    released: BTreeMap<DomId, Client>,
+    /// What comes after that.
+    replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
     /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
     /// once more, so that they are tried again at their next step. Said once.
     between: BTreeSet<DomId>,
@@ -206,15 +230,81 @@ impl Service {
             }
             self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
         }
-        self.errors.step(errors::Context {
-            host: &mut self.host,
-            links: &self.links,
-            xen: &self.xen,
-        });
+        self.mend()?;
+        let (errors, context) = self.errors();
+        errors.step(context);
+        while let Some((stub, outcome)) = self.jobs.ended() {
+            self.finish(stub, outcome);
+        }
+        self.answer_waiting()?;
         while let Some(Asked { request, client }) = self.clients.next() {
-            client.reply(self.answer(request));
+            self.answer(request, client)?;
         }
         Ok(())
+    }
+
+    fn errors(&mut self) -> (&mut Errors, errors::Context<'_>) {
+        let context = errors::Context {
+            host: &mut self.host,
+            links: &self.links,
+            xen: &self.link_xen,
+            jobs: &mut self.jobs,
+        };
+        (&mut self.errors, context)
+    }
+
+    /// Drops the links whose threads have failed. Each is made again, until that has happened too often.
+    fn mend(&mut self) -> Result<(), ServeError> {
+        let failed = self.links.iter().filter(|(_, link)| link.has_ended());
+        let failed: Vec<DomId> = failed.map(|(&stub, _)| stub).collect();
+        for stub in failed {
+            let Some(link) = self.links.remove(&stub) else {
+                continue;
+            };
+            let breaks = self.breaks.entry(stub).or_default();
+            if link.age() > SOUND {
+                *breaks = 0;
+            }
+            *breaks += 1;
+            log::error!("stub {stub}: the thread that serves it has failed, {breaks} times in a row");
+            drop(link);
+            if *breaks >= MOST_BREAKS {
+                let text = format!("the thread that serves it has failed {breaks} times in a row");
+                let hop = Hop::second_hop(stub);
+                let given_up = self.give_up(stub, hop, &text);
+                if let Err(error) = given_up {
+                    self.excuse(error.into(), Some(stub))?;
+                }
+            }
+            self.agenda.mark(Concern::Stub(stub), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Serves a stub no more, and says why.
+    fn give_up(&mut self, stub: DomId, hop: Hop, text: &str) -> Result<(), StoreError> {
+        self.broken.insert(stub);
+        self.host.store.write(&error_node(stub), text)?;
+        self.set_state(hop, XenbusState::Closing)
+    }
+
+    /// Takes in how a job has ended, and turns to what has waited for that.
+    fn finish(&mut self, stub: DomId, outcome: Outcome) {
+        match outcome {
+            Outcome::Released(released) => {
+                if let Some(client) = self.released.remove(&stub) {
+                    client.reply(released.into());
+                }
+                if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
+                    self.revivals.replug(&mut self.host, &attachment, kernel);
+                }
+            }
+            Outcome::Reset(bdf, reset) => {
+                let (errors, context) = self.errors();
+                errors.reset(context, stub, bdf, reset);
+            }
+        }
+        self.agenda.mark(Concern::Stub(stub), Instant::now());
     }
 
     /// Passes over what only one stub has brought about, or is to blame for.
@@ -322,9 +412,15 @@ impl Service {
             self.known.insert(stub);
         }
         self.errors.keep(&attachment);
+        if self.jobs.is_closed(stub) {
+            // Its end comes back to here.
+            return Ok(());
+        }
         if !is_alive(&mut self.host.store, &attachment.guest)? {
-            log::info!("guest {} is dead", attachment.guest.name);
-            self.release(&attachment);
+            if !self.is_held_up(stub) {
+                log::info!("guest {} is dead", attachment.guest.name);
+                self.release(attachment, None)?;
+            }
             return Ok(());
         }
         let verdict = self.revivals.look(&mut self.host, &attachment, || {
@@ -333,7 +429,7 @@ impl Service {
         })?;
         match verdict {
             Verdict::Leave => Ok(()),
-            Verdict::Release(afterwards) => Ok(self.end(&attachment, afterwards)?),
+            Verdict::Release(afterwards) => self.end(attachment, afterwards),
             Verdict::Serve => {
                 // Its connection comes first: the copy is for the time after its death.
                 self.follow(&attachment)?;
@@ -362,15 +458,15 @@ impl Service {
 
     /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
     /// have another stub.
-    fn end(&mut self, attachment: &Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
-        let config = keepsake::config(&mut self.host.store, attachment.stub.domid)?;
-        self.release(attachment);
+    fn end(&mut self, attachment: Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
+            let config = keepsake::config(&mut self.host.store, stub)?;
             let kernel =
                 config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
-            self.revivals.replug(&mut self.host, attachment, kernel);
+            self.replugs.insert(stub, (attachment.clone(), kernel));
         }
-        Ok(())
+        self.release(attachment, None)
     }
 
     /// Forgets the failures of guests that have ended.
@@ -388,6 +484,7 @@ impl Service {
         self.agenda.forget(stub);
         self.broken.remove(&stub);
         self.between.remove(&stub);
+        self.breaks.remove(&stub);
         self.links.remove(&stub);
         self.revivals.drop_stub(stub);
         self.errors.forget(stub);
@@ -405,14 +502,14 @@ impl Service {
     }
 
     /// The backend's part of the xenbus states.
-    fn follow(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+    fn follow(&mut self, attachment: &Attachment) -> Result<(), ServeError> {
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
         let stub = attachment.stub.domid;
         let hop = Hop::second_hop(stub);
         let own = self.state(&hop.backend_node(key::STATE))?;
         let theirs = self.state(&hop.frontend_node(key::STATE))?;
         match (own, theirs) {
-            (Initialising, Initialising) => self.set_state(hop, InitWait),
+            (Initialising, Initialising) => Ok(self.set_state(hop, InitWait)?),
             // State 4 without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(stub, hop)? {
@@ -422,7 +519,7 @@ impl Service {
                     // The last request of before is done when this returns.
                     self.links.remove(&stub);
                     // Interrupt modes that the link has noted are in the record of now.
-                    let attachment = self.current(attachment);
+                    let attachment = current(&mut self.host.store, attachment);
                     return self.connect(&attachment, hop, own);
                 }
                 if !self.links.contains_key(&stub) && !self.broken.contains(&stub) {
@@ -433,7 +530,7 @@ impl Service {
             (Initialising | InitWait | Initialised | Connected | Closing, Closing | Closed) => {
                 self.links.remove(&stub);
                 log::info!("stub {} has closed its connection", attachment.stub.name);
-                self.set_state(hop, Closed)
+                Ok(self.set_state(hop, Closed)?)
             }
             _ => Ok(()),
         }
@@ -466,15 +563,17 @@ impl Service {
         Ok(offered.is_some_and(|offered| offered.is_ok_and(|offered| offered != used)))
     }
 
-    fn connect(&mut self, attachment: &Attachment, hop: Hop, own: XenbusState) -> Result<(), StoreError> {
+    fn connect(&mut self, attachment: &Attachment, hop: Hop, own: XenbusState) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         let Some(particulars) = link::particulars(&mut self.host.store, hop)? else {
             // It is still at it.
             self.agenda.later(stub, false, Instant::now());
             return Ok(());
         };
+        let store = self.open_store()?;
         let linked = particulars.and_then(|particulars| {
-            Link::start(attachment, particulars, &self.host.sysfs, Arc::clone(&self.xen))
+            let (xen, wake) = (self.link_xen.clone(), self.wake.clone());
+            Link::start(attachment, particulars, &self.host.sysfs, xen, store, wake)
         });
         match linked {
             Ok(link) => {
@@ -484,7 +583,7 @@ impl Service {
                     let (stub, guest) = (&attachment.stub.name, &attachment.guest.name);
                     log::info!("serving stub {stub} of guest {guest}");
                 }
-                self.set_state(hop, XenbusState::Connected)
+                Ok(self.set_state(hop, XenbusState::Connected)?)
             }
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
                 if self.between.insert(stub) {
@@ -499,11 +598,38 @@ impl Service {
             Err(error) => {
                 let text = format!("{:#}", anyhow::Error::from(error));
                 log::error!("cannot serve stub {}: {text}", attachment.stub.name);
-                self.broken.insert(stub);
-                self.host.store.write(&error_node(stub), &text)?;
-                self.set_state(hop, XenbusState::Closing)
+                Ok(self.give_up(stub, hop, &text)?)
             }
         }
+    }
+
+    /// A connection to xenstore for another thread.
+    fn open_store(&mut self) -> Result<OwnedFd, ServeError> {
+        match &mut self.host.runner {
+            Runner::Launcher(launcher) => Ok(launcher.open_store()?),
+            Runner::Itself => Ok(store::connect().map_err(HostError::from)?),
+        }
+    }
+
+    /// What a job works with, made in its thread.
+    fn open_host(&mut self) -> Result<impl FnOnce() -> Host + Send + use<>, ServeError> {
+        let store = self.open_store()?;
+        let runner = match &mut self.host.runner {
+            Runner::Launcher(launcher) => Runner::Launcher(launcher.connect()?),
+            Runner::Itself => Runner::Itself,
+        };
+        let xen = self.job_xen.clone();
+        Ok(|| Host {
+            store: store::over(store),
+            xen,
+            sysfs: Sysfs::host(),
+            runner,
+        })
+    }
+
+    /// True while the devices of a stub cannot be taken back, for something else is done for it.
+    fn is_held_up(&self, stub: DomId) -> bool {
+        self.jobs.is_busy(stub) || self.revivals.is_creating(stub)
     }
 
     fn state(&mut self, path: &str) -> Result<XenbusState, StoreError> {
@@ -518,27 +644,51 @@ impl Service {
     }
 
     /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
-    fn release(&mut self, attachment: &Attachment) -> Released {
-        self.links.remove(&attachment.stub.domid);
-        self.revivals.forget(attachment.stub.domid, &mut self.host.runner);
-        let current = self.current(attachment);
-        logged(release(&mut self.host, &current))
+    fn release(&mut self, attachment: Attachment, client: Option<Client>) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let host = self.open_host()?;
+        let link = self.links.remove(&stub);
+        self.revivals.drop_stub(stub);
+        let job = move || {
+            let mut host = host();
+            // The last request is done when this returns, and nothing changes the record any more.
+            drop(link);
+            let current = current(&mut host.store, &attachment);
+            logged(release(&mut host, &current))
+        };
+        self.begin(stub, job, client)
     }
 
     /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
-    fn take_back(&mut self, attachment: &Attachment, bdfs: &[Bdf]) -> Released {
-        if let Some(link) = self.links.get(&attachment.stub.domid) {
-            link.drop_devices(bdfs);
-        }
-        let current = self.current(attachment);
-        logged(take_back(&mut self.host, &current, bdfs))
+    fn take_back(
+        &mut self,
+        attachment: Attachment,
+        bdfs: Vec<Bdf>,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let host = self.open_host()?;
+        let link = self.links.get(&stub).map(Link::handle);
+        let job = move || {
+            let mut host = host();
+            if let Some(link) = link {
+                link.drop_devices(&bdfs);
+            }
+            let current = current(&mut host.store, &attachment);
+            logged(take_back(&mut host, &current, &bdfs))
+        };
+        self.begin(stub, job, client)
     }
 
-    /// The attachment as it is recorded now, when nothing changes it any more: its link may have noted other
-    /// modes since.
-    fn current(&mut self, attachment: &Attachment) -> Attachment {
-        let current = Attachment::read(&mut self.host.store, attachment.stub.domid);
-        current.ok().flatten().unwrap_or_else(|| attachment.clone())
+    fn begin(
+        &mut self,
+        stub: DomId,
+        job: impl FnOnce() -> Released + Send + 'static,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        self.jobs.release(stub, job).map_err(ServeError::Thread)?;
+        self.released.extend(client.map(|client| (stub, client)));
+        Ok(())
     }
 
     /// Serves what the record of a stub says now.
@@ -558,54 +708,117 @@ impl Service {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Reply {
-        match request {
-            Request::Status => {
-                let served: BTreeMap<DomId, Served> = self
-                    .links
-                    .iter()
-                    .map(|(&stub, link)| {
-                        let errors = self.errors.tell(stub);
-                        (
-                            stub,
-                            Served {
-                                errors,
-                                revivals: self.revivals.count(stub),
-                                ..link.served()
-                            },
-                        )
-                    })
-                    .collect();
-                match status::collect(&mut self.host.store, &self.host.sysfs, true, served) {
-                    Ok(mut status) => {
-                        status.service.holds = holdings(&status);
-                        Reply::Status(status)
-                    }
-                    Err(error) => failed(error),
-                }
-            }
-            Request::Release { stub } => {
-                self.answer_about(stub, |service, attachment| service.release(attachment).into())
-            }
-            Request::TakeBack { stub, devices } => self.answer_about(stub, |service, attachment| {
-                service.take_back(attachment, &devices).into()
-            }),
-            Request::Follow { stub } => self.answer_about(stub, |service, attachment| {
-                service.follow_record(stub, attachment)
-            }),
+    fn answer(&mut self, request: Request, client: Client) -> Result<(), ServeError> {
+        let stub = match request {
+            Request::Status => return self.answer_status(client),
+            Request::Release { stub } | Request::TakeBack { stub, .. } | Request::Follow { stub } => stub,
+        };
+        if self.is_held_up(stub) {
+            self.jobs.wait(stub, request, client);
+            return Ok(());
         }
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => {
+                let message = format!("domain {stub} is no stub of a guest");
+                client.reply(Reply::Error { message });
+                return Ok(());
+            }
+            Err(error) => {
+                client.reply(failed(error));
+                return Ok(());
+            }
+        };
+        let waiting = client.clone();
+        let begun = match request {
+            Request::Release { .. } => self.release(attachment, Some(client)),
+            Request::TakeBack { devices, .. } => self.take_back(attachment, devices, Some(client)),
+            Request::Follow { .. } | Request::Status => {
+                client.reply(self.follow_record(stub, &attachment));
+                Ok(())
+            }
+        };
+        if let Err(error) = begun {
+            let reply = Reply::Error {
+                message: error.to_string(),
+            };
+            self.excuse(error, Some(stub))?;
+            waiting.reply(reply);
+        }
+        Ok(())
     }
 
-    /// Answers a request about the attachment of a stub.
-    fn answer_about(&mut self, stub: DomId, answer: impl FnOnce(&mut Self, &Attachment) -> Reply) -> Reply {
-        match Attachment::read(&mut self.host.store, stub) {
-            Ok(Some(attachment)) => answer(self, &attachment),
-            Ok(None) => Reply::Error {
-                message: format!("domain {stub} is no stub of a guest"),
-            },
-            Err(error) => failed(error),
+    /// Answers requests that had to wait, if nothing holds them up any more.
+    fn answer_waiting(&mut self) -> Result<(), ServeError> {
+        for stub in self.jobs.waited_for() {
+            if !self.is_held_up(stub) {
+                for (request, client) in self.jobs.waited(stub) {
+                    self.answer(request, client)?;
+                }
+            }
         }
+        Ok(())
     }
+
+    /// What takes time is found out in the client's thread: a link may be busy, and there may be many stubs.
+    fn answer_status(&mut self, client: Client) -> Result<(), ServeError> {
+        let store = match self.open_store() {
+            Ok(store) => store,
+            Err(error) => {
+                let reply = Reply::Error {
+                    message: error.to_string(),
+                };
+                self.excuse(error, None)?;
+                client.reply(reply);
+                return Ok(());
+            }
+        };
+        let mut links = Vec::new();
+        for (&stub, link) in &self.links {
+            links.push((
+                stub,
+                link.handle(),
+                self.errors.tell(stub),
+                self.revivals.count(stub),
+            ));
+        }
+        let mut seen: BTreeMap<DomId, Seen> = BTreeMap::new();
+        for &stub in &self.known {
+            let given_up = self.broken.contains(&stub).then(|| {
+                format!(
+                    "not served any more: `xenstore-read {}` says why",
+                    error_node(stub)
+                )
+            });
+            if let Some(remark) = self.jobs.tell(stub).or(given_up) {
+                seen.entry(stub).or_default().remark = Some(remark);
+            }
+        }
+        client.finish(move || {
+            let mut store = store::over(store);
+            for (stub, link, errors, revivals) in links {
+                seen.entry(stub).or_default().served = Some(Served {
+                    errors,
+                    revivals,
+                    ..link.served()
+                });
+            }
+            match status::collect(&mut store, &Sysfs::host(), true, seen) {
+                Ok(mut status) => {
+                    status.service.holds = holdings(&status);
+                    Reply::Status(status)
+                }
+                Err(error) => failed(error),
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The attachment as it is recorded now, when nothing changes it any more: its link may have noted other modes since.
+fn current(store: &mut Store, attachment: &Attachment) -> Attachment {
+    let current = Attachment::read(store, attachment.stub.domid);
+    current.ok().flatten().unwrap_or_else(|| attachment.clone())
 }
 
 /// What is watched of a stub, each with its token.

@@ -7,7 +7,7 @@
 //! Where that cannot be had, the guest sees an orderly hot unplug ([`unplug`]). If it was only the number that could not
 //! be had, its devices come back with a stub of another number; if the stub dies again and again, they do not.
 
-use super::life::{Condition, ReviveError, condition, create, settle_in};
+use super::life::{Condition, ReviveError, condition, create, settle, settle_in};
 use super::unplug;
 use crate::domains;
 use crate::failed::Failed;
@@ -22,6 +22,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
 
+/// How long the creation of a stub may keep others from taking its devices back.
+const CREATION: Duration = Duration::from_secs(30);
 /// How long a guest may take to let go of its devices when nobody answers: some dozen accesses of two seconds.
 const UNPLUG_PATIENCE: Duration = Duration::from_secs(300);
 /// Between two looks whether it has.
@@ -35,10 +37,22 @@ enum Stage {
     Off,
     /// It is dead, and waited for.
     Due(Instant),
-    /// It is being created.
-    Creating(Ticket),
+    /// It is being created, since then.
+    Creating(Ticket, Instant),
     /// It was created, or not.
     Created(Result<(), LaunchError>),
+    /// What there is of it is destroyed, because it could not be brought back.
+    Clearing {
+        /// The order.
+        ticket: Ticket,
+        /// True if it is not tried again.
+        is_final: bool,
+    },
+    /// It is destroyed.
+    Cleared {
+        /// True if it is not tried again.
+        is_final: bool,
+    },
     /// It does not come back, and the guest is to let go of its devices.
     Unplugging {
         /// When it is looked at next.
@@ -67,7 +81,9 @@ impl Stage {
         match *self {
             Self::Off => Self::Off,
             Self::Due(due) => Self::Due(due),
-            Self::Creating(ticket) => Self::Creating(ticket),
+            Self::Creating(ticket, since) => Self::Creating(ticket, since),
+            Self::Clearing { ticket, is_final } => Self::Clearing { ticket, is_final },
+            Self::Cleared { is_final } => Self::Cleared { is_final },
             Self::Unplugging {
                 look,
                 deadline,
@@ -141,23 +157,18 @@ impl Revivals {
             .map_or(0, |revival| revival.lives.revivals())
     }
 
-    /// Forgets a stub. If it is being created, this waits until it is there, so that it can be destroyed.
-    pub fn forget(&mut self, stub: DomId, runner: &mut Runner) {
-        if let Some(Revival {
-            stage: Stage::Creating(ticket),
-            ..
-        }) = self.stubs.remove(&stub)
-            && let Runner::Launcher(launcher) = runner
-        {
-            // Whether it could be created does not matter any more.
-            let _ = launcher.wait(ticket);
-        }
+    /// True while a stub is being created: what is under way cannot be stopped, and what comes of it has to be destroyed.
+    /// One that takes too long counts as failed.
+    pub fn is_creating(&self, stub: DomId) -> bool {
+        let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
+        matches!(stage, Some(Stage::Creating(_, since)) if since.elapsed() < CREATION)
     }
 
     /// True if the launcher's answers are to be waited for.
     pub fn expect_answers(&self) -> bool {
         let mut stages = self.stubs.values().map(|revival| &revival.stage);
-        !self.replugs.is_empty() || stages.any(|stage| matches!(stage, Stage::Creating(_)))
+        !self.replugs.is_empty()
+            || stages.any(|stage| matches!(stage, Stage::Creating(..) | Stage::Clearing { .. }))
     }
 
     /// When there is something to do at the latest.
@@ -179,15 +190,28 @@ impl Revivals {
         };
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
-            if let Stage::Creating(ticket) = revival.stage
-                && let Some(created) = launcher.poll(ticket)?
-            {
-                revival.stage = Stage::Created(created);
+            match revival.stage {
+                Stage::Creating(ticket, _) => {
+                    if let Some(created) = launcher.poll(ticket)? {
+                        revival.stage = Stage::Created(created);
+                    }
+                }
+                Stage::Clearing { ticket, is_final } => {
+                    if let Some(destroyed) = launcher.poll(ticket)? {
+                        if let Err(error) = destroyed {
+                            log::error!("cannot destroy what there is of stub {stub}: {error}");
+                        }
+                        revival.stage = Stage::Cleared { is_final };
+                    }
+                }
+                _ => {}
             }
             let is_ready = match revival.stage {
                 Stage::Due(due) | Stage::Unplugging { look: due, .. } => due <= now,
-                Stage::Created(_) => true,
-                Stage::Lives | Stage::Off | Stage::Creating(_) | Stage::Stuck => false,
+                Stage::Created(_) | Stage::Cleared { .. } => true,
+                Stage::Lives | Stage::Off | Stage::Creating(..) | Stage::Clearing { .. } | Stage::Stuck => {
+                    false
+                }
             };
             if is_ready && !std::mem::replace(&mut revival.called, true) {
                 ready.push(stub);
@@ -291,7 +315,13 @@ impl Revival {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((Verdict::Leave, stage));
         let error = match stage {
-            Stage::Creating(_) | Stage::Stuck => return stay(stage),
+            Stage::Creating(..) | Stage::Clearing { .. } | Stage::Stuck => return stay(stage),
+            Stage::Cleared { is_final } => {
+                return match self.lives.fail() {
+                    Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
+                    _ => self.unplug(host, attachment, Afterwards::Replug, now),
+                };
+            }
             Stage::Due(due) if due > now => return stay(stage),
             Stage::Unplugging {
                 deadline, afterwards, ..
@@ -341,20 +371,21 @@ impl Revival {
                         Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
                     };
                 }
-                Condition::Naked => match settle_in(host, attachment) {
-                    Ok(()) => return Ok((Verdict::Serve, Stage::Lives)),
+                // Whoever creates it may be at it still, a launcher whose service was killed.
+                Condition::Naked => match settle(host) {
+                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
             // The launcher of a service that was killed may have finished what that one had begun.
             Stage::Due(_) => match condition(host, attachment)? {
                 Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
-                Condition::Naked => match settle_in(host, attachment) {
-                    Ok(()) => return Ok((Verdict::Serve, Stage::Lives)),
+                Condition::Naked => match settle(host) {
+                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
                 Condition::Dying | Condition::Off | Condition::Dead(_) => match create(host, attachment) {
-                    Ok(ticket) => return stay(Stage::Creating(ticket)),
+                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
@@ -362,6 +393,12 @@ impl Revival {
                 let created = created.map_err(ReviveError::from);
                 match created.and_then(|()| settle_in(host, attachment)) {
                     Ok(()) => {
+                        if self.how.is_empty() {
+                            log::warn!(
+                                "stub {name} was half made by a service before this one, and serves now"
+                            );
+                            return Ok((Verdict::Serve, Stage::Lives));
+                        }
                         self.lives.begin(now.duration_since(epoch));
                         log::warn!(
                             "stub {name} is back after {} ms, for the {}. time",
@@ -374,19 +411,22 @@ impl Revival {
                 }
             }
         };
-        // One that was created and could not be given what it needs; else there is nothing to destroy.
-        if let Err(error) = domains::destroy(host, &attachment.stub) {
-            log::error!("cannot destroy what there is of stub {name}: {error}");
-        }
         let is_final = error.is_final();
         log::error!(
             "stub {name} is not brought back: {:#}",
             anyhow::Error::from(error)
         );
-        match self.lives.fail() {
-            Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
-            _ => self.unplug(host, attachment, Afterwards::Replug, now),
+        // One that was created and could not be given what it needs; else there is nothing to destroy.
+        if domains::is_alive(&mut host.store, &attachment.stub)?
+            && let Runner::Launcher(launcher) = &mut host.runner
+        {
+            let domid = attachment.stub.domid;
+            match launcher.order(Order::DestroyDomain { domid }) {
+                Ok(ticket) => return stay(Stage::Clearing { ticket, is_final }),
+                Err(error) => log::error!("cannot destroy what there is of stub {name}: {error}"),
+            }
         }
+        stay(Stage::Cleared { is_final })
     }
 
     /// Has the guest let go of its devices.

@@ -1,8 +1,6 @@
 //! How the status is found out.
 
-use super::{
-    DeviceStatus, DomainStatus, GONE, Quarantined, Served, Service, Status, StatusError, StubStatus,
-};
+use super::{DeviceStatus, DomainStatus, GONE, Quarantined, Seen, Service, Status, StatusError, StubStatus};
 use crate::acking::LineStatus;
 use crate::checks::Claims;
 use crate::domains::is_alive;
@@ -18,12 +16,12 @@ use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
-/// Finds out the status from the records; `served` holds what the service has seen, by stub.
+/// Finds out the status from the records; `seen` holds what the service has seen, by stub.
 pub fn collect(
     store: &mut Store,
     sysfs: &Sysfs,
     service_running: bool,
-    mut served: BTreeMap<DomId, Served>,
+    mut seen: BTreeMap<DomId, Seen>,
 ) -> Result<Status, StatusError> {
     let (attachments, damaged) = Attachment::all(store)?;
     let mut status = Status {
@@ -39,6 +37,7 @@ pub fn collect(
         let guest_state = Hop::first_hop(stub, guest).frontend_node(key::STATE);
         let stub_state = Hop::second_hop(stub).frontend_node(key::STATE);
         let devices = attachment.devices.iter().zip(&attachment.modes);
+        let Seen { served, remark } = seen.remove(&stub).unwrap_or_default();
         status.stubs.push(StubStatus {
             domain: domain_status(store, &attachment.stub, &stub_state)?,
             guest: domain_status(store, &attachment.guest, &guest_state)?,
@@ -55,7 +54,8 @@ pub fn collect(
                     }
                 })
                 .collect(),
-            served: served.remove(&stub),
+            served,
+            remark,
         });
     }
     status.problems.extend(gone(&status.stubs, sysfs));

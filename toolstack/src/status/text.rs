@@ -154,6 +154,9 @@ impl StubStatus {
 
     fn fmt_served(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = &self.domain.name;
+        if let Some(remark) = &self.remark {
+            writeln!(f, "{name}: {remark}")?;
+        }
         let Some(served) = &self.served else {
             return writeln!(f, "{name}: not served");
         };
