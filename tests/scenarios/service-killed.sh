@@ -49,6 +49,8 @@ echo "taken:exec" >$ORDERS
 check "a write in the guest" in_guest g1 "setpci -s 00:00.0 CACHE_LINE_SIZE=10"
 spent "taken:exec"
 check "the service cannot run a program, and lives" grep -q 'running a program: Err.*code: 1,' $LOG
+check "it cannot make a socket" grep -q 'making a socket: Err.*code: 1,' $LOG
+check "it cannot open a file of root's" grep -q "opening a file of root's: Err.*code: 13," $LOG
 
 # --- ten kills, while the guest pings, and writes and reads a register
 in_guest g1 "rm -f /tmp/stop /tmp/wrong; (while [ ! -e /tmp/stop ]; do

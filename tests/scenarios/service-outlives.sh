@@ -124,6 +124,45 @@ for flood in /tmp/flood-*; do
     check "the flood of ${flood#/tmp/flood-} was one" [ "$(wc -l <"$flood")" -gt 1000 ]
 done
 
+# --- a device that takes long to reset
+# remark PATTERN: what status says of the stub.
+remark() { bulkhead status --json | jq -r '.stubs[] | select(.name == "g1-bulkhead") | .remark' | grep -q "$1"; }
+echo "reset:slow" >$ORDERS
+bulkhead detach $BDF >/tmp/detach 2>&1 &
+detach=$!
+within 10 "slow reset: status tells of it" remark "devices are taken back"
+answers "slow reset"
+revived "slow reset"
+prompt "slow reset: detach of the other's device" 10000 bulkhead detach $OTHER
+check "slow reset: it comes back" bulkhead attach g2 --device $OTHER
+check "slow reset: it is still on its way" remark "devices are taken back"
+check "slow reset: the detach ends well" wait $detach
+grep . /tmp/detach
+check "bulkhead attach" bulkhead attach g1 --device $BDF
+
+# --- a stub that takes long to be destroyed
+echo "destroy:slow" >$ORDERS
+check "xl destroy of the guest" xl destroy g1
+within 10 "slow end: status tells of it" remark "devices are taken back"
+answers "slow end"
+revived "slow end"
+prompt "slow end: detach of the other's device" 10000 bulkhead detach $OTHER
+check "slow end: it comes back" bulkhead attach g2 --device $OTHER
+within 40 "slow end: all is taken back" sh -c "bulkhead status --json | jq -e '.stubs | length == 1'"
+
+# --- a thread that fails
+for time in 1 2 3; do
+    echo "answered:fail" >$ORDERS
+    in_guest g2 'setpci -s 00:00.0 CACHE_LINE_SIZE=20' >/dev/null
+    within 5 "thread $time failed" test ! -e $ORDERS
+    if [ $time -lt 3 ]; then
+        sleep 1
+        equal "thread $time: another answers" 10 "$(in_guest g2 'setpci -s 00:00.0 CACHE_LINE_SIZE=10; setpci -s 00:00.0 CACHE_LINE_SIZE')"
+    fi
+done
+within 5 "status says that the stub is not served" sh -c "bulkhead status | grep -q 'failed 3 times in a row'"
+answers "failed threads"
+
 equal "the service's process" "$service" "$(service_pid)"
 equal "complaints in dom0" "" "$(complaints)"
 success

@@ -1,8 +1,14 @@
-//! What the service gives up when it is set up: all capabilities but one, new privileges by any program, and the system
-//! calls that it never makes. A call that is refused fails with `EPERM`, so that the service says what it could not do.
+//! What the service gives up when it is set up: all capabilities but one, new privileges by any program, all files but
+//! those of [`FILES`], and the system calls that it never makes. A call that is refused fails with `EPERM` or `EACCES`, so
+//! that the service says what it could not do.
 //!
-//! Whatever runs programs is the [`crate::launcher`], which is started before.
+//! Whatever runs programs or opens connections is the [`crate::launcher`], which is started before.
 
+use crate::control;
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
+};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{
@@ -23,6 +29,9 @@ pub enum ConfineError {
     /// The capabilities stay.
     #[error("cannot drop capabilities")]
     Capabilities(#[source] io::Error),
+    /// Files stay.
+    #[error("cannot give up files (landlock)")]
+    Files(#[from] RulesetError),
     /// The filter is no filter.
     #[error("cannot make the filter of system calls")]
     Filter(#[from] BackendError),
@@ -32,7 +41,9 @@ pub enum ConfineError {
 }
 
 /// Confines this process, for good. Threads that exist keep their capabilities, so there should be none yet.
-pub fn confine() -> Result<(), ConfineError> {
+///
+/// A kernel without landlock, or with an early one, leaves more files within reach; the status says how far it went.
+pub fn confine() -> Result<RulesetStatus, ConfineError> {
     let kept = CapabilitySets {
         effective: KEPT,
         permitted: KEPT,
@@ -40,10 +51,47 @@ pub fn confine() -> Result<(), ConfineError> {
     };
     let dropped = set_no_new_privs(true).and_then(|()| set_capabilities(None, kept));
     dropped.map_err(|error| ConfineError::Capabilities(error.into()))?;
+    let files = restrict_files()?;
     for filter in filters()? {
         apply_filter_all_threads(&filter)?;
     }
-    Ok(())
+    Ok(files)
+}
+
+/// The version of landlock that is asked for. What a kernel does not know of it is left out.
+const LANDLOCK: ABI = ABI::V6;
+const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+
+/// The files that the service opens once it serves, by directory, and what for. What is open already stays so.
+const FILES: &[(&str, BitFlags<AccessFs>)] = &[
+    ("/sys", READ),
+    ("/proc", READ),
+    // Configuration space, resets. Paths below `bus/pci` lead to below `devices`.
+    ("/sys/devices", make_bitflags!(AccessFs::{WriteFile})),
+    ("/sys/bus/pci", make_bitflags!(AccessFs::{WriteFile})),
+    // Grants and event channels.
+    (
+        "/dev/xen",
+        make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
+    ),
+    // What was remembered of a device that is released (`originals`).
+    (
+        control::RUN,
+        make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile}),
+    ),
+];
+
+/// Gives up all files but [`FILES`], signals to other processes, and abstract sockets.
+fn restrict_files() -> Result<RulesetStatus, RulesetError> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    for (path, access) in FILES {
+        rules = rules.add_rules(path_beneath_rules([path], *access))?;
+    }
+    Ok(rules.restrict_self()?.ruleset)
 }
 
 /// What a call may be made with: an argument, of which these bits have this value.
@@ -104,15 +152,8 @@ const CALLS: &[(i64, &[Only])] = &[
     (libc::SYS_readlinkat, &[]),
     // What was remembered of a device that is released (`originals`).
     (libc::SYS_unlink, &[]),
-    // xenstore, and the clients of the control socket.
-    (
-        libc::SYS_socket,
-        &[
-            only(0, ALL, libc::AF_UNIX as u64),
-            only(0, ALL, libc::AF_NETLINK as u64),
-        ],
-    ),
-    (libc::SYS_connect, &[]),
+    // xenstore, the launcher, which opens further connections, and the clients of the control socket. A new socket cannot be
+    // made: systemd and others would do for it what root asks them to.
     (libc::SYS_accept4, &[]),
     (libc::SYS_getsockopt, &[]),
     (libc::SYS_setsockopt, &[]),
@@ -195,6 +236,8 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
     use std::process::Command;
     use std::{fs, thread};
 
@@ -223,11 +266,33 @@ mod tests {
             Some(0),
             None
         ))));
+        let local = || socket(AddressFamily::UNIX, SocketType::STREAM, None).map_err(io::Error::from);
+        assert!(filtered(move || refused(local())));
+        assert!(filtered(|| refused(UnixStream::connect("/run/systemd/private"))));
         let network = || socket(AddressFamily::INET, SocketType::STREAM, None).map_err(io::Error::from);
         assert!(filtered(move || refused(network())));
         assert!(filtered(|| refused(
             rustix::process::chdir("/").map_err(io::Error::from)
         )));
+    }
+
+    #[test]
+    fn other_files_are_out_of_reach() {
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        let path = elsewhere.path().to_owned();
+        let thread = thread::spawn(move || {
+            set_no_new_privs(true).unwrap();
+            let status = restrict_files().unwrap();
+            let writable = File::options().write(true).open("/proc/self/comm").is_ok();
+            let found = (fs::read(&path).is_ok(), fs::write(&path, "x").is_ok(), writable);
+            (status, found, fs::read_to_string("/proc/self/status").is_ok())
+        });
+        let (status, found, reads) = thread.join().unwrap();
+        assert!(reads);
+        match status {
+            RulesetStatus::NotEnforced => eprintln!("not tested: this kernel has no landlock"),
+            _ => assert_eq!(found, (false, false, false)),
+        }
     }
 
     #[test]
@@ -238,9 +303,11 @@ mod tests {
         assert!(filtered(|| thread::spawn(|| vec![0_u8; 1 << 20].len())
             .join()
             .is_ok()));
-        assert!(filtered(|| {
-            socket(AddressFamily::UNIX, SocketType::STREAM, None).is_ok()
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(filtered(move || {
+            ours.set_nonblocking(true).is_ok() && (&ours).write_all(b"x").is_ok()
         }));
+        drop(theirs);
         assert_eq!(
             filtered(|| fs::remove_dir("/nonexistent").unwrap_err().to_string()),
             "Operation not permitted (os error 1)"

@@ -41,6 +41,8 @@ pub enum Point {
     Created,
     /// A domain is about to be destroyed.
     Destroy,
+    /// A device is about to be reset.
+    Reset,
     /// All is taken back, and still recorded.
     Released,
 }
@@ -73,7 +75,7 @@ mod on_demand {
     /// Where orders are written.
     pub const ORDERS: &str = "/run/bulkhead/inject";
 
-    const POINTS: [(&str, Point); 18] = [
+    const POINTS: [(&str, Point); 19] = [
         ("take-up", Point::TakeUp),
         ("taken", Point::Taken),
         ("answered", Point::Answered),
@@ -91,6 +93,7 @@ mod on_demand {
         ("listed", Point::Listed),
         ("created", Point::Created),
         ("destroy", Point::Destroy),
+        ("reset", Point::Reset),
         ("released", Point::Released),
     ];
 
@@ -105,21 +108,18 @@ mod on_demand {
         Fail,
         /// The thread does nothing for a while.
         Delay,
-        /// The process tries what its filter of system calls should refuse: to run a program.
+        /// The process tries what it has given up: to run a program, to open a file of root's, to make a socket.
         Exec,
-        /// The thread panics.
-        Panic,
         /// The thread does nothing for longer than anybody should wait for it.
         Slow,
     }
 
-    const KINDS: [(&str, Kind); 7] = [
+    const KINDS: [(&str, Kind); 6] = [
         ("kill", Kind::Kill),
         ("hang", Kind::Hang),
         ("fail", Kind::Fail),
         ("delay", Kind::Delay),
         ("exec", Kind::Exec),
-        ("panic", Kind::Panic),
         ("slow", Kind::Slow),
     ];
 
@@ -179,10 +179,15 @@ mod on_demand {
                 thread::sleep(SLOW);
                 Ok(())
             }
-            Kind::Panic => panic!("as ordered"),
             Kind::Exec => {
                 let run = process::Command::new("/bin/true").status();
                 eprintln!("running a program: {run:?}");
+                let file = fs::File::options()
+                    .write(true)
+                    .open("/proc/sys/kernel/core_pattern");
+                eprintln!("opening a file of root's: {file:?}");
+                let socket = std::os::unix::net::UnixDatagram::unbound();
+                eprintln!("making a socket: {socket:?}");
                 Ok(())
             }
         }

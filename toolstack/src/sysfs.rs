@@ -1,6 +1,7 @@
 //! What Linux's sysfs says about PCI functions, and how it resets them.
 
 use crate::config::ConfigFile;
+use crate::inject::{self, Point};
 use crate::resources;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -226,6 +227,7 @@ impl Sysfs {
 
     /// Resets the function; Linux keeps its configuration across that.
     pub fn reset(&self, bdf: Bdf) -> Result<(), SysfsError> {
+        inject::point(Point::Reset);
         let reset = File::options().write(true).open(self.path(bdf, "reset"));
         reset
             .and_then(|mut file| io::Write::write_all(&mut file, b"1"))

@@ -472,7 +472,7 @@ impl Worker {
             Err(failure) => Err(failure.error),
         };
         let delivery = taken.answer(&shared.page, answer);
-        inject::point(Point::Answered);
+        inject::call(Point::Answered)?;
         self.channel.notify()?;
         shared.requests += 1;
         if let Err(failure) = done {

@@ -41,6 +41,7 @@ use agenda::{Agenda, Concern};
 use clients::{Asked, Client, Clients};
 use errors::Errors;
 use jobs::{Jobs, Outcome};
+use landlock::RulesetStatus;
 use link::Link;
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -121,7 +122,7 @@ pub fn serve() -> Result<(), ServeError> {
         wake,
         links: BTreeMap::new(),
         known: BTreeSet::new(),
-        broken: BTreeSet::new(),
+        broken: BTreeMap::new(),
         breaks: BTreeMap::new(),
         released: BTreeMap::new(),
         replugs: BTreeMap::new(),
@@ -134,7 +135,19 @@ pub fn serve() -> Result<(), ServeError> {
         news: RateLimit::new(Instant::now()),
     };
     // From here on guests have a say in what it does.
-    confine()?;
+    match confine()? {
+        RulesetStatus::FullyEnforced => {}
+        RulesetStatus::PartiallyEnforced => {
+            log::info!(
+                "this kernel's landlock knows less than is asked of it: files are out of reach, signals may not be"
+            );
+        }
+        RulesetStatus::NotEnforced => {
+            log::warn!(
+                "this kernel has no landlock: only the unit's bounds keep this process from files of root"
+            );
+        }
+    }
     for path in [
         DeviceType::Bulkhead.backends(0).as_str(),
         ATTACHMENTS,
@@ -170,8 +183,8 @@ struct Service {
     links: BTreeMap<DomId, Link>,
     /// The stubs whose state is watched.
     known: BTreeSet<DomId>,
-    /// The stubs that could not be linked: said once, then left alone.
-    broken: BTreeSet<DomId>,
+    /// The stubs that could not be linked, each with the reason: said once, then left alone.
+    broken: BTreeMap<DomId, String>,
     /// How often the thread of a stub's link has failed, in a row.
     breaks: BTreeMap<DomId, u32>,
     /// Who waits until the devices of a stub are taken back.
@@ -283,7 +296,7 @@ impl Service {
 
     /// Serves a stub no more, and says why.
     fn give_up(&mut self, stub: DomId, hop: Hop, text: &str) -> Result<(), StoreError> {
-        self.broken.insert(stub);
+        self.broken.insert(stub, text.to_owned());
         self.host.store.write(&error_node(stub), text)?;
         self.set_state(hop, XenbusState::Closing)
     }
@@ -425,6 +438,7 @@ impl Service {
         }
         let verdict = self.revivals.look(&mut self.host, &attachment, || {
             self.broken.remove(&stub);
+            self.breaks.remove(&stub);
             self.links.remove(&stub).and_then(|link| link.survivor())
         })?;
         match verdict {
@@ -522,7 +536,7 @@ impl Service {
                     let attachment = current(&mut self.host.store, attachment);
                     return self.connect(&attachment, hop, own);
                 }
-                if !self.links.contains_key(&stub) && !self.broken.contains(&stub) {
+                if !self.links.contains_key(&stub) && !self.broken.contains_key(&stub) {
                     return self.connect(attachment, hop, own);
                 }
                 Ok(())
@@ -784,11 +798,8 @@ impl Service {
         }
         let mut seen: BTreeMap<DomId, Seen> = BTreeMap::new();
         for &stub in &self.known {
-            let given_up = self.broken.contains(&stub).then(|| {
-                format!(
-                    "not served any more: `xenstore-read {}` says why",
-                    error_node(stub)
-                )
+            let given_up = self.broken.get(&stub).map(|why| {
+                format!("not served any more: {why}; `xl destroy` of this stub has a new one come, which is served")
             });
             if let Some(remark) = self.jobs.tell(stub).or(given_up) {
                 seen.entry(stub).or_default().remark = Some(remark);
