@@ -173,7 +173,7 @@ slowest() {
 # service_pid: prints the process of the service; its launcher ends with it.
 service_pid() {
     for process in $(pidof bulkhead bulkhead-inject); do
-        case $(tr '\0' ' ' <"/proc/$process/cmdline") in *" serve ") echo "$process" ;; esac
+        case $(tr '\0' ' ' <"/proc/$process/cmdline") in *" serve "*) echo "$process" ;; esac
     done
 }
 

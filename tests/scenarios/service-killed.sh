@@ -22,7 +22,7 @@ exec 4<>/tmp/log
     case $line in *"serving stub"*) read -r now _ </proc/uptime && echo "$now" >>/tmp/served ;; esac
     echo "$line" >>$LOG
 done <&4) &
-(while :; do [ -e /tmp/down ] || INVOCATION_ID=rig /rig/bin/bulkhead-inject serve >&4 2>&4; usleep 100000; done) &
+(while :; do [ -e /tmp/down ] || /rig/bin/bulkhead-inject serve --supervised >&4 2>&4; usleep 100000; done) &
 within 10 "the service runs" sh -c "bulkhead status --json | jq -e .service.running"
 
 # served COUNT: stubs were taken up so often.

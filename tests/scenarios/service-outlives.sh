@@ -93,7 +93,7 @@ xenstore-write "$guest_state" 4
 # slow. The number of each request is a line feed, so that the reply can be waited for.
 flood() {
     length=$((${#1} + 1 + ${#2}))
-    message="\\013\\0\\0\\0\\012\\0\\0\\0\\0\\0\\0\\0\\$(printf %o $((length % 256)))\\$(printf %o $((length / 256)))\\0\\0$1\\0$2"
+    message="\\013\\0\\0\\0\\012\\0\\0\\0\\0\\0\\0\\0\\$(printf %o $((length % 256)))\\$(printf %o $((length / 256)))\\000\\000$1\\000$2"
     exec 3<>/dev/xen/xenbus
     while :; do
         # shellcheck disable=SC2059 # the format is the message
@@ -163,6 +163,25 @@ done
 within 5 "status says that the stub is not served" sh -c "bulkhead status | grep -q 'failed 3 times in a row'"
 answers "failed threads"
 
+revived "failed threads"
+equal "failed threads: the new stub is served" 10 "$(in_guest g2 'setpci -s 00:00.0 CACHE_LINE_SIZE=10; setpci -s 00:00.0 CACHE_LINE_SIZE')"
 equal "the service's process" "$service" "$(service_pid)"
+
+# --- where systemd is, it is told to start the unit
+kill -TERM "$service"
+within 10 "told to end, the service ends with its launcher" sh -c "! pidof bulkhead-inject"
+mkdir -p /run/systemd/system
+cat >/usr/bin/systemctl <<'END'
+#!/bin/sh
+echo "$*" >>/tmp/systemctl
+case $1 in
+show) echo loaded ;;
+start) bulkhead serve --supervised >>/var/log/bulkhead/serve.log 2>&1 & ;;
+esac
+END
+chmod +x /usr/bin/systemctl
+check "a command starts the unit" bulkhead detach $OTHER
+equal "what systemd was asked for" "show start" "$(cut -d ' ' -f 1 /tmp/systemctl | tr '\n' ' ' | sed 's/ $//')"
+equal "services" 1 "$(service_pid | wc -l)"
 equal "complaints in dom0" "" "$(complaints)"
 success

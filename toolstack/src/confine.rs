@@ -155,6 +155,7 @@ const CALLS: &[(i64, &[Only])] = &[
     // xenstore, the launcher, which opens further connections, and the clients of the control socket. A new socket cannot be
     // made: systemd and others would do for it what root asks them to.
     (libc::SYS_accept4, &[]),
+    (libc::SYS_shutdown, &[]),
     (libc::SYS_getsockopt, &[]),
     (libc::SYS_setsockopt, &[]),
     (libc::SYS_sendto, &[]),
@@ -289,9 +290,9 @@ mod tests {
         });
         let (status, found, reads) = thread.join().unwrap();
         assert!(reads);
-        match status {
-            RulesetStatus::NotEnforced => eprintln!("not tested: this kernel has no landlock"),
-            _ => assert_eq!(found, (false, false, false)),
+        // A kernel without landlock cannot be tested.
+        if status != RulesetStatus::NotEnforced {
+            assert_eq!(found, (false, false, false));
         }
     }
 

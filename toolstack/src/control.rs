@@ -5,6 +5,7 @@ use crate::record;
 use crate::release::Released;
 use crate::say::note;
 use crate::status::Status;
+use crate::systemd::{self, UnitError};
 use crate::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub const LOG: &str = "/var/log/bulkhead/serve.log";
 const LONGEST_LINE: u64 = 1 << 20;
 /// How long a service may take to start.
 const START: Duration = Duration::from_secs(10);
+/// How long a client waits for the status.
+const STATUS: Duration = Duration::from_secs(30);
 /// How long a client may take to say what it wants, and to take its answer.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
@@ -110,6 +113,9 @@ pub enum ControlError {
     /// It said no.
     #[error("the service says: {0}")]
     Refused(String),
+    /// Its unit does not start.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
     /// It does not start.
     #[error("the service does not start: the end of {LOG} says why")]
     NoStart(#[source] io::Error),
@@ -130,6 +136,11 @@ pub enum ControlError {
 /// Asks the service, and waits for its answer.
 pub fn ask(request: Request) -> Result<Reply, ControlError> {
     let mut stream = UnixStream::connect(SOCKET).map_err(ControlError::NotRunning)?;
+    if request == Request::Status {
+        // Taking devices back may take long; what there is to tell does not.
+        let limited = stream.set_read_timeout(Some(STATUS));
+        limited.map_err(ControlError::NoAnswer)?;
+    }
     let mut line = String::new();
     let asked = send(&mut stream, &request)
         .and_then(|()| BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line));
@@ -256,10 +267,14 @@ pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     send(stream, reply)
 }
 
-/// Starts the service in the background if it does not run.
+/// Starts the service if it does not run: its unit where there is systemd, so that it has the unit's bounds and the next
+/// one does not wait for the end of this one; else in the background.
 pub fn ensure_running() -> Result<(), ControlError> {
     if UnixStream::connect(SOCKET).is_ok() {
         return Ok(());
+    }
+    if systemd::start_unit()? {
+        return wait_for_service(|| Ok(()));
     }
     make_directory(RUN)?;
     make_directory(LOG_DIRECTORY)?;
@@ -270,11 +285,21 @@ pub fn ensure_running() -> Result<(), ControlError> {
     let mut service = Command::new(program);
     service
         .arg("serve")
+        // What a command logs is not for the service to log for ever.
+        .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(second)
         .current_dir("/");
     let mut service = service.spawn().map_err(ControlError::NoStart)?;
+    wait_for_service(|| match service.try_wait() {
+        Ok(Some(status)) => Err(io::Error::other(format!("it ended with {status}"))),
+        _ => Ok(()),
+    })
+}
+
+/// Waits until the service listens, or will not by what `has_ended` finds.
+fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(), ControlError> {
     let deadline = Instant::now() + START;
     loop {
         match UnixStream::connect(SOCKET) {
@@ -282,10 +307,11 @@ pub fn ensure_running() -> Result<(), ControlError> {
             Err(error) if Instant::now() >= deadline => return Err(ControlError::NoStart(error)),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
-        if let Ok(Some(status)) = service.try_wait() {
+        if let Err(error) = has_ended() {
             // Another command may have started one at the same moment.
-            let ended = |_| ControlError::NoStart(io::Error::other(format!("it ended with {status}")));
-            return UnixStream::connect(SOCKET).map(drop).map_err(ended);
+            return UnixStream::connect(SOCKET)
+                .map(drop)
+                .map_err(|_| ControlError::NoStart(error));
         }
     }
 }

@@ -16,7 +16,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
+    socketpair,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ const LONGEST: usize = 64 << 10;
 const MOST_AT_ONCE: usize = 32;
 /// How long the service waits for the end of an order, at most: guests wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a service that ends waits for the launcher's end.
+const END: Duration = Duration::from_secs(10);
 
 /// What can be ordered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +220,20 @@ impl Launcher {
         file.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))
     }
 
+    /// Has the launcher end after what is under way, and waits for that.
+    pub fn end(self) {
+        // Its end of the connection closes with its process.
+        let told = shutdown(&self.socket, Shutdown::Write);
+        let deadline = Instant::now() + END;
+        while told.is_ok() && Instant::now() < deadline {
+            if let Ok(true) = ready(&self.socket, Duration::from_millis(100))
+                && let Ok(None) | Err(_) = hear::<Answered>(&self.socket)
+            {
+                return;
+            }
+        }
+    }
+
     /// Gives an order.
     pub fn order(&mut self, order: Order) -> Result<Ticket, LaunchError> {
         let ticket = Ticket(self.next);
@@ -290,6 +307,7 @@ pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
     while desk.under_way.load(Ordering::Acquire) > 0 {
         thread::sleep(Duration::from_millis(20));
     }
+    desk.spare.end();
     Ok(())
 }
 
@@ -466,6 +484,15 @@ mod tests {
             second.order(Order::Settle).is_ok(),
             "it does not end with the first"
         );
+    }
+
+    #[test]
+    fn a_service_that_ends_has_its_launcher_end_first() {
+        let (ours, theirs) = pair().unwrap();
+        let launcher = Launcher::over(ours, None);
+        let thread = thread::spawn(move || serve(theirs, Arc::default()));
+        launcher.end();
+        thread.join().unwrap().unwrap();
     }
 
     #[test]

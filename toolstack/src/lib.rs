@@ -78,6 +78,7 @@ pub mod snapshot;
 pub mod status;
 pub mod store;
 pub mod sysfs;
+pub mod systemd;
 pub mod terms;
 pub mod uevent;
 pub mod undo;

@@ -146,8 +146,12 @@ enum Command {
     /// Create a stub anew by the order on standard input; the service does that.
     #[command(hide = true)]
     Recreate,
-    /// Answer the stubs. `run` and `attach` start this in the background if it does not run.
-    Serve,
+    /// Answer the stubs. `run` and `attach` start this if it does not run: the unit of systemd, or in the background.
+    Serve {
+        /// Wait while another one runs, instead of failing: for a supervisor, which would start it again and again.
+        #[arg(long)]
+        supervised: bool,
+    },
 }
 
 /// On what terms a guest gets devices.
@@ -337,11 +341,10 @@ fn execute(command: Command) -> Result<ExitCode> {
             say::progress(recreate::recreate(&mut std::io::stdin().lock())?);
             Ok(())
         }
-        Command::Serve => {
+        Command::Serve { supervised } => {
             let filter = env_logger::Env::default().default_filter_or("info");
             env_logger::Builder::from_env(filter).init();
-            // Returns on errors only.
-            serve::serve().inspect_err(|error| log::error!("{error}"))?;
+            serve::serve(supervised).inspect_err(|error| log::error!("{error}"))?;
             Ok(())
         }
     }?;

@@ -131,6 +131,14 @@ impl Spare {
         });
     }
 
+    /// Has the process end, and waits for that.
+    pub fn end(&self) {
+        if let Some(mut process) = self.lock().take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
     fn take(&self) -> io::Result<Child> {
         let spare = self.lock().take();
         spare.map_or_else(start, Ok)

@@ -35,6 +35,7 @@ use crate::release::{Released, release, take_back};
 use crate::status::{self, Seen, Served, Status, StubStatus};
 use crate::store::{self, Store, StoreError};
 use crate::sysfs::Sysfs;
+use crate::systemd;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
 use agenda::{Agenda, Concern};
@@ -45,9 +46,12 @@ use landlock::RulesetStatus;
 use link::Link;
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::SIGTERM;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -90,13 +94,14 @@ pub enum ServeError {
     /// No thread for what takes long.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// No way to be told to end.
+    #[error("cannot catch SIGTERM")]
+    Signal(#[source] io::Error),
     /// The kernel will not wait.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
 }
 
-/// What systemd sets for the programs that it starts.
-const SUPERVISED: &str = "INVOCATION_ID";
 /// Between two times that events are taken in, at least: a stub may write as often as it likes.
 const PAUSE: Duration = Duration::from_millis(5);
 /// The most events taken in at once.
@@ -106,12 +111,15 @@ const MOST_BREAKS: u32 = 3;
 /// One that has lived so long was sound.
 const SOUND: Duration = Duration::from_secs(60);
 
-/// Serves all stubs of this host. Returns only on errors.
-pub fn serve() -> Result<(), ServeError> {
+/// Serves all stubs of this host. Returns on errors, and when it is told to end (SIGTERM). One that is `supervised` waits
+/// for the end of another that runs.
+pub fn serve(supervised: bool) -> Result<(), ServeError> {
     // Away from the terminal and session of the command that started us; already so under systemd.
     let _ = rustix::process::setsid();
-    let listener = Listener::bind(std::env::var_os(SUPERVISED).is_some())?;
+    let listener = Listener::bind(supervised)?;
     let wake = Wake::new().map_err(ServeError::Wake)?;
+    let end = end_signal().map_err(ServeError::Signal)?;
+    raise_file_limit();
     let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
     let mut service = Service {
         host,
@@ -120,6 +128,7 @@ pub fn serve() -> Result<(), ServeError> {
         jobs: Jobs::new(wake.clone()),
         clients: Clients::new(listener, wake.clone()),
         wake,
+        end,
         links: BTreeMap::new(),
         known: BTreeSet::new(),
         broken: BTreeMap::new(),
@@ -134,6 +143,10 @@ pub fn serve() -> Result<(), ServeError> {
         complaints: RateLimit::new(Instant::now()),
         news: RateLimit::new(Instant::now()),
     };
+    // Requests wait at the socket until they are answered.
+    if let Err(error) = systemd::notify_ready() {
+        log::warn!("cannot tell systemd that the service is ready: {error}");
+    }
     // From here on guests have a say in what it does.
     match confine()? {
         RulesetStatus::FullyEnforced => {}
@@ -167,7 +180,32 @@ pub fn serve() -> Result<(), ServeError> {
             listen = Instant::now() + PAUSE;
         }
         service.turn()?;
-        service.wait(listen)?;
+        if service.wait(listen)? {
+            // With its launcher, so that systemd finds nobody left.
+            if let Runner::Launcher(launcher) = service.host.runner {
+                launcher.end();
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Becomes ready when somebody wants the service to end, as systemd does by SIGTERM.
+fn end_signal() -> io::Result<UnixStream> {
+    let (end, sender) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGTERM, sender)?;
+    Ok(end)
+}
+
+/// Lets this process have as many files open as it may: each stub takes six, and one for each device.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("cannot have more than {:?} files open: {error}", limit.current);
     }
 }
 
@@ -180,6 +218,8 @@ struct Service {
     jobs: Jobs,
     clients: Clients,
     wake: Wake,
+    /// Ready when the service is to end.
+    end: UnixStream,
     links: BTreeMap<DomId, Link>,
     /// The stubs whose state is watched.
     known: BTreeSet<DomId>,
@@ -336,13 +376,14 @@ impl Service {
         Ok(())
     }
 
-    /// Waits for something to do. To xenstore it does not listen before `listen`.
-    fn wait(&mut self, listen: Instant) -> Result<(), ServeError> {
+    /// Waits for something to do; true if that is to end. To xenstore it does not listen before `listen`.
+    fn wait(&mut self, listen: Instant) -> Result<bool, ServeError> {
         let now = Instant::now();
         let mut fds = vec![
             PollFd::new(&self.clients, PollFlags::IN),
             PollFd::new(&self.wake, PollFlags::IN),
             PollFd::new(&self.errors, PollFlags::IN),
+            PollFd::new(&self.end, PollFlags::IN),
         ];
         if let Runner::Launcher(launcher) = &self.host.runner {
             // Its end is this service's end; of its answers others than ours are looked for by those who asked.
@@ -353,7 +394,7 @@ impl Service {
             };
             fds.push(PollFd::new(launcher, answers));
         }
-        let launcher = 3..fds.len();
+        let launcher = 4..fds.len();
         let deaf = listen.saturating_duration_since(now);
         let store = self.host.store.transport();
         if deaf.is_zero() {
@@ -387,7 +428,7 @@ impl Service {
             }
             std::thread::sleep(PAUSE);
         }
-        Ok(())
+        Ok(is(3, PollFlags::IN))
     }
 
     /// Reads which stubs there are, all of which are to be looked at.
