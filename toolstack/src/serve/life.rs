@@ -7,7 +7,7 @@ use crate::launcher::{LaunchError, Order, Ticket};
 use crate::nodes::{Hop, first_hop};
 use crate::record::Attachment;
 use crate::recreate::Domain;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::xenctrl::{Hypervisor as _, Life};
 use rustix::io::Errno;
 use std::io;
@@ -73,23 +73,31 @@ pub enum Condition {
 /// Looks at a stub's domain.
 pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
     let stub = &attachment.stub;
-    if !is_alive(&mut host.store, stub)? {
+    let life = host.xen.life(stub.domid).unwrap_or_else(|error| {
+        log::error!("cannot ask Xen about stub {}: {error}", stub.name);
+        Life::Alive
+    });
+    judge(&mut host.store, life, attachment)
+}
+
+fn judge(store: &mut Store, life: Life, attachment: &Attachment) -> Result<Condition, StoreError> {
+    let stub = &attachment.stub;
+    if !is_alive(store, stub)? {
         return Ok(Condition::Dead("was destroyed"));
     }
-    match host.xen.life(stub.domid) {
-        Ok(Life::ShutDown(reason)) => {
+    match life {
+        Life::ShutDown(reason) => {
             return Ok(why_shut_down(reason).map_or(Condition::Off, Condition::Dead));
         }
-        Ok(Life::Dying | Life::Absent) => return Ok(Condition::Dying),
-        Ok(Life::Alive) => {}
-        Err(error) => log::error!("cannot ask Xen about stub {}: {error}", stub.name),
+        Life::Dying | Life::Absent => return Ok(Condition::Dying),
+        Life::Alive => {}
     }
     let state = first_hop(attachment).backend_node(key::STATE);
     let home = xenbus::path::home(stub.domid);
-    let naked = host.store.read_optional(&state)?.is_none()
+    let naked = store.read_optional(&state)?.is_none()
         // Without a home it is being destroyed.
-        && host.store.read_optional(&home)?.is_some()
-        && !keepsake::published(&mut host.store, stub.domid)?.is_empty();
+        && store.read_optional(&home)?.is_some()
+        && !keepsake::published(store, stub.domid)?.is_empty();
     Ok(if naked { Condition::Naked } else { Condition::Alive })
 }
 
@@ -148,4 +156,70 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
         unpaused => unpaused.map_err(ReviveError::Unpause)?,
     }
     Ok(Hop::write_again(&mut host.store, attachment, &published)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::attachment;
+    use crate::store::tests::{connect, dom0, introduce};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_stub_is_dead_off_or_on_its_way_by_what_xen_says() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 4, "web-bulkhead");
+        let mut store = dom0(&daemon);
+        for (life, condition) in [
+            (Life::ShutDown(0), Condition::Off),
+            (Life::ShutDown(1), Condition::Off),
+            (Life::ShutDown(2), Condition::Dead("shut itself down")),
+            (Life::ShutDown(3), Condition::Dead("crashed")),
+            (
+                Life::ShutDown(4),
+                Condition::Dead("hung, and Xen's watchdog ended it"),
+            ),
+            (Life::Dying, Condition::Dying),
+            (Life::Absent, Condition::Dying),
+            (Life::Alive, Condition::Alive),
+        ] {
+            assert_eq!(
+                judge(&mut store, life, &attachment()).unwrap(),
+                condition,
+                "{life:?}"
+            );
+        }
+        daemon.release(4);
+        for life in [Life::Alive, Life::Absent] {
+            let dead = judge(&mut store, life, &attachment()).unwrap();
+            assert_eq!(dead, Condition::Dead("was destroyed"));
+        }
+    }
+
+    #[test]
+    fn a_stub_without_what_the_last_one_had_was_created_anew() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 4, "web-bulkhead");
+        let mut store = dom0(&daemon);
+        let attachment = attachment();
+        attachment.write(&mut store).unwrap();
+        let look = |daemon: &Xenstored| judge(&mut dom0(daemon), Life::Alive, &attachment).unwrap();
+        assert_eq!(
+            look(&daemon),
+            Condition::Alive,
+            "its first hop is not written yet"
+        );
+        Hop::first(&attachment).write(&mut store).unwrap();
+        keepsake::keep_published(&mut store, first_hop(&attachment)).unwrap();
+        assert_eq!(look(&daemon), Condition::Alive);
+        // Bytes that mean nothing are a state all the same.
+        let state = first_hop(&attachment).backend_node(key::STATE);
+        connect(&daemon, 4).write_bytes(&state, b"\xff").unwrap();
+        assert_eq!(look(&daemon), Condition::Alive);
+        store.remove(&first_hop(&attachment).backend_dir()).unwrap();
+        assert_eq!(look(&daemon), Condition::Naked);
+        store.remove(&xenbus::path::home(4)).unwrap();
+        assert_eq!(look(&daemon), Condition::Alive, "it is being destroyed");
+    }
 }

@@ -357,7 +357,8 @@ impl Service {
                 errors.reset(context, stub, bdf, reset);
             }
         }
-        self.agenda.mark(Concern::Stub(stub), Instant::now());
+        // What it published meanwhile was not looked at.
+        self.agenda.mark(Concern::Published(stub), Instant::now());
     }
 
     /// Passes over what only one stub has brought about, or is to blame for.

@@ -326,10 +326,20 @@ impl Revival {
             Stage::Unplugging {
                 deadline, afterwards, ..
             } => {
-                if unplug::is_over(host, attachment)? {
-                    unplug::clear(host, attachment)?;
+                if unplug::is_over(&mut host.store, attachment)? {
+                    unplug::clear(
+                        &mut host.store,
+                        host.xen.life(attachment.stub.domid).ok(),
+                        attachment,
+                    )?;
                     log::warn!("guest {} has let go of its devices", attachment.guest.name);
-                    return Ok((Verdict::Release(afterwards), Stage::Stuck));
+                    // Until its devices are taken back.
+                    let again = Stage::Unplugging {
+                        look: now + UNPLUG_LOOK,
+                        deadline,
+                        afterwards,
+                    };
+                    return Ok((Verdict::Release(afterwards), again));
                 }
                 if now < deadline {
                     return stay(Stage::Unplugging {
@@ -444,7 +454,7 @@ impl Revival {
             log::error!("stub {} is given up: it {reason}", attachment.stub.name);
         }
         log::warn!("the devices of guest {guest} are unplugged");
-        unplug::begin(host, attachment)?;
+        unplug::begin(&mut host.store, attachment)?;
         let stage = Stage::Unplugging {
             look: now + UNPLUG_LOOK,
             deadline: now + UNPLUG_PATIENCE,

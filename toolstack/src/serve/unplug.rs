@@ -4,10 +4,9 @@
 //! The guest's drivers ask for configuration on the way, and nobody answers: each access takes the two seconds that
 //! pcifront waits.
 
-use crate::host::Host;
 use crate::nodes::first_hop;
 use crate::record::Attachment;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::xenctrl::Life;
 use xenbus::client::Store as _;
 use xenbus::path::{DeviceType, home, key};
@@ -16,10 +15,10 @@ use xenbus::state::XenbusState;
 
 /// Tells the guest that its backend closes. Another domain may have the stub's number by now: the one node that is
 /// written into its home is dom0's, and nobody else's to read than the guest's.
-pub fn begin(host: &mut Host, attachment: &Attachment) -> Result<(), StoreError> {
+pub fn begin(store: &mut Store, attachment: &Attachment) -> Result<(), StoreError> {
     let hop = first_hop(attachment);
     let directory = hop.backend_dir();
-    host.store.transaction(|store| {
+    store.transaction(|store| {
         if store.read_optional(&directory)?.is_some() {
             store.remove(&directory)?;
         }
@@ -30,26 +29,96 @@ pub fn begin(host: &mut Host, attachment: &Attachment) -> Result<(), StoreError>
 }
 
 /// True once the guest has let go, or if it has never looked.
-pub fn is_over(host: &mut Host, attachment: &Attachment) -> Result<bool, StoreError> {
-    let state = host
-        .store
-        .read_optional(&first_hop(attachment).frontend_node(key::STATE))?;
+pub fn is_over(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
+    let state = store.read_optional(&first_hop(attachment).frontend_node(key::STATE))?;
     Ok(matches!(
         XenbusState::parse(state.as_deref().unwrap_or_default()),
         XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown
     ))
 }
 
-/// Removes what [`begin`] wrote.
-pub fn clear(host: &mut Host, attachment: &Attachment) -> Result<(), StoreError> {
+/// Removes what [`begin`] wrote; `life` is that of the domain that has the stub's number.
+pub fn clear(store: &mut Store, life: Option<Life>, attachment: &Attachment) -> Result<(), StoreError> {
     let stub = attachment.stub.domid;
-    let path = match host.xen.life(stub) {
+    let path = match life {
         // Nobody's home.
-        Ok(Life::Absent) => home(stub),
+        Some(Life::Absent) => home(stub),
         _ => DeviceType::Pci.backends(stub),
     };
-    match host.store.remove(&path) {
+    match store.remove(&path) {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::attachment;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn the_guest_sees_its_backend_close_and_nobody_else_can_write_there() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        let hop = first_hop(&attachment());
+        store.write(&hop.backend_node("vdev-0"), "0000:00:00.00").unwrap();
+        begin(&mut store, &attachment()).unwrap();
+        assert_eq!(store.directory(&hop.backend_dir()).unwrap(), ["state"]);
+        let state = hop.backend_node(key::STATE);
+        assert_eq!(connect(&daemon, 3).read(&state).unwrap(), "5");
+        for other in [3, 4] {
+            assert!(connect(&daemon, other).write(&state, "4").is_err(), "{other}");
+        }
+        // Cut short and begun again.
+        begin(&mut store, &attachment()).unwrap();
+        assert_eq!(store.read(&state).unwrap(), "5");
+    }
+
+    #[test]
+    fn it_is_over_when_the_guest_has_let_go_or_says_nothing_that_is_known() {
+        let daemon = Xenstored::new();
+        daemon.introduce(3);
+        let mut store = dom0(&daemon);
+        assert!(is_over(&mut store, &attachment()).unwrap());
+        let state = first_hop(&attachment()).frontend_node(key::STATE);
+        for (value, over) in [
+            (&b"1"[..], true),
+            (b"3", false),
+            (b"4", false),
+            (b"5", false),
+            (b"6", true),
+            (b"7", false),
+            (b"8", false),
+            (b"\xff", true),
+            (b"", true),
+        ] {
+            connect(&daemon, 3).write_bytes(&state, value).unwrap();
+            assert_eq!(is_over(&mut store, &attachment()).unwrap(), over, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn another_domain_with_the_number_keeps_its_home() {
+        for (life, stays) in [
+            (Some(Life::Absent), false),
+            (Some(Life::Alive), true),
+            (Some(Life::Dying), true),
+            (None, true),
+        ] {
+            let daemon = Xenstored::new();
+            daemon.introduce(4);
+            let mut store = dom0(&daemon);
+            store.write("/local/domain/4/name", "other").unwrap();
+            begin(&mut store, &attachment()).unwrap();
+            clear(&mut store, life, &attachment()).unwrap();
+            let backend = store.read_optional(&first_hop(&attachment()).backend_node(key::STATE));
+            assert_eq!(backend.unwrap(), None);
+            let name = store.read_optional("/local/domain/4/name").unwrap();
+            assert_eq!(name.is_some(), stays, "{life:?}");
+            clear(&mut store, life, &attachment()).unwrap();
+        }
     }
 }
