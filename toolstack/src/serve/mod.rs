@@ -227,8 +227,8 @@ struct Service {
     broken: BTreeMap<DomId, String>,
     /// How often the thread of a stub's link has failed, in a row.
     breaks: BTreeMap<DomId, u32>,
-    /// Who waits until the devices of a stub are taken back.
-    released: BTreeMap<DomId, Client>,
+    /// Who waits until devices of a stub are taken back.
+    released: BTreeMap<DomId, Taking>,
     /// What comes after that.
     replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
     /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
@@ -242,6 +242,13 @@ struct Service {
     complaints: RateLimit,
     /// Of what stubs do as often as they like.
     news: RateLimit,
+}
+
+/// Devices that are being taken back.
+struct Taking {
+    /// All of the attachment's.
+    all: bool,
+    clients: Vec<Client>,
 }
 
 impl Service {
@@ -345,8 +352,13 @@ impl Service {
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
         match outcome {
             Outcome::Released(released) => {
-                if let Some(client) = self.released.remove(&stub) {
-                    client.reply(released.into());
+                for client in self
+                    .released
+                    .remove(&stub)
+                    .into_iter()
+                    .flat_map(|taking| taking.clients)
+                {
+                    client.reply(released.clone().into());
                 }
                 if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
                     self.revivals.replug(&mut self.host, &attachment, kernel);
@@ -712,7 +724,7 @@ impl Service {
             let current = current(&mut host.store, &attachment);
             logged(release(&mut host, &current))
         };
-        self.begin(stub, job, client)
+        self.begin(stub, true, job, client)
     }
 
     /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
@@ -733,17 +745,19 @@ impl Service {
             let current = current(&mut host.store, &attachment);
             logged(take_back(&mut host, &current, &bdfs))
         };
-        self.begin(stub, job, client)
+        self.begin(stub, false, job, client)
     }
 
     fn begin(
         &mut self,
         stub: DomId,
+        all: bool,
         job: impl FnOnce() -> Released + Send + 'static,
         client: Option<Client>,
     ) -> Result<(), ServeError> {
         self.jobs.release(stub, job).map_err(ServeError::Thread)?;
-        self.released.extend(client.map(|client| (stub, client)));
+        let clients = client.into_iter().collect();
+        self.released.insert(stub, Taking { all, clients });
         Ok(())
     }
 
@@ -769,6 +783,12 @@ impl Service {
             Request::Status => return self.answer_status(client),
             Request::Release { stub } | Request::TakeBack { stub, .. } | Request::Follow { stub } => stub,
         };
+        if let Request::Release { .. } = request
+            && let Some(taking) = self.released.get_mut(&stub).filter(|taking| taking.all)
+        {
+            taking.clients.push(client);
+            return Ok(());
+        }
         if self.is_held_up(stub) {
             self.jobs.wait(stub, request, client);
             return Ok(());
