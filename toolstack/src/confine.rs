@@ -233,7 +233,7 @@ fn refuse(error: Errno) -> SeccompAction {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
@@ -244,13 +244,32 @@ mod tests {
 
     /// Runs something in a thread that makes only the calls that the service may make.
     fn filtered<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        filtered_after(|| {}, work)
+    }
+
+    fn filtered_after<T: Send + 'static>(
+        first: impl FnOnce() + Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
         let thread = thread::spawn(|| {
+            first();
             for filter in filters().unwrap() {
                 seccompiler::apply_filter(&filter).unwrap();
             }
             work()
         });
         thread.join().unwrap()
+    }
+
+    /// The same with its files too.
+    pub fn confined<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        filtered_after(
+            || {
+                set_no_new_privs(true).unwrap();
+                restrict_files().unwrap();
+            },
+            work,
+        )
     }
 
     fn refused<T>(result: io::Result<T>) -> bool {

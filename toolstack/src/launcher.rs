@@ -416,11 +416,18 @@ fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option
 mod tests {
     use super::*;
 
+    impl Launcher {
+        /// One that is a thread of the test.
+        pub fn to_a_thread() -> (Self, thread::JoinHandle<()>) {
+            let (ours, theirs) = pair().unwrap();
+            let thread = thread::spawn(move || serve(theirs, Arc::default()).unwrap());
+            (Self::over(ours, None), thread)
+        }
+    }
+
     /// A service whose launcher is a thread of the test.
     fn launcher() -> Launcher {
-        let (ours, theirs) = pair().unwrap();
-        thread::spawn(move || serve(theirs, Arc::default()));
-        Launcher::over(ours, None)
+        Launcher::to_a_thread().0
     }
 
     #[test]
@@ -488,11 +495,9 @@ mod tests {
 
     #[test]
     fn a_service_that_ends_has_its_launcher_end_first() {
-        let (ours, theirs) = pair().unwrap();
-        let launcher = Launcher::over(ours, None);
-        let thread = thread::spawn(move || serve(theirs, Arc::default()));
+        let (launcher, thread) = Launcher::to_a_thread();
         launcher.end();
-        thread.join().unwrap().unwrap();
+        thread.join().unwrap();
     }
 
     #[test]

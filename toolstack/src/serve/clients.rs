@@ -143,10 +143,18 @@ impl Drop for Presence {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::time::{Duration, Instant};
+
+    /// A client whose thread is started by the caller's.
+    pub fn attend_in_thread(stream: UnixStream, wake: &Wake) -> Receiver<Asked> {
+        let (sender, requests) = channel();
+        let wake = wake.clone();
+        thread::spawn(move || attend(stream, &sender, &wake).unwrap());
+        requests
+    }
 
     fn client() -> (
         UnixStream,

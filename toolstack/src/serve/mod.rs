@@ -944,3 +944,47 @@ pub fn error_node(stub: DomId) -> String {
 pub fn error_directory(stub: DomId) -> String {
     format!("/local/domain/0/error/backend/bulkhead/{stub}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::confine::tests::confined;
+    use std::thread;
+
+    /// What the service does besides its work on devices, with no more than it may do once it serves.
+    #[test]
+    fn all_that_the_service_waits_for_works_when_it_is_confined() {
+        let wake = Wake::new().unwrap();
+        let end = end_signal().unwrap();
+        let (mut launcher, launchers) = Launcher::to_a_thread();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        io::Write::write_all(&mut ours, b"{\"request\":\"follow\",\"stub\":4}\n").unwrap();
+        let done = confined(move || {
+            let mut jobs = Jobs::new(wake.clone());
+            jobs.release(4, Released::default)
+                .map_err(|error| format!("job: {error}"))?;
+            let requests = clients::tests::attend_in_thread(theirs, &wake);
+            let asked = requests.recv().map_err(|error| format!("request: {error}"))?;
+            asked.client.finish(|| Reply::Followed);
+            let mut fds = [
+                PollFd::new(&wake, PollFlags::IN),
+                PollFd::new(&end, PollFlags::IN),
+            ];
+            let waited = poll(&mut fds, None).map_err(|error| format!("poll: {error}"))?;
+            wake.clear();
+            let mut other = launcher.connect().map_err(|error| format!("launcher: {error}"))?;
+            let refused = other.run(crate::launcher::Order::DestroyDomain { domid: 32_751 });
+            launcher.end();
+            while jobs.ended().is_none() {
+                thread::yield_now();
+            }
+            Holdings::read(Path::new("/proc/self")).map_err(|error| format!("holdings: {error}"))?;
+            Ok::<_, String>((waited, refused.is_err()))
+        });
+        assert_eq!(done, Ok((1, true)));
+        launchers.join().unwrap();
+        let mut answer = String::new();
+        io::Read::read_to_string(&mut ours, &mut answer).unwrap();
+        assert_eq!(answer, "{\"reply\":\"followed\"}\n");
+    }
+}
