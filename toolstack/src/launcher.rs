@@ -172,6 +172,8 @@ pub struct Launcher {
     answers: BTreeMap<Ticket, Result<(), String>>,
     /// Files that came with them.
     files: BTreeMap<Ticket, OwnedFd>,
+    /// True if some came in while another was waited for, so that the socket does not show them.
+    others: bool,
     /// None for a further connection.
     _process: Option<Child>,
 }
@@ -199,6 +201,7 @@ impl Launcher {
             next: 0,
             answers: BTreeMap::new(),
             files: BTreeMap::new(),
+            others: false,
             _process: process,
         }
     }
@@ -269,6 +272,11 @@ impl Launcher {
         }
     }
 
+    /// True, once, if answers have come in that the socket does not show any more.
+    pub fn take_others(&mut self) -> bool {
+        std::mem::take(&mut self.others)
+    }
+
     fn answer(&mut self, ticket: Ticket) -> Option<Result<(), LaunchError>> {
         let answer = self.answers.remove(&ticket)?;
         Some(answer.map_err(LaunchError::Failed))
@@ -281,6 +289,7 @@ impl Launcher {
             let (Answered { ticket, failure }, file) =
                 heard.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
+            self.others = true;
             self.files.extend(file.map(|file| (ticket, file)));
             longest = Duration::ZERO;
         }
@@ -485,6 +494,12 @@ mod tests {
         let order = Order::DestroyDomain { domid: 32_751 };
         let ticket = first.order(order.clone()).unwrap();
         assert!(matches!(second.run(order), Err(LaunchError::Failed(_))));
+        while first.answers.is_empty() {
+            first.connect().unwrap();
+        }
+        // It came in while something else was waited for: nobody would see it at the socket.
+        assert!(first.take_others());
+        assert!(!first.take_others());
         assert!(matches!(first.wait(ticket), Err(LaunchError::Failed(_))));
         drop(first);
         assert!(

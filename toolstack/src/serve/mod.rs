@@ -398,14 +398,16 @@ impl Service {
             PollFd::new(&self.errors, PollFlags::IN),
             PollFd::new(&self.end, PollFlags::IN),
         ];
-        if let Runner::Launcher(launcher) = &self.host.runner {
+        let mut unseen = self.host.store.has_events();
+        if let Runner::Launcher(launcher) = &mut self.host.runner {
+            unseen |= launcher.take_others();
             // Its end is this service's end; of its answers others than ours are looked for by those who asked.
             let answers = if self.revivals.expect_answers() {
                 PollFlags::IN
             } else {
                 PollFlags::empty()
             };
-            fds.push(PollFd::new(launcher, answers));
+            fds.push(PollFd::new(&*launcher, answers));
         }
         let launcher = 4..fds.len();
         let deaf = listen.saturating_duration_since(now);
@@ -417,7 +419,8 @@ impl Service {
             .into_iter()
             .flatten()
             .min();
-        if !deaf.is_zero() || self.host.store.has_events() {
+        // What has come in with the answer to something else is not seen at its descriptor.
+        if !deaf.is_zero() || unseen {
             longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
         }
         let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
