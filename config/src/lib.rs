@@ -138,6 +138,6 @@ mod tests {
 
     #[test]
     fn the_unit_starts_the_service() {
-        assert!(SERVICE_UNIT.contains("\nExecStart=/usr/bin/bulkhead serve\n"));
+        assert!(SERVICE_UNIT.contains("\nExecStart=/usr/bin/bulkhead serve --supervised\n"));
     }
 }

@@ -267,7 +267,8 @@ impl Service {
     /// Does one piece of each kind of work.
     fn turn(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
-        for stub in self.revivals.ready(&mut self.host)? {
+        let Host { runner, store, .. } = &mut self.host;
+        for stub in self.revivals.ready(runner, store)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
         if self.agenda.take_all()

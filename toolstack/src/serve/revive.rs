@@ -13,10 +13,11 @@ use crate::domains;
 use crate::failed::Failed;
 use crate::host::{Host, Runner};
 use crate::keepsake;
-use crate::launcher::{LaunchError, Order, Ticket};
+use crate::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
+use crate::store::Store;
 use crate::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -182,12 +183,12 @@ impl Revivals {
     }
 
     /// The stubs that have become ready for their next step, each once until it is looked at.
-    pub fn ready(&mut self, host: &mut Host) -> Result<Vec<DomId>, LaunchError> {
+    pub fn ready(&mut self, runner: &mut Runner, store: &mut Store) -> Result<Vec<DomId>, LaunchError> {
         let now = Instant::now();
-        self.finish_replugs(host)?;
-        let Runner::Launcher(launcher) = &mut host.runner else {
+        let Runner::Launcher(launcher) = runner else {
             return Ok(Vec::new());
         };
+        self.finish_replugs(launcher, store)?;
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
             match revival.stage {
@@ -276,10 +277,7 @@ impl Revivals {
     }
 
     /// Takes in what has become of replugs.
-    fn finish_replugs(&mut self, host: &mut Host) -> Result<(), LaunchError> {
-        let Runner::Launcher(launcher) = &mut host.runner else {
-            return Ok(());
-        };
+    fn finish_replugs(&mut self, launcher: &mut Launcher, store: &mut Store) -> Result<(), LaunchError> {
         let mut under_way = Vec::new();
         for (failed, ticket) in self.replugs.drain(..) {
             let guest = &failed.guest.name;
@@ -290,7 +288,7 @@ impl Revivals {
                 }
                 Some(Err(error)) => {
                     log::error!("guest {guest} does not get its devices again: {error}");
-                    if let Err(error) = failed.note(&mut host.store) {
+                    if let Err(error) = failed.note(store) {
                         log::error!("cannot note that: {error}");
                     }
                 }
@@ -475,5 +473,114 @@ fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
         .flatten()
     {
         log::warn!("stub {}: what it has left is lost: {error}", attachment.stub.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::dom0;
+    use xenbus::model::Xenstored;
+
+    const STUB: DomId = 4;
+    const AGES: Duration = Duration::from_secs(3600);
+
+    fn at(stage: Stage) -> Revivals {
+        let mut revivals = Revivals::new();
+        let revival = Revival {
+            lives: Lives::default(),
+            stage,
+            died: Instant::now(),
+            how: "",
+            called: false,
+        };
+        revivals.stubs.insert(STUB, revival);
+        revivals
+    }
+
+    fn unplugging(look: Instant) -> Stage {
+        Stage::Unplugging {
+            look,
+            deadline: look + AGES,
+            afterwards: Afterwards::Replug,
+        }
+    }
+
+    #[test]
+    fn a_stub_is_called_once_when_its_time_has_come() {
+        let (launcher, _) = Launcher::to_a_thread();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let now = Instant::now();
+        for stage in [
+            Stage::Due(now),
+            unplugging(now),
+            Stage::Cleared { is_final: false },
+        ] {
+            let mut revivals = at(stage);
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+            // Until it is looked at: nobody waits with no time at all meanwhile.
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert_eq!(revivals.due(), None);
+        }
+        for stage in [Stage::Lives, Stage::Off, Stage::Stuck] {
+            assert_eq!(at(stage).ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        }
+        for stage in [Stage::Due(now + AGES), unplugging(now + AGES)] {
+            let mut revivals = at(stage);
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert!(revivals.due().unwrap() > AGES / 2);
+        }
+    }
+
+    #[test]
+    fn the_launchers_answer_brings_the_next_stage() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        // There is no Xen here: both fail.
+        let order = Order::DestroyDomain { domid: 32_751 };
+        let tickets = [
+            launcher.order(order.clone()).unwrap(),
+            launcher.order(order).unwrap(),
+        ];
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let stages = [
+            Stage::Creating(tickets[0], Instant::now()),
+            Stage::Clearing {
+                ticket: tickets[1],
+                is_final: true,
+            },
+        ];
+        for (stage, is_creating) in stages.into_iter().zip([true, false]) {
+            let mut revivals = at(stage);
+            assert!(revivals.expect_answers());
+            assert_eq!(revivals.is_creating(STUB), is_creating);
+            while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(!revivals.expect_answers() && !revivals.is_creating(STUB));
+            let stage = &revivals.stubs[&STUB].stage;
+            assert!(matches!(
+                stage,
+                Stage::Created(Err(_)) | Stage::Cleared { is_final: true }
+            ));
+        }
+    }
+
+    #[test]
+    fn a_creation_that_does_not_end_holds_nobody_up_for_ever() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        let ticket = launcher.order(Order::Settle).unwrap();
+        let began = Instant::now().checked_sub(CREATION);
+        assert!(!at(Stage::Creating(ticket, began.unwrap())).is_creating(STUB));
+        assert!(!at(Stage::Lives).is_creating(STUB + 1));
+    }
+
+    #[test]
+    fn a_step_that_failed_begins_again_where_it_was() {
+        let now = Instant::now();
+        assert!(matches!(Stage::Due(now).at_rest(), Stage::Due(due) if due == now));
+        assert!(matches!(unplugging(now).at_rest(), Stage::Unplugging { look, .. } if look == now));
+        assert!(matches!(Stage::Off.at_rest(), Stage::Off));
+        // What there is of it by now is seen by a look at its domain.
+        assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Lives));
     }
 }
