@@ -124,7 +124,7 @@ mod on_demand {
     ];
 
     const DELAY: Duration = Duration::from_millis(300);
-    const SLOW: Duration = Duration::from_secs(20);
+    const SLOW: Duration = Duration::from_secs(30);
 
     /// What is ordered.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
