@@ -610,7 +610,7 @@ impl Service {
 
     /// Has the guest begin anew if it gave its frontend up before the connection stood.
     fn look_after(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
-        let xen = Arc::clone(&self.xen);
+        let xen = self.host.xen.clone();
         let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
         if self
             .abandoned
