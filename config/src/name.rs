@@ -53,6 +53,14 @@ pub struct NameError(String);
 
 impl fmt::Display for NameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if has_wide_segment(&self.0) {
+            return write!(
+                f,
+                "{:?} lies in a PCI domain above ffff, which Linux makes for what is behind a controller such as Intel's VMD; \
+                 Xen knows no such device: name the controller, or turn it off in the firmware",
+                self.0
+            );
+        }
         write!(
             f,
             "{:?} names no PCI device: expected an address (0000:03:00.0), a path (0000:00:1c.0/00.0), either after what \
@@ -120,6 +128,15 @@ impl FromStr for Name {
     }
 }
 
+/// True for an address with more than four digits before its first colon, as lspci shows it too.
+fn has_wide_segment(text: &str) -> bool {
+    let address = text.split_once('@').map_or(text, |(_, address)| address);
+    let segment = address.split(':').next().unwrap_or_default();
+    address.matches(':').count() == 2
+        && segment.len() > 4
+        && segment.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn parse_place(text: &str) -> Option<Place> {
     let mut parts = text.split('/');
     let root = parts.next()?.parse().ok()?;
@@ -147,6 +164,18 @@ impl<'de> Deserialize<'de> for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_in_a_domain_that_xen_does_not_know_is_named_as_that() {
+        for text in ["10000:e1:00.0", "8086:0a54@10000:e1:00.0"] {
+            let told = text.parse::<Name>().unwrap_err().to_string();
+            assert!(told.contains("in a PCI domain above ffff"), "{told}");
+        }
+        for text in ["10000:00.0", "00000x:00:00.0", "nonsense"] {
+            let told = text.parse::<Name>().unwrap_err().to_string();
+            assert!(told.contains("names no PCI device"), "{told}");
+        }
+    }
 
     #[test]
     fn a_name_is_read_in_every_form_and_written_in_full() {

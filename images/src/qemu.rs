@@ -89,7 +89,7 @@ pub struct Machine {
     pub dom0_options: Vec<String>,
     /// Arguments of QEMU's `-device`. One with `netdev=NAME` gets a user-mode network of that name that reaches
     /// nothing but its own gateway 10.0.2.2; those whose NAME begins with `wire` are on one network that reaches
-    /// nothing but them. One with `drive=NAME` gets a blank disk of that name.
+    /// nothing but them. One with `drive=NAME` gets a blank disk of that name. `amd-iommu` takes the place of Intel's.
     pub devices: Vec<String>,
 }
 
@@ -144,7 +144,15 @@ impl Machine {
         add("cpu", self.cpu.clone());
         add("smp", self.cpus.to_string());
         add("m", self.memory_mib.to_string());
-        add("device", "intel-iommu,intremap=on,aw-bits=48".to_owned());
+        // Before all devices whose DMA it is to see.
+        let is_iommu = |device: &&String| device.starts_with("amd-iommu");
+        let iommu = self.devices.iter().find(is_iommu);
+        add(
+            "device",
+            iommu
+                .map_or("intel-iommu,intremap=on,aw-bits=48", String::as_str)
+                .to_owned(),
+        );
         add("kernel", file::XEN.to_owned());
         add("append", xen);
         add("initrd", format!("{} {dom0},{}", file::KERNEL, file::INITRD));
@@ -187,7 +195,7 @@ impl Machine {
                 format!("if=none,id={name},format=raw,file={}", disk_file(name)),
             );
         }
-        for device in &self.devices {
+        for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
@@ -265,6 +273,15 @@ mod tests {
         };
         assert!(arguments(&machine).contains("-drive if=none,id=d0,format=raw,file=d0.img"));
         assert_eq!(machine.disk_files(), ["d0.img"]);
+    }
+
+    #[test]
+    fn amds_iommu_takes_the_place_of_intels() {
+        let line = with_devices(&["edu,addr=6", "amd-iommu,intremap=on"]);
+        let at = |device| line.find(device);
+        assert!(at("-device amd-iommu,intremap=on") < at("-device edu"), "{line}");
+        assert!(!line.contains("intel-iommu"), "{line}");
+        assert_eq!(line.matches("amd-iommu").count(), 1);
     }
 
     #[test]

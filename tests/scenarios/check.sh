@@ -12,6 +12,9 @@
 #: device pcie-pci-bridge,id=conventional,addr=d
 #: device e1000,netdev=n4,bus=conventional,addr=1
 #: device edu,bus=conventional,addr=2
+#: device pcie-root-port,id=open,addr=e,chassis=2,disable-acs=on
+#: device e1000e,netdev=n5,bus=open
+#: device VGA,addr=f
 #: dom0 xen_pciback.hide=(0000:00:0a.0)(0000:00:0a.1)
 #: timeout 300
 . /rig/scenarios/lib.sh
@@ -61,6 +64,31 @@ check "a typo" sh -c "jq -r '.devices[9].refusals[0]' /tmp/json | grep '00:5'"
 check "a bridge" sh -c "jq -r '.devices[10].refusals[0]' /tmp/json | grep 'is a bridge'"
 told $FIRST $SECOND
 equal "both behind the bridge together are fit" "0 true" "$code $(jq .fit /tmp/json)"
+
+# --- what the host loses, and whom a device may reach
+mkdir -p /usr/share/misc
+printf '8086  Intel\n\t10d3  Card\n' >/usr/share/misc/pci.ids
+OPEN=0000:03:00.0 DISPLAY_CARD=0000:00:0f.0 SMBUS=0000:00:1f.3
+bulkhead check $OPEN $BEHIND $DISPLAY_CARD $SMBUS
+told $OPEN $BEHIND $DISPLAY_CARD $SMBUS
+equal "fit one by one" "true true true false" "$(jq -r '[.devices[].fit] | join(" ")' /tmp/json)"
+equal "what it is called" "Intel Card" "$(about $OPEN .name)"
+equal "a port without ACS" '["0000:00:0e.0"]' "$(about $OPEN .without_acs)"
+check "and what that means" grep "$OPEN may reach other devices by DMA, and they it, past the IOMMU" /tmp/json
+equal "a port with ACS" "[]" "$(about $BEHIND .without_acs)"
+check "the display of the host" grep "$DISPLAY_CARD is the display that this host booted with" /tmp/json
+check "a part of the mainboard" grep "$SMBUS is a part of the mainboard, the bus of its memory modules" /tmp/json
+refused "a device behind VMD" "PCI domain above ffff" bulkhead check 10000:e1:00.0
+refused "another segment" "no PCI device 0001:00:05.0" bulkhead check 0001:00:05.0
+guest_config g4
+sed -i /e820_host/d /root/g4.cfg
+check "a guest without e820_host" xl create -q -p /root/g4.cfg
+refused "is named by check" "guest g4 has no e820_host=1" bulkhead check --guest g4 $EDU
+guest_config g5
+check "a guest without passthrough" xl create -q -p /root/g5.cfg
+refused "is named by check" "guest g5 was created without passthrough" bulkhead check --guest g5 $EDU
+xl destroy g4
+xl destroy g5
 
 # --- in use by dom0
 ip link set "$(ls /sys/bus/pci/devices/$E1000E/net)" up

@@ -533,6 +533,7 @@ impl Case {
                 header: self.card.bytes.borrow()[..64].to_vec(),
                 terms: terms.clone(),
                 physical: None,
+                inode: None,
             }],
             modes: vec![Mode::Line],
         }

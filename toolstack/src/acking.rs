@@ -327,7 +327,7 @@ pub fn switch(store: &mut Store, sysfs: &Sysfs, bdf: Bdf, acking: bool) -> Resul
 }
 
 /// Ends dom0's answering for a device that leaves its guest; xen-pciback resets it. Does nothing if there is none.
-pub fn stop(host: &mut Host, bdf: Bdf) -> Result<(), AckError> {
+pub fn stop<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     let hop = Hop::of(bdf);
     if !hop.exists(&mut host.store)? {
         return Ok(());
@@ -346,6 +346,11 @@ pub fn stop(host: &mut Host, bdf: Bdf) -> Result<(), AckError> {
         what: "it keeps its handler",
     })?;
     Ok(hop.remove(&mut host.store)?)
+}
+
+/// Forgets that dom0 answered for a device that xen-pciback does not hold any more: its handler went with that.
+pub fn forget(store: &mut Store, bdf: Bdf) -> Result<(), StoreError> {
+    Hop::of(bdf).remove(store)
 }
 
 #[cfg(test)]

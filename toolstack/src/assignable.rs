@@ -3,7 +3,7 @@
 //! libxl takes a device for free if xen-pciback holds it and it has no such node. It then resets the device, whoever has
 //! it, and gives another guest its address ranges, before Xen refuses the assignment (`xl pci-attach`, `pci = […]`,
 //! libvirt). So a device has the node from the transaction that records its attachment to the one that ends the record;
-//! one in quarantine has it too. A second node beside it tells whose it is, and libxl does not look at that.
+//! one in quarantine has it too, and one that a guest may still have mapped. A second node beside it tells whose it is, and libxl does not look at that.
 //!
 //! libxl removes `domid` whenever it fails to add a device, also where it refused because of that very node. The service
 //! watches [`DEVICES`] and writes what is missing again ([`renew`]); until it has, libxl would take the device for free.
@@ -35,6 +35,11 @@ pub enum Holder {
     },
     /// Nobody may have it.
     Quarantine,
+    /// No other guest may have it than this one, which had it and may still have it mapped.
+    Mapped {
+        /// The guest.
+        guest: DomId,
+    },
 }
 
 const QUARANTINE: &str = "quarantine";
@@ -44,6 +49,7 @@ impl fmt::Display for Holder {
         match self {
             Self::Guest { guest, stub } => write!(f, "guest {guest} stub {stub}"),
             Self::Quarantine => f.write_str(QUARANTINE),
+            Self::Mapped { guest } => write!(f, "mapped {guest}"),
         }
     }
 }
@@ -59,6 +65,9 @@ impl FromStr for Holder {
                 stub: stub.parse().map_err(drop)?,
             }),
             [QUARANTINE] => Ok(Self::Quarantine),
+            ["mapped", guest] => Ok(Self::Mapped {
+                guest: guest.parse().map_err(drop)?,
+            }),
             _ => Err(()),
         }
     }
@@ -68,7 +77,7 @@ impl Holder {
     /// What libxl reads. It only looks whether there is anything; a device in quarantine is dom0's.
     fn domid(self) -> DomId {
         match self {
-            Self::Guest { guest, .. } => guest,
+            Self::Guest { guest, .. } | Self::Mapped { guest } => guest,
             Self::Quarantine => 0,
         }
     }
@@ -78,6 +87,7 @@ impl Holder {
         let path = match self {
             Self::Guest { stub, .. } => record::mode_path(stub, bdf),
             Self::Quarantine => record::quarantine_path(bdf),
+            Self::Mapped { .. } => record::mapped_path(bdf),
         };
         Ok(store.read_optional(&path)?.is_some())
     }
@@ -111,13 +121,16 @@ pub fn claim<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<(), Er
     store.write(&path(bdf, DOMID), &holder.domid().to_string())
 }
 
-/// Tells libxl that a device is free, unless it is in quarantine. What libxl has noted itself stays.
+/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has noted itself stays.
 pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::TransportError>> {
     if store.read_optional(&path(bdf, HOLDER))?.is_none() {
         return Ok(());
     }
     if Holder::Quarantine.is_recorded(store, bdf)? {
         return claim(store, bdf, Holder::Quarantine);
+    }
+    if let Some(guest) = record::mapping_guest(store, bdf)? {
+        return claim(store, bdf, Holder::Mapped { guest });
     }
     for key in [HOLDER, DOMID] {
         store.remove(&path(bdf, key))?;
@@ -144,7 +157,9 @@ pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, 
         .collect();
     let quarantined = record::quarantined(store)?;
     let quarantined = quarantined.into_iter().map(|(bdf, _)| (bdf, Holder::Quarantine));
-    for (bdf, holder) in quarantined {
+    let mapped = record::mapped(store)?.into_iter();
+    let mapped = mapped.map(|(bdf, guest)| (bdf, Holder::Mapped { guest: guest.domid }));
+    for (bdf, holder) in quarantined.chain(mapped) {
         // One that is taken back at this moment is still its guest's.
         if expected.iter().all(|&(other, _)| other != bdf) {
             expected.push((bdf, holder));
@@ -187,7 +202,7 @@ pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, 
 mod tests {
     use super::*;
     use crate::record::tests::{attachment, device};
-    use crate::store::tests::dom0;
+    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     const FIVE: &str = "/libxl/pci/0000-00-05-0";
@@ -327,6 +342,42 @@ mod tests {
         assert_eq!(renew(&mut store, &[]).unwrap(), [five]);
         assert_eq!(notes(&mut store), quarantined);
         record::lift_quarantine(&mut store, five).unwrap();
+        assert_eq!(notes(&mut store), [""; 0]);
+    }
+
+    #[test]
+    fn a_device_that_a_guest_may_still_have_mapped_is_in_use_for_libxl_until_that_has_ended() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let attachment = attachment();
+        attachment.write(&mut store).unwrap();
+        let bdf = attachment.devices[0].bdf;
+        record::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        assert_eq!(holder(&mut store, bdf).unwrap(), Some(attachment.holder()));
+        attachment.remove(&mut store).unwrap();
+        let mapped = Holder::Mapped { guest: 3 };
+        assert_eq!(holder(&mut store, bdf).unwrap(), Some(mapped));
+        assert_eq!(store.read(&format!("{FIVE}/domid")).unwrap(), "3");
+        assert_eq!(mapped.to_string().parse(), Ok(mapped));
+        // As libxl does when it refuses the device.
+        store.remove(&format!("{FIVE}/domid")).unwrap();
+        assert_eq!(renew(&mut store, &[]).unwrap(), [bdf]);
+        assert_eq!(store.read(&format!("{FIVE}/domid")).unwrap(), "3");
+
+        record::quarantine(&mut store, bdf, "it is mute").unwrap();
+        record::forget_mapped(&mut store, bdf).unwrap();
+        assert_eq!(holder(&mut store, bdf).unwrap(), Some(Holder::Quarantine));
+        record::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        record::lift_quarantine(&mut store, bdf).unwrap();
+        assert_eq!(holder(&mut store, bdf).unwrap(), Some(mapped));
+        record::forget_mapped(&mut store, bdf).unwrap();
+        assert_eq!(notes(&mut store), [""; 0]);
+
+        record::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        renew(&mut store, &[]).unwrap();
+        daemon.release(3);
+        record::forget_dead_mappings(&mut store).unwrap();
         assert_eq!(notes(&mut store), [""; 0]);
     }
 

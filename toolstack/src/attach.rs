@@ -6,7 +6,7 @@ use crate::failed;
 use crate::host::Host;
 use crate::idle_intx::{self, IdleIntxError};
 use crate::nodes::Hop;
-use crate::record::{Attachment, Device, RecordError};
+use crate::record::{Attachment, Device, RecordError, forget_mapped};
 use crate::resources::{Resource, resources};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Hypervisor};
@@ -59,6 +59,7 @@ pub enum AttachError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS) => ": its policy (XSM FLASK) forbids that; `xl dmesg` shows what it refused",
         Some(Errno::OPNOTSUPP) => ": was the guest created with passthrough=\"enabled\"?",
         Some(Errno::BUSY) => {
             ": another domain has it, or it is masked by an earlier user; `xl pci-assignable-list`"
@@ -67,7 +68,8 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Gives the devices of the attachment to its guest and makes both hops known.
+/// Gives the devices of the attachment to its guest and makes both hops known. A guest that had one of them before, and
+/// may still have it mapped, is this one, or is dead or trusted.
 ///
 /// The record is written first, so whatever fails afterwards, [`crate::release`] takes it all back;
 /// the caller has that done.
@@ -75,6 +77,7 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
     attachment.write(&mut host.store)?;
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
+        forget_mapped(&mut host.store, device.bdf)?;
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
     prepare_lines(host, &attachment.devices)?;
@@ -96,6 +99,7 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
 pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
     for device in new {
+        forget_mapped(&mut host.store, device.bdf)?;
         give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
     prepare_lines(host, new)

@@ -17,6 +17,8 @@ pub struct Capabilities {
     pub msix: Option<u16>,
     /// Advanced error reporting (extended, id 0x0001).
     pub aer: Option<u16>,
+    /// Access control services (extended, id 0x000d).
+    pub acs: Option<u16>,
     /// PCI Express has the registers of its version 2.
     pub express_2: bool,
     /// The registers of every instance of MSI and MSI-X.
@@ -46,7 +48,7 @@ const KEPT_EXTENDED: [(u16, u16); 13] = [
     (0x0015, 0x34),
     (0x0024, 0x34),
     // Who may speak with whom, and in whose name.
-    (0x000d, 8),
+    (ACS, 8),
     (0x000e, 8),
     // What the IOMMU translates: ATS, page requests, PASID.
     (0x000f, 8),
@@ -58,6 +60,7 @@ const KEPT_EXTENDED: [(u16, u16); 13] = [
     (0x001d, 0x30),
 ];
 const AER: u16 = 0x0001;
+const ACS: u16 = 0x000d;
 
 const MSI_64_BIT: u8 = 1 << 7;
 const MSI_MASKING: u8 = 1 << 0;
@@ -140,8 +143,10 @@ impl Capabilities {
             let start = at as u16;
             let kept = KEPT_EXTENDED.iter().find(|&&(id, _)| id == header as u16);
             if let Some(&(id, bytes)) = kept {
-                if id == AER {
-                    self.aer.get_or_insert(start);
+                match id {
+                    AER => _ = self.aer.get_or_insert(start),
+                    ACS => _ = self.acs.get_or_insert(start),
+                    _ => {}
                 }
                 let range = start..start + bytes;
                 if self.kept.contains(&range) {

@@ -3,6 +3,7 @@
 //! Intel Virtualization Technology for Directed I/O, sections 8.1, 8.3.1 and 8.4. Xen hides the table from dom0 by
 //! spelling its signature backwards, so Linux shows it as `RMAD`.
 
+use crate::bytes::{u16_at, u64_at};
 use crate::sysfs::Sysfs;
 use std::fs;
 use std::ops::RangeInclusive;
@@ -121,14 +122,6 @@ fn parse_rmrr(structure: &[u8]) -> Option<Reserved> {
         segment: u16_at(structure, 6)?,
         devices,
     })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 #[cfg(test)]

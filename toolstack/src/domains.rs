@@ -129,7 +129,7 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
 }
 
 /// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.
-pub fn destroy(host: &mut Host, domain: &Domain) -> Result<(), DestroyError> {
+pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyError> {
     if !is_alive(&mut host.store, domain)? {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::names;
 use crate::record::{self, Taken};
 use crate::say::say;
-use crate::seize::{Before, make_ready, release as give_away, seize as take};
+use crate::seize::{Back, Before, make_ready, release as give_away, seize as take};
 use crate::sysfs::PCIBACK;
 use crate::xl;
 use anyhow::{Result, anyhow, bail, ensure};
@@ -89,15 +89,16 @@ fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
     Ok(format!("took {bdf} from {from}; {reset}; held for guests"))
 }
 
-/// Gives devices that no guest has back to dom0's drivers. One in quarantine has to pass its reset first.
-pub fn release(devices: &[Name]) -> Result<()> {
+/// Gives devices that no guest has back to dom0's drivers. One in quarantine has to pass its reset first, and one that a
+/// guest may still have mapped stays until that has ended, unless the guest is `trusted`.
+pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let mut problems = Vec::new();
     for name in devices {
         let released = names::resolve(name, &host.sysfs)
             .map_err(anyhow::Error::from)
-            .and_then(|bdf| release_one(&mut host, bdf));
+            .and_then(|bdf| release_one(&mut host, bdf, trusted));
         match released {
             Ok(line) => say!("{line}"),
             Err(error) => problems.push(format!("{error:#}")),
@@ -107,7 +108,7 @@ pub fn release(devices: &[Name]) -> Result<()> {
     Ok(())
 }
 
-fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
+fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
     let claims = Claims::read(&mut host.store)?;
     if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
         bail!("{bdf} is in use {}: {}", claim.by, claim.next);
@@ -127,6 +128,15 @@ fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
         record::lift_quarantine(&mut host.store, bdf)?;
         return Ok(format!("{bdf} is in quarantine no more: dom0 has it, {driver}"));
     }
+    if let Some((_, guest)) = claims.mapped.iter().find(|(mapped, _)| *mapped == bdf) {
+        ensure!(
+            trusted,
+            "guest {0}, which had {bdf} until it was detached, runs and may still have its memory mapped: end the guest \
+             first, or trust it to leave the device alone (`bulkhead release --trusted-guest {bdf}`)",
+            guest.name
+        );
+    }
+    record::forget_mapped(&mut host.store, bdf)?;
     if let Some(reason) = quarantine {
         make_ready(host, bdf).map_err(|error| {
             anyhow!(
@@ -137,7 +147,7 @@ fn release_one(host: &mut Host, bdf: Bdf) -> Result<String> {
         say!("{bdf} answers again, and is in quarantine no more");
     }
     Ok(match give_away(host, bdf)? {
-        Some(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
-        None => format!("gave {bdf} back to dom0, where no driver takes it"),
+        Back::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
+        _ => format!("gave {bdf} back to dom0, where no driver takes it"),
     })
 }

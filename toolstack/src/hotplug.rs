@@ -32,7 +32,8 @@ pub fn grow(
     interrupt: &Interrupt,
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
-    let checked = prepare::check(host, wanted, choices, &already, attachment.slots)?;
+    let guest = Some(&attachment.guest);
+    let checked = prepare::check(host, wanted, choices, guest, &already, attachment.slots)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
     settle(host, attachment, patience, interrupt)?;
@@ -85,7 +86,13 @@ fn add(
 }
 
 /// Takes some of a guest's devices back, orderly: its drivers let go first. On failure it keeps them.
-pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
+pub fn shrink(
+    host: &mut Host,
+    attachment: &Attachment,
+    bdfs: &[Bdf],
+    trusted: bool,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let leaving = |bdf: &Bdf| bdfs.contains(bdf);
     let (leave, stay): (Vec<_>, Vec<_>) = attachment
         .devices
@@ -103,7 +110,7 @@ pub fn shrink(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt:
         say!("guest {} has let go of {bdf}", attachment.guest.name);
     }
     let released = take_back_once(host, attachment, bdfs)?;
-    hand_back(host, bdfs, released)
+    hand_back(host, bdfs, released, trusted)
 }
 
 /// Takes devices back whose coming was interrupted somewhere.

@@ -12,10 +12,10 @@ use crate::mode::Mode;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{Progress, awaits_guest, is_exported, progress};
-use crate::record::{Attachment, Domain};
+use crate::record::{self, Attachment, Domain};
 use crate::release::{Released, release};
 use crate::say::{note, say};
-use crate::seize::give_back;
+use crate::seize::{Back, give_back};
 use crate::select::{SelectError, of_device, select};
 use crate::undo::{Step, Undo, unique};
 use crate::unfinished::{self, Unfinished};
@@ -112,7 +112,14 @@ pub fn run(request: &Run) -> Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = prepare::check(&mut host, &request.devices, &request.choices, &[], request.slots)?;
+    let checked = prepare::check(
+        &mut host,
+        &request.devices,
+        &request.choices,
+        None,
+        &[],
+        request.slots,
+    )?;
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
@@ -328,7 +335,7 @@ fn attach_first(
     let stub = find_stub(host, &guest, request, attachments)?;
     check_no_frontend(host, &guest)?;
     let slots = request.slots.unwrap_or_default();
-    let checked = prepare::check(host, &request.devices, &request.choices, &[], slots)?;
+    let checked = prepare::check(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
@@ -540,17 +547,24 @@ fn wait_for_guest(
 }
 
 /// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
-/// devices, or some of its devices.
-pub fn detach(who: &[String]) -> Result<()> {
+/// devices, or some of its devices. If the guest is `trusted` to leave alone what it may still have mapped, they go back
+/// to dom0's drivers; else they stay held.
+pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
     let interrupt = Interrupt::catch()?;
     let attachments = attachments(&mut host)?;
     let selected = select(&mut host.store, &host.sysfs, &attachments, who)?;
     if selected.is_all() {
-        detach_all(&mut host, selected.attachment, &interrupt)
+        detach_all(&mut host, selected.attachment, trusted, &interrupt)
     } else {
-        hotplug::shrink(&mut host, selected.attachment, &selected.bdfs, &interrupt)
+        hotplug::shrink(
+            &mut host,
+            selected.attachment,
+            &selected.bdfs,
+            trusted,
+            &interrupt,
+        )
     }
 }
 
@@ -562,7 +576,7 @@ fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
 }
 
 /// Ends the connection.
-fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {
+fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt: &Interrupt) -> Result<()> {
     let guest = &attachment.guest;
     ensure!(
         is_alive(&mut host.store, &attachment.stub)?,
@@ -594,7 +608,9 @@ fn detach_all(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -
     });
     let_go?;
     say!("guest {} has let go", guest.name);
-    finish(host, attachment)
+    let released = release_once(host, attachment)?;
+    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    hand_back(host, &bdfs, released, trusted)
 }
 
 /// Ends a guest and its stub, and gives its devices back to dom0.
@@ -606,6 +622,12 @@ pub fn destroy(who: &str) -> Result<()> {
         Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
+    // What it has now, and what it had and may still have mapped.
+    let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    let mapped = record::mapped(&mut host.store)?.into_iter();
+    let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
+    let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
+    bdfs.extend(mapped);
     domains::destroy(&mut host, &attachment.guest)?;
     say!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
@@ -618,7 +640,8 @@ pub fn destroy(who: &str) -> Result<()> {
         );
         thread::sleep(POLL);
     }
-    finish(&mut host, attachment)
+    let released = release_once(&mut host, attachment)?;
+    hand_back(&mut host, &bdfs, released, false)
 }
 
 /// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there
@@ -641,21 +664,19 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
     Ok(!left.is_empty())
 }
 
-/// Releases the attachment and gives its devices back to dom0.
-fn finish(host: &mut Host, attachment: &Attachment) -> Result<()> {
-    let released = release_once(host, attachment)?;
-    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    hand_back(host, &bdfs, released)
-}
-
-/// Gives devices that were released back to dom0, but for those in quarantine.
-pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released) -> Result<()> {
+/// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
+/// mapped that is not `trusted`.
+pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
+        if trusted {
+            record::forget_mapped(&mut host.store, bdf)?;
+        }
         match give_back(host, bdf) {
-            Ok(Some(driver)) => say!("gave {bdf} back to {driver}"),
-            Ok(None) => {}
+            Ok(Back::Driver(driver)) => say!("gave {bdf} back to {driver}"),
+            Ok(Back::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
+            Ok(Back::Undriven | Back::Stays) => {}
             Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
         }
     }
@@ -665,6 +686,15 @@ pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released) -> Re
         problems.join("\n")
     );
     Ok(())
+}
+
+/// Why a device stays held that a guest had which lives on.
+pub(crate) fn stays_held(bdf: Bdf, guest: &Domain) -> String {
+    format!(
+        "{bdf} stays held: guest {} runs and may still have its memory mapped. `bulkhead release {bdf}` gives it to dom0 \
+         when the guest has ended, with --trusted-guest at once",
+        guest.name
+    )
 }
 
 /// Has the attachment released, unless that has happened.

@@ -83,6 +83,10 @@ enum Command {
         /// The guest, by name or number, or some of its devices.
         #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
         who: Vec<String>,
+        /// Trust the guest to leave alone what it may still have mapped, and give the devices back to dom0's drivers.
+        /// Without this they stay held, for that guest alone, until it has ended.
+        #[arg(long)]
+        trusted_guest: bool,
     },
     /// End a guest and its stub, reset its devices and give them back to dom0.
     Destroy {
@@ -124,6 +128,9 @@ enum Command {
         /// A device.
         #[arg(value_name = "NAME", required = true, num_args = 1..)]
         devices: Vec<Name>,
+        /// Trust the guest that had the devices, and runs, to leave alone what it may still have mapped.
+        #[arg(long)]
+        trusted_guest: bool,
     },
     /// Switch whether dom0 answers for a guest's device on a line that dom0's drivers use too; `status` shows it.
     Irq {
@@ -300,7 +307,7 @@ fn execute(command: Command) -> Result<ExitCode> {
                 wait: Duration::from_secs(wait),
             })
         }
-        Command::Detach { who } => launch::detach(&who),
+        Command::Detach { who, trusted_guest } => launch::detach(&who, trusted_guest),
         Command::Destroy { who } => launch::destroy(&who),
         Command::Check {
             devices,
@@ -327,7 +334,10 @@ fn execute(command: Command) -> Result<ExitCode> {
             marked: true, policy, ..
         } => hold::seize_marked(policy.as_deref()),
         Command::Seize { devices, .. } => hold::seize(&devices),
-        Command::Release { devices } => hold::release(&devices),
+        Command::Release {
+            devices,
+            trusted_guest,
+        } => hold::release(&devices, trusted_guest),
         Command::Irq { device, ack } => launch::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Launcher => {

@@ -22,14 +22,31 @@ fn file(directory: &Path, bdf: Bdf) -> PathBuf {
     directory.join(format!("{bdf}.config"))
 }
 
+/// The directory of the files. Each test has its own.
+fn home() -> PathBuf {
+    #[cfg(test)]
+    if let Some(home) = tests::HOME.with(|home| home.borrow().clone()) {
+        return home;
+    }
+    RUN.into()
+}
+
 /// Keeps the configuration space of a device whose guest may write more than the usual.
 pub fn keep(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Result<()> {
-    keep_in(Path::new(RUN), bdf, terms, sysfs)
+    keep_in(&home(), bdf, terms, sysfs)
 }
 
 /// Puts back what has changed since in the registers that the guest could write.
 pub fn put_back(device: &Device, sysfs: &Sysfs) -> io::Result<()> {
-    put_back_from(Path::new(RUN), device, sysfs)
+    put_back_from(&home(), device, sysfs)
+}
+
+/// Forgets what was kept: the device is in other hands, and nothing is put back.
+pub fn forget(bdf: Bdf) -> io::Result<()> {
+    match fs::remove_file(file(&home(), bdf)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 fn keep_in(directory: &Path, bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Result<()> {
@@ -109,13 +126,17 @@ fn value(config: &[u8], offset: u16, width: u8) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::capabilities::tests::space;
     use crate::record::tests::device;
     use crate::sysfs::tests::Tree;
 
     const BDF: &str = "0000:00:05.0";
+
+    thread_local! {
+        pub static HOME: std::cell::RefCell<Option<PathBuf>> = const { std::cell::RefCell::new(None) };
+    }
 
     /// What is written back after a guest with these terms has changed all that it could, and more.
     fn put_back(permissive: bool, quirks: &str, changes: &[(usize, u8)]) -> (Vec<usize>, Tree) {

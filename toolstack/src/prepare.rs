@@ -5,7 +5,7 @@ use crate::control;
 use crate::host::Host;
 use crate::originals;
 use crate::policy::{self, Choices, Decided};
-use crate::record::{Device, Taken};
+use crate::record::{Device, Domain, Taken};
 use crate::say::{note, say};
 use crate::seize::{Before, make_ready, seize};
 use crate::terms::Terms;
@@ -27,11 +27,13 @@ pub struct Checked {
     around: Surroundings,
 }
 
-/// Checks devices for a guest that has the devices `already`, and addresses all in this way.
+/// Checks devices for a guest that has the devices `already`, and addresses all in this way. `guest` is absent if it is
+/// still to be made.
 pub fn check(
     host: &mut Host,
     wanted: &[Wanted],
     choices: &Choices,
+    guest: Option<&Domain>,
     already: &[Bdf],
     slots: SlotMode,
 ) -> Result<Checked> {
@@ -40,7 +42,11 @@ pub fn check(
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     let info = xl::info()?;
     checks::check_host(&info)?;
-    let around = Surroundings::read(host, &bdfs, &info)?;
+    checks::host_notes(&info).iter().for_each(|text| note!("{text}"));
+    let mut around = Surroundings::read(host, &bdfs, &info)?;
+    if let Some(guest) = guest {
+        around.claims.forgive(guest.domid);
+    }
     let mut refusals = checks::check_devices(&bdfs, already, slots, &around);
     let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
     refusals.extend(checks::check_quirks(&wanted, &host.sysfs));

@@ -5,6 +5,7 @@
 //! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
 
 use crate::assignable::{self, Holder};
+use crate::domains::is_alive;
 use crate::inject::{self, Point};
 use crate::mode::{Change, Mode, Note};
 use crate::store::{Store, StoreError};
@@ -28,6 +29,8 @@ const KEEPSAKE: &str = "keepsake";
 const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
 /// Directory of the functions without a driver whose INTx was disabled (`crate::idle_intx`): by [`node_name`].
 const INTX_DISABLED: &str = "/local/domain/0/bulkhead/intx-disabled";
+/// Directory of the devices that were taken from a guest that lived on: by [`node_name`], with the guest.
+const MAPPED: &str = "/local/domain/0/bulkhead/mapped";
 
 /// A domain, told apart from a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +70,9 @@ pub struct Device {
     /// The physical function of a virtual one (SR-IOV), which stays in dom0.
     #[serde(default, with = "optional_text")]
     pub physical: Option<Bdf>,
+    /// The inode of its directory in sysfs: another one means that dom0 has removed it and found it again.
+    #[serde(default)]
+    pub inode: Option<u64>,
 }
 
 /// A guest, its stub, and the devices between them.
@@ -511,6 +517,77 @@ fn intx_disabled_path(bdf: Bdf) -> String {
     format!("{INTX_DISABLED}/{}", node_name(bdf))
 }
 
+/// Remembers that a device was taken from a guest that lives on. Xen forbids the guest to map the device's memory from
+/// then on, but leaves the mappings that it has.
+pub fn note_mapped(store: &mut Store, bdf: Bdf, guest: &Domain) -> Result<(), RecordError> {
+    make_root(store)?;
+    Ok(store.write(&mapped_path(bdf), &json(guest))?)
+}
+
+/// The devices that a guest which lives may still have mapped, each with that guest.
+pub fn mapped(store: &mut Store) -> Result<Vec<(Bdf, Domain)>, RecordError> {
+    let mut devices = Vec::new();
+    for bdf in children(store, MAPPED)?.iter().filter_map(|name| bdf_of(name)) {
+        devices.extend(mapped_by(store, bdf)?.map(|guest| (bdf, guest)));
+    }
+    Ok(devices)
+}
+
+/// The guest that lives and may still have a device mapped, if there is one.
+pub fn mapped_by(store: &mut Store, bdf: Bdf) -> Result<Option<Domain>, RecordError> {
+    let path = mapped_path(bdf);
+    let Some(text) = store.read_optional(&path)? else {
+        return Ok(None);
+    };
+    match serde_json::from_str(&text) {
+        Ok(guest) => Ok(is_alive(store, &guest)?.then_some(guest)),
+        // Whoever that was, it may live.
+        Err(_) => Ok(Some(Domain {
+            domid: DomId::MAX,
+            name: format!("of the damaged note {path}"),
+            uuid: String::new(),
+        })),
+    }
+}
+
+/// The guest that may have a device mapped, if it lives: its number.
+pub(crate) fn mapping_guest<S: Nodes>(
+    store: &mut S,
+    bdf: Bdf,
+) -> Result<Option<DomId>, NodeError<S::TransportError>> {
+    let text = store.read_optional(&mapped_path(bdf))?;
+    // One that cannot be read may be anybody's, and is dom0's for libxl.
+    Ok(text.map(|text| serde_json::from_str(&text).map_or(0, |guest: Domain| guest.domid)))
+}
+
+/// Forgets that a guest may have a device mapped: the guest is dead, or trusted.
+pub fn forget_mapped(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+    store.transaction(|store| {
+        if store.read_optional(&mapped_path(bdf))?.is_some() {
+            store.remove(&mapped_path(bdf))?;
+        }
+        match assignable::holder(store, bdf)? {
+            Some(Holder::Mapped { .. } | Holder::Quarantine) => assignable::unclaim(store, bdf),
+            _ => Ok(()),
+        }
+    })?;
+    Ok(())
+}
+
+/// Forgets what guests had mapped that have ended.
+pub fn forget_dead_mappings(store: &mut Store) -> Result<(), RecordError> {
+    for bdf in children(store, MAPPED)?.iter().filter_map(|name| bdf_of(name)) {
+        if mapped_by(store, bdf)?.is_none() {
+            forget_mapped(store, bdf)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn mapped_path(bdf: Bdf) -> String {
+    format!("{MAPPED}/{}", node_name(bdf))
+}
+
 /// A device's address as the name of a node, which holds no colons and dots: `SSSS-BB-DD-F`, as libxl
 /// writes it too.
 pub fn node_name(bdf: Bdf) -> String {
@@ -640,7 +717,7 @@ mod hex {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::store::tests::{connect, dom0};
+    use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 
     pub fn domain(domid: DomId, name: &str) -> Domain {
@@ -662,6 +739,7 @@ pub(crate) mod tests {
             header: (0..64).collect(),
             terms: Terms::default(),
             physical: None,
+            inode: None,
         }
     }
 
@@ -765,7 +843,10 @@ pub(crate) mod tests {
         let usual = json(&device);
         device.terms = crate::terms::tests::unusual();
         assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
-        let terms = format!(",\"terms\":{},\"physical\":null", json(&Terms::default()));
+        let terms = format!(
+            ",\"terms\":{},\"physical\":null,\"inode\":null",
+            json(&Terms::default())
+        );
         let old = usual.replace(&terms, "");
         assert_ne!(old, usual);
         device.terms = Terms::default();
@@ -883,6 +964,32 @@ pub(crate) mod tests {
         assert!(!is_taken_by(&mut store, bdf, "second").unwrap());
         note_taken(&mut store, Taken::ToKeep, bdf, "e1000e", "first").unwrap();
         assert!(!is_taken_by(&mut store, bdf, "first").unwrap(), "not for a guest");
+    }
+
+    #[test]
+    fn a_device_may_be_mapped_by_the_guest_that_had_it_until_that_has_ended() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
+        assert_eq!(mapped(&mut store).unwrap(), []);
+        for bdf in [five, six] {
+            note_mapped(&mut store, bdf, &domain(3, "web")).unwrap();
+        }
+        forget_mapped(&mut store, six).unwrap();
+        forget_mapped(&mut store, six).expect("once more does no harm");
+        forget_dead_mappings(&mut store).unwrap();
+        assert_eq!(mapped(&mut store).unwrap(), [(five, domain(3, "web"))]);
+        // Another guest that got the number.
+        let vm = "/vm/00000000-0000-0000-0000-000000000099";
+        store.write("/local/domain/3/vm", vm).unwrap();
+        assert_eq!(mapped_by(&mut store, five).unwrap(), None);
+        assert_eq!(mapped(&mut store).unwrap(), []);
+        forget_dead_mappings(&mut store).unwrap();
+        assert_eq!(children(&mut store, MAPPED).unwrap(), [""; 0]);
+        store.write(&mapped_path(five), "nonsense").unwrap();
+        let guest = mapped_by(&mut store, five).unwrap().expect("in doubt it lives");
+        assert!(guest.name.contains("mapped/0000-00-05-0"), "{guest:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use crate::config::{quieten, register};
 use crate::host::Host;
-use crate::record::{self, RecordError, Taken};
+use crate::record::{self, Domain, RecordError, Taken};
 use crate::reset::{self, Method};
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xl::{self, XlError};
@@ -99,6 +99,19 @@ pub enum Before {
     Idle,
 }
 
+/// Where a device is after it was to be given back to dom0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// With this driver of dom0's.
+    Driver(String),
+    /// In dom0, without a driver.
+    Undriven,
+    /// Where it was: it was held before, or is in quarantine, or dom0 has it already.
+    Stays,
+    /// Held, for this guest lives and may still have the device's memory mapped.
+    MappedBy(Domain),
+}
+
 /// Makes xen-pciback hold the device. `by` tells the command that does it from others.
 pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before, SeizeError> {
     load_pciback(host)?;
@@ -146,7 +159,7 @@ fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
 
 /// Resets a device that xen-pciback holds, so that whoever comes next finds nothing of whoever was before. One that
 /// does not come back from that goes into quarantine. Returns the way taken; `None` if there is none.
-pub fn make_ready(host: &mut Host, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
+pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
     let now = host.sysfs.config_bytes(bdf).and_then(|config| {
         let header: Vec<u8> = config.into_iter().take(register::HEADER_LENGTH).collect();
         Ok((host.sysfs.ids(bdf)?, header))
@@ -167,19 +180,24 @@ pub fn make_ready(host: &mut Host, bdf: Bdf) -> Result<Option<Method>, SeizeErro
     }
 }
 
-/// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, or
-/// that is in quarantine, stays held. Returns the driver, if there is one.
-pub fn give_back(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
-    let quarantined = record::quarantine_reason(&mut host.store, bdf)?.is_some();
-    match record::taken_from(&mut host.store, Taken::ForGuest, bdf)? {
-        Some(driver) if !quarantined => hand_to(host, bdf, Taken::ForGuest, driver),
-        _ => Ok(None),
+/// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, that
+/// is in quarantine, or that a guest may still have mapped, stays held.
+pub fn give_back<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Back, SeizeError> {
+    if record::quarantine_reason(&mut host.store, bdf)?.is_some() {
+        return Ok(Back::Stays);
+    }
+    let Some(driver) = record::taken_from(&mut host.store, Taken::ForGuest, bdf)? else {
+        return Ok(Back::Stays);
+    };
+    match record::mapped_by(&mut host.store, bdf)? {
+        Some(guest) => Ok(Back::MappedBy(guest)),
+        None => hand_to(host, bdf, Taken::ForGuest, driver),
     }
 }
 
 /// Gives a device back to dom0 whoever it is held for: to the driver that it was taken from, or to the one that takes
-/// it. Returns the driver, if there is one.
-pub fn release(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> {
+/// it.
+pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
     for taken in [Taken::ToKeep, Taken::ForGuest] {
         if let Some(driver) = record::taken_from(&mut host.store, taken, bdf)? {
             return hand_to(host, bdf, taken, driver);
@@ -192,23 +210,28 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Option<String>, SeizeError> 
     host.sysfs
         .probe(bdf)
         .map_err(|source| SeizeError::Probe { bdf, source })?;
-    Ok(host.sysfs.driver(bdf))
+    Ok(host.sysfs.driver(bdf).map_or(Back::Undriven, Back::Driver))
 }
 
-fn hand_to(host: &mut Host, bdf: Bdf, taken: Taken, driver: String) -> Result<Option<String>, SeizeError> {
-    if !host.sysfs.exists(bdf) {
-        // Dom0 has removed it: only the note is left to go.
+fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Result<Back, SeizeError> {
+    if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
+        // Dom0 has removed it, and perhaps found it again: only the note is left to go.
         record::forget_taken(&mut host.store, taken, bdf)?;
-        return Ok(None);
+        return Ok(Back::Stays);
     }
     let driver = Some(driver).filter(|driver| !driver.is_empty());
-    xl::assignable_remove(bdf, driver.is_some()).map_err(|source| SeizeError::Remove { bdf, source })?;
+    let removed = xl::assignable_remove(bdf, driver.is_some()).or_else(|error| {
+        // Xen may count it as dom0's, which has removed it and found it again: first it is made to be held wholly.
+        xl::assignable_add(bdf).map_err(|_| error)?;
+        xl::assignable_remove(bdf, driver.is_some())
+    });
+    removed.map_err(|source| SeizeError::Remove { bdf, source })?;
     if driver.is_none() {
         // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
         quieten_idle(&host.sysfs, bdf)?;
     }
     record::forget_taken(&mut host.store, taken, bdf)?;
-    Ok(driver)
+    Ok(driver.map_or(Back::Undriven, Back::Driver))
 }
 
 fn load_pciback(host: &Host) -> Result<(), SeizeError> {
@@ -232,7 +255,50 @@ fn load_pciback(host: &Host) -> Result<(), SeizeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Runner;
+    use crate::record::tests::domain;
+    use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
+    use crate::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_device_in_doubt_or_in_other_hands_is_not_given_back() {
+        let (tree, daemon) = (Tree::new(), Xenstored::new());
+        introduce(&daemon, 3, "web");
+        let name = "0000:00:07.0";
+        let bdf = name.parse().unwrap();
+        tree.add(name, &[]);
+        tree.bind(name, PCIBACK);
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Noting(Vec::new()),
+        };
+        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "held before");
+        record::note_taken(&mut host.store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+        record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        assert_eq!(
+            give_back(&mut host, bdf).unwrap(),
+            Back::MappedBy(domain(3, "web"))
+        );
+        record::quarantine(&mut host.store, bdf, "it is mute").unwrap();
+        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "quarantine");
+        record::lift_quarantine(&mut host.store, bdf).unwrap();
+        record::forget_mapped(&mut host.store, bdf).unwrap();
+        let taken = |host: &mut Host<Xen>| record::taken_from(&mut host.store, Taken::ForGuest, bdf).unwrap();
+        assert!(taken(&mut host).is_some());
+
+        std::fs::remove_file(tree.device(name).join("driver")).unwrap();
+        tree.bind(name, "e1000e");
+        assert_eq!(
+            give_back(&mut host, bdf).unwrap(),
+            Back::Stays,
+            "another driver's"
+        );
+        assert_eq!(taken(&mut host), None);
+    }
 
     #[test]
     fn an_idle_device_loses_dma_and_line_and_nothing_else_changes() {

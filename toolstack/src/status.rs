@@ -30,6 +30,9 @@ pub struct Status {
     /// Devices that xen-pciback holds for guests to come.
     #[serde(default)]
     pub held: Vec<String>,
+    /// Devices that are held because a guest that had them, and lives, may still have them mapped.
+    #[serde(default)]
+    pub mapped: Vec<Mapped>,
     /// Devices that did not recover from their last guest.
     pub quarantined: Vec<Quarantined>,
     /// Guests that lost their devices, because their stub could not be brought back.
@@ -37,6 +40,15 @@ pub struct Status {
     pub failed: Vec<Failed>,
     /// What is wrong, such as a damaged record.
     pub problems: Vec<String>,
+}
+
+/// A device that a guest may still have mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// The device.
+    pub bdf: String,
+    /// The guest that had it.
+    pub guest: String,
 }
 
 /// The service.
@@ -298,6 +310,7 @@ mod tests {
                 remark: None,
             }],
             held: vec![],
+            mapped: vec![],
             quarantined: vec![],
             failed: vec![],
             problems: vec![],

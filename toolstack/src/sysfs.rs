@@ -3,6 +3,7 @@
 use crate::config::ConfigFile;
 use crate::inject::{self, Point};
 use crate::resources;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,9 @@ pub const PCIBACK: &str = "pciback";
 const PCIBACK_HANDLER: &str = "xen-pciback[";
 /// `IFF_UP` among the flags of a network interface (`include/uapi/linux/if.h`).
 const INTERFACE_UP: u32 = 1;
+
+/// The keys Q to P, Enter, A to L, and Z to M (`include/uapi/linux/input-event-codes.h`).
+const LETTERS: u64 = 0x3ff << 16 | 1 << 28 | 0x1ff << 30 | 0x7f << 44;
 
 /// A file of sysfs that could not be used.
 #[derive(Debug, Error)]
@@ -85,6 +89,12 @@ impl Sysfs {
     /// True if there is such a function.
     pub fn exists(&self, bdf: Bdf) -> bool {
         self.path(bdf, "").is_dir()
+    }
+
+    /// The inode of the function's directory. Linux gives another one to a function that it removes and finds again.
+    pub fn inode(&self, bdf: Bdf) -> Option<u64> {
+        let directory = fs::metadata(self.path(bdf, "")).ok()?;
+        Some(std::os::unix::fs::MetadataExt::ino(&directory))
     }
 
     /// What the function is. Linux knows that of a virtual function too, which does not answer it.
@@ -245,34 +255,140 @@ impl Sysfs {
         interfaces.collect()
     }
 
-    /// The disks and partitions of the function, each with the block devices made of it.
-    pub fn disks(&self, bdf: Bdf) -> Vec<(String, Vec<String>)> {
-        let disks = self.class_devices("block", bdf).into_iter().map(|(name, path)| {
-            let holders = fs::read_dir(path.join("holders")).into_iter().flatten().flatten();
-            let holders = holders.filter_map(|entry| entry.file_name().into_string().ok());
-            (name, holders.collect())
+    /// The disks and partitions of the function. A path to an NVMe namespace that several controllers may lead to is
+    /// none: the namespace itself is, which belongs to the subsystem of the function's controller.
+    pub fn disks(&self, bdf: Bdf) -> Vec<Block> {
+        let mut disks = self.class_devices("block", bdf);
+        let controllers = self.class_devices("nvme", bdf);
+        for subsystem in entries(&self.root.join("class/nvme-subsystem")) {
+            if controllers.iter().any(|(name, _)| subsystem.join(name).exists()) {
+                let subsystem = fs::canonicalize(&subsystem).unwrap_or(subsystem);
+                let belongs = |path: &Path| path.starts_with(&subsystem);
+                disks.extend(self.class_devices_where("block", belongs));
+            }
+        }
+        let hidden = |path: &Path| is_one(&path.join("hidden"));
+        disks.retain(|(_, path)| !hidden(path));
+        disks
+            .into_iter()
+            .map(|(name, path)| self.block_at(name, &path))
+            .collect()
+    }
+
+    /// A block device of any kind.
+    pub fn block(&self, name: &str) -> Option<Block> {
+        let path = fs::canonicalize(self.root.join("class/block").join(name)).ok()?;
+        Some(self.block_at(name.to_owned(), &path))
+    }
+
+    fn block_at(&self, name: String, path: &Path) -> Block {
+        let number = fs::read_to_string(path.join("dev")).unwrap_or_default();
+        let holders = entries(&path.join("holders"))
+            .into_iter()
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        let holders = holders.map(|name| {
+            let mapped = self.root.join("class/block").join(&name).join("dm/name");
+            let label = fs::read_to_string(mapped)
+                .ok()
+                .map(|label| label.trim().to_owned());
+            Holder { name, label }
         });
-        disks.collect()
+        Block {
+            number: device_number(&number),
+            holders: holders.collect(),
+            name,
+        }
+    }
+
+    /// The block devices of the btrfs file system that one belongs to; none if it belongs to none.
+    pub fn btrfs_members(&self, name: &str) -> Vec<String> {
+        for file_system in entries(&self.root.join("fs/btrfs")) {
+            let members = entries(&file_system.join("devices"));
+            let members = members
+                .iter()
+                .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+            let members: Vec<_> = members.collect();
+            if members.iter().any(|member| member == name) {
+                return members;
+            }
+        }
+        Vec::new()
+    }
+
+    /// The kind of file system, and its tag if that is known, that a virtio function brings from the machine below.
+    pub fn shared_directory(&self, bdf: Bdf) -> Option<(&'static str, Option<String>)> {
+        let devices = entries(&self.path(bdf, ""));
+        devices.into_iter().find_map(|device| {
+            let driver = fs::read_link(device.join("driver")).ok()?;
+            match driver.file_name()?.to_str()? {
+                "9pnet_virtio" => {
+                    let tag = fs::read_to_string(device.join("mount_tag")).ok();
+                    Some(("9p", tag.map(|tag| tag.trim_matches(['\0', '\n']).to_owned())))
+                }
+                "virtiofs" => Some(("virtiofs", None)),
+                _ => None,
+            }
+        })
+    }
+
+    /// True if the firmware showed its pictures by this function.
+    pub fn is_boot_display(&self, bdf: Bdf) -> bool {
+        is_one(&self.path(bdf, "boot_vga"))
+    }
+
+    /// The frame buffers of the function, such as `fb0`.
+    pub fn frame_buffers(&self, bdf: Bdf) -> Vec<String> {
+        let devices = self.class_devices("graphics", bdf).into_iter();
+        devices.map(|(name, _)| name).collect()
+    }
+
+    /// The driver of dom0's console on frame buffers, such as `vtcon1`, while it is bound.
+    pub fn frame_buffer_console(&self) -> Option<String> {
+        let console = entries(&self.root.join("class/vtconsole"))
+            .into_iter()
+            .find(|console| {
+                let name = fs::read_to_string(console.join("name")).unwrap_or_default();
+                name.contains("frame buffer") && is_one(&console.join("bind"))
+            })?;
+        Some(console.file_name()?.to_str()?.to_owned())
+    }
+
+    /// For each keyboard: the functions that lead to it.
+    pub fn keyboards(&self) -> Vec<Vec<Bdf>> {
+        let inputs = entries(&self.root.join("class/input"));
+        let keyboards = inputs.iter().filter_map(|input| {
+            let keys = fs::read_to_string(input.join("capabilities/key")).ok()?;
+            // The last word has the lowest keys.
+            let lowest = u64::from_str_radix(keys.split_whitespace().next_back()?, 16).ok()?;
+            (lowest & LETTERS == LETTERS).then(|| fs::canonicalize(input).ok())?
+        });
+        let above = |path: PathBuf| {
+            let parts = path
+                .components()
+                .filter_map(|part| part.as_os_str().to_str()?.parse().ok());
+            parts.collect()
+        };
+        keyboards.map(above).collect()
     }
 
     /// The devices of a class, such as `net`, that lie below the function: name and directory.
     fn class_devices(&self, class: &str, bdf: Bdf) -> Vec<(String, PathBuf)> {
         let function = bdf.to_string();
-        let below = |path: &Path| {
+        self.class_devices_where(class, |path| {
             path.components()
                 .any(|part| part.as_os_str() == function.as_str())
-        };
-        let entries = fs::read_dir(self.root.join("class").join(class))
+        })
+    }
+
+    /// The devices of a class that lie where `belongs` says: name and directory.
+    fn class_devices_where(&self, class: &str, belongs: impl Fn(&Path) -> bool) -> Vec<(String, PathBuf)> {
+        let devices = entries(&self.root.join("class").join(class))
             .into_iter()
-            .flatten()
-            .flatten();
-        let devices = entries.filter_map(|entry| {
-            let path = fs::canonicalize(entry.path()).ok().filter(|path| below(path))?;
-            Some((entry.file_name().into_string().ok()?, path))
-        });
-        let mut devices: Vec<_> = devices.collect();
-        devices.sort();
-        devices
+            .filter_map(|entry| {
+                let path = fs::canonicalize(&entry).ok().filter(|path| belongs(path))?;
+                Some((entry.file_name()?.to_str()?.to_owned(), path))
+            });
+        devices.collect()
     }
 
     /// The drivers of dom0's that have a handler on an interrupt line; those of xen-pciback are none.
@@ -338,6 +454,65 @@ impl Sysfs {
             device.join(Path::new(file))
         }
     }
+}
+
+/// Major and minor number of a block device.
+pub type DeviceNumber = (u32, u32);
+
+/// Such as `8:1`, in decimal digits. Major number 0 is that of file systems without a device of their own.
+pub fn device_number(text: &str) -> Option<DeviceNumber> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?)).filter(|&(major, _)| major != 0)
+}
+
+/// A disk, a partition, or what is made of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Such as `sda1`.
+    pub name: String,
+    /// Major and minor number.
+    pub number: Option<DeviceNumber>,
+    /// The block devices that are made of it.
+    pub holders: Vec<Holder>,
+}
+
+impl Block {
+    /// Its node. Sysfs writes `!` where the name has a slash.
+    pub fn node(&self) -> String {
+        format!("/dev/{}", self.name.replace('!', "/"))
+    }
+}
+
+/// A block device that is made of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Such as `dm-0`.
+    pub name: String,
+    /// Such as `vg-root`.
+    pub label: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/dev/{}", self.name)?;
+        match &self.label {
+            Some(label) => write!(f, " ({label})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is in a directory, sorted; nothing if it is not there.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// True if a file says 1.
+fn is_one(file: &Path) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
 }
 
 /// The functions that have an entry in a directory.

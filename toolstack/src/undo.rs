@@ -7,12 +7,12 @@
 use crate::domains;
 use crate::host::Host;
 use crate::hotplug;
-use crate::launch::release_once;
+use crate::launch::{release_once, stays_held};
 use crate::nodes::first_hop;
 use crate::record::{self, Attachment, Domain};
 use crate::release::Released;
 use crate::say::{self, note};
-use crate::seize::give_back;
+use crate::seize::{Back, give_back};
 use crate::serve;
 use crate::store::Store;
 use crate::unfinished;
@@ -91,8 +91,10 @@ impl Undo {
     fn undo_step(&self, host: &mut Host, step: &Step) -> Result<()> {
         match step {
             Step::Seized(bdf) => {
-                if is_to_go_back(&mut host.store, *bdf, &self.command)? {
-                    give_back(host, *bdf)?;
+                if is_to_go_back(&mut host.store, *bdf, &self.command)?
+                    && let Back::MappedBy(guest) = give_back(host, *bdf)?
+                {
+                    note!("{}", stays_held(*bdf, &guest));
                 }
                 Ok(())
             }

@@ -462,6 +462,7 @@ impl Hypervisor for Xenctrl {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use rustix::io::Errno;
     use std::cell::{Cell, RefCell};
     use std::collections::BTreeSet;
 
@@ -472,6 +473,8 @@ pub(crate) mod tests {
         mappings: Cell<u16>,
         /// All devices are in one group: owner and address.
         group: RefCell<Vec<(DomId, Bdf)>>,
+        /// The calls that are refused, by how they begin, each with the error.
+        refused: RefCell<Vec<(String, Errno)>>,
         /// The pirqs that are mapped, if they are kept account of: then the highest free one is given, as Xen does.
         pirqs: Option<RefCell<BTreeSet<u16>>>,
     }
@@ -488,6 +491,7 @@ pub(crate) mod tests {
                 calls: RefCell::default(),
                 mappings: Cell::new(mappings),
                 group: RefCell::default(),
+                refused: RefCell::default(),
                 pirqs: None,
             }
         }
@@ -513,9 +517,17 @@ pub(crate) mod tests {
             self.calls.borrow().clone()
         }
 
+        /// Has calls that begin so refused from now on.
+        pub fn refuse(&self, beginning: &str, error: Errno) {
+            self.refused.borrow_mut().push((beginning.to_owned(), error));
+        }
+
         fn note(&self, call: String) -> io::Result<()> {
+            let refused = self.refused.borrow();
+            let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
+            let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
             self.calls.borrow_mut().push(call);
-            Ok(())
+            answer
         }
     }
 

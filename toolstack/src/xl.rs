@@ -98,7 +98,12 @@ pub struct HostInfo {
     pub capabilities: Vec<String>,
     /// Xen's own command line.
     pub command_line: String,
+    /// How dom0 runs: `PV`, `PVH` or `HVM`; empty if its kernel does not say.
+    pub dom0_type: String,
 }
+
+/// Where Linux says how it runs under Xen.
+const GUEST_TYPE: &str = "/sys/hypervisor/guest_type";
 
 impl HostInfo {
     fn parse(text: &str) -> Self {
@@ -113,13 +118,18 @@ impl HostInfo {
         Self {
             capabilities: value("virt_caps").split_whitespace().map(str::to_owned).collect(),
             command_line: value("xen_commandline"),
+            dom0_type: String::new(),
         }
     }
 }
 
 /// Asks Xen about the host.
 pub fn info() -> Result<HostInfo, XlError> {
-    Ok(HostInfo::parse(&xl(&["info".as_ref()])?))
+    let dom0_type = std::fs::read_to_string(GUEST_TYPE).unwrap_or_default();
+    Ok(HostInfo {
+        dom0_type: dom0_type.trim().to_owned(),
+        ..HostInfo::parse(&xl(&["info".as_ref()])?)
+    })
 }
 
 /// The configuration that a file stands for, as xl understands it; nothing is created.

@@ -4,20 +4,26 @@ mod report;
 
 pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
-use crate::checks::{self, Notice, Offer, Refusal, Surroundings, line_is_known, line_sharers, page_sharer};
+use crate::checks::{
+    self, Notice, Offer, Refusal, Surroundings, line_is_known, line_sharers, page_sharer, without_acs,
+};
 use crate::config::register;
 use crate::dmar::{self, Dmar};
 use crate::domains;
+use crate::guest::GuestConfig;
 use crate::host::Host;
 use crate::interrupts::{msi_messages, msix_entries};
+use crate::ivrs::Ivrs;
+use crate::pci_ids::PciIds;
 use crate::policy::{self, Choices};
 use crate::record::Attachment;
 use crate::reset::Plan;
-use crate::sysfs::PCIBACK;
+use crate::sysfs::{PCIBACK, Sysfs};
 use crate::terms::Terms;
 use crate::xl;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bulkhead_config::options::Wanted;
+use std::ops::RangeInclusive;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 
@@ -45,8 +51,16 @@ pub fn check(request: &Request) -> Result<Report> {
     let bdfs: Vec<Bdf> = named.iter().flatten().map(|(bdf, _)| *bdf).collect();
     let info = xl::info()?;
     let host_refusal = checks::check_host(&info).err();
-    let around = Surroundings::read(&mut host, &bdfs, &info)?;
-    let (guest, already) = guest(request.guest.as_deref(), &mut host)?;
+    let around = Surroundings::read(&mut host, &bdfs, &info);
+    let mut around = match (around, &host_refusal) {
+        // What is missing may be so because the host is of the wrong kind: that is to be told first.
+        (Err(_), Some(refusal)) => bail!("{refusal}"),
+        (around, _) => around?,
+    };
+    let (guest, already, guest_refusal) = guest(request.guest.as_deref(), &mut host)?;
+    if let Some(guest) = &guest {
+        around.claims.forgive(guest.domid);
+    }
 
     let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();
     let mut refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
@@ -60,21 +74,24 @@ pub fn check(request: &Request) -> Result<Report> {
         .collect();
     let notices = checks::describe_all(&fit, &already, &around)?.1;
     let together = [already.as_slice(), &bdfs].concat();
-    let dmar = Dmar::read();
+    let firmware = Firmware::read();
+    let names = PciIds::read();
 
     let mut report = Report {
-        fit: host_refusal.is_none(),
+        fit: host_refusal.is_none() && guest_refusal.is_none(),
         host: host_refusal.map(|refusal| refusal.to_string()),
         guest,
         spare_pirqs: around.spare_pirqs,
         ..Report::default()
     };
+    report.notes.extend(guest_refusal);
+    report.notes.extend(checks::host_notes(&info));
     // What speaks of no single device.
     let general = refusals.iter().filter(|refusal| refusal.bdf().is_none());
     report.notes.extend(general.map(Refusal::to_string));
     let general = notices.iter().filter(|notice| notice.bdf().is_none());
     report.notes.extend(general.map(Notice::to_string));
-    report.fit &= report.notes.is_empty() || refusals.iter().all(|refusal| refusal.bdf().is_some());
+    report.fit &= refusals.iter().all(|refusal| refusal.bdf().is_some());
     for (name, named) in request.devices.iter().zip(&named) {
         let entry = match named {
             Ok((bdf, terms)) => Entry {
@@ -82,7 +99,7 @@ pub fn check(request: &Request) -> Result<Report> {
                 fit: refused(*bdf).next().is_none(),
                 refusals: refused(*bdf).map(Refusal::to_string).collect(),
                 notes: notes(*bdf, &notices, &around),
-                device: device(*bdf, terms, &together, dmar.as_ref(), &around).ok(),
+                device: device(*bdf, terms, &together, &around, &firmware, &names).ok(),
             },
             Err(error) => Entry {
                 name: name.clone(),
@@ -106,12 +123,15 @@ fn resolve(text: &str, choices: &Choices, host: &Host) -> Result<(Bdf, Terms)> {
     device.ok_or_else(|| anyhow::anyhow!("{text} names no device"))
 }
 
-/// The guest that is named, and the devices that it has.
-fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>)> {
+/// The guest that is named, the devices that it has, and why it cannot get any.
+fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>, Option<String>)> {
     let Some(who) = who else {
-        return Ok((None, Vec::new()));
+        return Ok((None, Vec::new(), None));
     };
     let guest = domains::find(&mut host.store, who)?;
+    let config = xl::config_of(&guest.domid.to_string())?;
+    let refusal = GuestConfig::from_json(&config).and_then(|config| config.check());
+    let refusal = refusal.err().map(|refusal| refusal.to_string());
     let (attachments, _) = Attachment::all(&mut host.store)?;
     let attachment = attachments
         .into_iter()
@@ -124,7 +144,7 @@ fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>)
         domid: guest.domid,
         pirqs_used: u32::try_from(used).unwrap_or(u32::MAX),
     };
-    Ok((Some(guest), already))
+    Ok((Some(guest), already, refusal))
 }
 
 fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
@@ -140,8 +160,9 @@ fn device(
     bdf: Bdf,
     terms: &Terms,
     together: &[Bdf],
-    dmar: Option<&Dmar>,
     around: &Surroundings,
+    firmware: &Firmware,
+    names: &PciIds,
 ) -> Result<Device, Refusal> {
     let sysfs = &around.sysfs;
     let config = sysfs.config_bytes(bdf)?;
@@ -157,6 +178,7 @@ fn device(
     Ok(Device {
         bdf: bdf.to_string(),
         ids: sysfs.ids(bdf)?.to_string(),
+        name: names.name(sysfs.ids(bdf)?),
         class: format!(
             "{:02x}{:02x}{:02x}",
             class(register::BASE_CLASS),
@@ -166,18 +188,43 @@ fn device(
         held_by: holder(bdf, around),
         reset: reset(&Plan::of(bdf, sysfs)),
         group: texts(around.groups.others(bdf)),
+        without_acs: texts(&without_acs(bdf, sysfs)),
         shares_page_with,
         line: line(bdf, terms, together, around)?,
         msi: msi_messages(&config),
         msix: msix_entries(&config).into(),
-        reserved: dmar.map_or_else(Vec::new, |dmar| {
-            let ranges = dmar.reserved_for(bdf, |bus, devfn| dmar::secondary_bus(bus, devfn, sysfs));
-            ranges
-                .map(|range| format!("{:#x}-{:#x}", range.start(), range.end()))
-                .collect()
-        }),
+        reserved: firmware.reserved_for(bdf, sysfs),
         terms: terms.to_string(),
     })
+}
+
+/// What the firmware tells of memory that it reserves for the DMA of devices: by Intel's table, or by AMD's.
+enum Firmware {
+    Intel(Dmar),
+    Amd(Ivrs),
+    /// By neither: unknown, which is not none.
+    Silent,
+}
+
+impl Firmware {
+    fn read() -> Self {
+        let intel = Dmar::read().map(Self::Intel);
+        intel
+            .or_else(|| Ivrs::read().map(Self::Amd))
+            .unwrap_or(Self::Silent)
+    }
+
+    fn reserved_for(&self, bdf: Bdf, sysfs: &Sysfs) -> Option<Vec<String>> {
+        let text = |range: RangeInclusive<u64>| format!("{:#x}-{:#x}", range.start(), range.end());
+        match self {
+            Self::Intel(dmar) => {
+                let behind = |bus, devfn| dmar::secondary_bus(bus, devfn, sysfs);
+                Some(dmar.reserved_for(bdf, behind).map(text).collect())
+            }
+            Self::Amd(ivrs) => Some(ivrs.reserved_for(bdf).map(text).collect()),
+            Self::Silent => None,
+        }
+    }
 }
 
 /// Who has the device now, in words.

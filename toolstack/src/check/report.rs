@@ -54,6 +54,8 @@ pub struct Device {
     pub bdf: String,
     /// Vendor and device.
     pub ids: String,
+    /// What it is called, where the host has the list of names.
+    pub name: Option<String>,
     /// Base class, subclass and programming interface, hex.
     pub class: String,
     /// What holds it now, in words.
@@ -62,6 +64,8 @@ pub struct Device {
     pub reset: Reset,
     /// The other functions whose DMA the IOMMU cannot tell from its own.
     pub group: Vec<String>,
+    /// The functions that may pass its DMA on past the IOMMU, for want of ACS.
+    pub without_acs: Vec<String>,
     /// The functions whose memory lies in a page with its own.
     pub shares_page_with: Vec<String>,
     /// Its interrupt line; absent if it has none.
@@ -70,8 +74,9 @@ pub struct Device {
     pub msi: u32,
     /// The entries of its MSI-X table.
     pub msix: u32,
-    /// Memory that the firmware has reserved for its DMA, which its guest's DMA can reach too.
-    pub reserved: Vec<String>,
+    /// Memory that the firmware has reserved for its DMA, which its guest's DMA can reach too; absent if the firmware
+    /// has no table of it.
+    pub reserved: Option<Vec<String>>,
     /// What is not usual in the terms that it would be given on; empty if all is.
     pub terms: String,
 }
@@ -195,17 +200,32 @@ impl fmt::Display for Device {
             "device",
             format!("{} {}, {}", self.bdf, self.ids, class_name(&self.class)),
         )?;
+        if let Some(name) = &self.name {
+            row("called", name.clone())?;
+        }
         row("held by", self.held_by.clone())?;
         row("reset", self.reset.to_string())?;
         row("IOMMU group", listed(&self.group, "alone"))?;
+        row(
+            "ACS",
+            match self.without_acs.as_slice() {
+                [] => "the IOMMU sees all of its DMA".into(),
+                at => format!("missing or off in {}: its DMA may pass the IOMMU", at.join(", ")),
+            },
+        )?;
         row("page shared", listed(&self.shares_page_with, "with nobody"))?;
         row(
             "INTx",
             self.line.as_ref().map_or_else(|| "none".into(), Line::to_string),
         )?;
         row("messages", format!("MSI {}, MSI-X {}", self.msi, self.msix))?;
-        if !self.reserved.is_empty() {
-            row("reserved", self.reserved.join(", "))?;
+        match self.reserved.as_deref() {
+            None => row(
+                "reserved",
+                "unknown: the firmware has no table DMAR or IVRS".into(),
+            )?,
+            Some([]) => {}
+            Some(ranges) => row("reserved", ranges.join(", "))?,
         }
         if !self.terms.is_empty() {
             row("terms", self.terms.clone())?;
@@ -252,6 +272,7 @@ mod tests {
         let device = Device {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),
+            name: Some("Intel Corporation 82574L".into()),
             class: "020000".into(),
             held_by: "dom0's driver e1000e".into(),
             reset: Reset {
@@ -260,6 +281,7 @@ mod tests {
                 blocked_by: vec![],
             },
             group: vec![],
+            without_acs: vec![],
             shares_page_with: vec![],
             line: Some(Line {
                 gsi: Some(22),
@@ -268,7 +290,7 @@ mod tests {
             }),
             msi: 1,
             msix: 5,
-            reserved: vec![],
+            reserved: Some(vec![]),
             terms: String::new(),
         };
         Report {
@@ -301,9 +323,11 @@ mod tests {
         let expected = "\
 0000:00:05.0
   device       0000:00:05.0 8086:10d3, network controller
+  called       Intel Corporation 82574L
   held by      dom0's driver e1000e
   reset        PM (of PM, bus)
   IOMMU group  alone
+  ACS          the IOMMU sees all of its DMA
   page shared  with nobody
   INTx         GSI 22, withheld: shared with 0000:00:09.0
   messages     MSI 1, MSI-X 5
@@ -315,6 +339,24 @@ a guest can have 32 messages (MSI, MSI-X) in all
 not all can be given to a guest
 ";
         assert_eq!(report().to_string(), expected);
+    }
+
+    #[test]
+    fn missing_acs_and_reserved_memory_that_is_unknown_are_told() {
+        let mut device = report().devices.remove(0).device.unwrap();
+        device.without_acs = vec!["0000:00:1c.0".into()];
+        device.reserved = None;
+        let text = device.to_string();
+        assert!(
+            text.contains("  ACS          missing or off in 0000:00:1c.0: its DMA may pass"),
+            "{text}"
+        );
+        assert!(
+            text.contains("  reserved     unknown: the firmware has no table DMAR or IVRS\n"),
+            "{text}"
+        );
+        device.reserved = Some(vec!["0x1000-0x1fff".into()]);
+        assert!(device.to_string().contains("  reserved     0x1000-0x1fff\n"));
     }
 
     #[test]

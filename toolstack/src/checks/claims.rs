@@ -1,7 +1,7 @@
 //! Who has which devices: guests of ours and of `xl`, and the quarantine.
 
 use crate::assignable;
-use crate::record::{self, Attachment, Device, RecordError};
+use crate::record::{self, Attachment, Device, Domain, RecordError};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use thiserror::Error;
@@ -30,6 +30,8 @@ pub struct Claims {
     pub taken: Vec<Claim>,
     /// By nobody, because they did not recover: with the reason.
     pub quarantined: Vec<(Bdf, String)>,
+    /// By nobody, but a guest that had them and lives may still have their memory mapped.
+    pub mapped: Vec<(Bdf, Domain)>,
 }
 
 /// The claims on devices could not be read.
@@ -47,6 +49,11 @@ pub enum ClaimsError {
 const PCIBACK_BACKENDS: &str = "/local/domain/0/backend/pci";
 
 impl Claims {
+    /// Leaves out what this guest may have mapped, for checks whether it can have that again.
+    pub fn forgive(&mut self, guest: DomId) {
+        self.mapped.retain(|(_, other)| other.domid != guest);
+    }
+
     /// Collects what xenstore says: our records, those of libxl, and the nodes of xen-pciback.
     pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
         let (attachments, damaged) = Attachment::all(store)?;
@@ -81,7 +88,12 @@ impl Claims {
             }
         }
         let quarantined = record::quarantined(store)?;
-        Ok(Self { taken, quarantined })
+        let mapped = record::mapped(store)?;
+        Ok(Self {
+            taken,
+            quarantined,
+            mapped,
+        })
     }
 }
 
@@ -125,12 +137,13 @@ pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
 mod tests {
     use super::*;
     use crate::checks::fixture::{A, B, bdf};
-    use crate::store::tests::dom0;
+    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]
     fn claims_are_found_wherever_they_are_written_down() {
-        let mut store = dom0(&Xenstored::new());
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
         assert_eq!(Claims::read(&mut store).unwrap(), Claims::default());
         record::tests::attachment().write(&mut store).unwrap();
         record::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
@@ -149,6 +162,20 @@ mod tests {
         let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
         assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
         assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
+        let web = record::tests::domain(3, "web");
+        record::note_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
+        assert_eq!(
+            Claims::read(&mut store).unwrap().mapped,
+            [],
+            "a guest that is dead"
+        );
+        introduce(&daemon, 3, "web");
+        let mut claims = Claims::read(&mut store).unwrap();
+        assert_eq!(claims.mapped, [(bdf("00:0d.0"), web)]);
+        claims.forgive(4);
+        assert_eq!(claims.mapped.len(), 1);
+        claims.forgive(3);
+        assert_eq!(claims.mapped, []);
     }
 
     #[test]

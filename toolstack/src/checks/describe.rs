@@ -1,6 +1,9 @@
 //! What a device that can be given away is like, and what the administrator should know about it.
 
-use super::{Offer, Refusal, Sharers, Surroundings, check_lines, line, line_is_known, line_sharers};
+use super::console::has_only_keyboard;
+use super::{
+    Offer, Refusal, Sharers, Surroundings, check_lines, line, line_is_known, line_sharers, without_acs,
+};
 use crate::config::register;
 use crate::idle_intx;
 use crate::interrupts::msix_entries;
@@ -88,6 +91,35 @@ pub enum Notice {
         /// The devices without which its bus could be reset.
         blocked_by: Vec<Bdf>,
     },
+    /// DMA may pass the IOMMU.
+    #[error(
+        "{bdf} may reach other devices by DMA, and they it, past the IOMMU: ACS is missing or off in {at}. Unless the \
+         hardware keeps them apart by other means, give the other devices of {at} to the same guest, or trust its guest",
+        at = names(at)
+    )]
+    NoAcs {
+        /// The device.
+        bdf: Bdf,
+        /// The functions that may pass DMA on.
+        at: Vec<Bdf>,
+    },
+    /// The host has no picture any more.
+    #[error(
+        "{bdf} is the display that this host booted with: without it the host is reached by network or serial line only"
+    )]
+    BootDisplay {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// The host has no keyboard any more.
+    #[error(
+        "behind {bdf} is the only keyboard of dom0's console: without it the host is reached by network or serial line \
+         only"
+    )]
+    OnlyKeyboard {
+        /// The device.
+        bdf: Bdf,
+    },
     /// Only a part of a multi-function device is the guest's.
     #[error(
         "{bdf} comes without {others} of its slot, so its reset ({method}) is of this function alone: what they share \
@@ -111,8 +143,11 @@ impl Notice {
             | Self::LineShared { bdf, .. }
             | Self::IdleAsserts { bdf, .. }
             | Self::NoInterrupts { bdf, .. }
-            | Self::NoReset { bdf, .. } => Some(bdf),
-            Self::PartOfSlot { bdf, .. } => Some(bdf),
+            | Self::NoReset { bdf, .. }
+            | Self::NoAcs { bdf, .. }
+            | Self::BootDisplay { bdf }
+            | Self::OnlyKeyboard { bdf }
+            | Self::PartOfSlot { bdf, .. } => Some(bdf),
             Self::ManyVectors { .. } => None,
         }
     }
@@ -186,6 +221,17 @@ fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
     })
 }
 
+/// What there is to say about what the host loses, and who else the device may reach.
+fn about_host(bdf: Bdf, sysfs: &Sysfs) -> Vec<Notice> {
+    let at = without_acs(bdf, sysfs);
+    let notices = [
+        (!at.is_empty()).then_some(Notice::NoAcs { bdf, at }),
+        sysfs.is_boot_display(bdf).then_some(Notice::BootDisplay { bdf }),
+        has_only_keyboard(bdf, sysfs).then_some(Notice::OnlyKeyboard { bdf }),
+    ];
+    notices.into_iter().flatten().collect()
+}
+
 /// Describes a device for the record. Only of a device that dom0 holds for passthrough, and so has
 /// turned on once, the interrupt line is known. `offer` is what becomes of that.
 pub fn describe(bdf: Bdf, terms: &Terms, offer: Offer, around: &Surroundings) -> Result<Device, Refusal> {
@@ -201,6 +247,7 @@ pub fn describe(bdf: Bdf, terms: &Terms, offer: Offer, around: &Surroundings) ->
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
         physical: sysfs.physical_function(bdf),
+        inode: sysfs.inode(bdf),
     })
 }
 
@@ -229,6 +276,7 @@ pub fn describe_all(
         notices.extend(about_line(&device, offer, &sharers));
         notices.extend(about_idle(&device, &together, around)?);
         notices.extend(about_reset(bdf, &together, &around.sysfs));
+        notices.extend(about_host(bdf, &around.sysfs));
         devices.push(device);
     }
     let mut vectors = 0;
@@ -290,7 +338,8 @@ mod tests {
             (0xb0028, Some(20), true)
         );
         assert_eq!(device.header, config(0, 1, 5)[..64]);
-        assert!(!described(Offer::Withheld).line_offered);
+        assert_eq!(device.inode, tree.sysfs().inode(bdf(A)));
+        assert!(device.inode.is_some() && !described(Offer::Withheld).line_offered);
         tree.add(A, &[("config", &config(0, 0, 5))]);
         let without_pin = described(Offer::NoLine);
         assert_eq!((without_pin.gsi, without_pin.line_offered), (None, false));
@@ -363,9 +412,40 @@ mod tests {
         };
         let (bdf, others) = (bdf(second), first.to_owned());
         let method = Method::Unnamed;
-        assert_eq!(told(&[second], &[]), [Notice::PartOfSlot { bdf, others, method }]);
-        assert_eq!(told(&[first], &[bdf]), []);
-        assert_eq!(told(&[first, second], &[]), []);
+        let mut notices = told(&[second], &[]);
+        notices.extend(told(&[first], &[bdf]));
+        notices.extend(told(&[first, second], &[]));
+        notices.retain(|notice| !matches!(notice, Notice::NoAcs { .. }));
+        assert_eq!(notices, [Notice::PartOfSlot { bdf, others, method }]);
+    }
+
+    #[test]
+    fn what_the_host_loses_and_whom_a_device_may_reach_is_told() {
+        let tree = host();
+        tree.add(A, &[("boot_vga", b"1\n")]);
+        tree.add(B, &[("boot_vga", b"0\n")]);
+        let home = tree.device(B).join("usb1/1-1/input1");
+        std::fs::create_dir_all(home.join("capabilities")).unwrap();
+        std::fs::write(home.join("capabilities/key"), "fffffffffffffffe\n").unwrap();
+        let class = tree.directory.path().join("class/input");
+        std::fs::create_dir_all(&class).unwrap();
+        std::os::unix::fs::symlink(home, class.join("input1")).unwrap();
+        add_function(&tree, "0000:00:06.1", 0, "0xfe100000 0xfe1000ff 0x200\n");
+        let usual = Terms::default();
+        let around = around(&tree, &Claims::default());
+        let (_, notices) =
+            describe_all(&[(bdf(A), &usual), (bdf(B), &usual)], &[bdf("00:06.1")], &around).unwrap();
+        assert_eq!(
+            notices,
+            [
+                Notice::BootDisplay { bdf: bdf(A) },
+                Notice::NoAcs {
+                    bdf: bdf(B),
+                    at: vec![bdf(B)]
+                },
+                Notice::OnlyKeyboard { bdf: bdf(B) },
+            ]
+        );
     }
 
     /// Dom0 has B, on the line of A.

@@ -1,5 +1,6 @@
 //! Whether each single device can be given away.
 
+use super::console::{part_of_mainboard, shown_console};
 use super::page::page_sharer;
 use super::{Refusal, Surroundings, check_sriov};
 use crate::capabilities::Capabilities;
@@ -60,6 +61,10 @@ fn check_device(
         let reason = reason.clone();
         return Err(Refusal::Quarantined { bdf, reason });
     }
+    if let Some((_, guest)) = claims.mapped.iter().find(|(other, _)| *other == bdf) {
+        let guest = guest.name.clone();
+        return Err(Refusal::StillMapped { bdf, guest });
+    }
     let config = sysfs.config_bytes(bdf)?;
     let byte = |at: u16| config.get(usize::from(at)).copied().unwrap_or(0xff);
     // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
@@ -77,14 +82,16 @@ fn check_device(
     } else if class == CLASS_BRIDGE || kind != 0 {
         return Err(Refusal::Mainboard { bdf, class, kind });
     }
+    if let Some(what) = part_of_mainboard(bdf, sysfs) {
+        return Err(Refusal::Chipset { bdf, what });
+    }
     if around.mcfg.frame(bdf).is_none() {
         return Err(Refusal::NoEcam { bdf });
     }
-    if let Some(used) = around.mounts.of(bdf, sysfs) {
-        let (by, next) = (
-            format!("by dom0: {}", used.what),
-            format!("`{}` frees it", used.end),
-        );
+    let used = around.mounts.of(bdf, sysfs);
+    if let Some(used) = used.or_else(|| shown_console(bdf, sysfs)) {
+        let by = format!("by dom0: {}", used.what);
+        let next = used.next;
         return Err(Refusal::InUse { bdf, by, next });
     }
     let group = around.groups.others(bdf);
@@ -225,6 +232,29 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_mainboard_and_the_display_of_dom0s_console_stay_in_dom0() {
+        let tree = host();
+        let mut smbus = config(0, 0, 1);
+        smbus[0x0a..0x0c].copy_from_slice(&[0x05, 0x0c]);
+        tree.add(A, &[("config", &smbus)]);
+        tree.add_class(B, "graphics", "fb0", &[]);
+        let console = tree.directory.path().join("class/vtconsole/vtcon1");
+        std::fs::create_dir_all(&console).unwrap();
+        std::fs::write(console.join("name"), "(M) frame buffer device\n").unwrap();
+        std::fs::write(console.join("bind"), "1\n").unwrap();
+        let told = refusals(&tree, &[A, B], &Claims::default());
+        assert_eq!(
+            told,
+            [
+                "0000:00:05.0 is a part of the mainboard, the bus of its memory modules, sensors and voltage regulators: \
+                 it stays in dom0",
+                "0000:00:06.0 is in use by dom0: its frame buffer fb0 shows dom0's console: \
+                 `echo 0 >/sys/class/vtconsole/vtcon1/bind` frees it",
+            ]
+        );
+    }
+
+    #[test]
     fn a_cardbus_bridge_is_refused_in_either_mode() {
         let tree = host();
         tree.add(BRIDGE, &[("config", &config(2, 0, 1))]);
@@ -268,6 +298,7 @@ mod tests {
         let claims = Claims {
             taken: attachment_claims(&record::tests::attachment()).collect(),
             quarantined: vec![(bdf(B), "it did not answer after its reset".into())],
+            ..Claims::default()
         };
         let told = refusals(&host(), &[A], &claims);
         assert_eq!(
@@ -286,6 +317,25 @@ mod tests {
             told[0].contains("because it did not answer after its reset: `bulkhead release 0000:00:06.0`"),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn a_device_that_a_living_guest_may_have_mapped_goes_to_that_guest_or_to_none() {
+        let mut claims = Claims {
+            mapped: vec![(bdf(A), record::tests::domain(3, "web"))],
+            ..Claims::default()
+        };
+        let told = refusals(&host(), &[A, B], &claims);
+        assert_eq!(
+            told,
+            [
+                "guest web, which had 0000:00:05.0 until it was detached, runs and may still have its memory mapped: end \
+                 that guest first, give 0000:00:05.0 to that guest again, or trust the guest to leave the device alone \
+                 (`bulkhead release --trusted-guest 0000:00:05.0`)"
+            ]
+        );
+        claims.forgive(3);
+        assert_eq!(refusals(&host(), &[A, B], &claims), [""; 0]);
     }
 
     #[test]
@@ -338,7 +388,7 @@ mod tests {
         tree.add_class(A, "net", "eth0", &[("flags", "0x1003\n")]);
         tree.add_class(B, "block", "sda1", &[]);
         let mut around = around(&tree, &Claims::default());
-        around.mounts = Mounts::parse("/dev/sda1 /mnt ext4 rw 0 0\n", "");
+        around.mounts = Mounts::parse("30 28 8:1 / /mnt rw - ext4 /dev/sda1 rw\n", "").with_answers(&[]);
         let refusals = check_devices(&[bdf(A), bdf(B)], &[], SlotMode::Vpci, &around);
         let told: Vec<_> = refusals.iter().map(Refusal::to_string).collect();
         assert_eq!(

@@ -63,7 +63,7 @@ pub fn around(tree: &Tree, claims: &Claims) -> Surroundings {
         sysfs: tree.sysfs(),
         mcfg: mcfg(),
         claims: claims.clone(),
-        mounts: Mounts::default(),
+        mounts: Mounts::default().with_answers(&[]),
         groups: Groups::default(),
         spare_pirqs: 32,
     }

@@ -8,6 +8,13 @@ const SPARE_PIRQS: u32 = 32;
 
 /// Checks that the host can keep a device's DMA and configuration space apart.
 pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
+    if !matches!(host.dom0_type.as_str(), "PV" | "") {
+        let kind = host.dom0_type.clone();
+        return Err(Refusal::Dom0Kind { kind });
+    }
+    if option(host, "xsm=") == Some("silo") {
+        return Err(Refusal::Silo);
+    }
     if !host
         .capabilities
         .iter()
@@ -39,6 +46,20 @@ fn turns_mmcfg_off(option: &str) -> bool {
     }
 }
 
+/// What the administrator should know about the host, whatever device it is about.
+pub fn host_notes(host: &HostInfo) -> Vec<String> {
+    let flask = option(host, "xsm=") == Some("flask") || option(host, "flask=").is_some();
+    let note = "Xen runs with a policy of its own (XSM FLASK): that must let dom0 give devices to guests and configuration \
+                pages to stubs, and a guest and its stub share memory and events; `xl dmesg` shows what it refuses";
+    flask.then(|| note.to_owned()).into_iter().collect()
+}
+
+/// The value of an option of Xen's; the last one counts.
+fn option<'a>(host: &'a HostInfo, name: &str) -> Option<&'a str> {
+    let options = host.command_line.split_whitespace();
+    options.filter_map(|option| option.strip_prefix(name)).next_back()
+}
+
 /// How many pirqs Xen has for a guest besides those of the lines: the first number of its option `extra_guest_irqs`.
 pub fn spare_pirqs(host: &HostInfo) -> u32 {
     let mut options = host.command_line.split_whitespace();
@@ -56,6 +77,7 @@ mod tests {
         let host = |capabilities: &str, command_line: &str| HostInfo {
             capabilities: capabilities.split(' ').map(str::to_owned).collect(),
             command_line: command_line.into(),
+            ..HostInfo::default()
         };
         assert!(check_host(&host("pv hvm pv_directio", "dom0_mem=1G")).is_ok());
         assert!(matches!(
@@ -84,6 +106,37 @@ mod tests {
             "acpi=off",
         ] {
             assert!(check_host(&host("pv_directio", option)).is_ok(), "{option}");
+        }
+    }
+
+    #[test]
+    fn a_dom0_that_is_not_pv_and_guests_that_cannot_share_are_refused_by_name() {
+        let host = |dom0: &str, command_line: &str| HostInfo {
+            capabilities: vec!["pv_directio".into()],
+            command_line: command_line.into(),
+            dom0_type: dom0.into(),
+        };
+        assert!(check_host(&host("PV", "")).is_ok());
+        assert!(
+            check_host(&host("", "xsm=silo xsm=dummy")).is_ok(),
+            "the last one counts"
+        );
+        let told = check_host(&host("PVH", "")).unwrap_err().to_string();
+        assert!(
+            told.starts_with("dom0 is of type PVH") && told.ends_with("without dom0=pvh"),
+            "{told}"
+        );
+        let told = check_host(&host("PV", "loglvl=all xsm=silo"))
+            .unwrap_err()
+            .to_string();
+        assert!(told.starts_with("Xen was booted with xsm=silo"), "{told}");
+        for (options, notes) in [
+            ("", 0),
+            ("xsm=dummy", 0),
+            ("xsm=flask", 1),
+            ("flask=permissive", 1),
+        ] {
+            assert_eq!(host_notes(&host("PV", options)).len(), notes, "{options}");
         }
     }
 

@@ -24,6 +24,22 @@ pub enum Refusal {
         /// The option.
         option: String,
     },
+    /// Dom0 is of another type than PV.
+    #[error(
+        "dom0 is of type {kind}, and Bulkhead needs a PV dom0: another one cannot give away configuration pages, has no \
+         xen-pciback that prepares MSI-X, and has other numbers for interrupt lines. Boot Xen without dom0={option}",
+        option = kind.to_lowercase()
+    )]
+    Dom0Kind {
+        /// Such as PVH.
+        kind: String,
+    },
+    /// Guests are kept from each other wholly.
+    #[error(
+        "Xen was booted with xsm=silo, which keeps a guest and its stub from sharing memory and events: boot Xen without \
+         that option"
+    )]
+    Silo,
     /// A quirk for a register that is not free.
     #[error(
         "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's \
@@ -117,6 +133,14 @@ pub enum Refusal {
         /// The header type.
         kind: u8,
     },
+    /// What the mainboard is made of.
+    #[error("{bdf} is a part of the mainboard, {what}: it stays in dom0")]
+    Chipset {
+        /// The device.
+        bdf: Bdf,
+        /// What it is.
+        what: &'static str,
+    },
     /// All ones.
     #[error("{bdf} does not answer (its configuration space reads all ones): power-cycle the host")]
     Dead {
@@ -152,6 +176,18 @@ pub enum Refusal {
         bdf: Bdf,
         /// What happened.
         reason: String,
+    },
+    /// A guest that runs may still have its memory mapped.
+    #[error(
+        "guest {guest}, which had {bdf} until it was detached, runs and may still have its memory mapped: end that guest \
+         first, give {bdf} to that guest again, or trust the guest to leave the device alone \
+         (`bulkhead release --trusted-guest {bdf}`)"
+    )]
+    StillMapped {
+        /// The device.
+        bdf: Bdf,
+        /// The guest.
+        guest: String,
     },
     /// The parent of others.
     #[error(
@@ -254,11 +290,13 @@ impl Refusal {
             | Self::BehindBridge { bdf, .. }
             | Self::BridgeLeaves { bdf, .. }
             | Self::Mainboard { bdf, .. }
+            | Self::Chipset { bdf, .. }
             | Self::Dead { bdf }
             | Self::NoEcam { bdf }
             | Self::InUse { bdf, .. }
             | Self::Quirk { bdf, .. }
             | Self::Quarantined { bdf, .. }
+            | Self::StillMapped { bdf, .. }
             | Self::HasVirtualFunctions { bdf, .. }
             | Self::PhysicalFunctionAway { bdf, .. }
             | Self::SharedPage { bdf, .. }
@@ -268,7 +306,11 @@ impl Refusal {
             | Self::LineForbidden { bdf, .. }
             | Self::PageStays { bdf, .. } => Some(*bdf),
             Self::Sysfs(error) => Some(error.bdf()),
-            Self::NoIommu | Self::EcamWritable { .. } | Self::NoSysfs(_) => None,
+            Self::Dom0Kind { .. }
+            | Self::Silo
+            | Self::NoIommu
+            | Self::EcamWritable { .. }
+            | Self::NoSysfs(_) => None,
         }
     }
 }

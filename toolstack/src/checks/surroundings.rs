@@ -1,6 +1,6 @@
 //! All that the checks look at, as it is at one moment.
 
-use super::{Claims, ClaimsError, Groups, Mounts, check_host, spare_pirqs};
+use super::{Claims, ClaimsError, Groups, Mounts, MountsError, check_host, spare_pirqs};
 use crate::host::Host;
 use crate::mcfg::{self, Mcfg, McfgError};
 use crate::sysfs::Sysfs;
@@ -41,9 +41,9 @@ pub enum SurroundingsError {
     /// The claims.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
-    /// What dom0 has mounted.
-    #[error("cannot read what is mounted: is /proc there?")]
-    Mounts(#[source] io::Error),
+    /// What dom0 uses.
+    #[error(transparent)]
+    Mounts(#[from] MountsError),
     /// Xen does not say.
     #[error("Xen does not tell the IOMMU groups of the devices")]
     Groups(#[source] io::Error),
@@ -67,7 +67,7 @@ impl Surroundings {
         Ok(Self {
             sysfs: host.sysfs.clone(),
             mcfg: Mcfg::parse(&table)?,
-            mounts: Mounts::read().map_err(SurroundingsError::Mounts)?,
+            mounts: Mounts::read(&mut host.store)?,
             groups,
             claims,
             spare_pirqs: spare_pirqs(info),

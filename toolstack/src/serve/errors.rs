@@ -11,6 +11,7 @@ use crate::launcher::{LaunchError, Order, Ticket};
 use crate::ratelimit::RateLimit;
 use crate::record::Attachment;
 use crate::recovery::{Condition, Input, Recovery, Step, Told};
+use crate::release::revoke_removed;
 use crate::reset::Plan;
 use crate::status::DeviceErrors;
 use crate::uevent::{ErrorEvent, Phase, Uevents};
@@ -138,6 +139,10 @@ impl Errors {
                              go of its interrupts",
                             owner.guest.name
                         );
+                        // But Linux may place the next card where this one was.
+                        for problem in revoke_removed(&cx.host.xen, owner, bdf) {
+                            log::error!("{problem}");
+                        }
                         continue;
                     }
                 };

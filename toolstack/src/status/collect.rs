@@ -1,6 +1,8 @@
 //! How the status is found out.
 
-use super::{DeviceStatus, DomainStatus, GONE, Quarantined, Seen, Service, Status, StatusError, StubStatus};
+use super::{
+    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
+};
 use crate::acking::LineStatus;
 use crate::checks::Claims;
 use crate::domains::is_alive;
@@ -64,14 +66,15 @@ pub fn collect(
         status.quarantined.push(Quarantined { bdf, reason });
     }
     status.failed = Failed::all(store)?;
-    status.held = held(store, sysfs);
+    (status.held, status.mapped) = held(store, sysfs);
     Ok(status)
 }
 
-/// The devices that xen-pciback holds and nobody has. While the claims are in doubt, which is told, none counts.
-fn held(store: &mut Store, sysfs: &Sysfs) -> Vec<String> {
+/// The devices that xen-pciback holds and nobody has: those that any guest can have, and those that a guest may still
+/// have mapped. While the claims are in doubt, which is told, none counts.
+fn held(store: &mut Store, sysfs: &Sysfs) -> (Vec<String>, Vec<Mapped>) {
     let Ok(claims) = Claims::read(store) else {
-        return Vec::new();
+        return (Vec::new(), Vec::new());
     };
     let mut held = sysfs.functions().unwrap_or_default();
     held.retain(|&bdf| {
@@ -79,7 +82,16 @@ fn held(store: &mut Store, sysfs: &Sysfs) -> Vec<String> {
             && claims.taken.iter().all(|claim| claim.bdf != bdf)
             && claims.quarantined.iter().all(|&(other, _)| other != bdf)
     });
-    held.iter().map(ToString::to_string).collect()
+    let mut mapped = Vec::new();
+    held.retain(|&bdf| {
+        let by = claims.mapped.iter().find(|(other, _)| *other == bdf);
+        mapped.extend(by.map(|(bdf, guest)| Mapped {
+            bdf: bdf.to_string(),
+            guest: guest.name.clone(),
+        }));
+        by.is_none()
+    });
+    (held.iter().map(ToString::to_string).collect(), mapped)
 }
 
 /// The devices that a guest has although dom0 has removed them, as it does with virtual functions.

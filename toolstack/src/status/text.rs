@@ -1,7 +1,7 @@
 //! The status as people read it.
 
 use super::{
-    DeviceStatus, DomainStatus, DroppedWrites, PoisonousRequest, Quarantined, RefusedWrite, Status,
+    DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
     StubStatus,
 };
 use crate::terms::Terms;
@@ -54,6 +54,12 @@ impl fmt::Display for Status {
         self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
         if !self.held.is_empty() {
             writeln!(f, "held for guests: {}", self.held.join(", "))?;
+        }
+        for Mapped { bdf, guest } in &self.mapped {
+            writeln!(
+                f,
+                "held: {bdf}, which guest {guest} had and may still have mapped: `bulkhead release {bdf}` when that has ended"
+            )?;
         }
         for device in &self.quarantined {
             let Quarantined { bdf, reason } = device;
@@ -340,6 +346,10 @@ mod tests {
     fn devices_without_a_guest_are_told_with_the_next_step() {
         let status = Status {
             held: vec!["0000:00:05.0".into()],
+            mapped: vec![Mapped {
+                bdf: "0000:00:07.0".into(),
+                guest: "web".into(),
+            }],
             quarantined: vec![Quarantined {
                 bdf: "0000:00:06.0".into(),
                 reason: "it is mute".into(),
@@ -348,6 +358,12 @@ mod tests {
         };
         let text = status.to_string();
         assert!(text.contains("held for guests: 0000:00:05.0\n"), "{text}");
+        assert!(
+            text.contains(
+                "held: 0000:00:07.0, which guest web had and may still have mapped: `bulkhead release 0"
+            ),
+            "{text}"
+        );
         assert!(
             text.contains(
                 "quarantine: 0000:00:06.0, because it is mute: `bulkhead release 0000:00:06.0` tries its reset again"
