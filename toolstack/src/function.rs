@@ -24,6 +24,9 @@ use xenbus::pciif::{Command, OpError, Request};
 
 /// The space that a write may lie in.
 const CONFIG_SPACE: i32 = 4096;
+/// The most refusals that are told one by one. A sound stub brings about none; one that was taken over can have every
+/// register refused, and the status of the whole host would grow with that.
+const MOST_TOLD: usize = 32;
 /// Power state in PMCSR: 0 is D0, 3 is D3hot.
 const POWER_STATE: u32 = 0x3;
 /// How long a function may take from D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
@@ -51,6 +54,8 @@ pub struct Function<C> {
     interrupts: Interrupts,
     snapshot: Snapshot,
     refused: BTreeMap<(u16, Refusal), u64>,
+    /// Beyond [`MOST_TOLD`].
+    refused_besides: u64,
 }
 
 impl<C: Config> Function<C> {
@@ -85,6 +90,7 @@ impl<C: Config> Function<C> {
             config,
             physical: physical.transpose()?,
             refused: BTreeMap::new(),
+            refused_besides: 0,
         })
     }
 
@@ -103,6 +109,21 @@ impl<C: Config> Function<C> {
         self.refused
             .iter()
             .map(|(&(offset, refusal), &count)| (offset, refusal, count))
+    }
+
+    /// How many more were refused, in registers that are not told one by one.
+    pub const fn refused_besides(&self) -> u64 {
+        self.refused_besides
+    }
+
+    fn note_refusal(&mut self, offset: u16, refusal: Refusal) {
+        if let Some(count) = self.refused.get_mut(&(offset, refusal)) {
+            *count += 1;
+        } else if self.refused.len() < MOST_TOLD {
+            self.refused.insert((offset, refusal), 1);
+        } else {
+            self.refused_besides += 1;
+        }
     }
 
     /// Has the function report its errors, if it can.
@@ -260,7 +281,7 @@ impl<C: Config> Function<C> {
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = verdict {
-            *self.refused.entry((offset, refusal)).or_default() += 1;
+            self.note_refusal(offset, refusal);
             let cause = format!("write of {value:#x} at {offset:#x}, {width} bytes: {refusal}");
             return Err(Failure {
                 error: OpError::AccessDenied,
@@ -601,6 +622,25 @@ mod tests {
                 (0x200, Refusal::Unlisted, 1),
             ]
         );
+    }
+
+    #[test]
+    fn however_many_registers_are_refused_what_is_told_of_them_is_short() {
+        let mut hop = Hop::new();
+        let mut asked = 0;
+        for offset in 0x100..0x1000 {
+            let answer = hop.ask(&Request::conf_write(bdf(), offset, 1, 1), &[]);
+            assert_eq!(answer, Err(OpError::AccessDenied), "{offset:#x}");
+            asked += 1;
+        }
+        // One that is told already is counted there.
+        let again = Request::conf_write(bdf(), 0x100, 1, 1);
+        assert_eq!(hop.ask(&again, &[]), Err(OpError::AccessDenied));
+        let function = hop.functions.iter().next().unwrap();
+        let told: Vec<_> = function.refused().collect();
+        assert_eq!((told.len(), told[0]), (MOST_TOLD, (0x100, Refusal::Unlisted, 2)));
+        let counted: u64 = told.iter().map(|(.., count)| count).sum();
+        assert_eq!(counted + function.refused_besides(), asked + 1);
     }
 
     #[test]

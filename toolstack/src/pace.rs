@@ -50,9 +50,72 @@ impl Pace {
     }
 }
 
+/// Requests that are answered in a row, while others wait for what is shared with them.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst {
+    began: Instant,
+    answered: u32,
+}
+
+impl Burst {
+    /// The most requests in a row.
+    const MOST: u32 = 256;
+    /// The longest that others wait, and one request more: `bulkhead status` is among them. Most requests take
+    /// microseconds, but one that changes the interrupt mode takes milliseconds.
+    const LONGEST: Duration = Duration::from_millis(20);
+
+    /// Begins one.
+    pub const fn new(now: Instant) -> Self {
+        Self {
+            began: now,
+            answered: 0,
+        }
+    }
+
+    /// True if there may be one more. The first one always may.
+    pub fn goes_on(&self, now: Instant) -> bool {
+        self.answered == 0 || self.answered < Self::MOST && now.duration_since(self.began) < Self::LONGEST
+    }
+
+    /// One more was answered.
+    pub const fn count(&mut self) {
+        self.answered += 1;
+    }
+
+    /// How many there were.
+    pub const fn answered(&self) -> u32 {
+        self.answered
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_ends_by_number_or_by_time_but_never_before_its_first() {
+        let start = Instant::now();
+        let mut quick = Burst::new(start);
+        while quick.goes_on(start + Burst::LONGEST / 2) {
+            quick.count();
+        }
+        assert_eq!(quick.answered(), Burst::MOST);
+
+        let mut slow = Burst::new(start);
+        let mut now = start + 2 * Burst::LONGEST;
+        while slow.goes_on(now) {
+            slow.count();
+            now += Burst::LONGEST / 4;
+        }
+        assert_eq!(slow.answered(), 1);
+        now = start;
+        let mut slow = Burst::new(start);
+        while slow.goes_on(now) {
+            slow.count();
+            now += Burst::LONGEST / 4;
+        }
+        assert_eq!(slow.answered(), 4);
+    }
 
     const BURST: u32 = Limit::REQUESTS.burst;
     const INTERVAL: Duration = Limit::REQUESTS.interval;

@@ -144,6 +144,9 @@ pub struct Served {
     pub failed: u64,
     /// Writes that the service's own guard refused: a sound stub never sends one.
     pub refused: Vec<RefusedWrite>,
+    /// How many more of them there were, in registers beyond those that are told one by one.
+    #[serde(default)]
+    pub refused_besides: u64,
     /// The stub's own counters, by name; empty before it has published any.
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.

@@ -6,7 +6,7 @@ use crate::function::{Done, Functions};
 use crate::inject::{self, Point};
 use crate::interrupts::Failure;
 use crate::mode::{Change, Note};
-use crate::pace::{Limit, Pace};
+use crate::pace::{Burst, Limit, Pace};
 use crate::ratelimit::RateLimit;
 use crate::record::{self, Attachment, RecordError};
 use crate::recovery::{Condition, Told};
@@ -31,9 +31,6 @@ use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::backend::{Delivery, Success, Taken, take};
 use xenbus::pciif::{AER_HANDLER, MAGIC, Request, SharedPage, layout};
 use xenbus::survivor::{self, Survivor};
-
-/// The most requests answered in one go.
-const LONGEST_BURST: u32 = 256;
 
 /// Why a stub is not served.
 #[derive(Debug, Error)]
@@ -134,6 +131,32 @@ fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, 
     })
 }
 
+/// What a stub may do so often and no more. They are the stub's, and not its connection's: one that was taken over can
+/// have a new connection as often as it likes.
+pub struct Limits {
+    /// Of complaints.
+    complaints: RateLimit,
+    /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
+    notes: RateLimit,
+    pace: Pace,
+}
+
+impl Limits {
+    /// Nothing is used up.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            complaints: RateLimit::new(now),
+            notes: RateLimit::new(now),
+            pace: Pace::new(Limit::REQUESTS, now),
+        }
+    }
+}
+
+/// Whether one more complaint of a stub may be logged.
+pub fn may_tell(limits: &Mutex<Limits>) -> bool {
+    lock(limits).complaints.allow(Instant::now()).is_some()
+}
+
 /// The part of a link that the status looks at too.
 struct Shared {
     page: GrantedPage,
@@ -178,6 +201,7 @@ impl Link {
         xen: Xenctrl,
         store: OwnedFd,
         wake: Wake,
+        limits: Arc<Mutex<Limits>>,
     ) -> Result<Self, LinkError> {
         let Particulars { grant, port } = particulars;
         let stub = attachment.stub.domid;
@@ -199,9 +223,7 @@ impl Link {
             shared: Arc::clone(&shared),
             channel: Arc::clone(&channel),
             xen,
-            limit: RateLimit::new(Instant::now()),
-            notes: RateLimit::new(Instant::now()),
-            pace: Pace::new(Limit::REQUESTS, Instant::now()),
+            limits,
         };
         let ended = Arc::new(AtomicBool::new(false));
         let end = End {
@@ -310,6 +332,7 @@ impl Handle {
             ..Served::default()
         };
         for function in shared.functions.iter() {
+            served.refused_besides += function.refused_besides();
             served
                 .refused
                 .extend(function.refused().map(|(offset, refusal, count)| RefusedWrite {
@@ -346,13 +369,16 @@ impl Drop for Link {
         if let Err(error) = self.channel.stop() {
             // Then it cannot be waited for either.
             log::error!("the thread of a stub cannot be stopped: {error}");
-        } else if self.worker.take().is_some_and(|worker| worker.join().is_err()) {
-            log::error!("the thread of a stub has failed");
+        } else if let Some(worker) = self.worker.take() {
+            worker.thread().unpark();
+            if worker.join().is_err() {
+                log::error!("the thread of a stub has failed");
+            }
         }
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // After a panic in a worker its link only waits to be dropped.
     shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -363,11 +389,7 @@ struct Worker {
     shared: Arc<Mutex<Shared>>,
     channel: Arc<EventChannel>,
     xen: Xenctrl,
-    /// Of complaints.
-    limit: RateLimit,
-    /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
-    notes: RateLimit,
-    pace: Pace,
+    limits: Arc<Mutex<Limits>>,
 }
 
 impl Worker {
@@ -390,7 +412,7 @@ impl Worker {
             store,
             stub: self.stub,
             name: &self.name,
-            limit: &mut self.notes,
+            limits: &self.limits,
         };
         let settled = shared
             .functions
@@ -409,7 +431,7 @@ impl Worker {
                 store,
                 stub: self.stub,
                 name: &self.name,
-                limit: &mut self.notes,
+                limits: &self.limits,
             };
             shared
                 .functions
@@ -426,9 +448,10 @@ impl Worker {
         while self.channel.wait()? == Event::Peer {
             // An event without a request counts as one.
             let requests = self.burst(store)?.max(1);
-            let wait = self.pace.spend(requests, Instant::now());
+            let wait = lock(&self.limits).pace.spend(requests, Instant::now());
             if !wait.is_zero() {
-                thread::sleep(wait);
+                // Not a sleep: who ends the link wakes this thread up, and does not wait for the stub's sake.
+                thread::park_timeout(wait);
             }
             self.channel.unmask()?;
         }
@@ -446,13 +469,14 @@ impl Worker {
     fn burst(&mut self, store: &mut Store) -> io::Result<u32> {
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
-        for answered in 0..LONGEST_BURST {
-            let Some(taken) = take(&shared.page) else {
-                return Ok(answered);
-            };
+        let mut burst = Burst::new(Instant::now());
+        while burst.goes_on(Instant::now())
+            && let Some(taken) = take(&shared.page)
+        {
             self.answer(&mut shared, taken, store)?;
+            burst.count();
         }
-        Ok(LONGEST_BURST)
+        Ok(burst.answered())
     }
 
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
@@ -462,7 +486,7 @@ impl Worker {
             store,
             stub: self.stub,
             name: &self.name,
-            limit: &mut self.notes,
+            limits: &self.limits,
         };
         let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
         let done = shared.functions.answer(&taken, &self.xen, note);
@@ -480,7 +504,7 @@ impl Worker {
             self.complain(&request, &failure);
         }
         if delivery == Delivery::Late
-            && let Some(missed) = self.limit.allow(Instant::now())
+            && let Some(missed) = lock(&self.limits).complaints.allow(Instant::now())
         {
             log::warn!("stub {}: {request}: answered too late{}", self.name, more(missed));
         }
@@ -488,7 +512,7 @@ impl Worker {
     }
 
     fn complain(&mut self, request: &Request, failure: &Failure) {
-        if let Some(missed) = self.limit.allow(Instant::now()) {
+        if let Some(missed) = lock(&self.limits).complaints.allow(Instant::now()) {
             let Failure { error, cause } = failure;
             log::warn!("stub {}: {request}: {error}: {cause}{}", self.name, more(missed));
         }
@@ -500,7 +524,7 @@ struct Noter<'a> {
     store: &'a mut Store,
     stub: DomId,
     name: &'a str,
-    limit: &'a mut RateLimit,
+    limits: &'a Mutex<Limits>,
 }
 
 impl Noter<'_> {
@@ -514,7 +538,7 @@ impl Noter<'_> {
             (Note::Change(change), Err(_)) => change.to_string(),
             (Note::Mode(mode), _) => mode.to_string(),
         };
-        let Some(missed) = self.limit.allow(Instant::now()) else {
+        let Some(missed) = lock(self.limits).notes.allow(Instant::now()) else {
             return;
         };
         let (name, more) = (self.name, more(missed));

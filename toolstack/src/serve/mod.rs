@@ -43,7 +43,7 @@ use clients::{Asked, Client, Clients};
 use errors::Errors;
 use jobs::{Jobs, Outcome};
 use landlock::RulesetStatus;
-use link::Link;
+use link::{Limits, Link};
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,6 +53,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use wake::Wake;
@@ -136,12 +137,12 @@ pub fn serve(supervised: bool) -> Result<(), ServeError> {
         released: BTreeMap::new(),
         replugs: BTreeMap::new(),
         between: BTreeSet::new(),
+        limits: BTreeMap::new(),
         errors: Errors::listen().map_err(ServeError::Uevents)?,
         revivals: Revivals::new(),
         abandoned: Abandoned::default(),
         agenda: Agenda::default(),
         complaints: RateLimit::new(Instant::now()),
-        news: RateLimit::new(Instant::now()),
     };
     // Requests wait at the socket until they are answered.
     if let Err(error) = systemd::notify_ready() {
@@ -234,14 +235,14 @@ struct Service {
     /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
     /// once more, so that they are tried again at their next step. Said once.
     between: BTreeSet<DomId>,
+    /// What is left to each stub of what it may have logged and done.
+    limits: BTreeMap<DomId, Arc<Mutex<Limits>>>,
     errors: Errors,
     revivals: Revivals,
     abandoned: Abandoned,
     agenda: Agenda,
     /// Of what every look finds again.
     complaints: RateLimit,
-    /// Of what stubs do as often as they like.
-    news: RateLimit,
 }
 
 /// Devices that are being taken back.
@@ -519,7 +520,7 @@ impl Service {
     fn tell_libxl(&mut self) -> Result<(), ServeError> {
         let (attachments, _) = Attachment::all(&mut self.host.store)?;
         for bdf in assignable::renew(&mut self.host.store, &attachments)? {
-            if self.news.allow(Instant::now()).is_some() {
+            if self.complaints.allow(Instant::now()).is_some() {
                 log::warn!(
                     "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another \
                      guest: written again"
@@ -558,6 +559,7 @@ impl Service {
         self.broken.remove(&stub);
         self.between.remove(&stub);
         self.breaks.remove(&stub);
+        self.limits.remove(&stub);
         self.links.remove(&stub);
         self.revivals.drop_stub(stub);
         self.errors.forget(stub);
@@ -586,7 +588,7 @@ impl Service {
             // State 4 without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(stub, hop)? {
-                    if self.news.allow(Instant::now()).is_some() {
+                    if self.may_tell(stub) {
                         log::info!("stub {} has begun anew", attachment.stub.name);
                     }
                     // The last request of before is done when this returns.
@@ -616,7 +618,7 @@ impl Service {
         if self
             .abandoned
             .look(&mut self.host.store, attachment, is_port_for)?
-            && self.news.allow(Instant::now()).is_some()
+            && self.may_tell(attachment.stub.domid)
         {
             log::info!(
                 "guest {} gave its frontend up before the connection stood: told to begin anew",
@@ -645,21 +647,29 @@ impl Service {
         };
         let store = self.open_store()?;
         let linked = particulars.and_then(|particulars| {
-            let (xen, wake) = (self.link_xen.clone(), self.wake.clone());
-            Link::start(attachment, particulars, &self.host.sysfs, xen, store, wake)
+            let (xen, wake, limits) = (self.link_xen.clone(), self.wake.clone(), self.limits(stub));
+            Link::start(
+                attachment,
+                particulars,
+                &self.host.sysfs,
+                xen,
+                store,
+                wake,
+                limits,
+            )
         });
         match linked {
             Ok(link) => {
                 self.between.remove(&stub);
                 self.links.insert(stub, link);
-                if self.news.allow(Instant::now()).is_some() {
+                if self.may_tell(stub) {
                     let (stub, guest) = (&attachment.stub.name, &attachment.guest.name);
                     log::info!("serving stub {stub} of guest {guest}");
                 }
                 Ok(self.set_state(hop, XenbusState::Connected)?)
             }
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
-                if self.between.insert(stub) {
+                if self.between.insert(stub) && self.may_tell(stub) {
                     let text = format!("{:#}", anyhow::Error::from(error));
                     log::warn!(
                         "stub {}: {text}; waiting for its next offer",
@@ -707,6 +717,17 @@ impl Service {
     /// True while the devices of a stub cannot be taken back, for something else is done for it.
     fn is_held_up(&self, stub: DomId) -> bool {
         self.jobs.is_busy(stub) || self.revivals.is_creating(stub)
+    }
+
+    fn limits(&mut self, stub: DomId) -> Arc<Mutex<Limits>> {
+        let limits = self.limits.entry(stub);
+        let limits = limits.or_insert_with(|| Arc::new(Mutex::new(Limits::new(Instant::now()))));
+        Arc::clone(limits)
+    }
+
+    /// Whether something may be logged that this stub brings about as often as it likes.
+    fn may_tell(&mut self, stub: DomId) -> bool {
+        link::may_tell(&self.limits(stub))
     }
 
     fn state(&mut self, path: &str) -> Result<XenbusState, StoreError> {

@@ -203,6 +203,13 @@ impl StubStatus {
                 "{name}: REFUSED {count} writes to register {offset:#x} of {bdf}: {reason}"
             )?;
         }
+        if served.refused_besides > 0 {
+            writeln!(
+                f,
+                "{name}: REFUSED {} writes to further registers: a sound stub sends none of these",
+                served.refused_besides
+            )?;
+        }
         Ok(())
     }
 }
@@ -248,6 +255,14 @@ mod tests {
         );
         assert!(
             text.contains("REFUSED 2 writes to register 0x10 of 0000:00:05.0: no"),
+            "{text}"
+        );
+        assert!(!text.contains("further registers"), "{text}");
+        let mut many = status();
+        many.stubs[0].served.as_mut().unwrap().refused_besides = 4000;
+        let text = many.to_string();
+        assert!(
+            text.contains("web-bulkhead: REFUSED 4000 writes to further registers"),
             "{text}"
         );
     }
