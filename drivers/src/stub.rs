@@ -221,6 +221,11 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         Ok(stub)
     }
 
+    /// Ends the work and gives back what it stood on. A stub that was taken over (see `tests/guest`) goes on from here.
+    pub fn into_parts(self) -> (P, Client<T>) {
+        (self.platform, self.client)
+    }
+
     /// Does what there is to do: at most one request of the guest, then what xenstore tells.
     pub fn step(&mut self) -> Outcome {
         self.served = self.first.serve(&mut self.platform, &mut self.second);

@@ -144,6 +144,21 @@ const TEST_GUEST: Product = Product {
     ],
 };
 
+const HOSTILE_STUB: Product = Product {
+    name: "the stub that was taken over",
+    path: "stub/hostile-stub",
+    target: "/rig/guest/hostile-stub",
+    cargo: &[
+        "rustc",
+        "--package=bulkhead-test-guest",
+        "--bin=hostile-stub",
+        "--features=boot",
+        "--profile=stub",
+        "--",
+        "-Crelocation-model=static",
+    ],
+};
+
 /// Builds the stub's image and gives its path.
 ///
 /// # Errors
@@ -217,6 +232,14 @@ pub fn ops_compare(observer: &mut dyn Observer) -> Result<FileIn> {
 /// It does not compile.
 pub fn test_guest(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&TEST_GUEST, observer)
+}
+
+/// The image of a stub that was taken over.
+///
+/// # Errors
+/// It does not compile.
+pub fn hostile_stub(observer: &mut dyn Observer) -> Result<FileIn> {
+    build_file(&HOSTILE_STUB, observer)
 }
 
 fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {

@@ -33,6 +33,7 @@ pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
     files.push(products::config_sweep(observer)?);
     files.push(products::ops_compare(observer)?);
     files.push(products::test_guest(observer)?);
+    files.push(products::hostile_stub(observer)?);
     files.push(FileIn {
         host: scenario::directory().join("lib.sh"),
         target: "/rig/scenarios/lib.sh".to_owned(),

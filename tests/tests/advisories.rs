@@ -7,7 +7,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 const ADVISORIES: &str = include_str!("../../docs/advisories.md");
-const ATTACK: &str = include_str!("../guest/src/attack.rs");
+/// Where attacks have their names: the hostile guest's, and the hostile stub's with its deaths.
+const TABLES: [(&str, &str); 3] = [
+    (include_str!("../guest/src/attack.rs"), "const ATTACKS:"),
+    (include_str!("../guest/src/hostile_stub.rs"), "const ATTACKS:"),
+    (
+        include_str!("../guest/src/hostile_stub/deaths.rs"),
+        "const DEATHS:",
+    ),
+];
 
 /// The last cells of the tables that have a column `shown by`, split into names.
 fn claims() -> Vec<(String, Vec<String>)> {
@@ -35,11 +43,14 @@ fn names(cell: &str) -> Vec<String> {
     names
 }
 
-/// The names of the attacks, as the guest logs them.
+/// The names of the attacks, as guest and stub log them.
 fn attacks() -> BTreeSet<&'static str> {
-    let (_, table) = ATTACK.split_once("const ATTACKS:").unwrap();
-    let (table, _) = table.split_once("];\n").unwrap();
-    table.split('"').skip(1).step_by(2).collect()
+    let names = TABLES.iter().flat_map(|(source, table)| {
+        let (_, table) = source.split_once(table).unwrap();
+        let (table, _) = table.split_once("];\n").unwrap();
+        table.split('"').skip(1).step_by(2)
+    });
+    names.collect()
 }
 
 #[test]

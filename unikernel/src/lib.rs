@@ -22,6 +22,7 @@
 //! | `restart` | the end of a life and the step to the next |
 //! | [`survivor`] | what a life leaves to the next |
 //! | [`shutdown`] | the ways to end |
+//! | `misuse` | what a domain must not do, for the hostile guest and the hostile stub of the tests |
 #![no_std]
 #[cfg(test)]
 extern crate std;
@@ -41,6 +42,8 @@ mod lang;
 #[cfg(feature = "boot")]
 pub mod life;
 pub mod memory;
+#[cfg(feature = "misuse")]
+pub mod misuse;
 pub mod page;
 pub mod platform;
 #[cfg(feature = "boot")]

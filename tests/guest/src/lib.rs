@@ -10,6 +10,7 @@
 //! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
 //!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out;
 //!   [`attack`]: what a hostile guest does, and [`grants`] what it needs for that; [`flood`]: work without end.
+//! - [`hostile_stub`]: another program, a stub that was taken over, against dom0's service and all others.
 //!
 //! The sequences are pure, and know nothing of a machine: the program that compares answers uses them too.
 #![no_std]
@@ -25,6 +26,7 @@ pub mod differential;
 pub mod flood;
 pub mod frontend;
 pub mod grants;
+pub mod hostile_stub;
 pub mod op;
 pub mod options;
 pub mod plan;

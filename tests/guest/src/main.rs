@@ -74,6 +74,7 @@ fn run(
                 );
             }
         }
+        Mode::Idle => {}
         Mode::Flood => flood::run(xen, client, &mut frontend)?,
     }
     Ok(())

@@ -14,6 +14,8 @@ pub enum Mode {
     Race,
     /// Make work for the backend.
     Flood,
+    /// Connect, and do nothing more.
+    Idle,
 }
 
 impl FromStr for Mode {
@@ -25,6 +27,7 @@ impl FromStr for Mode {
             "hostile" => Ok(Self::Hostile),
             "race" => Ok(Self::Race),
             "flood" => Ok(Self::Flood),
+            "idle" => Ok(Self::Idle),
             _ => Err(()),
         }
     }

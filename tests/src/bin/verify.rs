@@ -78,6 +78,7 @@ const HOST_CHECKS: &[(&str, &[&str])] = &[
             "--bin=bulkhead-stub",
             "--package=bulkhead-test-guest",
             "--bin=test-guest",
+            "--bin=hostile-stub",
             "--features=bulkhead-unikernel/boot,bulkhead-test-guest/boot",
             "--profile=stub",
             "--",
