@@ -28,9 +28,8 @@ DOM0=0000:00:10.0 IDLE=0000:00:0a.0
 # Shell for the guest: what each kind of device does for a living.
 NETWORK='card=$(ls /sys/bus/pci/devices/$at/net) && ip addr add 10.0.2.15/24 dev $card && ip link set $card up && sleep 1
     ping -c 10 -i 0.2 -W 2 10.0.2.2; code=$?; ip addr del 10.0.2.15/24 dev $card; [ $code = 0 ]'
-DISK='until disk=$(ls -d /sys/bus/pci/devices/$at/*/*/*/*/block/* /sys/bus/pci/devices/$at/*/*/*/block/* \
-        /sys/bus/pci/devices/$at/*/*/*/*/*/*/block/* 2>/dev/null) && [ -n "$disk" ]; do
-        [ $((n += 1)) -lt 75 ] || exit 1; usleep 200000; done
+DISK='until disk=$(ls -d /sys/bus/pci/devices/$at/*/*/*/block/* /sys/bus/pci/devices/$at/*/*/*/*/*/*/block/* 2>/dev/null |
+        head -n 1) && [ -n "$disk" ]; do [ $((n += 1)) -lt 75 ] || exit 1; usleep 200000; done
     disk=/dev/${disk##*/}; head -c 65536 /dev/urandom >/tmp/new
     dd if=/tmp/new of=$disk bs=65536 conv=fsync 2>/dev/null && echo 3 >/proc/sys/vm/drop_caches &&
     head -c 65536 $disk | cmp - /tmp/new && echo same'
