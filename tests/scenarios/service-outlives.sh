@@ -114,7 +114,14 @@ loops="$loops $!"
 flood "/local/domain/$stub/device/bulkhead/0/event-channel" "$port" &
 loops="$loops $!"
 sleep 2
+# The floods take dom0's processor too, which a stub's own would not (hostile-stub has that): what does not ask the service
+# is as slow.
+calm=$LIMIT
+ms=$(took sh -c 'xl list && xenstore-ls -f /local/domain/0')
+say "flooded: a list of domains and of dom0's nodes takes $ms ms"
+LIMIT=$((ms * 2 > calm ? ms * 2 : calm))
 answers "flooded"
+LIMIT=$calm
 revived "flooded"
 prompt "flooded: detach of the other's device" 20000 bulkhead detach $OTHER
 check "flooded: it comes back" bulkhead attach g2 --device $OTHER
