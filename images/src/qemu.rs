@@ -195,6 +195,9 @@ impl Machine {
                 format!("if=none,id={name},format=raw,file={}", disk_file(name)),
             );
         }
+        for name in self.backends("audiodev") {
+            add("audiodev", format!("none,id={name}"));
+        }
         for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
@@ -285,9 +288,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sound_card_gets_an_output_that_nobody_hears() {
+        let line = with_devices(&["AC97,audiodev=a0"]);
+        assert!(
+            line.contains("-audiodev none,id=a0 -device AC97,audiodev=a0"),
+            "{line}"
+        );
+    }
+
+    #[test]
     fn a_device_without_backend_brings_none() {
         let line = with_devices(&["edu,addr=6"]);
-        assert!(!line.contains("-netdev") && !line.contains("-drive"), "{line}");
+        for backend in ["-netdev", "-drive", "-audiodev"] {
+            assert!(!line.contains(backend), "{line}");
+        }
     }
 
     #[test]

@@ -17,8 +17,8 @@
 #: device scsi-hd,bus=lsi.0,drive=d4
 #: device sdhci-pci,addr=c
 #: device sd-card,drive=d5
-#: device AC97,addr=d
-#: device ES1370,addr=e
+#: device AC97,audiodev=a0,addr=d
+#: device ES1370,audiodev=a1,addr=e
 #: device e1000,netdev=n4,addr=10
 #: timeout 600
 . /rig/scenarios/lib.sh
