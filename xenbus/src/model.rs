@@ -95,9 +95,9 @@ impl Connection {
         daemon.arrived.get(&self.id).copied().unwrap_or_default()
     }
 
-    /// Has the daemon refuse the request made after this many more, once, as if the domain had used up its quota.
-    pub fn refuse_request(&self, after: usize, error: ErrorName) {
-        self.daemon.0.borrow_mut().refusal = Some((self.id, after, error));
+    /// Has the daemon refuse so many requests after so many more, as if the domain had used up its quota.
+    pub fn refuse_requests(&self, after: usize, times: usize, error: ErrorName) {
+        self.daemon.0.borrow_mut().refusal = Some((self.id, after, times, error));
     }
 }
 
@@ -173,18 +173,19 @@ struct Daemon {
     next_connection: u64,
     /// Messages sent to each connection.
     arrived: BTreeMap<u64, u64>,
-    refusal: Option<(u64, usize, ErrorName)>,
+    refusal: Option<(u64, usize, usize, ErrorName)>,
 }
 
 impl Daemon {
     /// The error with which this request is refused, whatever it is.
     fn refuses(&mut self, connection: u64) -> Option<ErrorName> {
-        let (_, left, _) = self.refusal.as_mut().filter(|(id, ..)| *id == connection)?;
+        let (_, left, times, error) = self.refusal.as_mut().filter(|(id, ..)| *id == connection)?;
         if let Some(fewer) = left.checked_sub(1) {
             *left = fewer;
             return None;
         }
-        self.refusal.take().map(|(_, _, error)| error)
+        *times = times.checked_sub(1)?;
+        Some(error.clone())
     }
 
     fn serve(&mut self, connection: u64, domid: u16, header: Header, payload: &[u8]) {

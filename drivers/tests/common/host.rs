@@ -41,6 +41,9 @@ pub struct StoreLine {
     before: Rc<RefCell<Option<Interlude>>>,
     /// How many requests were made.
     pub requests: Rc<Cell<usize>>,
+    /// Requests until the connection breaks.
+    breaks: Rc<Cell<usize>>,
+    always: Rc<RefCell<Box<dyn FnMut()>>>,
 }
 
 /// What others do between two requests of the stub.
@@ -55,6 +58,12 @@ impl Transport for StoreLine {
     fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         self.service.borrow_mut().run();
         self.world.advance(ROUND_TRIP);
+        (self.always.borrow_mut())();
+        match self.breaks.get() {
+            0 => return Err(ConnectionError::NothingToReceive),
+            usize::MAX => {}
+            left => self.breaks.set(left - 1),
+        }
         self.requests.set(self.requests.get() + 1);
         let due = match self.before.borrow_mut().as_mut() {
             Some(interlude) if interlude.left > 0 => {
@@ -164,6 +173,8 @@ impl Host {
             },
             before: Rc::default(),
             requests: Rc::default(),
+            breaks: Rc::new(Cell::new(usize::MAX)),
+            always: Rc::new(RefCell::new(Box::new(|| {}))),
         });
     }
 
@@ -182,9 +193,20 @@ impl Host {
         *self.line().before.borrow_mut() = Some(Interlude { left: after, act });
     }
 
-    /// Has xenstore refuse the request of the stub that comes after this many more.
-    pub fn refuse_request(&self, after: usize, error: ErrorName) {
-        self.line().connection.borrow().refuse_request(after, error);
+    /// Has xenstore refuse so many requests of the stub after so many more.
+    pub fn refuse_requests(&self, after: usize, times: usize, error: ErrorName) {
+        let connection = self.line().connection.borrow();
+        connection.refuse_requests(after, times, error);
+    }
+
+    /// Has the connection break at the stub's request that comes after this many more; `usize::MAX`: never.
+    pub fn lose_store(&self, after: usize) {
+        self.line().breaks.set(after);
+    }
+
+    /// From now on this happens at each request of the stub.
+    pub fn at_each_request(&self, act: impl FnMut() + 'static) {
+        *self.line().always.borrow_mut() = Box::new(act);
     }
 
     /// The stub fails and begins anew in the same domain: its connection to xenstore goes on, and nobody is told.
@@ -227,7 +249,9 @@ impl Host {
             store: self.line().event.clone(),
         };
         let line = self.line.clone().expect("a connection");
-        let client = Client::resume(line.clone(), line.last_request.get()).unwrap();
+        // A refusal here ends a life, and the next one asks again.
+        let mut lives = (0..10).map(|_| Client::resume(line.clone(), line.last_request.get()));
+        let client = lives.find_map(Result::ok).expect("a connection taken up");
         self.stub = Some(Stub::new(platform, client, STORE_PORT).unwrap());
     }
 

@@ -8,6 +8,16 @@ use xenbus::path::{Numbered, key};
 use xenbus::pciif::Request;
 use xenbus::state::XenbusState::{self, *};
 
+/// The numbered nodes of one device of the second hop.
+const SECOND: [Numbered; 6] = [
+    Numbered::Device,
+    Numbered::Ids,
+    Numbered::Ecam,
+    Numbered::Bars,
+    Numbered::Irq,
+    Numbered::Intx,
+];
+
 /// The numbered nodes of one device of the first hop.
 const NODES: [Numbered; 5] = [
     Numbered::Key,
@@ -83,6 +93,32 @@ impl Host {
     pub fn strike(&mut self, devices: &[&str]) {
         let listed = self.listed();
         self.keep(|number| !devices.contains(&listed[number].as_str()));
+    }
+
+    /// What takes the device with this number off both lists, all in one change, as the toolstack does.
+    pub fn striking(&self, struck: usize) -> impl FnOnce() + 'static {
+        use xenbus::client::{Client, Store};
+        let mut store = Client::new(self.xenstored.connect(0));
+        let hops = [(self.first, &NODES[..]), (self.second, &SECOND[..])];
+        move || {
+            let done = store.transaction(|store| {
+                for (hop, keys) in hops {
+                    let count: usize = store.read(&hop.backend_node(key::NUM_DEVS))?.parse().unwrap();
+                    for key in keys {
+                        for to in struck..count {
+                            let path = hop.backend_node(&key.at(to));
+                            match store.read_optional(&hop.backend_node(&key.at(to + 1)))? {
+                                Some(value) => store.write(&path, &value)?,
+                                None => store.remove(&path)?,
+                            }
+                        }
+                    }
+                    store.write(&hop.backend_node(key::NUM_DEVS), &(count - 1).to_string())?;
+                }
+                Ok(())
+            });
+            done.unwrap();
+        }
     }
 
     /// The same, for the device with this number.

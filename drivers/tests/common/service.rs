@@ -31,6 +31,8 @@ pub struct Service {
     pub devices: BTreeMap<Bdf, Device>,
     /// Requests answered.
     pub served: Vec<Request>,
+    /// Looks on while a request is served.
+    pub witness: Box<dyn FnMut(&Page)>,
     world: World,
     store: Client<Connection>,
     hop: path::Device,
@@ -45,6 +47,7 @@ impl Service {
             mood: Mood::Willing,
             devices: BTreeMap::new(),
             served: Vec::new(),
+            witness: Box::new(|_| {}),
             world: world.clone(),
             store: Client::new(xenstored.connect(0)),
             hop: path::Device::second_hop(stub),
@@ -66,6 +69,7 @@ impl Service {
         while let Some(taken) = backend::take(&page) {
             let request = *taken.request();
             self.served.push(request);
+            (self.witness)(&page);
             let entries = taken
                 .entries()
                 .expect("the stub never asks for too many")
