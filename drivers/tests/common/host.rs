@@ -3,22 +3,23 @@
 use super::device::{self, Device};
 use super::guest::Guest;
 use super::service::Service;
-use super::world::{Domain, STORE_PORT, StoreEvent, World};
+use super::world::{Death, Domain, STORE_PORT, StoreEvent, World};
 use drivers::journal::{Cause, Next};
 use drivers::stub::{Outcome, Stub};
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::model::{Connection, ConnectionError, Xenstored};
 use xenbus::path::{self, Numbered, key};
-use xenbus::pciif::frontend::Answer;
+use xenbus::pciif::frontend::{Answer, Posted};
 use xenbus::pciif::{MsixEntry, Request};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 use xenbus::survivor;
-use xenbus::wire::ErrorName;
+use xenbus::wire::{ErrorName, Header};
 
 pub const STUB: u16 = 4;
 pub const GUEST: u16 = 7;
@@ -44,6 +45,8 @@ pub struct StoreLine {
     /// Requests until the connection breaks.
     breaks: Rc<Cell<usize>>,
     always: Rc<RefCell<Box<dyn FnMut()>>>,
+    /// Bytes of the message under way that are still to be received.
+    left: Rc<Cell<usize>>,
 }
 
 /// What others do between two requests of the stub.
@@ -56,6 +59,7 @@ impl Transport for StoreLine {
     type Error = ConnectionError;
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        self.world.moment();
         self.service.borrow_mut().run();
         self.world.advance(ROUND_TRIP);
         (self.always.borrow_mut())();
@@ -77,12 +81,24 @@ impl Transport for StoreLine {
         }
         let number = bytes[4..8].try_into().expect("a header");
         self.last_request.set(u32::from_le_bytes(number));
-        self.connection.borrow_mut().send(bytes)
+        self.connection.borrow_mut().send(bytes)?;
+        self.world.moment();
+        Ok(())
     }
 
     fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ConnectionError> {
+        self.world.moment();
         self.event.take();
-        self.connection.borrow_mut().receive(bytes)
+        self.connection.borrow_mut().receive(bytes)?;
+        self.left.set(match self.left.get() {
+            0 => {
+                let header = bytes.first_chunk().expect("a header");
+                Header::decode(header).length as usize
+            }
+            left => left - bytes.len(),
+        });
+        self.world.moment();
+        Ok(())
     }
 
     fn ready(&mut self) -> Result<bool, ConnectionError> {
@@ -93,6 +109,15 @@ impl Transport for StoreLine {
 /// Frame of a function's ECAM page.
 fn frame_of(bdf: Bdf) -> u64 {
     0xb0000 | u64::from(bdf.bus()) << 8 | u64::from(bdf.devfn())
+}
+
+/// What `work` returns; `None` if the stub died in it by order.
+fn survives<R>(work: impl FnOnce() -> R) -> Option<R> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => Some(result),
+        Err(cause) if cause.is::<Death>() => None,
+        Err(cause) => resume_unwind(cause),
+    }
 }
 
 pub struct Host {
@@ -175,6 +200,7 @@ impl Host {
             requests: Rc::default(),
             breaks: Rc::new(Cell::new(usize::MAX)),
             always: Rc::new(RefCell::new(Box::new(|| {}))),
+            left: Rc::default(),
         });
     }
 
@@ -249,10 +275,30 @@ impl Host {
             store: self.line().event.clone(),
         };
         let line = self.line.clone().expect("a connection");
-        // A refusal here ends a life, and the next one asks again.
-        let mut lives = (0..10).map(|_| Client::resume(line.clone(), line.last_request.get()));
-        let client = lives.find_map(Result::ok).expect("a connection taken up");
-        self.stub = Some(Stub::new(platform, client, STORE_PORT).unwrap());
+        // The rest of what an earlier life was receiving.
+        let mut rest = vec![0; line.left.take()];
+        line.connection.borrow_mut().receive(&mut rest).unwrap();
+        let begin = || {
+            // A refusal here ends a life, and the next one asks again.
+            let mut lives = (0..10).map(|_| Client::resume(line.clone(), line.last_request.get()));
+            let client = lives.find_map(Result::ok).expect("a connection taken up");
+            Stub::new(platform, client, STORE_PORT).unwrap()
+        };
+        match survives(begin) {
+            Some(stub) => self.stub = Some(stub),
+            None => self.fail(),
+        }
+    }
+
+    /// The stub's step, and its next life if it dies in it.
+    fn step(&mut self) -> Outcome {
+        let stub = self.stub.as_mut().expect("a started stub");
+        survives(|| stub.step()).unwrap_or_else(|| {
+            self.fail();
+            Outcome::Wait {
+                until: Some(self.world.now()),
+            }
+        })
     }
 
     /// Writes the nodes of the second hop.
@@ -370,7 +416,7 @@ impl Host {
     /// Lets all run as they would on Xen: the stub steps when something wakes it. Returns its last word.
     pub fn settle(&mut self) -> Outcome {
         for _ in 0..100 {
-            let outcome = self.stub().step();
+            let outcome = self.step();
             self.service.borrow_mut().run();
             let more = matches!(outcome, Outcome::Wait { until: Some(until) } if until <= self.world.now());
             if matches!(outcome, Outcome::Shutdown(_)) || !more && !self.is_awake() {
@@ -402,12 +448,30 @@ impl Host {
     pub fn ask(&mut self, request: &Request, entries: &[MsixEntry]) -> Answer {
         let posted = self.guest.post(request, entries);
         self.world.take_pending(GUEST, self.guest.port);
+        if self.world.is_mortal() {
+            return self.await_answer(posted);
+        }
         self.stub().step();
         assert!(
             self.world.take_pending(GUEST, self.guest.port),
             "an answer comes with an event"
         );
         self.guest.answer(posted)
+    }
+
+    /// The guest sleeps until it is told of the answer. Events that tell of nothing are allowed.
+    fn await_answer(&mut self, mut posted: Posted) -> Answer {
+        for _ in 0..50 {
+            self.step();
+            self.service.borrow_mut().run();
+            if self.world.take_pending(GUEST, self.guest.port) {
+                match posted.poll(&self.guest.page) {
+                    Ok(answer) => return answer,
+                    Err(still) => posted = still,
+                }
+            }
+        }
+        panic!("no answer, or no event that tells of it");
     }
 
     pub fn read(&mut self, offset: u16, width: u8) -> u32 {

@@ -42,7 +42,13 @@ struct State {
     preempting: bool,
     /// Waits in a row that ended at once.
     idle_turns: usize,
+    /// Moments that the stub has come by, and the one at which it dies.
+    moments: usize,
+    dies_at: Option<usize>,
 }
+
+/// What a stub that dies by order panics with.
+pub struct Death;
 
 /// The machine. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +71,41 @@ impl World {
     /// From now on Xen has no grant left, or has again.
     pub fn refuse_grants(&self, refuse: bool) {
         self.0.borrow_mut().refuse_grants = refuse;
+    }
+
+    /// Has the stub die at this moment of all that it comes by.
+    pub fn die_at(&self, moment: usize) {
+        self.0.borrow_mut().dies_at = Some(moment);
+    }
+
+    /// Moments that the stub has come by.
+    pub fn moments(&self) -> usize {
+        self.0.borrow().moments
+    }
+
+    /// True if the stub has died by order, or is about to.
+    pub fn is_mortal(&self) -> bool {
+        self.0.borrow().dies_at.is_some()
+    }
+
+    /// Does this, with a moment before and after it.
+    fn around<R>(&self, act: impl FnOnce() -> R) -> R {
+        self.moment();
+        let result = act();
+        self.moment();
+        result
+    }
+
+    /// A moment at which the stub can die.
+    pub fn moment(&self) {
+        let moment = {
+            let mut state = self.0.borrow_mut();
+            state.moments += 1;
+            (state.dies_at == Some(state.moments)).then_some(Death)
+        };
+        if let Some(death) = moment {
+            std::panic::resume_unwind(Box::new(death));
+        }
     }
 
     /// From now on others run at any moment.
@@ -294,47 +335,64 @@ impl Platform for Domain {
     }
 
     fn map_grant(&mut self, owner: DomId, grant: GrantRef) -> Result<Page, Errno> {
-        let page = self.world.map(self.domid, owner, grant)?;
-        self.world.0.borrow_mut().mapped += 1;
-        Ok(page)
+        let world = self.world.clone();
+        world.around(|| {
+            let page = self.world.map(self.domid, owner, grant)?;
+            self.world.0.borrow_mut().mapped += 1;
+            Ok(page)
+        })
     }
 
     fn unmap_grant(&mut self, _: Page) {
+        self.world.moment();
         self.world.0.borrow_mut().mapped -= 1;
+        self.world.moment();
     }
 
     fn share_page(&mut self, peer: DomId) -> Result<(Page, GrantRef), Errno> {
-        self.world.share(self.domid, peer)
+        let world = self.world.clone();
+        world.around(|| self.world.share(self.domid, peer))
     }
 
     fn unshare_page(&mut self, _: Page, grant: GrantRef) {
+        self.world.moment();
         self.world.unshare(self.domid, grant);
+        self.world.moment();
     }
 
     fn bind_interdomain(&mut self, peer: DomId, remote: Port) -> Result<Port, Errno> {
-        self.world.bind(self.domid, peer, remote)
+        let world = self.world.clone();
+        world.around(|| self.world.bind(self.domid, peer, remote))
     }
 
     fn alloc_unbound(&mut self, peer: DomId) -> Result<Port, Errno> {
-        Ok(self.world.alloc_unbound(self.domid, peer))
+        let world = self.world.clone();
+        world.around(|| Ok(self.world.alloc_unbound(self.domid, peer)))
     }
 
     fn close(&mut self, port: Port) {
+        self.world.moment();
         self.world.close(self.domid, port);
+        self.world.moment();
     }
 
     fn notify(&mut self, port: Port) {
+        self.world.moment();
         self.world.notify(self.domid, port);
+        self.world.moment();
     }
 
     fn take_pending(&mut self, port: Port) -> bool {
-        if self.world.0.borrow().preempting {
-            (self.others.borrow_mut())();
-        }
-        if port == STORE_PORT {
-            return self.store.take();
-        }
-        self.world.take_pending(self.domid, port)
+        let world = self.world.clone();
+        world.around(|| {
+            if self.world.0.borrow().preempting {
+                (self.others.borrow_mut())();
+            }
+            if port == STORE_PORT {
+                return self.store.take();
+            }
+            self.world.take_pending(self.domid, port)
+        })
     }
 
     fn is_pending(&self, port: Port) -> bool {
@@ -347,6 +405,7 @@ impl Platform for Domain {
     }
 
     fn wait(&mut self, ports: &[Port], until: Option<Duration>) {
+        self.world.moment();
         (self.others.borrow_mut())();
         if ports.iter().any(|port| self.is_pending(*port)) {
             let mut state = self.world.0.borrow_mut();
@@ -358,24 +417,30 @@ impl Platform for Domain {
             let mut state = self.world.0.borrow_mut();
             state.clock = state.clock.max(until);
         }
+        self.world.moment();
     }
 
     fn map_ecam(&mut self, frame: u64) -> Result<Ecam, EcamError> {
-        let mut state = self.world.0.borrow_mut();
-        let device = state
-            .ecams
-            .get(&frame)
-            .cloned()
-            .ok_or(EcamError::Refused(EPERM))?;
-        if state.writable.contains(&frame) {
-            return Err(EcamError::Writable);
-        }
-        state.mapped += 1;
-        Ok(Ecam(device))
+        let world = self.world.clone();
+        world.around(|| {
+            let mut state = self.world.0.borrow_mut();
+            let device = state
+                .ecams
+                .get(&frame)
+                .cloned()
+                .ok_or(EcamError::Refused(EPERM))?;
+            if state.writable.contains(&frame) {
+                return Err(EcamError::Writable);
+            }
+            state.mapped += 1;
+            Ok(Ecam(device))
+        })
     }
 
     fn unmap_ecam(&mut self, _: Ecam) {
+        self.world.moment();
         self.world.0.borrow_mut().mapped -= 1;
+        self.world.moment();
     }
 
     fn journal(&self) -> Journal {
@@ -383,11 +448,15 @@ impl Platform for Domain {
     }
 
     fn note(&mut self, change: impl FnOnce(&mut Journal)) {
+        self.world.moment();
         change(&mut self.world.0.borrow_mut().journal);
+        self.world.moment();
     }
 
     fn set_under_way(&mut self, op: Option<&Op>) {
+        self.world.moment();
         self.world.set_under_way(op.copied());
+        self.world.moment();
     }
 
     fn recall(&self, place: Bdf) -> Option<u32> {
@@ -395,11 +464,15 @@ impl Platform for Domain {
     }
 
     fn remember(&mut self, place: Bdf, word: Option<u32>) {
-        let remembered = &mut self.world.0.borrow_mut().remembered;
-        match word {
-            Some(word) => remembered.insert(place, word),
-            None => remembered.remove(&place),
-        };
+        self.world.moment();
+        {
+            let remembered = &mut self.world.0.borrow_mut().remembered;
+            match word {
+                Some(word) => remembered.insert(place, word),
+                None => remembered.remove(&place),
+            };
+        }
+        self.world.moment();
     }
 
     #[cfg(feature = "inject")]
