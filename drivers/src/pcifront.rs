@@ -519,11 +519,4 @@ impl<P: Platform> Dom0 for Link<'_, P> {
         };
         self.exchange(&Request::new(command, function), &[]).map(drop)
     }
-
-    fn pause(&mut self, time: Duration) {
-        let until = self.platform.now() + time;
-        while self.platform.now() < until {
-            self.platform.wait(&[], Some(until));
-        }
-    }
 }

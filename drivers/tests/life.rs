@@ -136,6 +136,45 @@ fn a_guest_whose_nodes_vanish_is_given_up() {
 }
 
 #[test]
+fn a_guest_that_vanishes_before_it_connects_is_given_up_and_one_that_was_never_there_awaited() {
+    let mut host = Host::ready();
+    host.remove(&path::home(GUEST));
+    host.settle();
+    assert_eq!((host.backend_state(), host.world.mapped()), (Closed, 0));
+
+    let mut host = Host::idle();
+    host.attach_second(&["0000:00:05.0"]);
+    host.attach_first(&["0000:00:05.0"]);
+    host.remove(&host.first.frontend_dir());
+    host.start();
+    host.settle();
+    assert_eq!(host.backend_state(), Initialised);
+}
+
+#[test]
+fn an_answer_that_comes_at_any_moment_ends_the_wait_for_it() {
+    let mut host = Host::connected();
+    host.world.preempt();
+    for value in 0..20 {
+        let before = host.world.now();
+        assert!(host.write(0x0c, 1, value).is_ok());
+        let waited = host.world.now() - before;
+        assert!(waited < std::time::Duration::from_millis(2), "{waited:?}");
+    }
+}
+
+#[test]
+fn an_event_of_the_service_that_tells_of_nothing_does_not_end_in_a_busy_wait() {
+    let mut host = Host::connected();
+    host.service.borrow_mut().mood = common::service::Mood::Silent;
+    host.service.borrow_mut().poke();
+    let before = host.world.now();
+    assert!(host.write(0x0c, 1, 8).is_err());
+    let waited = host.world.now() - before;
+    assert_eq!(waited, std::time::Duration::from_millis(1500));
+}
+
+#[test]
 fn a_guest_whose_nodes_vanish_where_the_stub_may_not_look_is_given_up_too() {
     let mut host = Host::connected();
     // As the toolstack makes a home: nobody else may read it, so a missing node looks like a forbidden one.

@@ -113,6 +113,135 @@ fn a_request_that_the_stub_failed_over_is_answered_as_if_nothing_had_been() {
 }
 
 #[test]
+fn a_kind_that_is_asked_for_in_vain_when_the_stub_fails_leaves_the_other_kind_on() {
+    for (on, other) in [
+        (Command::EnableMsix, Command::EnableMsi),
+        (Command::EnableMsi, Command::EnableMsix),
+    ] {
+        let mut host = Host::connected();
+        host.ask(&Request::new(on, FIRST), &entries(&[0])).unwrap();
+        let mode = host.device.mode();
+        let asked = Request::new(other, FIRST);
+        let answer = ask_through(&mut host, &asked, &entries(&[1]), When::Before, 1);
+        assert!(answer.is_err(), "{other:?}");
+        assert_eq!(host.device.mode(), mode, "{other:?}");
+    }
+}
+
+#[test]
+fn a_request_is_under_way_from_when_it_is_taken_until_it_is_answered() {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use xenbus::survivor::Survivor;
+    let mut host = Host::connected();
+    let seen = Rc::new(RefCell::new(None));
+    let (world, witness) = (host.world.clone(), Rc::clone(&seen));
+    host.service.borrow_mut().witness = Box::new(move |page| {
+        let left = Survivor::from_page(page).expect("a block");
+        *witness.borrow_mut() = Some((world.under_way(), left.under_way().map(|(op, _)| *op)));
+    });
+    host.write(0x0c, 1, 8).unwrap();
+    let (kept, published) = seen.take().expect("the service was asked");
+    assert!(kept.is_some() && kept == published);
+    assert_eq!(host.world.under_way(), None);
+    let service = host.service.borrow();
+    let left = Survivor::from_page(service.page().unwrap()).unwrap();
+    assert_eq!(left.under_way(), None);
+}
+
+#[test]
+fn what_was_refused_to_the_last_guest_is_served_to_the_next() {
+    let mut host = Host::connected();
+    let poison = Request::conf_read(FIRST, 0x40, 4);
+    assert!(ask_through(&mut host, &poison, &[], When::Before, 2).is_err());
+    host.guest.set_state(Closed);
+    host.settle();
+    // A driver that is bound again is not another guest.
+    host.guest.set_state(Initialising);
+    host.settle_for_good();
+    host.guest.begin_anew();
+    host.guest.publish();
+    host.settle();
+    assert_eq!(host.ask(&poison, &[]), Err(OpError::OpFailed));
+
+    host.guest.set_state(Closed);
+    host.settle();
+    host.remove(&host.first.frontend_dir());
+    host.guest = common::guest::Guest::new(&host.world, &host.xenstored, host.first);
+    host.attach_first(&["0000:00:05.0"]);
+    host.settle();
+    host.guest.publish();
+    host.settle();
+    assert!(host.ask(&poison, &[]).is_ok());
+}
+
+#[test]
+fn a_stub_that_fails_while_a_device_is_asked_back_serves_it_until_the_guest_lets_go() {
+    let mut host = Host::running(&["0000:00:05.0", "0000:00:06.0"]);
+    host.unplug(&["0000:00:06.0"]);
+    host.fail();
+    host.settle();
+    let second = Bdf::from_devfn(0, 0, 8);
+    assert!(host.ask(&Request::conf_write(second, 0x0c, 1, 8), &[]).is_ok());
+    assert_eq!(host.backend_state(), Reconfiguring);
+    host.dance();
+    let gone = host.ask(&Request::conf_read(second, 0, 4), &[]);
+    assert_eq!(gone, Err(OpError::DeviceNotFound));
+}
+
+#[test]
+fn a_stub_that_fails_after_it_has_reconfigured_leaves_its_state_to_the_guest() {
+    let mut host = Host::running(&["0000:00:05.0"]);
+    host.plug(&["0000:00:06.0"]);
+    host.settle();
+    assert!(host.pcifront());
+    host.settle();
+    assert_eq!(host.backend_state(), Reconfigured);
+    host.fail();
+    host.settle();
+    assert_eq!(
+        host.backend_state(),
+        Reconfigured,
+        "the guest has not looked at its bus yet"
+    );
+    host.dance();
+    assert_eq!(host.guest.bus.len(), 2);
+}
+
+#[test]
+fn a_stub_that_fails_where_the_guest_closes_follows_it_to_the_end() {
+    for last in [Closing, Closed] {
+        let mut host = Host::connected();
+        host.guest.set_state(Closing);
+        host.settle();
+        assert_eq!(host.backend_state(), Closing);
+        host.fail();
+        host.settle();
+        host.guest.set_state(last);
+        host.guest.set_state(Closed);
+        host.settle();
+        assert_eq!(host.backend_state(), Closed);
+        assert_eq!(host.world.mapped(), 0);
+    }
+}
+
+#[test]
+fn an_answer_that_the_guest_was_not_told_of_is_told_of_by_the_next_life() {
+    let mut host = Host::connected();
+    host.guest.set_state(Connected);
+    host.settle();
+    let posted = host.guest.post(&Request::conf_read(FIRST, 0, 4), &[]);
+    let taken = backend::take(&host.guest.page).expect("a request");
+    let delivered = taken.answer(&host.guest.page, Ok(backend::Success::Value(7)));
+    assert_eq!(delivered, backend::Delivery::Delivered);
+    host.world.take_pending(common::host::GUEST, host.guest.port);
+    host.fail();
+    host.settle();
+    assert!(host.world.take_pending(common::host::GUEST, host.guest.port));
+    assert_eq!(host.guest.answer(posted).unwrap().value, 7);
+}
+
+#[test]
 fn what_only_the_stub_knew_of_the_guests_view_outlives_it() {
     let mut host = Host::connected();
     host.write(0x04, 2, 0x0547).unwrap();

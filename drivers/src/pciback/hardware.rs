@@ -4,7 +4,6 @@ use super::config::Access;
 use crate::error::{MessageKind, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
-use core::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::pciif::MsixEntry;
 
@@ -13,7 +12,7 @@ use xenbus::pciif::MsixEntry;
 /// # Errors
 /// Every method fails as the second hop does: with one of [`RequestError`]'s `Service…`.
 pub trait Dom0 {
-    /// Writes the low bytes of `value`; returns when the device has them.
+    /// Writes the low bytes of `value`; returns when the device has them, and has woken up if they wake it.
     fn conf_write(&mut self, function: Bdf, access: Access, value: u32) -> Result<(), RequestError>;
     /// Maps one pirq to the guest and turns MSI on; returns the pirq.
     fn enable_msi(&mut self, function: Bdf) -> Result<u32, RequestError>;
@@ -21,8 +20,6 @@ pub trait Dom0 {
     fn enable_msix(&mut self, function: Bdf, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError>;
     /// Turns MSI or MSI-X off and unmaps its pirqs.
     fn disable(&mut self, function: Bdf, kind: MessageKind) -> Result<(), RequestError>;
-    /// Lets this much time pass.
-    fn pause(&mut self, time: Duration);
 }
 
 /// One function: its config space, and dom0 for everything that is no read.
@@ -38,8 +35,6 @@ pub trait Hardware: ConfigSpace {
     fn enable_msix(&mut self, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError>;
     /// Turns MSI or MSI-X off.
     fn disable(&mut self, kind: MessageKind) -> Result<(), RequestError>;
-    /// Lets the device have this much time.
-    fn pause(&mut self, time: Duration);
 }
 
 /// The [`Hardware`] of a function whose config space is mapped.
@@ -73,9 +68,5 @@ impl<E: ConfigSpace, D: Dom0> Hardware for Reach<'_, E, D> {
 
     fn disable(&mut self, kind: MessageKind) -> Result<(), RequestError> {
         self.dom0.disable(self.bdf, kind)
-    }
-
-    fn pause(&mut self, time: Duration) {
-        self.dom0.pause(time);
     }
 }

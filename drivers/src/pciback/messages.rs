@@ -65,9 +65,11 @@ impl Messages {
     }
 
     /// A request to turn `kind` on was under way when this stub failed, and will be served again: what it did before
-    /// is not known.
+    /// is not known. Where the other kind is on, it was refused and did nothing.
     pub fn unsettle(&mut self, kind: MessageKind) {
-        self.mode = Mode::Unsettled(kind);
+        if !matches!(self.mode, Mode::Messages(on) if on != kind) {
+            self.mode = Mode::Unsettled(kind);
+        }
     }
 
     /// Turns MSI on; returns the guest's pirq.

@@ -43,7 +43,6 @@ struct State {
     answer: Option<RequestError>,
     /// The service does its work, and its answers come too late.
     late: bool,
-    paused: Duration,
     /// Registers besides the policy's that the service lets through: a user's quirks, or all of them.
     let_through: Vec<(u16, u8)>,
     permissive: bool,
@@ -60,7 +59,6 @@ impl Device {
             next_pirq: 55,
             answer: None,
             late: false,
-            paused: Duration::ZERO,
             let_through: Vec::new(),
             permissive: false,
             decodes: false,
@@ -166,10 +164,6 @@ impl Device {
 
     pub fn mode(&self) -> Option<MessageKind> {
         self.0.borrow().mode
-    }
-
-    pub fn paused(&self) -> Duration {
-        self.0.borrow().paused
     }
 
     /// From now on the service answers this; `None`: it does its work again.
@@ -341,10 +335,6 @@ impl Hardware for Device {
             }
         })
     }
-
-    fn pause(&mut self, time: Duration) {
-        self.0.borrow_mut().paused += time;
-    }
 }
 
 /// Dom0's service, called directly.
@@ -373,6 +363,4 @@ impl Dom0 for DirectDom0 {
     fn disable(&mut self, function: Bdf, kind: MessageKind) -> Result<(), RequestError> {
         Hardware::disable(self.device(function), kind)
     }
-
-    fn pause(&mut self, _: Duration) {}
 }

@@ -90,6 +90,9 @@ impl Transport for StoreLine {
         self.world.moment();
         self.event.take();
         self.connection.borrow_mut().receive(bytes)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.left.set(match self.left.get() {
             0 => {
                 let header = bytes.first_chunk().expect("a header");

@@ -98,6 +98,12 @@ impl Service {
         Ok(())
     }
 
+    /// Sends an event that tells of nothing.
+    pub fn poke(&mut self) {
+        let (_, port) = self.channel.as_ref().expect("a connection");
+        self.world.notify(0, *port);
+    }
+
     /// The guest's verdict on the last error.
     pub fn verdict(&self) -> Option<i32> {
         aer::verdict(self.page().expect("a connection"))
@@ -156,7 +162,10 @@ impl Service {
         }
         self.disconnect();
         self.particulars = (grant, remote);
-        let page = self.world.map(0, self.hop.frontend(), grant).unwrap();
+        // A stub that died after it had published them has others in its next life.
+        let Ok(page) = self.world.map(0, self.hop.frontend(), grant) else {
+            return;
+        };
         let port = self.world.bind(0, self.hop.frontend(), remote).unwrap();
         self.channel = Some((page, port));
         self.set_state(XenbusState::Connected);

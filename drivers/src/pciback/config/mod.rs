@@ -28,7 +28,6 @@ use alloc::vec::Vec;
 use bar::BarWrite;
 use capability::Kind;
 use core::ops::Range;
-use core::time::Duration;
 use register::{Read, Register, Write};
 use xenbus::bdf::Bdf;
 use xenbus::device::{Ids, Quirk};
@@ -41,8 +40,6 @@ const PME_STATUS: u16 = 0x8000;
 const DATA_SELECT: u16 = 0x1e00;
 /// PMC: there is a state D1, a state D2.
 const POWER_STATES: [(u16, u16); 2] = [(1, 0x0200), (2, 0x0400)];
-/// How long a device may take to come out of D3 (PCI Power Management 1.2, section 5.6.1).
-const WAKE_TIME: Duration = Duration::from_millis(10);
 /// BIST: start.
 const BIST_START: u32 = 0x40;
 
@@ -439,7 +436,6 @@ impl VirtualConfig {
         }
         let awake = present & !(POWER_STATE | PME_STATUS);
         hardware.write(control, u32::from(awake))?;
-        hardware.pause(WAKE_TIME);
         Ok(Effect::Forwarded)
     }
 
