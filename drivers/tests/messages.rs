@@ -8,7 +8,6 @@ use drivers::pciback::config::{Access, VirtualConfig};
 use drivers::pciback::hardware::Hardware;
 use drivers::pciback::messages::{Messages, Mode};
 use drivers::platform::ConfigSpace;
-use std::time::Duration;
 use xenbus::pciif::MsixEntry;
 
 const COMMAND: u16 = 0x04;
@@ -183,9 +182,5 @@ impl Hardware for Answering {
 
     fn disable(&mut self, _: MessageKind) -> Result<(), RequestError> {
         Ok(())
-    }
-
-    fn pause(&mut self, time: Duration) {
-        self.0.pause(time);
     }
 }

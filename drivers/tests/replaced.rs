@@ -79,7 +79,7 @@ fn refused_requests_keep_their_order_so_that_the_oldest_is_forgotten_first() {
     let ops = [4, 3, 2, 1].map(|n| [n; size_of::<survivor::Op>()]);
     survivor::publish(&page, std::iter::empty(), &ops);
     let mut journal = Journal::NEW;
-    journal.inherit(Survivor::from_page(&page).as_ref());
+    journal.inherit(Survivor::from_page(&page).as_ref(), Duration::from_secs(1));
     assert_eq!(journal.poisoned(), ops);
     let newest = [9; size_of::<survivor::Op>()];
     for _ in 0..2 {
