@@ -71,24 +71,6 @@ fn the_next_stub_goes_on_where_the_guest_stands_and_never_writes_another_state_t
 }
 
 #[test]
-fn refused_requests_keep_their_order_so_that_the_oldest_is_forgotten_first() {
-    use drivers::journal::{Cause, Journal};
-    use std::time::Duration;
-    use xenbus::survivor::Survivor;
-    let page = xenbus::model::Page::new();
-    let ops = [4, 3, 2, 1].map(|n| [n; size_of::<survivor::Op>()]);
-    survivor::publish(&page, std::iter::empty(), &ops);
-    let mut journal = Journal::NEW;
-    journal.inherit(Survivor::from_page(&page).as_ref(), Duration::from_secs(1));
-    assert_eq!(journal.poisoned(), ops);
-    let newest = [9; size_of::<survivor::Op>()];
-    for _ in 0..2 {
-        journal.fail(Cause::Panic, Duration::from_secs(1), Some(&newest));
-    }
-    assert_eq!(journal.poisoned(), [newest, ops[0], ops[1], ops[2]]);
-}
-
-#[test]
 fn a_request_under_way_is_served_again_and_one_that_has_taken_two_stubs_down_is_refused() {
     let mut host = connected();
     let on = Request::new(Command::EnableMsi, FIRST);
