@@ -219,8 +219,6 @@ impl Dom0 for Behind {
         };
         self.message(command, &[]).map(|_| ())
     }
-
-    fn pause(&mut self, _: Duration) {}
 }
 
 /// What no write of a guest may reach, by a reading of its own.
