@@ -92,7 +92,7 @@ check "xl destroy" xl destroy g2
 
 # --- one in quarantine
 check "seize" bulkhead seize $EDU
-equal "xl pci-assignable-list offers it" "$EDU" "$(xl pci-assignable-list | grep $EDU)"
+equal "xl pci-assignable-list offers it" "$EDU" "$(xl pci-assignable-list | grep $EDU | tr -d " ")"
 xenstore-write /local/domain/0/bulkhead/quarantine/0000-00-07-0 "this scenario says so"
 check "the service looks" sh -c "bulkhead status | grep 'quarantine: $EDU'"
 xenstore-write /libxl/pci/0000-00-0f-0/x 1
