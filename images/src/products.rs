@@ -150,6 +150,7 @@ const HOSTILE_STUB: Product = Product {
     target: "/rig/guest/hostile-stub",
     cargo: &[
         "rustc",
+        NO_RED_ZONE,
         "--package=bulkhead-test-guest",
         "--bin=hostile-stub",
         "--features=boot",
