@@ -160,7 +160,10 @@ impl Machine {
         add("chardev", format!("file,id=serial,path={}", file::SERIAL));
         add("serial", "chardev:serial".to_owned());
         // Out of the way of the slots that scenarios use.
-        add("device", "virtio-serial-pci,id=rig,addr=1e".to_owned());
+        // A PVH dom0's addresses are the device's only behind the IOMMU, which virtio goes round unless it is told.
+        let pvh = self.xen_options.iter().any(|option| option.contains("dom0=pvh"));
+        let platform = if pvh { ",iommu_platform=on" } else { "" };
+        add("device", format!("virtio-serial-pci,id=rig,addr=1e{platform}"));
         // The monitor listens before the port that dom0 reaches it by connects.
         add(
             "chardev",
@@ -276,6 +279,18 @@ mod tests {
         };
         assert!(arguments(&machine).contains("-drive if=none,id=d0,format=raw,file=d0.img"));
         assert_eq!(machine.disk_files(), ["d0.img"]);
+    }
+
+    #[test]
+    fn the_way_to_the_host_leads_through_the_iommu_for_a_pvh_dom0() {
+        let with = |option: &str| {
+            arguments(&Machine {
+                xen_options: vec![option.to_owned()],
+                ..Machine::default()
+            })
+        };
+        assert!(with("dom0=pvh").contains("virtio-serial-pci,id=rig,addr=1e,iommu_platform=on"));
+        assert!(!with("loglvl=all").contains("iommu_platform"));
     }
 
     #[test]
