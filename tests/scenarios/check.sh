@@ -72,7 +72,7 @@ OPEN=0000:03:00.0 DISPLAY_CARD=0000:00:0f.0 SMBUS=0000:00:1f.3
 bulkhead check $OPEN $BEHIND $DISPLAY_CARD $SMBUS
 told $OPEN $BEHIND $DISPLAY_CARD $SMBUS
 equal "fit one by one" "true true true false" "$(jq -r '[.devices[].fit] | join(" ")' /tmp/json)"
-equal "what it is called" "Intel Card" "$(about $OPEN .name)"
+equal "what it is called" "Intel Card" "$(about $OPEN .called)"
 equal "a port without ACS" '["0000:00:0e.0"]' "$(about $OPEN .without_acs)"
 check "and what that means" grep "$OPEN may reach other devices by DMA, and they it, past the IOMMU" /tmp/json
 equal "a port with ACS" "[]" "$(about $BEHIND .without_acs)"

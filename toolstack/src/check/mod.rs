@@ -178,7 +178,7 @@ fn device(
     Ok(Device {
         bdf: bdf.to_string(),
         ids: sysfs.ids(bdf)?.to_string(),
-        name: names.name(sysfs.ids(bdf)?),
+        called: names.name(sysfs.ids(bdf)?),
         class: format!(
             "{:02x}{:02x}{:02x}",
             class(register::BASE_CLASS),

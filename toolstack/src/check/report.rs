@@ -55,7 +55,7 @@ pub struct Device {
     /// Vendor and device.
     pub ids: String,
     /// What it is called, where the host has the list of names.
-    pub name: Option<String>,
+    pub called: Option<String>,
     /// Base class, subclass and programming interface, hex.
     pub class: String,
     /// What holds it now, in words.
@@ -200,8 +200,8 @@ impl fmt::Display for Device {
             "device",
             format!("{} {}, {}", self.bdf, self.ids, class_name(&self.class)),
         )?;
-        if let Some(name) = &self.name {
-            row("called", name.clone())?;
+        if let Some(called) = &self.called {
+            row("called", called.clone())?;
         }
         row("held by", self.held_by.clone())?;
         row("reset", self.reset.to_string())?;
@@ -272,7 +272,7 @@ mod tests {
         let device = Device {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),
-            name: Some("Intel Corporation 82574L".into()),
+            called: Some("Intel Corporation 82574L".into()),
             class: "020000".into(),
             held_by: "dom0's driver e1000e".into(),
             reset: Reset {
@@ -378,6 +378,8 @@ not all can be given to a guest
         let json = serde_json::to_value(report()).unwrap();
         for (pointer, value) in [
             ("/fit", serde_json::json!(false)),
+            ("/devices/0/name", "0000:00:05.0".into()),
+            ("/devices/0/called", "Intel Corporation 82574L".into()),
             ("/devices/0/fit", true.into()),
             ("/devices/0/reset/used", "PM".into()),
             ("/devices/0/line/gsi", 22.into()),
