@@ -120,9 +120,12 @@ calm=$LIMIT
 ms=$(took sh -c 'xl list && xenstore-ls -f /local/domain/0')
 say "flooded: a list of domains and of dom0's nodes takes $ms ms"
 LIMIT=$((ms * 2 > calm ? ms * 2 : calm))
+calm_most=$most
+most=$((most + ms * 3))
 answers "flooded"
-LIMIT=$calm
 revived "flooded"
+LIMIT=$calm
+most=$calm_most
 prompt "flooded: detach of the other's device" 20000 bulkhead detach $OTHER
 check "flooded: it comes back" bulkhead attach g2 --device $OTHER
 # shellcheck disable=SC2086 # processes

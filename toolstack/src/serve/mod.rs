@@ -81,7 +81,7 @@ pub enum ServeError {
     #[error("the service cannot give up what it does not need")]
     Confine(#[from] ConfineError),
     /// xenstore is gone.
-    #[error("lost xenstore: restart the service when xenstored runs again")]
+    #[error("xenstore failed (if xenstored has ended: restart the service when it runs again)")]
     Store(#[from] StoreError),
     /// The records cannot be read.
     #[error(transparent)]
