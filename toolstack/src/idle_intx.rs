@@ -133,6 +133,7 @@ mod tests {
     use crate::record::tests::{attachment, device};
     use crate::store::tests::dom0;
     use crate::sysfs::tests::Tree;
+    use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 
     const IDLE: &str = "0000:00:0a.0";
@@ -225,6 +226,8 @@ mod tests {
         assert_eq!(restore(&mut store, &sysfs).unwrap(), [bdf(IDLE)]);
         assert_eq!(command_of(&tree), 7);
         assert_eq!(restore(&mut store, &sysfs).unwrap(), [], "once");
+        let directory = format!("{}/intx-disabled", record::ROOT);
+        assert_eq!(store.read_optional(&directory).unwrap(), None, "nothing is left");
     }
 
     #[test]

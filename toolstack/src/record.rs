@@ -264,8 +264,10 @@ impl Attachment {
             };
             let mut nodes = BTreeMap::new();
             for key in store.directory(&root)? {
-                let value = store.read(&format!("{root}/{key}"))?;
-                nodes.insert(key, value);
+                // xenstored shows what others have removed since the listing; the end of the transaction tells that.
+                if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
+                    nodes.insert(key, value);
+                }
             }
             Ok(Some((ends, nodes)))
         })?;
@@ -463,7 +465,7 @@ pub fn intx_disabled(store: &mut Store) -> Result<Vec<Bdf>, RecordError> {
 
 /// Forgets that INTx of a function was disabled.
 pub fn forget_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
-    Ok(store.remove(&intx_disabled_path(bdf))?)
+    Ok(store.transaction(|store| remove_from(store, INTX_DISABLED, &intx_disabled_path(bdf)))?)
 }
 
 /// Remembers that a device must not be given to anyone.
@@ -563,9 +565,7 @@ pub(crate) fn mapping_guest<S: Nodes>(
 /// Forgets that a guest may have a device mapped: the guest is dead, or trusted.
 pub fn forget_mapped(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     store.transaction(|store| {
-        if store.read_optional(&mapped_path(bdf))?.is_some() {
-            store.remove(&mapped_path(bdf))?;
-        }
+        remove_from(store, MAPPED, &mapped_path(bdf))?;
         match assignable::holder(store, bdf)? {
             Some(Holder::Mapped { .. } | Holder::Quarantine) => assignable::unclaim(store, bdf),
             _ => Ok(()),
@@ -605,6 +605,22 @@ pub fn children<S: Nodes>(store: &mut S, path: &str) -> Result<Vec<String>, Node
         Err(error) if error.is_not_found() => Ok(Vec::new()),
         children => children,
     }
+}
+
+/// Removes a node, if it is there, and its directory with the last one.
+fn remove_from<S: Nodes>(
+    store: &mut S,
+    directory: &str,
+    node: &str,
+) -> Result<(), NodeError<S::TransportError>> {
+    if store.read_optional(node)?.is_none() {
+        return Ok(());
+    }
+    store.remove(node)?;
+    if children(store, directory)?.is_empty() {
+        store.remove(directory)?;
+    }
+    Ok(())
 }
 
 fn path(stub: DomId) -> String {
@@ -986,7 +1002,7 @@ pub(crate) mod tests {
         assert_eq!(mapped_by(&mut store, five).unwrap(), None);
         assert_eq!(mapped(&mut store).unwrap(), []);
         forget_dead_mappings(&mut store).unwrap();
-        assert_eq!(children(&mut store, MAPPED).unwrap(), [""; 0]);
+        assert_eq!(store.read_optional(MAPPED).unwrap(), None, "nor the directory");
         store.write(&mapped_path(five), "nonsense").unwrap();
         let guest = mapped_by(&mut store, five).unwrap().expect("in doubt it lives");
         assert!(guest.name.contains("mapped/0000-00-05-0"), "{guest:?}");
