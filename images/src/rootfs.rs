@@ -60,7 +60,6 @@ const DEVICE_DRIVERS: &[&str] = &[
 
 /// Drivers of emulated devices that know nothing but INTx; in guests only.
 const INTX_DRIVERS: &[&str] = &[
-    "am53c974",
     "e100",
     "ehci-pci",
     "mmc_block",

@@ -12,7 +12,6 @@
 #: device pci-ohci,id=ohci,addr=9
 #: device usb-storage,bus=ohci.0,drive=d2
 #: device am53c974,id=am,addr=a
-#: device scsi-hd,bus=am.0,drive=d3
 #: device lsi53c895a,id=lsi,addr=b
 #: device scsi-hd,bus=lsi.0,drive=d4
 #: device sdhci-pci,addr=c
@@ -88,12 +87,12 @@ check "bulkhead destroy g2" bulkhead destroy g2
 equal "its INTx-disable bit afterwards" 0 $((0x$(setpci -s $IDLE COMMAND) & 0x400))
 equal "notes about INTx that was disabled" "" "$(xenstore-ls /local/domain/0/bulkhead/intx-disabled 2>/dev/null)"
 
+# Without the am53c974: its driver's handler crashes on the interrupt that is pending when it is requested, on any backend.
 guest_config g3
-check "SCSI and SD" bulkhead run /root/g3.cfg --device $IDLE 0000:00:0b.0 0000:00:0c.0
-check "g3: drivers" slowly g3 "modprobe -a am53c974 sym53c8xx sdhci-pci sd_mod mmc_block"
-works g3 00 "a disk on am53c974 keeps what is written" "$DISK"
-works g3 01 "a disk on sym53c8xx keeps what is written" "$DISK"
-works g3 02 "a card on sdhci keeps what is written" "$DISK"
+check "SCSI and SD" bulkhead run /root/g3.cfg --device 0000:00:0b.0 0000:00:0c.0
+check "g3: drivers" slowly g3 "modprobe -a sym53c8xx sdhci-pci sd_mod mmc_block"
+works g3 00 "a disk on sym53c8xx keeps what is written" "$DISK"
+works g3 01 "a card on sdhci keeps what is written" "$DISK"
 check "dom0's pings are answered" ping -c 10 -i 0.2 -W 2 10.0.2.2
 equal "complaints in dom0" "" "$(complaints)"
 equal "complaints in g3" "" "$(guest_complaints g3)"
