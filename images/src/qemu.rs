@@ -162,7 +162,11 @@ impl Machine {
         // Out of the way of the slots that scenarios use.
         // A PVH dom0's addresses are the device's only behind the IOMMU, which virtio goes round unless it is told.
         let pvh = self.xen_options.iter().any(|option| option.contains("dom0=pvh"));
-        let platform = if pvh { ",iommu_platform=on" } else { "" };
+        let platform = if pvh {
+            ",disable-legacy=on,iommu_platform=on"
+        } else {
+            ""
+        };
         add("device", format!("virtio-serial-pci,id=rig,addr=1e{platform}"));
         // The monitor listens before the port that dom0 reaches it by connects.
         add(
@@ -289,7 +293,9 @@ mod tests {
                 ..Machine::default()
             })
         };
-        assert!(with("dom0=pvh").contains("virtio-serial-pci,id=rig,addr=1e,iommu_platform=on"));
+        assert!(
+            with("dom0=pvh").contains("virtio-serial-pci,id=rig,addr=1e,disable-legacy=on,iommu_platform=on")
+        );
         assert!(!with("loglvl=all").contains("iommu_platform"));
     }
 
