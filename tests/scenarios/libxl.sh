@@ -2,6 +2,7 @@
 # xl is refused a device that a guest has through a stub, each time, before it touches the device; a device in quarantine is not offered.
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
+#: suite bookworm
 #: timeout 300
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
