@@ -377,7 +377,7 @@ fn show_status(json: bool) -> Result<()> {
 /// Prints what was found out, for people or for programs.
 fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json {
-        serde_json::to_string_pretty(&versioned(found)?)? + "\n"
+        serde_json::to_string_pretty(&versioned(found))? + "\n"
     } else {
         found.to_string()
     };
@@ -391,13 +391,19 @@ fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
 /// Of the JSON that is printed: it grows when a field goes or gets another meaning, and not when one comes.
 const JSON_VERSION: u32 = 1;
 
-/// What programs read, with the version of its form.
-fn versioned(found: &impl Serialize) -> Result<serde_json::Value> {
-    let mut value = serde_json::to_value(found)?;
-    if let Some(fields) = value.as_object_mut() {
-        fields.insert("version".into(), JSON_VERSION.into());
+/// What programs read: the version of its form, then the fields in the order in which they are declared.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    version: u32,
+    #[serde(flatten)]
+    found: &'a T,
+}
+
+fn versioned<T: Serialize>(found: &T) -> Versioned<'_, T> {
+    Versioned {
+        version: JSON_VERSION,
+        found,
     }
-    Ok(value)
 }
 
 #[cfg(test)]
@@ -406,7 +412,7 @@ mod tests {
 
     #[test]
     fn json_says_its_version() {
-        let printed = versioned(&status::Status::default()).unwrap();
+        let printed = serde_json::to_value(versioned(&status::Status::default())).unwrap();
         assert_eq!(printed["version"], 1);
         assert_eq!(printed["stubs"], serde_json::json!([]));
     }
