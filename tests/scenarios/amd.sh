@@ -1,5 +1,6 @@
 #!/bin/sh
 # A host with AMD's IOMMU: a guest uses its card, loses it, has it again; what is reserved for DMA is read from AMD's table.
+#: all
 #: suite trixie
 #: device amd-iommu,intremap=on
 #: device e1000e,netdev=n0,addr=5

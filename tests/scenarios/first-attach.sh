@@ -4,7 +4,7 @@
 #: device edu,addr=6
 #: device edu,addr=7
 #: device edu,addr=8
-#: suite sid
+#: suite bookworm
 #: timeout 420
 #: timeout-all 3600
 . /rig/scenarios/lib.sh

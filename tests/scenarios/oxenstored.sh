@@ -3,6 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device edu,addr=7
+#: all
 #: suite sid
 #: xenstored oxenstored
 #: timeout 300

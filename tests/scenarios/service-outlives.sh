@@ -3,6 +3,7 @@
 # else anything: the service lives, and answers for all others within a second.
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
+#: all
 #: suite bookworm
 #: cpus 2
 #: timeout 480

@@ -48,20 +48,26 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
     }
 
     /// A page and a port more while connected: in the nodes of the connection, and in those of a second device.
+    ///
+    /// A frontend that offers another ring has started anew: the backend leaves the old ring for the new one, and never
+    /// serves both.
     pub(super) fn second_ring(&mut self) -> Result<(), Failure> {
-        let mut second = self.another()?;
+        let second = self.another()?;
         self.publish(&second.grant.to_string(), &second.port.to_string(), MAGIC)?;
-        for state in [XenbusState::Initialised, XenbusState::Connected] {
-            self.set_state(state)?;
-            self.pause(LOOK);
-            self.is_not_served(&mut second)?;
-        }
-        self.publish(
-            &self.frontend.grant.to_string(),
-            &self.frontend.port.to_string(),
-            MAGIC,
+        self.set_state(XenbusState::Initialised)?;
+        self.pause(LOOK);
+        wait_for(
+            self.platform,
+            NOTICE,
+            "the backend to connect to the new ring",
+            || Ok((Self::backend_state(self.client)? == XenbusState::Connected).then_some(())),
         )?;
+        let mut first = core::mem::replace(&mut self.frontend, second);
+        self.set_state(XenbusState::Connected)?;
+        self.is_not_served(&mut first)?;
+        first.disconnect(self.platform);
 
+        let mut second = self.another()?;
         ask_dom0(self.platform, self.client, SECOND)?;
         let at = |key: &str| [SECOND_DIRECTORY, "/", key].concat();
         self.client
