@@ -94,6 +94,7 @@ refused "attach to it" "gave up after 3 s" bulkhead attach mail --stub hand --de
 check "guest and stub live" lives mail hand
 free $EDU
 check "xl destroy" xl destroy hand
+check "what that guest may have mapped does not matter here" bulkhead release --trusted-guest $EDU
 
 # --- a slow guest keeps what it has; the wait may be as long as can be said
 idle slow

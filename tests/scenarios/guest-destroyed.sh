@@ -5,7 +5,7 @@
 #: device nvme,serial=one,drive=d0,addr=6
 #: device e1000,netdev=wire1,addr=7
 #: qemu 10
-#: timeout 400
+#: timeout 600
 . /rig/scenarios/lib.sh
 CARD=0000:00:05.0
 DISK=0000:00:06.0
