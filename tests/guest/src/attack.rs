@@ -31,7 +31,7 @@ pub const BEGIN: &str = "begin";
 /// What dom0 is asked for to get a new connection: the backend's state is set to Initialising.
 pub const ANEW: &str = "anew";
 /// How long a backend may take to notice what we have done to the connection.
-const NOTICE: Duration = Duration::from_secs(10);
+const NOTICE: Duration = Duration::from_secs(20);
 /// How long an answer is waited for that need not come: a request that has changed may never get one.
 const PATIENCE: Duration = Duration::from_millis(20);
 
