@@ -56,12 +56,14 @@ check "and behind a bridge to conventional PCI" sh -c "jq -e '.devices[] | selec
 equal "vectors" "1 5" "$(about $E1000E '"\(.msi) \(.msix)"')"
 equal "what a guest can have" 32 "$(jq .spare_pirqs /tmp/json)"
 equal "line of one that dom0 has not turned on" '{"gsi":null,"shared_with":[],"offered":false}' "$(about $EDU .line)"
-# The other card on it was named too, so it would go to the same guest.
-equal "line of one that shares it" "[\"0000:00:0d.0\"] false" "$(about $E1000E '"\(.line.shared_with) \(.line.offered)"')"
+# The other card on it was named too, so it would go to the same guest; the bridge on it has no driver.
+equal "line of one that shares it with its guest alone" "[] true" "$(about $E1000E '"\(.line.shared_with) \(.line.offered)"')"
 check "one whose DMA is not its own alone" sh -c "jq -r '.devices[7].refusals[0]' /tmp/json | grep 'cannot tell the DMA of $FIRST from that of $SECOND'"
 check "one that is not there" sh -c "jq -r '.devices[8].refusals[0]' /tmp/json | grep 'no PCI device 0000:00:1e.7'"
 check "a typo" sh -c "jq -r '.devices[9].refusals[0]' /tmp/json | grep '00:5'"
 check "a bridge" sh -c "jq -r '.devices[10].refusals[0]' /tmp/json | grep 'is a bridge'"
+told $E1000E
+equal "line of one that shares it with a card of dom0's" "[\"$RTL\"] false" "$(about $E1000E '"\(.line.shared_with) \(.line.offered)"')"
 told $FIRST $SECOND
 equal "both behind the bridge together are fit" "0 true" "$code $(jq .fit /tmp/json)"
 

@@ -76,7 +76,10 @@ check "a device more, for which the service starts" bulkhead attach g1 --device 
 within 5 "libxl is told again" sh -c "[ \"\$(xenstore-read $NOTE/domid)\" = $(xl domid g1) ]"
 within 5 "what no record explains is gone" sh -c "! xenstore-read /libxl/pci/0000-00-09-0/domid"
 equal "xl pci-assignable-list" "" "$(xl pci-assignable-list)"
+# Told so while g1, which may have it mapped, lives.
 check "detach of one" bulkhead detach $EDU
+equal "libxl is still told of it" "$(xl domid g1)" "$(xenstore-read /libxl/pci/0000-00-07-0/domid)"
+check "what g1 may have mapped does not matter here" bulkhead release --trusted-guest $EDU
 equal "libxl is told nothing of it" "" "$(xenstore-read /libxl/pci/0000-00-07-0/domid 2>/dev/null)"
 equal "what libxl is told of the other" "$expected" "$(told)"
 

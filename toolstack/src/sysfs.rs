@@ -238,9 +238,7 @@ impl Sysfs {
     /// Resets the function; Linux keeps its configuration across that.
     pub fn reset(&self, bdf: Bdf) -> Result<(), SysfsError> {
         inject::point(Point::Reset);
-        let reset = File::options().write(true).open(self.path(bdf, "reset"));
-        reset
-            .and_then(|mut file| io::Write::write_all(&mut file, b"1"))
+        write(&self.path(bdf, "reset"), "1")
             .map_err(|source| self.error(bdf, "reset", "cannot reset", source))
     }
 
@@ -421,7 +419,7 @@ impl Sysfs {
 
     /// Switches xen-pciback's handler for a function on or off.
     pub fn toggle_irq_handler(&self, bdf: Bdf) -> io::Result<()> {
-        fs::write(self.pciback().join("irq_handler_state"), bdf.to_string())
+        write(&self.pciback().join("irq_handler_state"), &bdf.to_string())
     }
 
     fn pciback(&self) -> PathBuf {
@@ -430,7 +428,7 @@ impl Sysfs {
 
     /// Has Linux look for a driver for a function that has none.
     pub fn probe(&self, bdf: Bdf) -> io::Result<()> {
-        fs::write(self.root.join("bus/pci/drivers_probe"), bdf.to_string())
+        write(&self.root.join("bus/pci/drivers_probe"), &bdf.to_string())
     }
 
     fn read(&self, bdf: Bdf, file: &str, what: &'static str) -> Result<String, SysfsError> {
@@ -511,6 +509,11 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// True if a file says 1.
+/// Writes to an attribute. Its file is there, and is not truncated: the service may not create or truncate in sysfs.
+fn write(attribute: &Path, text: &str) -> io::Result<()> {
+    io::Write::write_all(&mut File::options().write(true).open(attribute)?, text.as_bytes())
+}
+
 fn is_one(file: &Path) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
 }
@@ -763,5 +766,39 @@ pub(crate) mod tests {
         );
         assert!(text.contains("bus/pci/devices/0000:00:05.0/resource"), "{text}");
         assert!(text.ends_with("No such file or directory (os error 2)"), "{text}");
+    }
+
+    #[test]
+    fn attributes_are_neither_created_nor_truncated() {
+        let tree = Tree::new();
+        let (device, card) = (bdf("00:05.0"), tree.device("0000:00:05.0"));
+        let bus = card.parent().unwrap().parent().unwrap().to_owned();
+        let pciback = bus.join("drivers/pciback");
+        fs::create_dir_all(&pciback).unwrap();
+        fs::create_dir_all(&card).unwrap();
+        type Write = fn(&Sysfs, Bdf) -> bool;
+        let writes: [(PathBuf, Write, &str); 3] = [
+            (card.join("reset"), |sysfs, bdf| sysfs.reset(bdf).is_ok(), "1"),
+            (
+                pciback.join("irq_handler_state"),
+                |sysfs, bdf| sysfs.toggle_irq_handler(bdf).is_ok(),
+                "0000:00:05.0",
+            ),
+            (
+                bus.join("drivers_probe"),
+                |sysfs, bdf| sysfs.probe(bdf).is_ok(),
+                "0000:00:05.0",
+            ),
+        ];
+        for (attribute, write, text) in writes {
+            assert!(
+                !write(&tree.sysfs(), device) && !attribute.exists(),
+                "{attribute:?}"
+            );
+            fs::write(&attribute, "before, and longer").unwrap();
+            assert!(write(&tree.sysfs(), device));
+            let left = &"before, and longer"[text.len()..];
+            assert_eq!(fs::read_to_string(&attribute).unwrap(), format!("{text}{left}"));
+        }
     }
 }

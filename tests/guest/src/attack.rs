@@ -177,6 +177,20 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(state.as_deref().map_or(XenbusState::Unknown, XenbusState::parse))
     }
 
+    /// Until the offer in our nodes is turned down: the backend ends the connection, or dom0 has us begin anew, as it
+    /// does with a frontend that has let go of its port.
+    fn wait_for_refusal(&mut self) -> Result<(), Failure> {
+        wait_for(self.platform, NOTICE, "our offer to be turned down", || {
+            let ended = matches!(
+                Self::backend_state(self.client)?,
+                XenbusState::Closing | XenbusState::Closed
+            );
+            let own = self.client.read_optional(&node(key::STATE))?;
+            let anew = own.as_deref() == Some(XenbusState::Initialising.as_str());
+            Ok((ended || anew).then_some(()))
+        })
+    }
+
     fn wait_for_end(&mut self) -> Result<(), Failure> {
         wait_for(self.platform, NOTICE, "the backend to end the connection", || {
             let state = Self::backend_state(self.client)?;

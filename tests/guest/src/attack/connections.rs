@@ -70,7 +70,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
             self.publish(grant, port, magic)?;
             self.start_anew()?;
             self.set_state(XenbusState::Initialised)?;
-            self.wait_for_end()?;
+            self.wait_for_refusal()?;
         }
         self.reconnect()
     }
