@@ -106,9 +106,13 @@ check "destroy by the device" bulkhead destroy $EDU
 free $EDU
 background bulkhead run /root/slow.cfg --device $EDU --wait 18446744073709551615
 within 20 "it waits for the guest" sh -c "xenstore-read /local/domain/\$(xl domid slow-bulkhead)/backend/pci/\$(xl domid slow)/0/state | grep 3"
+# By itself that decides nothing; that the frontend is closed does.
 xenstore-write "/local/domain/$(xl domid slow)/error/device/pci/0/error" "$(printf 'x\033[2Jy')"
+sleep 1
+check "run waits all the same" kill -0 $command
+xenstore-write "/local/domain/$(xl domid slow)/device/pci/0/state" 6
 ends
-equal "exit code of run, the guest in error" 1 $code
+equal "exit code of run, the frontend closed" 1 $code
 cat -v /tmp/said
 check "what the guest says is told" grep -q 'domain slow says: x.u{1b}.2Jy' /tmp/said
 equal "escape characters" 0 "$(grep -c "$(printf '\033')" /tmp/said)"
