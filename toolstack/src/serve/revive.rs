@@ -77,6 +77,15 @@ pub enum Afterwards {
 }
 
 impl Stage {
+    /// When the next step is to be taken; `None` if an event brings it.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        match *self {
+            Self::Due(due) | Self::Unplugging { look: due, .. } => Some(due),
+            Self::Created(_) | Self::Cleared { .. } => Some(now),
+            Self::Lives | Self::Off | Self::Creating(..) | Self::Clearing { .. } | Self::Stuck => None,
+        }
+    }
+
     /// Where to begin again after a step that failed. A domain that has been created is found as it is.
     fn at_rest(&self) -> Self {
         match *self {
@@ -174,12 +183,10 @@ impl Revivals {
 
     /// When there is something to do at the latest.
     pub fn due(&self) -> Option<Duration> {
+        let now = Instant::now();
         let waiting = self.stubs.values().filter(|revival| !revival.called);
-        let due = waiting.filter_map(|revival| match revival.stage {
-            Stage::Due(due) | Stage::Unplugging { look: due, .. } => Some(due),
-            _ => None,
-        });
-        due.min().map(|due| due.saturating_duration_since(Instant::now()))
+        let due = waiting.filter_map(|revival| revival.stage.due(now));
+        due.min().map(|due| due.saturating_duration_since(now))
     }
 
     /// The stubs that have become ready for their next step, each once until it is looked at.
@@ -207,13 +214,7 @@ impl Revivals {
                 }
                 _ => {}
             }
-            let is_ready = match revival.stage {
-                Stage::Due(due) | Stage::Unplugging { look: due, .. } => due <= now,
-                Stage::Created(_) | Stage::Cleared { .. } => true,
-                Stage::Lives | Stage::Off | Stage::Creating(..) | Stage::Clearing { .. } | Stage::Stuck => {
-                    false
-                }
-            };
+            let is_ready = revival.stage.due(now).is_some_and(|due| due <= now);
             if is_ready && !std::mem::replace(&mut revival.called, true) {
                 ready.push(stub);
             }
@@ -515,8 +516,11 @@ mod tests {
             Stage::Due(now),
             unplugging(now),
             Stage::Cleared { is_final: false },
+            Stage::Created(Ok(())),
         ] {
             let mut revivals = at(stage);
+            // Nothing else need happen for it to be called.
+            assert_eq!(revivals.due(), Some(Duration::ZERO));
             assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
             // Until it is looked at: nobody waits with no time at all meanwhile.
             assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
