@@ -51,7 +51,7 @@ heard() { awk -v line="$gsi:" '$1 == line { print $2 }' /proc/interrupts; }
 of_line() { sed -n "s/^$1 //p" "/proc/irq/$gsi/spurious"; }
 # Shorter than it takes to lose the line. Linux begins to count anew after a pause of 100 ms, which an emulated machine may
 # make: then once more.
-for _ in 1 2 3 4 5; do
+for _ in 1 2 3 4 5 6 7 8 9 10; do
     before=$(heard)
     noise 300000
     heard=$(($(heard) - before)) unhandled=$(of_line unhandled)
