@@ -62,6 +62,7 @@ const DEVICE_DRIVERS: &[&str] = &[
 const INTX_DRIVERS: &[&str] = &[
     "e100",
     "ehci-pci",
+    "megaraid_sas",
     "mmc_block",
     "ne2k-pci",
     "ohci-pci",
@@ -70,7 +71,6 @@ const INTX_DRIVERS: &[&str] = &[
     "snd-ens1370",
     "snd-intel8x0",
     "snd-pcm-oss",
-    "sym53c8xx",
     "tulip",
     "uhci-hcd",
 ];

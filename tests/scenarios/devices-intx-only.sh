@@ -12,8 +12,8 @@
 #: device pci-ohci,id=ohci,addr=9
 #: device usb-storage,bus=ohci.0,drive=d2
 #: device am53c974,id=am,addr=a
-#: device lsi53c895a,id=lsi,addr=b
-#: device scsi-hd,bus=lsi.0,drive=d4
+#: device megasas,id=sas,addr=b,msi=off,msix=off
+#: device scsi-hd,bus=sas.0,drive=d4
 #: device sdhci-pci,addr=c
 #: device sd-card,drive=d5
 #: device AC97,audiodev=a0,addr=d
@@ -94,8 +94,8 @@ equal "notes about INTx that was disabled" "" "$(xenstore-ls /local/domain/0/bul
 # Without the am53c974: its driver's handler crashes on the interrupt that is pending when it is requested, on any backend.
 guest_config g3
 check "SCSI and SD" bulkhead run /root/g3.cfg --device 0000:00:0b.0 0000:00:0c.0
-check "g3: drivers" slowly g3 "modprobe -a sym53c8xx sdhci-pci sd_mod mmc_block"
-works g3 00 "a disk on sym53c8xx keeps what is written" "$DISK"
+check "g3: drivers" slowly g3 "modprobe -a megaraid_sas sdhci-pci sd_mod mmc_block"
+works g3 00 "a disk on megaraid_sas keeps what is written" "$DISK"
 works g3 01 "a card on sdhci keeps what is written" "$DISK"
 check "dom0's pings are answered" ping -c 10 -i 0.2 -W 2 10.0.2.2
 equal "complaints in dom0" "" "$(complaints)"

@@ -117,7 +117,8 @@ die() {
         # One that was shut down on purpose stays off.
         if [ -z "$destroyed" ] && tr -d '\r' <"$log" | tail -n 3 | grep -qE 'death: (poweroff|reboot)$'; then
             sleep 1
-            destroyed=$(xl destroy $stub 2>&1)done
+            xl destroy $stub >/dev/null 2>&1
+            destroyed=1
         fi
     done
 }
