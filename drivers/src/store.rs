@@ -33,7 +33,6 @@ impl<S: Store> Nodes for S {
             Ok(value) => Ok(Some(value)),
             Err(error) => match error.cause() {
                 Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
-                Cause::Violation(_) => Ok(Some(String::from(char::REPLACEMENT_CHARACTER))),
                 _ => Err(failed(error)),
             },
         }

@@ -34,6 +34,8 @@ const EVENTS_MAX: usize = 64;
 const FOLLOW_BURST: u32 = 64;
 /// Then once in this time: a guest may write its nodes without end, and xenstored serves all the others too.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
+/// So many looks a change by the guest counts for more: it is followed, which takes many requests.
+const CHANGE_COST: u32 = 8;
 
 /// How long a refused request to xenstore waits before it is made again; each next time twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
@@ -296,7 +298,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         let followed = match only_frontend {
             true => match self.first.is_changed(&mut self.client) {
                 Ok(false) => return (Ok(()), None),
-                Ok(true) => self.follow(),
+                Ok(true) => {
+                    self.paced = self.paced.saturating_add(FOLLOW_PAUSE * CHANGE_COST);
+                    self.follow()
+                }
                 Err(error) => Err(error),
             },
             false if changed.hops || changed.frontend || due => self.follow(),

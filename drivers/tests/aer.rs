@@ -170,6 +170,18 @@ fn a_guest_that_goes_while_it_handles_an_error_has_no_driver() {
 }
 
 #[test]
+fn a_frontend_that_starts_anew_is_told_of_the_error_in_its_new_page() {
+    let mut host = host();
+    tell(&mut host, DEVICES[0], DETECTED).unwrap();
+    host.guest.begin_anew();
+    host.guest.publish();
+    host.dance_for_good();
+    assert_eq!(verdict(&mut host), None, "an empty page is no verdict");
+    assert_eq!(host.guest.handle(5).unwrap().devfn, 0);
+    assert_eq!(verdict(&mut host), Some(5));
+}
+
+#[test]
 fn a_device_that_leaves_while_its_error_is_handled_leaves_orderly() {
     let mut host = host();
     tell(&mut host, DEVICES[1], DETECTED).unwrap();

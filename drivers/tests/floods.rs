@@ -51,6 +51,28 @@ fn more_writes_than_one_in_ten_milliseconds_are_looked_at_together() {
 }
 
 #[test]
+fn a_state_that_changes_without_end_costs_xenstored_a_bounded_number_of_requests() {
+    for states in [
+        [Reconfiguring, Connected],
+        [Connected, InitWait],
+        [Initialised, InitWait],
+    ] {
+        let mut host = Host::running(&[A]);
+        let (made, start) = (host.requests(), host.world.now());
+        for _ in 0..2000 {
+            for state in states {
+                host.guest.set_state(state);
+                host.settle();
+                host.world.advance(Duration::from_millis(1));
+            }
+        }
+        let seconds = (host.world.now() - start).as_secs_f64();
+        let rate = (host.requests() - made) as f64 / seconds;
+        assert!(rate < 600.0, "{states:?}: {rate} requests a second");
+    }
+}
+
+#[test]
 fn a_state_that_changes_at_each_look_does_not_keep_requests_from_being_served() {
     let mut host = Host::running(&[A]);
     let mut guest = Client::new(host.xenstored.connect(GUEST));

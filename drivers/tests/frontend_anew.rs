@@ -9,6 +9,7 @@ use drivers::error::MessageKind;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store;
 use xenbus::path::{Numbered, key};
@@ -322,13 +323,34 @@ fn one_that_starts_anew_without_end_costs_xenstore_little() {
         host.guest.begin_anew();
         host.guest.publish();
         host.settle();
-        host.world.advance(std::time::Duration::from_millis(3));
+        host.world.advance(Duration::from_millis(3));
     }
     let seconds = (host.world.now() - start).as_secs_f64();
     let rate = (host.requests() - before) as f64 / seconds;
     assert!(rate < 500.0, "{rate} requests a second, of 500 that there are");
     host.dance_for_good();
     assert_eq!(bus(&mut host), [5]);
+}
+
+#[test]
+fn one_that_starts_anew_without_end_is_taken_up_more_and_more_seldom_and_at_once_after_a_rest() {
+    let mut host = Host::running(&[A]);
+    let mut anew = |host: &mut Host| {
+        let start = host.world.now();
+        host.guest.begin_anew();
+        host.guest.publish();
+        host.dance_for_good();
+        host.world.now() - start
+    };
+    anew(&mut host);
+    let waits: Vec<_> = (0..8).map(|_| anew(&mut host)).collect();
+    assert!(
+        waits.is_sorted() && waits[0] < Duration::from_millis(600),
+        "{waits:?}"
+    );
+    assert!((4..5).contains(&waits[7].as_secs()), "{waits:?}");
+    host.world.advance(Duration::from_secs(10));
+    assert!(anew(&mut host) < waits[0]);
 }
 
 #[test]

@@ -153,12 +153,12 @@ fn a_device_that_comes_back_a_hundred_times_leaves_nothing_behind() {
     );
     for _ in 0..100 {
         host.plug(&[B]);
-        host.dance();
+        host.dance_for_good();
         msix_on(&mut host, SLOT[1]);
         host.unplug(&[B]);
-        host.dance();
+        host.dance_for_good();
         host.strike(&[B]);
-        host.settle();
+        host.settle_for_good();
         let now = (
             host.world.mapped(),
             host.world.open_ports(STUB),
@@ -442,13 +442,13 @@ fn a_guest_that_reconfigures_by_itself_is_answered_and_nothing_changes() {
     msix_on(&mut host, SLOT[0]);
     for _ in 0..20 {
         host.guest.set_state(Reconfiguring);
-        host.settle();
+        host.settle_for_good();
         assert_eq!(host.backend_state(), Reconfigured);
         host.guest.set_state(Reconfiguring);
-        host.settle();
+        host.settle_for_good();
         assert_eq!(host.backend_state(), Reconfigured);
         host.guest.set_state(Connected);
-        host.settle();
+        host.settle_for_good();
         assert_eq!(host.backend_state(), Connected);
     }
     assert_eq!(host.device.mode(), Some(MessageKind::Msix));

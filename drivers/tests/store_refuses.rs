@@ -5,6 +5,7 @@ mod common;
 
 use common::host::{Host, STUB};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 use xenbus::bdf::Bdf;
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
@@ -218,5 +219,51 @@ fn a_quota_that_is_used_up_for_long_is_asked_for_once_a_second() {
     assert_eq!(
         host.get(&host.first.backend_node(key::STATE)).as_deref(),
         Some("4")
+    );
+}
+
+#[test]
+fn a_frontend_that_starts_anew_while_its_end_cannot_be_written_is_taken_up() {
+    for after in 0..20 {
+        let mut host = before(Course::Close);
+        host.guest.set_state(Closed);
+        host.refuse_requests(after, 1, ErrorName::Equota);
+        host.settle();
+        if host.backend_state() == Closed {
+            assert!(after > 3, "there was a course");
+            return;
+        }
+        host.guest.begin_anew();
+        host.guest.publish();
+        host.dance_for_good();
+        host.mark();
+        let bus: Vec<_> = host.bus().into_values().flatten().collect();
+        assert_eq!(bus, [5, 6], "after {after}");
+    }
+    panic!("some request is always refused");
+}
+
+#[test]
+fn a_failure_that_could_not_be_told_is_none_of_the_next_connections() {
+    let mut told = 0;
+    for after in 0..20 {
+        let mut host = Host::ready();
+        host.guest.publish_as("999", "999", "7");
+        host.settle();
+        host.world.advance(Duration::from_secs(6));
+        host.refuse_requests(after, 1, ErrorName::Equota);
+        host.settle();
+        told += usize::from(host.error().is_some() && host.backend_state() == Closing);
+        let state = host.first.backend_node(key::STATE);
+        host.set(&state, "1");
+        host.settle();
+        // What was refused is asked again.
+        host.world.advance(Duration::from_secs(1));
+        host.settle();
+        assert_eq!(host.backend_state(), Initialised, "after {after}");
+    }
+    assert!(
+        (1..20).contains(&told),
+        "it is told in some, and refused in others"
     );
 }

@@ -55,8 +55,11 @@ pub const FRONTEND_TOKEN: &str = "frontend";
 const TRIAL: Duration = Duration::from_secs(5);
 /// The first pause between two looks at it; each next one is twice as long.
 const TRIAL_PAUSE: Duration = Duration::from_millis(10);
-/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests.
+/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests, and the log a line
+/// for each device.
 const ANEW_PAUSE: Duration = Duration::from_millis(250);
+/// The pause of one that starts anew without end: it doubles up to this.
+const ANEW_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// When a refusal of another guest is tried again that could not be written.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 /// How often a list is read again that has been renumbered before its changes were published.
@@ -150,6 +153,8 @@ pub struct FirstHop<P: Platform> {
     trial: Option<Trial>,
     /// When the next new start of the frontend may be followed.
     rested: Duration,
+    /// The pause before that.
+    pause: Duration,
     /// When to look again, if nothing happens before.
     due: Option<Duration>,
 }
@@ -168,6 +173,7 @@ impl<P: Platform> FirstHop<P> {
             last: XenbusState::Unknown,
             trial: None,
             rested: Duration::ZERO,
+            pause: ANEW_PAUSE,
             due: None,
         }
     }
@@ -302,14 +308,16 @@ impl<P: Platform> FirstHop<P> {
             return self.forget(cx);
         };
         let device = Device::first_hop(self.stub, guest);
-        self.tell_failure(cx, device)?;
-        let own = store::state(cx.client, &device.backend_node(key::STATE))?;
+        let mut own = store::state(cx.client, &device.backend_node(key::STATE))?;
         if own == XenbusState::Unknown {
             return self.forget(cx);
         }
+        // What is left to be told is no concern of a connection that the toolstack has started anew meanwhile.
+        if own != XenbusState::Initialising && self.tell_failure(cx, device)? {
+            own = XenbusState::Closing;
+        }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
 
-        let mut own = own;
         if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
             log::info!("guest {guest}: the toolstack starts the connection anew");
             self.release(cx);
@@ -319,7 +327,7 @@ impl<P: Platform> FirstHop<P> {
                 self.due = Some(self.rested);
                 return Ok(());
             }
-            self.rested = cx.platform.now().saturating_add(ANEW_PAUSE);
+            self.rest(cx.platform.now());
             log::info!("guest {guest}: its frontend starts anew");
             own = XenbusState::InitWait;
             // First of all, for the frontend takes the state of before for the answer.
@@ -338,6 +346,16 @@ impl<P: Platform> FirstHop<P> {
         Ok(())
     }
 
+    /// Begins the pause after a new start of the frontend.
+    fn rest(&mut self, now: Duration) {
+        let calm = now.saturating_sub(self.rested) > ANEW_PAUSE_MAX;
+        self.pause = match calm {
+            true => ANEW_PAUSE,
+            false => (self.pause * 2).min(ANEW_PAUSE_MAX),
+        };
+        self.rested = now.saturating_add(self.pause);
+    }
+
     /// True if the frontend is not the one of the connection that is, or was, in service.
     fn starts_anew<T: Transport>(
         &mut self,
@@ -350,7 +368,7 @@ impl<P: Platform> FirstHop<P> {
         Ok(match &mut self.phase {
             Phase::Ended { .. } => match frontend {
                 Initialising => self.last != Initialising,
-                Initialised => self.last != Initialised && own == Closed,
+                Initialised => self.last != Initialised && own != Closing,
                 _ => false,
             },
             Phase::Connected(channel) if frontend == Initialising => {
@@ -433,7 +451,7 @@ impl<P: Platform> FirstHop<P> {
             return Err(error);
         }
         let trial = self.trial.get_or_insert_with(|| {
-            log::warn!("{error}; waiting for the frontend");
+            log::debug!("{error}; waiting for the frontend");
             Trial {
                 end: now.saturating_add(TRIAL),
                 next: now,
@@ -551,7 +569,7 @@ impl<P: Platform> FirstHop<P> {
         }
         self.release(cx);
         self.phase = Phase::Idle;
-        (self.trial, self.last) = (None, XenbusState::Unknown);
+        self.last = XenbusState::Unknown;
         self.unwatch_frontend(cx)
     }
 
@@ -860,29 +878,33 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        self.trial = None;
         self.phase = Phase::Ended { failure: Some(error) };
-        self.tell_failure(cx, device)
+        self.tell_failure(cx, device)?;
+        Ok(())
     }
 
-    /// Says why the connection has ended, if that is still to be told.
+    /// Says why the connection has ended, if that is still to be told; true if it was.
     fn tell_failure<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-    ) -> Result<(), Box<SetupError>> {
+    ) -> Result<bool, Box<SetupError>> {
         if let Phase::Ended { failure } = &mut self.phase
             && let Some(error) = failure
         {
             tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
             *failure = None;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
     fn release<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
         self.quiesce(cx);
+        // The next page knows nothing of what was asked in this one.
+        self.errors = Relay::default();
+        self.trial = None;
         if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::ENDED) {
             cx.platform.close(channel.port);
             cx.platform.unmap_grant(channel.page);
