@@ -4,12 +4,18 @@
 //! The service starts it (`bulkhead launcher`) before it gives up its privileges, and asks it over a pair of sockets,
 //! one message an order and one an answer. It knows the few orders below and nothing else; when the service dies, its
 //! socket ends and the launcher does so too, after what is under way.
+//!
+//! Only so many orders are carried out at once; further ones wait for their turn ([`queue`]). None is refused: a stub
+//! that nobody destroys would live on without a record.
+
+mod queue;
 
 use crate::recreate::{self, Domain, Spare};
 use crate::store;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
 use crate::{record, xl};
+use queue::Queue;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,7 +33,6 @@ use std::mem::MaybeUninit;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -39,7 +44,7 @@ pub const NAME: &str = "bulkhead-launcher";
 const SUBCOMMAND: &str = "launcher";
 /// The longest message.
 const LONGEST: usize = 64 << 10;
-/// How many orders may be under way at once.
+/// How many orders of each kind may be under way at once; see [`Desk`].
 const MOST_AT_ONCE: usize = 32;
 /// How long the service waits for the end of an order, at most: guests wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,6 +95,14 @@ pub enum Order {
 }
 
 impl Order {
+    /// True if a command of this program carries it out, which asks the service.
+    const fn is_command(&self) -> bool {
+        matches!(
+            self,
+            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. }
+        )
+    }
+
     fn carry_out(&self, spare: &Spare) -> Result<(), String> {
         match self {
             Self::DestroyDomain { domid } => {
@@ -307,13 +320,10 @@ impl AsFd for Launcher {
 /// The launcher itself: carries out what comes over `socket` until that ends.
 /// `spare` is for orders to create a stub anew.
 pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
-    let desk = Arc::new(Desk {
-        spare,
-        under_way: AtomicUsize::new(0),
-    });
+    let desk = Arc::new(Desk::new(spare, MOST_AT_ONCE));
     attend(socket, &desk)?;
     // What is under way would end with this process.
-    while desk.under_way.load(Ordering::Acquire) > 0 {
+    while !desk.is_idle() {
         thread::sleep(Duration::from_millis(20));
     }
     desk.spare.end();
@@ -323,7 +333,34 @@ pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
 /// What all connections of a launcher share.
 struct Desk {
     spare: Arc<Spare>,
-    under_way: AtomicUsize,
+    /// Orders that need nobody else.
+    own: Arc<Queue>,
+    /// Orders that are commands. A command waits for the service, which may wait for an order to destroy a domain. In one
+    /// queue, commands that take all the turns would keep that order waiting.
+    commands: Arc<Queue>,
+}
+
+impl Desk {
+    /// Carries `limit` orders of each kind out at once.
+    fn new(spare: Arc<Spare>, limit: usize) -> Self {
+        Self {
+            spare,
+            own: Arc::new(Queue::new(limit)),
+            commands: Arc::new(Queue::new(limit)),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.own.is_idle() && self.commands.is_idle()
+    }
+
+    fn queue(&self, order: &Order) -> &Arc<Queue> {
+        if order.is_command() {
+            &self.commands
+        } else {
+            &self.own
+        }
+    }
 }
 
 fn attend(socket: OwnedFd, desk: &Arc<Desk>) -> io::Result<()> {
@@ -336,22 +373,16 @@ fn attend(socket: OwnedFd, desk: &Arc<Desk>) -> io::Result<()> {
             tell(&*socket, &Answered { ticket, failure }, opened.ok().as_ref())?;
             continue;
         }
-        if desk.under_way.fetch_add(1, Ordering::AcqRel) >= MOST_AT_ONCE {
-            desk.under_way.fetch_sub(1, Ordering::AcqRel);
-            let failure = Some(format!("{MOST_AT_ONCE} orders are under way already"));
-            tell(&*socket, &Answered { ticket, failure }, None)?;
-            continue;
-        }
-        let (socket, desk) = (Arc::clone(&socket), Arc::clone(desk));
-        thread::spawn(move || {
-            let failure = order.carry_out(&desk.spare).err();
-            desk.under_way.fetch_sub(1, Ordering::AcqRel);
+        let queue = Arc::clone(desk.queue(&order));
+        let (socket, spare) = (Arc::clone(&socket), Arc::clone(&desk.spare));
+        queue.add(move || {
+            let failure = order.carry_out(&spare).err();
             // A service that has died has no use for it.
             let _ = tell(&*socket, &Answered { ticket, failure }, None);
             if matches!(order, Order::Recreate(_)) {
-                desk.spare.prepare_soon();
+                spare.prepare_soon();
             }
-        });
+        })?;
     }
     Ok(())
 }
@@ -424,6 +455,7 @@ fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::{Sender, channel};
 
     impl Launcher {
         /// One that is a thread of the test.
@@ -484,6 +516,71 @@ mod tests {
                 thread::sleep(Duration::from_millis(1));
             };
             assert!(answer.is_err());
+        }
+    }
+
+    /// A service, and the desk of its launcher, which carries out one order of each kind at a time.
+    fn one_at_a_time() -> (Launcher, Arc<Desk>) {
+        let (ours, theirs) = pair().unwrap();
+        let desk = Arc::new(Desk::new(Arc::default(), 1));
+        let launchers = Arc::clone(&desk);
+        thread::spawn(move || attend(theirs, &launchers).unwrap());
+        (Launcher::over(ours, None), desk)
+    }
+
+    /// Keeps a queue busy until the sender is dropped.
+    fn occupy(queue: &Arc<Queue>) -> Sender<()> {
+        let (sender, end) = channel();
+        queue
+            .add(move || {
+                let _ = end.recv();
+            })
+            .unwrap();
+        sender
+    }
+
+    #[test]
+    fn orders_beyond_the_limit_wait_and_all_are_carried_out() {
+        let (mut launcher, desk) = one_at_a_time();
+        let busy = occupy(&desk.own);
+        let order = Order::DestroyDomain { domid: 32_751 };
+        let tickets: Vec<Ticket> = (0..100).map(|_| launcher.order(order.clone()).unwrap()).collect();
+        thread::sleep(Duration::from_millis(50));
+        assert!(launcher.poll(tickets[0]).unwrap().is_none(), "it waits");
+        drop(busy);
+        // There is no Xen here: each answer is `xl`'s.
+        let carried_out = |answer: Result<_, LaunchError>| answer.unwrap_err().to_string().contains("xl");
+        assert!(
+            tickets
+                .into_iter()
+                .all(|ticket| carried_out(launcher.wait(ticket)))
+        );
+        while !desk.is_idle() {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn commands_that_wait_for_the_service_do_not_keep_its_own_orders_waiting() {
+        let (mut launcher, desk) = one_at_a_time();
+        // For good: no command is to run from a test.
+        std::mem::forget(occupy(&desk.commands));
+        let bdf = "00:05.0".parse().unwrap();
+        let commands = [
+            Order::Detach { bdf },
+            Order::DestroyGuest { bdf },
+            Order::Attach {
+                guest: 3,
+                devices: Vec::new(),
+                slots: SlotMode::Vpci,
+                kernel: String::new(),
+            },
+        ];
+        let waiting = commands.map(|command| launcher.order(command).unwrap());
+        let destroyed = launcher.run(Order::DestroyDomain { domid: 32_751 });
+        assert!(matches!(destroyed, Err(LaunchError::Failed(_))));
+        for ticket in waiting {
+            assert!(launcher.poll(ticket).unwrap().is_none());
         }
     }
 
