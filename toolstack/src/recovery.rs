@@ -68,6 +68,8 @@ pub enum Input {
     Verdict(Verdict),
     /// To [`Step::Reset`]: whether the device has been reset and is itself again.
     Reset(bool),
+    /// To [`Step::Reset`]: something else is being done for the stub, so that the reset has to wait.
+    ResetWaits,
     /// Nothing but that time has passed.
     Time,
 }
@@ -147,6 +149,8 @@ enum Stage {
         reset: bool,
     },
     Resetting,
+    /// The reset could not begin yet. Time brings the next attempt.
+    ResetDue,
     SlotReset,
     Resume(Way),
 }
@@ -284,6 +288,15 @@ impl Recovery {
                 Some(self.tell(bdf, Stage::SlotReset, Notice::SlotReset))
             }
             (Stage::Resetting, Input::Reset(false)) => Some(self.give_up(bdf, Cause::ResetFailed)),
+            // Without a fate: nothing is wrong with the device.
+            (Stage::Resetting, Input::ResetWaits) => {
+                self.current = Some(Current {
+                    stage: Stage::ResetDue,
+                    ..current
+                });
+                None
+            }
+            (Stage::ResetDue, Input::Time) => Some(self.reset(bdf)),
             (_, Input::Told(told)) => match told {
                 Told::Yes => {
                     self.current = Some(Current {
@@ -313,14 +326,7 @@ impl Recovery {
             (Stage::Detected { reset: true }, Verdict::NeedReset) => {
                 self.tell(bdf, Stage::SlotReset, Notice::SlotReset)
             }
-            (Stage::Detected { reset: false }, Verdict::NeedReset) => {
-                self.current = Some(Current {
-                    bdf,
-                    stage: Stage::Resetting,
-                    told: None,
-                });
-                Step::Reset(bdf)
-            }
+            (Stage::Detected { reset: false }, Verdict::NeedReset) => self.reset(bdf),
             (Stage::SlotReset, Verdict::Recovered) => {
                 self.tell(bdf, Stage::Resume(Way::Reset), Notice::Resume)
             }
@@ -334,6 +340,15 @@ impl Recovery {
             }
             _ => self.give_up(bdf, Cause::Verdict(verdict)),
         }
+    }
+
+    fn reset(&mut self, bdf: Bdf) -> Step {
+        self.current = Some(Current {
+            bdf,
+            stage: Stage::Resetting,
+            told: None,
+        });
+        Step::Reset(bdf)
     }
 
     fn tell(&mut self, bdf: Bdf, stage: Stage, notice: Notice) -> Step {
@@ -354,7 +369,7 @@ impl Recovery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Input::{Begun, Ended, Found, Reset, Time, Told as WasTold, Verdict as Says};
+    use Input::{Begun, Ended, Found, Reset, ResetWaits, Time, Told as WasTold, Verdict as Says};
 
     const A: Bdf = Bdf::from_devfn(0, 1, 0);
     const B: Bdf = Bdf::from_devfn(0, 2, 0);
@@ -521,6 +536,31 @@ mod tests {
         );
         let steps = play(&mut recovery, start + STORM, &course);
         assert_eq!(steps.last(), Some(&Step::Recovered(A, Way::Resumed)));
+    }
+
+    #[test]
+    fn a_reset_that_has_to_wait_is_tried_again_with_time_and_is_no_failure() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        let to_reset = [
+            Ended(A),
+            Found(Condition::Sound),
+            WasTold(Told::Yes),
+            Says(Verdict::NeedReset),
+        ];
+        assert_eq!(play(&mut recovery, now, &to_reset).last(), Some(&Step::Reset(A)));
+        for _ in 0..1000 {
+            assert_eq!(recovery.on(ResetWaits, now), None);
+            assert!(recovery.is_busy(), "time brings the next attempt");
+            // What else comes meanwhile does not.
+            assert_eq!(play(&mut recovery, now, &[Begun(B), Reset(true)]), []);
+            assert_eq!(recovery.on(Time, now + GUEST_PATIENCE), Some(Step::Reset(A)));
+            assert_eq!(recovery.on(Time, now), None, "it is under way");
+        }
+        assert_eq!(
+            recovery.on(Reset(true), now),
+            Some(Step::Tell(A, Notice::SlotReset))
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::recovery::{Condition, Input, Recovery, Step, Told};
 use crate::release::revoke_removed;
 use crate::reset::Plan;
 use crate::status::DeviceErrors;
+use crate::sysfs::Sysfs;
 use crate::uevent::{ErrorEvent, Phase, Uevents};
 use crate::xenctrl::{DomId, Xenctrl};
 use bulkhead_config::options::AerFate;
@@ -187,16 +188,11 @@ impl Errors {
                 let request = AerRequest::new(bdf, notice);
                 Some(Input::Told(link.map_or(Told::Nobody, |link| link.tell(&request))))
             }
-            Step::Reset(bdf) => {
-                // Where there is no way, Linux too leaves it at what the driver does when it is told.
-                if Plan::of(bdf, &cx.host.sysfs).used().is_none() {
-                    return Some(self.renew(cx, stub, bdf, Ok(())));
-                }
-                match cx.jobs.reset(stub, bdf) {
-                    Ok(()) => None,
-                    Err(error) => Some(self.renew(cx, stub, bdf, Err(format!("cannot reset it: {error}")))),
-                }
-            }
+            Step::Reset(bdf) => match begin_reset(cx.jobs, &cx.host.sysfs, stub, bdf) {
+                Attempt::Waits => Some(Input::ResetWaits),
+                Attempt::Begun => None,
+                Attempt::Over(reset) => Some(self.renew(cx, stub, bdf, reset)),
+            },
             Step::Recovered(bdf, way) => {
                 self.log(log::Level::Info, bdf, &way.to_string());
                 None
@@ -288,6 +284,32 @@ impl AsFd for Errors {
     }
 }
 
+/// How far a reset has come at once.
+#[derive(Debug, PartialEq, Eq)]
+enum Attempt {
+    /// Something else is being done for the stub.
+    Waits,
+    /// A job resets the device, and [`Errors::reset`] hears how that ends.
+    Begun,
+    /// There is nothing to wait for.
+    Over(Result<(), String>),
+}
+
+fn begin_reset(jobs: &mut Jobs, sysfs: &Sysfs, stub: DomId, bdf: Bdf) -> Attempt {
+    // Such as another device that is taken back, or this one.
+    if jobs.is_busy(stub) {
+        return Attempt::Waits;
+    }
+    // Where there is no way, Linux too leaves it at what the driver does when it is told.
+    if Plan::of(bdf, sysfs).used().is_none() {
+        return Attempt::Over(Ok(()));
+    }
+    match jobs.reset(stub, bdf) {
+        Ok(()) => Attempt::Begun,
+        Err(error) => Attempt::Over(Err(format!("cannot reset it: {error}"))),
+    }
+}
+
 /// What the terms of a device say; without any, nothing is done to it.
 fn fate(host: &mut Host, stub: DomId, bdf: Bdf) -> AerFate {
     let attachment = Attachment::read(&mut host.store, stub).ok().flatten();
@@ -303,5 +325,81 @@ fn consequence(fate: AerFate) -> &'static str {
         AerFate::Leave => "it is left as it is",
         AerFate::Detach => "it is taken from its guest",
         AerFate::Destroy => "its guest is destroyed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::release::Released;
+    use crate::serve::jobs::Outcome;
+    use crate::serve::wake::Wake;
+    use crate::sysfs::tests::Tree;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use xenbus::pciif::aer::Verdict;
+
+    /// A function that no host has.
+    const NAME: &str = "fffe:ff:1f.7";
+    const STUB: DomId = 4;
+
+    fn ended(jobs: &mut Jobs) -> Outcome {
+        loop {
+            match jobs.ended() {
+                Some((_, outcome)) => return outcome,
+                None => thread::yield_now(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_waits_for_the_end_of_what_is_done_for_the_stub_and_goes_on_then() {
+        let (tree, bdf) = (Tree::new(), NAME.parse().unwrap());
+        tree.add(NAME, &[("reset", b""), ("reset_method", b"flr\n")]);
+        let mut jobs = Jobs::new(Wake::new().unwrap());
+        let (go_on, gate) = channel::<()>();
+        let other_leaves = move || {
+            gate.recv().unwrap();
+            Released::default()
+        };
+        jobs.release(STUB, other_leaves).unwrap();
+
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        for input in [
+            Input::Ended(bdf),
+            Input::Found(Condition::Sound),
+            Input::Told(Told::Yes),
+        ] {
+            recovery.on(input, now);
+        }
+        let mut step = recovery.on(Input::Verdict(Verdict::NeedReset), now);
+        for _ in 0..3 {
+            assert_eq!(step, Some(Step::Reset(bdf)));
+            let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
+            assert_eq!(attempt, Attempt::Waits);
+            assert_eq!(recovery.on(Input::ResetWaits, now), None, "no fate");
+            step = recovery.on(Input::Time, now);
+        }
+        go_on.send(()).unwrap();
+        assert!(matches!(ended(&mut jobs), Outcome::Released(_)));
+        assert_eq!(step, Some(Step::Reset(bdf)));
+        let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
+        assert_eq!(attempt, Attempt::Begun);
+        assert!(matches!(ended(&mut jobs), Outcome::Reset(at, _) if at == bdf));
+    }
+
+    #[test]
+    fn a_device_without_a_reset_waits_too_and_is_left_to_its_driver_then() {
+        let (tree, bdf) = (Tree::new(), NAME.parse().unwrap());
+        tree.add(NAME, &[]);
+        let mut jobs = Jobs::new(Wake::new().unwrap());
+        jobs.release(STUB, Released::default).unwrap();
+        assert_eq!(begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf), Attempt::Waits);
+        ended(&mut jobs);
+        assert_eq!(
+            begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf),
+            Attempt::Over(Ok(()))
+        );
     }
 }

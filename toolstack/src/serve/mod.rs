@@ -354,6 +354,7 @@ impl Service {
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
         match outcome {
             Outcome::Released(released) => {
+                self.forget_errors_of_gone(stub);
                 for client in self
                     .released
                     .remove(&stub)
@@ -373,6 +374,15 @@ impl Service {
         }
         // What it published meanwhile was not looked at.
         self.agenda.mark(Concern::Published(stub), Instant::now());
+    }
+
+    /// Forgets the errors of devices that a stub has no more. A reset that waited would hit them, and from now on they
+    /// may be dom0's.
+    fn forget_errors_of_gone(&mut self, stub: DomId) {
+        match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => self.errors.keep(&attachment),
+            _ => self.errors.forget(stub),
+        }
     }
 
     /// Passes over what only one stub has brought about, or is to blame for.
