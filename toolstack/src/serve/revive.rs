@@ -40,6 +40,8 @@ enum Stage {
     Due(Instant),
     /// It is being created, since then.
     Creating(Ticket, Instant),
+    /// Its creation takes too long, and goes on.
+    Overdue(Ticket),
     /// It was created, or not.
     Created(Result<(), LaunchError>),
     /// What there is of it is destroyed, because it could not be brought back.
@@ -81,8 +83,10 @@ impl Stage {
     fn due(&self, now: Instant) -> Option<Instant> {
         match *self {
             Self::Due(due) | Self::Unplugging { look: due, .. } => Some(due),
+            // Its devices can be taken back from then on, which somebody may wait for.
+            Self::Creating(_, since) => Some(since + CREATION),
             Self::Created(_) | Self::Cleared { .. } => Some(now),
-            Self::Lives | Self::Off | Self::Creating(..) | Self::Clearing { .. } | Self::Stuck => None,
+            Self::Lives | Self::Off | Self::Overdue(_) | Self::Clearing { .. } | Self::Stuck => None,
         }
     }
 
@@ -92,6 +96,7 @@ impl Stage {
             Self::Off => Self::Off,
             Self::Due(due) => Self::Due(due),
             Self::Creating(ticket, since) => Self::Creating(ticket, since),
+            Self::Overdue(ticket) => Self::Overdue(ticket),
             Self::Clearing { ticket, is_final } => Self::Clearing { ticket, is_final },
             Self::Cleared { is_final } => Self::Cleared { is_final },
             Self::Unplugging {
@@ -168,17 +173,22 @@ impl Revivals {
     }
 
     /// True while a stub is being created: what is under way cannot be stopped, and what comes of it has to be destroyed.
-    /// One that takes too long counts as failed.
+    /// Not if that takes too long.
     pub fn is_creating(&self, stub: DomId) -> bool {
         let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
-        matches!(stage, Some(Stage::Creating(_, since)) if since.elapsed() < CREATION)
+        matches!(stage, Some(Stage::Creating(..)))
     }
 
     /// True if the launcher's answers are to be waited for.
     pub fn expect_answers(&self) -> bool {
         let mut stages = self.stubs.values().map(|revival| &revival.stage);
         !self.replugs.is_empty()
-            || stages.any(|stage| matches!(stage, Stage::Creating(..) | Stage::Clearing { .. }))
+            || stages.any(|stage| {
+                matches!(
+                    stage,
+                    Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. }
+                )
+            })
     }
 
     /// When there is something to do at the latest.
@@ -199,7 +209,7 @@ impl Revivals {
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
             match revival.stage {
-                Stage::Creating(ticket, _) => {
+                Stage::Creating(ticket, _) | Stage::Overdue(ticket) => {
                     if let Some(created) = launcher.poll(ticket)? {
                         revival.stage = Stage::Created(created);
                     }
@@ -215,7 +225,11 @@ impl Revivals {
                 _ => {}
             }
             let is_ready = revival.stage.due(now).is_some_and(|due| due <= now);
-            if is_ready && !std::mem::replace(&mut revival.called, true) {
+            if is_ready && !mem::replace(&mut revival.called, true) {
+                if let Stage::Creating(ticket, _) = revival.stage {
+                    // Called once: the next call is for what becomes of it.
+                    revival.stage = Stage::Overdue(ticket);
+                }
                 ready.push(stub);
             }
         }
@@ -314,7 +328,9 @@ impl Revival {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((Verdict::Leave, stage));
         let error = match stage {
-            Stage::Creating(..) | Stage::Clearing { .. } | Stage::Stuck => return stay(stage),
+            Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. } | Stage::Stuck => {
+                return stay(stage);
+            }
             Stage::Cleared { is_final } => {
                 return match self.lives.fail() {
                     Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
@@ -572,10 +588,43 @@ mod tests {
     #[test]
     fn a_creation_that_does_not_end_holds_nobody_up_for_ever() {
         let (mut launcher, _) = Launcher::to_a_thread();
-        let ticket = launcher.order(Order::Settle).unwrap();
-        let began = Instant::now().checked_sub(CREATION);
-        assert!(!at(Stage::Creating(ticket, began.unwrap())).is_creating(STUB));
+        let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
+        // The answer is taken, so that none comes any more.
+        launcher.wait(ticket).unwrap_err();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let began = Instant::now();
+        let mut revivals = at(Stage::Creating(ticket, began));
+        assert!(revivals.due().unwrap() > CREATION / 2);
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        assert!(revivals.is_creating(STUB));
+
+        let began = began.checked_sub(CREATION).unwrap();
+        let mut revivals = at(Stage::Creating(ticket, began));
+        assert_eq!(
+            revivals.due(),
+            Some(Duration::ZERO),
+            "the service wakes up for it"
+        );
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+        assert!(!revivals.is_creating(STUB));
+        assert!(revivals.expect_answers(), "it may end yet");
+        // It is called once, also after it has been looked at.
+        revivals.stubs.get_mut(&STUB).unwrap().called = false;
+        assert_eq!(revivals.due(), None);
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
         assert!(!at(Stage::Lives).is_creating(STUB + 1));
+    }
+
+    #[test]
+    fn a_creation_that_ends_late_is_taken_in_all_the_same() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut revivals = at(Stage::Overdue(ticket));
+        while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(revivals.stubs[&STUB].stage, Stage::Created(Err(_))));
     }
 
     #[test]
@@ -584,6 +633,8 @@ mod tests {
         assert!(matches!(Stage::Due(now).at_rest(), Stage::Due(due) if due == now));
         assert!(matches!(unplugging(now).at_rest(), Stage::Unplugging { look, .. } if look == now));
         assert!(matches!(Stage::Off.at_rest(), Stage::Off));
+        let ticket = Launcher::to_a_thread().0.order(Order::Settle).unwrap();
+        assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
         // What there is of it by now is seen by a look at its domain.
         assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Lives));
     }
