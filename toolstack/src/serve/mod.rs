@@ -506,7 +506,9 @@ impl Service {
             }
             return Ok(());
         }
-        let verdict = self.revivals.look(&mut self.host, &attachment, || {
+        // A reset after an error; what takes devices back has ended, as seen above.
+        let is_busy = self.jobs.is_busy(stub);
+        let verdict = self.revivals.look(&mut self.host, &attachment, is_busy, || {
             self.broken.remove(&stub);
             self.breaks.remove(&stub);
             self.links.remove(&stub).and_then(|link| link.survivor())

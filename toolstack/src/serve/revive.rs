@@ -18,7 +18,7 @@ use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
 use crate::store::Store;
-use crate::xenctrl::DomId;
+use crate::xenctrl::{DomId, Life};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
@@ -57,16 +57,20 @@ enum Stage {
         is_final: bool,
     },
     /// It does not come back, and the guest is to let go of its devices.
-    Unplugging {
-        /// When it is looked at next.
-        look: Instant,
-        /// When it should have.
-        deadline: Instant,
-        /// What comes then.
-        afterwards: Afterwards,
-    },
+    Unplugging(Unplugging),
     /// The guest has not.
     Stuck,
+}
+
+/// A guest that is to let go of its devices.
+#[derive(Clone, Copy, Debug)]
+struct Unplugging {
+    /// When it is looked at next.
+    look: Instant,
+    /// When it should have let go.
+    deadline: Instant,
+    /// What comes then.
+    afterwards: Afterwards,
 }
 
 /// What comes after an orderly unplug.
@@ -82,7 +86,7 @@ impl Stage {
     /// When the next step is to be taken; `None` if an event brings it.
     fn due(&self, now: Instant) -> Option<Instant> {
         match *self {
-            Self::Due(due) | Self::Unplugging { look: due, .. } => Some(due),
+            Self::Due(due) | Self::Unplugging(Unplugging { look: due, .. }) => Some(due),
             // Its devices can be taken back from then on, which somebody may wait for.
             Self::Creating(_, since) => Some(since + CREATION),
             Self::Created(_) | Self::Cleared { .. } => Some(now),
@@ -99,19 +103,21 @@ impl Stage {
             Self::Overdue(ticket) => Self::Overdue(ticket),
             Self::Clearing { ticket, is_final } => Self::Clearing { ticket, is_final },
             Self::Cleared { is_final } => Self::Cleared { is_final },
-            Self::Unplugging {
-                look,
-                deadline,
-                afterwards,
-            } => Self::Unplugging {
-                look,
-                deadline,
-                afterwards,
-            },
+            Self::Unplugging(unplugging) => Self::Unplugging(unplugging),
             Self::Stuck => Self::Stuck,
             Self::Lives | Self::Created(_) => Self::Lives,
         }
     }
+}
+
+/// When a stub is looked at, and what else goes on.
+#[derive(Clone, Copy)]
+struct Moment {
+    now: Instant,
+    /// The same on the clock of [`Lives`].
+    clock: Duration,
+    /// True while something else is being done for the stub.
+    is_busy: bool,
 }
 
 struct Revival {
@@ -237,11 +243,12 @@ impl Revivals {
     }
 
     /// Looks at a stub whose guest lives, and takes the next step if it is dead. `bury` is called at its death, and
-    /// returns what it has left in its page.
+    /// returns what it has left in its page. `is_busy` says that something else is being done for it.
     pub fn look(
         &mut self,
         host: &mut Host,
         attachment: &Attachment,
+        is_busy: bool,
         bury: impl FnOnce() -> Option<String>,
     ) -> Result<Verdict, RecordError> {
         let now = Instant::now();
@@ -258,7 +265,9 @@ impl Revivals {
         revival.called = false;
         let stage = mem::replace(&mut revival.stage, Stage::Lives);
         let before = stage.at_rest();
-        match revival.step(host, attachment, stage, now, self.epoch, bury) {
+        let clock = now.duration_since(self.epoch);
+        let moment = Moment { now, clock, is_busy };
+        match revival.step(host, attachment, stage, moment, bury) {
             Ok((verdict, stage)) => {
                 revival.stage = stage;
                 Ok(verdict)
@@ -321,8 +330,7 @@ impl Revival {
         host: &mut Host,
         attachment: &Attachment,
         stage: Stage,
-        now: Instant,
-        epoch: Instant,
+        Moment { now, clock, is_busy }: Moment,
         bury: impl FnOnce() -> Option<String>,
     ) -> Result<(Verdict, Stage), RecordError> {
         let name = &attachment.stub.name;
@@ -338,36 +346,9 @@ impl Revival {
                 };
             }
             Stage::Due(due) if due > now => return stay(stage),
-            Stage::Unplugging {
-                deadline, afterwards, ..
-            } => {
-                if unplug::is_over(&mut host.store, attachment)? {
-                    unplug::clear(
-                        &mut host.store,
-                        host.xen.life(attachment.stub.domid).ok(),
-                        attachment,
-                    )?;
-                    log::warn!("guest {} has let go of its devices", attachment.guest.name);
-                    // Until its devices are taken back.
-                    let again = Stage::Unplugging {
-                        look: now + UNPLUG_LOOK,
-                        deadline,
-                        afterwards,
-                    };
-                    return Ok((Verdict::Release(afterwards), again));
-                }
-                if now < deadline {
-                    return stay(Stage::Unplugging {
-                        look: now + UNPLUG_LOOK,
-                        deadline,
-                        afterwards,
-                    });
-                }
-                log::error!(
-                    "guest {0} does not let go of its devices: `bulkhead destroy {0}` frees them",
-                    attachment.guest.name
-                );
-                return stay(Stage::Stuck);
+            Stage::Unplugging(unplugging) => {
+                let life = host.xen.life(attachment.stub.domid).ok();
+                return unplugging.look(&mut host.store, life, attachment, is_busy, now);
             }
             Stage::Lives | Stage::Off => match condition(host, attachment)? {
                 Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
@@ -391,7 +372,7 @@ impl Revival {
                         // A service before this one has given it up.
                         return self.unplug(host, attachment, Afterwards::Nothing, now);
                     }
-                    return match self.lives.end(now.duration_since(epoch)) {
+                    return match self.lives.end(clock) {
                         Decision::After(delay) => stay(Stage::Due(now + delay)),
                         Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
                     };
@@ -424,7 +405,7 @@ impl Revival {
                             );
                             return Ok((Verdict::Serve, Stage::Lives));
                         }
-                        self.lives.begin(now.duration_since(epoch));
+                        self.lives.begin(clock);
                         log::warn!(
                             "stub {name} is back after {} ms, for the {}. time",
                             self.died.elapsed().as_millis(),
@@ -470,12 +451,45 @@ impl Revival {
         }
         log::warn!("the devices of guest {guest} are unplugged");
         unplug::begin(&mut host.store, attachment)?;
-        let stage = Stage::Unplugging {
+        let stage = Stage::Unplugging(Unplugging {
             look: now + UNPLUG_LOOK,
             deadline: now + UNPLUG_PATIENCE,
             afterwards,
-        };
+        });
         Ok((Verdict::Leave, stage))
+    }
+}
+
+impl Unplugging {
+    /// Sees whether the guest has let go. `life` is that of the domain that has the stub's number. While the stub
+    /// `is_busy`, because something else is being done for it, its devices cannot be taken back: that comes later.
+    fn look(
+        self,
+        store: &mut Store,
+        life: Option<Life>,
+        attachment: &Attachment,
+        is_busy: bool,
+        now: Instant,
+    ) -> Result<(Verdict, Stage), RecordError> {
+        let guest = &attachment.guest.name;
+        let again = Stage::Unplugging(Self {
+            look: now + UNPLUG_LOOK,
+            ..self
+        });
+        if unplug::is_over(store, attachment)? {
+            if is_busy {
+                return Ok((Verdict::Leave, again));
+            }
+            unplug::clear(store, life, attachment)?;
+            log::warn!("guest {guest} has let go of its devices");
+            // Until its devices are taken back.
+            return Ok((Verdict::Release(self.afterwards), again));
+        }
+        if now < self.deadline {
+            return Ok((Verdict::Leave, again));
+        }
+        log::error!("guest {guest} does not let go of its devices: `bulkhead destroy {guest}` frees them");
+        Ok((Verdict::Leave, Stage::Stuck))
     }
 }
 
@@ -496,8 +510,12 @@ fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::dom0;
+    use crate::record::tests::attachment;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
+    use xenbus::path::key;
+    use xenbus::state::XenbusState;
 
     const STUB: DomId = 4;
     const AGES: Duration = Duration::from_secs(3600);
@@ -516,11 +534,11 @@ mod tests {
     }
 
     fn unplugging(look: Instant) -> Stage {
-        Stage::Unplugging {
+        Stage::Unplugging(Unplugging {
             look,
             deadline: look + AGES,
             afterwards: Afterwards::Replug,
-        }
+        })
     }
 
     #[test]
@@ -628,10 +646,47 @@ mod tests {
     }
 
     #[test]
+    fn devices_that_a_guest_has_let_go_of_are_taken_back_once_nothing_else_is_done_for_the_stub() {
+        let daemon = Xenstored::new();
+        daemon.introduce(3);
+        let (mut store, attachment) = (dom0(&daemon), attachment());
+        unplug::begin(&mut store, &attachment).unwrap();
+        let frontend = first_hop(&attachment).frontend_node(key::STATE);
+        let now = Instant::now();
+        let unplugging = Unplugging {
+            look: now,
+            deadline: now + AGES,
+            afterwards: Afterwards::Replug,
+        };
+        let mut look = |state: XenbusState, is_busy, now| {
+            connect(&daemon, 3).write(&frontend, state.as_str()).unwrap();
+            unplugging
+                .look(&mut store, Some(Life::Absent), &attachment, is_busy, now)
+                .unwrap()
+        };
+        let comes_again = |stage: &Stage, now: Instant| {
+            matches!(stage, Stage::Unplugging(Unplugging { look, afterwards: Afterwards::Replug, .. })
+                if *look == now + UNPLUG_LOOK)
+        };
+        let (verdict, stage) = look(XenbusState::Closing, false, now);
+        assert!(verdict == Verdict::Leave && comes_again(&stage, now));
+        // As when a device is reset after an error, which may take longer than the guest has.
+        let late = now + AGES;
+        let (verdict, stage) = look(XenbusState::Closed, true, late);
+        assert!(verdict == Verdict::Leave && comes_again(&stage, late));
+        let (verdict, stage) = look(XenbusState::Closed, false, late);
+        assert!(verdict == Verdict::Release(Afterwards::Replug) && comes_again(&stage, late));
+        let (verdict, stage) = look(XenbusState::Closing, false, late);
+        assert!(verdict == Verdict::Leave && matches!(stage, Stage::Stuck));
+    }
+
+    #[test]
     fn a_step_that_failed_begins_again_where_it_was() {
         let now = Instant::now();
         assert!(matches!(Stage::Due(now).at_rest(), Stage::Due(due) if due == now));
-        assert!(matches!(unplugging(now).at_rest(), Stage::Unplugging { look, .. } if look == now));
+        assert!(
+            matches!(unplugging(now).at_rest(), Stage::Unplugging(Unplugging { look, .. }) if look == now)
+        );
         assert!(matches!(Stage::Off.at_rest(), Stage::Off));
         let ticket = Launcher::to_a_thread().0.order(Order::Settle).unwrap();
         assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
