@@ -43,6 +43,18 @@ impl Directory {
     }
 }
 
+/// What a backend reads of a frontend's nodes.
+const FRONTEND_NODES: [&str; 6] = [
+    key::BACKEND,
+    key::BACKEND_ID,
+    key::PCI_OP_REF,
+    key::EVENT_CHANNEL,
+    key::MAGIC,
+    key::STATE,
+];
+/// How often the nodes of a stub that lives are tried to be written, before it counts as one that prevents it.
+const TRIES: u32 = 8;
+
 /// Both ends of a hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hop {
@@ -129,7 +141,8 @@ impl Hop {
     /// The guest's directory is its own and stays as it is.
     ///
     /// Permissions older than a domain say nothing of it, even if they name its number (XSA-322): those of the guest's
-    /// nodes are set again, when the new domain is there.
+    /// nodes are set again, when the new domain is there; of those that a stub reads, and one by one: a guest that writes
+    /// its nodes without a pause, or has made hundreds of them, keeps nobody busy.
     pub fn write_again(
         store: &mut Store,
         attachment: &Attachment,
@@ -146,14 +159,14 @@ impl Hop {
             path, owner, reader, ..
         } = hop.frontend;
         let permissions = Permission::owned_by(owner, reader);
-        store.transaction(|store| {
-            hop.backend.write(store)?;
-            store.set_permissions(&path, &permissions)?;
-            for key in store.directory(&path)? {
-                store.set_permissions(&format!("{path}/{key}"), &permissions)?;
+        store.set_permissions(&path, &permissions)?;
+        for key in FRONTEND_NODES {
+            match store.set_permissions(&format!("{path}/{key}"), &permissions) {
+                Err(error) if error.is_not_found() => {}
+                set => set?,
             }
-            Ok(())
-        })
+        }
+        store.transaction_within(TRIES, |store| hop.backend.write(store))
     }
 }
 
@@ -410,6 +423,9 @@ mod tests {
                 .write(&format!("/local/domain/3/device/pci/0/{key}"), value)
                 .unwrap();
         }
+        let other = "/local/domain/3/device/pci/0/other";
+        guest.write(other, "x").unwrap();
+        guest.set_permissions(other, &Permission::owned_by(3, 3)).unwrap();
         daemon.release(4);
         store.remove("/local/domain/4").unwrap();
         daemon.introduce(4);
@@ -431,6 +447,10 @@ mod tests {
             assert_eq!(stub.read(&node).unwrap(), value);
             assert!(stub.write(&node, "9").is_err());
         }
+        assert!(
+            stub.read(other).is_err(),
+            "what is no node of the protocol's is left alone"
+        );
     }
 
     #[test]

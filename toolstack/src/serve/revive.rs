@@ -17,7 +17,7 @@ use crate::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::xenctrl::{DomId, Life};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -129,6 +129,8 @@ struct Revival {
     how: &'static str,
     /// True from the moment that it is called ready until it is looked at.
     called: bool,
+    /// True once its domain has had all that it needs.
+    equipped: bool,
 }
 
 /// What is to be done about a stub now.
@@ -261,6 +263,7 @@ impl Revivals {
                 died: now,
                 how: "",
                 called: false,
+                equipped: false,
             });
         revival.called = false;
         let stage = mem::replace(&mut revival.stage, Stage::Lives);
@@ -350,7 +353,7 @@ impl Revival {
                 let life = host.xen.life(attachment.stub.domid).ok();
                 return unplugging.look(&mut host.store, life, attachment, is_busy, now);
             }
-            Stage::Lives | Stage::Off => match condition(host, attachment)? {
+            Stage::Lives | Stage::Off => match self.condition(host, attachment)? {
                 Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
                 Condition::Dying => return stay(stage),
                 Condition::Off => {
@@ -384,7 +387,7 @@ impl Revival {
                 },
             },
             // The launcher of a service that was killed may have finished what that one had begun.
-            Stage::Due(_) => match condition(host, attachment)? {
+            Stage::Due(_) => match self.condition(host, attachment)? {
                 Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
                 Condition::Naked => match settle(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
@@ -399,6 +402,7 @@ impl Revival {
                 let created = created.map_err(ReviveError::from);
                 match created.and_then(|()| settle_in(host, attachment)) {
                     Ok(()) => {
+                        self.equipped = true;
                         if self.how.is_empty() {
                             log::warn!(
                                 "stub {name} was half made by a service before this one, and serves now"
@@ -433,6 +437,12 @@ impl Revival {
             }
         }
         stay(Stage::Cleared { is_final })
+    }
+
+    fn condition(&mut self, host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
+        let (condition, equipped) = equipped(condition(host, attachment)?, self.equipped);
+        self.equipped = equipped;
+        Ok(condition)
     }
 
     /// Has the guest let go of its devices.
@@ -493,6 +503,17 @@ impl Unplugging {
     }
 }
 
+/// What a domain is like of which it is known whether it has had all that it needs; and whether it has by now. One that
+/// has is not half made, whatever it has removed of its nodes since.
+fn equipped(found: Condition, before: bool) -> (Condition, bool) {
+    match found {
+        Condition::Naked if before => (Condition::Alive, true),
+        Condition::Alive => (found, true),
+        Condition::Dead(_) => (found, false),
+        _ => (found, before),
+    }
+}
+
 /// Keeps what a dead stub has left: in its home, if it still has one, and in its page. What cannot be kept is lost, and
 /// the stub comes back all the same: the next one reads from the devices what it can.
 fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
@@ -528,6 +549,7 @@ mod tests {
             died: Instant::now(),
             how: "",
             called: false,
+            equipped: false,
         };
         revivals.stubs.insert(STUB, revival);
         revivals
@@ -692,5 +714,19 @@ mod tests {
         assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
         // What there is of it by now is seen by a look at its domain.
         assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Lives));
+    }
+
+    #[test]
+    fn a_stub_that_has_had_all_does_not_pass_for_half_made() {
+        let (alive, naked, dead) = (Condition::Alive, Condition::Naked, Condition::Dead("crashed"));
+        // Created by a service that was killed: it is, once.
+        assert_eq!(equipped(naked, false), (naked, false));
+        assert_eq!(equipped(naked, true), (alive, true));
+        assert_eq!(equipped(alive, false), (alive, true));
+        // Its next domain.
+        assert_eq!(equipped(dead, true), (dead, false));
+        for condition in [Condition::Dying, Condition::Off] {
+            assert_eq!(equipped(condition, true), (condition, true));
+        }
     }
 }
