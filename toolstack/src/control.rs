@@ -153,6 +153,41 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
     }
 }
 
+/// What has come of a request.
+pub enum Asked {
+    /// The service has answered.
+    Answered(Reply),
+    /// None runs, and none starts as long as this is held.
+    Stopped(ServiceLock),
+}
+
+/// The lock of the service.
+pub struct ServiceLock {
+    _file: File,
+}
+
+/// The same as [`insist`] for what a command can do itself, but never while a service is about to start, which may begin
+/// with the same.
+pub fn insist_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
+    let deadline = Instant::now() + RESTART;
+    loop {
+        match insist(request) {
+            Err(error @ ControlError::NotRunning(_)) => {
+                make_directory(RUN)?;
+                let lock = open_lock(SERVICE_LOCK)?;
+                if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                    return Ok(Asked::Stopped(ServiceLock { _file: lock }));
+                }
+                if Instant::now() > deadline {
+                    return Err(error);
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            answered => return answered.map(Asked::Answered),
+        }
+    }
+}
+
 /// Asks the service for something that can be asked for twice. If it dies over that, the next one is asked.
 pub fn insist(request: &Request) -> Result<Reply, ControlError> {
     for _ in 1..ATTEMPTS {

@@ -2,7 +2,7 @@
 
 use crate::acking;
 use crate::attach;
-use crate::control::{self, ControlError, Reply, Request};
+use crate::control::{self, Asked, Reply, Request};
 use crate::domains::{self, DomainError, is_alive};
 use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH, check_stub};
 use crate::host::Host;
@@ -710,20 +710,19 @@ pub(crate) fn ask_release(
     request: Request,
     ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
 ) -> Result<Released> {
-    match control::insist(&request) {
-        Ok(Reply::Released { devices, problems }) => Ok(Released { devices, problems }),
-        Ok(_) => bail!("the service answered something else than asked: restart it"),
-        Err(error) => {
-            let Some(left) = Attachment::read(&mut host.store, stub)? else {
-                // The service saw the guest die, or the attach never got that far.
-                return Ok(Released::default());
-            };
-            match error {
-                ControlError::NotRunning(_) => Ok(ourselves(host, &left)),
-                error => Err(error.into()),
-            }
-        }
+    let answered = control::insist_or_keep_stopped(&request);
+    if let Ok(Asked::Answered(reply)) = answered {
+        return match reply {
+            Reply::Released { devices, problems } => Ok(Released { devices, problems }),
+            _ => bail!("the service answered something else than asked: restart it"),
+        };
     }
+    let Some(left) = Attachment::read(&mut host.store, stub)? else {
+        // The service saw the guest die, or the attach never got that far.
+        return Ok(Released::default());
+    };
+    let _stopped = answered?;
+    Ok(ourselves(host, &left))
 }
 
 /// Switches whether dom0 answers for a guest's device on a line that dom0's drivers use too.

@@ -43,6 +43,22 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     if let Some(ended) = ended(store, attachment)? {
         return Ok(ended);
     }
+    let (first, second) = (Hop::first_hop(stub, guest), Hop::second_hop(stub));
+    let mut state = |path: String| {
+        let text = store.read_optional(&path)?;
+        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
+    };
+    let states = States {
+        service: state(second.backend_node(key::STATE))?,
+        stub: state(second.frontend_node(key::STATE))?,
+        backend: state(first.backend_node(key::STATE))?,
+        guest: state(first.frontend_node(key::STATE))?,
+    };
+    let progress = judge(states, &attachment.guest.name, &attachment.stub.name);
+    if progress == Progress::Connected {
+        // What was told before has passed.
+        return Ok(progress);
+    }
     // Where each end says what went wrong, as Linux's xenbus does.
     let errors = [
         format!("{}/error/device/bulkhead/0/error", home(stub)),
@@ -56,18 +72,6 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     if let Some(error) = store.read_optional(&serve::error_node(stub))? {
         return Ok(Progress::Failed(format!("the service says: {error}")));
     }
-    let (first, second) = (Hop::first_hop(stub, guest), Hop::second_hop(stub));
-    let mut state = |path: String| {
-        let text = store.read_optional(&path)?;
-        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
-    };
-    let states = States {
-        service: state(second.backend_node(key::STATE))?,
-        stub: state(second.frontend_node(key::STATE))?,
-        backend: state(first.backend_node(key::STATE))?,
-        guest: state(first.frontend_node(key::STATE))?,
-    };
-    let progress = judge(states, &attachment.guest.name, &attachment.stub.name);
     let said = store.read_optional(&format!("{}/error", guest_errors(attachment)))?;
     Ok(with_word_of_guest(
         progress,
@@ -465,5 +469,31 @@ mod tests {
             let awaited = awaits_guest(&mut store, &attachment).unwrap();
             assert_eq!(awaited, expected, "{backend:?} {guest:?}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_stands_has_recovered_from_what_was_told() {
+        let daemon = xenbus::model::Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = crate::store::tests::dom0(&daemon);
+        let attachment = crate::record::tests::attachment();
+        let error = "/local/domain/4/error/backend/pci/3/0/error";
+        store.write(error, "-22 cannot map grant 8").unwrap();
+        let (first, second) = (Hop::first_hop(4, 3), Hop::second_hop(4));
+        let look = |store: &mut Store, guest: XenbusState| {
+            for hop in [first, second] {
+                store.write(&hop.backend_node(key::STATE), "4").unwrap();
+                store.write(&hop.frontend_node(key::STATE), "4").unwrap();
+            }
+            store
+                .write(&first.frontend_node(key::STATE), guest.as_str())
+                .unwrap();
+            progress(store, &attachment).unwrap()
+        };
+        assert_eq!(look(&mut store, Connected), Progress::Connected);
+        let Progress::Failed(text) = look(&mut store, Initialised) else {
+            panic!("what does not stand has failed");
+        };
+        assert!(text.contains("cannot map grant 8"), "{text}");
     }
 }

@@ -139,6 +139,11 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {
         if !held {
+            // libxl may have taken it from its driver before it failed.
+            if matches!(before, Before::Driven(_)) && host.sysfs.driver(bdf).is_none() {
+                let probed = host.sysfs.probe(bdf);
+                probed.unwrap_or_else(|error| log::warn!("{bdf}: its driver does not take it back: {error}"));
+            }
             record::forget_taken(&mut host.store, taken, bdf)?;
         }
         return Err(SeizeError::Add { bdf, source });
