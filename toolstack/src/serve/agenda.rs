@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use xenbus::client::WatchEvent;
 use xenbus::path::DeviceType;
 
-/// When a stub is looked at again after a look that failed; twice as long after each further one, up to [`MOST_RETRY`].
+/// When work that failed comes again. A stub is looked at again twice as long after each further look that failed, up to
+/// [`MOST_RETRY`].
 const RETRY: Duration = Duration::from_millis(100);
 const MOST_RETRY: Duration = Duration::from_secs(5);
 /// A stub that has used up its burst gets at most one part in so many of the service's time.
@@ -92,16 +93,19 @@ pub struct Agenda {
     stubs: BTreeMap<DomId, Entry>,
     /// Whose turn was last.
     last: DomId,
-    all: bool,
-    libxl: bool,
+    /// When the list of stubs is to be read anew.
+    all: Option<Instant>,
+    /// When libxl's notes are to be looked at.
+    libxl: Option<Instant>,
 }
 
 impl Agenda {
     /// Takes in what has happened.
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
-            Concern::All => self.all = true,
-            Concern::Libxl => self.libxl = true,
+            // Work that failed keeps its pause, whatever happens meanwhile.
+            Concern::All => _ = self.all.get_or_insert(now),
+            Concern::Libxl => _ = self.libxl.get_or_insert(now),
             Concern::Stub(stub) => self.entry(stub, now).marked = true,
             Concern::Published(stub) => {
                 let entry = self.entry(stub, now);
@@ -122,13 +126,23 @@ impl Agenda {
     }
 
     /// True, once, if the list of stubs has to be read anew.
-    pub fn take_all(&mut self) -> bool {
-        std::mem::take(&mut self.all)
+    pub fn take_all(&mut self, now: Instant) -> bool {
+        self.all.take_if(|due| *due <= now).is_some()
+    }
+
+    /// The list could not be read: it is to be read in a while.
+    pub fn all_later(&mut self, now: Instant) {
+        self.all = Some(now + RETRY);
     }
 
     /// True, once, if libxl's notes have changed.
-    pub fn take_libxl(&mut self) -> bool {
-        std::mem::take(&mut self.libxl)
+    pub fn take_libxl(&mut self, now: Instant) -> bool {
+        self.libxl.take_if(|due| *due <= now).is_some()
+    }
+
+    /// Libxl's notes could not be looked at: they are to be in a while.
+    pub fn libxl_later(&mut self, now: Instant) {
+        self.libxl = Some(now + RETRY);
     }
 
     /// Has all these stubs looked at, and forgets all others.
@@ -183,11 +197,9 @@ impl Agenda {
 
     /// How long there is nothing to look at without a further event; `None` if that is for ever.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
-        if self.all || self.libxl {
-            return Some(Duration::ZERO);
-        }
         let marked = self.stubs.values().filter(|entry| entry.marked);
-        let due = marked.map(|entry| entry.due).min()?;
+        let stubs = marked.map(|entry| entry.due);
+        let due = stubs.chain(self.all).chain(self.libxl).min()?;
         Some(due.saturating_duration_since(now))
     }
 }
@@ -308,13 +320,37 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_for_all_stubs_or_for_libxl_comes_again_after_a_pause() {
+        type Take = fn(&mut Agenda, Instant) -> bool;
+        type Later = fn(&mut Agenda, Instant);
+        let start = Instant::now();
+        let kinds: [(Concern, Take, Later); 2] = [
+            (Concern::All, Agenda::take_all, Agenda::all_later),
+            (Concern::Libxl, Agenda::take_libxl, Agenda::libxl_later),
+        ];
+        for (concern, take, later) in kinds {
+            let mut agenda = Agenda::default();
+            agenda.mark(concern, start);
+            assert_eq!(agenda.idle(start), Some(Duration::ZERO));
+            assert!(take(&mut agenda, start) && !take(&mut agenda, start));
+            later(&mut agenda, start);
+            // A flood of events does not bring it sooner.
+            agenda.mark(concern, start);
+            assert!(!take(&mut agenda, start), "{concern:?}");
+            assert_eq!(agenda.idle(start), Some(RETRY));
+            assert!(take(&mut agenda, start + RETRY));
+            assert_eq!(agenda.idle(start), None);
+        }
+    }
+
+    #[test]
     fn what_is_gone_has_no_turn_and_the_list_is_read_once() {
         let now = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::All, now);
         assert_eq!(agenda.idle(now), Some(Duration::ZERO));
-        assert!(agenda.take_all());
-        assert!(!agenda.take_all());
+        assert!(agenda.take_all(now));
+        assert!(!agenda.take_all(now));
         agenda.keep(&[3, 4, 5].into(), now);
         agenda.keep(&[4, 5].into(), now);
         agenda.forget(5);

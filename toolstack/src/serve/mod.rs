@@ -272,16 +272,17 @@ impl Service {
         for stub in self.revivals.ready(runner, store)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
-        if self.agenda.take_all()
+        if self.agenda.take_all(now)
             && let Err(error) = self.list()
         {
             self.excuse(error, None)?;
-            self.agenda.mark(Concern::All, now);
+            self.agenda.all_later(Instant::now());
         }
-        if self.agenda.take_libxl()
+        if self.agenda.take_libxl(now)
             && let Err(error) = self.tell_libxl()
         {
             self.excuse(error, None)?;
+            self.agenda.libxl_later(Instant::now());
         }
         if let Some((stub, published)) = self.agenda.next(now) {
             let looked = self.look(stub, published);
