@@ -156,7 +156,7 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
 /// What has come of a request.
 pub enum Asked {
     /// The service has answered.
-    Answered(Reply),
+    Answered(Box<Reply>),
     /// None runs, and none starts as long as this is held.
     Stopped(ServiceLock),
 }
@@ -183,7 +183,7 @@ pub fn insist_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> 
                 }
                 thread::sleep(Duration::from_millis(20));
             }
-            answered => return answered.map(Asked::Answered),
+            answered => return answered.map(|reply| Asked::Answered(Box::new(reply))),
         }
     }
 }

@@ -712,7 +712,7 @@ pub(crate) fn ask_release(
 ) -> Result<Released> {
     let answered = control::insist_or_keep_stopped(&request);
     if let Ok(Asked::Answered(reply)) = answered {
-        return match reply {
+        return match *reply {
             Reply::Released { devices, problems } => Ok(Released { devices, problems }),
             _ => bail!("the service answered something else than asked: restart it"),
         };

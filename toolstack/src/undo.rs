@@ -16,7 +16,7 @@ use crate::seize::{Back, give_back};
 use crate::serve;
 use crate::store::Store;
 use crate::unfinished;
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::io;
 use xenbus::bdf::Bdf;
@@ -157,7 +157,10 @@ fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
     if !record::is_taken_by(store, bdf, command)? {
         return Ok(false);
     }
-    let (attachments, _) = Attachment::all(store)?;
+    let (attachments, damaged) = Attachment::all(store)?;
+    if let Some(error) = damaged.into_iter().next() {
+        return Err(error).with_context(|| format!("{bdf} stays held: a guest may have it"));
+    }
     for attachment in &attachments {
         ensure!(
             attachment.bdfs().all(|other| other != bdf),
@@ -205,6 +208,11 @@ mod tests {
         let other: Bdf = "00:09.0".parse().unwrap();
         record::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
         assert!(is_to_go_back(&mut store, other, "this").unwrap());
+
+        // Whom a damaged record gives it to is not known.
+        store.write("/local/domain/0/bulkhead/attachment/9", "{").unwrap();
+        let error = is_to_go_back(&mut store, other, "this").unwrap_err().to_string();
+        assert_eq!(error, "0000:00:09.0 stays held: a guest may have it");
     }
 
     #[test]
