@@ -34,6 +34,8 @@ struct Recipe {
     programs: &'static [&'static str],
     /// Beside those that the programs need. `{xen}` stands for Xen's version.
     libraries: &'static [&'static str],
+    /// Directories of what the programs load by themselves; not all versions of Xen have them.
+    plugins: &'static [&'static str],
     modules: &'static [&'static [&'static str]],
     directories: &'static [&'static str],
     assets: &'static [Asset],
@@ -120,6 +122,8 @@ const DOM0: Recipe = Recipe {
         "libpthread.so.0",
         "librt.so.1",
     ],
+    // oxenstored's, since Xen 4.20.
+    plugins: &["usr/lib/xen-{xen}/ocaml/xsd_glue/xenctrl_plugin"],
     modules: &[
         &[
             "xen-privcmd",
@@ -159,6 +163,7 @@ const DOM0: Recipe = Recipe {
 const GUEST: Recipe = Recipe {
     programs: &[],
     libraries: &[],
+    plugins: &[],
     modules: &[
         &["xen-pcifront", "xen-netfront", "xen-blkfront", "xen-evtchn"],
         DEVICE_DRIVERS,
@@ -266,6 +271,10 @@ impl<'a> Source<'a> {
         {
             libraries.extend(self.program(&mut archive, name)?);
         }
+        for directory in recipe.plugins {
+            let directory = directory.replace("{xen}", &self.xen_version);
+            libraries.extend(self.plugins(&mut archive, &directory)?);
+        }
         for (name, path) in self.libraries.closure(libraries)? {
             let content = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &content);
@@ -279,6 +288,25 @@ impl<'a> Source<'a> {
         let modules = self.modules.closure(&recipe.modules.concat())?;
         modules::install(&mut archive, &self.modules, &modules);
         archive.finish()
+    }
+
+    /// Adds the files of a directory, if it is there, and gives the libraries they need.
+    fn plugins(&self, archive: &mut Archive, directory: &str) -> Result<Vec<String>> {
+        let mut libraries = Vec::new();
+        let Ok(entries) = fs::read_dir(self.root.join(directory)) else {
+            return Ok(libraries);
+        };
+        let mut names = entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<Vec<String>>>()?;
+        names.sort();
+        for name in names {
+            let path = format!("{directory}/{name}");
+            let content = fs::read(self.root.join(&path)).with_context(|| format!("reading {path}"))?;
+            libraries.extend(needed(&content).with_context(|| path.clone())?);
+            archive.file(&path, 0o644, &content);
+        }
+        Ok(libraries)
     }
 
     /// Adds a program where its package has it, links it onto the search path, and gives the libraries it needs.
