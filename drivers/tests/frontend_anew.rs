@@ -335,7 +335,7 @@ fn one_that_starts_anew_without_end_costs_xenstore_little() {
 #[test]
 fn one_that_starts_anew_without_end_is_taken_up_more_and_more_seldom_and_at_once_after_a_rest() {
     let mut host = Host::running(&[A]);
-    let mut anew = |host: &mut Host| {
+    let anew = |host: &mut Host| {
         let start = host.world.now();
         host.guest.begin_anew();
         host.guest.publish();
