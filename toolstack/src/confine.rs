@@ -17,6 +17,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use thiserror::Error;
 
 /// Linux shows more than the first 64 bytes of a function's configuration space only to those who had it when they
@@ -83,12 +84,16 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
 
 /// Gives up all files but [`FILES`], signals to other processes, and abstract sockets.
 fn restrict_files() -> Result<RulesetStatus, RulesetError> {
+    restrict_to(FILES)
+}
+
+fn restrict_to(files: &[(impl AsRef<Path>, BitFlags<AccessFs>)]) -> Result<RulesetStatus, RulesetError> {
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
-    for (path, access) in FILES {
+    for (path, access) in files {
         rules = rules.add_rules(path_beneath_rules([path], *access))?;
     }
     Ok(rules.restrict_self()?.ruleset)
@@ -235,6 +240,9 @@ fn refuse(error: Errno) -> SeccompAction {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::Config as _;
+    use crate::originals;
+    use crate::sysfs::tests::Tree;
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
     use std::io::Write;
@@ -313,6 +321,163 @@ pub(crate) mod tests {
         if status != RulesetStatus::NotEnforced {
             assert_eq!(found, (false, false, false));
         }
+    }
+
+    /// Runs something with the service's files and calls, where `root` stands for `/sys` and holds `run` for
+    /// [`control::RUN`].
+    fn confined_to<T: Send + 'static>(root: &Path, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let place = |path: &str| match path.strip_prefix("/sys") {
+            Some(below) => root.join(below.trim_start_matches('/')),
+            None if path == control::RUN => root.join("run"),
+            None => path.into(),
+        };
+        let files: Vec<_> = FILES
+            .iter()
+            .map(|(path, access)| (place(path), *access))
+            .collect();
+        let first = move || {
+            set_no_new_privs(true).unwrap();
+            restrict_to(&files).unwrap();
+        };
+        filtered_after(first, work)
+    }
+
+    const BDF: &str = "0000:00:05.0";
+
+    fn told<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
+        result.map_err(|error| format!("{what}: {error}"))
+    }
+
+    #[test]
+    fn all_that_the_service_does_with_files_works() {
+        let tree = Tree::new();
+        tree.add(
+            BDF,
+            &[("config", &[0; 64]), ("reset", b"?"), ("vendor", b"0x8086\n")],
+        );
+        tree.bind(BDF, "pciback");
+        let root = tree.directory.path();
+        let handlers = root.join("bus/pci/drivers/pciback/irq_handler_state");
+        let run = root.join("run");
+        let kept = run.join(format!("{BDF}.config"));
+        fs::create_dir(&run).unwrap();
+        fs::write(&handlers, "").unwrap();
+        fs::write(&kept, "").unwrap();
+        let (sysfs, bdf) = (tree.sysfs(), BDF.parse().unwrap());
+        let file = kept.clone();
+        let done = confined_to(root, move || {
+            let config = told("config", sysfs.open_config(bdf))?;
+            told("write", config.write16(4, 6))?;
+            told("reset", sysfs.reset(bdf))?;
+            told("handler", sysfs.toggle_irq_handler(bdf))?;
+            told("what was kept", fs::read(&file))?;
+            originals::tests::HOME.with(|home| *home.borrow_mut() = Some(run));
+            told("forget what was kept", originals::forget(bdf))?;
+            Ok::<_, String>((told("functions", sysfs.functions())?, sysfs.driver(bdf)))
+        });
+        assert_eq!(done, Ok((vec![bdf], Some("pciback".to_owned()))));
+        assert_eq!(tree.sysfs().config_bytes(bdf).unwrap()[4], 6);
+        assert_eq!(fs::read_to_string(tree.device(BDF).join("reset")).unwrap(), "1");
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn files_of_sysfs_are_written_and_neither_emptied_nor_made() {
+        let tree = Tree::new();
+        tree.add(BDF, &[("reset", b"?"), ("vendor", b"0x8086\n")]);
+        fs::create_dir(tree.directory.path().join("elsewhere")).unwrap();
+        // A kernel whose landlock is early, or missing, cannot be tested: truncation came in its third version.
+        let status = thread::spawn(|| {
+            set_no_new_privs(true).unwrap();
+            restrict_files().unwrap()
+        });
+        if status.join().unwrap() != RulesetStatus::FullyEnforced {
+            return;
+        }
+        let (device, root) = (tree.device(BDF), tree.directory.path().to_owned());
+        let done = confined_to(&root.clone(), move || {
+            [
+                fs::write(device.join("reset"), "1"),
+                fs::write(device.join("new"), "1"),
+                fs::remove_file(device.join("vendor")),
+                fs::write(root.join("elsewhere/new"), "1"),
+            ]
+            .map(|done| done.map_err(|error| error.kind()))
+        });
+        assert_eq!(done, [Err(io::ErrorKind::PermissionDenied); 4]);
+    }
+
+    /// What the filters answer to a call, as the kernel runs them (`struct seccomp_data` is what they look at).
+    fn answer(call: i64, arguments: &[u64]) -> u32 {
+        const X86_64: u32 = 0xc000_003e;
+        let mut data = vec![u32::try_from(call).unwrap(), X86_64, 0, 0];
+        for &argument in arguments {
+            data.extend([argument as u32, (argument >> 32) as u32]);
+        }
+        data.resize(16, 0);
+        let answers = filters().unwrap().map(|filter| run(&filter, &data));
+        *answers
+            .iter()
+            .find(|&&answer| answer != ALLOWED)
+            .unwrap_or(&ALLOWED)
+    }
+
+    fn run(filter: &BpfProgram, data: &[u32]) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let step = &filter[at];
+            at += 1;
+            let mut jump = |condition| at += usize::from(if condition { step.jt } else { step.jf });
+            match step.code {
+                0x20 => accumulator = data[step.k as usize / 4],
+                0x54 => accumulator &= step.k,
+                0x05 => at += step.k as usize,
+                0x15 => jump(accumulator == step.k),
+                0x25 => jump(accumulator > step.k),
+                0x35 => jump(accumulator >= step.k),
+                0x06 => return step.k,
+                code => panic!("an instruction that is not known here: {code:#x}"),
+            }
+        }
+    }
+
+    const ALLOWED: u32 = libc::SECCOMP_RET_ALLOW;
+
+    #[test]
+    fn no_process_is_made_no_memory_becomes_code_and_no_directory_is_made() {
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+        let bits = |flags: libc::c_int| flags as u64;
+        let (read, write, execute) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
+        let thread = bits(libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD);
+        #[rustfmt::skip]
+        let calls: [(&str, i64, &[u64], u32); 20] = [
+            ("fork", libc::SYS_fork, &[], refused),
+            ("vfork", libc::SYS_vfork, &[], refused),
+            ("a process", libc::SYS_clone, &[bits(libc::SIGCHLD)], refused),
+            ("a process with our memory", libc::SYS_clone, &[bits(libc::CLONE_VM | libc::CLONE_VFORK)], refused),
+            ("a thread", libc::SYS_clone, &[thread], ALLOWED),
+            ("clone3", libc::SYS_clone3, &[], libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            ("execve", libc::SYS_execve, &[], refused),
+            ("execveat", libc::SYS_execveat, &[], refused),
+            ("memory becomes code", libc::SYS_mprotect, &[0, 4096, bits(read | execute)], refused),
+            ("memory becomes data", libc::SYS_mprotect, &[0, 4096, bits(read | write)], ALLOWED),
+            ("new code", libc::SYS_mmap, &[0, 4096, bits(execute)], refused),
+            ("new data", libc::SYS_mmap, &[0, 4096, bits(read | write)], ALLOWED),
+            ("mkdir", libc::SYS_mkdir, &[], refused),
+            ("mkdirat", libc::SYS_mkdirat, &[], refused),
+            ("kill", libc::SYS_kill, &[], refused),
+            ("ptrace", libc::SYS_ptrace, &[], refused),
+            ("a thread's name", libc::SYS_prctl, &[bits(libc::PR_SET_NAME)], ALLOWED),
+            ("core dumps", libc::SYS_prctl, &[bits(libc::PR_SET_DUMPABLE)], refused),
+            ("a hypercall", libc::SYS_ioctl, &[0, 0x5000], ALLOWED),
+            ("input to a terminal", libc::SYS_ioctl, &[0, libc::TIOCSTI], refused),
+        ];
+        for (what, call, arguments, expected) in calls {
+            assert_eq!(answer(call, arguments), expected, "{what}");
+        }
+        assert!(filtered(|| self::refused(fs::create_dir(
+            "/nonexistent/directory"
+        ))));
     }
 
     #[test]
