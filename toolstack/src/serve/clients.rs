@@ -46,6 +46,11 @@ impl Client {
 pub struct Clients {
     listener: Listener,
     requests: Receiver<Asked>,
+    door: Door,
+}
+
+/// Where clients come in.
+struct Door {
     sender: Sender<Asked>,
     wake: Wake,
     present: Arc<AtomicUsize>,
@@ -58,17 +63,31 @@ impl Clients {
         Self {
             listener,
             requests,
-            sender,
-            wake,
-            present: Arc::default(),
+            door: Door {
+                sender,
+                wake,
+                present: Arc::default(),
+            },
         }
     }
 
     /// Lets one in who waits at the door.
     pub fn accept(&self) -> io::Result<()> {
-        let Some(mut stream) = self.listener.accept()? else {
-            return Ok(());
-        };
+        match self.listener.accept()? {
+            Some(stream) => self.door.let_in(stream),
+            None => Ok(()),
+        }
+    }
+
+    /// A request that waits.
+    pub fn next(&self) -> Option<Asked> {
+        self.requests.try_recv().ok()
+    }
+}
+
+impl Door {
+    /// Gives a client a thread, unless there are too many.
+    fn let_in(&self, mut stream: UnixStream) -> io::Result<()> {
         let guest = Presence::new(&self.present);
         if guest.number > MOST {
             let message = format!("{MOST} commands are waiting for the service already: try again later");
@@ -82,11 +101,6 @@ impl Clients {
             }
         })?;
         Ok(())
-    }
-
-    /// A request that waits.
-    pub fn next(&self) -> Option<Asked> {
-        self.requests.try_recv().ok()
     }
 }
 
@@ -145,7 +159,7 @@ impl Drop for Presence {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::time::{Duration, Instant};
 
     /// A client whose thread is started by the caller's.
@@ -205,6 +219,43 @@ pub(crate) mod tests {
         drop(stream);
         thread.join().unwrap().unwrap();
         assert!(requests.try_recv().is_err());
+    }
+
+    #[test]
+    fn one_too_many_is_refused_until_another_has_gone() {
+        let (sender, requests) = channel();
+        let door = Door {
+            sender,
+            wake: Wake::new().unwrap(),
+            present: Arc::default(),
+        };
+        let come = || {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            ours.write_all(b"{\"request\":\"status\"}\n").unwrap();
+            ours.set_read_timeout(Some(control::PATIENCE)).unwrap();
+            door.let_in(theirs).unwrap();
+            ours
+        };
+        let mut inside: Vec<_> = (0..MOST).map(|_| come()).collect();
+        let mut waiting: Vec<_> = (0..MOST).map(|_| requests.recv().unwrap()).collect();
+        for _ in 0..2 {
+            // Its request is never read, so that after the line comes an error and no end.
+            let mut line = String::new();
+            BufReader::new(come()).read_line(&mut line).unwrap();
+            assert!(line.contains("32 commands are waiting"), "{line}");
+        }
+        assert!(requests.try_recv().is_err());
+        // Whose turn comes first is open: the requests are all the same.
+        waiting.pop().unwrap().client.reply(Reply::Followed);
+        while door.present.load(Ordering::Acquire) == MOST {
+            thread::yield_now();
+        }
+        inside.push(come());
+        waiting.push(requests.recv().unwrap());
+        drop(waiting);
+        let answers: Vec<String> = inside.iter_mut().map(answer).collect();
+        let followed = answers.iter().filter(|text| text.contains("followed")).count();
+        assert_eq!((followed, answers.len()), (1, MOST + 1));
     }
 
     #[test]
