@@ -109,6 +109,17 @@ pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
 }
 
 fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
+    if let Some(line) = clear(host, bdf, trusted)? {
+        return Ok(line);
+    }
+    Ok(match give_away(host, bdf)? {
+        Back::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
+        _ => format!("gave {bdf} back to dom0, where no driver takes it"),
+    })
+}
+
+/// Sees to it that nothing speaks against giving a device to dom0. Returns what there is to say if dom0 has it already.
+fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String>> {
     let claims = Claims::read(&mut host.store)?;
     if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
         bail!("{bdf} is in use {}: {}", claim.by, claim.next);
@@ -126,7 +137,9 @@ fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
         );
         // Someone has judged it sound and given it to dom0 by other means.
         record::lift_quarantine(&mut host.store, bdf)?;
-        return Ok(format!("{bdf} is in quarantine no more: dom0 has it, {driver}"));
+        return Ok(Some(format!(
+            "{bdf} is in quarantine no more: dom0 has it, {driver}"
+        )));
     }
     if let Some((_, guest)) = claims.mapped.iter().find(|(mapped, _)| *mapped == bdf) {
         ensure!(
@@ -146,8 +159,75 @@ fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
         record::lift_quarantine(&mut host.store, bdf)?;
         say!("{bdf} answers again, and is in quarantine no more");
     }
-    Ok(match give_away(host, bdf)? {
-        Back::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
-        _ => format!("gave {bdf} back to dom0, where no driver takes it"),
-    })
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Runner;
+    use crate::record::tests::{attachment, domain};
+    use crate::store::tests::{dom0, introduce};
+    use crate::sysfs::tests::Tree;
+    use crate::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
+
+    const NAME: &str = "0000:00:05.0";
+
+    /// A host whose guest 3 runs, and whose device 00:05.0 has this driver.
+    fn host(driver: &str) -> (Tree, Host<Xen>, Bdf) {
+        let (tree, daemon) = (Tree::new(), Xenstored::new());
+        introduce(&daemon, 3, "web");
+        tree.add(NAME, &[]);
+        tree.bind(NAME, driver);
+        let host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Noting(Vec::new()),
+        };
+        (tree, host, NAME.parse().unwrap())
+    }
+
+    fn refusal(cleared: Result<Option<String>>) -> String {
+        cleared.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_device_that_a_guest_has_is_not_released_whoever_is_trusted() {
+        let (_tree, mut host, bdf) = host(PCIBACK);
+        attachment().write(&mut host.store).unwrap();
+        for trusted in [false, true] {
+            let error = refusal(clear(&mut host, bdf, trusted));
+            assert!(
+                error.starts_with("0000:00:05.0 is in use by guest web"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_that_a_guest_may_have_mapped_is_released_if_the_guest_is_trusted() {
+        let (_tree, mut host, bdf) = host(PCIBACK);
+        record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        let error = refusal(clear(&mut host, bdf, false));
+        assert!(error.contains("--trusted-guest 0000:00:05.0"), "{error}");
+        assert_eq!(record::mapped(&mut host.store).unwrap().len(), 1);
+        assert_eq!(clear(&mut host, bdf, true).unwrap(), None);
+        assert_eq!(record::mapped(&mut host.store).unwrap(), []);
+    }
+
+    #[test]
+    fn one_that_dom0_has_is_not_held_and_its_quarantine_ends() {
+        let (_tree, mut host, bdf) = host("e1000e");
+        let error = refusal(clear(&mut host, bdf, false));
+        assert!(
+            error.contains("is not held for guests: dom0 has it, with its driver e1000e"),
+            "{error}"
+        );
+        record::quarantine(&mut host.store, bdf, "it is mute").unwrap();
+        let line = clear(&mut host, bdf, false).unwrap().unwrap();
+        assert!(line.contains("in quarantine no more"), "{line}");
+        assert_eq!(record::quarantine_reason(&mut host.store, bdf).unwrap(), None);
+    }
 }

@@ -666,7 +666,12 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
 
 /// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
 /// mapped that is not `trusted`.
-pub(crate) fn hand_back(host: &mut Host, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
+pub(crate) fn hand_back<X>(
+    host: &mut Host<X>,
+    bdfs: &[Bdf],
+    released: Released,
+    trusted: bool,
+) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
@@ -753,7 +758,13 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Runner;
+    use crate::record::Taken;
     use crate::record::tests::{attachment, domain};
+    use crate::store::tests::{dom0, introduce};
+    use crate::sysfs::tests::Tree;
+    use crate::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
 
     #[test]
     fn a_stub_serves_one_guest_and_is_none_itself() {
@@ -769,6 +780,48 @@ mod tests {
             let error = check_is_free(&stub, &mail, &attachments).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn a_device_that_a_guest_may_have_mapped_is_handed_back_if_that_is_trusted() {
+        let (name, daemon, tree) = ("0000:00:07.0", Xenstored::new(), Tree::new());
+        introduce(&daemon, 3, "web");
+        tree.add(name, &[]);
+        // Dom0 has it by now, so that only the notes are left to go.
+        tree.bind(name, "e1000e");
+        let bdf = name.parse().unwrap();
+        for trusted in [false, true] {
+            let mut host = Host {
+                store: dom0(&daemon),
+                xen: Xen::default(),
+                sysfs: tree.sysfs(),
+                runner: Runner::Noting(Vec::new()),
+            };
+            let store = &mut host.store;
+            record::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+            record::note_mapped(store, bdf, &domain(3, "web")).unwrap();
+            hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
+            let store = &mut host.store;
+            let is_held = record::taken_from(store, Taken::ForGuest, bdf).unwrap().is_some();
+            let is_mapped = !record::mapped(store).unwrap().is_empty();
+            assert_eq!((is_held, is_mapped), (!trusted, !trusted));
+        }
+    }
+
+    #[test]
+    fn what_did_not_work_fails_the_command_in_words() {
+        let mut host = Host {
+            store: dom0(&Xenstored::new()),
+            xen: Xen::default(),
+            sysfs: Tree::new().sysfs(),
+            runner: Runner::Noting(Vec::new()),
+        };
+        let released = Released {
+            problems: vec!["it is mute".into()],
+            ..Released::default()
+        };
+        let error = hand_back(&mut host, &[], released, false).unwrap_err();
+        assert!(error.to_string().ends_with("it is mute"), "{error}");
     }
 
     #[test]
