@@ -205,7 +205,7 @@ impl Hop {
 }
 
 /// Has dom0 answer for a device that xen-pciback holds. Does nothing if it does already.
-pub fn start(host: &mut Host, bdf: Bdf) -> Result<(), AckError> {
+pub fn start<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     let hop = Hop::of(bdf);
     if hop.exists(&mut host.store)? {
         return switch(&mut host.store, &host.sysfs, bdf, true);
@@ -218,7 +218,7 @@ pub fn start(host: &mut Host, bdf: Bdf) -> Result<(), AckError> {
     started
 }
 
-fn turn_on(host: &mut Host, bdf: Bdf, hop: &Hop) -> Result<(), AckError> {
+fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, hop: &Hop) -> Result<(), AckError> {
     let page = OfferedPage::new().map_err(AckError::Page)?;
     let port = LocalPort::new().map_err(AckError::Page)?;
     let ours = [

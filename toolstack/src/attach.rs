@@ -73,7 +73,7 @@ fn hint(error: &io::Error) -> &'static str {
 ///
 /// The record is written first, so whatever fails afterwards, [`crate::release`] takes it all back;
 /// the caller has that done.
-pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachError> {
+pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
@@ -96,7 +96,11 @@ pub fn attach(host: &mut Host, attachment: &Attachment) -> Result<(), AttachErro
 /// are left alone.
 ///
 /// As with [`attach()`], the record is written first.
-pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Result<(), AttachError> {
+pub fn extend<X: Hypervisor>(
+    host: &mut Host<X>,
+    attachment: &Attachment,
+    new: &[Device],
+) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
     for device in new {
         forget_mapped(&mut host.store, device.bdf)?;
@@ -107,7 +111,7 @@ pub fn extend(host: &mut Host, attachment: &Attachment, new: &[Device]) -> Resul
 
 /// Makes the lines of `devices` fit for two owners: dom0 answers where it hears them too, and functions that nobody
 /// drives do not hold them down.
-fn prepare_lines(host: &mut Host, devices: &[Device]) -> Result<(), AttachError> {
+fn prepare_lines<X>(host: &mut Host<X>, devices: &[Device]) -> Result<(), AttachError> {
     let claims = Claims::read(&mut host.store)?;
     for device in devices {
         let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
@@ -167,8 +171,13 @@ pub fn permit(xen: &impl Hypervisor, domain: DomId, resource: &Resource, allow: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::device;
+    use crate::host::Runner;
+    use crate::record;
+    use crate::record::tests::{attachment, device, domain};
+    use crate::store::tests::{dom0, introduce};
+    use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
 
     #[test]
     fn the_guest_gets_all_but_the_configuration_page_and_the_stub_only_that() {
@@ -188,6 +197,37 @@ mod tests {
                 "frames 4 b0028+1 true",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_guest_had_mapped_is_forgotten_when_the_device_is_given_anew() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 4, "web-bulkhead");
+        for extended in [false, true] {
+            let mut host = Host {
+                store: dom0(&daemon),
+                xen: Xen::default(),
+                sysfs: tree.sysfs(),
+                runner: Runner::Noting(Vec::new()),
+            };
+            let attachment = attachment();
+            for bdf in attachment.bdfs() {
+                record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+            }
+            if extended {
+                extend(&mut host, &attachment, &attachment.devices).unwrap();
+            } else {
+                attach(&mut host, &attachment).unwrap();
+            }
+            assert_eq!(record::mapped(&mut host.store).unwrap(), [], "{extended}");
+            let assigned = host
+                .xen
+                .calls()
+                .into_iter()
+                .filter(|call| call.starts_with("assign"));
+            assert_eq!(assigned.count(), attachment.devices.len());
+        }
     }
 
     #[test]
