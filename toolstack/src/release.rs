@@ -732,6 +732,48 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_was_found_again_and_cannot_be_reset_is_in_quarantine() {
+        let mut fixture = Fixture::new();
+        fixture.rebind(None);
+        let inode = fixture.host.sysfs.inode(fixture.bdf()).unwrap();
+        fixture.attachment.devices[0].inode = Some(inode + 1);
+        let file = fixture.tree.device(BDF).join("reset");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        let released = fixture.release();
+        assert!(
+            released.devices[0].contains("is kept in quarantine: its reset by FLR failed"),
+            "{released:?}"
+        );
+        let reason = fixture.quarantine().unwrap();
+        assert!(reason.starts_with("its reset by FLR failed"), "{reason}");
+    }
+
+    #[test]
+    fn the_last_guest_of_a_line_gives_intx_back_to_the_function_that_nobody_drives() {
+        for part in [false, true] {
+            let mut fixture = Fixture::new();
+            let idle = "0000:00:0a.0";
+            let mut config = vec![0; 256];
+            config[4..6].copy_from_slice(&0x0407_u16.to_le_bytes());
+            config[0x3d] = 1;
+            fixture
+                .tree
+                .add(idle, &[("config", &config), ("irq", b"11\n"), ("enable", b"0\n")]);
+            let bdf = idle.parse().unwrap();
+            record::note_intx_disabled(&mut fixture.host.store, bdf).unwrap();
+            let released = if part {
+                fixture.take_back()
+            } else {
+                fixture.release()
+            };
+            assert_eq!(released.problems, [""; 0]);
+            let config = fixture.host.sysfs.config_bytes(bdf).unwrap();
+            assert_eq!(config[4..6], [0x07, 0x00], "COMMAND");
+        }
+    }
+
+    #[test]
     fn what_a_guest_could_write_by_its_terms_is_put_back_or_forgotten() {
         for lost in [false, true] {
             let mut fixture = Fixture::new();
