@@ -114,7 +114,11 @@ mod tests {
             (None, None, vec![DOWNSTREAM, ROOT_PORT]),
             // Off, or on in part.
             (on, Some((0x5f, 0)), vec![DOWNSTREAM]),
+            // Source validation, redirection of requests and of completions, forwarding upstream: each is needed.
+            (on, Some((0x5f, 0x1c)), vec![DOWNSTREAM]),
             (on, Some((0x5f, 0x19)), vec![DOWNSTREAM]),
+            (on, Some((0x5f, 0x15)), vec![DOWNSTREAM]),
+            (on, Some((0x5f, 0x0d)), vec![DOWNSTREAM]),
             // What cannot be controlled cannot happen.
             (on, Some((0x01, 0x01)), vec![]),
         ] {

@@ -271,12 +271,16 @@ impl Kernel {
 fn claim(node: &str) -> Result<(), Errno> {
     // A drive with its tray open is not to close it, and not to be waited for.
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    claim_by(|| open(node, flags, Mode::empty()).map(drop))
+}
+
+fn claim_by(mut open: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     let mut tries = TRIES;
     loop {
         tries -= 1;
-        match open(node, flags, Mode::empty()) {
+        match open() {
             // No medium, or the disk has just gone: nobody can use it.
-            Ok(_) | Err(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV) => return Ok(()),
+            Ok(()) | Err(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV) => return Ok(()),
             Err(Errno::BUSY) if tries > 0 => thread::sleep(BETWEEN_TRIES),
             Err(error) => return Err(error),
         }
@@ -496,9 +500,16 @@ mod tests {
             told.starts_with("its kernel has /dev/sdc in use, and no table says what for; `lsblk /dev/sdc`"),
             "{told}"
         );
-        let told = used_with(&tree, BDF, &[("sdc", Errno::NOENT)]).unwrap();
-        assert!(told.contains("does not say (No such file or directory"), "{told}");
-        assert!(told.contains("devices/0000:00:06.0/driver/unbind"), "{told}");
+        for (error, text) in [
+            (Errno::NOENT, "No such file or directory"),
+            (Errno::IO, "Input/output error"),
+            (Errno::ACCESS, "Permission denied"),
+            (Errno::PERM, "Operation not permitted"),
+        ] {
+            let told = used_with(&tree, BDF, &[("sdc", error)]).unwrap();
+            assert!(told.contains(&format!("does not say ({text}")), "{told}");
+            assert!(told.contains("devices/0000:00:06.0/driver/unbind"), "{told}");
+        }
         assert_eq!(used_with(&tree, BDF, &[("sdx", Errno::BUSY)]), None);
     }
 
@@ -615,5 +626,22 @@ mod tests {
     fn the_kernel_is_asked_by_opening_the_node() {
         assert_eq!(claim("/nonexistent/disk"), Err(Errno::NOENT));
         assert_eq!(claim("/dev/null"), Ok(()));
+    }
+
+    #[test]
+    fn a_disk_without_a_medium_is_free_and_one_that_is_busy_is_tried_again() {
+        let claimed = |answers: &[Errno]| {
+            let mut answers = answers.iter();
+            claim_by(|| answers.next().map_or(Ok(()), |&error| Err(error)))
+        };
+        for gone in [Errno::NOMEDIUM, Errno::NXIO, Errno::NODEV] {
+            assert_eq!(claimed(&[gone]), Ok(()), "{gone}");
+        }
+        for doubt in [Errno::IO, Errno::ACCESS, Errno::PERM, Errno::NOENT] {
+            assert_eq!(claimed(&[doubt]), Err(doubt), "at once");
+        }
+        assert_eq!(claimed(&[Errno::BUSY; 2]), Ok(()), "busy for a moment");
+        assert_eq!(claimed(&[Errno::BUSY; 3]), Err(Errno::BUSY));
+        assert_eq!(claimed(&[Errno::BUSY, Errno::IO]), Err(Errno::IO));
     }
 }
