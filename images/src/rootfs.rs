@@ -156,6 +156,7 @@ const DOM0: Recipe = Recipe {
         "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
         "etc/passwd" 0o644 "passwd",
         "etc/group" 0o644 "group",
+        "etc/xen/oxenstored.conf" 0o644 "dom0/oxenstored.conf",
         "etc/xen/xl.conf" 0o644 "dom0/xl.conf",
     ],
 };

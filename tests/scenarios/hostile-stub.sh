@@ -179,7 +179,7 @@ done
 
 # Again and again, each time as soon as it lives, until it is given up.
 given_up() { cat /var/log/bulkhead/*.log | grep -q "the devices of guest hostile are unplugged"; }
-left=12
+left=40
 until given_up; do
     left=$((left - 1))
     [ $left -gt 0 ] || failure "a stub that dies again and again is never given up"
