@@ -177,19 +177,13 @@ for death in $DEATHS; do
     sound "death: $told"
 done
 
-# Again and again, each time as soon as it lives, until it is given up.
+# Again and again, each time as soon as it is there, until it is given up.
 given_up() { cat /var/log/bulkhead/*.log | grep -q "the devices of guest hostile are unplugged"; }
-left=40
+deadline=$(($(now) + 120000))
 until given_up; do
-    left=$((left - 1))
-    [ $left -gt 0 ] || failure "a stub that dies again and again is never given up"
-    born=$(lives)
-    check "it is destroyed" xl destroy $stub
-    deadline=$(($(now) + 60000))
-    until [ "$(lives)" -gt "$born" ] || given_up; do
-        [ "$(now)" -lt $deadline ] || failure "a stub that was destroyed does not come back, and is not given up"
-        timed status bulkhead status
-    done
+    [ "$(now)" -lt $deadline ] || failure "a stub that dies again and again is never given up"
+    xl destroy $stub >/dev/null 2>&1
+    usleep 100000
 done
 sound "death again and again"
 
