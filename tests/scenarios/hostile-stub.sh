@@ -197,7 +197,7 @@ lost=$((${counts% *} - ${counts#* }))
 accesses_end witness
 slowest witness-accesses 10
 equal "the second guest's pings lost of ${counts% *} meanwhile" 0 $lost
-equal "its accesses given up" "" "$(awk '$4 - $1 >= 2' /tmp/accesses)"
+equal "its accesses given up" "" "$(awk '$2 - $1 >= 2 || $3 - $2 >= 2 || $4 - $3 >= 2' /tmp/accesses)"
 equal "its stub is the domain that it was" "$witness_stub" "$(xl domid witness-bulkhead)"
 bulkhead status --json >/rig/out/status.json
 equal "its stub's restarts" "[0,0]" "$(jq -c '.stubs[] | select(.name == "witness-bulkhead") | [.served.counters.restarts, .served.revivals // 0]' /rig/out/status.json)"
