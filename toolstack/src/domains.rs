@@ -139,6 +139,21 @@ pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyErro
     }
 }
 
+/// Removes the home of a domain that is gone, for dom0 may have written there since xl removed it. Returns false, and
+/// removes nothing, if there is a domain of that number: libxl makes a home with its `vm` in one transaction.
+pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
+    store.transaction(|store| {
+        let path = home(domid);
+        if store.read_optional(&format!("{path}/vm"))?.is_some() {
+            return Ok(false);
+        }
+        match store.remove(&path) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(true),
+        }
+    })
+}
+
 fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
     let vm = store.read_optional(&format!("{}/vm", home(domid)))?;
     Ok(vm.map(|path| path.trim_start_matches("/vm/").to_owned()))
@@ -160,6 +175,19 @@ mod tests {
         assert_eq!(find(&mut store, "3").unwrap(), by_name);
         let error = find(&mut store, "mail").unwrap_err().to_string();
         assert_eq!(error, "there is no domain mail: `xl list` shows those that run");
+    }
+
+    #[test]
+    fn the_home_of_a_domain_is_cleared_only_if_there_is_none() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        store.write("/local/domain/4/backend/pci/3/0/state", "5").unwrap();
+        assert!(!clear_home(&mut store, 3).unwrap());
+        for _ in 0..2 {
+            assert!(clear_home(&mut store, 4).unwrap());
+        }
+        assert_eq!(store.directory("/local/domain").unwrap(), ["0", "3"]);
     }
 
     #[test]

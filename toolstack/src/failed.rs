@@ -3,7 +3,7 @@
 //!
 //! A note is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
 
-use crate::record::{self, Attachment, Domain, RecordError, children};
+use crate::record::{self, Attachment, Domain, RecordError, children, remove_from};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
@@ -76,9 +76,10 @@ impl fmt::Display for Failed {
     }
 }
 
-/// Removes the note of a guest, if there is one.
+/// Removes the note of a guest, if there is one, and the directory with the last.
 pub fn forget(store: &mut Store, guest: DomId) -> Result<(), StoreError> {
-    match store.remove(&path(guest)) {
+    match remove_from(store, FAILED, &path(guest)) {
+        // Service and command may do it at once.
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
@@ -111,5 +112,6 @@ mod tests {
         );
         forget(&mut store, 3).unwrap();
         assert_eq!(Failed::of(&mut store, 3).unwrap(), None);
+        assert!(store.directory(FAILED).is_err());
     }
 }

@@ -608,7 +608,7 @@ pub fn children<S: Nodes>(store: &mut S, path: &str) -> Result<Vec<String>, Node
 }
 
 /// Removes a node, if it is there, and its directory with the last one.
-fn remove_from<S: Nodes>(
+pub fn remove_from<S: Nodes>(
     store: &mut S,
     directory: &str,
     node: &str,

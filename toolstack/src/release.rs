@@ -67,6 +67,14 @@ pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Re
         let removed = remove_if_there(host, &path);
         released.note(format_args!("cannot remove {path}"), removed);
     }
+    // What was written for one of them in the moment when it ended.
+    for domid in [attachment.stub.domid, guest] {
+        let cleared = domains::clear_home(&mut host.store, domid);
+        released.note(
+            format_args!("cannot remove what dead domain {domid} has left in xenstore"),
+            cleared,
+        );
+    }
     let forgotten = record::forget_dead_mappings(&mut host.store);
     released.note(
         format_args!("cannot forget what dead guests had mapped"),
@@ -626,6 +634,20 @@ mod tests {
             assert!(!fixture.exists(path), "{path}");
         }
         assert!(fixture.exists("/local/domain/3"));
+    }
+
+    #[test]
+    fn what_dom0_wrote_for_a_domain_that_xl_had_removed_goes_too() {
+        let mut fixture = Fixture::new();
+        let homes = ["/local/domain/3", "/local/domain/4"];
+        for (domid, home) in [3, 4].into_iter().zip(homes) {
+            fixture.daemon.release(domid);
+            fixture.host.store.remove(home).unwrap();
+            let late = format!("{home}/backend/pci/3/0/state");
+            fixture.host.store.write(&late, "5").unwrap();
+        }
+        assert_eq!(fixture.release().problems, [""; 0]);
+        assert_eq!(homes.map(|home| fixture.exists(home)), [false; 2]);
     }
 
     #[test]

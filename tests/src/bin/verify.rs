@@ -89,6 +89,12 @@ const HOST_CHECKS: &[(&str, &[&str])] = &[
     ("host tests", &["test", "--quiet", "--workspace"]),
 ];
 
+/// What `--all` adds to them: a death of the stub at each moment of each test, not at a sample.
+const EVERY_MOMENT: (&str, &[&str]) = (
+    "host tests, a death at every moment",
+    &["test", "--quiet", "--release", "--package=bulkhead-drivers"],
+);
+
 /// Passed, failed, skipped.
 #[derive(Default)]
 struct Score {
@@ -116,7 +122,13 @@ fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let mut score = Score::default();
     if arguments.scenario.is_empty() {
-        host_checks(&mut score)?;
+        for (name, words) in HOST_CHECKS {
+            host_check(name, words, &[], &mut score)?;
+        }
+        if arguments.all {
+            let (name, words) = EVERY_MOMENT;
+            host_check(name, words, &[("BULKHEAD_EVERY_MOMENT", "1")], &mut score)?;
+        }
     }
     if !arguments.host {
         scenarios(&arguments, &mut score)?;
@@ -137,27 +149,27 @@ fn main() -> Result<ExitCode> {
     })
 }
 
-fn host_checks(score: &mut Score) -> Result<()> {
+/// Runs cargo with these words and this environment.
+fn host_check(name: &str, words: &[&str], environment: &[(&str, &str)], score: &mut Score) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    for (name, words) in HOST_CHECKS {
-        let since = Instant::now();
-        println!("-- {name}: cargo {}", words.join(" "));
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("tests/ lies in the workspace")?;
-        let status = Command::new(&cargo)
-            .args(*words)
-            .current_dir(root)
-            .status()
-            .context("start cargo")?;
-        let verdict = if status.success() {
-            Verdict::Success
-        } else {
-            Verdict::Failure(status.to_string())
-        };
-        tell(name, &verdict, since.elapsed());
-        score.note(name, &verdict);
-    }
+    let since = Instant::now();
+    println!("-- {name}: cargo {}", words.join(" "));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("tests/ lies in the workspace")?;
+    let status = Command::new(&cargo)
+        .args(words)
+        .envs(environment.iter().copied())
+        .current_dir(root)
+        .status()
+        .context("start cargo")?;
+    let verdict = if status.success() {
+        Verdict::Success
+    } else {
+        Verdict::Failure(status.to_string())
+    };
+    tell(name, &verdict, since.elapsed());
+    score.note(name, &verdict);
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::nodes::first_hop;
 use crate::record::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
 use crate::store::{Store, StoreError};
-use crate::xenctrl::{DomId, Life};
+use crate::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
@@ -350,8 +350,7 @@ impl Revival {
             }
             Stage::Due(due) if due > now => return stay(stage),
             Stage::Unplugging(unplugging) => {
-                let life = host.xen.life(attachment.stub.domid).ok();
-                return unplugging.look(&mut host.store, life, attachment, is_busy, now);
+                return unplugging.look(&mut host.store, attachment, is_busy, now);
             }
             Stage::Lives | Stage::Off => match self.condition(host, attachment)? {
                 Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
@@ -471,12 +470,11 @@ impl Revival {
 }
 
 impl Unplugging {
-    /// Sees whether the guest has let go. `life` is that of the domain that has the stub's number. While the stub
-    /// `is_busy`, because something else is being done for it, its devices cannot be taken back: that comes later.
+    /// Sees whether the guest has let go. While the stub `is_busy`, because something else is being done for it, its
+    /// devices cannot be taken back: that comes later.
     fn look(
         self,
         store: &mut Store,
-        life: Option<Life>,
         attachment: &Attachment,
         is_busy: bool,
         now: Instant,
@@ -490,7 +488,7 @@ impl Unplugging {
             if is_busy {
                 return Ok((Verdict::Leave, again));
             }
-            unplug::clear(store, life, attachment)?;
+            unplug::clear(store, attachment)?;
             log::warn!("guest {guest} has let go of its devices");
             // Until its devices are taken back.
             return Ok((Verdict::Release(self.afterwards), again));
@@ -682,9 +680,7 @@ mod tests {
         };
         let mut look = |state: XenbusState, is_busy, now| {
             connect(&daemon, 3).write(&frontend, state.as_str()).unwrap();
-            unplugging
-                .look(&mut store, Some(Life::Absent), &attachment, is_busy, now)
-                .unwrap()
+            unplugging.look(&mut store, &attachment, is_busy, now).unwrap()
         };
         let comes_again = |stage: &Stage, now: Instant| {
             matches!(stage, Stage::Unplugging(Unplugging { look, afterwards: Afterwards::Replug, .. })

@@ -4,12 +4,12 @@
 //! The guest's drivers ask for configuration on the way, and nobody answers: each access takes the two seconds that
 //! pcifront waits.
 
+use crate::domains;
 use crate::nodes::first_hop;
 use crate::record::Attachment;
 use crate::store::{Store, StoreError};
-use crate::xenctrl::Life;
 use xenbus::client::Store as _;
-use xenbus::path::{DeviceType, home, key};
+use xenbus::path::{DeviceType, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
@@ -37,15 +37,13 @@ pub fn is_over(store: &mut Store, attachment: &Attachment) -> Result<bool, Store
     ))
 }
 
-/// Removes what [`begin`] wrote; `life` is that of the domain that has the stub's number.
-pub fn clear(store: &mut Store, life: Option<Life>, attachment: &Attachment) -> Result<(), StoreError> {
+/// Removes what [`begin`] wrote. Another domain that has the stub's number by now keeps its home.
+pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreError> {
     let stub = attachment.stub.domid;
-    let path = match life {
-        // Nobody's home.
-        Some(Life::Absent) => home(stub),
-        _ => DeviceType::Pci.backends(stub),
-    };
-    match store.remove(&path) {
+    if domains::clear_home(store, stub)? {
+        return Ok(());
+    }
+    match store.remove(&DeviceType::Pci.backends(stub)) {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
@@ -55,7 +53,7 @@ pub fn clear(store: &mut Store, life: Option<Life>, attachment: &Attachment) -> 
 mod tests {
     use super::*;
     use crate::record::tests::attachment;
-    use crate::store::tests::{connect, dom0};
+    use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]
@@ -102,23 +100,21 @@ mod tests {
 
     #[test]
     fn another_domain_with_the_number_keeps_its_home() {
-        for (life, stays) in [
-            (Some(Life::Absent), false),
-            (Some(Life::Alive), true),
-            (Some(Life::Dying), true),
-            (None, true),
-        ] {
+        for stays in [false, true] {
             let daemon = Xenstored::new();
             daemon.introduce(4);
             let mut store = dom0(&daemon);
-            store.write("/local/domain/4/name", "other").unwrap();
+            if stays {
+                introduce(&daemon, 4, "other");
+            }
             begin(&mut store, &attachment()).unwrap();
-            clear(&mut store, life, &attachment()).unwrap();
-            let backend = store.read_optional(&first_hop(&attachment()).backend_node(key::STATE));
-            assert_eq!(backend.unwrap(), None);
-            let name = store.read_optional("/local/domain/4/name").unwrap();
-            assert_eq!(name.is_some(), stays, "{life:?}");
-            clear(&mut store, life, &attachment()).unwrap();
+            for _ in 0..2 {
+                clear(&mut store, &attachment()).unwrap();
+                let backend = store.read_optional(&first_hop(&attachment()).backend_node(key::STATE));
+                assert_eq!(backend.unwrap(), None);
+                let home = store.directory("/local/domain/4");
+                assert_eq!(home.is_ok(), stays);
+            }
         }
     }
 }
