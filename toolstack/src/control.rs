@@ -8,11 +8,12 @@ use crate::status::Status;
 use crate::systemd::{self, UnitError};
 use crate::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -31,6 +32,8 @@ const LOG_DIRECTORY: &str = "/var/log/bulkhead";
 pub const LOG: &str = "/var/log/bulkhead/serve.log";
 /// The longest line that either side reads.
 const LONGEST_LINE: u64 = 1 << 20;
+/// The longest number of a process, in bytes.
+const LONGEST_HOLDER: u64 = 20;
 /// How long a service may take to start.
 const START: Duration = Duration::from_secs(10);
 /// How long a client waits for the status.
@@ -355,22 +358,43 @@ fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(),
 #[derive(Debug)]
 pub struct CommandLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
 
-/// Waits until no other command changes anything.
+/// Waits until no other command changes anything, and says so if it has to wait.
 pub fn lock_commands() -> Result<CommandLock, ControlError> {
     make_directory(RUN)?;
     let lock = open_lock(COMMAND_LOCK)?;
-    let locked = flock(&lock, FlockOperation::LockExclusive);
-    locked.map_err(|error| ControlError::Directory {
+    let locked = lock_or_wait(&lock, |holder| {
+        note!(
+            "another bulkhead command is at work (process {}): this one waits for its end",
+            holder.trim()
+        );
+    });
+    locked.map_err(|source| ControlError::Directory {
         path: COMMAND_LOCK,
-        source: error.into(),
+        source,
     })?;
     Ok(CommandLock(lock))
+}
+
+/// Locks a file and writes our process into it; `busy` hears whose the lock is, if it is another's.
+fn lock_or_wait(lock: &File, busy: impl FnOnce(&str)) -> io::Result<()> {
+    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            lock.take(LONGEST_HOLDER).read_to_string(&mut holder)?;
+            busy(&holder);
+            flock(lock, FlockOperation::LockExclusive)?;
+        }
+        locked => locked?,
+    }
+    lock.set_len(0)?;
+    lock.write_all_at(std::process::id().to_string().as_bytes(), 0)
 }
 
 fn open_lock(path: &'static str) -> Result<File, ControlError> {
     let open = OpenOptions::new()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .mode(0o600)
         .open(path);
@@ -386,6 +410,32 @@ fn make_directory(path: &'static str) -> Result<(), ControlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_for_another_command_hears_whose_the_lock_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let open = || {
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(&path)
+                .unwrap()
+        };
+        let first = open();
+        lock_or_wait(&first, |_| panic!("nobody has it")).unwrap();
+        let mut held = Some(first);
+        let mut heard = None;
+        lock_or_wait(&open(), |holder| {
+            heard = Some(holder.to_owned());
+            held.take();
+        })
+        .unwrap();
+        assert_eq!(heard, Some(std::process::id().to_string()));
+        assert!(held.is_none());
+    }
 
     #[test]
     fn requests_and_replies_are_lines_of_json() {

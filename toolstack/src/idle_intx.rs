@@ -98,24 +98,54 @@ pub fn restore(store: &mut Store, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxErr
     if noted.is_empty() {
         return Ok(noted);
     }
-    let (attachments, damaged) = Attachment::all(store)?;
-    if !damaged.is_empty() {
-        // A guest may have any line.
-        return Ok(Vec::new());
-    }
-    let devices = attachments.iter().flat_map(|attachment| &attachment.devices);
-    let lines: Vec<u32> = devices
-        .filter(|device| device.line_offered)
-        .filter_map(|device| device.gsi)
-        .collect();
-    noted.retain(|&bdf| !lines.iter().any(|&gsi| may_be_on(bdf, gsi, sysfs)));
+    noted = without_guest(noted, &GuestLines::read(store)?, sysfs);
     for &bdf in &noted {
         if sysfs.exists(bdf) && sysfs.driver(bdf).is_none() {
             change(bdf, sysfs, |command| command & !command::INTX_DISABLE)?;
         }
         record::forget_intx_disabled(store, bdf)?;
     }
-    Ok(noted)
+    disable_again(store, noted, sysfs)
+}
+
+/// Disables INTx again where a guest got the line meanwhile, and returns the other functions. The service does not wait
+/// for the commands: one that gave a device away may have seen the function before it was enabled.
+fn disable_again(store: &mut Store, enabled: Vec<Bdf>, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxError> {
+    let stay = without_guest(enabled.clone(), &GuestLines::read(store)?, sysfs);
+    for &bdf in enabled.iter().filter(|bdf| !stay.contains(bdf)) {
+        if sysfs.exists(bdf) && sysfs.driver(bdf).is_none() {
+            disable(store, bdf, sysfs)?;
+        }
+    }
+    Ok(stay)
+}
+
+/// Those of the functions whose line no guest can have.
+fn without_guest(mut functions: Vec<Bdf>, guests: &GuestLines, sysfs: &Sysfs) -> Vec<Bdf> {
+    functions.retain(|&bdf| match guests {
+        GuestLines::Any => false,
+        GuestLines::These(lines) => !lines.iter().any(|&gsi| may_be_on(bdf, gsi, sysfs)),
+    });
+    functions
+}
+
+/// The lines that guests have.
+enum GuestLines {
+    /// A record is damaged: its guest may have any.
+    Any,
+    These(Vec<u32>),
+}
+
+impl GuestLines {
+    fn read(store: &mut Store) -> Result<Self, RecordError> {
+        let (attachments, damaged) = Attachment::all(store)?;
+        if !damaged.is_empty() {
+            return Ok(Self::Any);
+        }
+        let devices = attachments.iter().flat_map(|attachment| &attachment.devices);
+        let offered = devices.filter(|device| device.line_offered);
+        Ok(Self::These(offered.filter_map(|device| device.gsi).collect()))
+    }
 }
 
 fn change(bdf: Bdf, sysfs: &Sysfs, new: impl Fn(u16) -> u16) -> Result<(), IdleIntxError> {
@@ -228,6 +258,26 @@ mod tests {
         assert_eq!(restore(&mut store, &sysfs).unwrap(), [], "once");
         let directory = format!("{}/intx-disabled", record::ROOT);
         assert_eq!(store.read_optional(&directory).unwrap(), None, "nothing is left");
+    }
+
+    #[test]
+    fn intx_is_disabled_again_if_a_guest_got_the_line_while_it_was_enabled() {
+        let tree = host(7, 0x0008, 1);
+        let (mut store, sysfs) = (dom0(&Xenstored::new()), tree.sysfs());
+        let enabled = vec![bdf(IDLE)];
+        assert_eq!(
+            disable_again(&mut store, enabled.clone(), &sysfs).unwrap(),
+            enabled
+        );
+        assert_eq!(command_of(&tree), 7);
+        attachment().write(&mut store).unwrap();
+        assert_eq!(disable_again(&mut store, enabled, &sysfs).unwrap(), []);
+        assert_eq!(command_of(&tree), 0x407);
+        assert_eq!(
+            record::intx_disabled(&mut store).unwrap(),
+            [bdf(IDLE)],
+            "for the next time"
+        );
     }
 
     #[test]
