@@ -190,7 +190,6 @@ done
 tr -d '\r' <"$log" | sed -n 's/.*\(did\|dies\): at random: //p' | tr ' ' '\n' | awk -F = 'NF == 2 { sum[$1] += $2 } END { for (kind in sum) print "  at random: " kind, sum[kind] }' | sort
 
 PAUSE=0
-
 for death in $DEATHS; do
     die "$death"
     told=$(tr -d '\r' <"$log" | sed -n 's/.*death: //p' | tail -n 1)

@@ -140,8 +140,12 @@ pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyErro
 }
 
 /// Removes the home of a domain that is gone, for dom0 may have written there since xl removed it. Returns false, and
-/// removes nothing, if there is a domain of that number: libxl makes a home with its `vm` in one transaction.
+/// removes nothing, if there is a domain of that number, or will be: libxl makes a home with its `vm` in one transaction
+/// before it introduces the domain. Other toolstacks may have no `vm`.
 pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
+    if store.is_introduced(domid)? {
+        return Ok(false);
+    }
     store.transaction(|store| {
         let path = home(domid);
         if store.read_optional(&format!("{path}/vm"))?.is_some() {
@@ -183,11 +187,18 @@ mod tests {
         introduce(&daemon, 3, "web");
         let mut store = dom0(&daemon);
         store.write("/local/domain/4/backend/pci/3/0/state", "5").unwrap();
-        assert!(!clear_home(&mut store, 3).unwrap());
+        store
+            .write("/local/domain/5/name", "of another toolstack")
+            .unwrap();
+        daemon.introduce(5);
+        store.write("/local/domain/6/vm", "/vm/made-just-now").unwrap();
+        for domid in [0, 3, 5, 6] {
+            assert!(!clear_home(&mut store, domid).unwrap(), "{domid}");
+        }
         for _ in 0..2 {
             assert!(clear_home(&mut store, 4).unwrap());
         }
-        assert_eq!(store.directory("/local/domain").unwrap(), ["0", "3"]);
+        assert_eq!(store.directory("/local/domain").unwrap(), ["0", "3", "5", "6"]);
     }
 
     #[test]

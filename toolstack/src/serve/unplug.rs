@@ -102,7 +102,6 @@ mod tests {
     fn another_domain_with_the_number_keeps_its_home() {
         for stays in [false, true] {
             let daemon = Xenstored::new();
-            daemon.introduce(4);
             let mut store = dom0(&daemon);
             if stays {
                 introduce(&daemon, 4, "other");
