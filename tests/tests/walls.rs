@@ -93,6 +93,13 @@ impl Config for Card {
         Ok(self.get(offset, width))
     }
 
+    fn read_space(&self, length: usize) -> io::Result<Vec<u8>> {
+        let dwords = (0..length as u16)
+            .step_by(4)
+            .map(|at| self.get(at, 4).to_le_bytes());
+        Ok(dwords.flatten().collect())
+    }
+
     fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
         let old = self.get(offset, width);
         self.writes.borrow_mut().push((offset, width, old, value));

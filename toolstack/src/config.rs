@@ -56,12 +56,21 @@ pub mod command {
 /// the device has.
 pub const SILENT: u16 = u16::MAX;
 
+/// Bytes of the configuration space that every function has.
+pub const SPACE: usize = 256;
+/// Bytes of it with the extended space of PCI Express.
+pub const EXTENDED_SPACE: usize = 4096;
+
 /// Reads and writes of naturally aligned registers, 1, 2 or 4 bytes wide.
 pub trait Config {
     /// Reads a register, zero-extended.
     fn read(&self, offset: u16, width: u8) -> io::Result<u32>;
     /// Writes the low `width` bytes of `value`, in one access of that width.
     fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()>;
+
+    /// Reads the first `length` bytes of the space, by 32 bits, or fewer if it ends before that. It is an error if there
+    /// are fewer than [`SPACE`].
+    fn read_space(&self, length: usize) -> io::Result<Vec<u8>>;
 
     /// Reads a 16-bit register.
     fn read16(&self, offset: u16) -> io::Result<u16> {
@@ -118,6 +127,25 @@ impl Config for ConfigFile {
         let part = part(&mut bytes, width)?;
         self.0.read_exact_at(part, offset.into())?;
         Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn read_space(&self, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        let mut read = 0;
+        while read < length {
+            match self.0.read_at(&mut bytes[read..], read as u64) {
+                Ok(0) => break,
+                Ok(more) => read += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if read >= SPACE => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if read < SPACE {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes.truncate(read);
+        Ok(bytes)
     }
 
     fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
@@ -181,6 +209,14 @@ pub(crate) mod tests {
             Ok(u32::from_le_bytes(value))
         }
 
+        fn read_space(&self, length: usize) -> io::Result<Vec<u8>> {
+            let bytes = self.bytes.borrow();
+            if bytes.len() < SPACE {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(bytes[..length.min(bytes.len())].to_vec())
+        }
+
         fn write(&self, offset: u16, width: u8, value: u32) -> io::Result<()> {
             if self.refused.contains(&offset) {
                 return Err(io::ErrorKind::PermissionDenied.into());
@@ -206,6 +242,28 @@ pub(crate) mod tests {
         assert_eq!(config.read(5, 1).unwrap(), 4);
         config.write(4, 2, 0xffff_0001).unwrap();
         assert_eq!(config.read(4, 4).unwrap(), 0x0010_0001);
+    }
+
+    #[test]
+    fn the_space_is_read_as_far_as_there_is_one() {
+        for (there, wanted, read) in [
+            (0, SPACE, None),
+            (64, SPACE, None),
+            (256, SPACE, Some(256)),
+            (256, EXTENDED_SPACE, Some(256)),
+            (4096, SPACE, Some(256)),
+            (4096, EXTENDED_SPACE, Some(4096)),
+        ] {
+            let bytes: Vec<u8> = (0..there).map(|at| (at % 251) as u8).collect();
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&bytes, 0).unwrap();
+            let found = ConfigFile(file).read_space(wanted).ok();
+            assert_eq!(
+                found.as_deref(),
+                read.map(|length: usize| &bytes[..length]),
+                "{there}, {wanted}"
+            );
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ const STATUS: Duration = Duration::from_secs(30);
 pub const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
 const ATTEMPTS: u32 = 3;
-const RESTART: Duration = Duration::from_secs(2);
+const RESTART: Duration = Duration::from_secs(5);
 
 /// What a command asks of the service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 //! guest's by now. Reads are not answered: a stub reads configuration space by itself.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, command, register};
+use crate::config::{Config, EXTENDED_SPACE, SPACE, command, register};
 use crate::guard::{Guard, Refusal, Rule};
 use crate::interrupts::{Decoder, Failure, Interrupts, release_line, silence_line};
 use crate::mode::{Change, Mode, Note};
@@ -15,7 +15,6 @@ use crate::snapshot::Snapshot;
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
@@ -62,16 +61,13 @@ impl<C: Config> Function<C> {
     /// Takes a device into service that is now in `mode`; `physical` is the configuration space of the physical
     /// function of a virtual one. A line that is withheld is silenced, one that is offered is allowed.
     pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
-        let mut bytes = dwords(&config, 0..64).collect::<io::Result<Vec<_>>>()?;
-        let express = Capabilities::find(&bytes.concat()).express.is_some();
-        if device.terms.reach_unlisted() || express {
-            // As far as there is extended space; what lies there matters to the guard, and to the snapshot.
-            bytes.extend(dwords(&config, 64..1024).map_while(Result::ok));
+        let mut capabilities = Capabilities::find(&config.read_space(SPACE)?);
+        if device.terms.reach_unlisted() || capabilities.express.is_some() {
+            // What lies in the extended space matters to the guard, and to the snapshot.
+            capabilities = Capabilities::find(&config.read_space(EXTENDED_SPACE)?);
         }
-        let capabilities = Capabilities::find(&bytes.concat());
         let physical = physical.map(|config| {
-            let bytes = dwords(&config, 0..64).collect::<io::Result<Vec<_>>>()?;
-            let power = Capabilities::find(&bytes.concat()).power;
+            let power = Capabilities::find(&config.read_space(SPACE)?).power;
             Ok::<_, io::Error>((config, power))
         });
         if !device.line_offered {
@@ -320,11 +316,6 @@ impl<C: Config> Function<C> {
         }
         Ok(Done::Value(0))
     }
-}
-
-/// The 32-bit registers with these numbers, as bytes.
-fn dwords(config: &impl Config, numbers: Range<u16>) -> impl Iterator<Item = io::Result<[u8; 4]>> {
-    numbers.map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
 }
 
 /// True if the device does not answer. Also a virtual function has a class, unlike ids.

@@ -1,7 +1,7 @@
 //! How a function is reset: the ways that Linux knows, the one that it takes, and what stands in its way.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, quieten, register};
+use crate::config::{Config, SPACE, quieten, register};
 use crate::interrupts::turn_off;
 use crate::restore;
 use crate::sysfs::{Sysfs, SysfsError};
@@ -231,10 +231,7 @@ fn ensure_present(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), R
 }
 
 fn capabilities(config: &impl Config) -> io::Result<Capabilities> {
-    let dwords: io::Result<Vec<_>> = (0..64)
-        .map(|n| config.read(4 * n, 4).map(u32::to_le_bytes))
-        .collect();
-    Ok(Capabilities::find(&dwords?.concat()))
+    Ok(Capabilities::find(&config.read_space(SPACE)?))
 }
 
 #[cfg(test)]

@@ -34,6 +34,18 @@ pub enum Concern {
     Nothing,
 }
 
+/// Work that is of no stub in particular. Each kind is [marked](Agenda::mark) by the concern of its events, and tidying by
+/// the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Errand {
+    /// Read the list of stubs.
+    List,
+    /// Remove what is left of guests that have ended.
+    Tidy,
+    /// Look at what libxl notes of devices.
+    Libxl,
+}
+
 /// The token for the watch on what libxl notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
@@ -93,19 +105,16 @@ pub struct Agenda {
     stubs: BTreeMap<DomId, Entry>,
     /// Whose turn was last.
     last: DomId,
-    /// When the list of stubs is to be read anew.
-    all: Option<Instant>,
-    /// When libxl's notes are to be looked at.
-    libxl: Option<Instant>,
+    /// When each errand is to be done.
+    errands: BTreeMap<Errand, Instant>,
 }
 
 impl Agenda {
     /// Takes in what has happened.
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
-            // Work that failed keeps its pause, whatever happens meanwhile.
-            Concern::All => _ = self.all.get_or_insert(now),
-            Concern::Libxl => _ = self.libxl.get_or_insert(now),
+            Concern::All => self.mark_errand(Errand::List, now),
+            Concern::Libxl => self.mark_errand(Errand::Libxl, now),
             Concern::Stub(stub) => self.entry(stub, now).marked = true,
             Concern::Published(stub) => {
                 let entry = self.entry(stub, now);
@@ -125,28 +134,25 @@ impl Agenda {
         })
     }
 
-    /// True, once, if the list of stubs has to be read anew.
-    pub fn take_all(&mut self, now: Instant) -> bool {
-        self.all.take_if(|due| *due <= now).is_some()
+    fn mark_errand(&mut self, errand: Errand, now: Instant) {
+        // One that failed keeps its pause, whatever happens meanwhile.
+        self.errands.entry(errand).or_insert(now);
     }
 
-    /// The list could not be read: it is to be read in a while.
-    pub fn all_later(&mut self, now: Instant) {
-        self.all = Some(now + RETRY);
+    /// True, once, if an errand is to be done.
+    pub fn take(&mut self, errand: Errand, now: Instant) -> bool {
+        let is_due = self.errands.get(&errand).is_some_and(|due| *due <= now);
+        is_due && self.errands.remove(&errand).is_some()
     }
 
-    /// True, once, if libxl's notes have changed.
-    pub fn take_libxl(&mut self, now: Instant) -> bool {
-        self.libxl.take_if(|due| *due <= now).is_some()
+    /// An errand has failed: it comes again, in a while.
+    pub fn errand_later(&mut self, errand: Errand, now: Instant) {
+        self.errands.insert(errand, now + RETRY);
     }
 
-    /// Libxl's notes could not be looked at: they are to be in a while.
-    pub fn libxl_later(&mut self, now: Instant) {
-        self.libxl = Some(now + RETRY);
-    }
-
-    /// Has all these stubs looked at, and forgets all others.
+    /// Has all these stubs looked at, forgets all others, and has what is left of guests tidied up.
     pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
+        self.mark_errand(Errand::Tidy, now);
         self.stubs.retain(|stub, _| stubs.contains(stub));
         for &stub in stubs {
             self.mark(Concern::Stub(stub), now);
@@ -199,7 +205,7 @@ impl Agenda {
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let marked = self.stubs.values().filter(|entry| entry.marked);
         let stubs = marked.map(|entry| entry.due);
-        let due = stubs.chain(self.all).chain(self.libxl).min()?;
+        let due = stubs.chain(self.errands.values().copied()).min()?;
         Some(due.saturating_duration_since(now))
     }
 }
@@ -271,6 +277,7 @@ mod tests {
         assert_eq!(agenda.next(now), Some((9, false)));
         assert_eq!(agenda.next(now), Some((3, false)));
         assert_eq!(agenda.next(now), None);
+        assert!(agenda.take(Errand::Tidy, now));
         assert_eq!(agenda.idle(now), None);
     }
 
@@ -320,25 +327,25 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_for_all_stubs_or_for_libxl_comes_again_after_a_pause() {
-        type Take = fn(&mut Agenda, Instant) -> bool;
-        type Later = fn(&mut Agenda, Instant);
+    fn an_errand_that_failed_comes_again_after_a_pause() {
+        type Mark = fn(&mut Agenda, Instant);
         let start = Instant::now();
-        let kinds: [(Concern, Take, Later); 2] = [
-            (Concern::All, Agenda::take_all, Agenda::all_later),
-            (Concern::Libxl, Agenda::take_libxl, Agenda::libxl_later),
+        let kinds: [(Errand, Mark); 3] = [
+            (Errand::List, |agenda, now| agenda.mark(Concern::All, now)),
+            (Errand::Tidy, |agenda, now| agenda.keep(&BTreeSet::new(), now)),
+            (Errand::Libxl, |agenda, now| agenda.mark(Concern::Libxl, now)),
         ];
-        for (concern, take, later) in kinds {
+        for (errand, mark) in kinds {
             let mut agenda = Agenda::default();
-            agenda.mark(concern, start);
+            mark(&mut agenda, start);
             assert_eq!(agenda.idle(start), Some(Duration::ZERO));
-            assert!(take(&mut agenda, start) && !take(&mut agenda, start));
-            later(&mut agenda, start);
+            assert!(agenda.take(errand, start) && !agenda.take(errand, start));
+            agenda.errand_later(errand, start);
             // A flood of events does not bring it sooner.
-            agenda.mark(concern, start);
-            assert!(!take(&mut agenda, start), "{concern:?}");
+            mark(&mut agenda, start);
+            assert!(!agenda.take(errand, start), "{errand:?}");
             assert_eq!(agenda.idle(start), Some(RETRY));
-            assert!(take(&mut agenda, start + RETRY));
+            assert!(agenda.take(errand, start + RETRY));
             assert_eq!(agenda.idle(start), None);
         }
     }
@@ -349,8 +356,8 @@ mod tests {
         let mut agenda = Agenda::default();
         agenda.mark(Concern::All, now);
         assert_eq!(agenda.idle(now), Some(Duration::ZERO));
-        assert!(agenda.take_all(now));
-        assert!(!agenda.take_all(now));
+        assert!(agenda.take(Errand::List, now));
+        assert!(!agenda.take(Errand::List, now));
         agenda.keep(&[3, 4, 5].into(), now);
         agenda.keep(&[4, 5].into(), now);
         agenda.forget(5);

@@ -38,7 +38,7 @@ use crate::sysfs::Sysfs;
 use crate::systemd;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
-use agenda::{Agenda, Concern};
+use agenda::{Agenda, Concern, Errand};
 use clients::{Asked, Client, Clients};
 use errors::Errors;
 use jobs::{Jobs, Outcome};
@@ -272,18 +272,7 @@ impl Service {
         for stub in self.revivals.ready(runner, store)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
-        if self.agenda.take_all(now)
-            && let Err(error) = self.list()
-        {
-            self.excuse(error, None)?;
-            self.agenda.all_later(Instant::now());
-        }
-        if self.agenda.take_libxl(now)
-            && let Err(error) = self.tell_libxl()
-        {
-            self.excuse(error, None)?;
-            self.agenda.libxl_later(Instant::now());
-        }
+        self.run_errand(Errand::List, now)?;
         if let Some((stub, published)) = self.agenda.next(now) {
             let looked = self.look(stub, published);
             let is_good = looked.is_ok();
@@ -293,6 +282,9 @@ impl Service {
             }
             self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
         }
+        // After a start the stubs come first: their guests may wait for an answer.
+        self.run_errand(Errand::Tidy, now)?;
+        self.run_errand(Errand::Libxl, now)?;
         self.mend()?;
         let (errors, context) = self.errors();
         errors.step(context);
@@ -302,6 +294,23 @@ impl Service {
         self.answer_waiting()?;
         while let Some(Asked { request, client }) = self.clients.next() {
             self.answer(request, client)?;
+        }
+        Ok(())
+    }
+
+    /// Does work of one kind that is of no stub in particular, if there is some.
+    fn run_errand(&mut self, errand: Errand, now: Instant) -> Result<(), ServeError> {
+        if !self.agenda.take(errand, now) {
+            return Ok(());
+        }
+        let done = match errand {
+            Errand::List => self.list(),
+            Errand::Tidy => self.tidy(),
+            Errand::Libxl => self.tell_libxl(),
+        };
+        if let Err(error) = done {
+            self.excuse(error, None)?;
+            self.agenda.errand_later(errand, Instant::now());
         }
         Ok(())
     }
@@ -470,6 +479,11 @@ impl Service {
         }
         self.agenda.keep(&stubs, Instant::now());
         self.revivals.keep(&stubs);
+        Ok(())
+    }
+
+    /// Removes what is left of guests that have ended.
+    fn tidy(&mut self) -> Result<(), ServeError> {
         self.forget_failures()?;
         Ok(record::forget_dead_mappings(&mut self.host.store)?)
     }
