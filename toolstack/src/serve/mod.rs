@@ -273,6 +273,8 @@ impl Service {
             self.agenda.mark(Concern::Stub(stub), now);
         }
         self.run_errand(Errand::List, now)?;
+        // What the list has marked is due by now.
+        let now = Instant::now();
         if let Some((stub, published)) = self.agenda.next(now) {
             let looked = self.look(stub, published);
             let is_good = looked.is_ok();
