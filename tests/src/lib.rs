@@ -8,6 +8,7 @@
 pub mod artifacts;
 pub mod containment;
 pub mod figure;
+pub mod imports;
 pub mod lspci;
 pub mod markdown;
 pub mod ops;

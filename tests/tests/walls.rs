@@ -24,7 +24,7 @@ use toolstack::config::Config;
 use toolstack::function::{Done, Functions};
 use toolstack::guard::Guard;
 use toolstack::mode::Mode;
-use toolstack::record::{Attachment, Device, Domain};
+use toolstack::records::{Attachment, Device, Domain};
 use toolstack::terms::Terms;
 use toolstack::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;

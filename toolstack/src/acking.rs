@@ -6,9 +6,9 @@
 //! turn the device on; the handler then stays, whatever becomes of this process, until the nodes go. The other way, the
 //! kernel's parameter `noirqdebug`, counts only for a line that nobody uses yet (`kernel/irq/manage.c`).
 
-use crate::config::{command, register};
 use crate::host::Host;
-use crate::record;
+use crate::records;
+use crate::registers::{command, register};
 use crate::store::{Store, StoreError};
 use crate::sysfs::Sysfs;
 use crate::xendev::{LocalPort, OfferedPage};
@@ -183,7 +183,7 @@ impl Hop {
         let number = u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn());
         Self {
             backend: format!("/local/domain/0/backend/pci/0/{number}"),
-            frontend: format!("{}/ack/{}", record::ROOT, record::node_name(bdf)),
+            frontend: format!("{}/ack/{}", records::ROOT, records::node_name(bdf)),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::failed;
 use crate::host::Host;
 use crate::idle_intx::{self, IdleIntxError};
 use crate::nodes::Hop;
-use crate::record::{Attachment, Device, RecordError, forget_mapped};
+use crate::records::{Attachment, Device, RecordError, forget_mapped};
 use crate::resources::{Resource, resources};
 use crate::store::StoreError;
 use crate::xenctrl::{DomId, Hypervisor};
@@ -172,8 +172,8 @@ pub fn permit(xen: &impl Hypervisor, domain: DomId, resource: &Resource, allow: 
 mod tests {
     use super::*;
     use crate::host::Runner;
-    use crate::record;
-    use crate::record::tests::{attachment, device, domain};
+    use crate::records;
+    use crate::records::tests::{attachment, device, domain};
     use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
@@ -213,14 +213,14 @@ mod tests {
             };
             let attachment = attachment();
             for bdf in attachment.bdfs() {
-                record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+                records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
             }
             if extended {
                 extend(&mut host, &attachment, &attachment.devices).unwrap();
             } else {
                 attach(&mut host, &attachment).unwrap();
             }
-            assert_eq!(record::mapped(&mut host.store).unwrap(), [], "{extended}");
+            assert_eq!(records::mapped(&mut host.store).unwrap(), [], "{extended}");
             let assigned = host
                 .xen
                 .calls()

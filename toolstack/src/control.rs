@@ -1,9 +1,9 @@
 //! How the commands talk to the service: one line of JSON each way, over a socket that only root may
 //! use.
 
-use crate::record;
 use crate::release::Released;
 use crate::say::note;
+use crate::serde_text;
 use crate::status::Status;
 use crate::systemd::{self, UnitError};
 use crate::xenctrl::DomId;
@@ -60,7 +60,7 @@ pub enum Request {
         /// The stub.
         stub: DomId,
         /// The devices.
-        #[serde(with = "record::texts")]
+        #[serde(with = "serde_text::texts")]
         devices: Vec<Bdf>,
     },
     /// Serve the devices that this stub's record names now.

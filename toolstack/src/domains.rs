@@ -2,12 +2,23 @@
 
 use crate::host::Host;
 use crate::launcher::LaunchError;
-use crate::record::Domain;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xenbus::client::Store as _;
 use xenbus::path::home;
+
+/// A domain, told apart from a later one with the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Its number.
+    pub domid: DomId,
+    /// Its name.
+    pub name: String,
+    /// Its UUID; empty if it was created without one.
+    pub uuid: String,
+}
 
 /// Why a domain was not found.
 #[derive(Debug, Error)]
@@ -175,7 +186,7 @@ mod tests {
         introduce(&daemon, 3, "web");
         let mut store = dom0(&daemon);
         let by_name = find(&mut store, "web").unwrap();
-        assert_eq!(by_name, crate::record::tests::domain(3, "web"));
+        assert_eq!(by_name, crate::records::tests::domain(3, "web"));
         assert_eq!(find(&mut store, "3").unwrap(), by_name);
         let error = find(&mut store, "mail").unwrap_err().to_string();
         assert_eq!(error, "there is no domain mail: `xl list` shows those that run");
@@ -231,7 +242,7 @@ mod tests {
         let mut store = dom0(&daemon);
         store.write("/local/domain/4/name", "post").unwrap();
         let found = with_uuid(&mut store, "00000000-0000-0000-0000-000000000004").unwrap();
-        assert_eq!(found, Some(crate::record::tests::domain(4, "post")));
+        assert_eq!(found, Some(crate::records::tests::domain(4, "post")));
         assert_eq!(with_uuid(&mut store, "").unwrap(), None);
     }
 

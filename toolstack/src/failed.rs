@@ -3,7 +3,9 @@
 //!
 //! A note is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
 
-use crate::record::{self, Attachment, Domain, RecordError, children, remove_from};
+use crate::domains::Domain;
+use crate::records::{Attachment, RecordError, children, remove_from};
+use crate::serde_text;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
@@ -22,7 +24,7 @@ pub struct Failed {
     /// The stub's name.
     pub stub: String,
     /// The devices.
-    #[serde(with = "record::texts")]
+    #[serde(with = "serde_text::texts")]
     pub devices: Vec<Bdf>,
     /// Why, and what has become of it.
     pub reason: String,
@@ -41,7 +43,7 @@ impl Failed {
 
     /// Writes it down.
     pub fn note(&self, store: &mut Store) -> Result<(), RecordError> {
-        Ok(store.write(&path(self.guest.domid), &record::json(self))?)
+        Ok(store.write(&path(self.guest.domid), &serde_text::json(self))?)
     }
 
     /// Reads the note of a guest.
@@ -92,7 +94,7 @@ fn path(guest: DomId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::dom0;
     use xenbus::model::Xenstored;
 

@@ -4,12 +4,13 @@
 //! guest's by now. Reads are not answered: a stub reads configuration space by itself.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, EXTENDED_SPACE, SPACE, command, register};
+use crate::config::{Config, EXTENDED_SPACE, SPACE};
 use crate::guard::{Guard, Refusal, Rule};
 use crate::interrupts::{Decoder, Failure, Interrupts, release_line, silence_line};
 use crate::mode::{Change, Mode, Note};
-use crate::record::{Attachment, Device};
+use crate::records::{Attachment, Device};
 use crate::recovery::Condition;
+use crate::registers::{command, register};
 use crate::restore;
 use crate::snapshot::Snapshot;
 use crate::xenctrl::{DomId, Hypervisor};
@@ -479,7 +480,7 @@ mod tests {
     use super::*;
     use crate::capabilities::tests::space;
     use crate::config::tests::Model;
-    use crate::record::tests::{attachment, device, virtual_function};
+    use crate::records::tests::{attachment, device, virtual_function};
     use crate::terms::{Msi, Terms};
     use crate::xenctrl::tests::Xen;
     use xenbus::model::Page;

@@ -9,8 +9,8 @@
 //! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
 
 use crate::capabilities::Capabilities;
-use crate::config::{command, register};
 use crate::header;
+use crate::registers::{command, register};
 use crate::terms::Terms;
 use std::ops::Range;
 use thiserror::Error;

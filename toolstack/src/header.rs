@@ -1,7 +1,7 @@
 //! The first 64 bytes of a configuration space, as they are recorded: which registers hold addresses depends on
 //! whether the function is a device (header type 0) or a PCI bridge (1).
 
-use crate::config::register;
+use crate::registers::register;
 use std::ops::RangeInclusive;
 use xenbus::bdf::Bdf;
 

@@ -7,7 +7,7 @@ use crate::checks::{self, Claims, Surroundings};
 use crate::control;
 use crate::host::Host;
 use crate::names;
-use crate::record::{self, Taken};
+use crate::records::{self, Taken};
 use crate::say::say;
 use crate::seize::{Back, Before, make_ready, release as give_away, seize as take};
 use crate::sysfs::PCIBACK;
@@ -124,7 +124,7 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
     if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
         bail!("{bdf} is in use {}: {}", claim.by, claim.next);
     }
-    let quarantine = record::quarantine_reason(&mut host.store, bdf)?;
+    let quarantine = records::quarantine_reason(&mut host.store, bdf)?;
     let driver = host.sysfs.driver(bdf);
     if driver.as_deref() != Some(PCIBACK) {
         let driver = driver.map_or_else(
@@ -136,7 +136,7 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
             "{bdf} is not held for guests: dom0 has it, {driver}"
         );
         // Someone has judged it sound and given it to dom0 by other means.
-        record::lift_quarantine(&mut host.store, bdf)?;
+        records::lift_quarantine(&mut host.store, bdf)?;
         return Ok(Some(format!(
             "{bdf} is in quarantine no more: dom0 has it, {driver}"
         )));
@@ -149,14 +149,14 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
             guest.name
         );
     }
-    record::forget_mapped(&mut host.store, bdf)?;
+    records::forget_mapped(&mut host.store, bdf)?;
     if let Some(reason) = quarantine {
         make_ready(host, bdf).map_err(|error| {
             anyhow!(
                 "{error:#} (it was kept because {reason}): power-cycle the host, which resets every device"
             )
         })?;
-        record::lift_quarantine(&mut host.store, bdf)?;
+        records::lift_quarantine(&mut host.store, bdf)?;
         say!("{bdf} answers again, and is in quarantine no more");
     }
     Ok(None)
@@ -166,7 +166,7 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
 mod tests {
     use super::*;
     use crate::host::Runner;
-    use crate::record::tests::{attachment, domain};
+    use crate::records::tests::{attachment, domain};
     use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
@@ -209,12 +209,12 @@ mod tests {
     #[test]
     fn one_that_a_guest_may_have_mapped_is_released_if_the_guest_is_trusted() {
         let (_tree, mut host, bdf) = host(PCIBACK);
-        record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
         let error = refusal(clear(&mut host, bdf, false));
         assert!(error.contains("--trusted-guest 0000:00:05.0"), "{error}");
-        assert_eq!(record::mapped(&mut host.store).unwrap().len(), 1);
+        assert_eq!(records::mapped(&mut host.store).unwrap().len(), 1);
         assert_eq!(clear(&mut host, bdf, true).unwrap(), None);
-        assert_eq!(record::mapped(&mut host.store).unwrap(), []);
+        assert_eq!(records::mapped(&mut host.store).unwrap(), []);
     }
 
     #[test]
@@ -225,9 +225,9 @@ mod tests {
             error.contains("is not held for guests: dom0 has it, with its driver e1000e"),
             "{error}"
         );
-        record::quarantine(&mut host.store, bdf, "it is mute").unwrap();
+        records::quarantine(&mut host.store, bdf, "it is mute").unwrap();
         let line = clear(&mut host, bdf, false).unwrap().unwrap();
         assert!(line.contains("in quarantine no more"), "{line}");
-        assert_eq!(record::quarantine_reason(&mut host.store, bdf).unwrap(), None);
+        assert_eq!(records::quarantine_reason(&mut host.store, bdf).unwrap(), None);
     }
 }

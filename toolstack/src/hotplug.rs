@@ -11,7 +11,7 @@ use crate::list::{self, List};
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{settling, stub_says};
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::release::take_back;
 use crate::say::say;
 use crate::undo::{Step, Undo};

@@ -7,8 +7,9 @@
 //! (`do_pci_enable_device` in `drivers/pci/pci.c`).
 
 use crate::checks::{self, Claims};
-use crate::config::{Config as _, command, register};
-use crate::record::{self, Attachment, RecordError};
+use crate::config::Config as _;
+use crate::records::{self, Attachment, RecordError};
+use crate::registers::{command, register};
 use crate::store::Store;
 use crate::sysfs::{PCIBACK, Sysfs, SysfsError};
 use std::io;
@@ -87,14 +88,14 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
 /// Disables INTx of a function, and notes that for [`restore`].
 pub fn disable(store: &mut Store, bdf: Bdf, sysfs: &Sysfs) -> Result<(), IdleIntxError> {
     // Noted first: a note too many does no harm.
-    record::note_intx_disabled(store, bdf)?;
+    records::note_intx_disabled(store, bdf)?;
     change(bdf, sysfs, |command| command | command::INTX_DISABLE)
 }
 
 /// Enables INTx again of the functions for which [`disable`] disabled it, once no guest has a line that may be theirs.
 /// Returns those functions.
 pub fn restore(store: &mut Store, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxError> {
-    let mut noted = record::intx_disabled(store)?;
+    let mut noted = records::intx_disabled(store)?;
     if noted.is_empty() {
         return Ok(noted);
     }
@@ -103,7 +104,7 @@ pub fn restore(store: &mut Store, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxErr
         if sysfs.exists(bdf) && sysfs.driver(bdf).is_none() {
             change(bdf, sysfs, |command| command & !command::INTX_DISABLE)?;
         }
-        record::forget_intx_disabled(store, bdf)?;
+        records::forget_intx_disabled(store, bdf)?;
     }
     disable_again(store, noted, sysfs)
 }
@@ -160,7 +161,7 @@ fn change(bdf: Bdf, sysfs: &Sysfs, new: impl Fn(u16) -> u16) -> Result<(), IdleI
 mod tests {
     use super::*;
     use crate::checks::Claim;
-    use crate::record::tests::{attachment, device};
+    use crate::records::tests::{attachment, device};
     use crate::store::tests::dom0;
     use crate::sysfs::tests::Tree;
     use xenbus::client::Store as _;
@@ -256,7 +257,7 @@ mod tests {
         assert_eq!(restore(&mut store, &sysfs).unwrap(), [bdf(IDLE)]);
         assert_eq!(command_of(&tree), 7);
         assert_eq!(restore(&mut store, &sysfs).unwrap(), [], "once");
-        let directory = format!("{}/intx-disabled", record::ROOT);
+        let directory = format!("{}/intx-disabled", records::ROOT);
         assert_eq!(store.read_optional(&directory).unwrap(), None, "nothing is left");
     }
 
@@ -274,7 +275,7 @@ mod tests {
         assert_eq!(disable_again(&mut store, enabled, &sysfs).unwrap(), []);
         assert_eq!(command_of(&tree), 0x407);
         assert_eq!(
-            record::intx_disabled(&mut store).unwrap(),
+            records::intx_disabled(&mut store).unwrap(),
             [bdf(IDLE)],
             "for the next time"
         );

@@ -5,8 +5,9 @@
 //! that is refused here.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, SILENT, command, register};
+use crate::config::Config;
 use crate::mode::{Change, Mode, Note};
+use crate::registers::{SILENT, command, register};
 use crate::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeSet;
 use std::io;

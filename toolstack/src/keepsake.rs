@@ -7,7 +7,7 @@
 //! All of it lies below the stub's record and goes with that. The copy, and what the stub has left in its page, are its
 //! own word: they are given back to the next life of the same stub and to nobody else.
 
-use crate::record;
+use crate::records;
 use crate::store::{Store, StoreError, Stream};
 use crate::xenctrl::DomId;
 use serde_json::Value;
@@ -118,14 +118,14 @@ fn is_kept(name: &str) -> bool {
 }
 
 fn directory(stub: DomId) -> String {
-    record::keepsake(stub)
+    records::keepsake(stub)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::nodes::{Hop as Nodes, first_hop};
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::{connect, dom0};
     use serde_json::json;
     use xenbus::model::Xenstored;

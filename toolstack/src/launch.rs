@@ -3,6 +3,7 @@
 use crate::acking;
 use crate::attach;
 use crate::control::{self, Asked, Reply, Request};
+use crate::domains::Domain;
 use crate::domains::{self, DomainError, is_alive};
 use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH, check_stub};
 use crate::host::Host;
@@ -12,7 +13,7 @@ use crate::mode::Mode;
 use crate::policy::Choices;
 use crate::prepare::{self, Checked};
 use crate::progress::{Progress, awaits_guest, is_exported, progress};
-use crate::record::{self, Attachment, Domain};
+use crate::records::{self, Attachment};
 use crate::release::{Released, release};
 use crate::say::{note, say};
 use crate::seize::{Back, give_back};
@@ -624,7 +625,7 @@ pub fn destroy(who: &str) -> Result<()> {
     };
     // What it has now, and what it had and may still have mapped.
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    let mapped = record::mapped(&mut host.store)?.into_iter();
+    let mapped = records::mapped(&mut host.store)?.into_iter();
     let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
     let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
     bdfs.extend(mapped);
@@ -676,7 +677,7 @@ pub(crate) fn hand_back<X>(
     let mut problems = released.problems;
     for &bdf in bdfs {
         if trusted {
-            record::forget_mapped(&mut host.store, bdf)?;
+            records::forget_mapped(&mut host.store, bdf)?;
         }
         match give_back(host, bdf) {
             Ok(Back::Driver(driver)) => say!("gave {bdf} back to {driver}"),
@@ -759,8 +760,8 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
 mod tests {
     use super::*;
     use crate::host::Runner;
-    use crate::record::Taken;
-    use crate::record::tests::{attachment, domain};
+    use crate::records::Taken;
+    use crate::records::tests::{attachment, domain};
     use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
@@ -798,12 +799,14 @@ mod tests {
                 runner: Runner::Noting(Vec::new()),
             };
             let store = &mut host.store;
-            record::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
-            record::note_mapped(store, bdf, &domain(3, "web")).unwrap();
+            records::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+            records::note_mapped(store, bdf, &domain(3, "web")).unwrap();
             hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
             let store = &mut host.store;
-            let is_held = record::taken_from(store, Taken::ForGuest, bdf).unwrap().is_some();
-            let is_mapped = !record::mapped(store).unwrap().is_empty();
+            let is_held = records::taken_from(store, Taken::ForGuest, bdf)
+                .unwrap()
+                .is_some();
+            let is_mapped = !records::mapped(store).unwrap().is_empty();
             assert_eq!((is_held, is_mapped), (!trusted, !trusted));
         }
     }

@@ -14,7 +14,7 @@ use crate::recreate::{self, Domain, Spare};
 use crate::store;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
-use crate::{record, xl};
+use crate::{serde_text, xl};
 use queue::Queue;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -63,13 +63,13 @@ pub enum Order {
     /// `bulkhead detach BDF`.
     Detach {
         /// The device.
-        #[serde(with = "record::text")]
+        #[serde(with = "serde_text::text")]
         bdf: Bdf,
     },
     /// `bulkhead destroy BDF`: the guest that has the device.
     DestroyGuest {
         /// The device.
-        #[serde(with = "record::text")]
+        #[serde(with = "serde_text::text")]
         bdf: Bdf,
     },
     /// `bulkhead recreate`: a stub with a number of our choice.
@@ -87,7 +87,7 @@ pub enum Order {
         /// The devices, each with the terms that the guest had it on.
         devices: Vec<(String, Terms)>,
         /// How the guest addresses them.
-        #[serde(with = "record::text")]
+        #[serde(with = "serde_text::text")]
         slots: SlotMode,
         /// The stub's image.
         kernel: String,

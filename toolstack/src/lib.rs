@@ -4,8 +4,8 @@
 //! - [`checks`] decides whether a device can be given away, from [`sysfs`], [`mcfg`] and the guest's
 //!   configuration ([`guest`]).
 //! - [`attach`] gives it: permissions, assignment, and the xenstore nodes of both hops ([`nodes`]).
-//!   What it gave is in a [`record`] first, and [`release`] undoes whatever is recorded.
-//!   [`assignable`] has libxl know.
+//!   What it gave is in a [`records`] first, and [`release`] undoes whatever is recorded.
+//!   [`records::assignable`] has libxl know.
 //! - [`acking`] keeps a line that a guest shares with dom0 alive in dom0; [`idle_intx`] keeps functions that nobody
 //!   drives from holding it down.
 //! - [`serve`] answers the stubs: each request goes through [`function`], which asks the [`guard`]
@@ -25,7 +25,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod acking;
-pub mod assignable;
 pub mod attach;
 pub mod bytes;
 pub mod capabilities;
@@ -65,9 +64,10 @@ pub mod policy;
 pub mod prepare;
 pub mod progress;
 pub mod ratelimit;
-pub mod record;
+pub mod records;
 pub mod recovery;
 pub mod recreate;
+pub mod registers;
 pub mod release;
 pub mod reset;
 pub mod resources;
@@ -76,6 +76,7 @@ pub mod revival;
 pub mod say;
 pub mod seize;
 pub mod select;
+pub mod serde_text;
 pub mod serve;
 pub mod snapshot;
 pub mod status;

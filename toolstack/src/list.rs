@@ -5,7 +5,7 @@
 //! it exports and goes to Reconfigured; guest, then stub, go back to Connected. Only then the list may change again.
 
 use crate::nodes::{first_hop, of_first, of_second};
-use crate::record::{Attachment, Device};
+use crate::records::{Attachment, Device};
 use crate::store::{Store, StoreError, Stream};
 use std::ops::Range;
 use xenbus::bdf::Bdf;
@@ -272,7 +272,7 @@ fn set_state(store: &mut Transacted<'_>, hop: Hop, state: XenbusState) -> Result
 mod tests {
     use super::*;
     use crate::nodes;
-    use crate::record::tests::{attachment, device};
+    use crate::records::tests::{attachment, device};
     use crate::store::tests::{connect, dom0};
     use XenbusState::*;
     use xenbus::model::Xenstored;

@@ -1,7 +1,7 @@
 //! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
 
 use crate::keepsake::Published;
-use crate::record::{self, Attachment};
+use crate::records::{self, Attachment};
 use crate::store::{Store, StoreError, Stream};
 use xenbus::client::{Error, Store as _, Transaction};
 use xenbus::path::{Device, Numbered, home, key};
@@ -225,7 +225,7 @@ pub const fn first_hop(attachment: &Attachment) -> Device {
 }
 
 /// The nodes of device `number` in the backend's directory of the first hop, when it is new.
-pub fn of_first(number: usize, device: &record::Device) -> [(String, String); 3] {
+pub fn of_first(number: usize, device: &records::Device) -> [(String, String); 3] {
     let bdf = device.bdf.to_string();
     [
         (Numbered::Key, bdf.clone()),
@@ -237,7 +237,7 @@ pub fn of_first(number: usize, device: &record::Device) -> [(String, String); 3]
 
 /// The nodes of device `number` in the backend's directory of the second hop: all that there can be, `None` where
 /// the absent node says it.
-pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<String>); 10] {
+pub fn of_second(number: usize, device: &records::Device) -> [(String, Option<String>); 10] {
     let terms = &device.terms;
     [
         (Numbered::Device, Some(device.bdf.to_string())),
@@ -261,7 +261,7 @@ pub fn of_second(number: usize, device: &record::Device) -> [(String, Option<Str
 mod tests {
     use super::*;
     use crate::mode::Mode;
-    use crate::record::tests::{attachment, virtual_function};
+    use crate::records::tests::{attachment, virtual_function};
     use crate::store::tests::{connect, dom0};
     use xenbus::device::SlotMode;
     use xenbus::model::Xenstored;

@@ -7,7 +7,7 @@ use crate::capabilities::Capabilities;
 use crate::config::Config;
 use crate::control::RUN;
 use crate::guard::{Guard, Rule};
-use crate::record::Device;
+use crate::records::Device;
 use crate::sysfs::Sysfs;
 use crate::terms::Terms;
 use std::fs;
@@ -129,7 +129,7 @@ fn value(config: &[u8], offset: u16, width: u8) -> Option<u32> {
 pub(crate) mod tests {
     use super::*;
     use crate::capabilities::tests::space;
-    use crate::record::tests::device;
+    use crate::records::tests::device;
     use crate::sysfs::tests::Tree;
 
     const BDF: &str = "0000:00:05.0";

@@ -2,10 +2,11 @@
 
 use crate::checks::{self, Refusal, Surroundings};
 use crate::control;
+use crate::domains::Domain;
 use crate::host::Host;
 use crate::originals;
 use crate::policy::{self, Choices, Decided};
-use crate::record::{Device, Domain, Taken};
+use crate::records::{Device, Taken};
 use crate::say::{note, say};
 use crate::seize::{Before, make_ready, seize};
 use crate::terms::Terms;

@@ -4,7 +4,7 @@ use crate::domains::is_alive;
 use crate::failed::Failed;
 use crate::list::List;
 use crate::nodes::guest_errors;
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::serve;
 use crate::store::{Store, StoreError};
 use std::path::Path;
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn a_guest_is_awaited_once_its_stub_has_done_its_part() {
         let mut store = crate::store::tests::dom0(&xenbus::model::Xenstored::new());
-        let attachment = crate::record::tests::attachment();
+        let attachment = crate::records::tests::attachment();
         let hop = Hop::first_hop(4, 3);
         for (backend, guest, expected) in [
             (None, None, false),
@@ -476,7 +476,7 @@ mod tests {
         let daemon = xenbus::model::Xenstored::new();
         [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
         let mut store = crate::store::tests::dom0(&daemon);
-        let attachment = crate::record::tests::attachment();
+        let attachment = crate::records::tests::attachment();
         let error = "/local/domain/4/error/backend/pci/3/0/error";
         store.write(error, "-22 cannot map grant 8").unwrap();
         let (first, second) = (Hop::first_hop(4, 3), Hop::second_hop(4));

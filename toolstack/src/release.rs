@@ -14,7 +14,7 @@ use crate::list;
 use crate::mode::Mode;
 use crate::nodes::first_hop;
 use crate::originals;
-use crate::record::{self, Attachment, Device};
+use crate::records::{self, Attachment, Device};
 use crate::reset::{self, quiesce};
 use crate::resources::resources;
 use crate::seize::{SeizeError, make_ready};
@@ -75,7 +75,7 @@ pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Re
             cleared,
         );
     }
-    let forgotten = record::forget_dead_mappings(&mut host.store);
+    let forgotten = records::forget_dead_mappings(&mut host.store);
     released.note(
         format_args!("cannot forget what dead guests had mapped"),
         forgotten,
@@ -184,7 +184,7 @@ fn take_devices<X: Hypervisor>(
             }
         };
         if guest_lives {
-            let noted = record::note_mapped(&mut host.store, bdf, &attachment.guest);
+            let noted = records::note_mapped(&mut host.store, bdf, &attachment.guest);
             taken.note(
                 format_args!("{bdf}: cannot note that its guest may have it mapped"),
                 noted,
@@ -209,7 +209,7 @@ fn take_devices<X: Hypervisor>(
             outcome.unwrap_or_default()
         } else {
             let reason: String = reasons.join("; ").chars().take(REASON_LENGTH).collect();
-            let noted = record::quarantine(&mut host.store, bdf, &reason);
+            let noted = records::quarantine(&mut host.store, bdf, &reason);
             taken.note(format_args!("{bdf}: cannot note its quarantine"), noted);
             format!("{bdf} is kept in quarantine: {reason}; `bulkhead release {bdf}` tries its reset again")
         };
@@ -434,7 +434,7 @@ mod tests {
     use super::*;
     use crate::capabilities::tests::space;
     use crate::host::Runner;
-    use crate::record::tests::{device, domain};
+    use crate::records::tests::{device, domain};
     use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
@@ -546,7 +546,7 @@ mod tests {
 
         fn quarantine(&mut self) -> Option<String> {
             let bdf = self.bdf();
-            record::quarantine_reason(&mut self.host.store, bdf).unwrap()
+            records::quarantine_reason(&mut self.host.store, bdf).unwrap()
         }
 
         fn exists(&mut self, path: &str) -> bool {
@@ -600,7 +600,7 @@ mod tests {
             };
             assert_eq!(released.problems, [""; 0]);
             assert_eq!(fixture.host.xen.calls(), TAKEN);
-            let mapped = record::mapped(&mut fixture.host.store).unwrap();
+            let mapped = records::mapped(&mut fixture.host.store).unwrap();
             assert_eq!(mapped, [(fixture.bdf(), domain(3, "web"))]);
         }
     }
@@ -609,7 +609,7 @@ mod tests {
     fn of_a_guest_that_is_dead_xen_has_taken_all_and_nothing_is_mapped_any_more() {
         let mut fixture = Fixture::new();
         let store = &mut fixture.host.store;
-        record::note_mapped(store, "00:09.0".parse().unwrap(), &domain(3, "web")).unwrap();
+        records::note_mapped(store, "00:09.0".parse().unwrap(), &domain(3, "web")).unwrap();
         fixture.daemon.release(3);
         assert_eq!(fixture.release().problems, [""; 0]);
         assert_eq!(fixture.host.xen.calls(), ["frames 4 b0028+1 false"]);
@@ -783,7 +783,7 @@ mod tests {
                 .tree
                 .add(idle, &[("config", &config), ("irq", b"11\n"), ("enable", b"0\n")]);
             let bdf = idle.parse().unwrap();
-            record::note_intx_disabled(&mut fixture.host.store, bdf).unwrap();
+            records::note_intx_disabled(&mut fixture.host.store, bdf).unwrap();
             let released = if part {
                 fixture.take_back()
             } else {

@@ -1,8 +1,9 @@
 //! How a function is reset: the ways that Linux knows, the one that it takes, and what stands in its way.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, SPACE, quieten, register};
+use crate::config::{Config, SPACE, quieten};
 use crate::interrupts::turn_off;
+use crate::registers::register;
 use crate::restore;
 use crate::sysfs::{Sysfs, SysfsError};
 use std::fmt;

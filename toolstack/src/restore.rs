@@ -1,7 +1,8 @@
 //! Putting the header of a configuration space back to what was recorded.
 
-use crate::config::{Config, quiet, register};
+use crate::config::{Config, quiet};
 use crate::header as layout;
+use crate::registers::register;
 use std::io;
 
 /// Writes the recorded addresses, and a bridge's buses and windows, back where they were lost; true if any was.

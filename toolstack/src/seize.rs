@@ -5,9 +5,11 @@
 //! It is exported to nobody: xen-pciback resets a device when its frontend dies, and the frontend
 //! would be the stub.
 
-use crate::config::{quieten, register};
+use crate::config::quieten;
+use crate::domains::Domain;
 use crate::host::Host;
-use crate::record::{self, Domain, RecordError, Taken};
+use crate::records::{self, RecordError, Taken};
+use crate::registers::register;
 use crate::reset::{self, Method};
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xl::{self, XlError};
@@ -132,9 +134,9 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before
         } else {
             ""
         };
-        record::note_taken(&mut host.store, taken, bdf, driver, by)?;
+        records::note_taken(&mut host.store, taken, bdf, driver, by)?;
     } else if taken == Taken::ForGuest {
-        record::adopt_taken(&mut host.store, bdf, by)?;
+        records::adopt_taken(&mut host.store, bdf, by)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {
@@ -144,7 +146,7 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before
                 let probed = host.sysfs.probe(bdf);
                 probed.unwrap_or_else(|error| log::warn!("{bdf}: its driver does not take it back: {error}"));
             }
-            record::forget_taken(&mut host.store, taken, bdf)?;
+            records::forget_taken(&mut host.store, taken, bdf)?;
         }
         return Err(SeizeError::Add { bdf, source });
     }
@@ -179,7 +181,7 @@ pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, Sei
         Ok(method) => Ok(method),
         Err(error) => {
             let reason = error.to_string();
-            record::quarantine(&mut host.store, bdf, &reason)?;
+            records::quarantine(&mut host.store, bdf, &reason)?;
             Err(SeizeError::Quarantined { bdf, reason })
         }
     }
@@ -188,13 +190,13 @@ pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, Sei
 /// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, that
 /// is in quarantine, or that a guest may still have mapped, stays held.
 pub fn give_back<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Back, SeizeError> {
-    if record::quarantine_reason(&mut host.store, bdf)?.is_some() {
+    if records::quarantine_reason(&mut host.store, bdf)?.is_some() {
         return Ok(Back::Stays);
     }
-    let Some(driver) = record::taken_from(&mut host.store, Taken::ForGuest, bdf)? else {
+    let Some(driver) = records::taken_from(&mut host.store, Taken::ForGuest, bdf)? else {
         return Ok(Back::Stays);
     };
-    match record::mapped_by(&mut host.store, bdf)? {
+    match records::mapped_by(&mut host.store, bdf)? {
         Some(guest) => Ok(Back::MappedBy(guest)),
         None => hand_to(host, bdf, Taken::ForGuest, driver),
     }
@@ -204,7 +206,7 @@ pub fn give_back<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Back, SeizeError> {
 /// it.
 pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
     for taken in [Taken::ToKeep, Taken::ForGuest] {
-        if let Some(driver) = record::taken_from(&mut host.store, taken, bdf)? {
+        if let Some(driver) = records::taken_from(&mut host.store, taken, bdf)? {
             return hand_to(host, bdf, taken, driver);
         }
     }
@@ -221,7 +223,7 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
 fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Result<Back, SeizeError> {
     if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
         // Dom0 has removed it, and perhaps found it again: only the note is left to go.
-        record::forget_taken(&mut host.store, taken, bdf)?;
+        records::forget_taken(&mut host.store, taken, bdf)?;
         return Ok(Back::Stays);
     }
     let driver = Some(driver).filter(|driver| !driver.is_empty());
@@ -235,7 +237,7 @@ fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Res
         // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
         quieten_idle(&host.sysfs, bdf)?;
     }
-    record::forget_taken(&mut host.store, taken, bdf)?;
+    records::forget_taken(&mut host.store, taken, bdf)?;
     Ok(driver.map_or(Back::Undriven, Back::Driver))
 }
 
@@ -261,7 +263,7 @@ fn load_pciback(host: &Host) -> Result<(), SeizeError> {
 mod tests {
     use super::*;
     use crate::host::Runner;
-    use crate::record::tests::domain;
+    use crate::records::tests::domain;
     use crate::store::tests::{dom0, introduce};
     use crate::sysfs::tests::Tree;
     use crate::xenctrl::tests::Xen;
@@ -282,17 +284,18 @@ mod tests {
             runner: Runner::Noting(Vec::new()),
         };
         assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "held before");
-        record::note_taken(&mut host.store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
-        record::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        records::note_taken(&mut host.store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+        records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
         assert_eq!(
             give_back(&mut host, bdf).unwrap(),
             Back::MappedBy(domain(3, "web"))
         );
-        record::quarantine(&mut host.store, bdf, "it is mute").unwrap();
+        records::quarantine(&mut host.store, bdf, "it is mute").unwrap();
         assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "quarantine");
-        record::lift_quarantine(&mut host.store, bdf).unwrap();
-        record::forget_mapped(&mut host.store, bdf).unwrap();
-        let taken = |host: &mut Host<Xen>| record::taken_from(&mut host.store, Taken::ForGuest, bdf).unwrap();
+        records::lift_quarantine(&mut host.store, bdf).unwrap();
+        records::forget_mapped(&mut host.store, bdf).unwrap();
+        let taken =
+            |host: &mut Host<Xen>| records::taken_from(&mut host.store, Taken::ForGuest, bdf).unwrap();
         assert!(taken(&mut host).is_some());
 
         std::fs::remove_file(tree.device(name).join("driver")).unwrap();

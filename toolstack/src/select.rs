@@ -2,7 +2,7 @@
 
 use crate::domains::{self, DomainError};
 use crate::names::{self, NameError};
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::store::Store;
 use crate::sysfs::Sysfs;
 use bulkhead_config::name::Name;
@@ -142,7 +142,7 @@ fn of_guest<'a>(
     };
     let who = || who.to_owned();
     if let Some(domain) = found {
-        let same = |other: &crate::record::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
+        let same = |other: &crate::domains::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
         if let Some(attachment) = attachments.iter().find(|attachment| same(&attachment.stub)) {
             let guest = attachment.guest.name.clone();
             return Err(SelectError::Stub { who: who(), guest });
@@ -205,8 +205,8 @@ pub fn of_device<'a>(
 mod tests {
     use super::*;
     use crate::names::tests::host;
-    use crate::record::Device;
-    use crate::record::tests::{attachment, device, domain};
+    use crate::records::Device;
+    use crate::records::tests::{attachment, device, domain};
     use crate::store::tests::{dom0, introduce};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;

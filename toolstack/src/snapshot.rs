@@ -1,8 +1,9 @@
 //! What a reset takes from a function's configuration, remembered, so that it can be put back while a guest has it.
 
 use crate::capabilities::Capabilities;
-use crate::config::{Config, SILENT, command, register};
+use crate::config::Config;
 use crate::header as layout;
+use crate::registers::{SILENT, command, register};
 use crate::restore::recorded;
 use std::io;
 

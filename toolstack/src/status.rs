@@ -8,7 +8,8 @@ pub use collect::collect;
 use crate::acking::LineStatus;
 use crate::failed::Failed;
 use crate::holdings::Holdings;
-use crate::record::{self, RecordError};
+use crate::records::RecordError;
+use crate::serde_text;
 use crate::store::StoreError;
 use crate::terms::Terms;
 use crate::xenctrl::DomId;
@@ -70,7 +71,7 @@ pub struct StubStatus {
     /// The guest, and the state of its pcifront.
     pub guest: DomainStatus,
     /// How the guest addresses them: `vpci` or `passthrough`.
-    #[serde(default, with = "record::text")]
+    #[serde(default, with = "serde_text::text")]
     pub slots: SlotMode,
     /// The devices.
     pub devices: Vec<DeviceStatus>,
@@ -269,7 +270,7 @@ mod tests {
     use super::collect::device_status;
     use super::*;
     use crate::mode::Mode;
-    use crate::record::tests::device;
+    use crate::records::tests::device;
 
     /// One guest with one device.
     pub fn status() -> Status {

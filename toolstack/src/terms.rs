@@ -3,7 +3,7 @@
 //! They are decided when the device is given, from the policy file and the command line, and recorded: the service
 //! holds the stub to what the record says, whatever the files say by then.
 
-use crate::record;
+use crate::serde_text;
 use bulkhead_config::options::AerFate;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,7 +17,7 @@ pub struct Terms {
     /// Writes to registers that no table names go to the device.
     pub permissive: bool,
     /// Registers of which the guest may write some bits.
-    #[serde(with = "record::text")]
+    #[serde(with = "serde_text::text")]
     pub quirks: Quirks,
     /// Whether the guest may use MSI and MSI-X.
     pub msi: Msi,
@@ -38,7 +38,7 @@ impl FromStr for Terms {
 impl Terms {
     /// The same as one word, by which a command that gives the device again is told.
     pub fn to_word(&self) -> String {
-        record::json(self)
+        serde_text::json(self)
     }
 
     /// True if the guest may write registers that no table names.

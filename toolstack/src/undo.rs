@@ -5,11 +5,12 @@
 //! domain has by now, is left alone.
 
 use crate::domains;
+use crate::domains::Domain;
 use crate::host::Host;
 use crate::hotplug;
 use crate::launch::{release_once, stays_held};
 use crate::nodes::first_hop;
-use crate::record::{self, Attachment, Domain};
+use crate::records::{self, Attachment};
 use crate::release::Released;
 use crate::say::{self, note};
 use crate::seize::{Back, give_back};
@@ -154,7 +155,7 @@ fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
 /// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
 /// guest has it yet, and that is an error.
 fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
-    if !record::is_taken_by(store, bdf, command)? {
+    if !records::is_taken_by(store, bdf, command)? {
         return Ok(false);
     }
     let (attachments, damaged) = Attachment::all(store)?;
@@ -183,8 +184,8 @@ fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
 mod tests {
     use super::*;
     use crate::nodes;
-    use crate::record::tests::{attachment, domain};
-    use crate::record::{Taken, children};
+    use crate::records::tests::{attachment, domain};
+    use crate::records::{Taken, children};
     use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
@@ -194,11 +195,11 @@ mod tests {
         let bdf: Bdf = "00:05.0".parse().unwrap();
         let goes_back = |store: &mut Store| is_to_go_back(store, bdf, "this").unwrap();
         assert!(!goes_back(&mut store), "it was not taken");
-        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
         assert!(goes_back(&mut store));
-        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "another").unwrap();
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "another").unwrap();
         assert!(!goes_back(&mut store));
-        record::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
         attachment().write(&mut store).unwrap();
         let error = is_to_go_back(&mut store, bdf, "this").unwrap_err().to_string();
         assert!(
@@ -206,7 +207,7 @@ mod tests {
             "{error}"
         );
         let other: Bdf = "00:09.0".parse().unwrap();
-        record::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
+        records::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
         assert!(is_to_go_back(&mut store, other, "this").unwrap());
 
         // Whom a damaged record gives it to is not known.

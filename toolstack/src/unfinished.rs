@@ -1,11 +1,13 @@
 //! The domains that `run` and `attach` create and are not done with.
 //!
-//! Each is noted by its UUID before it is created, until its devices are recorded ([`crate::record`]) or it is destroyed
+//! Each is noted by its UUID before it is created, until its devices are recorded ([`crate::records`]) or it is destroyed
 //! again. So what a command that was killed has left is known, and nothing else is taken for that: not a paused guest of
 //! somebody else's, and not one that has got the name since.
 
 use crate::domains;
-use crate::record::{self, Domain, RecordError, children};
+use crate::domains::Domain;
+use crate::records::{self, RecordError, children};
+use crate::serde_text;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use xenbus::client::Store as _;
@@ -32,8 +34,8 @@ fn path(uuid: &str) -> String {
 
 /// Notes a domain that is about to be created.
 pub fn note(store: &mut Store, domain: &Unfinished) -> Result<(), RecordError> {
-    record::make_root(store)?;
-    Ok(store.write(&path(&domain.uuid), &record::json(domain))?)
+    records::make_root(store)?;
+    Ok(store.write(&path(&domain.uuid), &serde_text::json(domain))?)
 }
 
 /// Forgets a domain: it is part of an attachment, or no more.
@@ -75,7 +77,7 @@ pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::domain;
+    use crate::records::tests::domain;
     use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 

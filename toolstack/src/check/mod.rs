@@ -7,7 +7,6 @@ pub use report::{Device, Entry, Guest, Line, Report, Reset};
 use crate::checks::{
     self, Notice, Offer, Refusal, Surroundings, line_is_known, line_sharers, page_sharer, without_acs,
 };
-use crate::config::register;
 use crate::dmar::{self, Dmar};
 use crate::domains;
 use crate::guest::GuestConfig;
@@ -16,7 +15,8 @@ use crate::interrupts::{msi_messages, msix_entries};
 use crate::ivrs::Ivrs;
 use crate::pci_ids::PciIds;
 use crate::policy::{self, Choices};
-use crate::record::Attachment;
+use crate::records::Attachment;
+use crate::registers::register;
 use crate::reset::Plan;
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::terms::Terms;

@@ -1,7 +1,8 @@
 //! Who has which devices: guests of ours and of `xl`, and the quarantine.
 
-use crate::assignable;
-use crate::record::{self, Attachment, Device, Domain, RecordError};
+use crate::domains::Domain;
+use crate::records::assignable;
+use crate::records::{self, Attachment, Device, RecordError};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use thiserror::Error;
@@ -62,11 +63,11 @@ impl Claims {
             let Some(stub) = error.stub() else {
                 return Err(error.into());
             };
-            let bdfs = record::devices_of(store, stub)?;
+            let bdfs = records::devices_of(store, stub)?;
             taken.extend(bdfs.into_iter().map(|bdf| unreadable_claim(bdf, stub, &error)));
         }
-        for name in record::children(store, assignable::DEVICES)? {
-            let Some(bdf) = record::bdf_of(&name) else {
+        for name in records::children(store, assignable::DEVICES)? {
+            let Some(bdf) = records::bdf_of(&name) else {
                 continue;
             };
             // Our own notes say no more than the records.
@@ -74,11 +75,11 @@ impl Claims {
             taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
         }
         // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::acking`).
-        let guests = record::children(store, PCIBACK_BACKENDS)?;
+        let guests = records::children(store, PCIBACK_BACKENDS)?;
         for guest in guests.into_iter().filter(|guest| guest != "0") {
-            for number in record::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
+            for number in records::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
                 let backend = format!("{PCIBACK_BACKENDS}/{guest}/{number}");
-                for key in record::children(store, &backend)? {
+                for key in records::children(store, &backend)? {
                     if key.starts_with("dev-") {
                         let bdf = store.read_optional(&format!("{backend}/{key}"))?;
                         let bdf = bdf.and_then(|bdf| bdf.parse().ok());
@@ -87,8 +88,8 @@ impl Claims {
                 }
             }
         }
-        let quarantined = record::quarantined(store)?;
-        let mapped = record::mapped(store)?;
+        let quarantined = records::quarantined(store)?;
+        let mapped = records::mapped(store)?;
         Ok(Self {
             taken,
             quarantined,
@@ -145,8 +146,8 @@ mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         assert_eq!(Claims::read(&mut store).unwrap(), Claims::default());
-        record::tests::attachment().write(&mut store).unwrap();
-        record::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
+        records::tests::attachment().write(&mut store).unwrap();
+        records::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
         store.write("/libxl/pci/0000-00-08-0/domid", "7").unwrap();
         // What xl leaves behind for a device that is free again.
         store
@@ -162,8 +163,8 @@ mod tests {
         let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
         assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
         assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
-        let web = record::tests::domain(3, "web");
-        record::note_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
+        let web = records::tests::domain(3, "web");
+        records::note_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
         assert_eq!(
             Claims::read(&mut store).unwrap().mapped,
             [],
@@ -181,7 +182,7 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_read_costs_its_own_devices_only() {
         let mut store = dom0(&Xenstored::new());
-        record::tests::attachment().write(&mut store).unwrap();
+        records::tests::attachment().write(&mut store).unwrap();
         let node = "/local/domain/0/bulkhead/attachment/4";
         for damage in ["nonsense", r#"{"version":99}"#] {
             store.write(node, damage).unwrap();

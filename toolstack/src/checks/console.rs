@@ -1,7 +1,7 @@
 //! What a host is made of and looked at through: its chipset, its display, its keyboard.
 
 use super::Use;
-use crate::config::register;
+use crate::registers::register;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
 

@@ -4,10 +4,10 @@ use super::console::has_only_keyboard;
 use super::{
     Offer, Refusal, Sharers, Surroundings, check_lines, line, line_is_known, line_sharers, without_acs,
 };
-use crate::config::register;
 use crate::idle_intx;
 use crate::interrupts::msix_entries;
-use crate::record::Device;
+use crate::records::Device;
+use crate::registers::register;
 use crate::reset::{Method, Plan};
 use crate::sysfs::Sysfs;
 use crate::terms::{Msi, Terms};

@@ -4,8 +4,8 @@ use super::console::{part_of_mainboard, shown_console};
 use super::page::page_sharer;
 use super::{Refusal, Surroundings, check_sriov};
 use crate::capabilities::Capabilities;
-use crate::config::register;
 use crate::header;
+use crate::registers::register;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
@@ -141,7 +141,7 @@ mod tests {
     use crate::checks::claims::{attachment_claims, xl_claim};
     use crate::checks::fixture::{A, B, BRIDGE, around, bdf, config, host};
     use crate::checks::{Claims, Groups, Mounts};
-    use crate::record;
+    use crate::records;
     use crate::sysfs::tests::Tree;
 
     fn refusals(tree: &Tree, names: &[&str], claims: &Claims) -> Vec<String> {
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn a_device_in_use_or_in_quarantine_is_refused_with_the_way_out() {
         let claims = Claims {
-            taken: attachment_claims(&record::tests::attachment()).collect(),
+            taken: attachment_claims(&records::tests::attachment()).collect(),
             quarantined: vec![(bdf(B), "it did not answer after its reset".into())],
             ..Claims::default()
         };
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_device_that_a_living_guest_may_have_mapped_goes_to_that_guest_or_to_none() {
         let mut claims = Claims {
-            mapped: vec![(bdf(A), record::tests::domain(3, "web"))],
+            mapped: vec![(bdf(A), records::tests::domain(3, "web"))],
             ..Claims::default()
         };
         let told = refusals(&host(), &[A, B], &claims);

@@ -2,7 +2,7 @@
 
 use super::{Groups, Refusal};
 use crate::header::{is_bridge, leads_to};
-use crate::record::Device;
+use crate::records::Device;
 use crate::resources::shared_frame;
 
 /// Checks that devices can leave a guest that keeps the devices `kept`. `groups` are those of the leaving ones.
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
     use crate::checks::fixture::{A, B, around, bdf, host};
     use crate::checks::{Claims, Offer, describe};
-    use crate::record;
+    use crate::records;
     use crate::terms::Terms;
     use crate::xenctrl::tests::Xen;
     use xenbus::device::Bars;
@@ -48,7 +48,7 @@ mod tests {
         let groups = Groups::among(&xen, &[bdf(one)], &[7]).unwrap();
         let device = |name| Device {
             bars: Bars::default(),
-            ..record::tests::device(name)
+            ..records::tests::device(name)
         };
         let refusal = check_leaving(&[device(one)], &[device(other)], &groups).unwrap_err();
         assert!(
@@ -69,9 +69,9 @@ mod tests {
         let bridge = Device {
             header: crate::header::tests::bridge(),
             bars: Bars::default(),
-            ..record::tests::device("0000:00:07.0")
+            ..records::tests::device("0000:00:07.0")
         };
-        let device = record::tests::device("0000:02:01.0");
+        let device = records::tests::device("0000:02:01.0");
         let refusal = check_leaving(
             std::slice::from_ref(&bridge),
             std::slice::from_ref(&device),

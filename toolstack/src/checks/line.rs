@@ -1,8 +1,8 @@
 //! INTx lines: who shares one, and whether a guest gets it all the same.
 
 use super::{Claim, Refusal, Surroundings};
-use crate::config::register;
 use crate::interrupts::{msi_messages, msix_entries, sends_messages};
+use crate::registers::register;
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::terms::{Msi, Terms};
 use std::fmt;

@@ -219,8 +219,8 @@ fn lent(store: &mut Store) -> Result<Vec<Lent>, StoreError> {
     let mut found = Vec::new();
     for kind in DISK_BACKENDS {
         let kind = format!("{BACKENDS}/{kind}");
-        for guest in crate::record::children(store, &kind)? {
-            for disk in crate::record::children(store, &format!("{kind}/{guest}"))? {
+        for guest in crate::records::children(store, &kind)? {
+            for disk in crate::records::children(store, &format!("{kind}/{guest}"))? {
                 let disk = format!("{kind}/{guest}/{disk}");
                 let number = store.read_optional(&format!("{disk}/physical-device"))?;
                 let mut device = number.as_deref().and_then(physical_device);

@@ -10,7 +10,7 @@
 //! The port tells such a frontend from one that is slow: Xen knows that the guest has closed it.
 
 use crate::nodes;
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ impl Abandoned {
 mod tests {
     use super::*;
     use crate::nodes::Hop;
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::{connect, dom0};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;

@@ -4,7 +4,7 @@
 //! again, as it can bring about itself, soon has to wait for its turn: a flood costs the stub that makes it.
 
 use crate::pace::{Limit, Pace};
-use crate::record::ATTACHMENTS;
+use crate::records::ATTACHMENTS;
 use crate::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

@@ -9,7 +9,7 @@ use super::link::Link;
 use crate::host::{Host, Runner};
 use crate::launcher::{LaunchError, Order, Ticket};
 use crate::ratelimit::RateLimit;
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::recovery::{Condition, Input, Recovery, Step, Told};
 use crate::release::revoke_removed;
 use crate::reset::Plan;

@@ -5,7 +5,7 @@ use crate::host::{Host, Runner};
 use crate::keepsake;
 use crate::launcher::{LaunchError, Order, Ticket};
 use crate::nodes::{Hop, first_hop};
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::recreate::Domain;
 use crate::store::{Store, StoreError};
 use crate::xenctrl::{Hypervisor as _, Life};
@@ -161,7 +161,7 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 

@@ -8,7 +8,7 @@ use crate::interrupts::Failure;
 use crate::mode::{Change, Note};
 use crate::pace::{Burst, Limit, Pace};
 use crate::ratelimit::RateLimit;
-use crate::record::{self, Attachment, RecordError};
+use crate::records::{self, Attachment, RecordError};
 use crate::recovery::{Condition, Told};
 use crate::status::{RefusedWrite, Served};
 use crate::store::{self, Store, StoreError};
@@ -530,7 +530,7 @@ struct Noter<'a> {
 impl Noter<'_> {
     fn note(&mut self, bdf: Bdf, note: Note<'_>) {
         inject::point(Point::Note);
-        let noted = record::note_mode(self.store, self.stub, bdf, note);
+        let noted = records::note_mode(self.store, self.stub, bdf, note);
         inject::point(Point::Noted);
         let mode = match (note, &noted) {
             // Its end will be told.
@@ -558,7 +558,7 @@ fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, 
     let mut known = BTreeSet::new();
     if let Some(attachment) = Attachment::read(store, stub)? {
         for (device, mode) in attachment.devices_and_modes() {
-            let change = record::unfinished_change(store, stub, device.bdf)?;
+            let change = records::unfinished_change(store, stub, device.bdf)?;
             changes.extend(change.map(|change| (device.bdf, change)));
             known.extend(mode.pirqs().into_iter().map(u32::from).chain(device.gsi));
         }

@@ -19,7 +19,6 @@ mod revive;
 mod unplug;
 mod wake;
 
-use crate::assignable;
 use crate::confine::{ConfineError, confine};
 use crate::control::{self, ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
@@ -30,7 +29,8 @@ use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher};
 use crate::nodes::first_hop;
 use crate::ratelimit::RateLimit;
-use crate::record::{self, ATTACHMENTS, Attachment, RecordError};
+use crate::records::assignable;
+use crate::records::{self, ATTACHMENTS, Attachment, RecordError};
 use crate::release::{Released, release, take_back};
 use crate::status::{self, Seen, Served, Status, StubStatus};
 use crate::store::{self, Store, StoreError};
@@ -473,7 +473,7 @@ impl Service {
 
     /// Reads which stubs there are, all of which are to be looked at.
     fn list(&mut self) -> Result<(), ServeError> {
-        let names = record::children(&mut self.host.store, ATTACHMENTS)?;
+        let names = records::children(&mut self.host.store, ATTACHMENTS)?;
         let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         let gone: Vec<DomId> = self.known.difference(&stubs).copied().collect();
         for stub in gone {
@@ -487,7 +487,7 @@ impl Service {
     /// Removes what is left of guests that have ended.
     fn tidy(&mut self) -> Result<(), ServeError> {
         self.forget_failures()?;
-        Ok(record::forget_dead_mappings(&mut self.host.store)?)
+        Ok(records::forget_dead_mappings(&mut self.host.store)?)
     }
 
     /// Brings the link of a stub in line with what its record and xenstore say.
@@ -548,7 +548,7 @@ impl Service {
     /// Makes libxl's notes of devices right again.
     fn tell_libxl(&mut self) -> Result<(), ServeError> {
         let (attachments, _) = Attachment::all(&mut self.host.store)?;
-        for bdf in assignable::renew(&mut self.host.store, &attachments)? {
+        for bdf in records::renew(&mut self.host.store, &attachments)? {
             if self.complaints.allow(Instant::now()).is_some() {
                 log::warn!(
                     "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another \

@@ -15,7 +15,7 @@ use crate::host::{Host, Runner};
 use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::nodes::first_hop;
-use crate::record::{Attachment, RecordError};
+use crate::records::{Attachment, RecordError};
 use crate::revival::{Decision, Lives};
 use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
@@ -529,7 +529,7 @@ fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::{connect, dom0};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;

@@ -6,7 +6,7 @@
 
 use crate::domains;
 use crate::nodes::first_hop;
-use crate::record::Attachment;
+use crate::records::Attachment;
 use crate::store::{Store, StoreError};
 use xenbus::client::Store as _;
 use xenbus::path::{DeviceType, key};
@@ -52,7 +52,7 @@ pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::attachment;
+    use crate::records::tests::attachment;
     use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 

@@ -5,10 +5,11 @@ use super::{
 };
 use crate::acking::LineStatus;
 use crate::checks::Claims;
+use crate::domains::Domain;
 use crate::domains::is_alive;
 use crate::failed::Failed;
 use crate::mode::Mode;
-use crate::record::{self, Attachment, Device};
+use crate::records::{self, Attachment, Device};
 use crate::reset::Plan;
 use crate::store::{Store, StoreError};
 use crate::sysfs::{PCIBACK, Sysfs};
@@ -61,7 +62,7 @@ pub fn collect(
         });
     }
     status.problems.extend(gone(&status.stubs, sysfs));
-    for (bdf, reason) in record::quarantined(store)? {
+    for (bdf, reason) in records::quarantined(store)? {
         let bdf = bdf.to_string();
         status.quarantined.push(Quarantined { bdf, reason });
     }
@@ -110,11 +111,7 @@ fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
     problems
 }
 
-fn domain_status(
-    store: &mut Store,
-    domain: &record::Domain,
-    state: &str,
-) -> Result<DomainStatus, StoreError> {
+fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<DomainStatus, StoreError> {
     let state = if is_alive(store, domain)? {
         let state = store.read_optional(state)?.unwrap_or_default();
         format!("{:?}", XenbusState::parse(&state)).to_lowercase()
@@ -158,7 +155,7 @@ pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
 mod tests {
     use super::super::tests::status;
     use super::*;
-    use crate::record::tests::device;
+    use crate::records::tests::device;
     use crate::sysfs::tests::Tree;
 
     #[test]

@@ -221,7 +221,7 @@ mod tests {
     use super::super::tests::status;
     use super::*;
     use crate::mode::Mode;
-    use crate::record::tests::virtual_function;
+    use crate::records::tests::virtual_function;
 
     #[test]
     fn people_see_guest_stub_device_mode_and_pirqs_in_one_row() {

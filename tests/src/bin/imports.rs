@@ -1,0 +1,52 @@
+//! `cargo imports`: how the crates are built up.
+
+use anyhow::Result;
+use bulkhead_tests::imports::{CRATES, Graph};
+use clap::Parser;
+use std::path::Path;
+
+/// Print modules, imports, floors, circles and upward imports of each crate.
+#[derive(Parser)]
+#[command(name = "cargo imports")]
+struct Arguments {
+    /// Print every import of this crate instead.
+    #[arg(long = "crate", value_name = "DIRECTORY")]
+    of: Option<String>,
+    /// Read the sources below this directory.
+    #[arg(long, value_name = "DIRECTORY", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."))]
+    root: String,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let read = |directory: &str| Graph::read(&Path::new(&arguments.root).join(directory).join("src"));
+    if let Some(directory) = arguments.of {
+        for (user, used) in read(&directory)?.edges() {
+            println!("{user} -> {used}");
+        }
+        return Ok(());
+    }
+    for known in CRATES {
+        let graph = read(known.directory)?;
+        println!(
+            "{}: {} modules, {} imports, {} floors",
+            known.directory,
+            graph.modules(),
+            graph.imports(),
+            graph.floors()
+        );
+        if let Some((longest, lines)) = graph.longest() {
+            println!("  longest module: {longest}, {lines} lines");
+        }
+        if let Some((room, lines)) = graph.rooms().into_iter().max_by_key(|(_, lines)| *lines) {
+            println!("  largest room: {room}, {lines} lines");
+        }
+        for circle in graph.circles() {
+            println!("  circle: {}", circle.join(", "));
+        }
+        for import in graph.upward(known.rooms) {
+            println!("  upward: {import}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! The imports between the modules of one crate.
+
+use super::source::{ModulePath, Source, read_crate};
+use anyhow::Result;
+use petgraph::algo::{condensation, tarjan_scc, toposort};
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Modules as nodes, imports as edges from who uses to what is used.
+pub struct Graph {
+    modules: DiGraph<Module, ()>,
+}
+
+struct Module {
+    path: ModulePath,
+    lines: usize,
+}
+
+impl Module {
+    fn name(&self) -> String {
+        self.path.join("::")
+    }
+
+    fn room(&self) -> &str {
+        self.path.first().map_or("", String::as_str)
+    }
+}
+
+impl Graph {
+    /// Reads the sources of a crate.
+    pub fn read(directory: &Path) -> Result<Self> {
+        Ok(Self::of(&read_crate(directory)?))
+    }
+
+    fn of(sources: &BTreeMap<ModulePath, Source>) -> Self {
+        let mut modules = DiGraph::new();
+        let nodes: BTreeMap<&ModulePath, NodeIndex> = sources
+            .iter()
+            .map(|(path, source)| {
+                let module = Module {
+                    path: path.clone(),
+                    lines: source.lines,
+                };
+                (path, modules.add_node(module))
+            })
+            .collect();
+        for (path, source) in sources {
+            let used = source.paths.iter().filter_map(|used| {
+                // The module that has the item: the longest beginning that is one.
+                (1..=used.len())
+                    .rev()
+                    .find_map(|length| nodes.get(&used[..length].to_vec()))
+            });
+            let used: BTreeSet<NodeIndex> = used.copied().filter(|&used| used != nodes[path]).collect();
+            for used in used {
+                modules.add_edge(nodes[path], used, ());
+            }
+        }
+        Self { modules }
+    }
+
+    /// How many modules there are.
+    pub fn modules(&self) -> usize {
+        self.modules.node_count()
+    }
+
+    /// How many imports there are.
+    pub fn imports(&self) -> usize {
+        self.modules.edge_count()
+    }
+
+    /// Groups of modules that use one another.
+    pub fn circles(&self) -> Vec<Vec<String>> {
+        let mut circles: Vec<Vec<String>> = tarjan_scc(&self.modules)
+            .into_iter()
+            .filter(|group| group.len() > 1)
+            .map(|group| {
+                let mut names: Vec<String> = group.iter().map(|&node| self.modules[node].name()).collect();
+                names.sort();
+                names
+            })
+            .collect();
+        circles.sort();
+        circles
+    }
+
+    /// How many floors the modules stand on, those of one circle on the same.
+    pub fn floors(&self) -> usize {
+        let circles = condensation(self.modules.map(|_, _| (), |_, ()| ()), true);
+        let Ok(order) = toposort(&circles, None) else {
+            return 0;
+        };
+        let mut floors = vec![1; circles.node_count()];
+        for &node in order.iter().rev() {
+            let below = circles.neighbors(node).map(|used| floors[used.index()]).max();
+            floors[node.index()] = 1 + below.unwrap_or(0);
+        }
+        floors.into_iter().max().unwrap_or(0)
+    }
+
+    /// The rooms, each with its lines.
+    pub fn rooms(&self) -> BTreeMap<&str, usize> {
+        let mut rooms = BTreeMap::new();
+        for module in self.modules.node_weights() {
+            *rooms.entry(module.room()).or_default() += module.lines;
+        }
+        rooms
+    }
+
+    /// The longest module, with its lines.
+    pub fn longest(&self) -> Option<(String, usize)> {
+        let longest = self.modules.node_weights().max_by_key(|module| module.lines)?;
+        Some((longest.name(), longest.lines))
+    }
+
+    /// All imports, as names.
+    pub fn edges(&self) -> Vec<(String, String)> {
+        let edges = self.modules.edge_references();
+        let mut edges: Vec<_> = edges
+            .map(|edge| {
+                (
+                    self.modules[edge.source()].name(),
+                    self.modules[edge.target()].name(),
+                )
+            })
+            .collect();
+        edges.sort();
+        edges
+    }
+
+    /// Imports that `order`, which has the rooms from the top to the bottom, does not allow: from a room to one above it.
+    pub fn upward(&self, order: &[&str]) -> Vec<String> {
+        let floor = |module: &Module| order.iter().position(|&room| room == module.room());
+        let mut upward: Vec<String> = self
+            .modules
+            .edge_references()
+            .map(|edge| (&self.modules[edge.source()], &self.modules[edge.target()]))
+            .filter(
+                |(user, used)| matches!((floor(user), floor(used)), (Some(user), Some(used)) if used < user),
+            )
+            .map(|(user, used)| format!("{} uses {}", user.name(), used.name()))
+            .collect();
+        upward.sort();
+        upward
+    }
+}

@@ -1,0 +1,45 @@
+//! The crates, and which room of each stands on which.
+
+/// One crate of the workspace.
+pub struct Crate {
+    /// Its directory.
+    pub directory: &'static str,
+    /// Its rooms, from the top to the bottom: a room uses only what stands below it.
+    pub rooms: &'static [&'static str],
+}
+
+/// All of them.
+pub const CRATES: [Crate; 8] = [
+    Crate {
+        directory: "toolstack",
+        rooms: &[],
+    },
+    Crate {
+        directory: "drivers",
+        rooms: &[],
+    },
+    Crate {
+        directory: "unikernel",
+        rooms: &[],
+    },
+    Crate {
+        directory: "xenbus",
+        rooms: &[],
+    },
+    Crate {
+        directory: "config",
+        rooms: &[],
+    },
+    Crate {
+        directory: "images",
+        rooms: &[],
+    },
+    Crate {
+        directory: "tests",
+        rooms: &[],
+    },
+    Crate {
+        directory: "tests/guest",
+        rooms: &[],
+    },
+];

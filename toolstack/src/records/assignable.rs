@@ -1,0 +1,157 @@
+//! What libxl is told of the devices that guests have through stubs: `/libxl/pci/SSSS-BB-DD-F/domid`.
+//!
+//! libxl takes a device for free if xen-pciback holds it and it has no such node. It then resets the device, whoever has
+//! it, and gives another guest its address ranges, before Xen refuses the assignment (`xl pci-attach`, `pci = […]`,
+//! libvirt). So a device has the node from the transaction that records its attachment to the one that ends the record;
+//! one in quarantine has it too, and one that a guest may still have mapped. A second node beside it tells whose it is, and libxl does not look at that.
+//!
+//! libxl removes `domid` whenever it fails to add a device, also where it refused because of that very node. The service
+//! watches [`DEVICES`] and writes what is missing again ([`super::renewal`]); until it has, libxl would take the device for free.
+
+use super::paths::{mapped_path, mode_path, node_name, quarantine_path};
+use crate::domains::Domain;
+use crate::xenctrl::DomId;
+use std::fmt;
+use std::str::FromStr;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Error, Store as Nodes};
+
+/// Libxl's directory of devices.
+pub const DEVICES: &str = "/libxl/pci";
+/// Where libxl notes the guest of a device.
+const DOMID: &str = "domid";
+/// Our note beside it.
+pub const HOLDER: &str = "bulkhead";
+
+/// Why a device is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A guest has it.
+    Guest {
+        /// The guest.
+        guest: DomId,
+        /// Its stub, by which the record is found.
+        stub: DomId,
+    },
+    /// Nobody may have it.
+    Quarantine,
+    /// No other guest may have it than this one, which had it and may still have it mapped.
+    Mapped {
+        /// The guest.
+        guest: DomId,
+    },
+}
+
+const QUARANTINE: &str = "quarantine";
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest { guest, stub } => write!(f, "guest {guest} stub {stub}"),
+            Self::Quarantine => f.write_str(QUARANTINE),
+            Self::Mapped { guest } => write!(f, "mapped {guest}"),
+        }
+    }
+}
+
+impl FromStr for Holder {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let words: Vec<_> = text.split(' ').collect();
+        match words[..] {
+            ["guest", guest, "stub", stub] => Ok(Self::Guest {
+                guest: guest.parse().map_err(drop)?,
+                stub: stub.parse().map_err(drop)?,
+            }),
+            [QUARANTINE] => Ok(Self::Quarantine),
+            ["mapped", guest] => Ok(Self::Mapped {
+                guest: guest.parse().map_err(drop)?,
+            }),
+            _ => Err(()),
+        }
+    }
+}
+
+impl Holder {
+    /// What libxl reads. It only looks whether there is anything; a device in quarantine is dom0's.
+    fn domid(self) -> DomId {
+        match self {
+            Self::Guest { guest, .. } | Self::Mapped { guest } => guest,
+            Self::Quarantine => 0,
+        }
+    }
+
+    /// True if records say the same. A note is only as good as they are: whoever wrote it may have been killed.
+    pub fn is_recorded<S: Nodes>(self, store: &mut S, bdf: Bdf) -> Result<bool, Error<S::TransportError>> {
+        let path = match self {
+            Self::Guest { stub, .. } => mode_path(stub, bdf),
+            Self::Quarantine => quarantine_path(bdf),
+            Self::Mapped { .. } => mapped_path(bdf),
+        };
+        Ok(store.read_optional(&path)?.is_some())
+    }
+}
+
+fn directory(bdf: Bdf) -> String {
+    format!("{DEVICES}/{}", node_name(bdf))
+}
+
+/// A note of libxl's, or ours, of a device.
+pub fn path(bdf: Bdf, key: &str) -> String {
+    format!("{}/{key}", directory(bdf))
+}
+
+/// Whose a device is by our note; `None` if libxl's is its own, or there is none.
+pub fn holder<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<Holder>, Error<S::TransportError>> {
+    let text = store.read_optional(&path(bdf, HOLDER))?;
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
+/// The domain that libxl itself has given a device to; `None` if there is no such, or the note is ours.
+pub fn foreign<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<String>, Error<S::TransportError>> {
+    match store.read_optional(&path(bdf, HOLDER))? {
+        Some(_) => Ok(None),
+        None => store.read_optional(&path(bdf, DOMID)),
+    }
+}
+
+/// Tells libxl that a device is in use.
+pub fn claim<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<(), Error<S::TransportError>> {
+    store.write(&path(bdf, HOLDER), &holder.to_string())?;
+    store.write(&path(bdf, DOMID), &holder.domid().to_string())
+}
+
+/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has noted itself stays.
+pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::TransportError>> {
+    if store.read_optional(&path(bdf, HOLDER))?.is_none() {
+        return Ok(());
+    }
+    if Holder::Quarantine.is_recorded(store, bdf)? {
+        return claim(store, bdf, Holder::Quarantine);
+    }
+    if let Some(guest) = mapping_guest(store, bdf)? {
+        return claim(store, bdf, Holder::Mapped { guest });
+    }
+    for key in [HOLDER, DOMID] {
+        store.remove(&path(bdf, key))?;
+    }
+    if store.directory(&directory(bdf))?.is_empty() {
+        store.remove(&directory(bdf))?;
+    }
+    Ok(())
+}
+
+/// True if libxl reads of a device what this holder would have it read.
+pub fn is_told<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<bool, Error<S::TransportError>> {
+    let told = store.read_optional(&path(bdf, DOMID))?;
+    let by_us = self::holder(store, bdf)? == Some(holder);
+    Ok(by_us && told == Some(holder.domid().to_string()))
+}
+
+/// The guest that may have a device mapped, if it lives: its number.
+fn mapping_guest<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<DomId>, Error<S::TransportError>> {
+    let text = store.read_optional(&mapped_path(bdf))?;
+    // One that cannot be read may be anybody's, and is dom0's for libxl.
+    Ok(text.map(|text| serde_json::from_str(&text).map_or(0, |guest: Domain| guest.domid)))
+}

@@ -1,0 +1,515 @@
+//! What dom0 remembers of an attachment, so that any process of dom0 can undo it.
+//!
+//! The record is written before anything is given away, and removed after everything is taken back:
+//! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
+//! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
+
+use super::assignable::{self, Holder};
+use super::error::RecordError;
+use super::paths::{
+    ATTACHMENTS, KEEPSAKE, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
+};
+use crate::domains::Domain;
+use crate::inject::{self, Point};
+use crate::mode::{Change, Mode, Note};
+use crate::serde_text::{self, json};
+use crate::store::Store;
+use crate::terms::Terms;
+use crate::xenctrl::DomId;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+use xenbus::device::{Bars, Ids, SlotMode};
+
+/// One device of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Real address.
+    #[serde(with = "serde_text::text")]
+    pub bdf: Bdf,
+    /// Vendor and device.
+    #[serde(with = "serde_text::text")]
+    pub ids: Ids,
+    /// Address ranges.
+    #[serde(with = "serde_text::text")]
+    pub bars: Bars,
+    /// Machine frame of the ECAM page.
+    pub ecam: u64,
+    /// The INTx line, if there is one.
+    pub gsi: Option<u32>,
+    /// False if the line stays silent because others use it.
+    pub line_offered: bool,
+    /// The first 64 bytes of configuration space, as they were before the guest got the device.
+    #[serde(with = "serde_text::hex")]
+    pub header: Vec<u8>,
+    /// On what terms the guest has it.
+    #[serde(default)]
+    pub terms: Terms,
+    /// The physical function of a virtual one (SR-IOV), which stays in dom0.
+    #[serde(default, with = "serde_text::optional_text")]
+    pub physical: Option<Bdf>,
+    /// The inode of its directory in sysfs: another one means that dom0 has removed it and found it again.
+    #[serde(default)]
+    pub inode: Option<u64>,
+}
+
+/// A guest, its stub, and the devices between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The guest that owns the devices.
+    pub guest: Domain,
+    /// The stub that serves it.
+    pub stub: Domain,
+    /// How the guest addresses them.
+    pub slots: SlotMode,
+    /// The devices, in the order of their numbers in xenstore.
+    pub devices: Vec<Device>,
+    /// The interrupt mode of each.
+    pub modes: Vec<Mode>,
+}
+
+/// The version of records that is written. One that only adds what an earlier `bulkhead` may pass over keeps it.
+pub const VERSION: u32 = 1;
+
+/// Of records from before there were versions.
+fn first_version() -> u32 {
+    1
+}
+
+#[derive(Serialize, Deserialize)]
+struct Ends {
+    #[serde(default = "first_version")]
+    version: u32,
+    guest: Domain,
+    stub: Domain,
+    #[serde(default, with = "serde_text::text")]
+    slots: SlotMode,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default = "first_version")]
+    version: u32,
+}
+
+impl Attachment {
+    /// The addresses of the devices.
+    pub fn bdfs(&self) -> impl Iterator<Item = Bdf> {
+        self.devices.iter().map(|device| device.bdf)
+    }
+
+    /// What libxl is told of its devices.
+    pub fn holder(&self) -> Holder {
+        Holder::Guest {
+            guest: self.guest.domid,
+            stub: self.stub.domid,
+        }
+    }
+
+    /// The devices, each with its interrupt mode.
+    pub fn devices_and_modes(&self) -> impl Iterator<Item = (&Device, &Mode)> {
+        self.devices.iter().zip(&self.modes)
+    }
+
+    /// The same attachment with more devices, whose messages are off.
+    pub fn with(&self, devices: Vec<Device>) -> Self {
+        let mut more = self.clone();
+        more.modes.extend(devices.iter().map(|_| Mode::Line));
+        more.devices.extend(devices);
+        more
+    }
+
+    /// The same attachment without some of its devices.
+    pub fn without(&self, bdfs: &[Bdf]) -> Self {
+        let kept = self
+            .devices_and_modes()
+            .filter(|(device, _)| !bdfs.contains(&device.bdf));
+        let (devices, modes) = kept.map(|(device, mode)| (device.clone(), mode.clone())).unzip();
+        Self {
+            guest: self.guest.clone(),
+            stub: self.stub.clone(),
+            slots: self.slots,
+            devices,
+            modes,
+        }
+    }
+
+    /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already, the mode is left as it
+    /// is: the service may have noted another one since `self` was read.
+    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
+        let ends = Ends {
+            version: VERSION,
+            guest: self.guest.clone(),
+            stub: self.stub.clone(),
+            slots: self.slots,
+        };
+        let root = path(self.stub.domid);
+        make_root(store)?;
+        let taken = store.transaction(|store| {
+            for bdf in self.bdfs() {
+                if let Some(domid) = assignable::foreign(store, bdf)? {
+                    return Ok(Some((bdf, domid)));
+                }
+            }
+            store.write(&root, &json(&ends))?;
+            let recorded = store.directory(&root)?;
+            let mut nodes = BTreeSet::new();
+            for (index, (device, mode)) in self.devices_and_modes().enumerate() {
+                let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
+                store.write(&format!("{root}/{dev}"), &json(device))?;
+                if !recorded.contains(&irq) {
+                    store.write(&format!("{root}/{irq}"), &mode.to_string())?;
+                }
+                assignable::claim(store, device.bdf, self.holder())?;
+                nodes.extend([dev, irq]);
+            }
+            let stays = |key: &String| key == KEEPSAKE || nodes.contains(key);
+            for left_over in recorded.iter().filter(|key| !stays(key)) {
+                store.remove(&format!("{root}/{left_over}"))?;
+                if let Some(bdf) = bdf_of_mode(left_over) {
+                    assignable::unclaim(store, bdf)?;
+                }
+            }
+            Ok(None)
+        })?;
+        if let Some((bdf, domid)) = taken {
+            return Err(RecordError::Taken { bdf, domid });
+        }
+        inject::point(Point::Recorded);
+        Ok(())
+    }
+
+    /// Reads the record of a stub; `None` if there is none.
+    pub fn read(store: &mut Store, stub: DomId) -> Result<Option<Self>, RecordError> {
+        let root = path(stub);
+        let nodes = store.transaction(|store| {
+            let Some(ends) = store.read_optional(&root)? else {
+                return Ok(None);
+            };
+            let mut nodes = BTreeMap::new();
+            for key in store.directory(&root)? {
+                // xenstored shows what others have removed since the listing; the end of the transaction tells that.
+                if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
+                    nodes.insert(key, value);
+                }
+            }
+            Ok(Some((ends, nodes)))
+        })?;
+        nodes
+            .map(|(ends, nodes)| Self::from_nodes(stub, &ends, &nodes))
+            .transpose()
+    }
+
+    fn from_nodes(stub: DomId, ends: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
+        let root = path(stub);
+        let damaged = |path: &str, cause: &dyn std::fmt::Display| RecordError::Damaged {
+            stub,
+            path: path.to_owned(),
+            cause: cause.to_string(),
+        };
+        // First the version alone: what else there is may have another form.
+        let Versioned { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
+        if version > VERSION {
+            return Err(RecordError::Newer { stub, version });
+        }
+        let ends: Ends = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
+        let mut devices = Vec::new();
+        let mut modes = Vec::new();
+        for index in 0.. {
+            let Some(device) = nodes.get(&format!("dev-{index}")) else {
+                break;
+            };
+            let device: Device = serde_json::from_str(device)
+                .map_err(|error| damaged(&format!("{root}/dev-{index}"), &error))?;
+            let key = mode_key(device.bdf);
+            let mode = nodes.get(&key).map_or("", String::as_str);
+            modes.push(
+                mode.parse()
+                    .map_err(|error| damaged(&format!("{root}/{key}"), &error))?,
+            );
+            devices.push(device);
+        }
+        Ok(Self {
+            guest: ends.guest,
+            stub: ends.stub,
+            slots: ends.slots,
+            devices,
+            modes,
+        })
+    }
+
+    /// Reads all records. A damaged one does not hide the others.
+    pub fn all(store: &mut Store) -> Result<(Vec<Self>, Vec<RecordError>), RecordError> {
+        let mut stubs: Vec<DomId> = children(store, ATTACHMENTS)?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        stubs.sort_unstable();
+        let mut attachments = Vec::new();
+        let mut errors = Vec::new();
+        for stub in stubs {
+            match Self::read(store, stub) {
+                Ok(attachment) => attachments.extend(attachment),
+                Err(error) => errors.push(error),
+            }
+        }
+        Ok((attachments, errors))
+    }
+
+    /// Removes the record, and tells libxl that its devices are free, in one transaction.
+    pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
+        let root = path(self.stub.domid);
+        store.transaction(|store| {
+            for bdf in children(store, &root)?.iter().filter_map(|key| bdf_of_mode(key)) {
+                assignable::unclaim(store, bdf)?;
+            }
+            store.remove(&root)
+        })?;
+        Ok(())
+    }
+}
+
+/// The devices of a record, which may be damaged.
+pub fn devices_of(store: &mut Store, stub: DomId) -> Result<Vec<Bdf>, RecordError> {
+    let keys = children(store, &path(stub))?;
+    Ok(keys.iter().filter_map(|key| bdf_of_mode(key)).collect())
+}
+
+/// Notes the interrupt mode of a device, or a change of it to come.
+pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, note: Note<'_>) -> Result<(), RecordError> {
+    let text = match note {
+        Note::Change(change) => change.to_string(),
+        Note::Mode(mode) => mode.to_string(),
+    };
+    Ok(store.write(&mode_path(stub, bdf), &text)?)
+}
+
+/// The change of a device's interrupt mode whose end was never noted, if there is one.
+pub fn unfinished_change(store: &mut Store, stub: DomId, bdf: Bdf) -> Result<Option<Change>, RecordError> {
+    let text = store.read_optional(&mode_path(stub, bdf))?;
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::records::paths::ROOT;
+    use crate::store::tests::{connect, dom0};
+    use xenbus::model::Xenstored;
+
+    pub fn domain(domid: DomId, name: &str) -> Domain {
+        Domain {
+            domid,
+            name: name.into(),
+            uuid: format!("00000000-0000-0000-0000-{domid:012}"),
+        }
+    }
+
+    pub fn device(bdf: &str) -> Device {
+        Device {
+            bdf: bdf.parse().unwrap(),
+            ids: "8086:10d3".parse().unwrap(),
+            bars: crate::resources::parse(crate::resources::tests::E1000E).unwrap(),
+            ecam: 0xb0028,
+            gsi: Some(20),
+            line_offered: true,
+            header: (0..64).collect(),
+            terms: Terms::default(),
+            physical: None,
+            inode: None,
+        }
+    }
+
+    /// A virtual function of 01:00.0.
+    pub fn virtual_function(bdf: &str) -> Device {
+        Device {
+            gsi: None,
+            line_offered: false,
+            physical: Some("01:00.0".parse().unwrap()),
+            ..device(bdf)
+        }
+    }
+
+    pub fn attachment() -> Attachment {
+        let without_line = Device {
+            gsi: None,
+            line_offered: false,
+            ..device("00:06.0")
+        };
+        Attachment {
+            guest: domain(3, "web"),
+            stub: domain(4, "web-bulkhead"),
+            slots: SlotMode::Vpci,
+            devices: vec![device("00:05.0"), without_line],
+            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Line],
+        }
+    }
+
+    #[test]
+    fn every_node_fits_in_a_message_of_xenstore() {
+        let mode = Mode::Msix((1920..2048).map(|entry| (entry, 65_535)).collect());
+        for value in [mode.to_string(), json(&device("00:05.0"))] {
+            assert!(value.len() < 3072, "{}: {value}", value.len());
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_with_its_cause_and_the_way_out() {
+        let nodes = [("dev-0".to_owned(), "{}".to_owned())].into();
+        let Attachment {
+            guest, stub, slots, ..
+        } = attachment();
+        let version = VERSION;
+        let domains = json(&Ends {
+            version,
+            guest,
+            stub,
+            slots,
+        });
+        let error = Attachment::from_nodes(4, &domains, &nodes).unwrap_err();
+        assert_eq!(error.stub(), Some(4));
+        let error = error.to_string();
+        let root = "/local/domain/0/bulkhead/attachment/4";
+        assert!(
+            error.starts_with(&format!(
+                "the record {root}/dev-0 is damaged (missing field `bdf`"
+            )),
+            "{error}"
+        );
+        assert!(
+            error.contains("domain 4, its stub") && error.contains(&format!("`xenstore-rm {root}`")),
+            "{error}"
+        );
+        let error = Attachment::from_nodes(4, "", &nodes).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the record {root} is damaged")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_passed_over_and_a_later_form_is_named() {
+        let mut store = dom0(&Xenstored::new());
+        attachment().write(&mut store).unwrap();
+        for node in [path(4), format!("{}/dev-0", path(4))] {
+            let text = store.read(&node).unwrap();
+            store
+                .write(&node, &text.replacen('{', r#"{"of_a_later_version":[1],"#, 1))
+                .unwrap();
+        }
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+        let text = store.read(&path(4)).unwrap();
+        assert!(text.contains("\"version\":1"), "{text}");
+        store
+            .write(&path(4), &text.replace("\"version\":1,", ""))
+            .unwrap();
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+
+        store.write(&path(4), r#"{"version":2,"domains":[3,4]}"#).unwrap();
+        let error = Attachment::read(&mut store, 4).unwrap_err();
+        assert!(
+            matches!(error, RecordError::Newer { stub: 4, version: 2 }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("use the newer one"), "{error}");
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_terms_is_read_as_one_of_usual_terms() {
+        let mut device = device("00:05.0");
+        let usual = json(&device);
+        device.terms = crate::terms::tests::unusual();
+        assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
+        let terms = format!(
+            ",\"terms\":{},\"physical\":null,\"inode\":null",
+            json(&Terms::default())
+        );
+        let old = usual.replace(&terms, "");
+        assert_ne!(old, usual);
+        device.terms = Terms::default();
+        assert_eq!(serde_json::from_str::<Device>(&old).unwrap(), device);
+    }
+
+    #[test]
+    fn the_physical_function_of_a_virtual_one_is_recorded() {
+        let device = virtual_function("01:10.0");
+        assert_eq!(serde_json::from_str::<Device>(&json(&device)).unwrap(), device);
+        let damaged = json(&device).replace("0000:01:00.0", "the first");
+        assert!(serde_json::from_str::<Device>(&damaged).is_err());
+    }
+
+    #[test]
+    fn a_record_lies_in_xenstore_out_of_sight_of_other_domains() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        attachment().write(&mut store).unwrap();
+        note_mode(
+            &mut store,
+            4,
+            "00:06.0".parse().unwrap(),
+            Note::Mode(&Mode::Msi(53)),
+        )
+        .unwrap();
+        let mut expected = attachment();
+        expected.modes[1] = Mode::Msi(53);
+        let (all, damaged) = Attachment::all(&mut store).unwrap();
+        assert_eq!((all, damaged.len()), (vec![expected.clone()], 0));
+
+        daemon.introduce(4);
+        let mut stub = connect(&daemon, 4);
+        for node in [ROOT, ATTACHMENTS, &path(4), &format!("{}/dev-0", path(4))] {
+            assert!(stub.read(node).is_err(), "{node}");
+        }
+
+        expected.remove(&mut store).unwrap();
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), None);
+        assert!(Attachment::all(&mut store).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_list_that_changes_keeps_what_the_service_has_noted_meanwhile_and_leaves_nothing_behind() {
+        let mut store = dom0(&Xenstored::new());
+        let before = attachment();
+        before.write(&mut store).unwrap();
+        let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
+        note_mode(&mut store, 4, six, Note::Mode(&Mode::Msi(53))).unwrap();
+
+        before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.modes, [before.modes[0].clone(), Mode::Msi(53), Mode::Line]);
+
+        // The number of the second device changes, its mode does not.
+        read.without(&[five]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        let left: Vec<_> = read.bdfs().map(|bdf| bdf.to_string()).collect();
+        assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
+        assert_eq!(read.modes, [Mode::Msi(53), Mode::Line]);
+        assert_eq!(store.directory(&path(4)).unwrap().len(), 4);
+
+        // A device that comes back starts anew.
+        read.with(vec![device("00:05.0")]).write(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.modes[2], Mode::Line);
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_hide_the_others() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        attachment().write(&mut store).unwrap();
+        store.write(&path(9), "nonsense").unwrap();
+        let (all, damaged) = Attachment::all(&mut store).unwrap();
+        assert_eq!((all.len(), damaged.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_header_that_is_no_row_of_bytes_is_refused() {
+        let good = json(&device("00:05.0"));
+        assert!(serde_json::from_str::<Device>(&good).is_ok());
+        for bad in ["0", "0g", "+1", "é0"] {
+            let text = good.replace("000102", bad);
+            assert!(serde_json::from_str::<Device>(&text).is_err(), "{text}");
+        }
+    }
+}

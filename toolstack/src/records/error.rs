@@ -1,0 +1,62 @@
+//! Why a record is of no use.
+
+use super::attachment::VERSION;
+use super::paths;
+use crate::store::StoreError;
+use crate::xenctrl::DomId;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// A record that could not be read or written.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// xenstore said no.
+    #[error("cannot use the records of attachments in xenstore")]
+    Store(#[from] StoreError),
+    /// A record that nobody of ours wrote.
+    #[error(
+        "the record {path} is damaged ({cause}): end the guest that has its devices and domain {stub}, its stub, with \
+         `xl destroy`, then remove it with `xenstore-rm {root}`; `bulkhead release` gives its devices back to dom0",
+        root = paths::attachment(*stub)
+    )]
+    Damaged {
+        /// The stub whose record it is.
+        stub: DomId,
+        /// The node.
+        path: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A record by a later version of this program.
+    #[error(
+        "the record {root} is of version {version}, by a newer bulkhead than this one, which knows version {VERSION}: \
+         use the newer one for this guest",
+        root = paths::attachment(*stub)
+    )]
+    Newer {
+        /// The stub whose record it is.
+        stub: DomId,
+        /// Its version.
+        version: u32,
+    },
+    /// libxl has given a device away.
+    #[error(
+        "domain {domid} has {bdf} through dom0's xen-pciback since a moment ago: `xl pci-detach {domid} {bdf}` frees it"
+    )]
+    Taken {
+        /// The device.
+        bdf: Bdf,
+        /// The domain, by libxl's note.
+        domid: String,
+    },
+}
+
+impl RecordError {
+    /// The stub whose record cannot be read, if it is about one.
+    pub fn stub(&self) -> Option<DomId> {
+        match self {
+            Self::Damaged { stub, .. } | Self::Newer { stub, .. } => Some(*stub),
+            Self::Store(_) | Self::Taken { .. } => None,
+        }
+    }
+}

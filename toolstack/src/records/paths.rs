@@ -1,0 +1,122 @@
+//! Where the records lie in xenstore.
+
+use super::error::RecordError;
+use crate::store::Store;
+use crate::xenctrl::DomId;
+use xenbus::bdf::Bdf;
+use xenbus::client::{Error as NodeError, Store as Nodes};
+use xenbus::permission::{Access, Permission};
+
+/// Directory of everything remembered.
+pub const ROOT: &str = "/local/domain/0/bulkhead";
+/// Directory of the attachments, by the stub's domid.
+pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
+/// Below a record: the directory of the stub's [`crate::keepsake`].
+pub const KEEPSAKE: &str = "keepsake";
+/// Directory of the devices that did not recover: by [`node_name`], with the reason.
+pub const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
+/// Directory of the functions without a driver whose INTx was disabled (`crate::idle_intx`): by [`node_name`].
+pub const INTX_DISABLED: &str = "/local/domain/0/bulkhead/intx-disabled";
+/// Directory of the devices that were taken from a guest that lived on: by [`node_name`], with the guest.
+pub const MAPPED: &str = "/local/domain/0/bulkhead/mapped";
+
+/// By the device's address, which it keeps, whatever its number in the list becomes.
+pub fn mode_key(bdf: Bdf) -> String {
+    format!("{MODE}{}", node_name(bdf))
+}
+
+/// How a [`mode_key`] begins.
+pub const MODE: &str = "irq-";
+
+/// The device of a [`mode_key`].
+pub fn bdf_of_mode(key: &str) -> Option<Bdf> {
+    bdf_of(key.strip_prefix(MODE)?)
+}
+
+/// The node that every device of a record has, even if the record is damaged.
+pub(crate) fn mode_path(stub: DomId, bdf: Bdf) -> String {
+    format!("{}/{}", attachment(stub), mode_key(bdf))
+}
+
+/// The node of a device in quarantine.
+pub fn quarantine_path(bdf: Bdf) -> String {
+    format!("{QUARANTINE}/{}", node_name(bdf))
+}
+
+/// The node of a function whose INTx was disabled.
+pub fn intx_disabled_path(bdf: Bdf) -> String {
+    format!("{INTX_DISABLED}/{}", node_name(bdf))
+}
+
+/// The node of a device that a guest may still have mapped.
+pub fn mapped_path(bdf: Bdf) -> String {
+    format!("{MAPPED}/{}", node_name(bdf))
+}
+
+/// A device's address as the name of a node, which holds no colons and dots: `SSSS-BB-DD-F`, as libxl
+/// writes it too.
+pub fn node_name(bdf: Bdf) -> String {
+    bdf.to_string().replace([':', '.'], "-")
+}
+
+/// The address in a [`node_name`].
+pub fn bdf_of(name: &str) -> Option<Bdf> {
+    name.replacen('-', ":", 2).replacen('-', ".", 1).parse().ok()
+}
+
+/// The children of a node; none if it does not exist.
+pub fn children<S: Nodes>(store: &mut S, path: &str) -> Result<Vec<String>, NodeError<S::TransportError>> {
+    match store.directory(path) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        children => children,
+    }
+}
+
+/// Removes a node, if it is there, and its directory with the last one.
+pub fn remove_from<S: Nodes>(
+    store: &mut S,
+    directory: &str,
+    node: &str,
+) -> Result<(), NodeError<S::TransportError>> {
+    if store.read_optional(node)?.is_none() {
+        return Ok(());
+    }
+    store.remove(node)?;
+    if children(store, directory)?.is_empty() {
+        store.remove(directory)?;
+    }
+    Ok(())
+}
+
+/// The record of a stub.
+pub fn attachment(stub: DomId) -> String {
+    format!("{ATTACHMENTS}/{stub}")
+}
+
+/// Where a stub's [`crate::keepsake`] lies: it goes with the record.
+pub fn keepsake(stub: DomId) -> String {
+    format!("{}/{KEEPSAKE}", attachment(stub))
+}
+
+/// Makes the directory, closed to every other domain; what is made below inherits that.
+pub fn make_root(store: &mut Store) -> Result<(), RecordError> {
+    store.mkdir(ROOT)?;
+    let dom0_only = Permission {
+        domid: 0,
+        access: Access::None,
+    };
+    Ok(store.set_permissions(ROOT, &[dom0_only])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_can_be_the_name_of_a_node() {
+        let bdf = "0000:00:1f.2".parse().unwrap();
+        assert_eq!(node_name(bdf), "0000-00-1f-2");
+        assert_eq!(bdf_of("0000-00-1f-2"), Some(bdf));
+        assert_eq!(bdf_of("0000-00-1f"), None);
+    }
+}
