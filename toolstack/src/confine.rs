@@ -4,7 +4,7 @@
 //!
 //! Whatever runs programs or opens connections is the [`crate::launcher`], which is started before.
 
-use crate::control;
+use crate::paths;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
@@ -77,7 +77,7 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
     ),
     // What was remembered of a device that is released (`originals`).
     (
-        control::RUN,
+        paths::RUN,
         make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile}),
     ),
 ];
@@ -324,11 +324,11 @@ pub(crate) mod tests {
     }
 
     /// Runs something with the service's files and calls, where `root` stands for `/sys` and holds `run` for
-    /// [`control::RUN`].
+    /// [`paths::RUN`].
     fn confined_to<T: Send + 'static>(root: &Path, work: impl FnOnce() -> T + Send + 'static) -> T {
         let place = |path: &str| match path.strip_prefix("/sys") {
             Some(below) => root.join(below.trim_start_matches('/')),
-            None if path == control::RUN => root.join("run"),
+            None if path == paths::RUN => root.join("run"),
             None => path.into(),
         };
         let files: Vec<_> = FILES

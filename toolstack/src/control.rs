@@ -1,6 +1,7 @@
 //! How the commands talk to the service: one line of JSON each way, over a socket that only root may
 //! use.
 
+use crate::paths::{LOG, RUN};
 use crate::release::Released;
 use crate::say::note;
 use crate::serde_text;
@@ -22,14 +23,10 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 
-/// Directory of what exists only while the host runs.
-pub const RUN: &str = "/run/bulkhead";
 const SOCKET: &str = "/run/bulkhead/serve.sock";
 const SERVICE_LOCK: &str = "/run/bulkhead/serve.lock";
 const COMMAND_LOCK: &str = "/run/bulkhead/command.lock";
 const LOG_DIRECTORY: &str = "/var/log/bulkhead";
-/// Where a service that was started by a command logs to.
-pub const LOG: &str = "/var/log/bulkhead/serve.log";
 /// The longest line that either side reads.
 const LONGEST_LINE: u64 = 1 << 20;
 /// The longest number of a process, in bytes.

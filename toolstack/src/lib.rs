@@ -13,8 +13,7 @@
 //!   It also hears of errors of devices ([`uevent`]) and takes the guest through their [`recovery`]; a [`snapshot`]
 //!   brings back what a reset took.
 //! - [`launcher`] is the process that runs other programs for the service.
-//! - [`launch`], [`hotplug`], [`check`], [`hold`] and [`status`] are the commands around that; [`list`] changes the devices of a guest
-//!   that runs.
+//! - [`commands`] and [`status`] are around that; [`list`] changes the devices of a guest that runs.
 //! - A stub that dies is brought back: [`revival`] says whether, [`keepsake`] has what it left, [`recreate`] creates its
 //!   domain through [`xenlight`]; [`failed`] notes those that could not be.
 //!
@@ -28,8 +27,8 @@ pub mod acking;
 pub mod attach;
 pub mod bytes;
 pub mod capabilities;
-pub mod check;
 pub mod checks;
+pub mod commands;
 pub mod config;
 pub mod confine;
 pub mod control;
@@ -41,16 +40,13 @@ pub mod function;
 pub mod guard;
 pub mod guest;
 pub mod header;
-pub mod hold;
 pub mod holdings;
 pub mod host;
-pub mod hotplug;
 pub mod idle_intx;
 pub mod inject;
 pub mod interrupts;
 pub mod ivrs;
 pub mod keepsake;
-pub mod launch;
 pub mod launcher;
 pub mod list;
 pub mod mcfg;
@@ -59,9 +55,9 @@ pub mod names;
 pub mod nodes;
 pub mod originals;
 pub mod pace;
+pub mod paths;
 pub mod pci_ids;
 pub mod policy;
-pub mod prepare;
 pub mod progress;
 pub mod ratelimit;
 pub mod records;
@@ -75,7 +71,6 @@ pub mod restore;
 pub mod revival;
 pub mod say;
 pub mod seize;
-pub mod select;
 pub mod serde_text;
 pub mod serve;
 pub mod snapshot;
@@ -85,9 +80,7 @@ pub mod sysfs;
 pub mod systemd;
 pub mod terms;
 pub mod uevent;
-pub mod undo;
 pub mod unfinished;
-pub mod waiting;
 pub mod xenctrl;
 pub mod xendev;
 pub mod xenlight;

@@ -15,12 +15,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use toolstack::commands::attach::{self, Attach};
+use toolstack::commands::run::{self, Run};
+use toolstack::commands::{Ended, check, destroy, detach, hold, irq};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
-use toolstack::launch::{self, Attach, Ended, Run};
 use toolstack::policy::Choices;
 use toolstack::terms::Terms;
-use toolstack::{check, hold, launcher, recreate, say, serve, status};
+use toolstack::{launcher, recreate, say, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -274,7 +276,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             wait,
         } => {
             let (config, devices) = apart(name, config, devices).unwrap_or_else(|error| error.exit());
-            let ended = launch::run(&Run {
+            let ended = run::run(&Run {
                 config: config.into(),
                 devices,
                 choices: terms.into(),
@@ -297,7 +299,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             wait,
         } => {
             let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
-            launch::attach(&Attach {
+            attach::attach(&Attach {
                 guest,
                 stub,
                 devices,
@@ -307,8 +309,8 @@ fn execute(command: Command) -> Result<ExitCode> {
                 wait: Duration::from_secs(wait),
             })
         }
-        Command::Detach { who, trusted_guest } => launch::detach(&who, trusted_guest),
-        Command::Destroy { who } => launch::destroy(&who),
+        Command::Detach { who, trusted_guest } => detach::detach(&who, trusted_guest),
+        Command::Destroy { who } => destroy::destroy(&who),
         Command::Check {
             devices,
             guest,
@@ -338,7 +340,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             devices,
             trusted_guest,
         } => hold::release(&devices, trusted_guest),
-        Command::Irq { device, ack } => launch::answer_for_line(&device, ack == Switch::On),
+        Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Launcher => {
             let socket = std::io::stdin().as_fd().try_clone_to_owned();

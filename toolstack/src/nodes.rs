@@ -3,6 +3,7 @@
 use crate::keepsake::Published;
 use crate::records::{self, Attachment};
 use crate::store::{Store, StoreError, Stream};
+use crate::xenctrl::DomId;
 use xenbus::client::{Error, Store as _, Transaction};
 use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;
@@ -255,6 +256,16 @@ pub fn of_second(number: usize, device: &records::Device) -> [(String, Option<St
         (Numbered::Virtual, device.physical.map(|_| "1".to_owned())),
     ]
     .map(|(key, value)| (key.at(number), value))
+}
+
+/// Where the service says why it does not serve a stub.
+pub fn error_node(stub: DomId) -> String {
+    format!("{}/0/error", error_directory(stub))
+}
+
+/// The directory of [`error_node`], which goes away with the attachment.
+pub fn error_directory(stub: DomId) -> String {
+    format!("/local/domain/0/error/backend/bulkhead/{stub}")
 }
 
 #[cfg(test)]

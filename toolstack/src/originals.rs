@@ -5,8 +5,8 @@
 
 use crate::capabilities::Capabilities;
 use crate::config::Config;
-use crate::control::RUN;
 use crate::guard::{Guard, Rule};
+use crate::paths::RUN;
 use crate::records::Device;
 use crate::sysfs::Sysfs;
 use crate::terms::Terms;

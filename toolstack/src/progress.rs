@@ -3,9 +3,8 @@
 use crate::domains::is_alive;
 use crate::failed::Failed;
 use crate::list::List;
-use crate::nodes::guest_errors;
+use crate::nodes::{error_node, guest_errors};
 use crate::records::Attachment;
-use crate::serve;
 use crate::store::{Store, StoreError};
 use std::path::Path;
 use xenbus::bdf::Bdf;
@@ -69,7 +68,7 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
             return Ok(Progress::Failed(domain_says(&attachment.stub.name, &error)));
         }
     }
-    if let Some(error) = store.read_optional(&serve::error_node(stub))? {
+    if let Some(error) = store.read_optional(&error_node(stub))? {
         return Ok(Progress::Failed(format!("the service says: {error}")));
     }
     let said = store.read_optional(&format!("{}/error", guest_errors(attachment)))?;
@@ -279,7 +278,7 @@ fn console_log_in(directories: &[&Path], domain: &str) -> String {
 }
 
 fn service_log() -> String {
-    format!("see {}, or `journalctl -u bulkhead`", crate::control::LOG)
+    format!("see {}, or `journalctl -u bulkhead`", crate::paths::LOG)
 }
 
 #[cfg(test)]

@@ -12,13 +12,12 @@ use crate::idle_intx;
 use crate::inject::{self, Point};
 use crate::list;
 use crate::mode::Mode;
-use crate::nodes::first_hop;
+use crate::nodes::{error_directory, first_hop};
 use crate::originals;
 use crate::records::{self, Attachment, Device};
 use crate::reset::{self, quiesce};
 use crate::resources::resources;
 use crate::seize::{SeizeError, make_ready};
-use crate::serve;
 use crate::sysfs::{PCIBACK, Sysfs};
 use crate::xenctrl::{DomId, Hypervisor};
 use rustix::io::Errno;
@@ -56,7 +55,7 @@ pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Re
         DeviceType::Bulkhead.backends(0),
         attachment.stub.domid
     )];
-    nodes.push(serve::error_directory(attachment.stub.domid));
+    nodes.push(error_directory(attachment.stub.domid));
     if guest_lives {
         // One by one: Linux does not see a device go whose directory vanishes with the one above, and would take the
         // next one for the same.
@@ -503,7 +502,7 @@ mod tests {
             let hop = first_hop(&attachment);
             for node in [
                 format!("{}/state", hop.frontend_dir()),
-                format!("{}/x", serve::error_directory(4)),
+                format!("{}/x", error_directory(4)),
                 "/local/domain/0/backend/bulkhead/4/0/state".to_owned(),
             ] {
                 host.store.write(&node, "1").unwrap();

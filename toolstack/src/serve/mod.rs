@@ -20,14 +20,15 @@ mod unplug;
 mod wake;
 
 use crate::confine::{ConfineError, confine};
-use crate::control::{self, ControlError, Listener, Reply, Request};
+use crate::control::{ControlError, Listener, Reply, Request};
 use crate::domains::is_alive;
 use crate::failed::{self, Failed};
 use crate::holdings::Holdings;
 use crate::host::{Host, HostError, Runner};
 use crate::keepsake;
 use crate::launcher::{LaunchError, Launcher};
-use crate::nodes::first_hop;
+use crate::nodes::{error_node, first_hop};
+use crate::paths;
 use crate::ratelimit::RateLimit;
 use crate::records::assignable;
 use crate::records::{self, ATTACHMENTS, Attachment, RecordError};
@@ -827,7 +828,7 @@ impl Service {
                 message: format!(
                     "stub {} is not served: see the log {}",
                     attachment.stub.name,
-                    control::LOG
+                    paths::LOG
                 ),
             };
         };
@@ -992,16 +993,6 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Reply {
     Reply::Error {
         message: format!("{:#}", anyhow::Error::from(error)),
     }
-}
-
-/// Where the service says why it does not serve a stub.
-pub fn error_node(stub: DomId) -> String {
-    format!("{}/0/error", error_directory(stub))
-}
-
-/// The directory of [`error_node`], which goes away with the attachment.
-pub fn error_directory(stub: DomId) -> String {
-    format!("/local/domain/0/error/backend/bulkhead/{stub}")
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! Which guest, and which of its devices, the words of a command mean.
 
 use crate::domains::{self, DomainError};
+use crate::host::Host;
 use crate::names::{self, NameError};
 use crate::records::Attachment;
+use crate::say::note;
 use crate::store::Store;
 use crate::sysfs::Sysfs;
+use anyhow::Result;
 use bulkhead_config::name::Name;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
@@ -199,6 +202,13 @@ pub fn of_device<'a>(
             bdfs: meant.iter().map(|(_, device)| device.bdf).collect(),
         }),
     }
+}
+
+/// All attachments; of those that cannot be read it is said why.
+pub fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
+    let (attachments, damaged) = Attachment::all(&mut host.store)?;
+    damaged.iter().for_each(|error| note!("{error}"));
+    Ok(attachments)
 }
 
 #[cfg(test)]

@@ -1,19 +1,21 @@
 //! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
 
+use super::reclaim::stays_held;
+use super::undo::Undo;
+use super::waiting::Interrupt;
 use crate::checks::{self, Refusal, Surroundings};
-use crate::control;
 use crate::domains::Domain;
 use crate::host::Host;
 use crate::originals;
+use crate::paths;
 use crate::policy::{self, Choices, Decided};
-use crate::records::{Device, Taken};
+use crate::records::{self, Attachment, Device, Taken};
 use crate::say::{note, say};
-use crate::seize::{Before, make_ready, seize};
+use crate::seize::{Back, Before, give_back, make_ready, seize};
+use crate::store::Store;
 use crate::terms::Terms;
-use crate::undo::{Step, Undo};
-use crate::waiting::Interrupt;
 use crate::xl;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use bulkhead_config::options::Wanted;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
@@ -83,7 +85,8 @@ impl Checked {
     pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
             let seized = seize(host, bdf, Taken::ForGuest, undo.command());
-            undo.push(Step::Seized(bdf));
+            let command = undo.command().to_owned();
+            undo.push(move |host| undo_seize(host, bdf, &command));
             match seized? {
                 Before::Driven(driver) => say!("took {bdf} from dom0's driver {driver}"),
                 Before::Idle => say!("took {bdf}, which had no driver in dom0"),
@@ -103,10 +106,75 @@ impl Checked {
         let (devices, notices) = checks::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| note!("{notice}"));
         for Device { bdf, terms, .. } in &devices {
-            originals::keep(*bdf, terms, &self.around.sysfs).with_context(|| {
-                format!("cannot keep what the registers of {bdf} hold in {}", control::RUN)
-            })?;
+            originals::keep(*bdf, terms, &self.around.sysfs)
+                .with_context(|| format!("cannot keep what the registers of {bdf} hold in {}", paths::RUN))?;
         }
         Ok(devices)
+    }
+}
+
+/// Gives a device back to dom0 that `command` had taken.
+fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
+    if is_to_go_back(&mut host.store, bdf, command)?
+        && let Back::MappedBy(guest) = give_back(host, bdf)?
+    {
+        note!("{}", stays_held(bdf, &guest));
+    }
+    Ok(())
+}
+
+/// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
+/// guest has it yet, and that is an error.
+fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
+    if !records::is_taken_by(store, bdf, command)? {
+        return Ok(false);
+    }
+    let (attachments, damaged) = Attachment::all(store)?;
+    if let Some(error) = damaged.into_iter().next() {
+        return Err(error).with_context(|| format!("{bdf} stays held: a guest may have it"));
+    }
+    for attachment in &attachments {
+        ensure!(
+            attachment.bdfs().all(|other| other != bdf),
+            "{bdf} stays with guest {}: `bulkhead detach {bdf}` tries again to take it back",
+            attachment.guest.name
+        );
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::tests::attachment;
+    use crate::store::tests::dom0;
+    use xenbus::client::Store as _;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_device_goes_back_if_this_command_took_it_and_nobody_else_has_since() {
+        let mut store = dom0(&Xenstored::new());
+        let bdf: Bdf = "00:05.0".parse().unwrap();
+        let goes_back = |store: &mut Store| is_to_go_back(store, bdf, "this").unwrap();
+        assert!(!goes_back(&mut store), "it was not taken");
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        assert!(goes_back(&mut store));
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "another").unwrap();
+        assert!(!goes_back(&mut store));
+        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        attachment().write(&mut store).unwrap();
+        let error = is_to_go_back(&mut store, bdf, "this").unwrap_err().to_string();
+        assert!(
+            error.starts_with("0000:00:05.0 stays with guest web: `bulkhead detach"),
+            "{error}"
+        );
+        let other: Bdf = "00:09.0".parse().unwrap();
+        records::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
+        assert!(is_to_go_back(&mut store, other, "this").unwrap());
+
+        // Whom a damaged record gives it to is not known.
+        store.write("/local/domain/0/bulkhead/attachment/9", "{").unwrap();
+        let error = is_to_go_back(&mut store, other, "this").unwrap_err().to_string();
+        assert_eq!(error, "0000:00:09.0 stays held: a guest may have it");
     }
 }

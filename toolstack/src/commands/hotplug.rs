@@ -1,21 +1,20 @@
 //! Devices that come to, and leave, a guest whose connection stands.
 
+use super::prepare::{self, Checked};
+use super::reclaim::{hand_back, take_back_once};
+use super::undo::Undo;
+use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use crate::attach;
 use crate::checks::{Groups, check_leaving};
 use crate::control::{self, Request};
 use crate::domains::is_alive;
 use crate::host::Host;
 use crate::inject::{self, Point};
-use crate::launch::{ask_release, hand_back};
 use crate::list::{self, List};
 use crate::policy::Choices;
-use crate::prepare::{self, Checked};
 use crate::progress::{settling, stub_says};
 use crate::records::Attachment;
-use crate::release::take_back;
 use crate::say::say;
-use crate::undo::{Step, Undo};
-use crate::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use anyhow::{Context, Result, ensure};
 use bulkhead_config::options::Wanted;
 use std::time::Duration;
@@ -64,7 +63,8 @@ fn add(
     checked.take_from_dom0(host, interrupt, undo)?;
     let devices = checked.describe()?;
     let grown = attachment.with(devices.clone());
-    undo.push(Step::Added(grown.clone(), checked.bdfs().to_vec()));
+    let (attachment_of_undo, bdfs) = (grown.clone(), checked.bdfs().to_vec());
+    undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
     attach::extend(host, &grown, &devices)?;
     control::insist(&Request::Follow {
         stub: attachment.stub.domid,
@@ -114,7 +114,7 @@ pub fn shrink(
 }
 
 /// Takes devices back whose coming was interrupted somewhere.
-pub fn undo(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
+fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
     list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
     let problems = take_back_once(host, attachment, bdfs)?.problems;
@@ -149,19 +149,6 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
 /// Waits until no change of the devices is under way.
 fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrupt: &Interrupt) -> Result<()> {
     wait(patience, interrupt, || Ok(settling(&mut host.store, attachment)?))
-}
-
-/// Has the devices taken back from a guest that has let go of them, by the service or by this process.
-pub fn take_back_once(
-    host: &mut Host,
-    attachment: &Attachment,
-    bdfs: &[Bdf],
-) -> Result<crate::release::Released> {
-    let stub = attachment.stub.domid;
-    let devices = bdfs.to_vec();
-    ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
-        take_back(host, left, bdfs)
-    })
 }
 
 fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {

@@ -1,0 +1,242 @@
+//! `bulkhead attach`: devices for a guest that exists.
+
+use super::create::{attach_checked, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
+use super::hotplug;
+use super::prepare;
+use super::select::attachments;
+use super::undo::Undo;
+use super::waiting::Interrupt;
+use crate::control;
+use crate::domains::{self, Domain, DomainError};
+use crate::guest::{GuestConfig, check_stub};
+use crate::host::Host;
+use crate::policy::Choices;
+use crate::records::Attachment;
+use crate::say::say;
+use crate::xenctrl::Life;
+use crate::xl;
+use anyhow::{Context, Result, ensure};
+use bulkhead_config::options::Wanted;
+use std::path::PathBuf;
+use std::time::Duration;
+use xenbus::client::Store as _;
+use xenbus::device::SlotMode;
+use xenbus::path::Device as Hop;
+
+/// What `attach` is asked for.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// The guest, by name or number.
+    pub guest: String,
+    /// The stub, by name or number.
+    pub stub: Option<String>,
+    /// The devices that the guest gets.
+    pub devices: Vec<Wanted>,
+    /// What is said of all of them.
+    pub choices: Choices,
+    /// How the guest addresses them; `None`: as those that it has.
+    pub slots: Option<SlotMode>,
+    /// The image of a stub that is created.
+    pub kernel: PathBuf,
+    /// How long a guest that runs may take to have them.
+    pub wait: Duration,
+}
+
+/// Gives devices to a guest that exists: further ones by its stub, first ones by a stub that it is given.
+pub fn attach(request: &Attach) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let interrupt = Interrupt::catch()?;
+    let guest = domains::find(&mut host.store, &request.guest)?;
+    ensure!(
+        guest.domid != 0,
+        "{} is dom0, which has the devices: name a guest",
+        request.guest
+    );
+    let attachments = attachments(&mut host)?;
+    match attachments
+        .iter()
+        .find(|attachment| attachment.guest.domid == guest.domid)
+    {
+        Some(attachment) => {
+            let stub = &attachment.stub;
+            let named = request.stub.as_deref();
+            ensure!(
+                named.is_none_or(|name| name == stub.name || name == stub.domid.to_string()),
+                "guest {} has devices already, through stub {}: it can have one stub only, so leave --stub out",
+                guest.name,
+                stub.name
+            );
+            ensure!(
+                request.slots.is_none_or(|slots| slots == attachment.slots),
+                "guest {} addresses its devices by --slots {}, all of them: leave --slots out",
+                guest.name,
+                attachment.slots
+            );
+            hotplug::grow(
+                &mut host,
+                attachment,
+                &request.devices,
+                &request.choices,
+                request.wait,
+                &interrupt,
+            )
+        }
+        None => attach_first(&mut host, request, guest, &attachments, &interrupt),
+    }
+}
+
+/// Gives a guest its first devices, by a stub that is created if it is not there.
+fn attach_first(
+    host: &mut Host,
+    request: &Attach,
+    guest: Domain,
+    attachments: &[Attachment],
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let domid = guest.domid.to_string();
+    GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
+    check_kernel(&request.kernel)?;
+    let stub = find_stub(host, &guest, request, attachments)?;
+    check_no_frontend(host, &guest)?;
+    let slots = request.slots.unwrap_or_default();
+    let checked = prepare::check(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
+    control::ensure_running()?;
+
+    let mut undo = Undo::new()?;
+    let steps = || {
+        checked.take_from_dom0(host, interrupt, &mut undo)?;
+        let (stub, is_ours) = match stub {
+            Some(stub) => (stub, false),
+            None => (create_stub(host, &guest, &request.kernel, &mut undo)?, true),
+        };
+        interrupt.check()?;
+        let attachment = attach_checked(host, guest, stub, slots, &checked, is_ours, &mut undo)?;
+        let paused = xl::is_paused(&domid)?;
+        if paused {
+            wait_for_stub(host, &attachment, interrupt)?;
+        } else {
+            wait_for_guest(host, &attachment, request.wait, interrupt)?;
+        }
+        Ok((attachment, paused))
+    };
+    match steps() {
+        Ok((attachment, paused)) => {
+            let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
+            if paused {
+                say!(
+                    "stub {stub} offers the devices to guest {guest}, which is paused: `xl unpause {guest}`"
+                );
+            } else {
+                say!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
+            }
+            Ok(())
+        }
+        Err(error) => {
+            undo.undo(host);
+            Err(error)
+        }
+    }
+}
+
+/// The stub that is named, or the one that has the name for this guest; `None` if that has to be created. A domain that
+/// is no stub is refused: it would be given nodes that mean something else to it.
+fn find_stub(
+    host: &mut Host,
+    guest: &Domain,
+    request: &Attach,
+    attachments: &[Attachment],
+) -> Result<Option<Domain>> {
+    let usual = stub_name(&guest.name);
+    let named = request.stub.as_deref();
+    let stub = match (domains::find(&mut host.store, named.unwrap_or(&usual)), named) {
+        (Ok(stub), _) => stub,
+        (Err(DomainError::NotFound { .. }), None) => return Ok(None),
+        (Err(error), _) => {
+            return Err(error).with_context(|| {
+                let name = named.unwrap_or(&usual);
+                format!(
+                    "no stub {name}: create it with `xl create stubdom.cfg 'name=\"{name}\"'`, or leave --stub out"
+                )
+            });
+        }
+    };
+    check_is_free(&stub, guest, attachments)?;
+    let life = host
+        .xen
+        .life(stub.domid)
+        .context("cannot ask Xen about the stub")?;
+    ensure!(
+        life == Life::Alive,
+        "stub {0} is dead ({life:?}): `xl destroy {0}`, and try again",
+        stub.name
+    );
+    let config = xl::config_of(&stub.domid.to_string())?;
+    check_stub(&config, &stub.name, &request.kernel).with_context(|| match named {
+        Some(_) => {
+            "--stub is for a domain that was created from stubdom.cfg, and --kernel for its image".to_owned()
+        }
+        None => format!(
+            "the stub of guest {} would have that name: rename the domain, or name a stub with --stub",
+            guest.name
+        ),
+    })?;
+    Ok(Some(stub))
+}
+
+/// Checks that a domain can become the stub of a guest as far as it is known here.
+fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> Result<()> {
+    ensure!(stub.domid != 0, "{} is dom0, and no stub", stub.name);
+    ensure!(
+        stub.domid != guest.domid,
+        "{} cannot be guest and stub at once",
+        guest.name
+    );
+    for attachment in attachments {
+        ensure!(
+            attachment.stub.domid != stub.domid,
+            "{} is the stub of guest {} already: name another, or leave --stub out",
+            stub.name,
+            attachment.guest.name
+        );
+        ensure!(
+            attachment.guest.domid != stub.domid,
+            "{} is a guest that has devices, and no stub",
+            stub.name
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the guest has no connection that is not ours.
+fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
+    let frontend = Hop::first_hop(0, guest.domid).frontend_dir();
+    ensure!(
+        host.store.read_optional(&frontend)?.is_none(),
+        "guest {} has a PCI frontend already ({frontend}): it can have one backend only",
+        guest.name
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::tests::{attachment, domain};
+
+    #[test]
+    fn a_stub_serves_one_guest_and_is_none_itself() {
+        let attachments = [attachment()];
+        let mail = domain(7, "mail");
+        check_is_free(&domain(9, "mail-bulkhead"), &mail, &attachments).unwrap();
+        for (stub, expected) in [
+            (domain(0, "Domain-0"), "Domain-0 is dom0"),
+            (mail.clone(), "mail cannot be guest and stub"),
+            (domain(4, "renamed"), "renamed is the stub of guest web already"),
+            (domain(3, "web"), "web is a guest that has devices"),
+        ] {
+            let error = check_is_free(&stub, &mail, &attachments).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

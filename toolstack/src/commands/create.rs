@@ -1,0 +1,342 @@
+//! Domains that are created, and guests that get their first devices.
+
+use super::prepare::Checked;
+use super::reclaim::{release_once, take_back_once};
+use super::undo::{Undo, unique};
+use super::waiting::{Interrupt, STUB_PATIENCE, wait};
+use crate::attach;
+use crate::domains::{self, Domain};
+use crate::guest::GuestConfig;
+use crate::host::Host;
+use crate::keepsake;
+use crate::mode::Mode;
+use crate::nodes::{error_directory, first_hop};
+use crate::paths;
+use crate::progress::{Progress, is_exported, progress};
+use crate::records::Attachment;
+use crate::release::Released;
+use crate::say::{note, say};
+use crate::store::Store;
+use crate::unfinished::{self, Unfinished};
+use crate::xl;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+use xenbus::device::SlotMode;
+use xenbus::path::{Device as Hop, DeviceType};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All was done.
+    Done,
+    /// All was done but for the guest's part: it runs, and has not come so far in the time that it had.
+    GuestStillBoots,
+}
+
+/// The name of the stub that `run` makes for a guest.
+pub fn stub_name(guest: &str) -> String {
+    format!("{guest}-bulkhead")
+}
+
+/// A domain that is to be created.
+pub struct NewDomain {
+    pub name: String,
+    uuid: String,
+    /// UUID and name of the guest that it is created for.
+    guest: (String, String),
+}
+
+impl NewDomain {
+    /// A guest that is to have devices.
+    pub fn guest(config: GuestConfig) -> Result<Self> {
+        let uuid = match config.uuid {
+            Some(uuid) => uuid,
+            None => unique()?,
+        };
+        Ok(Self {
+            name: config.name.clone(),
+            uuid: uuid.clone(),
+            guest: (uuid, config.name),
+        })
+    }
+
+    /// The stub of a guest.
+    fn stub_of(guest: &Domain) -> Result<Self> {
+        Ok(Self {
+            name: stub_name(&guest.name),
+            uuid: unique()?,
+            guest: (guest.uuid.clone(), guest.name.clone()),
+        })
+    }
+
+    /// Creates it, paused if asked to. It is noted first: whoever is killed from then on leaves a domain that is known.
+    pub fn create(
+        &self,
+        host: &mut Host,
+        file: &Path,
+        overrides: &[&str],
+        paused: bool,
+        undo: &mut Undo,
+    ) -> Result<Domain> {
+        let (guest, guest_name) = self.guest.clone();
+        let noted = Unfinished {
+            uuid: self.uuid.clone(),
+            name: self.name.clone(),
+            guest,
+            guest_name,
+        };
+        unfinished::note(&mut host.store, &noted)?;
+        let uuid = format!("uuid=\"{}\"", self.uuid);
+        let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
+        let created = xl::create(file, &overrides, paused);
+        let domain = domains::with_uuid(&mut host.store, &self.uuid)?;
+        match (created, domain) {
+            (Ok(()), Some(domain)) => {
+                undo.push(undo_creation(domain.clone()));
+                Ok(domain)
+            }
+            (Ok(()), None) => bail!("xl has created domain {}, and it is gone already", self.name),
+            (Err(error), left) => {
+                match left {
+                    Some(domain) => undo.push(undo_creation(domain)),
+                    None => unfinished::forget(&mut host.store, &self.uuid)?,
+                }
+                Err(error.into())
+            }
+        }
+    }
+}
+
+pub fn check_kernel(kernel: &Path) -> Result<()> {
+    ensure!(
+        kernel.is_file(),
+        "the stub's image {} is not there: install it, or name another with --kernel",
+        kernel.display()
+    );
+    Ok(())
+}
+
+pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
+    let kernel = kernel
+        .to_str()
+        .context("the path of the stub's image is not UTF-8")?;
+    let stub = NewDomain::stub_of(guest)?;
+    let config = bulkhead_config::stubdom(&stub.name, kernel)?;
+    // Not by the guest's name, which may be one that no file can have, or lead elsewhere. Commands take turns.
+    let file = Path::new(paths::RUN).join("stub.cfg");
+    fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+    let created = stub.create(host, &file, &[], false, undo);
+    let _ = fs::remove_file(&file);
+    let stub = created.with_context(|| format!("cannot create stub {}", stub.name))?;
+    say!("created stub {} (domain {})", stub.name, stub.domid);
+    Ok(stub)
+}
+
+pub fn attach_checked(
+    host: &mut Host,
+    guest: Domain,
+    stub: Domain,
+    slots: SlotMode,
+    checked: &Checked,
+    stub_is_ours: bool,
+    undo: &mut Undo,
+) -> Result<Attachment> {
+    let devices = checked.describe()?;
+    let attachment = Attachment {
+        guest,
+        stub,
+        slots,
+        modes: vec![Mode::Line; devices.len()],
+        devices,
+    };
+    let attached = attachment.clone();
+    undo.push(move |host| undo_attach(host, &attached, stub_is_ours));
+    attach::attach(host, &attachment)?;
+    // From here on the record has them.
+    for domain in [&attachment.guest, &attachment.stub] {
+        unfinished::forget(&mut host.store, &domain.uuid)?;
+    }
+    if let Err(error) = keep_config(host, &attachment.stub) {
+        note!(
+            "should stub {} die, it cannot be brought back as it was: {error:#}",
+            attachment.stub.name
+        );
+    }
+    Ok(attachment)
+}
+
+/// Keeps the configuration of a stub for its next life.
+pub fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
+    let listed = xl::config_of(&stub.domid.to_string())?;
+    let config = listed
+        .pointer("/0/config")
+        .context("xl tells no configuration of it")?;
+    Ok(keepsake::keep_config(&mut host.store, stub.domid, config)?)
+}
+
+pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {
+    wait(STUB_PATIENCE, interrupt, || {
+        if is_exported(&mut host.store, attachment)? {
+            return Ok(Progress::Connected);
+        }
+        Ok(progress(&mut host.store, attachment)?)
+    })
+}
+
+pub fn wait_for_guest(
+    host: &mut Host,
+    attachment: &Attachment,
+    patience: Duration,
+    interrupt: &Interrupt,
+) -> Result<Ended> {
+    wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
+    Ok(Ended::Done)
+}
+
+fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host) -> Result<()> {
+    move |host| {
+        domains::destroy(host, &domain)?;
+        Ok(unfinished::forget(&mut host.store, &domain.uuid)?)
+    }
+}
+
+/// Takes all devices of an attachment back, and ends the stub if it is the command's own.
+fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> Result<()> {
+    if !is_recorded(&mut host.store, attachment)? {
+        return Ok(());
+    }
+    let released = if stub_is_ours {
+        release_once(host, attachment)?
+    } else {
+        leave_stub(host, attachment)?
+    };
+    ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
+    Ok(())
+}
+
+/// Takes all devices of an attachment back, and leaves the stub running, which was there before.
+fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    let released = take_back_once(host, attachment, &bdfs)?;
+    remove_nodes(&mut host.store, attachment)?;
+    note!(
+        "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
+        attachment.stub.name
+    );
+    Ok(released)
+}
+
+/// Removes what both hops have in xenstore, and the record.
+fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
+    let (first, stub) = (first_hop(attachment), attachment.stub.domid);
+    let second = Hop::second_hop(stub);
+    for path in [
+        first.frontend_dir(),
+        DeviceType::Pci.frontends(attachment.guest.domid),
+        first.backend_dir(),
+        second.frontend_dir(),
+        second.backend_dir(),
+        error_directory(stub),
+    ] {
+        match store.remove(&path) {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(attachment.remove(store)?)
+}
+
+/// True if the record of the stub is of this attachment, and not of a later one by a stub with the same number.
+fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
+    let recorded = Attachment::read(store, attachment.stub.domid)?;
+    Ok(recorded.is_some_and(|recorded| {
+        (&recorded.guest.uuid, &recorded.stub.uuid) == (&attachment.guest.uuid, &attachment.stub.uuid)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nodes;
+    use crate::records::children;
+    use crate::records::tests::{attachment, domain};
+    use crate::store::tests::{dom0, introduce};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn what_is_created_is_known_by_its_uuid_and_by_its_guest() {
+        let config = serde_json::json!({ "c_info": { "name": "web", "uuid": "u" } });
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!(
+            (guest.uuid.as_str(), guest.guest),
+            ("u", ("u".into(), "web".into()))
+        );
+        let config = serde_json::json!({ "c_info": { "name": "web" } });
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        assert_eq!(guest.uuid.len(), 36);
+        let stub = NewDomain::stub_of(&domain(3, "web")).unwrap();
+        assert_eq!(stub.name, "web-bulkhead");
+        assert_eq!(stub.guest, (domain(3, "web").uuid, "web".into()));
+        assert_ne!(stub.uuid, stub.guest.0);
+    }
+
+    #[test]
+    fn an_attachment_is_undone_if_it_is_this_commands_and_no_later_one_of_the_same_number() {
+        let mut store = dom0(&Xenstored::new());
+        let ours = attachment();
+        assert!(!is_recorded(&mut store, &ours).unwrap());
+        ours.write(&mut store).unwrap();
+        assert!(is_recorded(&mut store, &ours).unwrap());
+        for later in [
+            Attachment {
+                stub: Domain {
+                    uuid: "later".into(),
+                    ..ours.stub.clone()
+                },
+                ..ours.clone()
+            },
+            Attachment {
+                guest: domain(9, "mail"),
+                ..ours.clone()
+            },
+        ] {
+            later.write(&mut store).unwrap();
+            assert!(!is_recorded(&mut store, &ours).unwrap());
+        }
+    }
+
+    #[test]
+    fn of_an_attachment_that_is_undone_nothing_is_left_and_its_stub_can_have_another() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        for (domid, name) in [(3, "web"), (4, "hand")] {
+            introduce(&daemon, domid, name);
+        }
+        let attachment = attachment();
+        let nodes = |store: &mut Store| {
+            let paths = [
+                "/local/domain/3/device",
+                "/local/domain/4/backend/pci/3",
+                "/local/domain/4/device/bulkhead/0",
+                "/local/domain/0/backend/bulkhead/4",
+                "/local/domain/0/bulkhead/attachment/4",
+                "/libxl/pci/0000-00-05-0",
+            ];
+            let there = paths.map(|path| usize::from(!children(store, path).unwrap().is_empty()));
+            there.into_iter().sum::<usize>()
+        };
+        for _ in 0..2 {
+            attachment.write(&mut store).unwrap();
+            nodes::Hop::second(&attachment).write(&mut store).unwrap();
+            nodes::Hop::first(&attachment).write(&mut store).unwrap();
+            assert_eq!(nodes(&mut store), 6);
+            remove_nodes(&mut store, &attachment).unwrap();
+            assert_eq!(nodes(&mut store), 0);
+        }
+        remove_nodes(&mut store, &attachment).expect("once more does no harm");
+    }
+}

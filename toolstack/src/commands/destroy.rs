@@ -1,0 +1,66 @@
+//! `bulkhead destroy`: the end of a guest and its stub.
+
+use super::reclaim::{hand_back, release_once};
+use super::select::{SelectError, attachments, select};
+use super::waiting::{GUEST_PATIENCE, POLL};
+use crate::control;
+use crate::domains::{self, DomainError, is_alive};
+use crate::host::Host;
+use crate::records;
+use crate::say::say;
+use crate::unfinished;
+use anyhow::{Result, ensure};
+use std::thread;
+use std::time::Instant;
+use xenbus::bdf::Bdf;
+
+/// Ends a guest and its stub, and gives its devices back to dom0.
+pub fn destroy(who: &str) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let attachments = attachments(&mut host)?;
+    let attachment = match select(&mut host.store, &host.sysfs, &attachments, &[who.to_owned()]) {
+        Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
+        selected => selected?.attachment,
+    };
+    // What it has now, and what it had and may still have mapped.
+    let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    let mapped = records::mapped(&mut host.store)?.into_iter();
+    let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
+    let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
+    bdfs.extend(mapped);
+    domains::destroy(&mut host, &attachment.guest)?;
+    say!("guest {} is destroyed", attachment.guest.name);
+    // Its devices are its own until Xen has taken it apart.
+    let deadline = Instant::now() + GUEST_PATIENCE;
+    while is_alive(&mut host.store, &attachment.guest)? {
+        ensure!(
+            Instant::now() < deadline,
+            "guest {} does not die: `xl list` shows its state; try again when it is gone",
+            attachment.guest.name
+        );
+        thread::sleep(POLL);
+    }
+    let released = release_once(&mut host, attachment)?;
+    hand_back(&mut host, &bdfs, released, false)
+}
+
+/// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there
+/// was anything. Its devices are held for the next one.
+fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
+    let found = match domains::find(&mut host.store, who) {
+        Ok(domain) => Some(domain),
+        Err(DomainError::NotFound { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let left = unfinished::left_of(&mut host.store, who, found.as_ref())?;
+    for domain in &left {
+        domains::destroy(host, domain)?;
+        unfinished::forget(&mut host.store, &domain.uuid)?;
+        say!(
+            "{} is destroyed: a command of Bulkhead's had created it and came to no end",
+            domain.name
+        );
+    }
+    Ok(!left.is_empty())
+}

@@ -1,0 +1,77 @@
+//! `bulkhead detach`: devices back from a guest that runs.
+
+use super::hotplug;
+use super::reclaim::{hand_back, release_once};
+use super::select::{attachments, select};
+use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
+use crate::control;
+use crate::domains::is_alive;
+use crate::host::Host;
+use crate::progress::Progress;
+use crate::records::Attachment;
+use crate::say::say;
+use anyhow::{Result, ensure};
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, key};
+use xenbus::state::XenbusState;
+
+/// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
+/// devices, or some of its devices. If the guest is `trusted` to leave alone what it may still have mapped, they go back
+/// to dom0's drivers; else they stay held.
+pub fn detach(who: &[String], trusted: bool) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let interrupt = Interrupt::catch()?;
+    let attachments = attachments(&mut host)?;
+    let selected = select(&mut host.store, &host.sysfs, &attachments, who)?;
+    if selected.is_all() {
+        detach_all(&mut host, selected.attachment, trusted, &interrupt)
+    } else {
+        hotplug::shrink(
+            &mut host,
+            selected.attachment,
+            &selected.bdfs,
+            trusted,
+            &interrupt,
+        )
+    }
+}
+
+/// Ends the connection.
+fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt: &Interrupt) -> Result<()> {
+    let guest = &attachment.guest;
+    ensure!(
+        is_alive(&mut host.store, &attachment.stub)?,
+        "stub {} is dead, so guest {} cannot be told to let go: try again when `bulkhead status` shows that it is back; \
+         `bulkhead destroy {1}` does not wait for that",
+        attachment.stub.name,
+        guest.name
+    );
+    // The guest's drivers turn their devices off, which takes writes.
+    control::ensure_running()?;
+    let hop = Hop::first_hop(attachment.stub.domid, guest.domid);
+    let closing = XenbusState::Closing.as_str();
+    host.store.write(&hop.backend_node(key::ONLINE), "0")?;
+    host.store.write(&hop.backend_node(key::STATE), closing)?;
+    let let_go = wait(GUEST_PATIENCE, interrupt, || {
+        if !is_alive(&mut host.store, &attachment.guest)? {
+            return Ok(Progress::Connected);
+        }
+        let state = host.store.read_optional(&hop.frontend_node(key::STATE))?;
+        Ok(match XenbusState::parse(state.as_deref().unwrap_or_default()) {
+            // A guest that has never looked has nothing to let go of.
+            XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown => Progress::Connected,
+            state => Progress::Waiting(format!(
+                "guest {0} does not let go of its devices ({state:?}): does a program in it use them? \
+                 `bulkhead destroy {0}` does not ask",
+                guest.name
+            )),
+        })
+    });
+    let_go?;
+    say!("guest {} has let go", guest.name);
+    let released = release_once(host, attachment)?;
+    let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    hand_back(host, &bdfs, released, trusted)
+}

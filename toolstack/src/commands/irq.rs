@@ -1,0 +1,34 @@
+//! `bulkhead irq`: dom0 answers for a line, or does not.
+
+use super::select::{attachments, of_device};
+use crate::acking;
+use crate::control;
+use crate::host::Host;
+use crate::say::say;
+use anyhow::{Result, ensure};
+use bulkhead_config::name::Name;
+
+/// Switches whether dom0 answers for a guest's device on a line that dom0's drivers use too.
+pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
+    let mut host = Host::open()?;
+    let _lock = control::lock_commands()?;
+    let attachments = attachments(&mut host)?;
+    let (attachment, bdf) = of_device(&host.sysfs, &attachments, device)?;
+    let offered = attachment
+        .devices
+        .iter()
+        .any(|device| device.bdf == bdf && device.line_offered);
+    ensure!(
+        offered,
+        "guest {} has {bdf} without its interrupt line, so there is nothing to answer for",
+        attachment.guest.name
+    );
+    if answer {
+        acking::start(&mut host, bdf)?;
+        say!("dom0 answers for the line of {bdf}");
+    } else {
+        acking::switch(&mut host.store, &host.sysfs, bdf, false)?;
+        say!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
+    }
+    Ok(())
+}

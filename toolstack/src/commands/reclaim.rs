@@ -1,0 +1,138 @@
+//! Devices that come back from a guest: by the service, or by this process where there is none.
+
+use crate::control::{self, Asked, Reply, Request};
+use crate::domains::Domain;
+use crate::host::Host;
+use crate::records::{self, Attachment};
+use crate::release::{Released, release, take_back};
+use crate::say::say;
+use crate::seize::{Back, give_back};
+use crate::xenctrl::DomId;
+use anyhow::{Result, bail, ensure};
+use xenbus::bdf::Bdf;
+
+/// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
+/// mapped that is not `trusted`.
+pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
+    released.devices.iter().for_each(|line| say!("{line}"));
+    let mut problems = released.problems;
+    for &bdf in bdfs {
+        if trusted {
+            records::forget_mapped(&mut host.store, bdf)?;
+        }
+        match give_back(host, bdf) {
+            Ok(Back::Driver(driver)) => say!("gave {bdf} back to {driver}"),
+            Ok(Back::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
+            Ok(Back::Undriven | Back::Stays) => {}
+            Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+    ensure!(
+        problems.is_empty(),
+        "not everything could be undone:\n{}",
+        problems.join("\n")
+    );
+    Ok(())
+}
+
+/// Why a device stays held that a guest had which lives on.
+pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
+    format!(
+        "{bdf} stays held: guest {} runs and may still have its memory mapped. `bulkhead release {bdf}` gives it to dom0 \
+         when the guest has ended, with --trusted-guest at once",
+        guest.name
+    )
+}
+
+/// Has the attachment released, unless that has happened.
+pub fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+    let stub = attachment.stub.domid;
+    ask_release(host, stub, Request::Release { stub }, release)
+}
+
+/// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
+fn ask_release(
+    host: &mut Host,
+    stub: DomId,
+    request: Request,
+    ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
+) -> Result<Released> {
+    let answered = control::insist_or_keep_stopped(&request);
+    if let Ok(Asked::Answered(reply)) = answered {
+        return match *reply {
+            Reply::Released { devices, problems } => Ok(Released { devices, problems }),
+            _ => bail!("the service answered something else than asked: restart it"),
+        };
+    }
+    let Some(left) = Attachment::read(&mut host.store, stub)? else {
+        // The service saw the guest die, or the attach never got that far.
+        return Ok(Released::default());
+    };
+    let _stopped = answered?;
+    Ok(ourselves(host, &left))
+}
+
+/// Has the devices taken back from a guest that has let go of them, by the service or by this process.
+pub fn take_back_once(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
+    let stub = attachment.stub.domid;
+    let devices = bdfs.to_vec();
+    ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
+        take_back(host, left, bdfs)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Runner;
+    use crate::records::Taken;
+    use crate::records::tests::domain;
+    use crate::store::tests::{dom0, introduce};
+    use crate::sysfs::tests::Tree;
+    use crate::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_device_that_a_guest_may_have_mapped_is_handed_back_if_that_is_trusted() {
+        let (name, daemon, tree) = ("0000:00:07.0", Xenstored::new(), Tree::new());
+        introduce(&daemon, 3, "web");
+        tree.add(name, &[]);
+        // Dom0 has it by now, so that only the notes are left to go.
+        tree.bind(name, "e1000e");
+        let bdf = name.parse().unwrap();
+        for trusted in [false, true] {
+            let mut host = Host {
+                store: dom0(&daemon),
+                xen: Xen::default(),
+                sysfs: tree.sysfs(),
+                runner: Runner::Noting(Vec::new()),
+            };
+            let store = &mut host.store;
+            records::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+            records::note_mapped(store, bdf, &domain(3, "web")).unwrap();
+            hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
+            let store = &mut host.store;
+            let is_held = records::taken_from(store, Taken::ForGuest, bdf)
+                .unwrap()
+                .is_some();
+            let is_mapped = !records::mapped(store).unwrap().is_empty();
+            assert_eq!((is_held, is_mapped), (!trusted, !trusted));
+        }
+    }
+
+    #[test]
+    fn what_did_not_work_fails_the_command_in_words() {
+        let mut host = Host {
+            store: dom0(&Xenstored::new()),
+            xen: Xen::default(),
+            sysfs: Tree::new().sysfs(),
+            runner: Runner::Noting(Vec::new()),
+        };
+        let released = Released {
+            problems: vec!["it is mute".into()],
+            ..Released::default()
+        };
+        let error = hand_back(&mut host, &[], released, false).unwrap_err();
+        assert!(error.to_string().ends_with("it is mute"), "{error}");
+    }
+}

@@ -1,0 +1,167 @@
+//! `bulkhead run`: a guest is created with its devices.
+
+use super::create::{Ended, NewDomain, attach_checked, check_kernel, create_stub, stub_name, wait_for_guest};
+use super::prepare::{self, Checked};
+use super::undo::Undo;
+use super::waiting::{Interrupt, TimedOut};
+use crate::control;
+use crate::domains::{self, DomainError};
+use crate::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
+use crate::host::Host;
+use crate::policy::Choices;
+use crate::progress::awaits_guest;
+use crate::records::Attachment;
+use crate::say::{note, say};
+use crate::xl;
+use anyhow::{Context, Result, bail, ensure};
+use bulkhead_config::options::Wanted;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use xenbus::device::SlotMode;
+
+/// What `run` is asked for.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The guest's configuration file.
+    pub config: PathBuf,
+    /// The devices that it gets.
+    pub devices: Vec<Wanted>,
+    /// What is said of all of them.
+    pub choices: Choices,
+    /// How the guest addresses them.
+    pub slots: SlotMode,
+    /// The stub's image.
+    pub kernel: PathBuf,
+    /// How long the guest may take to connect.
+    pub wait: Duration,
+}
+
+/// From "device in dom0" to "guest up with device". On any failure all is as before; a guest that is slow is none.
+pub fn run(request: &Run) -> Result<Ended> {
+    let mut host = Host::open()?;
+    let lock = control::lock_commands()?;
+    let interrupt = Interrupt::catch()?;
+    let file = &request.config;
+    ensure!(
+        file.is_file(),
+        "there is no file {}: name the guest's configuration file",
+        file.display()
+    );
+    check_kernel(&request.kernel)?;
+    let (config, overrides) = guest_config(file)?;
+    let guest = NewDomain::guest(config)?;
+    let stub = stub_name(&guest.name);
+    for name in [&guest.name, &stub] {
+        match domains::find(&mut host.store, name) {
+            Err(DomainError::NotFound { .. }) => {}
+            Ok(domain) => bail!(
+                "domain {name} exists already (number {}): `bulkhead destroy {1}` ends it if an earlier `bulkhead run` \
+                 has left it, or give the guest another name",
+                domain.domid,
+                guest.name
+            ),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let checked = prepare::check(
+        &mut host,
+        &request.devices,
+        &request.choices,
+        None,
+        &[],
+        request.slots,
+    )?;
+    control::ensure_running()?;
+
+    let mut undo = Undo::new()?;
+    let made = run_checked(
+        &mut host, request, &guest, &overrides, &checked, &interrupt, &mut undo,
+    );
+    let mut lock = Some(lock);
+    let result = made.and_then(|attachment| {
+        // Others may work while the guest boots.
+        lock = None;
+        wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
+            .or_else(|error| still_boots(&mut host, &attachment, error))
+    });
+    match result {
+        Ok(Ended::Done) => {
+            say!(
+                "guest {} has its devices through stub {stub}: `bulkhead status` shows them",
+                guest.name
+            );
+            Ok(Ended::Done)
+        }
+        Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
+        Err(error) => {
+            match lock.map_or_else(control::lock_commands, Ok) {
+                Ok(_lock) => undo.undo(&mut host),
+                Err(no_lock) => note!(
+                    "nothing was undone, for {no_lock}: `bulkhead destroy {}` does it",
+                    guest.name
+                ),
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The part of [`run`] that changes things; what it did is in `undo`.
+fn run_checked(
+    host: &mut Host,
+    request: &Run,
+    guest: &NewDomain,
+    overrides: &[&str],
+    checked: &Checked,
+    interrupt: &Interrupt,
+    undo: &mut Undo,
+) -> Result<Attachment> {
+    checked.take_from_dom0(host, interrupt, undo)?;
+    let created = guest.create(host, &request.config, overrides, true, undo);
+    let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
+    say!("created guest {} (domain {}), paused", guest.name, guest.domid);
+    interrupt.check()?;
+
+    let stub = create_stub(host, &guest, &request.kernel, undo)?;
+    interrupt.check()?;
+
+    let attachment = attach_checked(host, guest, stub, request.slots, checked, true, undo)?;
+    interrupt.check()?;
+    xl::unpause(&attachment.guest.domid.to_string())?;
+    Ok(attachment)
+}
+
+/// What to make of a guest that was waited for in vain. If all that hangs is the guest itself, it may be slow: what it
+/// has is left to it.
+fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -> Result<Ended> {
+    let Some(TimedOut { what, .. }) = error.downcast_ref() else {
+        return Err(error);
+    };
+    if !awaits_guest(&mut host.store, attachment)? {
+        return Err(error);
+    }
+    let guest = &attachment.guest.name;
+    note!("{what}");
+    note!(
+        "guest {guest} runs, and its devices wait for it: it has them as soon as its kernel looks for them, and `bulkhead \
+         status` shows that. Nothing was undone; `bulkhead destroy {guest}` ends it and gives the devices back"
+    );
+    Ok(Ended::GuestStillBoots)
+}
+
+/// The configuration as xl will see it, and the lines that we add for that.
+fn guest_config(file: &Path) -> Result<(GuestConfig, Vec<&'static str>)> {
+    let config = GuestConfig::from_json(&xl::parse_config(file, &[])?)?;
+    match config.check() {
+        Err(GuestRefusal::NoPassthrough { .. }) => {
+            let overrides = vec![PASSTHROUGH];
+            let config = GuestConfig::from_json(&xl::parse_config(file, &overrides)?)?;
+            config.check()?;
+            Ok((config, overrides))
+        }
+        checked => {
+            checked?;
+            Ok((config, Vec::new()))
+        }
+    }
+}
