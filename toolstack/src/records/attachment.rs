@@ -70,7 +70,7 @@ pub struct Attachment {
 }
 
 /// The version of records that is written. One that only adds what an earlier `bulkhead` may pass over keeps it.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 
 /// Of records from before there were versions.
 fn first_version() -> u32 {
@@ -211,7 +211,11 @@ impl Attachment {
         // First the version alone: what else there is may have another form.
         let Versioned { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
         if version > VERSION {
-            return Err(RecordError::Newer { stub, version });
+            return Err(RecordError::Newer {
+                stub,
+                version,
+                known: VERSION,
+            });
         }
         let ends: Ends = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
         let mut devices = Vec::new();
@@ -409,7 +413,14 @@ pub(crate) mod tests {
         store.write(&path(4), r#"{"version":2,"domains":[3,4]}"#).unwrap();
         let error = Attachment::read(&mut store, 4).unwrap_err();
         assert!(
-            matches!(error, RecordError::Newer { stub: 4, version: 2 }),
+            matches!(
+                error,
+                RecordError::Newer {
+                    stub: 4,
+                    version: 2,
+                    known: 1
+                }
+            ),
             "{error}"
         );
         assert!(error.to_string().contains("use the newer one"), "{error}");

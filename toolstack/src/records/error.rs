@@ -1,6 +1,5 @@
 //! Why a record is of no use.
 
-use super::attachment::VERSION;
 use super::paths;
 use crate::store::StoreError;
 use crate::xenctrl::DomId;
@@ -29,7 +28,7 @@ pub enum RecordError {
     },
     /// A record by a later version of this program.
     #[error(
-        "the record {root} is of version {version}, by a newer bulkhead than this one, which knows version {VERSION}: \
+        "the record {root} is of version {version}, by a newer bulkhead than this one, which knows version {known}: \
          use the newer one for this guest",
         root = paths::attachment(*stub)
     )]
@@ -38,6 +37,8 @@ pub enum RecordError {
         stub: DomId,
         /// Its version.
         version: u32,
+        /// The latest version that this program knows.
+        known: u32,
     },
     /// libxl has given a device away.
     #[error(

@@ -1,7 +1,6 @@
 //! Where the records lie in xenstore.
 
-use super::error::RecordError;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Error as NodeError, Store as Nodes};
@@ -99,13 +98,13 @@ pub fn keepsake(stub: DomId) -> String {
 }
 
 /// Makes the directory, closed to every other domain; what is made below inherits that.
-pub fn make_root(store: &mut Store) -> Result<(), RecordError> {
+pub fn make_root(store: &mut Store) -> Result<(), StoreError> {
     store.mkdir(ROOT)?;
     let dom0_only = Permission {
         domid: 0,
         access: Access::None,
     };
-    Ok(store.set_permissions(ROOT, &[dom0_only])?)
+    store.set_permissions(ROOT, &[dom0_only])
 }
 
 #[cfg(test)]
