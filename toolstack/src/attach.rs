@@ -72,7 +72,8 @@ fn hint(error: &io::Error) -> &'static str {
 /// may still have it mapped, is this one, or is dead or trusted.
 ///
 /// The record is written first, so whatever fails afterwards, [`crate::release`] takes it all back;
-/// the caller has that done.
+/// the caller has that done. [`crate::idle_intx`] relies on that order too: who enables INTx of a function reads the
+/// records afterwards.
 pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;

@@ -353,38 +353,50 @@ fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(),
 
 /// Held by a command that changes something, so that two do not take the same device.
 #[derive(Debug)]
-pub struct CommandLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+pub struct CommandLock(File);
+
+impl Drop for CommandLock {
+    fn drop(&mut self) {
+        // The next holder may not have written its own number yet when somebody looks.
+        let _ = self.0.set_len(0);
+    }
+}
 
 /// Waits until no other command changes anything, and says so if it has to wait.
 pub fn lock_commands() -> Result<CommandLock, ControlError> {
     make_directory(RUN)?;
     let lock = open_lock(COMMAND_LOCK)?;
-    let locked = lock_or_wait(&lock, |holder| {
-        note!(
-            "another bulkhead command is at work (process {}): this one waits for its end",
-            holder.trim()
-        );
+    let locked = lock_or_wait(lock, |holder| {
+        let who = holder.map_or_else(String::new, |process| format!(" (process {process})"));
+        note!("another bulkhead command is at work{who}: this one waits for its end");
     });
     locked.map_err(|source| ControlError::Directory {
         path: COMMAND_LOCK,
         source,
-    })?;
-    Ok(CommandLock(lock))
+    })
 }
 
-/// Locks a file and writes our process into it; `busy` hears whose the lock is, if it is another's.
-fn lock_or_wait(lock: &File, busy: impl FnOnce(&str)) -> io::Result<()> {
-    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+/// Locks a file and writes our process into it; `busy` hears whose the lock is, if it is another's. Only the lock itself
+/// can fail: the rest is for people, and a full disk must not stop a command.
+fn lock_or_wait(lock: File, busy: impl FnOnce(Option<u32>)) -> io::Result<CommandLock> {
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            lock.take(LONGEST_HOLDER).read_to_string(&mut holder)?;
-            busy(&holder);
-            flock(lock, FlockOperation::LockExclusive)?;
+            busy(holder(&lock));
+            flock(&lock, FlockOperation::LockExclusive)?;
         }
         locked => locked?,
     }
-    lock.set_len(0)?;
-    lock.write_all_at(std::process::id().to_string().as_bytes(), 0)
+    let _ = lock.set_len(0);
+    let _ = lock.write_all_at(std::process::id().to_string().as_bytes(), 0);
+    Ok(CommandLock(lock))
+}
+
+/// The process that has a lock, as far as it has written that.
+fn holder(lock: &File) -> Option<u32> {
+    let mut text = String::new();
+    lock.take(LONGEST_HOLDER).read_to_string(&mut text).ok()?;
+    let process = text.parse().ok()?;
+    Path::new("/proc").join(text).exists().then_some(process)
 }
 
 fn open_lock(path: &'static str) -> Result<File, ControlError> {
@@ -408,30 +420,55 @@ fn make_directory(path: &'static str) -> Result<(), ControlError> {
 mod tests {
     use super::*;
 
+    /// Opens a file as the lock of the commands is opened.
+    fn opened(path: &Path) -> File {
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap()
+    }
+
     #[test]
-    fn who_waits_for_another_command_hears_whose_the_lock_is() {
+    fn who_waits_for_another_command_hears_whose_the_lock_is_and_has_it_then() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lock");
-        let open = || {
-            OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .open(&path)
-                .unwrap()
-        };
-        let first = open();
-        lock_or_wait(&first, |_| panic!("nobody has it")).unwrap();
-        let mut held = Some(first);
-        let mut heard = None;
-        lock_or_wait(&open(), |holder| {
-            heard = Some(holder.to_owned());
+        fs::write(&path, "99999999999999").unwrap();
+        let first = lock_or_wait(opened(&path), |_| panic!("nobody has it")).unwrap();
+        let ours = std::process::id();
+        assert_eq!(fs::read_to_string(&path).unwrap(), ours.to_string());
+        let (mut held, mut heard) = (Some(first), None);
+        let second = lock_or_wait(opened(&path), |holder| {
+            heard = holder;
             held.take();
-        })
-        .unwrap();
-        assert_eq!(heard, Some(std::process::id().to_string()));
-        assert!(held.is_none());
+        });
+        let second = second.unwrap();
+        assert_eq!((heard, held.is_none()), (Some(ours), true));
+        assert_eq!(fs::read_to_string(&path).unwrap(), ours.to_string());
+        let third = flock(opened(&path), FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(third, Err(Errno::WOULDBLOCK));
+        drop(second);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "", "nobody has it");
+    }
+
+    #[test]
+    fn a_lock_that_says_nothing_sound_of_its_holder_is_waited_for_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        for text in ["", "4194305", "-1", "nonsense", "\u{e9}"] {
+            fs::write(&path, text).unwrap();
+            let file = opened(&path);
+            flock(&file, FlockOperation::LockExclusive).unwrap();
+            let (mut held, mut heard) = (Some(file), Some(0));
+            let locked = lock_or_wait(opened(&path), |holder| {
+                heard = holder;
+                held.take();
+            });
+            locked.unwrap();
+            assert_eq!(heard, None, "{text}");
+        }
     }
 
     #[test]

@@ -80,11 +80,7 @@ impl fmt::Display for Failed {
 
 /// Removes the note of a guest, if there is one, and the directory with the last.
 pub fn forget(store: &mut Store, guest: DomId) -> Result<(), StoreError> {
-    match remove_from(store, FAILED, &path(guest)) {
-        // Service and command may do it at once.
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
-    }
+    store.transaction(|store| remove_from(store, FAILED, &path(guest)))
 }
 
 fn path(guest: DomId) -> String {
@@ -94,7 +90,7 @@ fn path(guest: DomId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::tests::attachment;
+    use crate::records::tests::{attachment, domain};
     use crate::store::tests::dom0;
     use xenbus::model::Xenstored;
 
@@ -112,8 +108,14 @@ mod tests {
             "guest web lost 0000:00:05.0 0000:00:06.0, because stub web-bulkhead crashed 5 times in a row: `bulkhead \
              attach web --device 0000:00:05.0 0000:00:06.0` gives it a new stub, once it has let go"
         );
+        let other = Failed {
+            guest: domain(9, "mail"),
+            ..all[0].clone()
+        };
+        other.note(&mut store).unwrap();
         forget(&mut store, 3).unwrap();
-        assert_eq!(Failed::of(&mut store, 3).unwrap(), None);
+        assert_eq!(Failed::all(&mut store).unwrap(), [other]);
+        forget(&mut store, 9).unwrap();
         assert!(store.directory(FAILED).is_err());
     }
 }

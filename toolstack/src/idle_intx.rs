@@ -93,32 +93,56 @@ pub fn disable(store: &mut Store, bdf: Bdf, sysfs: &Sysfs) -> Result<(), IdleInt
 }
 
 /// Enables INTx again of the functions for which [`disable`] disabled it, once no guest has a line that may be theirs.
-/// Returns those functions.
+/// Returns those functions. What fails for one function is not left undone for the others; the first error is returned.
 pub fn restore(store: &mut Store, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxError> {
-    let mut noted = records::intx_disabled(store)?;
+    restore_while(store, sysfs, |_| {})
+}
+
+/// `meanwhile` is what happens after INTx was enabled: commands do not wait for the service, which may be the one that
+/// restores.
+fn restore_while(
+    store: &mut Store,
+    sysfs: &Sysfs,
+    meanwhile: impl FnOnce(&mut Store),
+) -> Result<Vec<Bdf>, IdleIntxError> {
+    let noted = records::intx_disabled(store)?;
     if noted.is_empty() {
         return Ok(noted);
     }
-    noted = without_guest(noted, &GuestLines::read(store)?, sysfs);
-    for &bdf in &noted {
-        if sysfs.exists(bdf) && sysfs.driver(bdf).is_none() {
+    let noted = without_guest(noted, &GuestLines::read(store)?, sysfs);
+    let enabled = for_each(&noted, |bdf| {
+        if is_undriven(bdf, sysfs) {
             change(bdf, sysfs, |command| command & !command::INTX_DISABLE)?;
         }
-        records::forget_intx_disabled(store, bdf)?;
-    }
-    disable_again(store, noted, sysfs)
-}
-
-/// Disables INTx again where a guest got the line meanwhile, and returns the other functions. The service does not wait
-/// for the commands: one that gave a device away may have seen the function before it was enabled.
-fn disable_again(store: &mut Store, enabled: Vec<Bdf>, sysfs: &Sysfs) -> Result<Vec<Bdf>, IdleIntxError> {
-    let stay = without_guest(enabled.clone(), &GuestLines::read(store)?, sysfs);
-    for &bdf in enabled.iter().filter(|bdf| !stay.contains(bdf)) {
-        if sysfs.exists(bdf) && sysfs.driver(bdf).is_none() {
+        Ok(records::forget_intx_disabled(store, bdf)?)
+    });
+    meanwhile(store);
+    // A command that has given a line away since may have seen the function before it was enabled.
+    let stay = without_guest(noted.clone(), &GuestLines::read(store)?, sysfs);
+    let again: Vec<Bdf> = noted.into_iter().filter(|bdf| !stay.contains(bdf)).collect();
+    let disabled = for_each(&again, |bdf| {
+        if is_undriven(bdf, sysfs) {
             disable(store, bdf, sysfs)?;
         }
+        Ok(())
+    });
+    enabled.and(disabled).map(|()| stay)
+}
+
+/// Does it for all functions, whether it fails for one or not. Returns the first error.
+fn for_each(
+    functions: &[Bdf],
+    mut work: impl FnMut(Bdf) -> Result<(), IdleIntxError>,
+) -> Result<(), IdleIntxError> {
+    let mut first = Ok(());
+    for &bdf in functions {
+        first = first.and(work(bdf));
     }
-    Ok(stay)
+    first
+}
+
+fn is_undriven(bdf: Bdf, sysfs: &Sysfs) -> bool {
+    sysfs.exists(bdf) && sysfs.driver(bdf).is_none()
 }
 
 /// Those of the functions whose line no guest can have.
@@ -263,22 +287,57 @@ mod tests {
 
     #[test]
     fn intx_is_disabled_again_if_a_guest_got_the_line_while_it_was_enabled() {
+        for record_is_damaged in [false, true] {
+            let tree = host(7, 0x0008, 1);
+            let (mut store, sysfs) = (dom0(&Xenstored::new()), tree.sysfs());
+            disable(&mut store, bdf(IDLE), &sysfs).unwrap();
+            let restored = restore_while(&mut store, &sysfs, |store| {
+                assert_eq!(command_of(&tree), 7);
+                if record_is_damaged {
+                    // Its guest may have any line.
+                    let record = format!("{}/9", records::ATTACHMENTS);
+                    store.write(&record, "{").unwrap();
+                } else {
+                    attachment().write(store).unwrap();
+                }
+            });
+            assert_eq!(restored.unwrap(), []);
+            assert_eq!(command_of(&tree), 0x407);
+            let noted = records::intx_disabled(&mut store).unwrap();
+            assert_eq!(noted, [bdf(IDLE)], "for the next time");
+            assert_eq!(restore(&mut store, &sysfs).unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn one_function_that_fails_does_not_keep_another_from_being_looked_at_again() {
+        const BROKEN: &str = "0000:00:09.0";
         let tree = host(7, 0x0008, 1);
         let (mut store, sysfs) = (dom0(&Xenstored::new()), tree.sysfs());
-        let enabled = vec![bdf(IDLE)];
-        assert_eq!(
-            disable_again(&mut store, enabled.clone(), &sysfs).unwrap(),
-            enabled
-        );
-        assert_eq!(command_of(&tree), 7);
-        attachment().write(&mut store).unwrap();
-        assert_eq!(disable_again(&mut store, enabled, &sysfs).unwrap(), []);
+        // Of this one there is no configuration space, and it comes first.
+        tree.add(BROKEN, &[("irq", b"11\n"), ("enable", b"0\n")]);
+        records::note_intx_disabled(&mut store, bdf(BROKEN)).unwrap();
+        disable(&mut store, bdf(IDLE), &sysfs).unwrap();
+        let restored = restore_while(&mut store, &sysfs, |store| attachment().write(store).unwrap());
+        assert!(restored.unwrap_err().to_string().contains(BROKEN));
         assert_eq!(command_of(&tree), 0x407);
-        assert_eq!(
-            records::intx_disabled(&mut store).unwrap(),
-            [bdf(IDLE)],
-            "for the next time"
-        );
+        let noted = records::intx_disabled(&mut store).unwrap();
+        assert_eq!(noted, [bdf(BROKEN), bdf(IDLE)]);
+    }
+
+    #[test]
+    fn a_function_that_got_a_driver_meanwhile_is_its_drivers() {
+        let tree = host(7, 0x0008, 1);
+        tree.add(IDLE, &[("irq", b"20\n")]);
+        let (mut store, sysfs) = (dom0(&Xenstored::new()), tree.sysfs());
+        disable(&mut store, bdf(IDLE), &sysfs).unwrap();
+        let restored = restore_while(&mut store, &sysfs, |store| {
+            tree.bind(IDLE, "am53c974");
+            attachment().write(store).unwrap();
+        });
+        assert_eq!(device(IDLE).gsi, Some(20), "the guest's line");
+        assert_eq!(restored.unwrap(), []);
+        assert_eq!(command_of(&tree), 7);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Where the records lie in xenstore.
 
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Stream};
 use crate::xenctrl::DomId;
 use xenbus::bdf::Bdf;
-use xenbus::client::{Error as NodeError, Store as Nodes};
+use xenbus::client::{Error as NodeError, Store as Nodes, Transaction};
 use xenbus::permission::{Access, Permission};
 
 /// Directory of everything remembered.
@@ -71,12 +71,13 @@ pub fn children<S: Nodes>(store: &mut S, path: &str) -> Result<Vec<String>, Node
     }
 }
 
-/// Removes a node, if it is there, and its directory with the last one.
-pub fn remove_from<S: Nodes>(
-    store: &mut S,
+/// Removes a node, if it is there, and its directory with the last one. Outside a transaction, a node that somebody adds
+/// meanwhile would go with the directory.
+pub fn remove_from(
+    store: &mut Transaction<'_, Stream>,
     directory: &str,
     node: &str,
-) -> Result<(), NodeError<S::TransportError>> {
+) -> Result<(), StoreError> {
     if store.read_optional(node)?.is_none() {
         return Ok(());
     }

@@ -1,7 +1,10 @@
-//! Which stub is looked at next.
+//! What the service does next: a look at one stub, or an errand.
 //!
 //! Whatever happens in xenstore marks one stub, or all. The marked ones take turns, and one that is marked again and
 //! again, as it can bring about itself, soon has to wait for its turn: a flood costs the stub that makes it.
+//!
+//! Errands but the list wait until no stub is due, for a guest may wait for its stub; but not for ever, or stubs that
+//! flood would keep them from being done.
 
 use crate::pace::{Limit, Pace};
 use crate::records::ATTACHMENTS;
@@ -45,6 +48,23 @@ pub enum Errand {
     /// Look at what libxl notes of devices.
     Libxl,
 }
+
+/// One piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Look at a stub.
+    Look {
+        /// The stub.
+        stub: DomId,
+        /// True if what it publishes has changed.
+        published: bool,
+    },
+    /// Do an errand.
+    Errand(Errand),
+}
+
+/// How long an errand waits for stubs.
+const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
 /// The token for the watch on what libxl notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
@@ -139,12 +159,6 @@ impl Agenda {
         self.errands.entry(errand).or_insert(now);
     }
 
-    /// True, once, if an errand is to be done.
-    pub fn take(&mut self, errand: Errand, now: Instant) -> bool {
-        let is_due = self.errands.get(&errand).is_some_and(|due| *due <= now);
-        is_due && self.errands.remove(&errand).is_some()
-    }
-
     /// An errand has failed: it comes again, in a while.
     pub fn errand_later(&mut self, errand: Errand, now: Instant) {
         self.errands.insert(errand, now + RETRY);
@@ -159,8 +173,24 @@ impl Agenda {
         }
     }
 
-    /// The next stub to look at, and whether what it publishes has changed.
-    pub fn next(&mut self, now: Instant) -> Option<(DomId, bool)> {
+    /// What to do next, which is struck off.
+    pub fn next(&mut self, now: Instant) -> Option<Work> {
+        let is_due = |errand: Errand, due: Instant| {
+            due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
+        };
+        self.next_errand(is_due)
+            .or_else(|| self.next_look(now))
+            .or_else(|| self.next_errand(|_, due| due <= now))
+    }
+
+    fn next_errand(&mut self, is_due: impl Fn(Errand, Instant) -> bool) -> Option<Work> {
+        let mut errands = self.errands.iter();
+        let (&errand, _) = errands.find(|&(&errand, &due)| is_due(errand, due))?;
+        self.errands.remove(&errand);
+        Some(Work::Errand(errand))
+    }
+
+    fn next_look(&mut self, now: Instant) -> Option<Work> {
         let due = |(_, entry): &(&DomId, &Entry)| entry.marked && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
@@ -171,7 +201,8 @@ impl Agenda {
         self.last = stub;
         let entry = self.stubs.get_mut(&stub)?;
         entry.marked = false;
-        Some((stub, std::mem::take(&mut entry.published)))
+        let published = std::mem::take(&mut entry.published);
+        Some(Work::Look { stub, published })
     }
 
     /// A look at a stub was good or not, and has taken so long.
@@ -215,6 +246,18 @@ mod tests {
     use super::*;
 
     const BURST: u32 = 40;
+
+    fn look(stub: DomId, published: bool) -> Option<Work> {
+        Some(Work::Look { stub, published })
+    }
+
+    /// An agenda that has read the list, and has tidied up.
+    fn agenda_of<const STUBS: usize>(stubs: [DomId; STUBS], now: Instant) -> Agenda {
+        let mut agenda = Agenda::default();
+        agenda.keep(&stubs.into(), now);
+        agenda.errands.clear();
+        agenda
+    }
 
     fn event(path: &str, token: &str) -> WatchEvent {
         WatchEvent {
@@ -264,20 +307,16 @@ mod tests {
     #[test]
     fn marked_stubs_take_turns_however_often_one_is_marked() {
         let now = Instant::now();
-        let mut agenda = Agenda::default();
-        agenda.keep(&[3, 5, 9].into(), now);
-        let mut turns = Vec::new();
-        for _ in 0..6 {
+        let mut agenda = agenda_of([3, 5, 9], now);
+        for expected in [3, 5, 9, 3, 3, 3] {
             agenda.mark(Concern::Stub(3), now);
-            turns.push(agenda.next(now).unwrap().0);
+            assert_eq!(agenda.next(now), look(expected, false));
         }
-        assert_eq!(turns, [3, 5, 9, 3, 3, 3]);
         agenda.mark(Concern::Stub(9), now);
         agenda.mark(Concern::Stub(3), now);
-        assert_eq!(agenda.next(now), Some((9, false)));
-        assert_eq!(agenda.next(now), Some((3, false)));
+        assert_eq!(agenda.next(now), look(9, false));
+        assert_eq!(agenda.next(now), look(3, false));
         assert_eq!(agenda.next(now), None);
-        assert!(agenda.take(Errand::Tidy, now));
         assert_eq!(agenda.idle(now), None);
     }
 
@@ -288,18 +327,18 @@ mod tests {
         let took = Duration::from_millis(50);
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
-            assert_eq!(agenda.next(start), Some((3, true)));
+            assert_eq!(agenda.next(start), look(3, true));
             agenda.looked(3, true, took, start);
         }
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), Some((3, true)));
+        assert_eq!(agenda.next(start), look(3, true));
         agenda.looked(3, true, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
-        assert_eq!(agenda.next(start), Some((4, false)), "others do not wait for it");
+        assert_eq!(agenda.next(start), look(4, false), "others do not wait for it");
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(took * 4));
-        assert_eq!(agenda.next(start + took * 4), Some((3, false)));
+        assert_eq!(agenda.next(start + took * 4), look(3, false));
     }
 
     #[test]
@@ -307,12 +346,12 @@ mod tests {
         let start = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::Published(3), start);
-        let (stub, published) = agenda.next(start).unwrap();
-        agenda.later(stub, published, start);
+        assert_eq!(agenda.next(start), look(3, true));
+        agenda.later(3, true, start);
         agenda.mark(Concern::Stub(3), start);
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(RETRY));
-        assert_eq!(agenda.next(start + RETRY), Some((3, true)));
+        assert_eq!(agenda.next(start + RETRY), look(3, true));
         // One that goes on failing is looked at less and less, until a look is good.
         let mut now = start + RETRY;
         for expected in [2, 4, 8, 16, 32, 50, 50] {
@@ -339,15 +378,48 @@ mod tests {
             let mut agenda = Agenda::default();
             mark(&mut agenda, start);
             assert_eq!(agenda.idle(start), Some(Duration::ZERO));
-            assert!(agenda.take(errand, start) && !agenda.take(errand, start));
+            assert_eq!(agenda.next(start), Some(Work::Errand(errand)));
+            assert_eq!(agenda.next(start), None);
             agenda.errand_later(errand, start);
             // A flood of events does not bring it sooner.
             mark(&mut agenda, start);
-            assert!(!agenda.take(errand, start), "{errand:?}");
+            assert_eq!(agenda.next(start), None);
             assert_eq!(agenda.idle(start), Some(RETRY));
-            assert!(agenda.take(errand, start + RETRY));
+            assert_eq!(agenda.next(start + RETRY), Some(Work::Errand(errand)));
             assert_eq!(agenda.idle(start), None);
         }
+    }
+
+    #[test]
+    fn after_a_start_every_stub_comes_before_what_is_of_none() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        for concern in [Concern::Libxl, Concern::All] {
+            agenda.mark(concern, now);
+        }
+        assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
+        agenda.keep(&[3, 5].into(), now);
+        let order = [
+            look(3, false),
+            look(5, false),
+            Some(Work::Errand(Errand::Tidy)),
+            Some(Work::Errand(Errand::Libxl)),
+            None,
+        ];
+        assert_eq!(order.map(|_| agenda.next(now)), order);
+        assert_eq!(agenda.idle(now), None);
+    }
+
+    #[test]
+    fn stubs_that_flood_do_not_keep_an_errand_from_being_done() {
+        let now = Instant::now();
+        let mut agenda = Agenda::default();
+        for concern in [Concern::Libxl, Concern::Stub(3)] {
+            agenda.mark(concern, now);
+        }
+        let late = now + ERRAND_WAITS;
+        assert_eq!(agenda.next(late), Some(Work::Errand(Errand::Libxl)));
+        assert_eq!(agenda.next(late), look(3, false));
     }
 
     #[test]
@@ -355,14 +427,15 @@ mod tests {
         let now = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::All, now);
-        assert_eq!(agenda.idle(now), Some(Duration::ZERO));
-        assert!(agenda.take(Errand::List, now));
-        assert!(!agenda.take(Errand::List, now));
+        agenda.mark(Concern::All, now);
+        assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
+        assert_eq!(agenda.next(now), None);
         agenda.keep(&[3, 4, 5].into(), now);
         agenda.keep(&[4, 5].into(), now);
+        assert_eq!(agenda.errands.remove(&Errand::Tidy), Some(now));
         agenda.forget(5);
         agenda.mark(Concern::Nothing, now);
-        assert_eq!(agenda.next(now), Some((4, false)));
+        assert_eq!(agenda.next(now), look(4, false));
         assert_eq!(agenda.next(now), None);
     }
 }

@@ -39,7 +39,7 @@ use crate::sysfs::Sysfs;
 use crate::systemd;
 use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
-use agenda::{Agenda, Concern, Errand};
+use agenda::{Agenda, Concern, Errand, Work};
 use clients::{Asked, Client, Clients};
 use errors::Errors;
 use jobs::{Jobs, Outcome};
@@ -273,21 +273,19 @@ impl Service {
         for stub in self.revivals.ready(runner, store)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
-        self.run_errand(Errand::List, now)?;
-        // What the list has marked is due by now.
-        let now = Instant::now();
-        if let Some((stub, published)) = self.agenda.next(now) {
-            let looked = self.look(stub, published);
-            let is_good = looked.is_ok();
-            if let Err(error) = looked {
-                self.excuse(error, Some(stub))?;
-                self.agenda.later(stub, published, Instant::now());
+        match self.agenda.next(now) {
+            Some(Work::Errand(errand)) => self.run_errand(errand)?,
+            Some(Work::Look { stub, published }) => {
+                let looked = self.look(stub, published);
+                let is_good = looked.is_ok();
+                if let Err(error) = looked {
+                    self.excuse(error, Some(stub))?;
+                    self.agenda.later(stub, published, Instant::now());
+                }
+                self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
             }
-            self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
+            None => {}
         }
-        // After a start the stubs come first: their guests may wait for an answer.
-        self.run_errand(Errand::Tidy, now)?;
-        self.run_errand(Errand::Libxl, now)?;
         self.mend()?;
         let (errors, context) = self.errors();
         errors.step(context);
@@ -301,11 +299,8 @@ impl Service {
         Ok(())
     }
 
-    /// Does work of one kind that is of no stub in particular, if there is some.
-    fn run_errand(&mut self, errand: Errand, now: Instant) -> Result<(), ServeError> {
-        if !self.agenda.take(errand, now) {
-            return Ok(());
-        }
+    /// Does work that is of no stub in particular.
+    fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
         let done = match errand {
             Errand::List => self.list(),
             Errand::Tidy => self.tidy(),

@@ -9,7 +9,7 @@ use crate::nodes::first_hop;
 use crate::records::Attachment;
 use crate::store::{Store, StoreError};
 use xenbus::client::Store as _;
-use xenbus::path::{DeviceType, key};
+use xenbus::path::key;
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
@@ -43,7 +43,7 @@ pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
     if domains::clear_home(store, stub)? {
         return Ok(());
     }
-    match store.remove(&DeviceType::Pci.backends(stub)) {
+    match store.remove(&first_hop(attachment).backend_dir()) {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
@@ -106,6 +106,11 @@ mod tests {
             if stays {
                 introduce(&daemon, 4, "other");
             }
+            // What it offers to a guest of its own.
+            let own = "/local/domain/4/backend/pci/9/0/state";
+            if stays {
+                store.write(own, "4").unwrap();
+            }
             begin(&mut store, &attachment()).unwrap();
             for _ in 0..2 {
                 clear(&mut store, &attachment()).unwrap();
@@ -113,6 +118,7 @@ mod tests {
                 assert_eq!(backend.unwrap(), None);
                 let home = store.directory("/local/domain/4");
                 assert_eq!(home.is_ok(), stays);
+                assert_eq!(store.read_optional(own).unwrap().is_some(), stays);
             }
         }
     }
