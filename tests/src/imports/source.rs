@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use syn::visit::{self, Visit};
-use syn::{Attribute, ItemMacro, ItemMod, ItemUse, Macro, Meta, UseTree};
+use syn::{Attribute, ItemMacro, ItemUse, Macro, Meta, UseTree};
 
 /// A path below the root of a crate, such as `serve::link`.
 pub type ModulePath = Vec<String>;
@@ -153,16 +153,9 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        // What a module within the file mentions by `super` is the file's.
-        visit::visit_item_mod(self, item);
-    }
-
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        // A name that is passed on is not used here.
-        if matches!(item.vis, syn::Visibility::Inherited) {
-            self.mention_tree(&item.tree, &mut Vec::new());
-        }
+        // A name that is passed on is imported too: whoever uses it from here depends on where it comes from.
+        self.mention_tree(&item.tree, &mut Vec::new());
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
