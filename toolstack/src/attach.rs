@@ -1,10 +1,11 @@
 //! Giving devices to a guest, with a stub as their backend.
 
 use crate::acking::{self, AckError};
-use crate::checks::{Claims, ClaimsError, dom0_sharers};
+use crate::claims::{Claims, ClaimsError};
 use crate::failed;
 use crate::host::Host;
 use crate::idle_intx::{self, IdleIntxError};
+use crate::lines::dom0_sharers;
 use crate::nodes::Hop;
 use crate::records::{Attachment, Device, RecordError, forget_mapped};
 use crate::resources::{Resource, resources};

@@ -6,8 +6,9 @@
 //! register while a guest has a line that may be its own. A driver of dom0's that binds later enables INTx again
 //! (`do_pci_enable_device` in `drivers/pci/pci.c`).
 
-use crate::checks::{self, Claims};
+use crate::claims::Claims;
 use crate::config::Config as _;
+use crate::lines;
 use crate::records::{self, Attachment, RecordError};
 use crate::registers::{command, register};
 use crate::store::Store;
@@ -62,8 +63,8 @@ fn is_idle(bdf: Bdf, sysfs: &Sysfs) -> bool {
 }
 
 fn may_be_on(bdf: Bdf, gsi: u32, sysfs: &Sysfs) -> bool {
-    match checks::line(bdf, sysfs) {
-        Some(line) => line == gsi || !checks::line_is_known(bdf, sysfs),
+    match lines::line(bdf, sysfs) {
+        Some(line) => line == gsi || !lines::line_is_known(bdf, sysfs),
         None => false,
     }
 }
@@ -184,7 +185,7 @@ fn change(bdf: Bdf, sysfs: &Sysfs, new: impl Fn(u16) -> u16) -> Result<(), IdleI
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::Claim;
+    use crate::claims::Claim;
     use crate::records::tests::{attachment, device};
     use crate::store::tests::dom0;
     use crate::sysfs::tests::Tree;

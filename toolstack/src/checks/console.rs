@@ -1,6 +1,6 @@
 //! What a host is made of and looked at through: its chipset, its display, its keyboard.
 
-use super::Use;
+use super::mounts::Use;
 use crate::registers::register;
 use crate::sysfs::Sysfs;
 use xenbus::bdf::Bdf;

@@ -1,11 +1,13 @@
 //! What a device that can be given away is like, and what the administrator should know about it.
 
+use super::acs::without_acs;
 use super::console::has_only_keyboard;
-use super::{
-    Offer, Refusal, Sharers, Surroundings, check_lines, line, line_is_known, line_sharers, without_acs,
-};
+use super::line::{Offer, check_lines, line_sharers};
+use super::refusal::Refusal;
+use super::surroundings::Surroundings;
 use crate::idle_intx;
 use crate::interrupts::msix_entries;
+use crate::lines::{Sharers, line, line_is_known};
 use crate::records::Device;
 use crate::registers::register;
 use crate::reset::{Method, Plan};
@@ -298,9 +300,9 @@ pub fn describe_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::Claims;
-    use crate::checks::claims::xl_claim;
     use crate::checks::fixture::{A, B, add_function, around, bdf, config, host};
+    use crate::claims::Claims;
+    use crate::claims::xl_claim;
     use crate::sysfs::tests::Tree;
 
     #[test]

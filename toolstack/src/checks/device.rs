@@ -2,7 +2,9 @@
 
 use super::console::{part_of_mainboard, shown_console};
 use super::page::page_sharer;
-use super::{Refusal, Surroundings, check_sriov};
+use super::refusal::Refusal;
+use super::sriov::check_sriov;
+use super::surroundings::Surroundings;
 use crate::capabilities::Capabilities;
 use crate::header;
 use crate::registers::register;
@@ -138,9 +140,11 @@ fn is_bridge(bdf: Bdf, sysfs: &Sysfs) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::claims::{attachment_claims, xl_claim};
     use crate::checks::fixture::{A, B, BRIDGE, around, bdf, config, host};
-    use crate::checks::{Claims, Groups, Mounts};
+    use crate::checks::group::Groups;
+    use crate::checks::mounts::Mounts;
+    use crate::claims::Claims;
+    use crate::claims::{attachment_claims, xl_claim};
     use crate::records;
     use crate::sysfs::tests::Tree;
 

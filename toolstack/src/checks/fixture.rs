@@ -1,7 +1,10 @@
 //! A host made of files, for the tests of all checks.
 
-use super::{Claims, Groups, Mounts, Surroundings};
+use super::group::Groups;
+use super::mounts::Mounts;
+use super::surroundings::Surroundings;
 use crate::capabilities::tests::space;
+use crate::claims::Claims;
 use crate::mcfg::Mcfg;
 use crate::sysfs::tests::Tree;
 use xenbus::bdf::Bdf;

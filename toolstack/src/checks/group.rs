@@ -2,7 +2,7 @@
 //!
 //! Under Xen dom0's sysfs shows none, because Xen drives the IOMMU; Xen is asked.
 
-use super::Claims;
+use crate::claims::Claims;
 use crate::xenctrl::{DomId, Hypervisor};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::claims::xl_claim;
+    use crate::claims::xl_claim;
     use crate::xenctrl::tests::Xen;
 
     #[test]

@@ -1,6 +1,6 @@
 //! Whether the host itself can keep a guest's device apart.
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::xl::HostInfo;
 
 /// What `extra_guest_irqs` is for a guest if Xen is not told otherwise.

@@ -1,6 +1,7 @@
 //! What ties devices of a guest together, so that they leave it together: a page, a bridge, the IOMMU.
 
-use super::{Groups, Refusal};
+use super::group::Groups;
+use super::refusal::Refusal;
 use crate::header::{is_bridge, leads_to};
 use crate::records::Device;
 use crate::resources::shared_frame;
@@ -32,8 +33,10 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device], groups: &Groups) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::describe::describe;
     use crate::checks::fixture::{A, B, around, bdf, host};
-    use crate::checks::{Claims, Offer, describe};
+    use crate::checks::line::Offer;
+    use crate::claims::Claims;
     use crate::records;
     use crate::terms::Terms;
     use crate::xenctrl::tests::Xen;

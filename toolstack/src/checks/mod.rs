@@ -3,7 +3,6 @@
 //! Nothing here changes anything: a refusal leaves the host as it was. One module for each kind of check.
 
 mod acs;
-mod claims;
 mod console;
 mod describe;
 mod device;
@@ -21,13 +20,12 @@ mod sriov;
 mod surroundings;
 
 pub use acs::without_acs;
-pub use claims::{Claim, Claims, ClaimsError};
 pub use describe::{Notice, describe, describe_all};
 pub use device::check_devices;
 pub use group::Groups;
 pub use host::{check_host, host_notes, spare_pirqs};
 pub use leaving::check_leaving;
-pub use line::{Offer, Sharers, check_lines, dom0_sharers, line, line_is_known, line_sharers};
+pub use line::{Offer, check_lines, line_sharers};
 pub use mounts::{Mounts, MountsError, Use};
 pub use page::page_sharer;
 pub use quirk::check_quirks;

@@ -1,6 +1,6 @@
 //! Quirks: registers of which the guest may write some bits.
 
-use super::Refusal;
+use super::refusal::Refusal;
 use crate::capabilities::Capabilities;
 use crate::guard::Guard;
 use crate::sysfs::Sysfs;

@@ -1,7 +1,8 @@
 //! Physical and virtual functions (SR-IOV): a virtual one can be given away while the physical one stays with its
 //! driver in dom0, which makes, configures and ends it.
 
-use super::{Claims, Refusal};
+use super::refusal::Refusal;
+use crate::claims::Claims;
 use crate::sysfs::{PCIBACK, Sysfs};
 use xenbus::bdf::Bdf;
 
@@ -32,7 +33,7 @@ pub fn check_sriov(bdf: Bdf, claims: &Claims, sysfs: &Sysfs) -> Result<(), Refus
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::claims::xl_claim;
+    use crate::claims::xl_claim;
     use crate::sysfs::tests::Tree;
 
     const PHYSICAL: &str = "0000:01:00.0";

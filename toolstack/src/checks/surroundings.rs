@@ -1,6 +1,9 @@
 //! All that the checks look at, as it is at one moment.
 
-use super::{Claims, ClaimsError, Groups, Mounts, MountsError, check_host, spare_pirqs};
+use super::group::Groups;
+use super::host::{check_host, spare_pirqs};
+use super::mounts::{Mounts, MountsError};
+use crate::claims::{Claims, ClaimsError};
 use crate::host::Host;
 use crate::mcfg::{self, Mcfg, McfgError};
 use crate::sysfs::Sysfs;

@@ -3,7 +3,8 @@
 //! A device that is held belongs to xen-pciback in dom0 and to nobody in Xen: no driver of dom0's touches it, and its
 //! DMA goes nowhere.
 
-use crate::checks::{self, Claims, Surroundings};
+use crate::checks::{self, Surroundings};
+use crate::claims::Claims;
 use crate::control;
 use crate::host::Host;
 use crate::names;

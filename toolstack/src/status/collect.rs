@@ -4,7 +4,7 @@ use super::{
     DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
 };
 use crate::acking::LineStatus;
-use crate::checks::Claims;
+use crate::claims::Claims;
 use crate::domains::Domain;
 use crate::domains::is_alive;
 use crate::failed::Failed;

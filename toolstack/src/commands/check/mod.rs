@@ -4,15 +4,15 @@ mod report;
 
 pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
-use crate::checks::{
-    self, Notice, Offer, Refusal, Surroundings, line_is_known, line_sharers, page_sharer, without_acs,
-};
+use crate::checks::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
 use crate::dmar::{self, Dmar};
 use crate::domains;
 use crate::guest::GuestConfig;
 use crate::host::Host;
 use crate::interrupts::{msi_messages, msix_entries};
 use crate::ivrs::Ivrs;
+use crate::lines;
+use crate::lines::line_is_known;
 use crate::pci_ids::PciIds;
 use crate::policy::{self, Choices};
 use crate::records::Attachment;
@@ -248,7 +248,7 @@ fn reset(plan: &Plan) -> Reset {
 }
 
 fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Result<Option<Line>, Refusal> {
-    let Some(gsi) = checks::line(bdf, &around.sysfs) else {
+    let Some(gsi) = lines::line(bdf, &around.sysfs) else {
         return Ok(None);
     };
     if !line_is_known(bdf, &around.sysfs) {

@@ -137,9 +137,15 @@ pub(super) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::fixture::{A, B, bdf};
     use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
+
+    const A: &str = "0000:00:05.0";
+    const B: &str = "0000:00:06.0";
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn claims_are_found_wherever_they_are_written_down() {
