@@ -20,13 +20,14 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
-use toolstack::config::Config;
+use toolstack::function::guard::Guard;
 use toolstack::function::{Done, Functions};
-use toolstack::guard::Guard;
-use toolstack::mode::Mode;
-use toolstack::records::{Attachment, Device, Domain};
+use toolstack::host::domains::Domain;
+use toolstack::pci::config::Config;
+use toolstack::records::mode::Mode;
+use toolstack::records::{Attachment, Device};
 use toolstack::terms::Terms;
-use toolstack::xenctrl::{DomId, Hypervisor};
+use toolstack::xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 use xenbus::device::{self, SlotMode};
 use xenbus::model::Page;
@@ -573,7 +574,7 @@ impl Case {
             }
         };
         let bytes = self.card.bytes.borrow().clone();
-        let capabilities = toolstack::capabilities::Capabilities::find(&bytes);
+        let capabilities = toolstack::pci::capabilities::Capabilities::find(&bytes);
         let guard = Guard::new(&bytes[..64], &capabilities, &terms);
         assert_eq!(
             guard.unfit_quirks(),

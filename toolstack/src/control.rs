@@ -1,13 +1,13 @@
 //! How the commands talk to the service: one line of JSON each way, over a socket that only root may
 //! use.
 
+use crate::handover::release::Released;
+use crate::host::systemd::{self, UnitError};
 use crate::paths::{LOG, RUN};
-use crate::release::Released;
 use crate::say::note;
 use crate::serde_text;
 use crate::status::Status;
-use crate::systemd::{self, UnitError};
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

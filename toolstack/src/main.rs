@@ -15,14 +15,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::run::{self, Run};
 use toolstack::commands::{Ended, check, destroy, detach, hold, irq};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
-use toolstack::policy::Choices;
+use toolstack::host::{launcher, recreate};
 use toolstack::terms::Terms;
-use toolstack::{launcher, recreate, say, serve, status};
+use toolstack::{say, serve, status};
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.

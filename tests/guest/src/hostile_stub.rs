@@ -58,7 +58,7 @@ const LISTEN: Duration = Duration::from_millis(20);
 const TAKE_UP: Duration = Duration::from_secs(20);
 /// How long a flood lasts.
 const FLOOD: Duration = Duration::from_secs(4);
-/// A life that ends sooner than this after its beginning counts as one of a crash loop (`toolstack/src/revival.rs`).
+/// A life that ends sooner than this after its beginning counts as one of a crash loop (`toolstack/src/serve/revival.rs`).
 const LONG_LIFE: Duration = Duration::from_secs(4);
 /// Most functions that are looked at.
 const MOST_DEVICES: u32 = 32;

@@ -4,21 +4,21 @@ use super::prepare::Checked;
 use super::reclaim::{release_once, take_back_once};
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_PATIENCE, wait};
-use crate::attach;
-use crate::domains::{self, Domain};
-use crate::guest::GuestConfig;
+use crate::handover::attach;
+use crate::handover::release::Released;
 use crate::host::Host;
-use crate::keepsake;
-use crate::mode::Mode;
-use crate::nodes::{error_directory, first_hop};
+use crate::host::domains::{self, Domain};
+use crate::host::guest::GuestConfig;
+use crate::host::store::Store;
+use crate::host::xl;
+use crate::nodes::hops::{error_directory, first_hop};
+use crate::nodes::progress::{Progress, is_exported, progress};
 use crate::paths;
-use crate::progress::{Progress, is_exported, progress};
 use crate::records::Attachment;
-use crate::release::Released;
+use crate::records::keepsake;
+use crate::records::mode::Mode;
+use crate::records::unfinished::{self, Unfinished};
 use crate::say::{note, say};
-use crate::store::Store;
-use crate::unfinished::{self, Unfinished};
-use crate::xl;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::Path;
@@ -261,10 +261,10 @@ fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nodes;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::nodes::hops;
     use crate::records::children;
     use crate::records::tests::{attachment, domain};
-    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]
@@ -331,8 +331,8 @@ mod tests {
         };
         for _ in 0..2 {
             attachment.write(&mut store).unwrap();
-            nodes::Hop::second(&attachment).write(&mut store).unwrap();
-            nodes::Hop::first(&attachment).write(&mut store).unwrap();
+            hops::Hop::second(&attachment).write(&mut store).unwrap();
+            hops::Hop::first(&attachment).write(&mut store).unwrap();
             assert_eq!(nodes(&mut store), 6);
             remove_nodes(&mut store, &attachment).unwrap();
             assert_eq!(nodes(&mut store), 0);

@@ -3,16 +3,16 @@
 //! A device that is held belongs to xen-pciback in dom0 and to nobody in Xen: no driver of dom0's touches it, and its
 //! DMA goes nowhere.
 
-use crate::checks::{self, Surroundings};
-use crate::claims::Claims;
+use crate::admission::{self, Surroundings};
 use crate::control;
+use crate::handover::seize::{Back, Before, make_ready, release as give_away, seize as take};
 use crate::host::Host;
-use crate::names;
+use crate::host::names;
+use crate::host::sysfs::PCIBACK;
+use crate::host::xl;
+use crate::records::claims::Claims;
 use crate::records::{self, Taken};
 use crate::say::say;
-use crate::seize::{Back, Before, make_ready, release as give_away, seize as take};
-use crate::sysfs::PCIBACK;
-use crate::xl;
 use anyhow::{Result, anyhow, bail, ensure};
 use bulkhead_config::name::Name;
 use bulkhead_config::policy::Policy;
@@ -58,10 +58,10 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
 fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result<()> {
     let _lock = control::lock_commands()?;
     let info = xl::info()?;
-    checks::check_host(&info)?;
+    admission::check_host(&info)?;
     let around = Surroundings::read(host, bdfs, &info)?;
     // Whether the guest's way of addressing them fits is for later.
-    let refusals = checks::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
+    let refusals = admission::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
     problems.extend(refusals.iter().map(ToString::to_string));
     for &bdf in bdfs {
         if refusals.iter().any(|refusal| refusal.bdf() == Some(bdf)) {
@@ -167,10 +167,10 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
 mod tests {
     use super::*;
     use crate::host::Runner;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
     use crate::records::tests::{attachment, domain};
-    use crate::store::tests::{dom0, introduce};
-    use crate::sysfs::tests::Tree;
-    use crate::xenctrl::tests::Xen;
+    use crate::xen::xenctrl::tests::Xen;
     use xenbus::model::Xenstored;
 
     const NAME: &str = "0000:00:05.0";

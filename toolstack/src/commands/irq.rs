@@ -1,8 +1,8 @@
 //! `bulkhead irq`: dom0 answers for a line, or does not.
 
 use super::select::{attachments, of_device};
-use crate::acking;
 use crate::control;
+use crate::handover::acking;
 use crate::host::Host;
 use crate::say::say;
 use anyhow::{Result, ensure};

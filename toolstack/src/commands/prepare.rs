@@ -3,18 +3,18 @@
 use super::reclaim::stays_held;
 use super::undo::Undo;
 use super::waiting::Interrupt;
-use crate::checks::{self, Refusal, Surroundings};
-use crate::domains::Domain;
+use crate::admission::policy::{self, Choices, Decided};
+use crate::admission::{self, Refusal, Surroundings};
+use crate::handover::originals;
+use crate::handover::seize::{Back, Before, give_back, make_ready, seize};
 use crate::host::Host;
-use crate::originals;
+use crate::host::domains::Domain;
+use crate::host::store::Store;
+use crate::host::xl;
 use crate::paths;
-use crate::policy::{self, Choices, Decided};
 use crate::records::{self, Attachment, Device, Taken};
 use crate::say::{note, say};
-use crate::seize::{Back, Before, give_back, make_ready, seize};
-use crate::store::Store;
 use crate::terms::Terms;
-use crate::xl;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bulkhead_config::options::Wanted;
 use xenbus::bdf::Bdf;
@@ -44,16 +44,18 @@ pub fn check(
     notices.iter().for_each(|notice| note!("{notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     let info = xl::info()?;
-    checks::check_host(&info)?;
-    checks::host_notes(&info).iter().for_each(|text| note!("{text}"));
+    admission::check_host(&info)?;
+    admission::host_notes(&info)
+        .iter()
+        .for_each(|text| note!("{text}"));
     let mut around = Surroundings::read(host, &bdfs, &info)?;
     if let Some(guest) = guest {
         around.claims.forgive(guest.domid);
     }
-    let mut refusals = checks::check_devices(&bdfs, already, slots, &around);
+    let mut refusals = admission::check_devices(&bdfs, already, slots, &around);
     let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
-    refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
-    refusals.extend(checks::check_lines(&wanted, already, &around));
+    refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
+    refusals.extend(admission::check_lines(&wanted, already, &around));
     match refusals.len() {
         0 => Ok(Checked {
             bdfs,
@@ -103,7 +105,7 @@ impl Checked {
     /// Describes the devices, once they are taken, and tells what the administrator should know.
     pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
-        let (devices, notices) = checks::describe_all(&wanted, &self.already, &self.around)?;
+        let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| note!("{notice}"));
         for Device { bdf, terms, .. } in &devices {
             originals::keep(*bdf, terms, &self.around.sysfs)
@@ -146,8 +148,8 @@ fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::dom0;
     use crate::records::tests::attachment;
-    use crate::store::tests::dom0;
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 

@@ -1,13 +1,13 @@
 //! Devices that come back from a guest: by the service, or by this process where there is none.
 
 use crate::control::{self, Asked, Reply, Request};
-use crate::domains::Domain;
+use crate::handover::release::{Released, release, take_back};
+use crate::handover::seize::{Back, give_back};
 use crate::host::Host;
+use crate::host::domains::Domain;
 use crate::records::{self, Attachment};
-use crate::release::{Released, release, take_back};
 use crate::say::say;
-use crate::seize::{Back, give_back};
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use anyhow::{Result, bail, ensure};
 use xenbus::bdf::Bdf;
 
@@ -85,11 +85,11 @@ pub fn take_back_once(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) ->
 mod tests {
     use super::*;
     use crate::host::Runner;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
     use crate::records::Taken;
     use crate::records::tests::domain;
-    use crate::store::tests::{dom0, introduce};
-    use crate::sysfs::tests::Tree;
-    use crate::xenctrl::tests::Xen;
+    use crate::xen::xenctrl::tests::Xen;
     use xenbus::model::Xenstored;
 
     #[test]

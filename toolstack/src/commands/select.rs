@@ -1,12 +1,12 @@
 //! Which guest, and which of its devices, the words of a command mean.
 
-use crate::domains::{self, DomainError};
 use crate::host::Host;
-use crate::names::{self, NameError};
+use crate::host::domains::{self, DomainError};
+use crate::host::names::{self, NameError};
+use crate::host::store::Store;
+use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
 use crate::say::note;
-use crate::store::Store;
-use crate::sysfs::Sysfs;
 use anyhow::Result;
 use bulkhead_config::name::Name;
 use thiserror::Error;
@@ -145,7 +145,8 @@ fn of_guest<'a>(
     };
     let who = || who.to_owned();
     if let Some(domain) = found {
-        let same = |other: &crate::domains::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
+        let same =
+            |other: &crate::host::domains::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
         if let Some(attachment) = attachments.iter().find(|attachment| same(&attachment.stub)) {
             let guest = attachment.guest.name.clone();
             return Err(SelectError::Stub { who: who(), guest });
@@ -214,10 +215,10 @@ pub fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::tests::host;
+    use crate::host::names::tests::host;
+    use crate::host::store::tests::{dom0, introduce};
     use crate::records::Device;
     use crate::records::tests::{attachment, device, domain};
-    use crate::store::tests::{dom0, introduce};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 

@@ -1,6 +1,6 @@
 //! Waiting for others, with an end, and signals.
 
-use crate::progress::Progress;
+use crate::nodes::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;

@@ -9,8 +9,8 @@
 //! watches [`DEVICES`] and writes what is missing again ([`super::renewal`]); until it has, libxl would take the device for free.
 
 use super::paths::{mapped_path, mode_path, node_name, quarantine_path};
-use crate::domains::Domain;
-use crate::xenctrl::DomId;
+use crate::host::domains::Domain;
+use crate::xen::xenctrl::DomId;
 use std::fmt;
 use std::str::FromStr;
 use xenbus::bdf::Bdf;

@@ -9,13 +9,13 @@ use super::error::RecordError;
 use super::paths::{
     ATTACHMENTS, KEEPSAKE, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
 };
-use crate::domains::Domain;
+use crate::host::domains::Domain;
+use crate::host::store::Store;
 use crate::inject::{self, Point};
-use crate::mode::{Change, Mode, Note};
+use crate::records::mode::{Change, Mode, Note};
 use crate::serde_text::{self, json};
-use crate::store::Store;
 use crate::terms::Terms;
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use xenbus::bdf::Bdf;
@@ -298,8 +298,8 @@ pub fn unfinished_change(store: &mut Store, stub: DomId, bdf: Bdf) -> Result<Opt
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::host::store::tests::{connect, dom0};
     use crate::records::paths::ROOT;
-    use crate::store::tests::{connect, dom0};
     use xenbus::model::Xenstored;
 
     pub fn domain(domid: DomId, name: &str) -> Domain {
@@ -314,7 +314,7 @@ pub(crate) mod tests {
         Device {
             bdf: bdf.parse().unwrap(),
             ids: "8086:10d3".parse().unwrap(),
-            bars: crate::resources::parse(crate::resources::tests::E1000E).unwrap(),
+            bars: crate::pci::resources::parse(crate::pci::resources::tests::E1000E).unwrap(),
             ecam: 0xb0028,
             gsi: Some(20),
             line_offered: true,

@@ -1,8 +1,8 @@
 //! Why a record is of no use.
 
 use super::paths;
-use crate::store::StoreError;
-use crate::xenctrl::DomId;
+use crate::host::store::StoreError;
+use crate::xen::xenctrl::DomId;
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 

@@ -2,7 +2,7 @@
 
 use super::error::RecordError;
 use super::paths::{ROOT, make_root, node_name};
-use crate::store::Store;
+use crate::host::store::Store;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
@@ -76,7 +76,7 @@ pub fn forget_taken(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<(), Rec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::dom0;
+    use crate::host::store::tests::dom0;
     use xenbus::model::Xenstored;
 
     #[test]

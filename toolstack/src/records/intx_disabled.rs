@@ -1,8 +1,8 @@
-//! Functions without a driver whose INTx was disabled for the sake of a line ([`crate::idle_intx`]).
+//! Functions without a driver whose INTx was disabled for the sake of a line ([`crate::handover::idle_intx`]).
 
 use super::error::RecordError;
 use super::paths::{INTX_DISABLED, bdf_of, children, intx_disabled_path, make_root, remove_from};
-use crate::store::Store;
+use crate::host::store::Store;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 

@@ -3,10 +3,10 @@
 use super::assignable::{self, Holder};
 use super::error::RecordError;
 use super::paths::{MAPPED, bdf_of, children, make_root, mapped_path, remove_from};
-use crate::domains::{Domain, is_alive};
+use crate::host::domains::{Domain, is_alive};
+use crate::host::store::Store;
 use crate::serde_text::json;
-use crate::store::Store;
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
@@ -68,8 +68,8 @@ pub fn forget_dead_mappings(store: &mut Store) -> Result<(), RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::{dom0, introduce};
     use crate::records::tests::domain;
-    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]

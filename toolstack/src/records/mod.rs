@@ -2,13 +2,18 @@
 
 pub mod assignable;
 mod attachment;
+pub mod claims;
 mod error;
+pub mod failed;
 mod held;
 mod intx_disabled;
+pub mod keepsake;
 mod mapped;
+pub mod mode;
 mod paths;
 mod quarantine;
 mod renewal;
+pub mod unfinished;
 
 #[cfg(test)]
 pub(crate) use attachment::tests;

@@ -1,7 +1,7 @@
 //! Where the records lie in xenstore.
 
-use crate::store::{Store, StoreError, Stream};
-use crate::xenctrl::DomId;
+use crate::host::store::{Store, StoreError, Stream};
+use crate::xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Error as NodeError, Store as Nodes, Transaction};
 use xenbus::permission::{Access, Permission};
@@ -10,11 +10,11 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Below a record: the directory of the stub's [`crate::keepsake`].
+/// Below a record: the directory of the stub's [`crate::records::keepsake`].
 pub const KEEPSAKE: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 pub const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
-/// Directory of the functions without a driver whose INTx was disabled (`crate::idle_intx`): by [`node_name`].
+/// Directory of the functions without a driver whose INTx was disabled (`crate::handover::idle_intx`): by [`node_name`].
 pub const INTX_DISABLED: &str = "/local/domain/0/bulkhead/intx-disabled";
 /// Directory of the devices that were taken from a guest that lived on: by [`node_name`], with the guest.
 pub const MAPPED: &str = "/local/domain/0/bulkhead/mapped";
@@ -93,7 +93,7 @@ pub fn attachment(stub: DomId) -> String {
     format!("{ATTACHMENTS}/{stub}")
 }
 
-/// Where a stub's [`crate::keepsake`] lies: it goes with the record.
+/// Where a stub's [`crate::records::keepsake`] lies: it goes with the record.
 pub fn keepsake(stub: DomId) -> String {
     format!("{}/{KEEPSAKE}", attachment(stub))
 }

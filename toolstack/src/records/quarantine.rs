@@ -3,7 +3,7 @@
 use super::assignable::{self, Holder};
 use super::error::RecordError;
 use super::paths::{QUARANTINE, bdf_of, children, make_root, quarantine_path};
-use crate::store::Store;
+use crate::host::store::Store;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
@@ -53,7 +53,7 @@ pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::dom0;
+    use crate::host::store::tests::dom0;
     use xenbus::model::Xenstored;
 
     #[test]

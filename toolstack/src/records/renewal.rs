@@ -6,7 +6,7 @@ use super::error::RecordError;
 use super::mapped::mapped;
 use super::paths::{bdf_of, children};
 use super::quarantine::quarantined;
-use crate::store::Store;
+use crate::host::store::Store;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
@@ -63,10 +63,10 @@ pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::{dom0, introduce};
     use crate::records;
     use crate::records::assignable::*;
     use crate::records::tests::{attachment, device};
-    use crate::store::tests::{dom0, introduce};
     use xenbus::model::Xenstored;
 
     const FIVE: &str = "/libxl/pci/0000-00-05-0";

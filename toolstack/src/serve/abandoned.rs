@@ -9,10 +9,10 @@
 //!
 //! The port tells such a frontend from one that is slow: Xen knows that the guest has closed it.
 
-use crate::nodes;
+use crate::host::store::{Store, StoreError};
+use crate::nodes::hops;
 use crate::records::Attachment;
-use crate::store::{Store, StoreError};
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
 use std::io;
 
@@ -39,7 +39,7 @@ impl Abandoned {
         attachment: &Attachment,
         token: &str,
     ) -> Result<(), StoreError> {
-        let errors = nodes::guest_errors(attachment);
+        let errors = hops::guest_errors(attachment);
         store.watch(&errors, token)?;
         self.0.insert(attachment.stub.domid, Known { errors, told: 0 });
         Ok(())
@@ -69,15 +69,15 @@ impl Abandoned {
         let Some(known) = self.0.get_mut(&stub) else {
             return Ok(false);
         };
-        let Some(port) = nodes::waiting_port(store, attachment)? else {
-            if nodes::is_connected(store, attachment)? {
+        let Some(port) = hops::waiting_port(store, attachment)? else {
+            if hops::is_connected(store, attachment)? {
                 known.told = 0;
             }
             return Ok(false);
         };
         // A port that there cannot be is the stub's to complain of.
         let abandoned = is_port_for(guest, port, stub).is_ok_and(|leads| !leads);
-        if !abandoned || known.told >= MOST || !nodes::begin_anew(store, attachment, port)? {
+        if !abandoned || known.told >= MOST || !hops::begin_anew(store, attachment, port)? {
             return Ok(false);
         }
         known.told += 1;
@@ -88,9 +88,9 @@ impl Abandoned {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nodes::Hop;
+    use crate::host::store::tests::{connect, dom0};
+    use crate::nodes::hops::Hop;
     use crate::records::tests::attachment;
-    use crate::store::tests::{connect, dom0};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 

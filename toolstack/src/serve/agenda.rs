@@ -6,9 +6,9 @@
 //! Errands but the list wait until no stub is due, for a guest may wait for its stub; but not for ever, or stubs that
 //! flood would keep them from being done.
 
-use crate::pace::{Limit, Pace};
 use crate::records::ATTACHMENTS;
-use crate::xenctrl::DomId;
+use crate::serve::pace::{Limit, Pace};
+use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};

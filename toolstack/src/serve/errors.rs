@@ -6,17 +6,17 @@
 
 use super::jobs::Jobs;
 use super::link::Link;
+use crate::function::recovery::{Condition, Input, Recovery, Step, Told};
+use crate::handover::release::revoke_removed;
+use crate::handover::reset::Plan;
+use crate::host::launcher::{LaunchError, Order, Ticket};
+use crate::host::sysfs::Sysfs;
+use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
-use crate::launcher::{LaunchError, Order, Ticket};
-use crate::ratelimit::RateLimit;
 use crate::records::Attachment;
-use crate::recovery::{Condition, Input, Recovery, Step, Told};
-use crate::release::revoke_removed;
-use crate::reset::Plan;
+use crate::serve::ratelimit::RateLimit;
 use crate::status::DeviceErrors;
-use crate::sysfs::Sysfs;
-use crate::uevent::{ErrorEvent, Phase, Uevents};
-use crate::xenctrl::{DomId, Xenctrl};
+use crate::xen::xenctrl::{DomId, Xenctrl};
 use bulkhead_config::options::AerFate;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
@@ -331,10 +331,10 @@ fn consequence(fate: AerFate) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::release::Released;
+    use crate::handover::release::Released;
+    use crate::host::sysfs::tests::Tree;
     use crate::serve::jobs::Outcome;
     use crate::serve::wake::Wake;
-    use crate::sysfs::tests::Tree;
     use std::sync::mpsc::channel;
     use std::thread;
     use xenbus::pciif::aer::Verdict;

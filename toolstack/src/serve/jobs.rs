@@ -7,9 +7,9 @@
 use super::clients::Client;
 use super::wake::Wake;
 use crate::control::Request;
-use crate::release::Released;
-use crate::sysfs::Sysfs;
-use crate::xenctrl::DomId;
+use crate::handover::release::Released;
+use crate::host::sysfs::Sysfs;
+use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -1,14 +1,14 @@
 //! What the domain of a stub is like, and how it is made again.
 
-use crate::domains::is_alive;
+use crate::host::domains::is_alive;
+use crate::host::launcher::{LaunchError, Order, Ticket};
+use crate::host::recreate::Domain;
+use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
-use crate::keepsake;
-use crate::launcher::{LaunchError, Order, Ticket};
-use crate::nodes::{Hop, first_hop};
+use crate::nodes::hops::{Hop, first_hop};
 use crate::records::Attachment;
-use crate::recreate::Domain;
-use crate::store::{Store, StoreError};
-use crate::xenctrl::{Hypervisor as _, Life};
+use crate::records::keepsake;
+use crate::xen::xenctrl::{Hypervisor as _, Life};
 use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
@@ -161,8 +161,8 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::{connect, dom0, introduce};
     use crate::records::tests::attachment;
-    use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]

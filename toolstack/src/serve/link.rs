@@ -1,20 +1,20 @@
 //! One stub's connection: its page, its event channel, and the thread that answers.
 
 use super::wake::Wake;
-use crate::config::ConfigFile;
+use crate::function::interrupts::Failure;
+use crate::function::recovery::{Condition, Told};
 use crate::function::{Done, Functions};
+use crate::host::store::{self, Store, StoreError};
+use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::inject::{self, Point};
-use crate::interrupts::Failure;
-use crate::mode::{Change, Note};
-use crate::pace::{Burst, Limit, Pace};
-use crate::ratelimit::RateLimit;
+use crate::pci::config::ConfigFile;
+use crate::records::mode::{Change, Note};
 use crate::records::{self, Attachment, RecordError};
-use crate::recovery::{Condition, Told};
+use crate::serve::pace::{Burst, Limit, Pace};
+use crate::serve::ratelimit::RateLimit;
 use crate::status::{RefusedWrite, Served};
-use crate::store::{self, Store, StoreError};
-use crate::sysfs::{Sysfs, SysfsError};
-use crate::xenctrl::{DomId, Xenctrl};
-use crate::xendev::{Event, EventChannel, GrantedPage};
+use crate::xen::xenctrl::{DomId, Xenctrl};
+use crate::xen::xendev::{Event, EventChannel, GrantedPage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;

@@ -11,33 +11,37 @@
 mod abandoned;
 mod agenda;
 mod clients;
+pub mod confine;
 mod errors;
 mod jobs;
 mod life;
 mod link;
+pub mod pace;
+pub mod ratelimit;
+pub mod revival;
 mod revive;
 mod unplug;
 mod wake;
 
-use crate::confine::{ConfineError, confine};
 use crate::control::{ControlError, Listener, Reply, Request};
-use crate::domains::is_alive;
-use crate::failed::{self, Failed};
-use crate::holdings::Holdings;
+use crate::handover::release::{Released, release, take_back};
+use crate::host::domains::is_alive;
+use crate::host::launcher::{LaunchError, Launcher};
+use crate::host::store::{self, Store, StoreError};
+use crate::host::sysfs::Sysfs;
+use crate::host::systemd;
 use crate::host::{Host, HostError, Runner};
-use crate::keepsake;
-use crate::launcher::{LaunchError, Launcher};
-use crate::nodes::{error_node, first_hop};
+use crate::nodes::hops::{error_node, first_hop};
 use crate::paths;
-use crate::ratelimit::RateLimit;
 use crate::records::assignable;
+use crate::records::failed::{self, Failed};
+use crate::records::keepsake;
 use crate::records::{self, ATTACHMENTS, Attachment, RecordError};
-use crate::release::{Released, release, take_back};
+use crate::serve::confine::{ConfineError, confine};
+use crate::serve::ratelimit::RateLimit;
+use crate::status::holdings::Holdings;
 use crate::status::{self, Seen, Served, Status, StubStatus};
-use crate::store::{self, Store, StoreError};
-use crate::sysfs::Sysfs;
-use crate::systemd;
-use crate::xenctrl::{DomId, Xenctrl, XenctrlError};
+use crate::xen::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
 use agenda::{Agenda, Concern, Errand, Work};
 use clients::{Asked, Client, Clients};
@@ -993,7 +997,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::confine::tests::confined;
+    use crate::serve::confine::tests::confined;
     use std::thread;
 
     /// What the service does besides its work on devices, with no more than it may do once it serves.
@@ -1018,7 +1022,7 @@ mod tests {
             let waited = poll(&mut fds, None).map_err(|error| format!("poll: {error}"))?;
             wake.clear();
             let mut other = launcher.connect().map_err(|error| format!("launcher: {error}"))?;
-            let refused = other.run(crate::launcher::Order::DestroyDomain { domid: 32_751 });
+            let refused = other.run(crate::host::launcher::Order::DestroyDomain { domid: 32_751 });
             launcher.end();
             while jobs.ended().is_none() {
                 thread::yield_now();

@@ -9,16 +9,16 @@
 
 use super::life::{Condition, ReviveError, condition, create, settle, settle_in};
 use super::unplug;
-use crate::domains;
-use crate::failed::Failed;
+use crate::host::domains;
+use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
+use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
-use crate::keepsake;
-use crate::launcher::{LaunchError, Launcher, Order, Ticket};
-use crate::nodes::first_hop;
+use crate::nodes::hops::first_hop;
+use crate::records::failed::Failed;
+use crate::records::keepsake;
 use crate::records::{Attachment, RecordError};
-use crate::revival::{Decision, Lives};
-use crate::store::{Store, StoreError};
-use crate::xenctrl::DomId;
+use crate::serve::revival::{Decision, Lives};
+use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
@@ -529,8 +529,8 @@ fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::{connect, dom0};
     use crate::records::tests::attachment;
-    use crate::store::tests::{connect, dom0};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
     use xenbus::path::key;

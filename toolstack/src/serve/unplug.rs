@@ -4,10 +4,10 @@
 //! The guest's drivers ask for configuration on the way, and nobody answers: each access takes the two seconds that
 //! pcifront waits.
 
-use crate::domains;
-use crate::nodes::first_hop;
+use crate::host::domains;
+use crate::host::store::{Store, StoreError};
+use crate::nodes::hops::first_hop;
 use crate::records::Attachment;
-use crate::store::{Store, StoreError};
 use xenbus::client::Store as _;
 use xenbus::path::key;
 use xenbus::permission::Permission;
@@ -52,8 +52,8 @@ pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::store::tests::{connect, dom0, introduce};
     use crate::records::tests::attachment;
-    use crate::store::tests::{connect, dom0, introduce};
     use xenbus::model::Xenstored;
 
     #[test]

@@ -1,19 +1,19 @@
 //! How the status is found out.
 
-use super::{
+use super::model::{
     DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
 };
-use crate::acking::LineStatus;
-use crate::claims::Claims;
-use crate::domains::Domain;
-use crate::domains::is_alive;
-use crate::failed::Failed;
-use crate::mode::Mode;
+use crate::handover::acking::LineStatus;
+use crate::handover::reset::Plan;
+use crate::host::domains::Domain;
+use crate::host::domains::is_alive;
+use crate::host::store::{Store, StoreError};
+use crate::host::sysfs::{PCIBACK, Sysfs};
+use crate::records::claims::Claims;
+use crate::records::failed::Failed;
+use crate::records::mode::Mode;
 use crate::records::{self, Attachment, Device};
-use crate::reset::Plan;
-use crate::store::{Store, StoreError};
-use crate::sysfs::{PCIBACK, Sysfs};
-use crate::xenctrl::DomId;
+use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
@@ -153,10 +153,10 @@ pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::status;
+    use super::super::model::tests::status;
     use super::*;
+    use crate::host::sysfs::tests::Tree;
     use crate::records::tests::device;
-    use crate::sysfs::tests::Tree;
 
     #[test]
     fn a_device_that_dom0_has_removed_is_told() {

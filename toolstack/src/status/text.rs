@@ -1,6 +1,6 @@
 //! The status as people read it.
 
-use super::{
+use super::model::{
     DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
     StubStatus,
 };
@@ -216,11 +216,11 @@ impl StubStatus {
 
 #[cfg(test)]
 mod tests {
-    use super::super::DeviceErrors;
     use super::super::collect::device_status;
-    use super::super::tests::status;
+    use super::super::model::DeviceErrors;
+    use super::super::model::tests::status;
     use super::*;
-    use crate::mode::Mode;
+    use crate::records::mode::Mode;
     use crate::records::tests::virtual_function;
 
     #[test]

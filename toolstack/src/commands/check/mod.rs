@@ -4,23 +4,23 @@ mod report;
 
 pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
-use crate::checks::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
-use crate::dmar::{self, Dmar};
-use crate::domains;
-use crate::guest::GuestConfig;
+use crate::admission::policy::{self, Choices};
+use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
+use crate::function::interrupts::{msi_messages, msix_entries};
+use crate::handover::lines;
+use crate::handover::lines::line_is_known;
+use crate::handover::reset::Plan;
 use crate::host::Host;
-use crate::interrupts::{msi_messages, msix_entries};
-use crate::ivrs::Ivrs;
-use crate::lines;
-use crate::lines::line_is_known;
-use crate::pci_ids::PciIds;
-use crate::policy::{self, Choices};
+use crate::host::dmar::{self, Dmar};
+use crate::host::domains;
+use crate::host::guest::GuestConfig;
+use crate::host::ivrs::Ivrs;
+use crate::host::pci_ids::PciIds;
+use crate::host::sysfs::{PCIBACK, Sysfs};
+use crate::host::xl;
+use crate::pci::registers::register;
 use crate::records::Attachment;
-use crate::registers::register;
-use crate::reset::Plan;
-use crate::sysfs::{PCIBACK, Sysfs};
 use crate::terms::Terms;
-use crate::xl;
 use anyhow::{Result, bail};
 use bulkhead_config::options::Wanted;
 use std::ops::RangeInclusive;
@@ -50,7 +50,7 @@ pub fn check(request: &Request) -> Result<Report> {
         .collect();
     let bdfs: Vec<Bdf> = named.iter().flatten().map(|(bdf, _)| *bdf).collect();
     let info = xl::info()?;
-    let host_refusal = checks::check_host(&info).err();
+    let host_refusal = admission::check_host(&info).err();
     let around = Surroundings::read(&mut host, &bdfs, &info);
     let mut around = match (around, &host_refusal) {
         // What is missing may be so because the host is of the wrong kind: that is to be told first.
@@ -63,16 +63,16 @@ pub fn check(request: &Request) -> Result<Report> {
     }
 
     let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();
-    let mut refusals = checks::check_devices(&bdfs, &already, request.slots, &around);
-    refusals.extend(checks::check_quirks(&wanted, &host.sysfs));
-    refusals.extend(checks::check_lines(&wanted, &already, &around));
+    let mut refusals = admission::check_devices(&bdfs, &already, request.slots, &around);
+    refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
+    refusals.extend(admission::check_lines(&wanted, &already, &around));
     let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
     let fit: Vec<_> = wanted
         .iter()
         .copied()
         .filter(|&(bdf, _)| refused(bdf).next().is_none())
         .collect();
-    let notices = checks::describe_all(&fit, &already, &around)?.1;
+    let notices = admission::describe_all(&fit, &already, &around)?.1;
     let together = [already.as_slice(), &bdfs].concat();
     let firmware = Firmware::read();
     let names = PciIds::read();
@@ -85,7 +85,7 @@ pub fn check(request: &Request) -> Result<Report> {
         ..Report::default()
     };
     report.notes.extend(guest_refusal);
-    report.notes.extend(checks::host_notes(&info));
+    report.notes.extend(admission::host_notes(&info));
     // What speaks of no single device.
     let general = refusals.iter().filter(|refusal| refusal.bdf().is_none());
     report.notes.extend(general.map(Refusal::to_string));

@@ -1,0 +1,647 @@
+//! What dom0 does with a device by its own drivers: an interface that is up, a disk that is in use.
+//!
+//! Whether a disk is in use the kernel says: every file system, swap area, RAID, volume group and pool claims its disks,
+//! and `open` with `O_EXCL` fails then. The tables of mounts and the like only tell what the use is.
+
+use crate::host::store::{Store, StoreError};
+use crate::host::sysfs::{Block, DeviceNumber, Sysfs, device_number};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+#[cfg(test)]
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, io, thread};
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+
+/// Directory of the backends that dom0 has for its guests.
+const BACKENDS: &str = "/local/domain/0/backend";
+/// Kinds of backends by which a guest has a disk of dom0's: in dom0's kernel, and in programs.
+const DISK_BACKENDS: [&str; 3] = ["vbd", "vbd3", "qdisk"];
+/// Directories without which dom0 does not run.
+const ESSENTIAL: [&str; 5] = ["/", "/usr", "/var", "/etc", "/nix"];
+/// How many block devices may lie one on top of another.
+const DEPTH: u32 = 16;
+/// A program that looks at disks, as udev does, may claim one for a moment.
+const TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(100);
+
+/// A mounted file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    device: Option<DeviceNumber>,
+    /// Such as `/dev/sda1`, or a tag.
+    source: String,
+    kind: String,
+    directory: String,
+}
+
+/// What dom0 mounts, swaps to, and lends to guests.
+#[derive(Clone, Debug, Default)]
+pub struct Mounts {
+    mounts: Vec<Mount>,
+    /// Names such as `sda2`.
+    swaps: Vec<String>,
+    lent: Vec<Lent>,
+    kernel: Kernel,
+}
+
+/// A block device that a guest has by a backend in dom0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lent {
+    device: DeviceNumber,
+    guest: String,
+}
+
+/// Who says whether a block device is in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Kernel {
+    /// This machine's kernel.
+    #[default]
+    Asked,
+    /// Nobody; these devices answer with an error.
+    #[cfg(test)]
+    Pretended(BTreeMap<String, Errno>),
+}
+
+/// A use that dom0 makes of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Such as `/dev/sda1 is mounted on /mnt`.
+    pub what: String,
+    /// Such as `` `umount /mnt` frees it``.
+    pub next: String,
+}
+
+impl Mounts {
+    /// This machine's.
+    pub fn read(store: &mut Store) -> Result<Self, MountsError> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(MountsError::Proc)?;
+        // A kernel without swapping has no such file.
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        Ok(Self {
+            lent: lent(store)?,
+            ..Self::parse(&mounts, &swaps)
+        })
+    }
+
+    /// From the texts of `/proc/self/mountinfo` and `/proc/swaps` (device, …).
+    pub fn parse(mounts: &str, swaps: &str) -> Self {
+        let swaps = swaps
+            .lines()
+            .filter_map(|line| line.split_whitespace().next()?.strip_prefix("/dev/"));
+        Self {
+            mounts: mounts.lines().filter_map(Mount::parse).collect(),
+            swaps: swaps.map(str::to_owned).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The first use that dom0 makes of a function, or of one behind it, that taking it away would break.
+    pub fn of(&self, bdf: Bdf, sysfs: &Sysfs) -> Option<Use> {
+        let up = sysfs.interfaces(bdf).into_iter().find(|(_, up)| *up);
+        if let Some((interface, _)) = up {
+            return Some(Use {
+                what: format!("its interface {interface} is up"),
+                next: format!("`ip link set {interface} down` frees it"),
+            });
+        }
+        if let Some(mount) = self.shared_directory(bdf, sysfs) {
+            return Some(mounted(
+                &format!("the directory {} of its host", mount.source),
+                &[mount],
+            ));
+        }
+        let disks = sysfs.disks(bdf);
+        disks
+            .iter()
+            .find_map(|disk| self.known_use(disk, sysfs, DEPTH))
+            .or_else(|| disks.iter().find_map(|disk| self.unknown_use(disk, bdf)))
+    }
+
+    /// What the tables say of a block device, and of those that are made of it.
+    fn known_use(&self, disk: &Block, sysfs: &Sysfs, depth: u32) -> Option<Use> {
+        let name = &disk.name;
+        let path = format!("/dev/{name}");
+        let mounts: Vec<&Mount> = self
+            .mounts
+            .iter()
+            .filter(|mount| mount.source == path || mount.device.is_some() && mount.device == disk.number)
+            .collect();
+        if !mounts.is_empty() {
+            return Some(mounted(&path, &mounts));
+        }
+        if self.swaps.contains(name) {
+            return Some(Use {
+                what: format!("{path} is swapped to"),
+                next: format!("`swapoff {path}` frees it"),
+            });
+        }
+        if let Some(lent) = self.lent.iter().find(|lent| Some(lent.device) == disk.number) {
+            let guest = &lent.guest;
+            return Some(Use {
+                what: format!("{path} is a disk of domain {guest}"),
+                next: format!("`xl block-detach {guest} DISK` frees it (`xl block-list {guest}` shows DISK)"),
+            });
+        }
+        let members = sysfs.btrfs_members(name);
+        let is_member = |mount: &&Mount| {
+            let source = mount.source.strip_prefix("/dev/");
+            mount.kind == "btrfs" && source.is_some_and(|source| members.iter().any(|name| name == source))
+        };
+        let mounts: Vec<&Mount> = self.mounts.iter().filter(is_member).collect();
+        if !mounts.is_empty() {
+            return Some(mounted(
+                &format!("{path}, a member of a btrfs file system,"),
+                &mounts,
+            ));
+        }
+        let holder = disk.holders.first()?;
+        let part = format!("{path} is part of {holder}");
+        let above = sysfs.block(&holder.name).filter(|_| depth > 0);
+        Some(
+            match above.and_then(|above| self.known_use(&above, sysfs, depth - 1)) {
+                Some(above) => Use {
+                    what: format!("{part}: {}", above.what),
+                    ..above
+                },
+                None => Use {
+                    what: part,
+                    next: format!(
+                        "end the use of {holder} and take it apart (`lsblk {path}` shows all of it)"
+                    ),
+                },
+            },
+        )
+    }
+
+    /// What the kernel says of a block device of which the tables know nothing.
+    fn unknown_use(&self, disk: &Block, bdf: Bdf) -> Option<Use> {
+        let name = &disk.name;
+        match self.kernel.claim(disk) {
+            Ok(()) => None,
+            Err(Errno::BUSY) => Some(Use {
+                what: format!("its kernel has /dev/{name} in use, and no table says what for"),
+                next: format!(
+                    "`lsblk /dev/{name}`, `fuser -v /dev/{name}`, `zpool status -L` and the mounts of containers may tell"
+                ),
+            }),
+            Err(error) => Some(Use {
+                what: format!("whether /dev/{name} is in use its kernel does not say ({error})"),
+                next: format!("`echo {bdf} >/sys/bus/pci/devices/{bdf}/driver/unbind` ends every use of it"),
+            }),
+        }
+    }
+
+    /// A directory of the host below, mounted through a virtio function.
+    fn shared_directory(&self, bdf: Bdf, sysfs: &Sysfs) -> Option<&Mount> {
+        let (kind, tag) = sysfs.shared_directory(bdf)?;
+        let mut mounts = self.mounts.iter();
+        mounts.find(|mount| mount.kind == kind && tag.as_ref().is_none_or(|tag| *tag == mount.source))
+    }
+}
+
+/// The uses of guests' disks could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum MountsError {
+    /// No table of mounts.
+    #[error("cannot read what is mounted: is /proc there?")]
+    Proc(#[source] io::Error),
+    /// In xenstore.
+    #[error("cannot see in xenstore which disks guests have")]
+    Store(#[from] StoreError),
+}
+
+/// The block devices that guests have by backends in dom0.
+fn lent(store: &mut Store) -> Result<Vec<Lent>, StoreError> {
+    let mut found = Vec::new();
+    for kind in DISK_BACKENDS {
+        let kind = format!("{BACKENDS}/{kind}");
+        for guest in crate::records::children(store, &kind)? {
+            for disk in crate::records::children(store, &format!("{kind}/{guest}"))? {
+                let disk = format!("{kind}/{guest}/{disk}");
+                let number = store.read_optional(&format!("{disk}/physical-device"))?;
+                let mut device = number.as_deref().and_then(physical_device);
+                if device.is_none() {
+                    let file = store.read_optional(&format!("{disk}/params"))?;
+                    device = file.as_deref().and_then(file_of).and_then(number_of);
+                }
+                found.extend(device.map(|device| Lent {
+                    device,
+                    guest: guest.clone(),
+                }));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Such as `103:1`, in hexadecimal digits.
+fn physical_device(text: &str) -> Option<DeviceNumber> {
+    let (major, minor) = text.split_once(':')?;
+    let number = |digits| u32::from_str_radix(digits, 16).ok();
+    Some((number(major)?, number(minor)?))
+}
+
+/// The file that a backend of QEMU's has, such as `raw:/dev/sda3`.
+fn file_of(params: &str) -> Option<&Path> {
+    params.find('/').map(|at| Path::new(&params[at..]))
+}
+
+fn number_of(path: &Path) -> Option<DeviceNumber> {
+    let file = fs::metadata(path).ok()?;
+    let number = file.rdev();
+    let block = file.file_type().is_block_device();
+    block.then(|| (rustix::fs::major(number), rustix::fs::minor(number)))
+}
+
+impl Kernel {
+    /// Claims a block device for a moment.
+    fn claim(&self, disk: &Block) -> Result<(), Errno> {
+        match self {
+            Self::Asked => claim(&disk.node()),
+            #[cfg(test)]
+            Self::Pretended(errors) => errors.get(&disk.name).map_or(Ok(()), |error| Err(*error)),
+        }
+    }
+}
+
+fn claim(node: &str) -> Result<(), Errno> {
+    // A drive with its tray open is not to close it, and not to be waited for.
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    claim_by(|| open(node, flags, Mode::empty()).map(drop))
+}
+
+fn claim_by(mut open: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut tries = TRIES;
+    loop {
+        tries -= 1;
+        match open() {
+            // No medium, or the disk has just gone: nobody can use it.
+            Ok(()) | Err(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV) => return Ok(()),
+            Err(Errno::BUSY) if tries > 0 => thread::sleep(BETWEEN_TRIES),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Mount {
+    /// A line of `mountinfo`: …, device number (third), root, directory, options, …, a hyphen, kind, source, ….
+    fn parse(line: &str) -> Option<Self> {
+        let (place, what) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(2);
+        let (number, directory) = (place.next()?, place.nth(1)?);
+        let mut what = what.split(' ');
+        let (kind, source) = (what.next()?, what.next()?);
+        Some(Self {
+            device: device_number(number),
+            source: unescape(source),
+            kind: kind.to_owned(),
+            directory: unescape(directory),
+        })
+    }
+}
+
+/// Undoes the octal escapes of `/proc`, such as `\040` for a space.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let digits = tail.get(..3).filter(|_| *first == b'\\');
+        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(value.unwrap_or(*first));
+        rest = if value.is_some() { &tail[3..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn mounted(what: &str, mounts: &[&Mount]) -> Use {
+    let directories: Vec<&str> = mounts.iter().map(|mount| mount.directory.as_str()).collect();
+    let essential = directories.iter().find(|directory| ESSENTIAL.contains(directory));
+    let shown = essential.or(directories.first()).copied().unwrap_or_default();
+    let next = if essential.is_some() {
+        "dom0 runs from it, and has to keep it".to_owned()
+    } else {
+        let words: Vec<String> = directories.iter().map(|directory| quoted(directory)).collect();
+        format!("`umount {}` frees it", words.join(" "))
+    };
+    Use {
+        what: format!("{what} is mounted on {}", shown.escape_debug()),
+        next,
+    }
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@".contains(&byte);
+    if word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+impl Mounts {
+    /// The same where the kernel answers for these block devices with an error.
+    pub fn with_answers(mut self, answers: &[(&str, Errno)]) -> Self {
+        let answers = answers.iter().map(|&(name, error)| (name.to_owned(), error));
+        self.kernel = Kernel::Pretended(answers.collect());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::dom0;
+    use crate::host::sysfs::tests::Tree;
+    use std::os::unix::fs::symlink;
+    use xenbus::model::Xenstored;
+
+    const MOUNTS: &str = "\
+22 28 0:20 / /proc rw - proc proc rw
+28 1 8:1 / / rw,noatime shared:1 - ext4 /dev/sda1 rw
+29 28 8:1 / /copy rw - ext4 /dev/sda1 rw
+30 28 8:49 / /mnt/two\\040words rw - ext4 /dev/sdd1 rw
+31 28 8:49 / /srv rw - ext4 /dev/sdd1 rw
+32 28 254:0 / / rw - ext4 /dev/mapper/vg-root rw
+33 28 0:40 / /data rw - btrfs /dev/sde rw
+34 28 0:41 / /host rw - 9p files rw
+35 28 0:42 / /other rw - virtiofs other rw
+";
+    const SWAPS: &str = "Filename Type Size Used Priority\n/dev/sdb2 partition 1 0 -2\n";
+
+    fn mounts(answers: &[(&str, Errno)]) -> Mounts {
+        let mut mounts = Mounts::parse(MOUNTS, SWAPS).with_answers(answers);
+        mounts.lent = vec![Lent {
+            device: (8, 96),
+            guest: "7".into(),
+        }];
+        mounts
+    }
+
+    fn used_with(tree: &Tree, bdf: &str, answers: &[(&str, Errno)]) -> Option<String> {
+        mounts(answers)
+            .of(bdf.parse().unwrap(), &tree.sysfs())
+            .map(|found| format!("{}; {}", found.what, found.next))
+    }
+
+    fn used(tree: &Tree, bdf: &str) -> Option<String> {
+        used_with(tree, bdf, &[])
+    }
+
+    const BDF: &str = "0000:00:06.0";
+
+    /// A host whose function 00:06.0 has one disk.
+    fn disk(name: &str, number: &str) -> Tree {
+        let tree = Tree::new();
+        tree.add(BDF, &[]);
+        tree.add_class(BDF, "block", name, &[("dev", number)]);
+        tree
+    }
+
+    #[test]
+    fn an_interface_that_is_up_is_a_use_and_one_that_is_down_is_none() {
+        let tree = Tree::new();
+        tree.add("0000:00:05.0", &[]);
+        tree.add_class("0000:00:05.0", "net", "eth0", &[("flags", "0x1002\n")]);
+        assert_eq!(used(&tree, "00:05.0"), None);
+        tree.add_class("0000:00:05.0", "net", "eth1", &[("flags", "0x1003\n")]);
+        assert_eq!(
+            used(&tree, "00:05.0").as_deref(),
+            Some("its interface eth1 is up; `ip link set eth1 down` frees it")
+        );
+    }
+
+    #[test]
+    fn a_disk_that_is_mounted_or_swapped_to_or_lent_to_a_guest_is_a_use_in_words() {
+        for (name, number, expected) in [
+            (
+                "sda1",
+                "8:1",
+                Some("/dev/sda1 is mounted on /; dom0 runs from it, and has to keep it"),
+            ),
+            // As an initial file system calls the root's disk, or a rule of udev's.
+            (
+                "vda1",
+                "8:1",
+                Some("/dev/vda1 is mounted on /; dom0 runs from it, and has to keep it"),
+            ),
+            (
+                "sdd1",
+                "8:49",
+                Some("/dev/sdd1 is mounted on /mnt/two words; `umount '/mnt/two words' /srv` frees it"),
+            ),
+            (
+                "sdb2",
+                "8:18",
+                Some("/dev/sdb2 is swapped to; `swapoff /dev/sdb2` frees it"),
+            ),
+            (
+                "sdg",
+                "8:96",
+                Some(
+                    "/dev/sdg is a disk of domain 7; `xl block-detach 7 DISK` frees it (`xl block-list 7` shows DISK)",
+                ),
+            ),
+            ("sdc", "8:32", None),
+        ] {
+            assert_eq!(used(&disk(name, number), BDF).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_part_of_another_block_device_is_used_as_that_is() {
+        let tree = disk("sdf", "8:80");
+        let root = tree.directory.path();
+        std::fs::create_dir_all(tree.device(BDF).join("block/sdf/holders/md0")).unwrap();
+        let told = used(&tree, BDF).unwrap();
+        assert!(
+            told.starts_with("/dev/sdf is part of /dev/md0; end the use of /dev/md0 and take it apart"),
+            "{told}"
+        );
+        // A volume group on the RAID, with dom0's root on it.
+        for (name, number, holder) in [("md0", "9:0\n", Some("dm-0")), ("dm-0", "254:0\n", None)] {
+            let home = root.join("devices/virtual/block").join(name);
+            std::fs::create_dir_all(home.join("holders").join(holder.unwrap_or_default())).unwrap();
+            std::fs::write(home.join("dev"), number).unwrap();
+            symlink(&home, root.join("class/block").join(name)).unwrap();
+        }
+        let dm = root.join("devices/virtual/block/dm-0/dm");
+        std::fs::create_dir_all(&dm).unwrap();
+        std::fs::write(dm.join("name"), "vg-root\n").unwrap();
+        assert_eq!(
+            used(&tree, BDF).unwrap(),
+            "/dev/sdf is part of /dev/md0: /dev/md0 is part of /dev/dm-0 (vg-root): /dev/dm-0 is mounted on /; dom0 runs \
+             from it, and has to keep it"
+        );
+    }
+
+    #[test]
+    fn a_further_member_of_a_btrfs_file_system_is_used_as_the_first_is() {
+        let tree = disk("sdh", "8:112");
+        let members = tree.directory.path().join("fs/btrfs/1234/devices");
+        std::fs::create_dir_all(members.join("sde")).unwrap();
+        std::fs::create_dir_all(members.join("sdh")).unwrap();
+        assert_eq!(
+            used(&tree, BDF).unwrap(),
+            "/dev/sdh, a member of a btrfs file system, is mounted on /data; `umount /data` frees it"
+        );
+    }
+
+    #[test]
+    fn what_no_table_knows_the_kernel_says_and_a_doubt_counts_as_a_use() {
+        let tree = disk("sdc", "8:32");
+        let told = used_with(&tree, BDF, &[("sdc", Errno::BUSY)]).unwrap();
+        assert!(
+            told.starts_with("its kernel has /dev/sdc in use, and no table says what for; `lsblk /dev/sdc`"),
+            "{told}"
+        );
+        for (error, text) in [
+            (Errno::NOENT, "No such file or directory"),
+            (Errno::IO, "Input/output error"),
+            (Errno::ACCESS, "Permission denied"),
+            (Errno::PERM, "Operation not permitted"),
+        ] {
+            let told = used_with(&tree, BDF, &[("sdc", error)]).unwrap();
+            assert!(told.contains(&format!("does not say ({text}")), "{told}");
+            assert!(told.contains("devices/0000:00:06.0/driver/unbind"), "{told}");
+        }
+        assert_eq!(used_with(&tree, BDF, &[("sdx", Errno::BUSY)]), None);
+    }
+
+    #[test]
+    fn a_namespace_of_an_nvme_subsystem_is_its_controllers_though_it_lies_elsewhere() {
+        let tree = Tree::new();
+        let root = tree.directory.path();
+        tree.add(BDF, &[]);
+        tree.add("0000:00:07.0", &[]);
+        for (bdf, controller) in [(BDF, "nvme0"), ("0000:00:07.0", "nvme1")] {
+            let home = tree.add_class(bdf, "nvme", controller, &[]);
+            // The path to the namespace by this controller has no node.
+            let path = format!("nvme0c{}n1", &controller[4..]);
+            tree.add_class(bdf, "block", &path, &[("hidden", "1\n")]);
+            let subsystem = root.join("devices/virtual/nvme-subsystem").join(if bdf == BDF {
+                "nvme-subsys0"
+            } else {
+                "nvme-subsys1"
+            });
+            std::fs::create_dir_all(&subsystem).unwrap();
+            symlink(&home, subsystem.join(controller)).unwrap();
+            std::fs::create_dir_all(root.join("class/nvme-subsystem")).unwrap();
+            symlink(
+                &subsystem,
+                root.join("class/nvme-subsystem")
+                    .join(subsystem.file_name().unwrap()),
+            )
+            .unwrap();
+        }
+        let head = root.join("devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1");
+        std::fs::create_dir_all(&head).unwrap();
+        std::fs::write(head.join("dev"), "259:0\n").unwrap();
+        symlink(&head, root.join("class/block/nvme0n1")).unwrap();
+        let busy = [
+            ("nvme0n1", Errno::BUSY),
+            // These cannot be opened at all.
+            ("nvme0c0n1", Errno::NOENT),
+            ("nvme0c1n1", Errno::NOENT),
+        ];
+        let told = used_with(&tree, BDF, &busy).unwrap();
+        assert!(told.contains("/dev/nvme0n1 in use"), "{told}");
+        assert_eq!(used_with(&tree, "0000:00:07.0", &busy), None);
+        assert_eq!(used_with(&tree, BDF, &busy[1..]), None);
+    }
+
+    #[test]
+    fn a_virtio_function_behind_which_files_of_dom0s_lie_is_in_use() {
+        for (driver, tag, expected) in [
+            (
+                "9pnet_virtio",
+                Some("files"),
+                Some("the directory files of its host is mounted on /host; `umount /host` frees it"),
+            ),
+            ("9pnet_virtio", Some("elsewhere"), None),
+            (
+                "virtiofs",
+                None,
+                Some("the directory other of its host is mounted on /other; `umount /other` frees it"),
+            ),
+            ("virtio_rng", None, None),
+        ] {
+            let tree = Tree::new();
+            tree.add(BDF, &[]);
+            let home = tree.device(BDF).join("virtio0");
+            let drivers = tree.directory.path().join("bus/virtio/drivers").join(driver);
+            std::fs::create_dir_all(&home).unwrap();
+            std::fs::create_dir_all(&drivers).unwrap();
+            symlink(drivers, home.join("driver")).unwrap();
+            if let Some(tag) = tag {
+                std::fs::write(home.join("mount_tag"), tag).unwrap();
+            }
+            assert_eq!(used(&tree, BDF).as_deref(), expected, "{driver} {tag:?}");
+        }
+    }
+
+    #[test]
+    fn the_disks_of_guests_are_those_of_every_backend_in_dom0() {
+        let mut store = dom0(&Xenstored::new());
+        assert_eq!(lent(&mut store).unwrap(), []);
+        for (node, value) in [
+            ("vbd/7/51712/physical-device", "103:1f"),
+            ("vbd/8/51712/params", "/dev/null"),
+            ("qdisk/9/51712/params", "raw:/nonexistent"),
+            ("vif/7/0/physical-device", "8:0"),
+        ] {
+            store.write(&format!("{BACKENDS}/{node}"), value).unwrap();
+        }
+        let found = lent(&mut store).unwrap();
+        assert_eq!(
+            found,
+            [Lent {
+                device: (0x103, 0x1f),
+                guest: "7".into()
+            }]
+        );
+        assert_eq!(file_of("aio:/dev/sda3"), Some(Path::new("/dev/sda3")));
+        assert_eq!(file_of("nothing"), None);
+        assert_eq!(number_of(Path::new("/dev/null")), None, "no block device");
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_no_mount() {
+        for line in ["", " - ", "1 2 3 - ext4", "a b c d e f - ext4 /dev/sda1"] {
+            let parsed = Mount::parse(line);
+            assert!(
+                parsed.as_ref().is_none_or(|mount| mount.device.is_none()),
+                "{parsed:?}"
+            );
+        }
+        assert_eq!(unescape(r"a\040b\134\9"), r"a b\\9");
+    }
+
+    #[test]
+    fn the_kernel_is_asked_by_opening_the_node() {
+        assert_eq!(claim("/nonexistent/disk"), Err(Errno::NOENT));
+        assert_eq!(claim("/dev/null"), Ok(()));
+    }
+
+    #[test]
+    fn a_disk_without_a_medium_is_free_and_one_that_is_busy_is_tried_again() {
+        let claimed = |answers: &[Errno]| {
+            let mut answers = answers.iter();
+            claim_by(|| answers.next().map_or(Ok(()), |&error| Err(error)))
+        };
+        for gone in [Errno::NOMEDIUM, Errno::NXIO, Errno::NODEV] {
+            assert_eq!(claimed(&[gone]), Ok(()), "{gone}");
+        }
+        for doubt in [Errno::IO, Errno::ACCESS, Errno::PERM, Errno::NOENT] {
+            assert_eq!(claimed(&[doubt]), Err(doubt), "at once");
+        }
+        assert_eq!(claimed(&[Errno::BUSY; 2]), Ok(()), "busy for a moment");
+        assert_eq!(claimed(&[Errno::BUSY; 3]), Err(Errno::BUSY));
+        assert_eq!(claimed(&[Errno::BUSY, Errno::IO]), Err(Errno::IO));
+    }
+}

@@ -1,0 +1,380 @@
+//! How a function is reset: the ways that Linux knows, the one that it takes, and what stands in its way.
+
+use crate::function::interrupts::turn_off;
+use crate::host::sysfs::{Sysfs, SysfsError};
+use crate::pci::capabilities::Capabilities;
+use crate::pci::config::{Config, SPACE, quieten};
+use crate::pci::registers::register;
+use crate::pci::restore;
+use std::fmt;
+use std::io;
+use std::thread;
+use std::time::Duration;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::device::Ids;
+
+/// Power state bits of PMCSR, which lies here in the power management capability.
+const PMCSR: u16 = 4;
+const POWER_STATE: u16 = 0x3;
+/// From D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
+const WAKE_UP: Duration = Duration::from_millis(10);
+
+/// A way of resetting a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By code that Linux has for this very device.
+    DeviceSpecific,
+    /// By the firmware.
+    Acpi,
+    /// Function level reset.
+    Flr,
+    /// Function level reset of conventional PCI ("advanced features").
+    AfFlr,
+    /// To D3hot and back.
+    Pm,
+    /// Of the whole bus that it is alone on.
+    Bus,
+    /// Of the whole CXL bus.
+    CxlBus,
+    /// Some way: before Linux 5.15 there is no list.
+    Unnamed,
+}
+
+/// Each method: its name in sysfs, and the one for people.
+const METHODS: [(&str, &str, Method); 7] = [
+    ("device_specific", "a method of its own", Method::DeviceSpecific),
+    ("acpi", "ACPI", Method::Acpi),
+    ("flr", "FLR", Method::Flr),
+    ("af_flr", "AF-FLR", Method::AfFlr),
+    ("pm", "PM", Method::Pm),
+    ("bus", "bus", Method::Bus),
+    ("cxl_bus", "CXL bus", Method::CxlBus),
+];
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = METHODS.iter().find(|(_, _, method)| method == self);
+        f.write_str(named.map_or("a method that Linux does not name", |(_, name, _)| name))
+    }
+}
+
+/// What a reset of a function would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The ways that Linux lists, in the order in which it tries them.
+    pub methods: Vec<Method>,
+    /// The other functions on its bus, without which the bus could be reset; empty on a root bus, which cannot be.
+    pub neighbours: Vec<Bdf>,
+}
+
+impl Plan {
+    /// Finds out from sysfs.
+    pub fn of(bdf: Bdf, sysfs: &Sysfs) -> Self {
+        let methods = sysfs.reset_methods(bdf).map(|names| {
+            let method = |name| METHODS.iter().find(|(listed, _, _)| *listed == name);
+            let known: Vec<_> = names
+                .split_whitespace()
+                .filter_map(|name| method(name).map(|&(_, _, method)| method))
+                .collect();
+            if known.is_empty() {
+                vec![Method::Unnamed]
+            } else {
+                known
+            }
+        });
+        Self {
+            methods: methods.unwrap_or_default(),
+            neighbours: neighbours(bdf, sysfs),
+        }
+    }
+
+    /// The way that works: the first that Linux lists. It lists a bus reset for whichever function of a bus it found
+    /// first, and refuses it once there is a second one.
+    pub fn used(&self) -> Option<Method> {
+        let works = |method: &Method| *method != Method::Bus || self.neighbours.is_empty();
+        self.methods.iter().copied().find(works)
+    }
+
+    /// Why there is no reset, if it is not the device that lacks one.
+    pub fn blocked_by(&self) -> &[Bdf] {
+        if self.used().is_none() {
+            &self.neighbours
+        } else {
+            &[]
+        }
+    }
+}
+
+/// For people: the way, or why there is none.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.used(), self.blocked_by()) {
+            (Some(method), _) => write!(f, "{method}"),
+            (None, []) => f.write_str("none"),
+            (None, neighbours) => {
+                let names: Vec<_> = neighbours.iter().map(Bdf::to_string).collect();
+                write!(f, "none: a bus reset would hit {} too", names.join(", "))
+            }
+        }
+    }
+}
+
+fn neighbours(bdf: Bdf, sysfs: &Sysfs) -> Vec<Bdf> {
+    let bridge = sysfs
+        .bridges_above(bdf)
+        .ok()
+        .and_then(|above| above.first().copied());
+    let mut others = bridge
+        .and_then(|bridge| sysfs.below(bridge).ok())
+        .unwrap_or_default();
+    others.retain(|&other| other != bdf);
+    others
+}
+
+/// Why a function must not go to anyone after its reset.
+#[derive(Debug, Error)]
+pub enum ResetError {
+    /// Linux failed.
+    #[error("its reset by {method} failed ({source})")]
+    Failed {
+        /// The way tried.
+        method: Method,
+        /// What Linux said.
+        source: SysfsError,
+    },
+    /// It is another device, or none.
+    #[error("after its reset it answers as {:04x}:{:04x}, not as {expected}", found & 0xffff, found >> 16)]
+    Mute {
+        /// What it should be.
+        expected: Ids,
+        /// What it says: vendor in the low half.
+        found: u32,
+    },
+    /// It is a virtual function no more, or another one.
+    #[error("after its reset its class and revision read {found:08x}, not {expected:08x}")]
+    Gone {
+        /// What they should be.
+        expected: u32,
+        /// What they are.
+        found: u32,
+    },
+    /// It sleeps.
+    #[error("after its reset it stays in power state D{state}, not in D0")]
+    Asleep {
+        /// 1 to 3.
+        state: u16,
+    },
+    /// Its configuration space is out of reach.
+    #[error("its configuration could not be restored after its reset ({0})")]
+    Restore(#[from] io::Error),
+}
+
+/// Wakes the function up, stops its DMA and its interrupts.
+pub fn quiesce(config: &impl Config) -> io::Result<()> {
+    let capabilities = capabilities(config)?;
+    if let Some(power) = capabilities.power {
+        let state = config.read16(power + PMCSR)?;
+        if state & POWER_STATE != 0 {
+            config.write16(power + PMCSR, state & !POWER_STATE)?;
+            thread::sleep(WAKE_UP);
+        }
+    }
+    quieten(config)?;
+    turn_off(config, &capabilities)
+}
+
+/// Resets a function that is quiet, puts its header back, and checks that it answers in D0. Returns the way taken;
+/// `None` if there is none.
+pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<Method>, ResetError> {
+    let method = Plan::of(bdf, sysfs).used();
+    if let Some(method) = method {
+        sysfs
+            .reset(bdf)
+            .map_err(|source| ResetError::Failed { method, source })?;
+    }
+    let config = sysfs.open_config(bdf).map_err(io::Error::other)?;
+    recover(&config, ids, header)?;
+    Ok(method)
+}
+
+/// Puts the header of a function back, and checks that it answers in D0.
+fn recover(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
+    // First of all: nothing is written to a device that is not the one, or that answers all ones.
+    ensure_present(config, ids, header)?;
+    if let Some(power) = capabilities(config)?.power {
+        let state = config.read16(power + PMCSR)? & POWER_STATE;
+        if state != 0 {
+            return Err(ResetError::Asleep { state });
+        }
+    }
+    Ok(restore::header(config, header)?)
+}
+
+/// Checks that the function whose `header` was recorded is there.
+fn ensure_present(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
+    let recorded = |at: u16| {
+        let raw = header.get(usize::from(at)..usize::from(at) + 4)?;
+        raw.try_into().ok().map(u32::from_le_bytes)
+    };
+    let found = config.read(register::VENDOR, 4)?;
+    if recorded(register::VENDOR) == Some(u32::MAX) {
+        // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
+        let expected = recorded(register::REVISION).unwrap_or(u32::MAX);
+        let found = config.read(register::REVISION, 4)?;
+        if found == u32::MAX || found != expected {
+            return Err(ResetError::Gone { expected, found });
+        }
+    } else if found != u32::from(ids.vendor) | u32::from(ids.device) << 16 {
+        return Err(ResetError::Mute { expected: ids, found });
+    }
+    Ok(())
+}
+
+fn capabilities(config: &impl Config) -> io::Result<Capabilities> {
+    Ok(Capabilities::find(&config.read_space(SPACE)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::sysfs::tests::Tree;
+    use crate::pci::capabilities::tests::space;
+    use crate::pci::config::tests::Model;
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    fn plan(tree: &Tree, name: &str) -> Plan {
+        Plan::of(bdf(name), &tree.sysfs())
+    }
+
+    #[test]
+    fn the_first_way_that_linux_lists_is_the_one() {
+        let tree = Tree::new();
+        for (name, listed, shown) in [
+            ("0000:00:01.0", "flr pm\n", "FLR"),
+            ("0000:00:02.0", "pm\n", "PM"),
+            ("0000:00:03.0", "af_flr\n", "AF-FLR"),
+            ("0000:00:04.0", "\n", "a method that Linux does not name"),
+        ] {
+            tree.add(name, &[("reset", b""), ("reset_method", listed.as_bytes())]);
+            assert_eq!(plan(&tree, name).to_string(), shown);
+        }
+        tree.add("0000:00:05.0", &[]);
+        assert_eq!(plan(&tree, "00:05.0").to_string(), "none");
+    }
+
+    #[test]
+    fn a_bus_is_reset_only_for_the_one_function_on_it() {
+        let tree = Tree::new();
+        let bus: [(&str, &[u8]); 2] = [("reset", b""), ("reset_method", b"bus\n")];
+        tree.add("0000:00:0d.0", &[]);
+        tree.add_below("0000:00:0d.0", "0000:02:01.0", &bus);
+        assert_eq!(plan(&tree, "02:01.0").used(), Some(Method::Bus));
+        tree.add_below("0000:00:0d.0", "0000:02:02.0", &[]);
+        for (one, other) in [("02:01.0", "02:02.0"), ("02:02.0", "02:01.0")] {
+            let plan = plan(&tree, one);
+            assert_eq!((plan.used(), plan.blocked_by()), (None, &[bdf(other)][..]));
+            assert_eq!(
+                plan.to_string(),
+                format!("none: a bus reset would hit 0000:{other} too")
+            );
+        }
+        // Others are no matter where the function can be reset alone.
+        tree.add("0000:02:01.0", &[("reset_method", b"pm bus\n")]);
+        assert_eq!(plan(&tree, "02:01.0").to_string(), "PM");
+        assert_eq!(plan(&tree, "02:01.0").blocked_by(), []);
+    }
+
+    #[test]
+    fn a_bridge_loses_mwi_and_messages_and_stays_bus_master_for_what_is_behind_it() {
+        let mut bytes = space(&[(0x50, 5)]);
+        bytes[0x04] = 0x17;
+        bytes[0x0e] = 1;
+        bytes[0x52] = 0x01;
+        let config = Model::new(bytes);
+        quiesce(&config).unwrap();
+        assert_eq!(*config.writes.borrow(), [(0x04, 2, 0x0007), (0x52, 2, 0)]);
+    }
+
+    #[test]
+    fn a_function_is_woken_then_its_dma_and_line_stop_then_its_messages() {
+        let mut bytes = space(&[(0x40, 1), (0x50, 5), (0x70, 0x11)]);
+        bytes[0x04] = 0x07;
+        bytes[0x44] = 0x03;
+        bytes[0x52] = 0x01;
+        bytes[0x73] = 0x80;
+        let config = Model::new(bytes);
+        quiesce(&config).unwrap();
+        let expected = [(0x44, 2, 0), (0x04, 2, 0x0403), (0x52, 2, 0), (0x72, 2, 0)];
+        assert_eq!(*config.writes.borrow(), expected);
+    }
+
+    fn awake() -> (Vec<u8>, Ids) {
+        let mut bytes = space(&[(0x40, 1)]);
+        bytes[..4].copy_from_slice(&[0x86, 0x80, 0xd3, 0x10]);
+        (bytes, "8086:10d3".parse().unwrap())
+    }
+
+    #[test]
+    fn a_function_that_answers_in_d0_gets_its_header_back() {
+        let (bytes, ids) = awake();
+        let mut header = bytes[..64].to_vec();
+        header[0x13] = 0xfe;
+        let config = Model::new(bytes);
+        recover(&config, ids, &header).unwrap();
+        assert_eq!(config.bytes.borrow()[0x13], 0xfe);
+    }
+
+    #[test]
+    fn one_that_is_mute_or_asleep_is_left_alone_and_says_why() {
+        let (mut bytes, ids) = awake();
+        bytes[0x44] = 3;
+        for (bytes, reason) in [
+            (bytes, "after its reset it stays in power state D3, not in D0"),
+            (
+                vec![0xff; 256],
+                "after its reset it answers as ffff:ffff, not as 8086:10d3",
+            ),
+        ] {
+            let config = Model::new(bytes);
+            let error = recover(&config, ids, &[0; 64]).unwrap_err();
+            assert_eq!(error.to_string(), reason);
+            assert!(config.writes.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_virtual_function_tells_by_its_class_that_it_is_there() {
+        let (mut bytes, ids) = awake();
+        bytes[..4].fill(0xff);
+        bytes[8..12].copy_from_slice(&[1, 0, 0, 2]);
+        let header = bytes[..64].to_vec();
+        recover(&Model::new(bytes), ids, &header).unwrap();
+        let gone = Model::new(vec![0xff; 256]);
+        let error = recover(&gone, ids, &header).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "after its reset its class and revision read ffffffff, not 02000001"
+        );
+        assert!(gone.writes.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_reset_that_fails_is_told_with_the_way_that_was_tried() {
+        let tree = Tree::new();
+        let (bytes, ids) = awake();
+        tree.add("0000:00:01.0", &[("config", &bytes), ("reset_method", b"flr\n")]);
+        // A directory: it is there, and cannot be written.
+        std::fs::create_dir(tree.device("0000:00:01.0").join("reset")).unwrap();
+        let error = reset(&tree.sysfs(), bdf("00:01.0"), ids, &bytes[..64]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("its reset by FLR failed (cannot reset"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,328 @@
+//! Taking a device from dom0's driver, and giving it back.
+//!
+//! While a device is passed through, dom0's xen-pciback holds it, for three things: no other driver
+//! of dom0 binds to it, its MSI-X is prepared in Xen, and Xen keeps it in quarantine between guests.
+//! It is exported to nobody: xen-pciback resets a device when its frontend dies, and the frontend
+//! would be the stub.
+
+use crate::handover::reset::{self, Method};
+use crate::host::Host;
+use crate::host::domains::Domain;
+use crate::host::sysfs::{PCIBACK, Sysfs};
+use crate::host::xl::{self, XlError};
+use crate::pci::config::quieten;
+use crate::pci::registers::register;
+use crate::records::{self, RecordError, Taken};
+use std::io;
+use std::process::{Command, Stdio};
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+
+/// Why a device could not be taken or given back.
+#[derive(Debug, Error)]
+pub enum SeizeError {
+    /// The module is missing.
+    #[error(
+        "dom0's kernel has no xen-pciback, and `modprobe xen-pciback` did not bring it: install the module that \
+         fits the running kernel"
+    )]
+    NoPciback,
+    /// xl failed.
+    #[error("cannot take {bdf} from dom0")]
+    Add {
+        /// The device.
+        bdf: Bdf,
+        /// What xl said.
+        #[source]
+        source: XlError,
+    },
+    /// Its command register cannot be written.
+    #[error("cannot stop DMA and INTx of {bdf}, which has no driver that would")]
+    Quieten {
+        /// The device.
+        bdf: Bdf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// xl did not fail, yet the device is elsewhere.
+    #[error(
+        "{bdf} is bound to {driver} after `xl pci-assignable-add {bdf}`: does another program bind drivers?",
+        driver = driver.as_deref().unwrap_or("no driver")
+    )]
+    NotHeld {
+        /// The device.
+        bdf: Bdf,
+        /// Its driver.
+        driver: Option<String>,
+    },
+    /// xl failed.
+    #[error("cannot give {bdf} back to dom0: `xl pci-assignable-remove -r {bdf}` tries it again")]
+    Remove {
+        /// The device.
+        bdf: Bdf,
+        /// What xl said.
+        #[source]
+        source: XlError,
+    },
+    /// It cannot be used.
+    #[error(
+        "{bdf} is in quarantine now, because {reason}: `bulkhead release {bdf}` tries its reset again, otherwise \
+         power-cycle the host"
+    )]
+    Quarantined {
+        /// The device.
+        bdf: Bdf,
+        /// What happened.
+        reason: String,
+    },
+    /// Linux does not look for a driver.
+    #[error("{bdf} is dom0's again, but its kernel does not look for a driver: bind one by sysfs")]
+    Probe {
+        /// The device.
+        bdf: Bdf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be noted.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// What a device was before it was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Held by xen-pciback already.
+    Held,
+    /// Bound to this driver of dom0's.
+    Driven(String),
+    /// Bound to no driver.
+    Idle,
+}
+
+/// Where a device is after it was to be given back to dom0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// With this driver of dom0's.
+    Driver(String),
+    /// In dom0, without a driver.
+    Undriven,
+    /// Where it was: it was held before, or is in quarantine, or dom0 has it already.
+    Stays,
+    /// Held, for this guest lives and may still have the device's memory mapped.
+    MappedBy(Domain),
+}
+
+/// Makes xen-pciback hold the device. `by` tells the command that does it from others.
+pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before, SeizeError> {
+    load_pciback(host)?;
+    let before = match host.sysfs.driver(bdf) {
+        Some(driver) if driver == PCIBACK => Before::Held,
+        Some(driver) => Before::Driven(driver),
+        None => Before::Idle,
+    };
+    if before == Before::Idle {
+        // Firmware that booted from a disk leaves its controller's DMA on. xen-pciback puts the device back as
+        // it found it when it lets go, and dom0 would then get a device whose DMA runs as the guest set it up.
+        quieten_idle(&host.sysfs, bdf)?;
+    }
+    let held = before == Before::Held;
+    if !held {
+        let driver = if let Before::Driven(driver) = &before {
+            driver
+        } else {
+            ""
+        };
+        records::note_taken(&mut host.store, taken, bdf, driver, by)?;
+    } else if taken == Taken::ForGuest {
+        records::adopt_taken(&mut host.store, bdf, by)?;
+    }
+    // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
+    if let Err(source) = xl::assignable_add(bdf) {
+        if !held {
+            // libxl may have taken it from its driver before it failed.
+            if matches!(before, Before::Driven(_)) && host.sysfs.driver(bdf).is_none() {
+                let probed = host.sysfs.probe(bdf);
+                probed.unwrap_or_else(|error| log::warn!("{bdf}: its driver does not take it back: {error}"));
+            }
+            records::forget_taken(&mut host.store, taken, bdf)?;
+        }
+        return Err(SeizeError::Add { bdf, source });
+    }
+    match host.sysfs.driver(bdf) {
+        Some(now) if now == PCIBACK => Ok(before),
+        now => Err(SeizeError::NotHeld { bdf, driver: now }),
+    }
+}
+
+/// Stops the DMA and the line of a device that has no driver of dom0's. A driver does that itself.
+fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
+    let config = sysfs.open_config(bdf).map_err(io::Error::other);
+    config
+        .and_then(|config| quieten(&config))
+        .map_err(|source| SeizeError::Quieten { bdf, source })
+}
+
+/// Resets a device that xen-pciback holds, so that whoever comes next finds nothing of whoever was before. One that
+/// does not come back from that goes into quarantine. Returns the way taken; `None` if there is none.
+pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
+    let now = host.sysfs.config_bytes(bdf).and_then(|config| {
+        let header: Vec<u8> = config.into_iter().take(register::HEADER_LENGTH).collect();
+        Ok((host.sysfs.ids(bdf)?, header))
+    });
+    let config = host.sysfs.open_config(bdf).map_err(io::Error::other);
+    let ready = config
+        .and_then(|config| reset::quiesce(&config))
+        .and(now.map_err(io::Error::other))
+        .map_err(reset::ResetError::Restore)
+        .and_then(|(ids, header)| reset::reset(&host.sysfs, bdf, ids, &header));
+    match ready {
+        Ok(method) => Ok(method),
+        Err(error) => {
+            let reason = error.to_string();
+            records::quarantine(&mut host.store, bdf, &reason)?;
+            Err(SeizeError::Quarantined { bdf, reason })
+        }
+    }
+}
+
+/// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, that
+/// is in quarantine, or that a guest may still have mapped, stays held.
+pub fn give_back<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Back, SeizeError> {
+    if records::quarantine_reason(&mut host.store, bdf)?.is_some() {
+        return Ok(Back::Stays);
+    }
+    let Some(driver) = records::taken_from(&mut host.store, Taken::ForGuest, bdf)? else {
+        return Ok(Back::Stays);
+    };
+    match records::mapped_by(&mut host.store, bdf)? {
+        Some(guest) => Ok(Back::MappedBy(guest)),
+        None => hand_to(host, bdf, Taken::ForGuest, driver),
+    }
+}
+
+/// Gives a device back to dom0 whoever it is held for: to the driver that it was taken from, or to the one that takes
+/// it.
+pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
+    for taken in [Taken::ToKeep, Taken::ForGuest] {
+        if let Some(driver) = records::taken_from(&mut host.store, taken, bdf)? {
+            return hand_to(host, bdf, taken, driver);
+        }
+    }
+    // Held from the start of dom0's kernel on. Xen may count it as dom0's: first of all it is made to be held wholly.
+    let removed = xl::assignable_add(bdf).and_then(|()| xl::assignable_remove(bdf, false));
+    removed.map_err(|source| SeizeError::Remove { bdf, source })?;
+    quieten_idle(&host.sysfs, bdf)?;
+    host.sysfs
+        .probe(bdf)
+        .map_err(|source| SeizeError::Probe { bdf, source })?;
+    Ok(host.sysfs.driver(bdf).map_or(Back::Undriven, Back::Driver))
+}
+
+fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Result<Back, SeizeError> {
+    if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
+        // Dom0 has removed it, and perhaps found it again: only the note is left to go.
+        records::forget_taken(&mut host.store, taken, bdf)?;
+        return Ok(Back::Stays);
+    }
+    let driver = Some(driver).filter(|driver| !driver.is_empty());
+    let removed = xl::assignable_remove(bdf, driver.is_some()).or_else(|error| {
+        // Xen may count it as dom0's, which has removed it and found it again: first it is made to be held wholly.
+        xl::assignable_add(bdf).map_err(|_| error)?;
+        xl::assignable_remove(bdf, driver.is_some())
+    });
+    removed.map_err(|source| SeizeError::Remove { bdf, source })?;
+    if driver.is_none() {
+        // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
+        quieten_idle(&host.sysfs, bdf)?;
+    }
+    records::forget_taken(&mut host.store, taken, bdf)?;
+    Ok(driver.map_or(Back::Undriven, Back::Driver))
+}
+
+fn load_pciback(host: &Host) -> Result<(), SeizeError> {
+    if !host.sysfs.has_pciback() {
+        let mut modprobe = Command::new("modprobe");
+        modprobe
+            .arg("xen-pciback")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        // Whether it worked shows in sysfs.
+        let _ = modprobe.status();
+    }
+    if host.sysfs.has_pciback() {
+        Ok(())
+    } else {
+        Err(SeizeError::NoPciback)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Runner;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
+    use crate::records::tests::domain;
+    use crate::xen::xenctrl::tests::Xen;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_device_in_doubt_or_in_other_hands_is_not_given_back() {
+        let (tree, daemon) = (Tree::new(), Xenstored::new());
+        introduce(&daemon, 3, "web");
+        let name = "0000:00:07.0";
+        let bdf = name.parse().unwrap();
+        tree.add(name, &[]);
+        tree.bind(name, PCIBACK);
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Noting(Vec::new()),
+        };
+        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "held before");
+        records::note_taken(&mut host.store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
+        records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        assert_eq!(
+            give_back(&mut host, bdf).unwrap(),
+            Back::MappedBy(domain(3, "web"))
+        );
+        records::quarantine(&mut host.store, bdf, "it is mute").unwrap();
+        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "quarantine");
+        records::lift_quarantine(&mut host.store, bdf).unwrap();
+        records::forget_mapped(&mut host.store, bdf).unwrap();
+        let taken =
+            |host: &mut Host<Xen>| records::taken_from(&mut host.store, Taken::ForGuest, bdf).unwrap();
+        assert!(taken(&mut host).is_some());
+
+        std::fs::remove_file(tree.device(name).join("driver")).unwrap();
+        tree.bind(name, "e1000e");
+        assert_eq!(
+            give_back(&mut host, bdf).unwrap(),
+            Back::Stays,
+            "another driver's"
+        );
+        assert_eq!(taken(&mut host), None);
+    }
+
+    #[test]
+    fn an_idle_device_loses_dma_and_line_and_nothing_else_changes() {
+        let tree = Tree::new();
+        let mut config = [0x5a; 64];
+        config[4..6].copy_from_slice(&0x0107_u16.to_le_bytes());
+        tree.add("0000:00:07.0", &[("config", &config)]);
+        let bdf = "00:07.0".parse().unwrap();
+        quieten_idle(&tree.sysfs(), bdf).unwrap();
+        config[4..6].copy_from_slice(&0x0503_u16.to_le_bytes());
+        assert_eq!(tree.sysfs().config_bytes(bdf).unwrap(), config);
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_quietened_is_named() {
+        let error = quieten_idle(&Tree::new().sysfs(), "00:07.0".parse().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("INTx of 0000:00:07.0"), "{error}");
+    }
+}

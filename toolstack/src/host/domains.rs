@@ -1,0 +1,274 @@
+//! Finding domains, and telling whether one still lives.
+
+use crate::host::Host;
+use crate::host::launcher::LaunchError;
+use crate::host::store::{Store, StoreError};
+use crate::xen::xenctrl::DomId;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use xenbus::client::Store as _;
+use xenbus::path::home;
+
+/// A domain, told apart from a later one with the same number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// Its number.
+    pub domid: DomId,
+    /// Its name.
+    pub name: String,
+    /// Its UUID; empty if it was created without one.
+    pub uuid: String,
+}
+
+/// Why a domain was not found.
+#[derive(Debug, Error)]
+pub enum DomainError {
+    /// No such domain.
+    #[error("there is no domain {who}: `xl list` shows those that run")]
+    NotFound {
+        /// The name or number asked for.
+        who: String,
+    },
+    /// One has it for its name, another for its number.
+    #[error(
+        "{who} is the name of domain {named}, and the number of domain {numbered}: say {named} or {numbered}, whichever \
+         is meant"
+    )]
+    Ambiguous {
+        /// What was asked for.
+        who: String,
+        /// The number of the domain with this name.
+        named: DomId,
+        /// The name of the domain with this number.
+        numbered: String,
+    },
+    /// xenstore said no.
+    #[error("cannot look for domain {who} in xenstore")]
+    Store {
+        /// The name or number asked for.
+        who: String,
+        /// What xenstore said.
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Why a domain was not destroyed.
+#[derive(Debug, Error)]
+pub enum DestroyError {
+    /// xl could not.
+    #[error(transparent)]
+    Xl(#[from] LaunchError),
+    /// Whether it lives is unknown.
+    #[error("cannot see in xenstore whether the domain lives")]
+    Store(#[from] StoreError),
+}
+
+/// Finds a domain by its name or number. A name may look like a number, and be another domain's: then neither is taken.
+pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
+    let failed = |source| DomainError::Store {
+        who: who.to_owned(),
+        source,
+    };
+    let number: Option<DomId> = who.parse().ok();
+    let mut named = None;
+    let mut numbered = None;
+    for (domid, name) in names(store).map_err(failed)? {
+        if name == who {
+            named = Some(domid);
+        }
+        if Some(domid) == number {
+            numbered = Some((domid, name));
+        }
+    }
+    let domid = match (named, numbered) {
+        (Some(named), Some((domid, numbered))) if named != domid => {
+            let who = who.to_owned();
+            return Err(DomainError::Ambiguous { who, named, numbered });
+        }
+        (Some(domid), _) | (None, Some((domid, _))) => domid,
+        (None, None) => return Err(DomainError::NotFound { who: who.to_owned() }),
+    };
+    let found = read(store, domid).map_err(failed)?;
+    found.ok_or_else(|| DomainError::NotFound { who: who.to_owned() })
+}
+
+/// The domain with a UUID, if there is one.
+pub fn with_uuid(store: &mut Store, wanted: &str) -> Result<Option<Domain>, StoreError> {
+    for (domid, _) in names(store)? {
+        if uuid(store, domid)?.as_deref() == Some(wanted) {
+            return read(store, domid);
+        }
+    }
+    Ok(None)
+}
+
+/// A domain as it is now; `None` if it has no home.
+fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
+    let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {
+        return Ok(None);
+    };
+    let uuid = uuid(store, domid)?.unwrap_or_default();
+    Ok(Some(Domain { domid, name, uuid }))
+}
+
+/// All domains with their names, the lowest number first.
+fn names(store: &mut Store) -> Result<Vec<(DomId, String)>, StoreError> {
+    let mut domids: Vec<DomId> = Vec::new();
+    for name in store.directory("/local/domain")? {
+        domids.extend(name.parse::<DomId>().ok());
+    }
+    domids.sort_unstable();
+    let mut names = Vec::new();
+    for domid in domids {
+        let name = store.read_optional(&format!("{}/name", home(domid)))?;
+        names.extend(name.map(|name| (domid, name)));
+    }
+    Ok(names)
+}
+
+/// True as long as the domain, and not a later one with its number, exists at Xen's level.
+///
+/// A domain that xl is destroying counts as alive until Xen has taken it apart: before that its
+/// devices are still its own.
+pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
+    if !store.is_introduced(domain.domid)? {
+        return Ok(false);
+    }
+    let uuid = uuid(store, domain.domid)?;
+    Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
+}
+
+/// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.
+pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyError> {
+    if !is_alive(&mut host.store, domain)? {
+        return Ok(());
+    }
+    match host.runner.destroy(domain.domid) {
+        Err(_) if !is_alive(&mut host.store, domain)? => Ok(()),
+        destroyed => Ok(destroyed?),
+    }
+}
+
+/// Removes the home of a domain that is gone, for dom0 may have written there since xl removed it. Returns false, and
+/// removes nothing, if there is a domain of that number, or will be: libxl makes a home with its `vm` in one transaction
+/// before it introduces the domain. Other toolstacks may have no `vm`.
+pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
+    if store.is_introduced(domid)? {
+        return Ok(false);
+    }
+    store.transaction(|store| {
+        let path = home(domid);
+        if store.read_optional(&format!("{path}/vm"))?.is_some() {
+            return Ok(false);
+        }
+        match store.remove(&path) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(true),
+        }
+    })
+}
+
+fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
+    let vm = store.read_optional(&format!("{}/vm", home(domid)))?;
+    Ok(vm.map(|path| path.trim_start_matches("/vm/").to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::{dom0, introduce};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_domain_is_found_by_its_name_and_its_number() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let by_name = find(&mut store, "web").unwrap();
+        assert_eq!(by_name, crate::records::tests::domain(3, "web"));
+        assert_eq!(find(&mut store, "3").unwrap(), by_name);
+        let error = find(&mut store, "mail").unwrap_err().to_string();
+        assert_eq!(error, "there is no domain mail: `xl list` shows those that run");
+    }
+
+    #[test]
+    fn the_home_of_a_domain_is_cleared_only_if_there_is_none() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        store.write("/local/domain/4/backend/pci/3/0/state", "5").unwrap();
+        store
+            .write("/local/domain/5/name", "of another toolstack")
+            .unwrap();
+        daemon.introduce(5);
+        store.write("/local/domain/6/vm", "/vm/made-just-now").unwrap();
+        for domid in [0, 3, 5, 6] {
+            assert!(!clear_home(&mut store, domid).unwrap(), "{domid}");
+        }
+        for _ in 0..2 {
+            assert!(clear_home(&mut store, 4).unwrap());
+        }
+        assert_eq!(store.directory("/local/domain").unwrap(), ["0", "3", "5", "6"]);
+    }
+
+    #[test]
+    fn a_name_that_is_another_domains_number_is_refused_with_both() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "12");
+        let mut store = dom0(&daemon);
+        assert_eq!(
+            find(&mut store, "12").unwrap().domid,
+            3,
+            "there is no domain 12 yet"
+        );
+        introduce(&daemon, 12, "web");
+        let error = find(&mut store, "12").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "12 is the name of domain 3, and the number of domain web: say 3 or web, whichever is meant"
+        );
+        assert_eq!(find(&mut store, "3").unwrap().domid, 3);
+        assert_eq!(find(&mut store, "web").unwrap().domid, 12);
+        introduce(&daemon, 14, "14");
+        assert_eq!(find(&mut store, "14").unwrap().domid, 14);
+    }
+
+    #[test]
+    fn a_domain_is_found_by_its_uuid_whatever_its_name() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 4, "mail");
+        let mut store = dom0(&daemon);
+        store.write("/local/domain/4/name", "post").unwrap();
+        let found = with_uuid(&mut store, "00000000-0000-0000-0000-000000000004").unwrap();
+        assert_eq!(found, Some(crate::records::tests::domain(4, "post")));
+        assert_eq!(with_uuid(&mut store, "").unwrap(), None);
+    }
+
+    #[test]
+    fn a_domain_lives_until_xen_has_released_it() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let web = find(&mut store, "web").unwrap();
+        assert!(is_alive(&mut store, &web).unwrap());
+        // xl removes the home first, and destroys the domain then.
+        store.remove(&home(3)).unwrap();
+        assert!(is_alive(&mut store, &web).unwrap());
+        daemon.release(3);
+        assert!(!is_alive(&mut store, &web).unwrap());
+    }
+
+    #[test]
+    fn a_later_domain_with_the_same_number_is_another_one() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let web = find(&mut store, "web").unwrap();
+        store
+            .write("/local/domain/3/vm", "/vm/00000000-0000-0000-0000-000000000099")
+            .unwrap();
+        assert!(!is_alive(&mut store, &web).unwrap());
+    }
+}

@@ -1,0 +1,143 @@
+//! The host that a command works on: its privileges, and handles to what it is made of.
+
+pub mod dmar;
+pub mod domains;
+pub mod domid_history;
+pub mod guest;
+pub mod ivrs;
+pub mod launcher;
+pub mod mcfg;
+pub mod names;
+pub mod pci_ids;
+pub mod recreate;
+pub mod store;
+pub mod sysfs;
+pub mod systemd;
+pub mod uevent;
+pub mod xl;
+
+use crate::host::launcher::{LaunchError, Launcher, Order};
+use crate::host::sysfs::Sysfs;
+use crate::inject::{self, Point};
+use crate::xen::xenctrl::{DomId, Xenctrl, XenctrlError};
+use std::fs;
+use std::io;
+use store::{NoStore, Store};
+use thiserror::Error;
+
+/// Why nothing can be done here.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// Not root.
+    #[error("this needs root: run it with sudo, or as root")]
+    NotRoot,
+    /// Not dom0.
+    #[error(
+        "this is not the control domain of a Xen host (/proc/xen/capabilities does not say control_d): \
+         run it in dom0"
+    )]
+    NotDom0,
+    /// No way to tell.
+    #[error(
+        "this machine does not run under Xen, or xenfs is not mounted: boot it under Xen, and \
+         `mount -t xenfs xenfs /proc/xen` if that is missing"
+    )]
+    NoXen(#[source] io::Error),
+    /// No xenstore.
+    #[error(transparent)]
+    Store(#[from] NoStore),
+    /// No control interface.
+    #[error(transparent)]
+    Xenctrl(#[from] XenctrlError),
+}
+
+/// Handles to xenstore, the hypervisor and sysfs. Tests have a hypervisor of their own.
+pub struct Host<X = Xenctrl> {
+    /// Xenstore.
+    pub store: Store,
+    /// The hypervisor.
+    pub xen: X,
+    /// The PCI devices.
+    pub sysfs: Sysfs,
+    /// Whoever runs other programs.
+    pub runner: Runner,
+}
+
+/// Who runs other programs for this process.
+#[derive(Debug)]
+pub enum Runner {
+    /// It does so itself, as commands do.
+    Itself,
+    /// A process that was left with the privileges for that.
+    Launcher(Launcher),
+    /// Nobody: the domains that were to be destroyed are noted.
+    #[cfg(test)]
+    Noting(Vec<DomId>),
+}
+
+impl Runner {
+    /// Runs `xl destroy`.
+    pub fn destroy(&mut self, domid: DomId) -> Result<(), LaunchError> {
+        inject::point(Point::Destroy);
+        match self {
+            Self::Itself => {
+                xl::destroy(&domid.to_string()).map_err(|error| LaunchError::Failed(error.to_string()))
+            }
+            Self::Launcher(launcher) => launcher.run(Order::DestroyDomain { domid }),
+            #[cfg(test)]
+            Self::Noting(destroyed) => {
+                destroyed.push(domid);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Opens the host that this process runs on, which takes root in dom0.
+    pub fn open() -> Result<Self, HostError> {
+        Self::open_with(Runner::Itself)
+    }
+
+    /// Opens the host for a process whose programs are run by `runner`.
+    pub fn open_with(runner: Runner) -> Result<Self, HostError> {
+        check_privilege()?;
+        Ok(Self {
+            store: store::open()?,
+            xen: Xenctrl::open()?,
+            sysfs: Sysfs::host(),
+            runner,
+        })
+    }
+}
+
+/// Checks that this is root in dom0.
+pub fn check_privilege() -> Result<(), HostError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(HostError::NotRoot);
+    }
+    let capabilities = fs::read_to_string("/proc/xen/capabilities").map_err(HostError::NoXen)?;
+    if is_control_domain(&capabilities) {
+        Ok(())
+    } else {
+        Err(HostError::NotDom0)
+    }
+}
+
+fn is_control_domain(capabilities: &str) -> bool {
+    capabilities
+        .split([',', '\n'])
+        .any(|capability| capability.trim() == "control_d")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dom0_is_the_domain_with_control() {
+        assert!(is_control_domain("control_d\n"));
+        assert!(!is_control_domain(""));
+        assert!(!is_control_domain("not_control_d\n"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Creating a stub anew, with the number that it had: what the service's launcher has a short-lived process do
+//! (`bulkhead recreate`), so that libxl's processes, signals and memory are none of theirs.
+
+use crate::host::domid_history;
+use crate::say;
+use crate::xen::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
+use crate::xen::xenlight::{Xenlight, XenlightError};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// The domain that is to be created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// The number of the domain.
+    pub domid: DomId,
+    /// Its configuration, as `xl list -l` prints it.
+    pub config: Value,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recreated {
+    domid: DomId,
+    /// Until the old domain was gone.
+    waited: Duration,
+    /// From then on.
+    took: Duration,
+    attempts: u32,
+}
+
+impl fmt::Display for Recreated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            domid,
+            waited,
+            took,
+            attempts,
+        } = self;
+        write!(
+            f,
+            "domain {domid}: the old one was gone after {} ms, the new one was there {} ms later, by attempt {attempts}",
+            waited.as_millis(),
+            took.as_millis()
+        )
+    }
+}
+
+/// Why it was not done.
+#[derive(Debug, Error)]
+pub enum RecreateError {
+    /// The order is nonsense.
+    #[error("cannot read the order")]
+    Order(#[source] io::Error),
+    /// No lock.
+    #[error("cannot lock {LOCK}")]
+    Lock(#[source] io::Error),
+    /// The configuration is none.
+    #[error("the stub's configuration was kept without `c_info`")]
+    Config,
+    /// Xen's version is unknown.
+    #[error("cannot read Xen's version")]
+    Version(#[source] io::Error),
+    /// No control interface.
+    #[error(transparent)]
+    Xenctrl(#[from] XenctrlError),
+    /// Xen will not tell.
+    #[error("cannot ask Xen about domain {domid}")]
+    Life {
+        /// The domain.
+        domid: DomId,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another domain has the number, or something keeps the old one.
+    #[error("domain {domid} is still there: {life:?}")]
+    Taken {
+        /// The number.
+        domid: DomId,
+        /// What Xen says of it.
+        life: Life,
+    },
+    /// libxl refused.
+    #[error(transparent)]
+    Xenlight(#[from] XenlightError),
+}
+
+/// Locked, shared, by each process that creates a stub.
+const LOCK: &str = "/run/bulkhead/recreate.lock";
+/// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
+const ATTEMPTS: u32 = 5;
+/// How long after the last start a spare process is started.
+const SETTLED: Duration = Duration::from_secs(2);
+/// How many of the last lines of what libxl complains of are shown.
+const LINES_SHOWN: usize = 4;
+/// How often the number alone is struck from libxl's list of recent ones before all are.
+const STRIKES: u32 = 2;
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A process that is ready to create a domain, with libxl loaded: guests wait for what comes after that only. It ends
+/// with the process that holds it.
+#[derive(Debug, Default)]
+pub struct Spare(Mutex<Option<Child>>);
+
+impl Spare {
+    /// Has the process started in a while, if there is none: what was started last has the processor first.
+    pub fn prepare_soon(self: &Arc<Self>) {
+        let spare = Arc::clone(self);
+        thread::spawn(move || {
+            thread::sleep(SETTLED);
+            let mut spare = spare.lock();
+            if spare.is_none() {
+                // Without one, the next order starts its own, and says what is wrong.
+                *spare = start().ok();
+            }
+        });
+    }
+
+    /// Has the process end, and waits for that.
+    pub fn end(&self) {
+        if let Some(mut process) = self.lock().take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    fn take(&self) -> io::Result<Child> {
+        let spare = self.lock().take();
+        spare.map_or_else(start, Ok)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Child>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start() -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("recreate").stdout(Stdio::null());
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
+}
+
+/// Has a process create the domain, and waits for it.
+pub fn run(domain: &Domain, spare: &Spare) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot run `bulkhead recreate`: {error}");
+    let mut process = spare.take().map_err(failed)?;
+    // The end of the input is seen when it is dropped.
+    let told = process
+        .stdin
+        .take()
+        .map(|mut input| input.write_all(&json!(domain).to_string().into_bytes()));
+    let output = process.wait_with_output().map_err(failed)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        // How long it took, and what libxl complained of on the way.
+        say::progress(said.trim_end());
+        return Ok(());
+    }
+    let lines: Vec<_> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    match (lines.as_slice(), told) {
+        ([], Some(Err(error))) => Err(failed(error)),
+        ([], _) => Err(failed(io::Error::other(output.status.to_string()))),
+        (lines, _) => Err(lines[lines.len().saturating_sub(LINES_SHOWN)..].join("; ")),
+    }
+}
+
+/// The process itself: creates the domain that comes in by `input`, paused, after what is left of the last one with its
+/// number is destroyed.
+pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
+    // First what takes long: the order may come much later.
+    let xen = Xenctrl::open()?;
+    let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
+    let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
+    // Held until the process ends: whoever finds the domain half made knows that it is not done.
+    let _lock = lock(FlockOperation::LockShared).map_err(RecreateError::Lock)?;
+    let domid = order.domid;
+    let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
+    if let Life::ShutDown(_) = life(&xen, domid)? {
+        // Another one may be at it: what counts is that it goes.
+        let _ = xenlight.destroy(domid);
+    }
+    let began = Instant::now();
+    let deadline = began + PATIENCE;
+    let mut attempts = 0;
+    let mut gone = None;
+    loop {
+        match life(&xen, domid)? {
+            Life::Absent => {
+                gone.get_or_insert_with(Instant::now);
+            }
+            life if Instant::now() >= deadline || life == Life::Alive => {
+                return Err(RecreateError::Taken { domid, life });
+            }
+            _ => {
+                thread::sleep(LOOK);
+                continue;
+            }
+        }
+        attempts += 1;
+        // The numbers of other domains stay refused, unless this libxl keeps its list in another place or form.
+        if attempts > STRIKES || domid_history::strike(domid).is_err() {
+            xenlight.forget_numbers()?;
+        }
+        match xenlight.create(&config) {
+            Ok(_) => {
+                let gone = gone.unwrap_or(began);
+                return Ok(Recreated {
+                    domid,
+                    waited: gone.duration_since(began),
+                    took: gone.elapsed(),
+                    attempts,
+                });
+            }
+            Err(_) if attempts < ATTEMPTS && Instant::now() < deadline => thread::sleep(PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until no process creates a stub any more: that of a launcher whose service has died goes on.
+pub fn wait_for_all() -> io::Result<()> {
+    lock(FlockOperation::LockExclusive).map(drop)
+}
+
+fn lock(operation: FlockOperation) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(LOCK)?;
+    flock(&file, operation)?;
+    Ok(file)
+}
+
+fn life(xen: &Xenctrl, domid: DomId) -> Result<Life, RecreateError> {
+    xen.life(domid)
+        .map_err(|source| RecreateError::Life { domid, source })
+}
+
+/// The configuration with the number that the domain is to have.
+fn numbered(mut config: Value, domid: DomId) -> Option<String> {
+    let info = config.get_mut("c_info")?.as_object_mut()?;
+    info.insert("domid".into(), json!(domid));
+    Some(config.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_gets_the_number_and_keeps_the_rest() {
+        let config =
+            json!({ "c_info": { "name": "web-bulkhead", "domid": 9 }, "b_info": { "max_vcpus": 1 } });
+        let text = numbered(config, 4).unwrap();
+        let expected =
+            json!({ "c_info": { "name": "web-bulkhead", "domid": 4 }, "b_info": { "max_vcpus": 1 } });
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        for nonsense in [json!({}), json!([]), json!({ "c_info": 5 }), json!(null)] {
+            assert_eq!(numbered(nonsense, 4), None);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Nodes of both hops in xenstore.
+
+pub mod hops;
+pub mod list;
+pub mod progress;

@@ -1,0 +1,9 @@
+//! What a configuration space says. Its bytes come by a trait, or as a slice.
+
+pub mod bytes;
+pub mod capabilities;
+pub mod config;
+pub mod header;
+pub mod registers;
+pub mod resources;
+pub mod restore;

@@ -1,0 +1,201 @@
+//! Who has which devices: guests of ours and of `xl`, and the quarantine.
+
+use crate::host::domains::Domain;
+use crate::host::store::{Store, StoreError};
+use crate::records::assignable;
+use crate::records::{self, Attachment, Device, RecordError};
+use crate::xen::xenctrl::DomId;
+use thiserror::Error;
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+
+/// Who has a device, and how to get it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The device.
+    pub bdf: Bdf,
+    /// The domain that has it.
+    pub domain: Option<DomId>,
+    /// Such as `by guest web (through stub web-bulkhead)`.
+    pub by: String,
+    /// What to do about it.
+    pub next: String,
+    /// Whether the domain has the device's INTx line.
+    pub uses_line: bool,
+}
+
+/// The devices that are taken, by whomever.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// By a guest.
+    pub taken: Vec<Claim>,
+    /// By nobody, because they did not recover: with the reason.
+    pub quarantined: Vec<(Bdf, String)>,
+    /// By nobody, but a guest that had them and lives may still have their memory mapped.
+    pub mapped: Vec<(Bdf, Domain)>,
+}
+
+/// The claims on devices could not be read.
+#[derive(Debug, Error)]
+pub enum ClaimsError {
+    /// In xenstore.
+    #[error("cannot see in xenstore which devices are in use")]
+    Store(#[from] StoreError),
+    /// In the records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Where xen-pciback's devices are: `GUEST/NUMBER/dev-N`.
+const PCIBACK_BACKENDS: &str = "/local/domain/0/backend/pci";
+
+impl Claims {
+    /// Leaves out what this guest may have mapped, for checks whether it can have that again.
+    pub fn forgive(&mut self, guest: DomId) {
+        self.mapped.retain(|(_, other)| other.domid != guest);
+    }
+
+    /// Collects what xenstore says: our records, those of libxl, and the nodes of xen-pciback.
+    pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
+        let (attachments, damaged) = Attachment::all(store)?;
+        let mut taken: Vec<Claim> = attachments.iter().flat_map(attachment_claims).collect();
+        for error in damaged {
+            let Some(stub) = error.stub() else {
+                return Err(error.into());
+            };
+            let bdfs = records::devices_of(store, stub)?;
+            taken.extend(bdfs.into_iter().map(|bdf| unreadable_claim(bdf, stub, &error)));
+        }
+        for name in records::children(store, assignable::DEVICES)? {
+            let Some(bdf) = records::bdf_of(&name) else {
+                continue;
+            };
+            // Our own notes say no more than the records.
+            let domid = assignable::foreign(store, bdf)?;
+            taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
+        }
+        // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::handover::acking`).
+        let guests = records::children(store, PCIBACK_BACKENDS)?;
+        for guest in guests.into_iter().filter(|guest| guest != "0") {
+            for number in records::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
+                let backend = format!("{PCIBACK_BACKENDS}/{guest}/{number}");
+                for key in records::children(store, &backend)? {
+                    if key.starts_with("dev-") {
+                        let bdf = store.read_optional(&format!("{backend}/{key}"))?;
+                        let bdf = bdf.and_then(|bdf| bdf.parse().ok());
+                        taken.extend(bdf.map(|bdf| xl_claim(bdf, &guest)));
+                    }
+                }
+            }
+        }
+        let quarantined = records::quarantined(store)?;
+        let mapped = records::mapped(store)?;
+        Ok(Self {
+            taken,
+            quarantined,
+            mapped,
+        })
+    }
+}
+
+pub(crate) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item = Claim> {
+    let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
+    attachment.devices.iter().map(
+        move |&Device {
+                  bdf, line_offered, ..
+              }| Claim {
+            bdf,
+            domain: Some(attachment.guest.domid),
+            by: format!("by guest {guest} (through stub {stub})"),
+            next: format!("`bulkhead detach {bdf}` or `bulkhead destroy {guest}` frees it"),
+            uses_line: line_offered,
+        },
+    )
+}
+
+/// Of a device whose record cannot be read.
+fn unreadable_claim(bdf: Bdf, stub: DomId, error: &RecordError) -> Claim {
+    Claim {
+        bdf,
+        domain: None,
+        by: format!("by a guest, through the stub with number {stub}"),
+        next: error.to_string(),
+        uses_line: true,
+    }
+}
+
+pub(crate) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
+    Claim {
+        bdf,
+        domain: domid.parse().ok(),
+        by: format!("by domain {domid} (through dom0's xen-pciback)"),
+        next: format!("`xl pci-detach {domid} {bdf}` frees it"),
+        uses_line: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::{dom0, introduce};
+    use xenbus::model::Xenstored;
+
+    const A: &str = "0000:00:05.0";
+    const B: &str = "0000:00:06.0";
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn claims_are_found_wherever_they_are_written_down() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        assert_eq!(Claims::read(&mut store).unwrap(), Claims::default());
+        records::tests::attachment().write(&mut store).unwrap();
+        records::quarantine(&mut store, bdf("00:0a.0"), "it is mute").unwrap();
+        store.write("/libxl/pci/0000-00-08-0/domid", "7").unwrap();
+        // What xl leaves behind for a device that is free again.
+        store
+            .write("/libxl/pci/0000-00-0b-0/driver_path", "/sys/x")
+            .unwrap();
+        store
+            .write("/local/domain/0/backend/pci/9/0/dev-0", "0000:00:09.0")
+            .unwrap();
+        store
+            .write("/local/domain/0/backend/pci/0/80/dev-0", "0000:00:0c.0")
+            .unwrap();
+        let claims = Claims::read(&mut store).unwrap();
+        let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
+        assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
+        assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
+        let web = records::tests::domain(3, "web");
+        records::note_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
+        assert_eq!(
+            Claims::read(&mut store).unwrap().mapped,
+            [],
+            "a guest that is dead"
+        );
+        introduce(&daemon, 3, "web");
+        let mut claims = Claims::read(&mut store).unwrap();
+        assert_eq!(claims.mapped, [(bdf("00:0d.0"), web)]);
+        claims.forgive(4);
+        assert_eq!(claims.mapped.len(), 1);
+        claims.forgive(3);
+        assert_eq!(claims.mapped, []);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_its_own_devices_only() {
+        let mut store = dom0(&Xenstored::new());
+        records::tests::attachment().write(&mut store).unwrap();
+        let node = "/local/domain/0/bulkhead/attachment/4";
+        for damage in ["nonsense", r#"{"version":99}"#] {
+            store.write(node, damage).unwrap();
+            let claims = Claims::read(&mut store).unwrap();
+            let taken: Vec<_> = claims.taken.iter().map(|claim| claim.bdf).collect();
+            assert_eq!(taken, [bdf(A), bdf(B)]);
+            assert!(claims.taken[0].next.contains(node), "{:?}", claims.taken[0]);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The guests that lost their devices because their stub could not be brought back: what `bulkhead status` calls
+//! `failed`.
+//!
+//! A note is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
+
+use crate::host::domains::Domain;
+use crate::host::store::{Store, StoreError};
+use crate::records::{Attachment, RecordError, children, remove_from};
+use crate::serde_text;
+use crate::xen::xenctrl::DomId;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use xenbus::bdf::Bdf;
+use xenbus::client::Store as _;
+
+/// Directory of the notes, by the guest's domid.
+const FAILED: &str = "/local/domain/0/bulkhead/failed";
+
+/// A guest that lost its devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failed {
+    /// The guest.
+    pub guest: Domain,
+    /// The stub's name.
+    pub stub: String,
+    /// The devices.
+    #[serde(with = "serde_text::texts")]
+    pub devices: Vec<Bdf>,
+    /// Why, and what has become of it.
+    pub reason: String,
+}
+
+impl Failed {
+    /// A guest that loses all its devices.
+    pub fn new(attachment: &Attachment, reason: &str) -> Self {
+        Self {
+            guest: attachment.guest.clone(),
+            stub: attachment.stub.name.clone(),
+            devices: attachment.bdfs().collect(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Writes it down.
+    pub fn note(&self, store: &mut Store) -> Result<(), RecordError> {
+        Ok(store.write(&path(self.guest.domid), &serde_text::json(self))?)
+    }
+
+    /// Reads the note of a guest.
+    pub fn of(store: &mut Store, guest: DomId) -> Result<Option<Self>, StoreError> {
+        let text = store.read_optional(&path(guest))?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Reads all notes.
+    pub fn all(store: &mut Store) -> Result<Vec<Self>, StoreError> {
+        let mut all = Vec::new();
+        for name in children(store, FAILED)? {
+            if let Ok(guest) = name.parse() {
+                all.extend(Self::of(store, guest)?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// For people, with the next step.
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let devices: Vec<_> = self.devices.iter().map(Bdf::to_string).collect();
+        let (guest, devices) = (&self.guest.name, devices.join(" "));
+        write!(
+            f,
+            "guest {guest} lost {devices}, because stub {} {}: `bulkhead attach {guest} --device {devices}` gives it \
+             a new stub, once it has let go",
+            self.stub, self.reason
+        )
+    }
+}
+
+/// Removes the note of a guest, if there is one, and the directory with the last.
+pub fn forget(store: &mut Store, guest: DomId) -> Result<(), StoreError> {
+    store.transaction(|store| remove_from(store, FAILED, &path(guest)))
+}
+
+fn path(guest: DomId) -> String {
+    format!("{FAILED}/{guest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::dom0;
+    use crate::records::tests::{attachment, domain};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_failure_is_told_with_its_reason_and_the_next_step_until_the_guest_has_devices_anew() {
+        let mut store = dom0(&Xenstored::new());
+        assert_eq!(Failed::all(&mut store).unwrap(), []);
+        forget(&mut store, 3).unwrap();
+        let failed = Failed::new(&attachment(), "crashed 5 times in a row");
+        failed.note(&mut store).unwrap();
+        let all = Failed::all(&mut store).unwrap();
+        assert_eq!(all, [failed]);
+        assert_eq!(
+            all[0].to_string(),
+            "guest web lost 0000:00:05.0 0000:00:06.0, because stub web-bulkhead crashed 5 times in a row: `bulkhead \
+             attach web --device 0000:00:05.0 0000:00:06.0` gives it a new stub, once it has let go"
+        );
+        let other = Failed {
+            guest: domain(9, "mail"),
+            ..all[0].clone()
+        };
+        other.note(&mut store).unwrap();
+        forget(&mut store, 3).unwrap();
+        assert_eq!(Failed::all(&mut store).unwrap(), [other]);
+        forget(&mut store, 9).unwrap();
+        assert!(store.directory(FAILED).is_err());
+    }
+}

@@ -1,0 +1,246 @@
+//! What dom0 keeps of a stub besides the record, so that it can be made again after its death.
+//!
+//! A stub that is destroyed takes its home in xenstore along, and with it what it published there: where each device
+//! stands on the guest's bus, and how far a change of the list had come. The service keeps a copy. The configuration
+//! that the domain was created with is kept when it gets its first devices.
+//!
+//! All of it lies below the stub's record and goes with that. The copy, and what the stub has left in its page, are its
+//! own word: they are given back to the next life of the same stub and to nobody else.
+
+use crate::host::store::{Store, StoreError, Stream};
+use crate::records;
+use crate::xen::xenctrl::DomId;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use xenbus::client::{Store as _, Transaction};
+use xenbus::path::{Device as Hop, Numbered, key};
+
+/// The nodes that a stub, or the toolstack, has in the backend's directory of a first hop, by key.
+pub type Published = BTreeMap<String, String>;
+
+/// The longest value that is copied.
+const LONGEST_VALUE: usize = 256;
+/// The highest number that is copied: each device has one, and those that come or go have some besides.
+const NUMBERS: usize = 256;
+/// The most nodes that are copied. A stub may make as many as it likes, and each takes the service some time.
+const MOST: usize = 6 * 64;
+/// How often a copy is tried before its turn comes again: a stub may write without a pause.
+const TRIES: u32 = 3;
+const CONFIG: &str = "config";
+const BACKEND: &str = "backend";
+const SURVIVOR: &str = "survivor";
+
+/// Keeps the configuration of a stub's domain: what `xl list -l` prints as `config`.
+pub fn keep_config(store: &mut Store, stub: DomId, config: &Value) -> Result<(), StoreError> {
+    store.write(&format!("{}/{CONFIG}", directory(stub)), &config.to_string())
+}
+
+/// The configuration of a stub's domain; `None` if none was kept.
+pub fn config(store: &mut Store, stub: DomId) -> Result<Option<Value>, StoreError> {
+    let text = store.read_optional(&format!("{}/{CONFIG}", directory(stub)))?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// Keeps what a dead stub has left in its page for the next one: [`xenbus::survivor`], as text.
+pub fn keep_survivor(store: &mut Store, stub: DomId, survivor: &str) -> Result<(), StoreError> {
+    store.write(&format!("{}/{SURVIVOR}", directory(stub)), survivor)
+}
+
+/// What the last stub that left anything has left.
+pub fn survivor(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreError> {
+    store.read_optional(&format!("{}/{SURVIVOR}", directory(stub)))
+}
+
+/// Brings the copy of the backend's directory up to date. What vanishes with the stub stays in the copy.
+pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
+    let copy = format!("{}/{BACKEND}", directory(hop.backend()));
+    store.transaction_within(TRIES, |store| {
+        // A directory without a state is on its way out.
+        if store.read_optional(&hop.backend_node(key::STATE))?.is_none() {
+            return Ok(());
+        }
+        let now = read_all(store, &hop.backend_dir())?;
+        let kept = read_all(store, &copy)?;
+        for (key, value) in now.iter().filter(|&(key, value)| kept.get(key) != Some(value)) {
+            store.write(&format!("{copy}/{key}"), value)?;
+        }
+        for key in kept.keys().filter(|key| !now.contains_key(*key)) {
+            store.remove(&format!("{copy}/{key}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// The copy of what a stub had published; empty if there was nothing yet.
+pub fn published(store: &mut Store, stub: DomId) -> Result<Published, StoreError> {
+    store.transaction(|store| read_all(store, &format!("{}/{BACKEND}", directory(stub))))
+}
+
+/// The nodes of a directory that are worth keeping.
+fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Published, StoreError> {
+    let mut nodes = Published::new();
+    if store.read_optional(directory)?.is_none() {
+        return Ok(nodes);
+    }
+    for key in store
+        .directory(directory)?
+        .into_iter()
+        .filter(|key| is_kept(key))
+        .take(MOST)
+    {
+        let value = store.read_optional(&format!("{directory}/{key}"))?;
+        nodes.extend(
+            value
+                .filter(|value| value.len() <= LONGEST_VALUE)
+                .map(|value| (key, value)),
+        );
+    }
+    Ok(nodes)
+}
+
+/// True for the keys of docs/protocol.md that differ from stub to stub.
+fn is_kept(name: &str) -> bool {
+    const NUMBERED: [Numbered; 6] = [
+        Numbered::Key,
+        Numbered::Device,
+        Numbered::State,
+        Numbered::VirtualDevice,
+        Numbered::Error,
+        Numbered::Root,
+    ];
+    let number = name
+        .rsplit_once('-')
+        .and_then(|(_, number)| number.parse::<usize>().ok());
+    [key::STATE, key::DOMAIN, key::NUM_DEVS, key::ROOT_NUM].contains(&name)
+        || number.is_some_and(|number| {
+            number < NUMBERS && NUMBERED.iter().any(|numbered| numbered.at(number) == name)
+        })
+}
+
+fn directory(stub: DomId) -> String {
+    records::keepsake(stub)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::{connect, dom0};
+    use crate::nodes::hops::{Hop as Nodes, first_hop};
+    use crate::records::tests::attachment;
+    use serde_json::json;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn what_the_stub_published_outlives_it_and_follows_its_changes() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        let (attachment, hop) = (attachment(), first_hop(&attachment()));
+        attachment.write(&mut store).unwrap();
+        Nodes::first(&attachment).write(&mut store).unwrap();
+        let mut stub = connect(&daemon, 4);
+        for (key, value) in [
+            ("vdev-1", "0000:00:01.00"),
+            ("state-1", "3"),
+            ("error-0", "-22 why"),
+            ("state", "4"),
+        ] {
+            stub.write(&hop.backend_node(key), value).unwrap();
+        }
+        keep_published(&mut store, hop).unwrap();
+        stub.remove(&hop.backend_node("error-0")).unwrap();
+        stub.write(&hop.backend_node("state-0"), "6").unwrap();
+        keep_published(&mut store, hop).unwrap();
+
+        store.remove(&xenbus::path::home(4)).unwrap();
+        keep_published(&mut store, hop).unwrap();
+        let kept = published(&mut store, 4).unwrap();
+        let told: Vec<_> = kept.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(
+            told,
+            [
+                "dev-0=0000:00:05.0",
+                "dev-1=0000:00:06.0",
+                "domain=web",
+                "key-0=0000:00:05.0",
+                "key-1=0000:00:06.0",
+                "num_devs=2",
+                "state=4",
+                "state-0=6",
+                "state-1=3",
+                "vdev-1=0000:00:01.00",
+            ]
+        );
+        attachment.remove(&mut store).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap(), Published::new());
+    }
+
+    #[test]
+    fn a_stub_cannot_have_just_anything_kept() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        let hop = first_hop(&attachment());
+        attachment().write(&mut store).unwrap();
+        Nodes::first(&attachment()).write(&mut store).unwrap();
+        let mut stub = connect(&daemon, 4);
+        let before = {
+            keep_published(&mut store, hop).unwrap();
+            published(&mut store, 4).unwrap()
+        };
+        let long = "x".repeat(LONGEST_VALUE + 1);
+        for (key, value) in [
+            ("frontend", "/local/domain/9"),
+            ("vdev-256", "0000:00:00.00"),
+            ("vdev-01", "0000:00:00.00"),
+            ("vdev--1", "0000:00:00.00"),
+            ("mine", "1"),
+            ("vdev-0/below", "1"),
+            ("error-0", &long),
+        ] {
+            stub.write(&hop.backend_node(key), value).unwrap();
+        }
+        stub.remove(&hop.backend_node("vdev-0")).unwrap();
+        keep_published(&mut store, hop).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap(), before);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_and_a_flood_of_nodes_harm_nobody() {
+        let daemon = Xenstored::new();
+        [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
+        let mut store = dom0(&daemon);
+        let hop = first_hop(&attachment());
+        attachment().write(&mut store).unwrap();
+        Nodes::first(&attachment()).write(&mut store).unwrap();
+        let mut stub = connect(&daemon, 4);
+        stub.write_bytes(&hop.backend_node("state"), b"4\xff").unwrap();
+        keep_published(&mut store, hop).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap()["state"], "\u{fffd}");
+        let mut flood = |number, keys: &[&str]| {
+            for key in keys {
+                let node = hop.backend_node(&format!("{key}-{number}"));
+                stub.write(&node, "1").unwrap();
+            }
+        };
+        (0..200).for_each(|number| flood(number, &["dev", "key"]));
+        keep_published(&mut store, hop).unwrap();
+        assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
+        // More names than fit into an answer: the copy stays as it was.
+        (0..NUMBERS).for_each(|number| flood(number, &["vdev", "state", "error", "root"]));
+        assert!(keep_published(&mut store, hop).is_err());
+        assert!(store.is_usable());
+        assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
+    }
+
+    #[test]
+    fn the_configuration_is_kept_with_the_record_and_a_changed_record_leaves_it_alone() {
+        let mut store = dom0(&Xenstored::new());
+        let config_json = json!({ "c_info": { "name": "web-bulkhead" } });
+        assert_eq!(config(&mut store, 4).unwrap(), None);
+        attachment().write(&mut store).unwrap();
+        keep_config(&mut store, 4, &config_json).unwrap();
+        attachment().without(&[]).write(&mut store).unwrap();
+        assert_eq!(config(&mut store, 4).unwrap(), Some(config_json));
+    }
+}

@@ -1,0 +1,12 @@
+//! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
+
+mod collect;
+pub mod holdings;
+mod model;
+mod text;
+
+pub use collect::collect;
+pub use model::{
+    DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined,
+    RefusedWrite, Seen, Served, Service, Status, StatusError, StubStatus,
+};

@@ -1,0 +1,341 @@
+//! What there is to tell, as `bulkhead status --json` prints it.
+
+use crate::handover::acking::LineStatus;
+use crate::host::store::StoreError;
+use crate::records::RecordError;
+use crate::records::failed::Failed;
+use crate::serde_text;
+use crate::status::holdings::Holdings;
+use crate::terms::Terms;
+use crate::xen::xenctrl::DomId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use thiserror::Error;
+use xenbus::counters::{Counter, Counters};
+use xenbus::device::SlotMode;
+use xenbus::pciif::Request;
+use xenbus::survivor;
+
+/// Everything about all attachments of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Dom0's end of all stubs.
+    pub service: Service,
+    /// One for each stub that serves a guest.
+    pub stubs: Vec<StubStatus>,
+    /// Devices that xen-pciback holds for guests to come.
+    #[serde(default)]
+    pub held: Vec<String>,
+    /// Devices that are held because a guest that had them, and lives, may still have them mapped.
+    #[serde(default)]
+    pub mapped: Vec<Mapped>,
+    /// Devices that did not recover from their last guest.
+    pub quarantined: Vec<Quarantined>,
+    /// Guests that lost their devices, because their stub could not be brought back.
+    #[serde(default)]
+    pub failed: Vec<Failed>,
+    /// What is wrong, such as a damaged record.
+    pub problems: Vec<String>,
+}
+
+/// A device that a guest may still have mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// The device.
+    pub bdf: String,
+    /// The guest that had it.
+    pub guest: String,
+}
+
+/// The service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// If not, guests' writes and changes of their interrupt mode fail.
+    pub running: bool,
+    /// What it holds; absent if it does not run, or cannot tell.
+    #[serde(default)]
+    pub holds: Option<Holdings>,
+}
+
+/// One stub with its guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StubStatus {
+    /// The stub, and the state of its second hop.
+    #[serde(flatten)]
+    pub domain: DomainStatus,
+    /// The guest, and the state of its pcifront.
+    pub guest: DomainStatus,
+    /// How the guest addresses them: `vpci` or `passthrough`.
+    #[serde(default, with = "serde_text::text")]
+    pub slots: SlotMode,
+    /// The devices.
+    pub devices: Vec<DeviceStatus>,
+    /// What the service has seen of the stub; absent while it serves it not.
+    pub served: Option<Served>,
+    /// What takes the service long at this moment, or why it does not serve the stub.
+    #[serde(default)]
+    pub remark: Option<String>,
+}
+
+/// What the service knows of a stub.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// What it has seen; `None` while it serves it not.
+    pub served: Option<Served>,
+    /// What else there is to say.
+    pub remark: Option<String>,
+}
+
+/// A domain and its end of its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainStatus {
+    /// Its number.
+    pub domid: DomId,
+    /// Its name.
+    pub name: String,
+    /// The xenbus state of its frontend, such as `connected`; [`GONE`] if the domain is no more.
+    pub state: String,
+}
+
+/// State of a domain that is no more.
+pub const GONE: &str = "gone";
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its address.
+    pub bdf: String,
+    /// Vendor and device.
+    pub ids: String,
+    /// `intx`, `msi`, `msi-x`, or `none` where the line is withheld or absent.
+    pub mode: String,
+    /// The guest's pirqs in use.
+    pub pirqs: Vec<u32>,
+    /// The interrupt line, if the device has one.
+    pub gsi: Option<u32>,
+    /// False if the line is withheld, or absent.
+    pub line_offered: bool,
+    /// The physical function of a virtual one.
+    #[serde(default)]
+    pub virtual_function_of: Option<String>,
+    /// The line, if it is the guest's and dom0's at once.
+    #[serde(default)]
+    pub line: Option<LineStatus>,
+    /// How it will be reset when it leaves the guest, such as `FLR`; absent if it cannot be.
+    pub reset: Option<String>,
+    /// On what terms the guest has it.
+    #[serde(default)]
+    pub terms: Terms,
+    /// Errors that the hardware corrected, as dom0's kernel counts them; absent if it hears of none.
+    #[serde(default)]
+    pub corrected_errors: Option<u64>,
+}
+
+/// What the service has seen of a stub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
+    /// Writes that the service's own guard refused: a sound stub never sends one.
+    pub refused: Vec<RefusedWrite>,
+    /// How many more of them there were, in registers beyond those that are told one by one.
+    #[serde(default)]
+    pub refused_besides: u64,
+    /// The stub's own counters, by name; empty before it has published any.
+    pub counters: BTreeMap<String, u64>,
+    /// The writes that the stub dropped, by register.
+    pub dropped: Vec<DroppedWrites>,
+    /// The guest's requests that brought the stub down twice and are refused for that.
+    #[serde(default)]
+    pub poisonous: Vec<PoisonousRequest>,
+    /// How often the stub was brought back since the service began to serve it.
+    #[serde(default)]
+    pub revivals: u64,
+    /// The devices that had errors since the service began to serve the stub.
+    #[serde(default)]
+    pub errors: Vec<DeviceErrors>,
+}
+
+/// Errors of a device that could not be corrected, and what came of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceErrors {
+    /// The device.
+    pub bdf: String,
+    /// How many dom0's kernel has told of.
+    pub errors: u64,
+    /// How often the device and the guest's driver recovered.
+    pub recovered: u64,
+    /// How the last ones ended; empty while that is not known.
+    pub last: String,
+}
+
+/// A request that the stub refuses because it failed over it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoisonousRequest {
+    /// What the guest asked for, in short.
+    pub request: String,
+    /// The request as it lay in the guest's page, before its MSI-X entries, in hex.
+    pub bytes: String,
+}
+
+/// Writes to one register that the guard refused for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedWrite {
+    /// The device.
+    pub bdf: String,
+    /// Offset of the register.
+    pub offset: u16,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// Writes to one register that the stub dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DroppedWrites {
+    /// The device's slot and function on the guest's bus, such as `00.0`.
+    pub slot: String,
+    /// Offset of the register.
+    pub offset: u16,
+    /// How many.
+    pub count: u32,
+}
+
+/// A device that is given to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Its address.
+    pub bdf: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The status could not be found out.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// The records.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The domains.
+    #[error("cannot read the state of a domain in xenstore")]
+    Store(#[from] StoreError),
+}
+
+impl StubStatus {
+    /// How many pirqs the guest has for messages of its devices.
+    pub fn messages(&self) -> usize {
+        let devices = self
+            .devices
+            .iter()
+            .filter(|device| device.mode.starts_with("msi"));
+        devices.map(|device| device.pirqs.len()).sum()
+    }
+}
+
+impl Served {
+    /// Takes the stub's counters in. They are shown, never acted upon.
+    pub fn add_counters(&mut self, counters: &Counters) {
+        let named = Counter::ALL
+            .iter()
+            .map(|&counter| (counter.name().to_owned(), counters.get(counter)));
+        self.counters = named.collect();
+        let dropped = counters.dropped_writes().map(|write| DroppedWrites {
+            slot: format!("{:02x}:{:02x}.{:x}", write.bus, write.devfn >> 3, write.devfn & 7),
+            offset: write.offset,
+            count: write.count,
+        });
+        self.dropped = dropped.collect();
+    }
+
+    /// Takes in the requests that the stub refuses for good. They are shown, never acted upon.
+    pub fn add_poisonous(&mut self, requests: &[survivor::Op]) {
+        let described = requests.iter().map(|op| PoisonousRequest {
+            request: Request::from_head(op).to_string(),
+            bytes: survivor::hex(op),
+        });
+        self.poisonous = described.collect();
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::records::mode::Mode;
+    use crate::records::tests::device;
+    use crate::status::collect::device_status;
+
+    /// One guest with one device.
+    pub fn status() -> Status {
+        let domain = |domid, name: &str| DomainStatus {
+            domid,
+            name: name.into(),
+            state: "connected".into(),
+        };
+        let mut counters = Counters::default();
+        counters.add(Counter::Reads);
+        counters.add_dropped_write("00:01.0".parse().unwrap(), 0x0d);
+        let mut served = Served {
+            requests: 12,
+            failed: 1,
+            ..Served::default()
+        };
+        served.add_counters(&counters);
+        let mut read: survivor::Op = [0; _];
+        (read[20], read[24]) = (0x60, 4);
+        served.add_poisonous(&[read]);
+        served.refused.push(RefusedWrite {
+            bdf: "0000:00:05.0".into(),
+            offset: 0x10,
+            reason: "no".into(),
+            count: 2,
+        });
+        Status {
+            service: Service {
+                running: true,
+                holds: None,
+            },
+            stubs: vec![StubStatus {
+                domain: domain(4, "web-bulkhead"),
+                guest: domain(3, "web"),
+                slots: SlotMode::Passthrough,
+                devices: vec![DeviceStatus {
+                    reset: Some("FLR".into()),
+                    ..device_status(&device("00:05.0"), &Mode::Msix(vec![(0, 55), (1, 54)]))
+                }],
+                served: Some(served),
+                remark: None,
+            }],
+            held: vec![],
+            mapped: vec![],
+            quarantined: vec![],
+            failed: vec![],
+            problems: vec![],
+        }
+    }
+
+    #[test]
+    fn machines_find_the_stub_the_guest_and_the_mode_by_these_names() {
+        let json = serde_json::to_value(status()).unwrap();
+        for (pointer, value) in [
+            ("/service/running", serde_json::json!(true)),
+            ("/stubs/0/name", "web-bulkhead".into()),
+            ("/stubs/0/state", "connected".into()),
+            ("/stubs/0/guest/domid", 3.into()),
+            ("/stubs/0/devices/0/mode", "msi-x".into()),
+            ("/stubs/0/devices/0/pirqs/1", 54.into()),
+            ("/stubs/0/served/counters/reads", 1.into()),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn machines_read_back_what_was_told() {
+        let status = status();
+        let json = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+}
