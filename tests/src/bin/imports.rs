@@ -44,6 +44,9 @@ fn main() -> Result<()> {
         for circle in graph.circles() {
             println!("  circle: {}", circle.join(", "));
         }
+        for circle in graph.room_circles() {
+            println!("  circle of rooms: {}", circle.join(", "));
+        }
         for import in graph.upward(known.rooms) {
             println!("  upward: {import}");
         }

@@ -86,6 +86,30 @@ impl Graph {
         circles
     }
 
+    /// Groups of rooms that use one another.
+    pub fn room_circles(&self) -> Vec<Vec<String>> {
+        self.rooms_as_modules().circles()
+    }
+
+    fn rooms_as_modules(&self) -> Self {
+        let mut rooms = DiGraph::new();
+        let nodes: BTreeMap<String, NodeIndex> = self
+            .rooms()
+            .into_iter()
+            .map(|(room, lines)| {
+                let path = vec![room.to_owned()];
+                (room.to_owned(), rooms.add_node(Module { path, lines }))
+            })
+            .collect();
+        for edge in self.modules.edge_references() {
+            let [user, used] = [edge.source(), edge.target()].map(|node| nodes[self.modules[node].room()]);
+            if user != used {
+                rooms.update_edge(user, used, ());
+            }
+        }
+        Self { modules: rooms }
+    }
+
     /// How many floors the modules stand on, those of one circle on the same.
     pub fn floors(&self) -> usize {
         let circles = condensation(self.modules.map(|_, _| (), |_, ()| ()), true);
@@ -130,6 +154,12 @@ impl Graph {
         edges
     }
 
+    /// Rooms that `order` does not name.
+    pub fn unplaced(&self, order: &[&str]) -> Vec<&str> {
+        let rooms = self.rooms().into_keys();
+        rooms.filter(|room| !order.contains(room)).collect()
+    }
+
     /// Imports that `order`, which has the rooms from the top to the bottom, does not allow: from a room to one above it.
     pub fn upward(&self, order: &[&str]) -> Vec<String> {
         let floor = |module: &Module| order.iter().position(|&room| room == module.room());
@@ -144,5 +174,50 @@ impl Graph {
             .collect();
         upward.sort();
         upward
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graph(files: &[(&str, &[&str])]) -> Graph {
+        let path = |text: &str| text.split("::").map(str::to_owned).collect::<ModulePath>();
+        let sources = files.iter().map(|(name, paths)| {
+            let paths = paths.iter().map(|used| path(used)).collect();
+            (path(name), Source { lines: 10, paths })
+        });
+        Graph::of(&sources.collect())
+    }
+
+    #[test]
+    fn modules_that_use_one_another_are_a_circle_however_far_around() {
+        let graph = graph(&[
+            ("a", &["b::Item", "elsewhere::Item"]),
+            ("b", &["c::d::function"]),
+            ("c::d", &["a"]),
+            ("e", &["a", "e::Own"]),
+        ]);
+        assert_eq!(graph.circles(), [["a", "b", "c::d"]]);
+        assert_eq!((graph.modules(), graph.imports(), graph.floors()), (4, 4, 2));
+    }
+
+    #[test]
+    fn rooms_may_be_a_circle_where_their_modules_are_none() {
+        let graph = graph(&[
+            ("a::x", &["b::x"]),
+            ("b::x", &[]),
+            ("b::y", &["a::y"]),
+            ("a::y", &[]),
+        ]);
+        assert!(graph.circles().is_empty());
+        assert_eq!(graph.room_circles(), [["a", "b"]]);
+    }
+
+    #[test]
+    fn an_import_of_a_room_above_is_upward() {
+        let graph = graph(&[("top", &["low"]), ("low", &["top::Item"]), ("new", &[])]);
+        assert_eq!(graph.upward(&["top", "low"]), ["low uses top"]);
+        assert_eq!(graph.unplaced(&["top", "low"]), ["new"]);
     }
 }

@@ -4,7 +4,7 @@
 pub struct Crate {
     /// Its directory.
     pub directory: &'static str,
-    /// Its rooms, from the top to the bottom: a room uses only what stands below it.
+    /// Its rooms, from the top to the bottom: a room uses only what stands below it. None if any order will do.
     pub rooms: &'static [&'static str],
 }
 
@@ -12,7 +12,25 @@ pub struct Crate {
 pub const CRATES: [Crate; 8] = [
     Crate {
         directory: "toolstack",
-        rooms: &[],
+        rooms: &[
+            "commands",
+            "serve",
+            "control",
+            "status",
+            "admission",
+            "handover",
+            "function",
+            "nodes",
+            "records",
+            "host",
+            "pci",
+            "terms",
+            "xen",
+            "say",
+            "inject",
+            "serde_text",
+            "paths",
+        ],
     },
     Crate {
         directory: "drivers",

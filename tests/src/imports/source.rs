@@ -25,18 +25,26 @@ pub fn read_crate(directory: &Path) -> Result<BTreeMap<ModulePath, Source>> {
     files
         .into_iter()
         .map(|(module, text)| {
-            let file = syn::parse_file(&text).with_context(|| format!("parse {}", module.join("::")))?;
-            let mut reader = Reader {
-                module: &module,
-                modules: &modules,
-                paths: BTreeSet::new(),
-            };
-            reader.visit_file(&file);
+            let paths = read_paths(&module, &modules, &text);
+            let paths = paths.with_context(|| format!("parse {}", module.join("::")))?;
             let lines = text.lines().count();
-            let paths = reader.paths;
-            Ok((module.clone(), Source { lines, paths }))
+            Ok((module, Source { lines, paths }))
         })
         .collect()
+}
+
+fn read_paths(
+    module: &ModulePath,
+    modules: &BTreeSet<ModulePath>,
+    text: &str,
+) -> syn::Result<BTreeSet<ModulePath>> {
+    let mut reader = Reader {
+        module,
+        modules,
+        paths: BTreeSet::new(),
+    };
+    reader.visit_file(&syn::parse_file(text)?);
+    Ok(reader.paths)
 }
 
 fn find(directory: &Path, module: &mut ModulePath, files: &mut BTreeMap<ModulePath, String>) -> Result<()> {
@@ -212,4 +220,49 @@ fn is_test(attributes: &[Attribute]) -> bool {
         Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == "test",
         Meta::NameValue(_) => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> ModulePath {
+        text.split("::").map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_path_is_seen_wherever_it_stands_but_in_tests() {
+        let text = r#"
+            use crate::{a::{self, Item}, b::*};
+            pub use child::Passed;
+            use std::fmt;
+            fn function() -> super::Type {
+                println!("{}", crate::c::value());
+                child::call();
+                String::new()
+            }
+            #[cfg(test)]
+            use crate::only_for_tests;
+            #[cfg(test)]
+            mod tests {
+                use crate::only_for_tests;
+            }
+            impl Item {
+                #[cfg(test)]
+                fn test(&self) -> crate::only_for_tests::Type {}
+            }
+        "#;
+        let modules = ["room::this", "room::this::child"].map(path).into();
+        let seen = read_paths(&path("room::this"), &modules, text).unwrap();
+        let expected = [
+            "a",
+            "a::Item",
+            "b",
+            "c::value",
+            "room::Type",
+            "room::this::child::Passed",
+            "room::this::child::call",
+        ];
+        assert_eq!(seen, expected.map(path).into());
+    }
 }
