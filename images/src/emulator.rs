@@ -8,14 +8,14 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::apt::output_of;
 use crate::elf::{Libraries, needed};
+use crate::installed::{self, find_program};
 use crate::observer::Observer;
 use crate::packages::Packages;
 use crate::store::{cache_dir, read, sha256};
@@ -91,7 +91,7 @@ impl Emulator {
     pub fn prepare(version: Version, observer: &mut dyn Observer) -> Result<Emulator> {
         match version {
             Version::Host => {
-                ensure_installed(observer)?;
+                installed::ensure(QEMU, "qemu-system-x86", observer)?;
                 Ok(Emulator {
                     words: vec![QEMU.into()],
                 })
@@ -151,48 +151,6 @@ fn contents(root: &Path) -> Result<Vec<(String, Vec<u8>)>> {
         files.push((name.to_owned(), read(&path)?));
     }
     Ok(files)
-}
-
-/// Installs QEMU where it is missing.
-fn ensure_installed(observer: &mut dyn Observer) -> Result<()> {
-    if find_program(QEMU).is_some() {
-        return Ok(());
-    }
-    let by_hand = "apt-get update && apt-get install --no-install-recommends qemu-system-x86";
-    let privilege: &[&str] = if rustix::process::geteuid().is_root() {
-        &[]
-    } else if find_program("sudo").is_some() {
-        &["sudo", "-n"]
-    } else {
-        bail!("{QEMU} is missing, and installing it takes root: run '{by_hand}'");
-    };
-    observer.phase("installing the package qemu-system-x86");
-    let steps: [&[&str]; 2] = [
-        &["update"],
-        &["install", "--yes", "--no-install-recommends", "qemu-system-x86"],
-    ];
-    for step in steps {
-        let words: Vec<&str> = privilege
-            .iter()
-            .chain(&["apt-get", "-qq"])
-            .chain(step)
-            .copied()
-            .collect();
-        output_of(
-            Command::new(words[0])
-                .args(&words[1..])
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
-        .with_context(|| format!("{QEMU} is missing, and '{by_hand}' failed"))?;
-    }
-    Ok(())
-}
-
-/// Looks for a program on the search path.
-fn find_program(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ pub mod built;
 pub mod cpio;
 pub mod elf;
 pub mod emulator;
+pub mod installed;
 pub mod kernel;
 pub mod modules;
 pub mod observer;

@@ -138,6 +138,8 @@ check "five rebinds of each, all at once" in_guest all "cd /sys/bus/pci/devices
 status "after the rebinds"
 
 # shellcheck disable=SC2086 # one word each
+# One word for each device.
+# shellcheck disable=SC2046
 set -- $(for at in $HALF; do echo "0000:00:$at"; done)
 check "hot unplug of $HALF" bulkhead detach "$@"
 equal "functions that are left" "$(($(every '$1' | wc -l) - $#))" "$(in_guest all "lspci -n" | wc -l)"

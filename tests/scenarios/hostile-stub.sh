@@ -166,7 +166,7 @@ done
     timed attach bulkhead attach witness --device $SPARE
     timed detach bulkhead detach $SPARE
     timed destroy bulkhead destroy neighbour
-    echo done >/tmp/commands
+    echo 'done' >/tmp/commands
 ) >/tmp/commands.log 2>&1 &
 while [ ! -e /tmp/commands ] && ! grep -q 'VERDICT' /tmp/commands.log; do order flood 10 || take_over; done
 grep VERDICT /tmp/commands.log && failure "a command under attack: $(cat /tmp/commands.log)"

@@ -48,7 +48,7 @@ record() {
     fi
     say "$1:$(tr -d '\r' <"$log" | sed -n 's/.*INFO \(.*requests in.*\)/\1/p')"
     node=/local/domain/$(xl domid "$1")/data/ops
-    paths= piece=0
+    paths='' piece=0
     while [ $piece -lt "$(xenstore-read "$node/pieces")" ]; do
         paths="$paths $node/$piece"
         piece=$((piece + 1))

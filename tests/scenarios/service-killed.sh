@@ -91,7 +91,7 @@ for point in taken answered note noted map mapped unmap unmapped write written; 
     in_mode "killed at $point" "msi-x 3" /tmp/lines
 done
 printf 'take-up:kill\nnoted:kill\nmapped:kill\n' >$ORDERS
-kill -KILL $(service_pid)
+kill -KILL "$(service_pid)"
 # Three restarts may take longer than the stub and its guest wait for one answer: then MSI-X is refused, and MSI or INTx works.
 check "killed three times over: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
 spent "three times"
@@ -144,7 +144,7 @@ echo "created:kill" >$ORDERS
 check "run killed after the guest's creation: destroy" bulkhead destroy g2
 check "bulkhead run" bulkhead run /root/g2.cfg --device $BDF
 touch /tmp/down
-kill -KILL $(service_pid)
+kill -KILL "$(service_pid)"
 check "xl destroy" xl destroy g2
 rm /tmp/down
 within 20 "a later service clears away" sh -c "bulkhead status --json | jq -e '.stubs == []'"

@@ -11,7 +11,7 @@ equal "memory of the domain, MiB" 4 "$(xl list stub | awk 'NR == 2 { print $3 }'
 # Whatever would wake the stub, or end it, is a timer of Xen's. dom0 has neither of these two kinds.
 sleep 2
 timers=0
-for sample in 1 2 3 4 5 6; do
+for _ in 1 2 3 4 5 6; do
     timers=$((timers + $(xen_lines a 'domain_watchdog_timeout|poll_timer_fn')))
     usleep 130000
 done

@@ -34,6 +34,10 @@ struct Cli {
     command: Command,
 }
 
+/// Not a doc comment of the argument: brackets are links there.
+const DEVICE_HELP: &str = "A device to give it, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, and on what terms: \
+    NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]. May be repeated";
+
 #[derive(Subcommand)]
 enum Command {
     /// Create a guest that has devices: take them from dom0, create its stub, connect all.
@@ -41,9 +45,7 @@ enum Command {
         /// The guest's xl configuration file.
         #[arg(required_unless_present = "devices")]
         config: Option<String>,
-        /// A device to give it, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, and on what terms:
-        /// NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]. May be repeated.
-        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1.., help = DEVICE_HELP)]
         devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,

@@ -7,12 +7,13 @@ use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
+use images::installed;
 use images::observer::{Quiet, Terminal};
 use images::qemu::Xenstored;
 use images::{Emulator, FileIn, Rig, Suite};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,10 +55,31 @@ const INJECTION: &[u8] = b"control/bulkhead-inject";
 /// What only a dom0 command with the feature `inject` has in it (`toolstack::inject`).
 const COMMAND_INJECTION: &[u8] = b"/run/bulkhead/inject";
 
-/// Checks that need no rig: what they show, and cargo's arguments.
-const HOST_CHECKS: &[(&str, &[&str])] = &[
-    ("formatting", &["fmt", "--all", "--check"]),
-    (
+/// A check that needs no rig.
+struct HostCheck {
+    /// What it shows.
+    name: &'static str,
+    program: &'static str,
+    /// The program's arguments.
+    words: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+}
+
+const fn cargo(name: &'static str, words: &'static [&'static str]) -> HostCheck {
+    HostCheck {
+        name,
+        program: "cargo",
+        words,
+        environment: &[],
+    }
+}
+
+/// Warnings are errors.
+const STRICT: &[(&str, &str)] = &[("RUSTDOCFLAGS", "-D warnings")];
+
+const HOST_CHECKS: &[HostCheck] = &[
+    cargo("formatting", &["fmt", "--all", "--check"]),
+    cargo(
         "lints",
         &[
             "clippy",
@@ -69,7 +91,7 @@ const HOST_CHECKS: &[(&str, &[&str])] = &[
             "warnings",
         ],
     ),
-    (
+    cargo(
         "lints of the images",
         &[
             "clippy",
@@ -86,14 +108,59 @@ const HOST_CHECKS: &[(&str, &[&str])] = &[
             "warnings",
         ],
     ),
-    ("host tests", &["test", "--quiet", "--workspace"]),
+    HostCheck {
+        environment: STRICT,
+        ..cargo(
+            "documentation",
+            &[
+                "doc",
+                "--quiet",
+                "--no-deps",
+                "--document-private-items",
+                "--workspace",
+                // They have their own panic handler, with which nothing of the standard library goes.
+                "--exclude=bulkhead-unikernel",
+                "--exclude=bulkhead-test-guest",
+                "--all-features",
+            ],
+        )
+    },
+    HostCheck {
+        environment: STRICT,
+        ..cargo(
+            "documentation of the images",
+            &[
+                "doc",
+                "--quiet",
+                "--no-deps",
+                "--document-private-items",
+                "--package=bulkhead-unikernel",
+                "--package=bulkhead-test-guest",
+                "--all-features",
+            ],
+        )
+    },
+    cargo("host tests", &["test", "--quiet", "--workspace"]),
+];
+
+/// Shell scripts, by directory and the ending of their names: scenarios, and what runs in the rig.
+const SCRIPTS: &[(&str, &str)] = &[
+    ("tests/scenarios", ".sh"),
+    ("images/examples", ".sh"),
+    ("images/rootfs/dom0", "init"),
+    ("images/rootfs/dom0/bin", ""),
+    ("images/rootfs/guest", ""),
+    (".ci", ""),
 ];
 
 /// What `--all` adds to them: a death of the stub at each moment of each test, not at a sample.
-const EVERY_MOMENT: (&str, &[&str]) = (
-    "host tests, a death at every moment",
-    &["test", "--quiet", "--release", "--package=bulkhead-drivers"],
-);
+const EVERY_MOMENT: HostCheck = HostCheck {
+    environment: &[("BULKHEAD_EVERY_MOMENT", "1")],
+    ..cargo(
+        "host tests, a death at every moment",
+        &["test", "--quiet", "--release", "--package=bulkhead-drivers"],
+    )
+};
 
 /// Passed, failed, skipped.
 #[derive(Default)]
@@ -122,12 +189,12 @@ fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let mut score = Score::default();
     if arguments.scenario.is_empty() {
-        for (name, words) in HOST_CHECKS {
-            host_check(name, words, &[], &mut score)?;
+        for check in HOST_CHECKS {
+            check.run(&[], &mut score)?;
         }
+        check_scripts(&mut score)?;
         if arguments.all {
-            let (name, words) = EVERY_MOMENT;
-            host_check(name, words, &[("BULKHEAD_EVERY_MOMENT", "1")], &mut score)?;
+            EVERY_MOMENT.run(&[], &mut score)?;
         }
     }
     if !arguments.host {
@@ -149,28 +216,68 @@ fn main() -> Result<ExitCode> {
     })
 }
 
-/// Runs cargo with these words and this environment.
-fn host_check(name: &str, words: &[&str], environment: &[(&str, &str)], score: &mut Score) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let since = Instant::now();
-    println!("-- {name}: cargo {}", words.join(" "));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+impl HostCheck {
+    /// Runs it in the workspace, with `more` arguments.
+    fn run(&self, more: &[PathBuf], score: &mut Score) -> Result<()> {
+        let Self {
+            name, program, words, ..
+        } = self;
+        let since = Instant::now();
+        println!("-- {name}: {program} {}", words.join(" "));
+        let program = match *program {
+            // The one that runs us.
+            "cargo" => std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+            other => other.into(),
+        };
+        let status = Command::new(program)
+            .args(*words)
+            .args(more)
+            .envs(self.environment.iter().copied())
+            .current_dir(workspace()?)
+            .status()
+            .with_context(|| format!("start {}", self.program))?;
+        let verdict = if status.success() {
+            Verdict::Success
+        } else {
+            Verdict::Failure(status.to_string())
+        };
+        tell(name, &verdict, since.elapsed());
+        score.note(name, &verdict);
+        Ok(())
+    }
+}
+
+fn workspace() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .context("tests/ lies in the workspace")?;
-    let status = Command::new(&cargo)
-        .args(words)
-        .envs(environment.iter().copied())
-        .current_dir(root)
-        .status()
-        .context("start cargo")?;
-    let verdict = if status.success() {
-        Verdict::Success
-    } else {
-        Verdict::Failure(status.to_string())
+        .context("tests/ lies in the workspace")
+}
+
+/// Has shellcheck look at all shell scripts.
+fn check_scripts(score: &mut Score) -> Result<()> {
+    let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
+    installed::ensure("shellcheck", "shellcheck", &mut observer)?;
+    let mut scripts = Vec::new();
+    for (directory, ending) in SCRIPTS {
+        let path = workspace()?.join(directory);
+        for entry in path
+            .read_dir()
+            .with_context(|| format!("list {}", path.display()))?
+        {
+            let entry = entry?;
+            if entry.file_type()?.is_file() && entry.file_name().to_string_lossy().ends_with(ending) {
+                scripts.push(entry.path());
+            }
+        }
+    }
+    scripts.sort();
+    let check = HostCheck {
+        name: "shell scripts",
+        program: "shellcheck",
+        words: &["--severity=warning"],
+        environment: &[],
     };
-    tell(name, &verdict, since.elapsed());
-    score.note(name, &verdict);
-    Ok(())
+    check.run(&scripts, score)
 }
 
 fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! The record is written before anything is given away, and removed after everything is taken back:
 //! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
-//! [`ROOT`], which no other domain may read, and goes away with a reboot as all that it describes.
+//! [`ROOT`](super::ROOT), which no other domain may read, and goes away with a reboot as all that it describes.
 
 use super::assignable::{self, Holder};
 use super::error::RecordError;
