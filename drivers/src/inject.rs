@@ -26,11 +26,12 @@ pub enum Point {
 pub fn point(_: &mut impl crate::platform::Platform, _: Point) {}
 
 #[cfg(feature = "inject")]
-pub use on_demand::{Kind, NODE, Order, point, take};
+pub use on_demand::{NODE, point, take};
 
 #[cfg(feature = "inject")]
 mod on_demand {
     use super::Point;
+    use crate::failure::{Kind, Order};
     use crate::platform::Platform;
     use crate::store;
     use alloc::vec::Vec;
@@ -59,33 +60,6 @@ mod on_demand {
         ("reconcile", Point::Reconcile),
     ];
 
-    /// How to fail.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Kind {
-        /// Panic.
-        Panic,
-        /// Run out of memory.
-        Allocation,
-        /// Run out of stack.
-        Stack,
-        /// Loop for ever.
-        Hang,
-        /// The same with all upcalls masked.
-        Deaf,
-        /// Do nothing for a while.
-        Delay,
-        /// Read where nothing is mapped.
-        PageFault,
-        /// Read where no address is.
-        ProtectionFault,
-        /// Execute no instruction.
-        InvalidOpcode,
-        /// Have Xen refuse the next hypercall that maps memory, or seem to.
-        Hypercall,
-        /// End between the next mapping of a foreign page and the note of its handle.
-        Handle,
-    }
-
     const KINDS: [(&str, Kind); 11] = [
         ("panic", Kind::Panic),
         ("allocation", Kind::Allocation),
@@ -100,41 +74,22 @@ mod on_demand {
         ("handle", Kind::Handle),
     ];
 
-    /// What dom0 has ordered and is still to be done; kept in the journal.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    #[repr(C)]
-    pub struct Order {
-        point: u32,
-        kind: u32,
-        left: u32,
-        serial: u32,
-    }
-
-    impl Order {
-        /// Nothing.
-        pub const NONE: Self = Self {
-            point: 0,
-            kind: 0,
-            left: 0,
-            serial: 0,
-        };
-
-        fn parse(text: &str) -> Option<Self> {
-            let mut words = text.split(':');
-            let (point, kind) = (words.next()?, words.next()?);
-            Some(Self {
-                point: POINTS.iter().position(|(name, _)| *name == point)? as u32,
-                kind: KINDS.iter().position(|(name, _)| *name == kind)? as u32,
-                left: store::decimal(words.next()?)?,
-                serial: store::decimal(words.next()?)?,
-            })
-        }
+    /// Reads an order as dom0 writes it.
+    fn parse(text: &str) -> Option<Order> {
+        let mut words = text.split(':');
+        let (point, kind) = (words.next()?, words.next()?);
+        Some(Order {
+            point: POINTS.iter().position(|(name, _)| *name == point)? as u32,
+            kind: KINDS.iter().position(|(name, _)| *name == kind)? as u32,
+            left: store::decimal(words.next()?)?,
+            serial: store::decimal(words.next()?)?,
+        })
     }
 
     /// Takes a new order, if there is one.
     pub fn take(platform: &mut impl Platform, client: &mut impl Store) {
         let text = store::read(client, NODE).ok().flatten();
-        if let Some(order) = text.as_deref().and_then(Order::parse)
+        if let Some(order) = text.as_deref().and_then(parse)
             && order.serial != platform.journal().order.serial
         {
             platform.note(|journal| journal.order = order);
@@ -182,7 +137,7 @@ mod on_demand {
         fn an_order_names_a_point_a_kind_a_count_and_a_serial_number() {
             for (name, _) in POINTS {
                 let text = format!("{name}:invalid-opcode:3:17");
-                let order = Order::parse(&text).unwrap();
+                let order = parse(&text).unwrap();
                 assert_eq!(POINTS[order.point as usize].0, name);
                 assert_eq!((order.kind, order.left, order.serial), (8, 3, 17));
             }
@@ -194,7 +149,7 @@ mod on_demand {
                 "x:panic:1:1",
                 "conf_read:x:1:1",
             ] {
-                assert_eq!(Order::parse(bad), None, "{bad}");
+                assert_eq!(parse(bad), None, "{bad}");
             }
         }
     }

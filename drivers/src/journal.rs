@@ -117,7 +117,7 @@ pub struct Journal {
     poisoned: [Op; POISONED_MAX],
     /// The failures that dom0 has ordered.
     #[cfg(feature = "inject")]
-    pub(crate) order: crate::inject::Order,
+    pub(crate) order: crate::failure::Order,
 }
 
 const _: () = {
@@ -150,7 +150,7 @@ impl Journal {
         over_request: 0,
         inherited: 0,
         #[cfg(feature = "inject")]
-        order: crate::inject::Order::NONE,
+        order: crate::failure::Order::NONE,
     };
 
     /// Notes that a life ends `now`, over request `op` if one was under way.

@@ -18,6 +18,8 @@ extern crate alloc;
 
 pub mod console;
 pub mod error;
+#[cfg(feature = "inject")]
+pub mod failure;
 pub mod inject;
 pub mod journal;
 pub mod limiter;

@@ -1,110 +1,14 @@
-//! From Xen's first jump to a machine on which Rust code can run.
-//!
-//! The image says what it is by ELF notes (`xen/include/public/elfnote.h`): a 64-bit PV kernel, linked at
-//! `va = pfn * 4096`, entered at `_start` with rsi pointing to start info.
+//! From the first Rust code of a life to a machine that is set up.
 
 use crate::grant::GrantTable;
 use crate::memory::{self, Window};
 use crate::page::RawPage;
 use crate::platform::Xen;
 use crate::store::StoreRing;
-use crate::{clock, console, event, grant, hypercall, survivor, trap};
-use core::arch::global_asm;
+use crate::{clock, console, entry, event, grant, hypercall, shared_info, survivor, trap};
 use core::fmt;
 use drivers::platform::Errno;
 use xen_sys::start_info as StartInfo;
-
-/// Bytes of the stack.
-const STACK_SIZE: usize = 64 * 1024;
-
-global_asm!(
-    // One note: name "Xen", type, and the descriptor that follows up to the label 3.
-    ".macro xen_note type",
-    "  .long 4",
-    "  .long 3f - 2f",
-    "  .long \\type",
-    "  .asciz \"Xen\"",
-    "2:",
-    ".endm",
-    ".macro xen_note_end",
-    "3:",
-    "  .balign 4",
-    ".endm",
-    ".section .note.Xen, \"a\", @note",
-    ".balign 4",
-    "xen_note {guest_os}; .asciz \"Bulkhead\"; xen_note_end",
-    "xen_note {xen_version}; .asciz \"xen-3.0\"; xen_note_end",
-    "xen_note {loader}; .asciz \"generic\"; xen_note_end",
-    "xen_note {pae}; .asciz \"yes\"; xen_note_end",
-    "xen_note {virt_base}; .quad 0; xen_note_end",
-    "xen_note {paddr_offset}; .quad 0; xen_note_end",
-    "xen_note {entry}; .quad _start; xen_note_end",
-    "xen_note {hypercall_page}; .quad hypercall_page; xen_note_end",
-    ".previous",
-    guest_os = const xen_sys::XEN_ELFNOTE_GUEST_OS,
-    xen_version = const xen_sys::XEN_ELFNOTE_XEN_VERSION,
-    loader = const xen_sys::XEN_ELFNOTE_LOADER,
-    pae = const xen_sys::XEN_ELFNOTE_PAE_MODE,
-    virt_base = const xen_sys::XEN_ELFNOTE_VIRT_BASE,
-    paddr_offset = const xen_sys::XEN_ELFNOTE_PADDR_OFFSET,
-    entry = const xen_sys::XEN_ELFNOTE_ENTRY,
-    hypercall_page = const xen_sys::XEN_ELFNOTE_HYPERCALL_PAGE,
-);
-
-global_asm!(
-    ".section .keep, \"aw\", @nobits",
-    ".balign 4096",
-    "stack_guard:",
-    ".skip 4096",
-    ".skip {size}",
-    "stack_top:",
-    "start_info:",
-    ".skip 8",
-    ".section .text.entry, \"ax\", @progbits",
-    // Xen jumps here, once.
-    ".globl _start",
-    "_start:",
-    "mov [rip + start_info], rsi",
-    // Every life begins here: variables have their first values, the stack is empty.
-    "begin_life:",
-    "cld",
-    "xor eax, eax",
-    "lea rdi, [rip + bss_start]",
-    "lea rcx, [rip + bss_end]",
-    "sub rcx, rdi",
-    "rep stosb",
-    "lea rsi, [rip + data_load]",
-    "lea rdi, [rip + data_start]",
-    "lea rcx, [rip + data_end]",
-    "sub rcx, rdi",
-    "rep movsb",
-    "lea rsp, [rip + stack_top]",
-    "xor ebp, ebp",
-    "mov rdi, [rip + start_info]",
-    "call {enter}",
-    "ud2",
-    ".previous",
-    size = const STACK_SIZE,
-    enter = sym enter,
-);
-
-unsafe extern "C" {
-    /// The page below the stack.
-    static stack_guard: u8;
-    /// Where every life begins. Not to be called: it takes the stack away.
-    fn begin_life() -> !;
-}
-
-/// Begins a new life. Whatever runs now is cut off for good.
-pub fn live_again() -> ! {
-    // SAFETY: `begin_life` does to memory what Xen's loader did before the first life: it writes all variables, and
-    // the stack is taken as empty, but for what `survivor` keeps on purpose. Nothing of this life runs afterwards or
-    // is looked at: its stack is overwritten, its heap is made anew, and there is no other thread. What Xen, dom0 or
-    // the guest may still write is none of that memory: pages shared with them are in areas of their own
-    // (`memory`), from which nothing is reused before the peer has let go of it. What is mapped and what ports are
-    // open `set_up` finds out and undoes before anything new is mapped.
-    unsafe { begin_life() }
-}
 
 unsafe extern "Rust" {
     /// The image's `main`, with the machine set up. See [`main!`](crate::main).
@@ -161,8 +65,9 @@ impl<T> Step<T> for Result<T, Errno> {
     }
 }
 
-/// The first Rust code of a life: called once by `begin_life`.
-extern "C" fn enter(info: *const StartInfo) -> ! {
+/// The first Rust code of a life: called once by `begin_life` in `entry`.
+#[unsafe(no_mangle)]
+extern "C" fn bulkhead_enter(info: *const StartInfo) -> ! {
     // SAFETY: Xen passes start info in rsi, and `_start` keeps the pointer; it is an ordinary page of ours, mapped for
     // ever and not written by anybody.
     let info: &'static StartInfo = unsafe { &*info };
@@ -187,7 +92,8 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: no window has been handed out in this life.
     unsafe { memory::take_back_windows(survivor::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
-    unsafe { event::init(info.shared_info >> 12) }.step("map the shared info page")?;
+    unsafe { shared_info::map(info.shared_info >> 12) }.step("map the shared info page")?;
+    event::init();
     clock::init();
     // SAFETY: a PV guest that is not dom0 has the domU half of the union.
     let console = unsafe { info.console.domU };
@@ -198,7 +104,7 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: nothing is ever placed in page 0, nor in the page that is set aside below the stack.
     unsafe {
         memory::guard(0).step("unmap page 0")?;
-        memory::guard((&raw const stack_guard) as usize).step("unmap the page below the stack")?;
+        memory::guard(entry::stack_guard_page()).step("unmap the page below the stack")?;
     }
     // SAFETY: once in a life; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };

@@ -1,6 +1,6 @@
 //! Time since boot, by Xen's paravirtual clock (`struct vcpu_time_info`, `xen/include/public/xen.h`).
 
-use crate::event;
+use crate::shared_info;
 use crate::survivor;
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -44,7 +44,7 @@ const fn scale(ticks: u64, shift: i8, multiplier: u32) -> u64 {
 
 /// Xen's system time now, in nanoseconds.
 fn system_time() -> u64 {
-    let Some(info) = event::shared_info() else {
+    let Some(info) = shared_info::page() else {
         return 0;
     };
     loop {

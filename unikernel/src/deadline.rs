@@ -1,185 +1,182 @@
-//! A limit for work: between two waits the stub may run for [`LIMIT`], not longer.
+//! A limit for work: between two waits the stub may run for `limit::LIMIT`, not longer.
 //!
 //! What counts is time in which Xen ran the stub, not time on the clock: a stub that a busy host leaves waiting, or that
 //! is paused, is not hung. While the stub works, the upcall of one event is open, that of its timer. It comes at the end
-//! of each [`SLICE`], adds up what the stub has run, and returns to what it interrupted, or, once the limit is reached,
-//! ends this life ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
+//! of each `limit::SLICE`, adds up what the stub has run, and returns to what it interrupted, or, once the limit is
+//! reached, ends this life ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
 //!
 //! Xen's watchdog stands behind it, for a hang with upcalls masked. It counts time on the clock, so it is long, each
 //! upcall of the timer sets it anew, and it is off while the stub idles, as the timer is.
 //!
 //! Both are set a little ahead and left alone while enough of their time is left: a request costs no hypercall for them.
-//!
-//! [`Limit`] decides and [`Machine`] acts, so that the decisions are tested on a clock that tests move.
 
-mod xen;
+mod limit;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::{clock, event, hypercall};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
-use drivers::platform::Port;
-pub use xen::{ending, init, is_over, wait, work};
+use drivers::platform::{Errno, Port};
+use limit::{Limit, Machine, Verdict, set_watchdog};
+use xen_sys::{__HYPERVISOR_callback_op, __HYPERVISOR_sched_op, __HYPERVISOR_vcpu_op};
 
-/// The longest that work may run: it is cut off after this, or up to [`SLACK`] before. Guests wait two seconds for an
-/// answer, of which a new life takes some tenths.
-const LIMIT: Duration = Duration::from_millis(400);
-/// The timer fires after this. No more than this is charged at a time: below a hypervisor of its own Xen takes time for
-/// the stub's in which it was not run itself, and such a gap ends one slice, not four.
-const SLICE: Duration = Duration::from_millis(100);
-/// The timer is set again when this much of its time is gone.
-const SLACK: Duration = Duration::from_millis(50);
-/// Xen's watchdog. Longer than a sound host keeps a domain from running: a pause by an administrator's command, a
-/// stalled processor.
-const WATCHDOG: Duration = Duration::from_secs(10);
-/// The watchdog is set again when this much of its time is gone.
-const WATCHDOG_SLACK: Duration = Duration::from_secs(2);
-/// Waiting for longer than this is being idle. Less than [`SLICE`], so that the timer seldom ends a wait.
-const IDLE: Duration = Duration::from_millis(80);
+const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
+const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
+const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
+const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
+const CALLBACKOP_REGISTER: u32 = 0;
+const CALLBACKTYPE_EVENT: u16 = 0;
 
-/// What the limit asks of Xen.
-trait Machine {
-    /// Time since boot.
-    fn now(&self) -> Duration;
-    /// For how long Xen has run this vCPU.
-    fn running(&self) -> Duration;
-    /// Has the timer's event come at this time; never if there is none. True if that is so from now on.
-    fn set_timer(&self, at: Option<Duration>) -> bool;
-    /// Has Xen end the domain after so many seconds; never if they are 0. True if that is so from now on.
-    fn set_watchdog(&self, seconds: u32) -> bool;
-    /// Lets the timer's upcall come, or not.
-    fn open_upcalls(&self, open: bool);
-    /// True if there is an event on one of these ports.
-    fn is_pending(&self, ports: &[Port]) -> bool;
-    /// Blocks until there is an event on one of these ports, or the clock reaches `until`. May end early.
-    fn poll(&self, ports: &[Port], until: Option<Duration>);
+/// `struct vcpu_set_singleshot_timer`.
+#[repr(C)]
+struct SingleShot {
+    /// Xen's system time, in nanoseconds.
+    timeout: u64,
+    flags: u32,
 }
 
-/// What the timer's upcall says of the work that it interrupts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It may go on.
-    GoOn,
-    /// It has run for too long.
-    Hung,
+/// `struct vcpu_runstate_info`.
+#[repr(C)]
+#[derive(Default)]
+struct RunState {
+    state: i32,
+    state_entry_time: u64,
+    /// Nanoseconds in each state; the first is `RUNSTATE_running`.
+    time: [u64; 4],
 }
 
-/// The state. Atomics, because the upcall comes at any instruction; all in microseconds.
-struct Limit {
-    /// When the timer fires, since boot; 0: it is not set.
-    expiry: AtomicU64,
-    /// When Xen's watchdog ends the domain, since boot; 0: it is off.
-    bite: AtomicU64,
-    /// How long the vCPU had run when that was last looked at.
-    ran: AtomicU64,
-    /// What this work has been charged at the ends of slices.
-    charged: AtomicU64,
+/// `struct callback_register`.
+#[repr(C)]
+struct Callback {
+    kind: u16,
+    flags: u16,
+    address: u64,
 }
 
-const fn micros(time: Duration) -> u64 {
-    time.as_micros() as u64
+const _: () =
+    assert!(size_of::<SingleShot>() == 16 && size_of::<RunState>() == 48 && size_of::<Callback>() == 16);
+
+/// The timer's port; 0 before [`init`].
+static PORT: AtomicU32 = AtomicU32::new(0);
+static LIMIT: Limit = Limit::new();
+
+/// Has the timer's upcall go to `entry`, and limits work from here on.
+///
+/// # Errors
+/// What Xen says.
+///
+/// # Safety
+/// `entry` must be the address of code that takes an upcall's frame from the stack, and either leaves what was
+/// interrupted as it was or never returns to it.
+pub unsafe fn init(entry: u64) -> Result<(), Errno> {
+    let mut callback = Callback {
+        kind: CALLBACKTYPE_EVENT,
+        flags: 0,
+        address: entry,
+    };
+    // SAFETY: the structure of CALLBACKOP_register, an entry as the caller vouches.
+    unsafe { hypercall::operate(__HYPERVISOR_callback_op, CALLBACKOP_REGISTER, &mut callback)? };
+    operate(VCPUOP_STOP_PERIODIC_TIMER, &mut ())?;
+    let port = event::bind_timer()?;
+    PORT.store(port, Ordering::Relaxed);
+    event::unmask(port);
+    // At once, not at the first wait: an earlier life may have left the watchdog on, and only what is known to be on is
+    // turned off while the stub waits.
+    LIMIT.work(&Xen);
+    Ok(())
 }
 
-impl Limit {
-    const fn new() -> Self {
-        Self {
-            expiry: AtomicU64::new(0),
-            bite: AtomicU64::new(0),
-            ran: AtomicU64::new(0),
-            charged: AtomicU64::new(0),
+fn is_limited() -> bool {
+    PORT.load(Ordering::Relaxed) != 0
+}
+
+/// From here on the stub works.
+pub fn work() {
+    if is_limited() {
+        LIMIT.work(&Xen);
+    }
+}
+
+/// This life ends: no upcall comes any more.
+pub fn ending() {
+    if is_limited() {
+        LIMIT.end(&Xen);
+    }
+}
+
+/// True if the work that the timer's upcall interrupts has run for too long. If it has not, it may go on.
+pub fn is_over() -> bool {
+    LIMIT.expire(&Xen) == Verdict::Hung
+}
+
+/// Blocks until one of `ports` is pending, or the clock reaches `until`. Without `until`, for ever. May end early.
+///
+/// At most 128 ports (Xen's limit); the stub has five.
+pub fn wait(ports: &[Port], until: Option<Duration>) {
+    if is_limited() {
+        LIMIT.wait(&Xen, ports, until);
+    } else if !Xen.is_pending(ports) {
+        Xen.poll(ports, until);
+    }
+}
+
+/// Makes a sub-operation of `vcpu_op` on the only vCPU. `argument` must be its structure.
+fn operate<T>(operation: u32, argument: &mut T) -> Result<u64, Errno> {
+    let argument = core::ptr::from_mut(argument) as u64;
+    // SAFETY: all callers are in this module and pass the structure that their operation reads or writes, or an empty
+    // one where it takes none; it is exclusively ours for the length of the call.
+    unsafe { hypercall::call4(__HYPERVISOR_vcpu_op, [u64::from(operation), 0, argument, 0]) }
+}
+
+/// Runs in the upcall too: no logging, for the interrupted code may be in the middle of that.
+struct Xen;
+
+impl Machine for Xen {
+    fn now(&self) -> Duration {
+        clock::now()
+    }
+
+    fn running(&self) -> Duration {
+        let mut state = RunState::default();
+        // Where Xen did not tell (it always does), time on the clock would count.
+        match operate(VCPUOP_GET_RUNSTATE_INFO, &mut state) {
+            Ok(_) => Duration::from_nanos(state.time[0]),
+            Err(_) => clock::now(),
         }
     }
 
-    /// From here on the stub works.
-    #[inline(never)]
-    fn work(&self, machine: &impl Machine) {
-        let now = machine.now();
-        let left = self.expiry.load(Ordering::Relaxed).saturating_sub(micros(now));
-        // What has been charged is of other work.
-        if left < micros(SLICE - SLACK) || self.charged.load(Ordering::Relaxed) != 0 {
-            self.charged.store(0, Ordering::Relaxed);
-            self.ran.store(micros(machine.running()), Ordering::Relaxed);
-            self.arm(machine, now);
-        }
-        machine.open_upcalls(true);
-    }
-
-    /// Sets the timer, and the watchdog unless most of its time is left.
-    #[inline(never)]
-    fn arm(&self, machine: &impl Machine, now: Duration) {
-        let expiry = now + SLICE;
-        let is_set = machine.set_timer(Some(expiry));
-        self.expiry
-            .store(if is_set { micros(expiry) } else { 0 }, Ordering::Relaxed);
-        let left = self.bite.load(Ordering::Relaxed).saturating_sub(micros(now));
-        if left < micros(WATCHDOG - WATCHDOG_SLACK) {
-            self.watch(machine, now);
-        }
-    }
-
-    /// Sets the watchdog.
-    fn watch(&self, machine: &impl Machine, now: Duration) {
-        if machine.set_watchdog(WATCHDOG.as_secs() as u32) {
-            self.bite.store(micros(now + WATCHDOG), Ordering::Relaxed);
-        }
-    }
-
-    /// The timer has fired while the stub worked.
-    fn expire(&self, machine: &impl Machine) -> Verdict {
-        let running = micros(machine.running());
-        let slice = running.saturating_sub(self.ran.swap(running, Ordering::Relaxed));
-        let charged = self.charged.load(Ordering::Relaxed) + slice.min(micros(SLICE));
-        self.charged.store(charged, Ordering::Relaxed);
-        if charged + micros(SLACK) >= micros(LIMIT) {
-            return Verdict::Hung;
-        }
-        self.arm(machine, machine.now());
-        Verdict::GoOn
-    }
-
-    /// This life ends: no upcall comes, and the watchdog sees to it that the end is not endless.
-    fn end(&self, machine: &impl Machine) {
-        machine.open_upcalls(false);
-        self.watch(machine, machine.now());
-    }
-
-    /// Blocks until there is an event on one of `ports`, or the clock reaches `until`. May end early.
-    fn wait(&self, machine: &impl Machine, ports: &[Port], until: Option<Duration>) {
-        if !machine.is_pending(ports) {
-            machine.open_upcalls(false);
-            let is_set = self.expiry.load(Ordering::Relaxed) | self.bite.load(Ordering::Relaxed) != 0;
-            let idle = machine.now() + IDLE;
-            if is_set && until.is_none_or(|until| until > idle) {
-                machine.poll(ports, Some(idle));
-                if !machine.is_pending(ports) {
-                    self.idle(machine);
-                    machine.poll(ports, until);
-                }
-            } else {
-                machine.poll(ports, until);
+    fn set_timer(&self, at: Option<Duration>) -> bool {
+        event::acknowledge(PORT.load(Ordering::Relaxed));
+        match at {
+            Some(at) => {
+                let mut timer = SingleShot {
+                    timeout: clock::to_system_time(at),
+                    flags: 0,
+                };
+                operate(VCPUOP_SET_SINGLESHOT_TIMER, &mut timer)
             }
+            None => operate(VCPUOP_STOP_SINGLESHOT_TIMER, &mut ()),
         }
-        self.work(machine);
+        .is_ok()
     }
 
-    /// Nothing is to come for long: the timer would end the wait, and the watchdog the domain.
-    fn idle(&self, machine: &impl Machine) {
-        if machine.set_watchdog(0) {
-            self.bite.store(0, Ordering::Relaxed);
-        }
-        if machine.set_timer(None) {
-            self.expiry.store(0, Ordering::Relaxed);
-        }
+    fn set_watchdog(&self, seconds: u32) -> bool {
+        set_watchdog(seconds, |id, timeout| {
+            let mut watchdog = xen_sys::sched_watchdog { id, timeout };
+            // SAFETY: the structure of SCHEDOP_watchdog; Xen only reads it.
+            unsafe { hypercall::operate(__HYPERVISOR_sched_op, xen_sys::SCHEDOP_watchdog, &mut watchdog) }
+                .is_ok()
+        })
+    }
+
+    fn open_upcalls(&self, open: bool) {
+        event::open_upcalls(open);
+    }
+
+    fn is_pending(&self, ports: &[Port]) -> bool {
+        ports.iter().any(|&port| event::is_pending(port))
+    }
+
+    fn poll(&self, ports: &[Port], until: Option<Duration>) {
+        event::poll(ports, until);
     }
 }
-
-/// Sets Xen's watchdog by `set`, which takes its number and the seconds, whether an earlier life has left it on or not.
-fn set_watchdog(seconds: u32, set: impl Fn(u32, u32) -> bool) -> bool {
-    /// The only watchdog that we have: Xen numbers from 1.
-    const ID: u32 = 1;
-    /// Xen takes the first that is free: it is that one.
-    const ANY: u32 = 0;
-    // To turn off what is not on needs nothing. ANY with no seconds would be a new watchdog that ends the domain at once.
-    set(ID, seconds) || seconds == 0 || set(ANY, seconds)
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,13 +1,12 @@
 //! Event channels (`xen/include/public/event_channel.h`), two-level, polled: the only upcall that is ever delivered is
 //! that of [`deadline`](crate::deadline), which also has what waits.
 
-use crate::memory::{Mapping, Window};
-use crate::{clock, hypercall};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use crate::{clock, hypercall, shared_info};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 use drivers::log;
 use drivers::platform::{DomId, Errno, Port};
-use xen_sys::{__HYPERVISOR_event_channel_op, __HYPERVISOR_sched_op, shared_info as SharedInfo};
+use xen_sys::{__HYPERVISOR_event_channel_op, __HYPERVISOR_sched_op};
 
 /// Ourselves, where a call asks for a domain (`DOMID_SELF`).
 pub const DOMID_SELF: DomId = 0x7ff0;
@@ -15,33 +14,20 @@ pub const DOMID_SELF: DomId = 0x7ff0;
 /// Ports of the two-level ABI: 64 words of 64 bits.
 const PORT_LIMIT: Port = 64 * 64;
 
-static SHARED: AtomicPtr<SharedInfo> = AtomicPtr::new(core::ptr::null_mut());
-
-/// Maps the shared info page and makes sure that no upcall comes.
-///
-/// # Errors
-/// What Xen says to the mapping.
-///
-/// # Safety
-/// `frame` must be the machine frame of the shared info page (start info).
-pub unsafe fn init(frame: u64) -> Result<(), Errno> {
-    // SAFETY: the page is Xen's, not memory of ours.
-    let window = unsafe { Window::show(frame, Mapping::Shared) }?;
-    let page = window.address() as *mut SharedInfo;
-    core::mem::forget(window);
-    SHARED.store(page, Ordering::Release);
+/// Makes sure that no upcall comes.
+pub fn init() {
+    let Some(page) = shared_info::page() else { return };
     open_upcalls(false);
     for word in 0..PORT_LIMIT / 64 {
-        // SAFETY: in the page that has just been mapped; Xen reads it at any moment, hence atomic.
+        // SAFETY: in the page, which stays mapped for ever; Xen reads it at any moment, hence atomic.
         unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[word as usize]) }
             .store(u64::MAX, Ordering::Relaxed);
     }
-    Ok(())
 }
 
 /// Has the upcall come when there is an event on `port`, once upcalls are open.
 pub fn unmask(port: Port) {
-    if let Some(page) = shared_info().filter(|_| port < PORT_LIMIT) {
+    if let Some(page) = shared_info::page().filter(|_| port < PORT_LIMIT) {
         // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen reads it at any moment,
         // hence atomic.
         unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_mask[(port / 64) as usize]) }
@@ -53,7 +39,7 @@ pub fn unmask(port: Port) {
 ///
 /// An event that comes in the middle of this brings an upcall that finds nothing pending; no event brings none.
 pub fn acknowledge(port: Port) {
-    let Some(page) = shared_info() else { return };
+    let Some(page) = shared_info::page() else { return };
     // SAFETY: as above.
     unsafe {
         let info = &raw mut (*page).vcpu_info[0];
@@ -65,7 +51,7 @@ pub fn acknowledge(port: Port) {
 
 /// Lets upcalls come, or not.
 pub fn open_upcalls(open: bool) {
-    let Some(page) = shared_info() else { return };
+    let Some(page) = shared_info::page() else { return };
     // SAFETY: as above.
     let pending = unsafe {
         let info = &raw mut (*page).vcpu_info[0];
@@ -93,15 +79,9 @@ pub fn bind_timer() -> Result<Port, Errno> {
     Ok(argument.port)
 }
 
-/// The shared info page, once it is mapped. Xen writes it at any moment: volatile or atomic accesses only.
-pub fn shared_info() -> Option<*mut SharedInfo> {
-    let page = SHARED.load(Ordering::Acquire);
-    (!page.is_null()).then_some(page)
-}
-
 /// The word of the shared info page that holds the pending mark of `port`, and its bit.
 fn pending_mark(port: Port) -> Option<(&'static AtomicU64, u64)> {
-    let page = shared_info().filter(|_| port < PORT_LIMIT)?;
+    let page = shared_info::page().filter(|_| port < PORT_LIMIT)?;
     // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen sets bits atomically, and so
     // do we.
     let word = unsafe { AtomicU64::from_ptr(&raw mut (*page).evtchn_pending[(port / 64) as usize]) };

@@ -6,12 +6,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `boot` | ELF notes, entry point, start info, order of set-up |
+//! | `entry` | ELF notes, entry point, stack: where every life begins |
+//! | `boot` | start info, order of set-up |
 //! | `life` | from there to the drivers |
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
 //! | [`deadline`] | a limit for work, and Xen's watchdog |
+//! | [`shared_info`] | the page that Xen shares with every guest |
 //! | [`event`] | event channels and `SCHEDOP_poll` |
 //! | [`grant`] | the grant table, both ways |
 //! | [`clock`] | the paravirtual clock |
@@ -34,6 +36,8 @@ pub mod boot;
 pub mod clock;
 pub mod console;
 pub mod deadline;
+#[cfg(feature = "boot")]
+mod entry;
 pub mod event;
 pub mod grant;
 pub mod hypercall;
@@ -48,6 +52,7 @@ pub mod page;
 pub mod platform;
 #[cfg(feature = "boot")]
 mod restart;
+pub mod shared_info;
 pub mod shutdown;
 pub mod store;
 pub mod survivor;

@@ -174,8 +174,8 @@ impl Platform for Xen {
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::inject::Kind) {
-        use drivers::inject::Kind;
+    fn fault(&mut self, kind: drivers::failure::Kind) {
+        use drivers::failure::Kind;
         if kind == Kind::Hypercall {
             crate::hypercall::REFUSE_MAPPING.store(true, core::sync::atomic::Ordering::Relaxed);
             return;

@@ -1,6 +1,6 @@
 //! The end of a life: said, noted, and followed by another one where that helps.
 
-use crate::boot::live_again;
+use crate::entry::live_again;
 use crate::shutdown::{Reason, shutdown, stop};
 use crate::survivor::{self, Damaged};
 use crate::{clock, console, deadline};
@@ -21,7 +21,7 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
         1 => {}
         _ => stop(Reason::Crash),
     }
-    match survivor::fail(cause) {
+    match survivor::fail(cause, clock::now()) {
         Ok(Next::Restart(pause)) => {
             if !pause.is_zero() {
                 deadline::wait(&[], Some(clock::now() + pause));

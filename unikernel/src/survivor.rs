@@ -1,10 +1,9 @@
-//! What one life of the stub leaves to the next in the same domain: see [`boot::live_again`](crate::boot).
+//! What one life of the stub leaves to the next in the same domain: see `entry::live_again`.
 //!
 //! All of it lies in `.keep`, which a new life does not clear, and each part is checked before it is believed: the
 //! [`Record`] by a seal over all its bytes, a word about a function by a number of its own, and the two numbers of the xenstore
 //! connection by what xenstored sends next. In a first life all of it is zero.
 
-use crate::clock;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
@@ -219,17 +218,16 @@ pub fn note(what: impl FnOnce(&mut Journal)) {
     change_or_fail(|record| what(&mut record.journal));
 }
 
-/// Notes that this life ends, and says what comes after it.
+/// Notes that this life ends `now`, and says what comes after it.
 ///
 /// # Errors
 /// [`Damaged`]: then nothing is known of what this life had, and no other one can begin.
-pub fn fail(cause: Cause) -> Result<Next, Damaged> {
+pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     let mut op = [0; size_of::<Op>()];
     for (bytes, word) in op.chunks_exact_mut(4).zip(&UNDER_WAY) {
         bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
     }
     let op = IS_UNDER_WAY.load(Ordering::Relaxed).then_some(&op);
-    let now: Duration = clock::now();
     change(|record| record.journal.fail(cause, now, op))
 }
 

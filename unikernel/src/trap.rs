@@ -5,7 +5,7 @@
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
 
 use crate::restart;
-use crate::{deadline, hypercall};
+use crate::{deadline, hypercall, shared_info};
 use core::arch::global_asm;
 use core::fmt;
 use drivers::journal::Cause;
@@ -260,7 +260,7 @@ impl fmt::Display for Line<'_> {
 
 /// The address whose access faulted: Xen keeps a PV guest's cr2 in its vCPU info.
 fn faulting_address() -> u64 {
-    crate::event::shared_info().map_or(0, |page| {
+    shared_info::page().map_or(0, |page| {
         // SAFETY: in the mapped shared info page, written by Xen before it delivered the fault.
         unsafe { (&raw const (*page).vcpu_info[0].arch.cr2).read_volatile() }
     })

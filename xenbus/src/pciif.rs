@@ -200,11 +200,6 @@ pub struct Request {
 }
 
 impl Request {
-    /// The request of which these are the bytes before its MSI-X entries.
-    pub fn from_head(head: &[u8; layout::OP_HEAD_SIZE]) -> Self {
-        layout::decode_head(head)
-    }
-
     /// A request that needs no more than a function: the MSI commands.
     pub const fn new(command: Command, function: Bdf) -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! A function as the policy needs it: read at once, changed by way of dom0.
 
-use super::config::Access;
+use super::config::access::Access;
 use crate::error::{MessageKind, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;

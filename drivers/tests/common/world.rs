@@ -476,7 +476,7 @@ impl Platform for Domain {
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::inject::Kind) {
+    fn fault(&mut self, kind: drivers::failure::Kind) {
         panic!("{kind:?}, as ordered");
     }
 }

@@ -1,8 +1,8 @@
 //! The cases that the rules of the operations name, one by one.
 
 use crate::op::Op;
-use crate::plan::{Ask, Step};
 use crate::shape::Shape;
+use crate::step::{Ask, Step};
 use alloc::vec::Vec;
 use xenbus::pciif::Command;
 

@@ -2,8 +2,9 @@
 
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend};
-use crate::plan::{Plan, Step};
+use crate::plan::Plan;
 use crate::recorder::Recorder;
+use crate::step::Step;
 use alloc::string::ToString;
 use core::time::Duration;
 use drivers::platform::Platform;

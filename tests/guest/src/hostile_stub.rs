@@ -24,71 +24,39 @@
 //! | [`machine`] | hypercalls, frames, grants, event channels |
 //! | [`deaths`] | its end |
 //! | [`chance`] | all of that, at random |
+//!
+//! All of these use [`stub`], the stub itself, and what it asks of its machine, [`misuse`]. [`raw`] makes requests to
+//! xenstored, and [`second_hop`] connects to dom0's service.
 
 pub mod chance;
 pub mod deaths;
 pub mod machine;
+pub mod misuse;
 pub mod nodes;
 pub mod page;
+pub mod raw;
+pub mod second_hop;
 pub mod store;
+pub mod stub;
 pub mod tally;
 
-use crate::frontend::{Failure, Frontend};
-use crate::op::Op;
+use crate::frontend::Failure;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
-use drivers::platform::DomId;
 use fastrand::Rng;
-use machine::Misuse;
+use misuse::Misuse;
+use stub::{Deed, Function, HostileStub, LISTEN};
 use tally::Tally;
-use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::path::{Device, Numbered, key};
-use xenbus::pciif::MAGIC;
-use xenbus::state::XenbusState;
 
 /// The node by which dom0 gives orders, and the one that tells of the last.
 const ORDER: &str = "data/order";
 const DONE: &str = "data/done";
-/// How often dom0 is listened to.
-const LISTEN: Duration = Duration::from_millis(20);
-/// How long dom0's service may take to take up a new page: it looks at xenstore ten times a second under attack.
-const TAKE_UP: Duration = Duration::from_secs(20);
-/// How long a flood lasts.
-const FLOOD: Duration = Duration::from_secs(4);
-/// A life that ends sooner than this after its beginning counts as one of a crash loop (`toolstack/src/serve/revival.rs`).
-const LONG_LIFE: Duration = Duration::from_secs(4);
 /// Most functions that are looked at.
 const MOST_DEVICES: u32 = 32;
-
-/// One of our devices.
-#[derive(Clone, Copy, Debug)]
-struct Function {
-    bdf: Bdf,
-    /// The machine frame of its ECAM page.
-    ecam: u64,
-}
-
-/// A stub at war.
-pub struct HostileStub<'a, P: Misuse, T> {
-    platform: &'a mut P,
-    client: &'a mut Client<T>,
-    /// Our end of the second hop.
-    hop: Frontend<P>,
-    first: Device,
-    second: Device,
-    guest: DomId,
-    devices: Vec<Function>,
-    /// The nodes that we had when we were taken over, with their values.
-    nodes: Vec<(String, String)>,
-    random: Rng,
-    tally: Tally,
-}
-
-/// A thing to do: its name, and how it is done.
-type Deed<A> = (&'static str, fn(&mut A) -> Result<(), Failure>);
 
 impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
     /// All attacks, in the order in which they are done.
@@ -130,7 +98,7 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
     /// # Errors
     /// A node that a stub has is not there, or dom0's service does not answer.
     pub fn take_over(platform: &'a mut P, client: &'a mut Client<T>) -> Result<Self, Failure> {
-        store::forget_watches(client)?;
+        raw::forget_watches(client)?;
         let own = number(client, "domid")?;
         let second = Device::second_hop(own);
         let guest = number(client, &second.backend_node(key::GUEST))?;
@@ -242,70 +210,11 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
         }
     }
 
-    /// Waits until this life counts as a long one.
-    fn grow_old(&mut self) {
-        let now = self.platform.now();
-        self.pause(LONG_LIFE.saturating_sub(now));
-    }
-
-    /// Ends the domain, so that dom0 makes a new one.
-    fn die(&mut self, why: &str) -> ! {
-        self.grow_old();
-        log::warn!("dies: {why}: {}", self.tally);
-        self.pause(LISTEN);
-        self.platform.shut_down(deaths::CRASH)
-    }
-
     fn flood(&mut self, length: Duration) -> Result<(), Failure> {
         let end = self.platform.now().saturating_add(length);
         let own = (self.hop.grant.to_string(), self.hop.port.to_string());
         while self.platform.now() < end {
             self.flood_once(&own)?;
-        }
-        Ok(())
-    }
-
-    fn pause(&mut self, length: Duration) {
-        let until = self.platform.now().saturating_add(length);
-        while self.platform.now() < until {
-            self.platform.wait(&[], Some(until));
-        }
-    }
-
-    /// Publishes a new page and port, as a stub that has begun anew.
-    fn offer(platform: &mut P, client: &mut Client<T>, second: Device) -> Result<Frontend<P>, Failure> {
-        let dom0 = second.backend();
-        let (page, grant) = platform.share_page(dom0).map_err(Failure::Xen)?;
-        let port = platform.alloc_unbound(dom0).map_err(Failure::Xen)?;
-        client.write(&second.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
-        client.write(&second.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;
-        client.write(&second.frontend_node(key::MAGIC), MAGIC)?;
-        client.write(
-            &second.frontend_node(key::STATE),
-            XenbusState::Initialised.as_str(),
-        )?;
-        Ok(Frontend { page, grant, port })
-    }
-
-    /// Puts our nodes back as they were, and offers a new page and port, which dom0's service must take up.
-    fn reconnect(&mut self) -> Result<(), Failure> {
-        self.restore_nodes()?;
-        let new = Self::offer(self.platform, self.client, self.second)?;
-        core::mem::replace(&mut self.hop, new).disconnect(self.platform);
-        self.check_answers()
-    }
-
-    /// dom0's service answers a request, with whatever.
-    fn check_answers(&mut self) -> Result<(), Failure> {
-        self.hop.send(self.platform, &Op::read(0, 0, 4).encode());
-        let end = self.platform.now().saturating_add(TAKE_UP);
-        while self.hop.is_active() {
-            if self.platform.now() >= end {
-                return Err(Failure::Silent("an answer of dom0's service"));
-            }
-            // The service may have taken the page up after the event.
-            self.platform.notify(self.hop.port);
-            self.pause(LISTEN);
         }
         Ok(())
     }

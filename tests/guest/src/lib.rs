@@ -4,9 +4,9 @@
 //! xen-pciback in dom0. It is for tests, and never shipped.
 //!
 //! - [`op`]: a request with every field free; [`answer`]: what came back, down to bytes that nobody may touch.
-//! - [`shape`]: what a sequence has to know of a function; [`case`]: the cases that the rules name;
-//!   [`random`]: requests from a seed; [`plan`]: all of these in one sequence, the same in the guest and where its
-//!   answers are compared.
+//! - [`shape`]: what a sequence has to know of a function; [`step`]: what it is made of; [`case`]: the cases that the
+//!   rules name; [`random`]: requests from a seed; [`plan`]: all of these in one sequence, the same in the guest and
+//!   where its answers are compared.
 //! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
 //!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out;
 //!   [`attack`]: what a hostile guest does, and [`grants`] what it needs for that; [`flood`]: work without end.
@@ -33,3 +33,4 @@ pub mod plan;
 pub mod random;
 pub mod recorder;
 pub mod shape;
+pub mod step;

@@ -4,35 +4,8 @@ use crate::case::cases;
 use crate::op::Op;
 use crate::random::Random;
 use crate::shape::Shape;
+use crate::step::Step;
 use alloc::vec::Vec;
-use core::fmt;
-
-/// One step of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A request to the backend.
-    Op(Op),
-    /// Something that only dom0 can do.
-    Ask(Ask),
-}
-
-/// What dom0 is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Turn off the memory decode of the function at this devfn, in the device.
-    DecodeOff(u8),
-    /// Turn it on.
-    DecodeOn(u8),
-}
-
-impl fmt::Display for Ask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DecodeOff(devfn) => write!(f, "decode-off {devfn}"),
-            Self::DecodeOn(devfn) => write!(f, "decode-on {devfn}"),
-        }
-    }
-}
 
 /// What a plan is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use bulkhead_tests::lspci::{self, Comparison};
 use bulkhead_tests::sweep::compare::Proof;
-use bulkhead_tests::sweep::sequence::Phase;
+use bulkhead_tests::sweep::phase::Phase;
 use bulkhead_tests::sweep::{guest, known};
 use clap::{Parser, Subcommand};
 use std::io::Write as _;

@@ -1,6 +1,6 @@
 //! What may differ between two listings.
 
-use super::{Found, State};
+use super::difference::{Found, State};
 use crate::markdown::{list, table};
 
 /// A difference that is meant.

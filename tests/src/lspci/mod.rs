@@ -3,43 +3,16 @@
 //! Listings are taken word by word: a difference names the line and what each says there. Those of [`known`] are meant,
 //! and each of them has to show; what [`known::VARYING`] names is not compared.
 
+pub mod difference;
 pub mod known;
 
 use anyhow::{Context as _, Result, ensure};
+use difference::{Difference, Found, State};
 use known::{KNOWN, Known, VARYING};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
-
-/// When a listing was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// No driver has taken the function yet.
-    Bare,
-    /// Its driver is at work, if it has one.
-    Driven,
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bare => "bare",
-            Self::Driven => "driven",
-        })
-    }
-}
-
-/// One difference between two listings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// Which line, by [`lines`].
-    pub line: String,
-    /// What it says through xen-pciback: a word, or all of it if the two have not the same number of words.
-    pub pciback: String,
-    /// What it says through Bulkhead; empty if there is no such line.
-    pub bulkhead: String,
-}
 
 /// The words of each line of a function's listing. A line is named by what stands before its colon, a capability by its
 /// offset; one that is further in has the name of the line that it belongs to before its own.
@@ -104,21 +77,8 @@ pub fn differences(state: State, pciback: &str, bulkhead: &str) -> Vec<Differenc
     found
 }
 
-/// A difference, and where it was found.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// In the listings of which function.
-    pub function: String,
-    /// In which of them.
-    pub state: State,
-    /// What differs.
-    pub difference: Difference,
-}
-
-impl Found {
-    fn is_meant(&self) -> bool {
-        KNOWN.iter().any(|known| known.covers(self))
-    }
+fn is_meant(found: &Found) -> bool {
+    KNOWN.iter().any(|known| known.covers(found))
 }
 
 /// All differences of all functions.
@@ -167,7 +127,7 @@ impl Comparison {
 
     /// Those that are not meant.
     pub fn unexpected(&self) -> impl Iterator<Item = &Found> {
-        self.found.iter().filter(|found| !found.is_meant())
+        self.found.iter().filter(|found| !is_meant(found))
     }
 
     /// Those that are meant and do not show wherever they should.
@@ -213,7 +173,7 @@ impl fmt::Display for Comparison {
             "{} pairs of listings, {} differences, {} meant",
             self.listings,
             self.found.len(),
-            self.found.iter().filter(|found| found.is_meant()).count()
+            self.found.iter().filter(|found| is_meant(found)).count()
         )
     }
 }

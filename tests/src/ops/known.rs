@@ -1,6 +1,6 @@
 //! The differences in answers that are meant.
 
-use super::compare::Difference;
+use super::difference::Difference;
 use crate::markdown::table;
 use test_guest::case::OTHER_KIND;
 use xenbus::pciif::Command;

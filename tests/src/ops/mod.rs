@@ -6,5 +6,6 @@
 //! other than those of [`known`] are failures.
 
 pub mod compare;
+pub mod difference;
 pub mod known;
 pub mod recording;

@@ -1,72 +1,16 @@
 //! Putting two recordings side by side.
 
+use super::difference::{Difference, Seen};
 use super::known::{KNOWN, Known};
 use super::layout::{Layout, Register};
 use super::operation::{Answer, Operation, Span};
+use super::phase::Phase;
 use super::recording::{Recording, bytes};
-use super::sequence::Phase;
 use anyhow::{Context as _, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::Path;
-
-/// Where a difference shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Seen {
-    /// In what the guest reads before the first access.
-    AtTheStart,
-    /// In the value of a read.
-    Read,
-    /// In the error, or lack of one, that an access is answered with.
-    Error,
-    /// In what dom0 finds in the device's config space after the last access.
-    LeftBehind,
-}
-
-impl fmt::Display for Seen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::AtTheStart => "before the first access",
-            Self::Read => "reads",
-            Self::Error => "errors",
-            Self::LeftBehind => "left in the device",
-        })
-    }
-}
-
-/// One difference in one register.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// In which part of the proof.
-    pub phase: Phase,
-    /// Where it shows.
-    pub seen: Seen,
-    /// The register; of an access that touches several and differs in its error, the first that has a name.
-    pub register: Register,
-    /// The register's bits that differ; 0 for errors.
-    pub bits: u32,
-    /// Number and kind of the access.
-    pub access: Option<(usize, Operation)>,
-    /// What xen-pciback gave.
-    pub pciback: String,
-    /// What Bulkhead gave.
-    pub bulkhead: String,
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.access {
-            Some((index, operation)) => write!(f, "access {index}, {operation}")?,
-            None => write!(f, "{}", self.seen)?,
-        }
-        write!(
-            f,
-            ": {} by xen-pciback, {} by Bulkhead",
-            self.pciback, self.bulkhead
-        )
-    }
-}
 
 /// What one backend gave for one sequence.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use super::layout::{Layout, PMCSR, Register};
 use super::operation::Span;
-use super::sequence::Phase;
+use super::phase::Phase;
 
 /// Bits that a phase always writes as 0.
 #[derive(Debug)]

@@ -5,8 +5,8 @@
 //! forgotten. So a probe of the kernel's own tracing reads what pcifront's two functions return.
 
 use super::operation::{Answer, Operation, Span};
+use super::phase::Phase;
 use super::recording::{About, Recording, dwords};
-use super::sequence::Phase;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};

@@ -1,8 +1,8 @@
 //! The differences that are meant.
 
-use super::compare::{Difference, Seen};
+use super::difference::{Difference, Seen};
 use super::layout::{CACHE_LINE_SIZE, COMMAND, MSIX_CONTROL, PMCSR, Register};
-use super::sequence::Phase;
+use super::phase::Phase;
 use crate::markdown::{list, table};
 
 /// A difference that is meant.

@@ -8,10 +8,12 @@
 //! config space. Those are for the host tests of `drivers/`.
 
 pub mod compare;
+pub mod difference;
 pub mod exclusion;
 pub mod guest;
 pub mod known;
 pub mod layout;
 pub mod operation;
+pub mod phase;
 pub mod recording;
 pub mod sequence;

@@ -4,7 +4,8 @@
 //! its value. The accesses themselves are not kept, for phase, seed and the reference stand for them.
 
 use super::operation::{Answer, Operation};
-use super::sequence::{Phase, sequence};
+use super::phase::Phase;
+use super::sequence::sequence;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 

@@ -41,7 +41,7 @@ pub fn take(page: &impl SharedPage) -> Option<Taken> {
     }
     let mut head: Head = [0; OP_HEAD_SIZE];
     page.copy_out(OP, &mut head);
-    let request = layout::decode_head(&head);
+    let request = Request::from_head(&head);
 
     let asked = if request.command == Command::EnableMsix {
         request.value

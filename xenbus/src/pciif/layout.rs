@@ -51,17 +51,20 @@ pub(super) fn encode_head(request: &Request) -> Head {
     head
 }
 
-pub(super) fn decode_head(head: &Head) -> Request {
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    Request {
-        command: Command::from_raw(word(0)),
-        domain: word(8),
-        bus: word(12),
-        devfn: word(16),
-        offset: word(20).cast_signed(),
-        size: word(24).cast_signed(),
-        value: word(28),
-        info: word(32),
+impl Request {
+    /// The request of which these are the bytes before its MSI-X entries.
+    pub fn from_head(head: &[u8; OP_HEAD_SIZE]) -> Self {
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        Self {
+            command: Command::from_raw(word(0)),
+            domain: word(8),
+            bus: word(12),
+            devfn: word(16),
+            offset: word(20).cast_signed(),
+            size: word(24).cast_signed(),
+            value: word(28),
+            info: word(32),
+        }
     }
 }
 
@@ -126,7 +129,7 @@ mod tests {
                 0x0808
             ]
         );
-        assert_eq!(decode_head(&head), request);
+        assert_eq!(Request::from_head(&head), request);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use drivers::store;
 use drivers::stub::{Outcome, Stub};
-use test_guest::hostile_stub::HostileStub;
+use test_guest::hostile_stub::stub::HostileStub;
 use unikernel::boot::Machine;
 use xenbus::client::Client;
 

@@ -1,6 +1,8 @@
 //! All kinds of action, in an order drawn from a seed.
 
-use super::{HostileStub, machine::Misuse, nodes, store, tally::Kind};
+use super::misuse::Misuse;
+use super::stub::HostileStub;
+use super::{nodes, raw, tally::Kind};
 use crate::frontend::Failure;
 use alloc::format;
 use fastrand::Rng;
@@ -95,7 +97,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             Kind::Value => {
                 self.tally.count(Kind::Value);
                 let (path, value) = (self.random_node(), self.random_value());
-                store::write(self.client, &path, &value)?;
+                raw::write(self.client, &path, &value)?;
             }
             Kind::Removal => {
                 self.tally.count(Kind::Removal);
@@ -122,11 +124,11 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
                 ][self.random.usize(..5)];
                 let path = self.first.backend_node(&numbered.at(number));
                 let value = self.random_value();
-                store::write(self.client, &path, &value)?;
+                raw::write(self.client, &path, &value)?;
             }
             Kind::Transaction => {
                 if !self.open_transaction()? {
-                    store::forget_watches(self.client)?;
+                    raw::forget_watches(self.client)?;
                 }
             }
             Kind::Watch => {
@@ -170,7 +172,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             return self.write_state(state.as_bytes());
         }
         self.tally.count(Kind::State);
-        store::write(
+        raw::write(
             self.client,
             &self.first.backend_node(key::STATE),
             state.as_bytes(),

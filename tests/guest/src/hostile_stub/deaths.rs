@@ -1,6 +1,8 @@
 //! The ways to end, each at a bad moment. dom0 makes a new domain with the same number after each.
 
-use super::{Deed, HostileStub, LISTEN, machine::Misuse, store, tally::Kind};
+use super::misuse::{CRASH, Misuse};
+use super::stub::{Deed, HostileStub, LISTEN};
+use super::{raw, tally::Kind};
 use crate::frontend::Failure;
 use crate::op::Op;
 use core::time::Duration;
@@ -8,8 +10,7 @@ use xenbus::client::{Store, Transport};
 use xenbus::path::key;
 use xenbus::pciif::SharedPage;
 
-/// `SHUTDOWN_crash`; see `xen/include/public/sched.h` for all of them.
-pub const CRASH: u32 = 3;
+/// `SHUTDOWN_poweroff`; see `xen/include/public/sched.h` for all of them.
 const POWEROFF: u32 = 0;
 const REBOOT: u32 = 1;
 const SUSPEND: u32 = 2;
@@ -93,7 +94,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             for stem in ["vdev", "state", "root"] {
                 self.tally.count(Kind::Published);
                 let path = self.first.backend_node(&alloc::format!("{stem}-{number}"));
-                store::write(self.client, &path, b"\xff\xff")?;
+                raw::write(self.client, &path, b"\xff\xff")?;
             }
         }
         self.pause(LISTEN * 20);

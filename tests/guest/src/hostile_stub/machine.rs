@@ -1,46 +1,15 @@
 //! Attacks by hypercalls: what is dom0's, memory of others, their ports and grants.
 
-use super::{HostileStub, LISTEN, tally::Kind};
+use super::misuse::Misuse;
+use super::stub::{HostileStub, LISTEN};
+use super::tally::Kind;
 use crate::frontend::Failure;
-use crate::grants::Grants;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use drivers::platform::{ConfigSpace, DomId, GrantRef, Port};
 use xenbus::client::{Store, Transport};
 use xenbus::device::Bars;
 use xenbus::path::Numbered;
-
-/// What a domain must not do, and does all the same.
-pub trait Misuse: Grants {
-    /// Makes every hypercall that is dom0's, against domain `victim`; `tell` hears of each whether it was refused.
-    fn forbidden(&mut self, victim: DomId, tell: impl FnMut(&'static str, bool));
-    /// Maps a machine frame writable, and unmaps it; false if Xen refuses.
-    fn map_frame(&mut self, frame: u64) -> bool;
-    /// Writes a byte into a configuration page. To return from this is a fault of Xen's.
-    fn write_ecam(&mut self, frame: u64, offset: u16, value: u8);
-    /// Ends the domain for a reason of any number.
-    fn shut_down(&mut self, reason: u32) -> !;
-}
-
-#[cfg(feature = "boot")]
-impl Misuse for unikernel::platform::Xen {
-    fn forbidden(&mut self, victim: DomId, tell: impl FnMut(&'static str, bool)) {
-        unikernel::misuse::forbidden(victim, tell);
-    }
-
-    fn map_frame(&mut self, frame: u64) -> bool {
-        unikernel::misuse::map_frame(frame).is_ok()
-    }
-
-    fn write_ecam(&mut self, frame: u64, offset: u16, value: u8) {
-        // A page that cannot even be mapped was not written.
-        let _ = unikernel::misuse::write_ecam(frame, offset, value);
-    }
-
-    fn shut_down(&mut self, reason: u32) -> ! {
-        unikernel::misuse::shut_down(reason)
-    }
-}
 
 /// Domains that there may be: dom0, and those of a test.
 const DOMAINS: core::ops::Range<DomId> = 0..16;

@@ -1,7 +1,9 @@
 //! Attacks by the nodes that are ours: both ends of the second hop's states, the particulars, what is published for the
 //! guest.
 
-use super::{FLOOD, HostileStub, LISTEN, machine::Misuse, store, tally::Kind};
+use super::misuse::Misuse;
+use super::stub::{FLOOD, HostileStub, LISTEN};
+use super::{raw, tally::Kind};
 use crate::frontend::Failure;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -51,7 +53,7 @@ const HARMLESS: [&str; 3] = ["3", "4", "2"];
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
     pub(super) fn write_state(&mut self, value: &[u8]) -> Result<(), Failure> {
         self.tally.count(Kind::State);
-        store::write(self.client, &self.second.frontend_node(key::STATE), value)
+        raw::write(self.client, &self.second.frontend_node(key::STATE), value)
     }
 
     /// Puts back what we had when we were taken over, and nothing else.
@@ -82,11 +84,11 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for value in NO_TEXT {
             for key in READ {
                 self.tally.count(Kind::Value);
-                store::write(self.client, &self.second.frontend_node(key), value)?;
+                raw::write(self.client, &self.second.frontend_node(key), value)?;
             }
             for key in [key::STATE, "vdev-0", "state-0", "num_devs", "error-0", "domain"] {
                 self.tally.count(Kind::Published);
-                store::write(self.client, &self.first.backend_node(key), value)?;
+                raw::write(self.client, &self.first.backend_node(key), value)?;
             }
             self.let_look();
         }
@@ -99,11 +101,11 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
                 let value = vec![fill[0]; size];
                 for key in READ {
                     self.tally.count(Kind::Value);
-                    store::write(self.client, &self.second.frontend_node(key), &value)?;
+                    raw::write(self.client, &self.second.frontend_node(key), &value)?;
                 }
                 for key in [key::STATE, "vdev-0", "state-0", "num_devs", "root-0", "error-0"] {
                     self.tally.count(Kind::Published);
-                    store::write(self.client, &self.first.backend_node(key), &value)?;
+                    raw::write(self.client, &self.first.backend_node(key), &value)?;
                 }
                 self.let_look();
             }
@@ -151,12 +153,12 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
     pub(super) fn publish_particulars(&mut self, grant: &str, port: &str) -> Result<(), Failure> {
         self.tally.count(Kind::Particulars);
         let second = self.second;
-        store::write(
+        raw::write(
             self.client,
             &second.frontend_node(key::PCI_OP_REF),
             grant.as_bytes(),
         )?;
-        store::write(
+        raw::write(
             self.client,
             &second.frontend_node(key::EVENT_CHANNEL),
             port.as_bytes(),
@@ -205,7 +207,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
                 self.second.frontend_node("error"),
             ] {
                 self.tally.count(Kind::Value);
-                store::write(self.client, &path, value)?;
+                raw::write(self.client, &path, value)?;
             }
             self.let_look();
         }
@@ -257,7 +259,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.tally.count(Kind::Published);
         let number = self.random.usize(..PUBLISHED);
         let path = self.first.backend_node(&Numbered::VirtualDevice.at(number));
-        store::write(self.client, &path, b"\xff")?;
+        raw::write(self.client, &path, b"\xff")?;
         let op = self.random_request();
         self.tally.count(Kind::Request);
         self.hop.send(self.platform, &op.encode());

@@ -1,6 +1,8 @@
 //! Attacks by the page of the second hop.
 
-use super::{FLOOD, HostileStub, machine::Misuse, tally::Kind};
+use super::misuse::Misuse;
+use super::stub::{FLOOD, HostileStub};
+use super::tally::Kind;
 use crate::frontend::Failure;
 use crate::op::Op;
 use alloc::vec::Vec;

@@ -1,0 +1,31 @@
+//! What cases and plans are made of: requests, and what dom0 has to do in between.
+
+use crate::op::Op;
+use core::fmt;
+
+/// One step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A request to the backend.
+    Op(Op),
+    /// Something that only dom0 can do.
+    Ask(Ask),
+}
+
+/// What dom0 is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Turn off the memory decode of the function at this devfn, in the device.
+    DecodeOff(u8),
+    /// Turn it on.
+    DecodeOn(u8),
+}
+
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DecodeOff(devfn) => write!(f, "decode-off {devfn}"),
+            Self::DecodeOn(devfn) => write!(f, "decode-on {devfn}"),
+        }
+    }
+}
