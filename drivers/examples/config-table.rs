@@ -1,5 +1,5 @@
 //! Prints `docs/config-space.md`.
 
 fn main() {
-    print!("{}", drivers::pciback::config::render());
+    print!("{}", drivers::policy::config::render());
 }

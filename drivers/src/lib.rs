@@ -1,14 +1,15 @@
 //! The drivers of the stub: the PCI backend, the client of the second hop, the console.
 //!
-//! From the bottom up:
-//! - [`platform`]: what is asked of the machine; [`console`]: the log's way out.
-//! - [`pciback::config`], [`pciback::messages`], [`pciback::slots`]: the policy, pure logic over
-//!   [`pciback::hardware::Hardware`]. [`pciback::engine`] answers requests with them.
-//! - [`pciback::lifecycle`]: the first hop, where the guest's pcifront connects to the engine; [`pciback::aer`] passes
-//!   errors of devices on to it.
-//! - [`pcifront`]: the second hop, over which dom0's service does what a stub may not.
-//! - [`stub`]: all of it in one loop; [`journal`]: what it leaves to its next life.
+//! From the top to the bottom; a room uses only those below it:
+//! - [`stub`]: all of it in one loop.
+//! - [`hops`]: the [`first`](hops::first) hop, where the guest's pcifront connects, and the [`second`](hops::second),
+//!   over which dom0's service does what a stub may not.
 //! - [`inject`]: failures on demand, in the tests' image alone.
+//! - [`policy`]: what a guest may do. [`policy::engine`] answers requests with [`policy::config`], [`policy::messages`]
+//!   and [`policy::slots`].
+//! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: what is told, and how often.
+//! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`journal`]: what the stub leaves to its
+//!   next life.
 //!
 //! Nothing here reads a clock or touches memory that it does not own: time and hardware are arguments.
 #![no_std]
@@ -20,12 +21,12 @@ pub mod console;
 pub mod error;
 #[cfg(feature = "inject")]
 pub mod failure;
+pub mod hops;
 pub mod inject;
 pub mod journal;
 pub mod limiter;
 pub mod log;
-pub mod pciback;
-pub mod pcifront;
 pub mod platform;
+pub mod policy;
 pub mod store;
 pub mod stub;

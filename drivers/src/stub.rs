@@ -1,11 +1,11 @@
 //! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
 
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::hops::first::{Context, FRONTEND_TOKEN, FirstHop};
+use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
 use crate::journal::{Advice, Bytes, Journal};
 use crate::log;
-use crate::pciback::lifecycle::{Context, FRONTEND_TOKEN, FirstHop};
-use crate::pcifront::SecondHop;
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
 use alloc::boxed::Box;

@@ -4,11 +4,11 @@ mod common;
 
 use common::device::{Device, IRQ, MSI, MSIX, PCIE, PM, VPD};
 use drivers::error::{MessageKind, RequestError, SetupError};
-use drivers::pciback::config::bar::Bars;
-use drivers::pciback::config::{Access, Effect, VirtualConfig};
-use drivers::pciback::hardware::Hardware;
-use drivers::pciback::resources::Resources;
 use drivers::platform::ConfigSpace;
+use drivers::policy::config::bar::Bars;
+use drivers::policy::config::{Access, Effect, VirtualConfig};
+use drivers::policy::hardware::Hardware;
+use drivers::policy::resources::Resources;
 use xenbus::device::Quirks;
 
 /// A guest's view of a device.
@@ -1021,7 +1021,7 @@ fn the_table_in_the_documentation_is_the_one_in_the_code() {
     let text = std::fs::read_to_string(path).unwrap();
     assert_eq!(
         text,
-        drivers::pciback::config::render(),
+        drivers::policy::config::render(),
         "print it anew: cargo run -p bulkhead-drivers --example config-table > docs/config-space.md"
     );
 }

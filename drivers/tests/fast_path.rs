@@ -3,7 +3,7 @@
 mod common;
 
 use common::device::{Device, DirectDom0};
-use drivers::pciback::engine::Engine;
+use drivers::policy::engine::Engine;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::time::Duration;

@@ -5,7 +5,7 @@ mod common;
 use common::host::{Host, STUB};
 use common::service::Mood;
 use drivers::error::MessageKind;
-use drivers::pciback::list::{self, Change, Entry};
+use drivers::hops::device_list::{self, Change, Entry};
 use std::collections::BTreeMap;
 use xenbus::bdf::Bdf;
 use xenbus::client::Client;
@@ -428,7 +428,7 @@ fn a_device_that_is_taken_off_the_list_while_it_is_being_exported_is_not_publish
         entry(2, C, Change::Removed),
     ];
     let mut stub = Client::new(host.xenstored.connect(STUB));
-    let published = list::publish(&mut stub, host.first, &entries, &[]).unwrap();
+    let published = device_list::publish(&mut stub, host.first, &entries, &[]).unwrap();
     assert!(!published);
     for number in [1, 2] {
         assert_eq!(host.of(Numbered::State, number), None);

@@ -4,10 +4,10 @@ mod common;
 
 use common::device::{Device, MSI, MSIX, PM};
 use drivers::error::{MessageKind, MessageRefusal, RequestError};
-use drivers::pciback::config::{Access, VirtualConfig};
-use drivers::pciback::hardware::Hardware;
-use drivers::pciback::messages::{Messages, Mode};
 use drivers::platform::ConfigSpace;
+use drivers::policy::config::{Access, VirtualConfig};
+use drivers::policy::hardware::Hardware;
+use drivers::policy::messages::{Messages, Mode};
 use xenbus::pciif::MsixEntry;
 
 const COMMAND: u16 = 0x04;

@@ -10,9 +10,9 @@ use common::device::{Device, MSI, MSIX, PM, TABLE, VPD};
 use common::host::{GUEST, Host};
 use common::service::Mood;
 use drivers::error::{MessageKind, RequestError};
-use drivers::pciback::config::Access;
-use drivers::pciback::engine::{Engine, Reply};
 use drivers::platform::ConfigSpace;
+use drivers::policy::config::Access;
+use drivers::policy::engine::{Engine, Reply};
 use proptest::prelude::*;
 use std::time::Duration;
 use xenbus::bdf::Bdf;
@@ -175,7 +175,7 @@ proptest! {
     ) {
         let mut device = Device::e1000e();
         let resources = Device::resources("0000:00:05.0");
-        let mut config = drivers::pciback::config::VirtualConfig::new(resources, &device).unwrap();
+        let mut config = drivers::policy::config::VirtualConfig::new(resources, &device).unwrap();
         for (dword, value) in writes {
             let access = Access::new(i32::from(dword) * 4, 4).unwrap();
             let _ = config.write(&mut device, access, value, |_| {});

@@ -8,12 +8,12 @@
 //! A failure prints its seed; `WALLS_SEED=N` repeats that device, `WALLS_DEVICES=N` asks for as many.
 
 use drivers::error::{MessageKind, RequestError};
-use drivers::pciback::config::Access;
-use drivers::pciback::config::bar::Bars;
-use drivers::pciback::engine::Engine;
-use drivers::pciback::hardware::Dom0;
-use drivers::pciback::resources::Resources;
 use drivers::platform::ConfigSpace;
+use drivers::policy::config::Access;
+use drivers::policy::config::bar::Bars;
+use drivers::policy::engine::Engine;
+use drivers::policy::hardware::Dom0;
+use drivers::policy::resources::Resources;
 use fastrand::Rng;
 use std::cell::{Cell, RefCell};
 use std::io;

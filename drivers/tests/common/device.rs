@@ -1,11 +1,11 @@
 //! A PCI function in memory, and the guard that dom0's service keeps over it.
 
 use drivers::error::{MessageKind, RequestError};
-use drivers::pciback::config::Access;
-use drivers::pciback::config::bar::Bars;
-use drivers::pciback::hardware::{Dom0, Hardware};
-use drivers::pciback::resources::Resources;
 use drivers::platform::ConfigSpace;
+use drivers::policy::config::Access;
+use drivers::policy::config::bar::Bars;
+use drivers::policy::hardware::{Dom0, Hardware};
+use drivers::policy::resources::Resources;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;

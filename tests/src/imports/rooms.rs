@@ -34,7 +34,10 @@ pub const CRATES: [Crate; 8] = [
     },
     Crate {
         directory: "drivers",
-        rooms: &[],
+        rooms: &[
+            "stub", "hops", "inject", "policy", "store", "error", "limiter", "log", "console", "platform",
+            "journal", "failure",
+        ],
     },
     Crate {
         directory: "unikernel",

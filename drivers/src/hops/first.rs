@@ -21,15 +21,15 @@
 //! A refused request says nothing about the guest: the phase stays, and all is looked at again after a while.
 
 use super::aer::Relay;
-use super::engine::{Engine, Reply};
-use super::list::{self, Change, Entry};
-use super::resources::Resources;
+use super::device_list::{self, Change, Entry};
 use crate::error::{Blame, Excerpt, SetupError};
+use crate::hops::second::{PATIENCE, SecondHop};
 use crate::inject::{self, Point};
 use crate::journal::{Advice, Journal};
 use crate::log;
-use crate::pcifront::{PATIENCE, SecondHop};
 use crate::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
+use crate::policy::engine::{Engine, Reply};
+use crate::policy::resources::Resources;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
@@ -594,7 +594,7 @@ impl<P: Platform> FirstHop<P> {
         let mut tries = 0..LIST_TRIES;
         loop {
             self.withhold_all(cx);
-            let (mode, listed) = list::read(cx.client, device, cx.second, |_| true)?;
+            let (mode, listed) = device_list::read(cx.client, device, cx.second, |_| true)?;
             self.engine.begin(mode);
             let first = listed
                 .iter()
@@ -643,7 +643,7 @@ impl<P: Platform> FirstHop<P> {
         let mut tries = 0..LIST_TRIES;
         loop {
             self.withhold_all(cx);
-            let (mode, listed) = list::read(cx.client, device, cx.second, is_exported)?;
+            let (mode, listed) = device_list::read(cx.client, device, cx.second, is_exported)?;
             self.engine.begin(mode);
             let mut entries = Vec::new();
             let mut exported = Vec::new();
@@ -721,7 +721,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<Vec<Entry>, Box<SetupError>> {
-        let (_, listed) = list::read(cx.client, device, cx.second, |state| {
+        let (_, listed) = device_list::read(cx.client, device, cx.second, |state| {
             matches!(state, XenbusState::Initialising | XenbusState::Closing)
         })?;
         let mut entries = Vec::new();
@@ -757,7 +757,7 @@ impl<P: Platform> FirstHop<P> {
         exported: &[(usize, Bdf, Bdf)],
         tries: &mut impl Iterator,
     ) -> Result<bool, Box<SetupError>> {
-        if !list::publish(cx.client, device, entries, exported)? {
+        if !device_list::publish(cx.client, device, entries, exported)? {
             return match tries.next() {
                 Some(_) => Ok(false),
                 None => Err(SetupError::Store("the list of devices changes all the time".into()).into()),

@@ -11,12 +11,12 @@
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::log;
-use crate::pciback::config::Access;
-use crate::pciback::config::bar::Bars;
-use crate::pciback::engine::MAX_FUNCTIONS;
-use crate::pciback::hardware::Dom0;
-use crate::pciback::resources::Resources;
 use crate::platform::{DomId, GrantRef, Platform, Port};
+use crate::policy::config::Access;
+use crate::policy::config::bar::Bars;
+use crate::policy::engine::MAX_FUNCTIONS;
+use crate::policy::hardware::Dom0;
+use crate::policy::resources::Resources;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::string::ToString;

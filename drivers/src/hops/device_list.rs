@@ -3,11 +3,11 @@
 //! The toolstack adds a device with state Initialising and asks for one back with Closing. We answer with
 //! Initialised and the device's place on the guest's bus, or with Closed: it is not, or not any more, exported.
 
-use super::engine::MAX_FUNCTIONS;
-use super::resources::Resources;
-use super::slots::bus_of;
 use crate::error::{Blame, SetupError};
-use crate::pcifront::SecondHop;
+use crate::hops::second::SecondHop;
+use crate::policy::engine::MAX_FUNCTIONS;
+use crate::policy::resources::Resources;
+use crate::policy::slots::bus_of;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;

@@ -10,7 +10,7 @@ use core::fmt::Write;
 pub fn render() -> String {
     let mut text = String::from(
         "# Config space: what a guest reads, and what its writes do\n\n\
-         Printed from the tables in `drivers/src/pciback/config/`; a test keeps the two equal. To print it\n\
+         Printed from the tables in `drivers/src/policy/config/`; a test keeps the two equal. To print it\n\
          anew: `cargo run -p bulkhead-drivers --example config-table > docs/config-space.md`.\n\n\
          A *forwarded* write goes to the device by way of dom0's service, and only if it changes something\n\
          there. A *dropped* write succeeds, changes nothing, and is counted. A *denied* one is answered with\n\
