@@ -5,7 +5,7 @@
 //! with the reason in the xenbus error node.
 //!
 //! # Hotplug
-//! The toolstack changes the [`list`] of devices and sets our state to Reconfiguring. The guest lets go of the
+//! The toolstack changes the [list of devices](super::device_list) and sets our state to Reconfiguring. The guest lets go of the
 //! devices that are to leave and goes to Reconfiguring too; only then do we change what we export, and go to
 //! Reconfigured. The guest looks at its bus again and goes to Connected, and so do we. A device that cannot be
 //! exported is refused alone.
