@@ -23,8 +23,8 @@ use std::time::Duration;
 use toolstack::function::guard::Guard;
 use toolstack::function::{Done, Functions};
 use toolstack::host::domains::Domain;
-use toolstack::pci::config::Config;
-use toolstack::records::mode::Mode;
+use toolstack::pci::config_space::ConfigAccess;
+use toolstack::records::interrupt_mode::Mode;
 use toolstack::records::{Attachment, Device};
 use toolstack::terms::Terms;
 use toolstack::xen::xenctrl::{DomId, Hypervisor};
@@ -86,7 +86,7 @@ impl ConfigSpace for Card {
     }
 }
 
-impl Config for Card {
+impl ConfigAccess for Card {
     fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
         if usize::from(offset) + usize::from(width) > 4096 {
             return Err(io::ErrorKind::UnexpectedEof.into());

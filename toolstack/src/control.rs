@@ -1,7 +1,7 @@
 //! How the commands talk to the service: one line of JSON each way, over a socket that only root may
 //! use.
 
-use crate::handover::release::Released;
+use crate::handover::reclaim::Released;
 use crate::host::systemd::{self, UnitError};
 use crate::paths::{LOG, RUN};
 use crate::say::note;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, check, destroy, detach, hold, irq};
+use toolstack::commands::{Ended, check, destroy, detach, irq, seize};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::{Host, check_privilege};
 use toolstack::host::{launcher, recreate};
@@ -337,12 +337,12 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Seize {
             marked: true, policy, ..
-        } => hold::seize_marked(policy.as_deref()),
-        Command::Seize { devices, .. } => hold::seize(&devices),
+        } => seize::seize_marked(policy.as_deref()),
+        Command::Seize { devices, .. } => seize::seize(&devices),
         Command::Release {
             devices,
             trusted_guest,
-        } => hold::release(&devices, trusted_guest),
+        } => seize::release(&devices, trusted_guest),
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Launcher => {

@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use super::surroundings::Surroundings;
 use crate::function::interrupts::msix_entries;
 use crate::handover::idle_intx;
-use crate::handover::lines::{Sharers, line, line_is_known};
+use crate::handover::intx_lines::{Sharers, line, line_is_known};
 use crate::handover::reset::{Method, Plan};
 use crate::host::sysfs::Sysfs;
 use crate::pci::registers::register;

@@ -3,7 +3,7 @@
 use super::refusal::Refusal;
 use super::surroundings::Surroundings;
 use crate::function::interrupts::{msi_messages, msix_entries};
-use crate::handover::lines::{Sharers, dom0_sharers, line, line_is_known};
+use crate::handover::intx_lines::{Sharers, dom0_sharers, line, line_is_known};
 use crate::host::sysfs::Sysfs;
 use crate::records::claims::Claim;
 use crate::terms::{Msi, Terms};
@@ -98,7 +98,7 @@ pub fn check_lines(wanted: &[(Bdf, &Terms)], already: &[Bdf], around: &Surroundi
 mod tests {
     use super::*;
     use crate::admission::fixture::{A, B, around, bdf, config, host};
-    use crate::handover::lines::NETWORK;
+    use crate::handover::intx_lines::NETWORK;
     use crate::host::sysfs::tests::Tree;
     use crate::pci::registers::register;
     use crate::records::claims::Claims;

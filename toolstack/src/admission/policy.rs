@@ -1,6 +1,6 @@
 //! From what the command line, the policy file and Linux say to the terms of a device.
 
-use crate::host::names::{self, NameError};
+use crate::host::device_names::{self, NameError};
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::terms::{Msi, Terms};
 use bulkhead_config::name::Name;
@@ -83,12 +83,12 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
     let no_msi_below: Vec<Bdf> = choices
         .no_msi_below
         .iter()
-        .map(|name| names::resolve(name, sysfs))
+        .map(|name| device_names::resolve(name, sysfs))
         .collect::<Result<_, _>>()?;
     let mut notices = Vec::new();
     let mut file_bridges = Vec::new();
     for bridge in &policy.bridges {
-        match names::resolve(&bridge.address, sysfs) {
+        match device_names::resolve(&bridge.address, sysfs) {
             Ok(bdf) => file_bridges.push((bdf, bridge.msi)),
             Err(cause) => notices.push(NoBridge {
                 file: file.clone(),
@@ -100,12 +100,12 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
     let mut unused = no_msi_below.clone();
     let mut devices = Vec::new();
     for Wanted { name, options } in wanted {
-        let bdf = names::resolve(name, sysfs)?;
+        let bdf = device_names::resolve(name, sysfs)?;
         let above = sysfs.bridges_above(bdf)?;
         unused.retain(|bridge| !above.contains(bridge));
         // Of two entries the last counts; of two bridges the nearest.
         let entries = || {
-            let matching = |entry: &&policy::Device| names::means(&entry.name, bdf, sysfs);
+            let matching = |entry: &&policy::Device| device_names::means(&entry.name, bdf, sysfs);
             policy.devices.iter().rev().filter(matching)
         };
         let entry_of = |bridge: &Bdf| file_bridges.iter().rev().find(|(other, _)| other == bridge);
@@ -138,7 +138,7 @@ fn recorded(wanted: &[Wanted], terms: &[Terms], sysfs: &Sysfs) -> Result<Decided
         });
     }
     let named = wanted.iter().zip(terms).map(|(Wanted { name, .. }, terms)| {
-        let bdf = names::resolve(name, sysfs)?;
+        let bdf = device_names::resolve(name, sysfs)?;
         Ok((bdf, terms.clone()))
     });
     Ok(Decided {
@@ -210,7 +210,7 @@ impl Said<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::names::tests::host;
+    use crate::host::device_names::tests::host;
     use std::fs;
 
     /// The card behind a bridge.

@@ -10,11 +10,11 @@ use crate::admission::policy::Choices;
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::{self, Domain, DomainError};
-use crate::host::guest::{GuestConfig, check_stub};
+use crate::host::guest_config::{GuestConfig, check_stub};
 use crate::host::xl;
 use crate::records::Attachment;
 use crate::say::say;
-use crate::xen::xenctrl::Life;
+use crate::xen::xenctrl::DomainState;
 use anyhow::{Context, Result, ensure};
 use bulkhead_config::options::Wanted;
 use std::path::PathBuf;
@@ -164,10 +164,10 @@ fn find_stub(
     check_is_free(&stub, guest, attachments)?;
     let life = host
         .xen
-        .life(stub.domid)
+        .domain_state(stub.domid)
         .context("cannot ask Xen about the stub")?;
     ensure!(
-        life == Life::Alive,
+        life == DomainState::Alive,
         "stub {0} is dead ({life:?}): `xl destroy {0}`, and try again",
         stub.name
     );

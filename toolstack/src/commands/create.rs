@@ -1,22 +1,22 @@
 //! Domains that are created, and guests that get their first devices.
 
+use super::hand_back::{release_once, take_back_once};
 use super::prepare::Checked;
-use super::reclaim::{release_once, take_back_once};
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_PATIENCE, wait};
-use crate::handover::attach;
-use crate::handover::release::Released;
+use crate::handover::grant;
+use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, Domain};
-use crate::host::guest::GuestConfig;
+use crate::host::guest_config::GuestConfig;
 use crate::host::store::Store;
 use crate::host::xl;
 use crate::nodes::hops::{error_directory, first_hop};
 use crate::nodes::progress::{Progress, is_exported, progress};
 use crate::paths;
 use crate::records::Attachment;
-use crate::records::keepsake;
-use crate::records::mode::Mode;
+use crate::records::interrupt_mode::Mode;
+use crate::records::stub_backup;
 use crate::records::unfinished::{self, Unfinished};
 use crate::say::{note, say};
 use anyhow::{Context, Result, bail, ensure};
@@ -155,7 +155,7 @@ pub fn attach_checked(
     };
     let attached = attachment.clone();
     undo.push(move |host| undo_attach(host, &attached, stub_is_ours));
-    attach::attach(host, &attachment)?;
+    grant::attach(host, &attachment)?;
     // From here on the record has them.
     for domain in [&attachment.guest, &attachment.stub] {
         unfinished::forget(&mut host.store, &domain.uuid)?;
@@ -175,7 +175,7 @@ pub fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
     let config = listed
         .pointer("/0/config")
         .context("xl tells no configuration of it")?;
-    Ok(keepsake::keep_config(&mut host.store, stub.domid, config)?)
+    Ok(stub_backup::keep_config(&mut host.store, stub.domid, config)?)
 }
 
 pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `bulkhead destroy`: the end of a guest and its stub.
 
-use super::reclaim::{hand_back, release_once};
+use super::hand_back::{hand_back, release_once};
 use super::select::{SelectError, attachments, select};
 use super::waiting::{GUEST_PATIENCE, POLL};
 use crate::control;

@@ -1,7 +1,7 @@
 //! `bulkhead detach`: devices back from a guest that runs.
 
+use super::hand_back::{hand_back, release_once};
 use super::hotplug;
-use super::reclaim::{hand_back, release_once};
 use super::select::{attachments, select};
 use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use crate::control;

@@ -1,17 +1,17 @@
 //! Devices that come to, and leave, a guest whose connection stands.
 
+use super::hand_back::{hand_back, take_back_once};
 use super::prepare::{self, Checked};
-use super::reclaim::{hand_back, take_back_once};
 use super::undo::Undo;
 use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
 use crate::admission::policy::Choices;
 use crate::admission::{Groups, check_leaving};
 use crate::control::{self, Request};
-use crate::handover::attach;
+use crate::handover::grant;
 use crate::host::Host;
 use crate::host::domains::is_alive;
 use crate::inject::{self, Point};
-use crate::nodes::list::{self, List};
+use crate::nodes::device_list::{self, List};
 use crate::nodes::progress::{settling, stub_says};
 use crate::records::Attachment;
 use crate::say::say;
@@ -65,12 +65,12 @@ fn add(
     let grown = attachment.with(devices.clone());
     let (attachment_of_undo, bdfs) = (grown.clone(), checked.bdfs().to_vec());
     undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
-    attach::extend(host, &grown, &devices)?;
+    grant::extend(host, &grown, &devices)?;
     control::insist(&Request::Follow {
         stub: attachment.stub.domid,
     })?;
     interrupt.check()?;
-    let added = list::add(&mut host.store, &grown, &devices)?;
+    let added = device_list::add(&mut host.store, &grown, &devices)?;
     ensure!(added, busy(attachment));
     inject::point(Point::Listed);
     settle(host, &grown, patience, interrupt)?;
@@ -115,7 +115,7 @@ pub fn shrink(
 
 /// Takes devices back whose coming was interrupted somewhere.
 fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
-    list::withdraw(&mut host.store, attachment, bdfs)?;
+    device_list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
     let problems = take_back_once(host, attachment, bdfs)?.problems;
     ensure!(problems.is_empty(), "{}", problems.join("; "));
@@ -125,11 +125,11 @@ fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()
 /// Has guest and stub let go of devices.
 fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
     settle(host, attachment, GUEST_PATIENCE, interrupt)?;
-    let asked = list::ask_back(&mut host.store, attachment, bdfs)?;
+    let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
     if let Err(error) = settle(host, attachment, GUEST_PATIENCE, interrupt) {
-        let kept = list::withdraw(&mut host.store, attachment, bdfs)?;
+        let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
             "guest {0} {1}; `bulkhead destroy {0}` does not ask",
             attachment.guest.name,

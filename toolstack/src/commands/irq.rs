@@ -2,7 +2,7 @@
 
 use super::select::{attachments, of_device};
 use crate::control;
-use crate::handover::acking;
+use crate::handover::shared_intx;
 use crate::host::Host;
 use crate::say::say;
 use anyhow::{Result, ensure};
@@ -24,10 +24,10 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
         attachment.guest.name
     );
     if answer {
-        acking::start(&mut host, bdf)?;
+        shared_intx::start(&mut host, bdf)?;
         say!("dom0 answers for the line of {bdf}");
     } else {
-        acking::switch(&mut host.store, &host.sysfs, bdf, false)?;
+        shared_intx::switch(&mut host.store, &host.sysfs, bdf, false)?;
         say!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
     }
     Ok(())

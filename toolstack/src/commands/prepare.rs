@@ -1,11 +1,11 @@
 //! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
 
-use super::reclaim::stays_held;
+use super::hand_back::stays_held;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::policy::{self, Choices, Decided};
 use crate::admission::{self, Refusal, Surroundings};
-use crate::handover::originals;
+use crate::handover::config_backup;
 use crate::handover::seize::{Back, Before, give_back, make_ready, seize};
 use crate::host::Host;
 use crate::host::domains::Domain;
@@ -108,7 +108,7 @@ impl Checked {
         let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| note!("{notice}"));
         for Device { bdf, terms, .. } in &devices {
-            originals::keep(*bdf, terms, &self.around.sysfs)
+            config_backup::keep(*bdf, terms, &self.around.sysfs)
                 .with_context(|| format!("cannot keep what the registers of {bdf} hold in {}", paths::RUN))?;
         }
         Ok(devices)

@@ -8,7 +8,7 @@ use crate::admission::policy::Choices;
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError};
-use crate::host::guest::{GuestConfig, GuestRefusal, PASSTHROUGH};
+use crate::host::guest_config::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::xl;
 use crate::nodes::progress::awaits_guest;
 use crate::records::Attachment;

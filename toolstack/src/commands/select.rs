@@ -1,8 +1,8 @@
 //! Which guest, and which of its devices, the words of a command mean.
 
 use crate::host::Host;
+use crate::host::device_names::{self, NameError};
 use crate::host::domains::{self, DomainError};
-use crate::host::names::{self, NameError};
 use crate::host::store::Store;
 use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
@@ -182,7 +182,7 @@ pub fn of_device<'a>(
             let bdf = if place.steps.is_empty() {
                 place.root
             } else {
-                names::resolve(name, sysfs)?
+                device_names::resolve(name, sysfs)?
             };
             meant.retain(|(_, device)| device.bdf == bdf);
             if let Some((expected, (_, device))) = ids.zip(meant.first())
@@ -215,7 +215,7 @@ pub fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::names::tests::host;
+    use crate::host::device_names::tests::host;
     use crate::host::store::tests::{dom0, introduce};
     use crate::records::Device;
     use crate::records::tests::{attachment, device, domain};

@@ -3,15 +3,15 @@
 //! The stub has judged each request already; here it is judged again, because the stub may be the
 //! guest's by now. Reads are not answered: a stub reads configuration space by itself.
 
+use crate::function::aer::Condition;
 use crate::function::guard::{Guard, Refusal, Rule};
 use crate::function::interrupts::{Decoder, Failure, Interrupts, release_line, silence_line};
-use crate::function::recovery::Condition;
 use crate::function::snapshot::Snapshot;
 use crate::pci::capabilities::Capabilities;
-use crate::pci::config::{Config, EXTENDED_SPACE, SPACE};
+use crate::pci::config_space::{ConfigAccess, EXTENDED_SPACE, SPACE};
 use crate::pci::registers::{command, register};
 use crate::pci::restore;
-use crate::records::mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::records::{Attachment, Device};
 use crate::xen::xenctrl::{DomId, Hypervisor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ pub struct Function<C> {
     refused_besides: u64,
 }
 
-impl<C: Config> Function<C> {
+impl<C: ConfigAccess> Function<C> {
     /// Takes a device into service that is now in `mode`; `physical` is the configuration space of the physical
     /// function of a virtual one. A line that is withheld is silenced, one that is offered is allowed.
     pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
@@ -320,7 +320,7 @@ impl<C: Config> Function<C> {
 }
 
 /// True if the device does not answer. Also a virtual function has a class, unlike ids.
-fn is_silent(config: &impl Config) -> io::Result<bool> {
+fn is_silent(config: &impl ConfigAccess) -> io::Result<bool> {
     Ok(config.read(register::REVISION, 4)? == u32::MAX)
 }
 
@@ -351,7 +351,7 @@ pub struct Functions<C> {
     functions: Vec<Function<C>>,
 }
 
-impl<C: Config> Functions<C> {
+impl<C: ConfigAccess> Functions<C> {
     /// Takes the devices of an attachment into service; `open` opens their configuration spaces.
     pub fn new<E: From<io::Error>>(
         attachment: &Attachment,
@@ -479,7 +479,7 @@ impl<C: Config> Functions<C> {
 mod tests {
     use super::*;
     use crate::pci::capabilities::tests::space;
-    use crate::pci::config::tests::Model;
+    use crate::pci::config_space::tests::Model;
     use crate::records::tests::{attachment, device, virtual_function};
     use crate::terms::{Msi, Terms};
     use crate::xen::xenctrl::tests::Xen;

@@ -5,9 +5,9 @@
 //! that is refused here.
 
 use crate::pci::capabilities::Capabilities;
-use crate::pci::config::Config;
+use crate::pci::config_space::ConfigAccess;
 use crate::pci::registers::{SILENT, command, register};
-use crate::records::mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::xen::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeSet;
 use std::io;
@@ -107,7 +107,7 @@ impl Interrupts {
     /// change before Xen maps anything, the mode before the device can send a message.
     pub fn enable_msi(
         &mut self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
         mut note: impl FnMut(Note<'_>),
@@ -147,8 +147,8 @@ impl Interrupts {
     /// virtual one reads 0 (SR-IOV 1.1, section 3.4.1.3).
     pub fn enable_msix(
         &mut self,
-        config: &impl Config,
-        decoder: Decoder<'_, impl Config>,
+        config: &impl ConfigAccess,
+        decoder: Decoder<'_, impl ConfigAccess>,
         xen: &impl Hypervisor,
         guest: DomId,
         entries: &[u16],
@@ -183,7 +183,7 @@ impl Interrupts {
     /// register `control`.
     fn turn_on(
         &mut self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
         control: u16,
@@ -205,7 +205,7 @@ impl Interrupts {
     /// Every step is tried; the first failure is returned.
     pub fn disable(
         &mut self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
         mut note: impl FnMut(Note<'_>),
@@ -235,7 +235,7 @@ impl Interrupts {
     /// Returns how many pirqs were found and unmapped.
     pub fn settle(
         &mut self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
         change: Option<Change>,
@@ -263,12 +263,12 @@ impl Interrupts {
     }
 
     /// True if the device has forgotten that it is to send messages, as it does in a reset.
-    pub fn is_lost(&self, config: &impl Config) -> io::Result<bool> {
+    pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         Ok(self.mode != Mode::Line && !self.is_on(config)?)
     }
 
     /// True if the device sends messages in the way of the mode.
-    fn is_on(&self, config: &impl Config) -> io::Result<bool> {
+    fn is_on(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let (control, enable) = match self.mode {
             Mode::Line => return Ok(false),
             Mode::Msi(_) => (self.capabilities.msi.map(|at| at + MSI_CONTROL), MSI_ENABLE),
@@ -285,7 +285,7 @@ impl Interrupts {
     /// that it gives, and whatever lies there is taken.
     fn reclaim(
         &self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
         change: Change,
@@ -312,7 +312,7 @@ impl Interrupts {
 
     /// Brings the messages back that the device has lost in a reset, for the pirqs that the guest has. The device must
     /// decode memory.
-    pub fn restore(&self, config: &impl Config, xen: &impl Hypervisor) -> io::Result<()> {
+    pub fn restore(&self, config: &impl ConfigAccess, xen: &impl Hypervisor) -> io::Result<()> {
         let control = match self.mode {
             Mode::Line if self.line_offered => return Ok(()),
             Mode::Line => return silence_line(config),
@@ -334,9 +334,9 @@ impl Interrupts {
         config.write16(control, (value | on) & !off)
     }
 
-    fn msix_table<C: Config>(
+    fn msix_table<C: ConfigAccess>(
         &self,
-        config: &impl Config,
+        config: &impl ConfigAccess,
         decoder: Decoder<'_, C>,
     ) -> Result<MsixTable, Failure> {
         let capability = self
@@ -368,7 +368,7 @@ impl Interrupts {
     }
 
     /// Where the range begins that holds the MSI-X table.
-    fn msix_bar(&self, config: &impl Config) -> io::Result<u64> {
+    fn msix_bar(&self, config: &impl ConfigAccess) -> io::Result<u64> {
         let no_table = || io::Error::other("the MSI-X table lies behind a base address that is not there");
         let capability = self.capabilities.msix.ok_or_else(no_table)?;
         let table = config.read(capability + MSIX_TABLE, 4)?;
@@ -399,7 +399,7 @@ impl Interrupts {
 
 /// True if a function with its power management at `power` is in D0. In any other state it answers no memory access,
 /// although its COMMAND says that it decodes; Xen looks at that alone, and would write to its table.
-fn is_awake(config: &impl Config, power: Option<u16>) -> io::Result<bool> {
+fn is_awake(config: &impl ConfigAccess, power: Option<u16>) -> io::Result<bool> {
     match power {
         Some(power) => Ok(config.read_sound(power + PMCSR)? & POWER_STATE == 0),
         None => Ok(true),
@@ -439,7 +439,7 @@ pub fn msi_messages(config: &[u8]) -> u32 {
 }
 
 /// Turns MSI and MSI-X off in the device.
-pub fn turn_off(config: &impl Config, capabilities: &Capabilities) -> io::Result<()> {
+pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::Result<()> {
     let msi = capabilities.msi.map(|at| (at + MSI_CONTROL, MSI_ENABLE));
     let msix = capabilities.msix.map(|at| (at + MSIX_CONTROL, MSIX_ENABLE));
     for (control, enable) in msi.into_iter().chain(msix) {
@@ -452,7 +452,7 @@ pub fn turn_off(config: &impl Config, capabilities: &Capabilities) -> io::Result
 }
 
 /// Forbids the function its INTx line.
-pub fn silence_line(config: &impl Config) -> io::Result<()> {
+pub fn silence_line(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value & command::INTX_DISABLE == 0 {
         config.write16(register::COMMAND, value | command::INTX_DISABLE)?;
@@ -461,7 +461,7 @@ pub fn silence_line(config: &impl Config) -> io::Result<()> {
 }
 
 /// Allows the function its INTx line again.
-pub fn release_line(config: &impl Config) -> io::Result<()> {
+pub fn release_line(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value != SILENT && value & command::INTX_DISABLE != 0 {
         config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
@@ -473,7 +473,7 @@ pub fn release_line(config: &impl Config) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::pci::capabilities::tests::space;
-    use crate::pci::config::tests::Model;
+    use crate::pci::config_space::tests::Model;
     use crate::xen::xenctrl::tests::Xen;
 
     const GUEST: DomId = 3;

@@ -1,7 +1,7 @@
 //! What a reset takes from a function's configuration, remembered, so that it can be put back while a guest has it.
 
 use crate::pci::capabilities::Capabilities;
-use crate::pci::config::Config;
+use crate::pci::config_space::ConfigAccess;
 use crate::pci::header as layout;
 use crate::pci::registers::{SILENT, command, register};
 use crate::pci::restore::recorded;
@@ -49,7 +49,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Takes down what the function has now, and its addresses from the header that was recorded of it. Of one that does
     /// not answer, nothing but that header is known.
-    pub fn take(config: &impl Config, header: &[u8], capabilities: &Capabilities) -> io::Result<Self> {
+    pub fn take(config: &impl ConfigAccess, header: &[u8], capabilities: &Capabilities) -> io::Result<Self> {
         let mut places = HEADER.to_vec();
         let mut reporting = None;
         let command = config.read16(register::COMMAND)?;
@@ -104,7 +104,7 @@ impl Snapshot {
     }
 
     /// Takes the command register down again, if the device answers.
-    pub fn note_command(&mut self, config: &impl Config) -> io::Result<()> {
+    pub fn note_command(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
         let command = config.read16(register::COMMAND)?;
         if command != SILENT {
             self.command = command;
@@ -113,7 +113,7 @@ impl Snapshot {
     }
 
     /// Turns on that the function reports its errors; nothing where it cannot.
-    pub fn report_errors(&mut self, config: &impl Config) -> io::Result<()> {
+    pub fn report_errors(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
         let Some(express) = self.reporting else {
             return Ok(());
         };
@@ -127,7 +127,7 @@ impl Snapshot {
     }
 
     /// True if the function has lost an address, or that it answers to its addresses: it has been reset.
-    pub fn is_lost(&self, config: &impl Config) -> io::Result<bool> {
+    pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let now = config.read16(register::COMMAND)?;
         if self.command & !now & COMMAND_LOST != 0 {
             return Ok(true);
@@ -141,7 +141,7 @@ impl Snapshot {
     }
 
     /// Puts back what differs.
-    pub fn restore(&self, config: &impl Config) -> io::Result<()> {
+    pub fn restore(&self, config: &impl ConfigAccess) -> io::Result<()> {
         for &Register { offset, width, value } in self.addresses.iter().chain(&self.registers) {
             if config.read(offset, width)? != value {
                 config.write(offset, width, value)?;
@@ -158,7 +158,7 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::pci::capabilities::tests::space;
-    use crate::pci::config::tests::Model;
+    use crate::pci::config_space::tests::Model;
 
     const EXP: usize = 0xc0;
 

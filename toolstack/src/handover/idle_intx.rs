@@ -6,10 +6,10 @@
 //! register while a guest has a line that may be its own. A driver of dom0's that binds later enables INTx again
 //! (`do_pci_enable_device` in `drivers/pci/pci.c`).
 
-use crate::handover::lines;
+use crate::handover::intx_lines;
 use crate::host::store::Store;
 use crate::host::sysfs::{PCIBACK, Sysfs, SysfsError};
-use crate::pci::config::Config as _;
+use crate::pci::config_space::ConfigAccess as _;
 use crate::pci::registers::{command, register};
 use crate::records::claims::Claims;
 use crate::records::{self, Attachment, RecordError};
@@ -63,8 +63,8 @@ fn is_idle(bdf: Bdf, sysfs: &Sysfs) -> bool {
 }
 
 fn may_be_on(bdf: Bdf, gsi: u32, sysfs: &Sysfs) -> bool {
-    match lines::line(bdf, sysfs) {
-        Some(line) => line == gsi || !lines::line_is_known(bdf, sysfs),
+    match intx_lines::line(bdf, sysfs) {
+        Some(line) => line == gsi || !intx_lines::line_is_known(bdf, sysfs),
         None => false,
     }
 }

@@ -3,7 +3,7 @@
 use crate::function::interrupts::turn_off;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::pci::capabilities::Capabilities;
-use crate::pci::config::{Config, SPACE, quieten};
+use crate::pci::config_space::{ConfigAccess, SPACE, quieten};
 use crate::pci::registers::register;
 use crate::pci::restore;
 use std::fmt;
@@ -171,7 +171,7 @@ pub enum ResetError {
 }
 
 /// Wakes the function up, stops its DMA and its interrupts.
-pub fn quiesce(config: &impl Config) -> io::Result<()> {
+pub fn quiesce(config: &impl ConfigAccess) -> io::Result<()> {
     let capabilities = capabilities(config)?;
     if let Some(power) = capabilities.power {
         let state = config.read16(power + PMCSR)?;
@@ -199,7 +199,7 @@ pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<
 }
 
 /// Puts the header of a function back, and checks that it answers in D0.
-fn recover(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
+fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
     // First of all: nothing is written to a device that is not the one, or that answers all ones.
     ensure_present(config, ids, header)?;
     if let Some(power) = capabilities(config)?.power {
@@ -212,7 +212,7 @@ fn recover(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetErr
 }
 
 /// Checks that the function whose `header` was recorded is there.
-fn ensure_present(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
+fn ensure_present(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
     let recorded = |at: u16| {
         let raw = header.get(usize::from(at)..usize::from(at) + 4)?;
         raw.try_into().ok().map(u32::from_le_bytes)
@@ -231,7 +231,7 @@ fn ensure_present(config: &impl Config, ids: Ids, header: &[u8]) -> Result<(), R
     Ok(())
 }
 
-fn capabilities(config: &impl Config) -> io::Result<Capabilities> {
+fn capabilities(config: &impl ConfigAccess) -> io::Result<Capabilities> {
     Ok(Capabilities::find(&config.read_space(SPACE)?))
 }
 
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
     use crate::host::sysfs::tests::Tree;
     use crate::pci::capabilities::tests::space;
-    use crate::pci::config::tests::Model;
+    use crate::pci::config_space::tests::Model;
 
     fn bdf(text: &str) -> Bdf {
         text.parse().unwrap()

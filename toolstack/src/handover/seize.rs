@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::xl::{self, XlError};
-use crate::pci::config::quieten;
+use crate::pci::config_space::quieten;
 use crate::pci::registers::register;
 use crate::records::{self, RecordError, Taken};
 use std::io;

@@ -1,13 +1,13 @@
 //! The host that a command works on: its privileges, and handles to what it is made of.
 
+pub mod device_names;
 pub mod dmar;
 pub mod domains;
 pub mod domid_history;
-pub mod guest;
+pub mod guest_config;
 pub mod ivrs;
 pub mod launcher;
 pub mod mcfg;
-pub mod names;
 pub mod pci_ids;
 pub mod recreate;
 pub mod store;

@@ -3,7 +3,7 @@
 
 use crate::host::domid_history;
 use crate::say;
-use crate::xen::xenctrl::{self, DomId, Life, Xenctrl, XenctrlError};
+use crate::xen::xenctrl::{self, DomId, DomainState, Xenctrl, XenctrlError};
 use crate::xen::xenlight::{Xenlight, XenlightError};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ pub enum RecreateError {
     Xenctrl(#[from] XenctrlError),
     /// Xen will not tell.
     #[error("cannot ask Xen about domain {domid}")]
-    Life {
+    DomainState {
         /// The domain.
         domid: DomId,
         /// The cause.
@@ -88,7 +88,7 @@ pub enum RecreateError {
         /// The number.
         domid: DomId,
         /// What Xen says of it.
-        life: Life,
+        life: DomainState,
     },
     /// libxl refused.
     #[error(transparent)]
@@ -194,7 +194,7 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     let _lock = lock(FlockOperation::LockShared).map_err(RecreateError::Lock)?;
     let domid = order.domid;
     let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
-    if let Life::ShutDown(_) = life(&xen, domid)? {
+    if let DomainState::ShutDown(_) = domain_state(&xen, domid)? {
         // Another one may be at it: what counts is that it goes.
         let _ = xenlight.destroy(domid);
     }
@@ -203,11 +203,11 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     let mut attempts = 0;
     let mut gone = None;
     loop {
-        match life(&xen, domid)? {
-            Life::Absent => {
+        match domain_state(&xen, domid)? {
+            DomainState::Absent => {
                 gone.get_or_insert_with(Instant::now);
             }
-            life if Instant::now() >= deadline || life == Life::Alive => {
+            life if Instant::now() >= deadline || life == DomainState::Alive => {
                 return Err(RecreateError::Taken { domid, life });
             }
             _ => {
@@ -253,9 +253,9 @@ fn lock(operation: FlockOperation) -> io::Result<File> {
     Ok(file)
 }
 
-fn life(xen: &Xenctrl, domid: DomId) -> Result<Life, RecreateError> {
-    xen.life(domid)
-        .map_err(|source| RecreateError::Life { domid, source })
+fn domain_state(xen: &Xenctrl, domid: DomId) -> Result<DomainState, RecreateError> {
+    xen.domain_state(domid)
+        .map_err(|source| RecreateError::DomainState { domid, source })
 }
 
 /// The configuration with the number that the domain is to have.

@@ -1,7 +1,7 @@
 //! What Linux's sysfs says about PCI functions, and how it resets them.
 
 use crate::inject::{self, Point};
-use crate::pci::config::ConfigFile;
+use crate::pci::config_space::ConfigFile;
 use crate::pci::resources;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};

@@ -1,7 +1,7 @@
 //! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
 
 use crate::host::store::{Store, StoreError, Stream};
-use crate::records::keepsake::Published;
+use crate::records::stub_backup::Published;
 use crate::records::{self, Attachment};
 use crate::xen::xenctrl::DomId;
 use xenbus::client::{Error, Store as _, Transaction};
@@ -272,7 +272,7 @@ pub fn error_directory(stub: DomId) -> String {
 mod tests {
     use super::*;
     use crate::host::store::tests::{connect, dom0};
-    use crate::records::mode::Mode;
+    use crate::records::interrupt_mode::Mode;
     use crate::records::tests::{attachment, virtual_function};
     use xenbus::device::SlotMode;
     use xenbus::model::Xenstored;

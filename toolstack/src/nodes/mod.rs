@@ -1,5 +1,5 @@
 //! Nodes of both hops in xenstore.
 
+pub mod device_list;
 pub mod hops;
-pub mod list;
 pub mod progress;

@@ -2,8 +2,8 @@
 
 use crate::host::domains::is_alive;
 use crate::host::store::{Store, StoreError};
+use crate::nodes::device_list::List;
 use crate::nodes::hops::{error_node, guest_errors};
-use crate::nodes::list::List;
 use crate::records::Attachment;
 use crate::records::failed::Failed;
 use std::path::Path;

@@ -2,7 +2,7 @@
 
 pub mod bytes;
 pub mod capabilities;
-pub mod config;
+pub mod config_space;
 pub mod header;
 pub mod registers;
 pub mod resources;

@@ -1,12 +1,12 @@
 //! Putting the header of a configuration space back to what was recorded.
 
-use crate::pci::config::{Config, quiet};
+use crate::pci::config_space::{ConfigAccess, quiet};
 use crate::pci::header as layout;
 use crate::pci::registers::register;
 use std::io;
 
 /// Writes the recorded addresses, and a bridge's buses and windows, back where they were lost; true if any was.
-pub fn addresses(config: &impl Config, header: &[u8]) -> io::Result<bool> {
+pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> {
     let mut lost = false;
     let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
     for (offset, width) in addresses.chain(layout::windows(header).iter().copied()) {
@@ -28,7 +28,7 @@ pub fn recorded(header: &[u8], offset: u16, width: u8) -> Option<u32> {
 }
 
 /// Puts the whole header back, with DMA and INTx off: addresses, command, cache line, latency, interrupt line.
-pub fn header(config: &impl Config, header: &[u8]) -> io::Result<()> {
+pub fn header(config: &impl ConfigAccess, header: &[u8]) -> io::Result<()> {
     addresses(config, header)?;
     for offset in [register::CACHE_LINE, register::LATENCY, register::INTERRUPT_LINE] {
         if let Some(recorded) = recorded(header, offset, 1)
@@ -47,7 +47,7 @@ pub fn header(config: &impl Config, header: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::config::tests::Model;
+    use crate::pci::config_space::tests::Model;
 
     fn recorded() -> Vec<u8> {
         let mut header = vec![0; 64];

@@ -12,7 +12,7 @@ use super::paths::{
 use crate::host::domains::Domain;
 use crate::host::store::Store;
 use crate::inject::{self, Point};
-use crate::records::mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
 use crate::xen::xenctrl::DomId;

@@ -6,13 +6,13 @@ pub mod claims;
 mod error;
 pub mod failed;
 mod held;
+pub mod interrupt_mode;
 mod intx_disabled;
-pub mod keepsake;
 mod mapped;
-pub mod mode;
 mod paths;
 mod quarantine;
 mod renewal;
+pub mod stub_backup;
 pub mod unfinished;
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Below a record: the directory of the stub's [`keepsake`](mod@crate::records::keepsake).
+/// Below a record: the directory of the stub's [`keepsake`](mod@crate::records::stub_backup).
 pub const KEEPSAKE: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 pub const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
@@ -93,7 +93,7 @@ pub fn attachment(stub: DomId) -> String {
     format!("{ATTACHMENTS}/{stub}")
 }
 
-/// Where a stub's [`keepsake`](mod@crate::records::keepsake) lies: it goes with the record.
+/// Where a stub's [`keepsake`](mod@crate::records::stub_backup) lies: it goes with the record.
 pub fn keepsake(stub: DomId) -> String {
     format!("{}/{KEEPSAKE}", attachment(stub))
 }

@@ -7,7 +7,7 @@
 //! flood would keep them from being done.
 
 use crate::records::ATTACHMENTS;
-use crate::serve::pace::{Limit, Pace};
+use crate::serve::throttle::{Limit, Throttle};
 use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -112,7 +112,7 @@ pub fn concern(event: &WatchEvent) -> Concern {
 struct Entry {
     marked: bool,
     published: bool,
-    pace: Pace,
+    throttle: Throttle,
     /// Not before.
     due: Instant,
     /// When to look again if the next look fails.
@@ -148,7 +148,7 @@ impl Agenda {
         self.stubs.entry(stub).or_insert_with(|| Entry {
             marked: false,
             published: false,
-            pace: Pace::new(Limit::LOOKS, now),
+            throttle: Throttle::new(Limit::LOOKS, now),
             due: now,
             retry: RETRY,
         })
@@ -211,7 +211,7 @@ impl Agenda {
             if is_good {
                 entry.retry = RETRY;
             }
-            let wait = entry.pace.spend(1, now);
+            let wait = entry.throttle.spend(1, now);
             if !wait.is_zero() {
                 entry.due = entry.due.max(now + wait.max(took * (SHARE - 1)));
             }

@@ -240,9 +240,9 @@ fn refuse(error: Errno) -> SeccompAction {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::handover::originals;
+    use crate::handover::config_backup;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::config::Config as _;
+    use crate::pci::config_space::ConfigAccess as _;
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
     use std::io::Write;
@@ -371,8 +371,8 @@ pub(crate) mod tests {
             told("reset", sysfs.reset(bdf))?;
             told("handler", sysfs.toggle_irq_handler(bdf))?;
             told("what was kept", fs::read(&file))?;
-            originals::tests::HOME.with(|home| *home.borrow_mut() = Some(run));
-            told("forget what was kept", originals::forget(bdf))?;
+            config_backup::tests::HOME.with(|home| *home.borrow_mut() = Some(run));
+            told("forget what was kept", config_backup::forget(bdf))?;
             Ok::<_, String>((told("functions", sysfs.functions())?, sysfs.driver(bdf)))
         });
         assert_eq!(done, Ok((vec![bdf], Some("pciback".to_owned()))));

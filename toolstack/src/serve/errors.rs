@@ -6,15 +6,15 @@
 
 use super::jobs::Jobs;
 use super::link::Link;
-use crate::function::recovery::{Condition, Input, Recovery, Step, Told};
-use crate::handover::release::revoke_removed;
+use crate::function::aer::{Condition, Input, Recovery, Step, Told};
+use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
 use crate::host::launcher::{LaunchError, Order, Ticket};
 use crate::host::sysfs::Sysfs;
 use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
 use crate::records::Attachment;
-use crate::serve::ratelimit::RateLimit;
+use crate::serve::log_limit::LogLimit;
 use crate::status::DeviceErrors;
 use crate::xen::xenctrl::{DomId, Xenctrl};
 use bulkhead_config::options::AerFate;
@@ -48,7 +48,7 @@ pub struct Errors {
     stubs: BTreeMap<DomId, Recovery>,
     /// Orders that carry out a device's fate.
     fates: Vec<(Bdf, Ticket)>,
-    limit: RateLimit,
+    limit: LogLimit,
 }
 
 impl Errors {
@@ -58,7 +58,7 @@ impl Errors {
             events: Uevents::listen()?,
             stubs: BTreeMap::new(),
             fates: Vec::new(),
-            limit: RateLimit::new(Instant::now()),
+            limit: LogLimit::new(Instant::now()),
         })
     }
 
@@ -331,7 +331,7 @@ fn consequence(fate: AerFate) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handover::release::Released;
+    use crate::handover::reclaim::Released;
     use crate::host::sysfs::tests::Tree;
     use crate::serve::jobs::Outcome;
     use crate::serve::wake::Wake;

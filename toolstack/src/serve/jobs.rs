@@ -7,7 +7,7 @@
 use super::clients::Client;
 use super::wake::Wake;
 use crate::control::Request;
-use crate::handover::release::Released;
+use crate::handover::reclaim::Released;
 use crate::host::sysfs::Sysfs;
 use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;

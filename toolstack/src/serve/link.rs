@@ -1,17 +1,17 @@
 //! One stub's connection: its page, its event channel, and the thread that answers.
 
 use super::wake::Wake;
+use crate::function::aer::{Condition, Told};
 use crate::function::interrupts::Failure;
-use crate::function::recovery::{Condition, Told};
 use crate::function::{Done, Functions};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::inject::{self, Point};
-use crate::pci::config::ConfigFile;
-use crate::records::mode::{Change, Note};
+use crate::pci::config_space::ConfigFile;
+use crate::records::interrupt_mode::{Change, Note};
 use crate::records::{self, Attachment, RecordError};
-use crate::serve::pace::{Burst, Limit, Pace};
-use crate::serve::ratelimit::RateLimit;
+use crate::serve::log_limit::LogLimit;
+use crate::serve::throttle::{Burst, Limit, Throttle};
 use crate::status::{RefusedWrite, Served};
 use crate::xen::xenctrl::{DomId, Xenctrl};
 use crate::xen::xendev::{Event, EventChannel, GrantedPage};
@@ -135,19 +135,19 @@ fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, 
 /// have a new connection as often as it likes.
 pub struct Limits {
     /// Of complaints.
-    complaints: RateLimit,
+    complaints: LogLimit,
     /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
-    notes: RateLimit,
-    pace: Pace,
+    notes: LogLimit,
+    throttle: Throttle,
 }
 
 impl Limits {
     /// Nothing is used up.
     pub fn new(now: Instant) -> Self {
         Self {
-            complaints: RateLimit::new(now),
-            notes: RateLimit::new(now),
-            pace: Pace::new(Limit::REQUESTS, now),
+            complaints: LogLimit::new(now),
+            notes: LogLimit::new(now),
+            throttle: Throttle::new(Limit::REQUESTS, now),
         }
     }
 }
@@ -448,7 +448,7 @@ impl Worker {
         while self.channel.wait()? == Event::Peer {
             // An event without a request counts as one.
             let requests = self.burst(store)?.max(1);
-            let wait = lock(&self.limits).pace.spend(requests, Instant::now());
+            let wait = lock(&self.limits).throttle.spend(requests, Instant::now());
             if !wait.is_zero() {
                 // Not a sleep: who ends the link wakes this thread up, and does not wait for the stub's sake.
                 thread::park_timeout(wait);

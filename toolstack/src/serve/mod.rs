@@ -10,21 +10,21 @@
 
 mod abandoned;
 mod agenda;
+pub mod backoff;
 mod clients;
 pub mod confine;
 mod errors;
 mod jobs;
-mod life;
 mod link;
-pub mod pace;
-pub mod ratelimit;
-pub mod revival;
+pub mod log_limit;
 mod revive;
+mod stub_domain;
+pub mod throttle;
 mod unplug;
 mod wake;
 
 use crate::control::{ControlError, Listener, Reply, Request};
-use crate::handover::release::{Released, release, take_back};
+use crate::handover::reclaim::{Released, release, take_back};
 use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Launcher};
 use crate::host::store::{self, Store, StoreError};
@@ -35,11 +35,11 @@ use crate::nodes::hops::{error_node, first_hop};
 use crate::paths;
 use crate::records::assignable;
 use crate::records::failed::{self, Failed};
-use crate::records::keepsake;
+use crate::records::stub_backup;
 use crate::records::{self, ATTACHMENTS, Attachment, RecordError};
 use crate::serve::confine::{ConfineError, confine};
-use crate::serve::ratelimit::RateLimit;
-use crate::status::holdings::Holdings;
+use crate::serve::log_limit::LogLimit;
+use crate::status::process::ProcessStats;
 use crate::status::{self, Seen, Served, Status, StubStatus};
 use crate::xen::xenctrl::{DomId, Xenctrl, XenctrlError};
 use abandoned::Abandoned;
@@ -147,7 +147,7 @@ pub fn serve(supervised: bool) -> Result<(), ServeError> {
         revivals: Revivals::new(),
         abandoned: Abandoned::default(),
         agenda: Agenda::default(),
-        complaints: RateLimit::new(Instant::now()),
+        complaints: LogLimit::new(Instant::now()),
     };
     // Requests wait at the socket until they are answered.
     if let Err(error) = systemd::notify_ready() {
@@ -247,7 +247,7 @@ struct Service {
     abandoned: Abandoned,
     agenda: Agenda,
     /// Of what every look finds again.
-    complaints: RateLimit,
+    complaints: LogLimit,
 }
 
 /// Devices that are being taken back.
@@ -538,7 +538,7 @@ impl Service {
                 self.follow(&attachment)?;
                 self.look_after(&attachment)?;
                 if published {
-                    keepsake::keep_published(&mut self.host.store, first_hop(&attachment))?;
+                    stub_backup::keep_published(&mut self.host.store, first_hop(&attachment))?;
                 }
                 Ok(())
             }
@@ -564,7 +564,7 @@ impl Service {
     fn end(&mut self, attachment: Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
-            let config = keepsake::config(&mut self.host.store, stub)?;
+            let config = stub_backup::config(&mut self.host.store, stub)?;
             let kernel =
                 config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
             self.replugs.insert(stub, (attachment.clone(), kernel));
@@ -965,9 +965,9 @@ fn watches(stub: DomId) -> [(String, String); 2] {
 }
 
 /// What this process holds.
-fn holdings(status: &Status) -> Option<Holdings> {
-    match Holdings::read(Path::new("/proc/self")) {
-        Ok(holdings) => Some(Holdings {
+fn holdings(status: &Status) -> Option<ProcessStats> {
+    match ProcessStats::read(Path::new("/proc/self")) {
+        Ok(holdings) => Some(ProcessStats {
             pirqs: status.stubs.iter().map(StubStatus::messages).sum(),
             ..holdings
         }),
@@ -1027,7 +1027,7 @@ mod tests {
             while jobs.ended().is_none() {
                 thread::yield_now();
             }
-            Holdings::read(Path::new("/proc/self")).map_err(|error| format!("holdings: {error}"))?;
+            ProcessStats::read(Path::new("/proc/self")).map_err(|error| format!("holdings: {error}"))?;
             Ok::<_, String>((waited, refused.is_err()))
         });
         assert_eq!(done, Ok((1, true)));

@@ -7,7 +7,7 @@
 //! Where that cannot be had, the guest sees an orderly hot unplug ([`unplug`]). If it was only the number that could not
 //! be had, its devices come back with a stub of another number; if the stub dies again and again, they do not.
 
-use super::life::{Condition, ReviveError, condition, create, settle, settle_in};
+use super::stub_domain::{Condition, ReviveError, condition, create, settle, settle_in};
 use super::unplug;
 use crate::host::domains;
 use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
@@ -15,9 +15,9 @@ use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
 use crate::nodes::hops::first_hop;
 use crate::records::failed::Failed;
-use crate::records::keepsake;
+use crate::records::stub_backup;
 use crate::records::{Attachment, RecordError};
-use crate::serve::revival::{Decision, Lives};
+use crate::serve::backoff::{Decision, Lives};
 use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -515,9 +515,9 @@ fn equipped(found: Condition, before: bool) -> (Condition, bool) {
 /// Keeps what a dead stub has left: in its home, if it still has one, and in its page. What cannot be kept is lost, and
 /// the stub comes back all the same: the next one reads from the devices what it can.
 fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
-    let published = keepsake::keep_published(&mut host.store, first_hop(attachment));
-    let page =
-        survivor.map(|survivor| keepsake::keep_survivor(&mut host.store, attachment.stub.domid, &survivor));
+    let published = stub_backup::keep_published(&mut host.store, first_hop(attachment));
+    let page = survivor
+        .map(|survivor| stub_backup::keep_survivor(&mut host.store, attachment.stub.domid, &survivor));
     for error in [published.err(), page.and_then(Result::err)]
         .into_iter()
         .flatten()

@@ -3,15 +3,15 @@
 use super::model::{
     DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
 };
-use crate::handover::acking::LineStatus;
 use crate::handover::reset::Plan;
+use crate::handover::shared_intx::LineStatus;
 use crate::host::domains::Domain;
 use crate::host::domains::is_alive;
 use crate::host::store::{Store, StoreError};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::records::claims::Claims;
 use crate::records::failed::Failed;
-use crate::records::mode::Mode;
+use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
 use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
 
 mod collect;
-pub mod holdings;
 mod model;
+pub mod process;
 mod text;
 
 pub use collect::collect;

@@ -1,11 +1,11 @@
 //! What there is to tell, as `bulkhead status --json` prints it.
 
-use crate::handover::acking::LineStatus;
+use crate::handover::shared_intx::LineStatus;
 use crate::host::store::StoreError;
 use crate::records::RecordError;
 use crate::records::failed::Failed;
 use crate::serde_text;
-use crate::status::holdings::Holdings;
+use crate::status::process::ProcessStats;
 use crate::terms::Terms;
 use crate::xen::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ pub struct Service {
     pub running: bool,
     /// What it holds; absent if it does not run, or cannot tell.
     #[serde(default)]
-    pub holds: Option<Holdings>,
+    pub holds: Option<ProcessStats>,
 }
 
 /// One stub with its guest.
@@ -263,7 +263,7 @@ impl Served {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::records::mode::Mode;
+    use crate::records::interrupt_mode::Mode;
     use crate::records::tests::device;
     use crate::status::collect::device_status;
 

@@ -220,7 +220,7 @@ mod tests {
     use super::super::model::DeviceErrors;
     use super::super::model::tests::status;
     use super::*;
-    use crate::records::mode::Mode;
+    use crate::records::interrupt_mode::Mode;
     use crate::records::tests::virtual_function;
 
     #[test]

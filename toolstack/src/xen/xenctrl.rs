@@ -143,7 +143,7 @@ struct DomainInfo {
 
 /// What Xen says of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum DomainState {
     /// There is none with this number.
     Absent,
     /// It runs, or could.
@@ -154,7 +154,7 @@ pub enum Life {
     Dying,
 }
 
-impl Life {
+impl DomainState {
     /// By the flags `XEN_DOMINF_*` of `domctl.h`.
     fn of(flags: u32) -> Self {
         const DYING: u32 = 1 << 0;
@@ -239,7 +239,7 @@ impl Xenctrl {
     }
 
     /// Whether a domain lives.
-    pub fn life(&self, domain: DomId) -> io::Result<Life> {
+    pub fn domain_state(&self, domain: DomId) -> io::Result<DomainState> {
         let mut info = DomainInfo {
             domain: 0,
             padding: 0,
@@ -255,9 +255,9 @@ impl Xenctrl {
         })?;
         // It tells of the first one with this number or a higher one.
         Ok(if found == 1 && info.domain == domain {
-            Life::of(info.flags)
+            DomainState::of(info.flags)
         } else {
-            Life::Absent
+            DomainState::Absent
         })
     }
 
@@ -610,13 +610,13 @@ pub(crate) mod tests {
         assert_eq!(size_of::<DomainInfo>(), 4096);
         assert_eq!(size_of::<EventChannelStatus>(), 24);
         for (flags, life) in [
-            (0x0000_0020, Life::Alive),
-            (0x0000_0008, Life::Alive),
-            (0x0003_0004, Life::ShutDown(3)),
-            (0x0004_0014, Life::ShutDown(4)),
-            (0x0003_0005, Life::Dying),
+            (0x0000_0020, DomainState::Alive),
+            (0x0000_0008, DomainState::Alive),
+            (0x0003_0004, DomainState::ShutDown(3)),
+            (0x0004_0014, DomainState::ShutDown(4)),
+            (0x0003_0005, DomainState::Dying),
         ] {
-            assert_eq!(Life::of(flags), life, "{flags:x}");
+            assert_eq!(DomainState::of(flags), life, "{flags:x}");
         }
     }
 

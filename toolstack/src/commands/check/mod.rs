@@ -7,13 +7,13 @@ pub use report::{Device, Entry, Guest, Line, Report, Reset};
 use crate::admission::policy::{self, Choices};
 use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
 use crate::function::interrupts::{msi_messages, msix_entries};
-use crate::handover::lines;
-use crate::handover::lines::line_is_known;
+use crate::handover::intx_lines;
+use crate::handover::intx_lines::line_is_known;
 use crate::handover::reset::Plan;
 use crate::host::Host;
 use crate::host::dmar::{self, Dmar};
 use crate::host::domains;
-use crate::host::guest::GuestConfig;
+use crate::host::guest_config::GuestConfig;
 use crate::host::ivrs::Ivrs;
 use crate::host::pci_ids::PciIds;
 use crate::host::sysfs::{PCIBACK, Sysfs};
@@ -248,7 +248,7 @@ fn reset(plan: &Plan) -> Reset {
 }
 
 fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Result<Option<Line>, Refusal> {
-    let Some(gsi) = lines::line(bdf, &around.sysfs) else {
+    let Some(gsi) = intx_lines::line(bdf, &around.sysfs) else {
         return Ok(None);
     };
     if !line_is_known(bdf, &around.sysfs) {

@@ -7,7 +7,7 @@ use crate::function::guard::{Guard, Rule};
 use crate::host::sysfs::Sysfs;
 use crate::paths::RUN;
 use crate::pci::capabilities::Capabilities;
-use crate::pci::config::Config;
+use crate::pci::config_space::ConfigAccess;
 use crate::records::Device;
 use crate::terms::Terms;
 use std::fs;

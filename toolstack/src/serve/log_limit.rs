@@ -9,13 +9,13 @@ const REFILL: Duration = Duration::from_secs(5);
 
 /// Lets a burst of messages through, then one in a while.
 #[derive(Clone, Debug)]
-pub struct RateLimit {
+pub struct LogLimit {
     left: u32,
     refilled: Instant,
     suppressed: u64,
 }
 
-impl RateLimit {
+impl LogLimit {
     /// A fresh limit.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_one_in_a_while_which_tells_of_the_rest() {
         let start = Instant::now();
-        let mut limit = RateLimit::new(start);
+        let mut limit = LogLimit::new(start);
         let passed = (0..1000).filter(|_| limit.allow(start) == Some(0)).count();
         assert_eq!(passed, BURST as usize);
         assert_eq!(limit.allow(start + REFILL), Some(990));
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_long_silence_allows_no_more_than_a_burst() {
         let start = Instant::now();
-        let mut limit = RateLimit::new(start);
+        let mut limit = LogLimit::new(start);
         let later = start + REFILL * 100_000;
         let passed = (0..1000).filter(|_| limit.allow(later).is_some()).count();
         assert_eq!(passed, BURST as usize);

@@ -13,7 +13,7 @@ pub const SPACE: usize = 256;
 pub const EXTENDED_SPACE: usize = 4096;
 
 /// Reads and writes of naturally aligned registers, 1, 2 or 4 bytes wide.
-pub trait Config {
+pub trait ConfigAccess {
     /// Reads a register, zero-extended.
     fn read(&self, offset: u16, width: u8) -> io::Result<u32>;
     /// Writes the low `width` bytes of `value`, in one access of that width.
@@ -56,7 +56,7 @@ pub fn quiet(command: u16, bridge: bool) -> u16 {
 
 /// Forbids the function DMA and its INTx line: one that is left waiting for its driver may hold down a
 /// line that others share. Linux allows both again for the next driver.
-pub fn quieten(config: &impl Config) -> io::Result<()> {
+pub fn quieten(config: &impl ConfigAccess) -> io::Result<()> {
     let now = config.read16(register::COMMAND)?;
     if now == SILENT {
         return Ok(());
@@ -72,7 +72,7 @@ pub fn quieten(config: &impl Config) -> io::Result<()> {
 #[derive(Debug)]
 pub struct ConfigFile(pub File);
 
-impl Config for ConfigFile {
+impl ConfigAccess for ConfigFile {
     fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
         let mut bytes = [0; 4];
         let part = part(&mut bytes, width)?;
@@ -149,7 +149,7 @@ pub(crate) mod tests {
         }
     }
 
-    impl Config for Model {
+    impl ConfigAccess for Model {
         fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
             let mut value = [0; 4];
             let at = usize::from(offset);

@@ -7,7 +7,7 @@ use crate::admission::{self, Surroundings};
 use crate::control;
 use crate::handover::seize::{Back, Before, make_ready, release as give_away, seize as take};
 use crate::host::Host;
-use crate::host::names;
+use crate::host::device_names;
 use crate::host::sysfs::PCIBACK;
 use crate::host::xl;
 use crate::records::claims::Claims;
@@ -25,7 +25,7 @@ pub fn seize(devices: &[Name]) -> Result<()> {
     let mut host = Host::open()?;
     let bdfs = devices
         .iter()
-        .map(|name| names::resolve(name, &host.sysfs).map_err(anyhow::Error::from));
+        .map(|name| device_names::resolve(name, &host.sysfs).map_err(anyhow::Error::from));
     let bdfs = bdfs.collect::<Result<Vec<_>>>()?;
     seize_all(&mut host, &bdfs, Vec::new())
 }
@@ -39,10 +39,10 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
     let mut problems = Vec::new();
     for device in policy.devices.iter().filter(|device| device.seize) {
         let before = bdfs.len();
-        let meant = |&bdf: &Bdf| names::means(&device.name, bdf, &host.sysfs);
+        let meant = |&bdf: &Bdf| device_names::means(&device.name, bdf, &host.sysfs);
         bdfs.extend(functions.iter().copied().filter(meant));
         if bdfs.len() == before {
-            let why = names::resolve(&device.name, &host.sysfs).err();
+            let why = device_names::resolve(&device.name, &host.sysfs).err();
             let why = why.map_or_else(|| "it is gone again".to_owned(), |error| error.to_string());
             problems.push(format!("the policy has {} seized: {why}", device.name));
         }
@@ -97,7 +97,7 @@ pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
     let _lock = control::lock_commands()?;
     let mut problems = Vec::new();
     for name in devices {
-        let released = names::resolve(name, &host.sysfs)
+        let released = device_names::resolve(name, &host.sysfs)
             .map_err(anyhow::Error::from)
             .and_then(|bdf| release_one(&mut host, bdf, trusted));
         match released {

@@ -1,8 +1,8 @@
 //! Giving devices to a guest, with a stub as their backend.
 
-use crate::handover::acking::{self, AckError};
 use crate::handover::idle_intx::{self, IdleIntxError};
-use crate::handover::lines::dom0_sharers;
+use crate::handover::intx_lines::dom0_sharers;
+use crate::handover::shared_intx::{self, AckError};
 use crate::host::Host;
 use crate::host::store::StoreError;
 use crate::nodes::hops::Hop;
@@ -72,7 +72,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// Gives the devices of the attachment to its guest and makes both hops known. A guest that had one of them before, and
 /// may still have it mapped, is this one, or is dead or trusted.
 ///
-/// The record is written first, so whatever fails afterwards, [`crate::handover::release`] takes it all back;
+/// The record is written first, so whatever fails afterwards, [`crate::handover::reclaim`] takes it all back;
 /// the caller has that done. [`crate::handover::idle_intx`] relies on that order too: who enables INTx of a function reads the
 /// records afterwards.
 pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Result<(), AttachError> {
@@ -126,7 +126,7 @@ fn prepare_lines<X>(host: &mut Host<X>, devices: &[Device]) -> Result<(), Attach
         }
         let sharers = dom0_sharers(gsi, &[device.bdf], &host.sysfs).map_err(AttachError::Lines)?;
         if sharers.include_dom0() {
-            acking::start(host, device.bdf)?;
+            shared_intx::start(host, device.bdf)?;
         }
     }
     Ok(())

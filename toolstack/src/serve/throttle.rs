@@ -29,14 +29,14 @@ impl Limit {
 
 /// The pace at which something is done that a guest brings about.
 #[derive(Clone, Debug)]
-pub struct Pace {
+pub struct Throttle {
     limit: Limit,
     /// When the last time so far would have been at an even pace: what lies ahead of now is the part of
     /// the burst that is used up.
     due: Instant,
 }
 
-impl Pace {
+impl Throttle {
     /// A full burst is left.
     pub const fn new(limit: Limit, now: Instant) -> Self {
         Self { limit, due: now }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_burst_waits_for_nothing_and_what_follows_for_its_turn() {
         let start = Instant::now();
-        let mut pace = Pace::new(Limit::REQUESTS, start);
+        let mut pace = Throttle::new(Limit::REQUESTS, start);
         for _ in 0..BURST {
             assert_eq!(pace.spend(1, start), Duration::ZERO);
         }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn who_keeps_to_the_pace_never_waits_and_saves_up_one_burst_at_most() {
         let start = Instant::now();
-        let mut pace = Pace::new(Limit::REQUESTS, start);
+        let mut pace = Throttle::new(Limit::REQUESTS, start);
         for number in 0..10 * BURST {
             assert_eq!(pace.spend(1, start + INTERVAL * number), Duration::ZERO);
         }

@@ -55,7 +55,7 @@ const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
 
 /// What a process holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holdings {
+pub struct ProcessStats {
     /// Its number.
     pub pid: u32,
     /// Its capabilities, such as `sys_admin`.
@@ -74,7 +74,7 @@ pub struct Holdings {
     pub devices: BTreeMap<String, usize>,
 }
 
-impl Holdings {
+impl ProcessStats {
     /// Asks the kernel about a process, by its directory in `/proc`. The pirqs are Xen's, so they are not told.
     pub fn read(process: &Path) -> io::Result<Self> {
         let status = fs::read_to_string(process.join("status"))?;
@@ -120,7 +120,7 @@ impl Holdings {
 }
 
 /// For people.
-impl fmt::Display for Holdings {
+impl fmt::Display for ProcessStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let capabilities = match self.capabilities.len() {
             0 => "none".to_owned(),
@@ -171,8 +171,8 @@ mod tests {
         for (number, target) in targets.iter().enumerate() {
             symlink(target, files.join(number.to_string())).unwrap();
         }
-        let holdings = Holdings::read(process.path()).unwrap();
-        let expected = Holdings {
+        let holdings = ProcessStats::read(process.path()).unwrap();
+        let expected = ProcessStats {
             pid: 77,
             capabilities: vec!["sys_admin".into()],
             no_new_privileges: true,
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn this_process_can_be_asked_about() {
-        let holdings = Holdings::read(Path::new("/proc/self")).unwrap();
+        let holdings = ProcessStats::read(Path::new("/proc/self")).unwrap();
         assert_eq!(holdings.pid, std::process::id());
     }
 }

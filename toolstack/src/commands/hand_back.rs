@@ -1,7 +1,7 @@
 //! Devices that come back from a guest: by the service, or by this process where there is none.
 
 use crate::control::{self, Asked, Reply, Request};
-use crate::handover::release::{Released, release, take_back};
+use crate::handover::reclaim::{Released, release, take_back};
 use crate::handover::seize::{Back, give_back};
 use crate::host::Host;
 use crate::host::domains::Domain;

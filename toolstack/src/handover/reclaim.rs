@@ -4,20 +4,20 @@
 //! Every step is tried, because a device that is left half quiesced is the worst outcome. A device with which any
 //! step failed goes into quarantine, and to nobody.
 
-use crate::handover::acking;
-use crate::handover::attach::permit;
+use crate::handover::config_backup;
+use crate::handover::grant::permit;
 use crate::handover::idle_intx;
-use crate::handover::originals;
 use crate::handover::reset::{self, quiesce};
 use crate::handover::seize::{SeizeError, make_ready};
+use crate::handover::shared_intx;
 use crate::host::Host;
 use crate::host::domains::{self, is_alive};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::inject::{self, Point};
+use crate::nodes::device_list;
 use crate::nodes::hops::{error_directory, first_hop};
-use crate::nodes::list;
 use crate::pci::resources::resources;
-use crate::records::mode::Mode;
+use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
 use crate::xen::xenctrl::{DomId, Hypervisor};
 use rustix::io::Errno;
@@ -96,7 +96,7 @@ pub fn take_back<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment, bdf
     let leaving = |device: &Device| bdfs.contains(&device.bdf);
     take_devices(host, attachment, &leaving, &mut released);
     let kept = attachment.without(bdfs);
-    let struck = list::strike(&mut host.store, &kept);
+    let struck = device_list::strike(&mut host.store, &kept);
     released.note(
         format_args!("cannot take the devices off the lists in xenstore"),
         struck,
@@ -254,7 +254,7 @@ fn take_held<X: Hypervisor>(
         revoke_ranges(&host.xen, guest, device, taken);
     }
     revoke_page(&host.xen, share.stub, device, taken);
-    let stopped = acking::stop(host, bdf);
+    let stopped = shared_intx::stop(host, bdf);
     taken.note(
         format_args!("{bdf}: dom0 still answers for its line, and will not give it back"),
         stopped,
@@ -282,12 +282,12 @@ fn take_lost<X: Hypervisor>(
         revoke_ranges(&host.xen, guest, device, taken);
     }
     revoke_page(&host.xen, share.stub, device, taken);
-    let forgotten = acking::forget(&mut host.store, bdf);
+    let forgotten = shared_intx::forget(&mut host.store, bdf);
     taken.note(
         format_args!("{bdf}: cannot forget that dom0 answered for its line"),
         forgotten,
     );
-    let forgotten = originals::forget(bdf);
+    let forgotten = config_backup::forget(bdf);
     taken.note(format_args!("{bdf}: cannot forget its registers"), forgotten);
     if let Some(guest) = share.guest.filter(|_| *holder != Holder::Gone) {
         deassign(&host.xen, guest, bdf, taken);
@@ -415,7 +415,7 @@ fn unless(harmless: &[Errno], taken: io::Result<()>) -> io::Result<()> {
 fn reset(sysfs: &Sysfs, device: &Device, released: &mut Released) -> Result<String, String> {
     let bdf = device.bdf;
     let method = reset::reset(sysfs, bdf, device.ids, &device.header).map_err(|error| error.to_string())?;
-    let put_back = originals::put_back(device, sysfs);
+    let put_back = config_backup::put_back(device, sysfs);
     released.note(
         format_args!("{bdf}: cannot put back the registers that the guest could write by its terms"),
         put_back,
@@ -799,11 +799,11 @@ mod tests {
         for lost in [false, true] {
             let mut fixture = Fixture::new();
             let home = fixture.tree.directory.path().join("kept");
-            originals::tests::HOME.with(|directory| *directory.borrow_mut() = Some(home.clone()));
+            config_backup::tests::HOME.with(|directory| *directory.borrow_mut() = Some(home.clone()));
             let device = &mut fixture.attachment.devices[0];
             device.terms.permissive = true;
             let bdf = device.bdf;
-            originals::keep(bdf, &device.terms, &fixture.host.sysfs).unwrap();
+            config_backup::keep(bdf, &device.terms, &fixture.host.sysfs).unwrap();
             let mut config = fixture.config();
             config[0x80] = 0x5a;
             fixture.tree.add(BDF, &[("config", &config)]);

@@ -7,8 +7,8 @@ use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
 use crate::nodes::hops::{Hop, first_hop};
 use crate::records::Attachment;
-use crate::records::keepsake;
-use crate::xen::xenctrl::{Hypervisor as _, Life};
+use crate::records::stub_backup;
+use crate::xen::xenctrl::{DomainState, Hypervisor as _};
 use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
@@ -73,31 +73,31 @@ pub enum Condition {
 /// Looks at a stub's domain.
 pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
     let stub = &attachment.stub;
-    let life = host.xen.life(stub.domid).unwrap_or_else(|error| {
+    let life = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
         log::error!("cannot ask Xen about stub {}: {error}", stub.name);
-        Life::Alive
+        DomainState::Alive
     });
     judge(&mut host.store, life, attachment)
 }
 
-fn judge(store: &mut Store, life: Life, attachment: &Attachment) -> Result<Condition, StoreError> {
+fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Result<Condition, StoreError> {
     let stub = &attachment.stub;
     if !is_alive(store, stub)? {
         return Ok(Condition::Dead("was destroyed"));
     }
     match life {
-        Life::ShutDown(reason) => {
+        DomainState::ShutDown(reason) => {
             return Ok(why_shut_down(reason).map_or(Condition::Off, Condition::Dead));
         }
-        Life::Dying | Life::Absent => return Ok(Condition::Dying),
-        Life::Alive => {}
+        DomainState::Dying | DomainState::Absent => return Ok(Condition::Dying),
+        DomainState::Alive => {}
     }
     let state = first_hop(attachment).backend_node(key::STATE);
     let home = xenbus::path::home(stub.domid);
     let naked = store.read_optional(&state)?.is_none()
         // Without a home it is being destroyed.
         && store.read_optional(&home)?.is_some()
-        && !keepsake::published(store, stub.domid)?.is_empty();
+        && !stub_backup::published(store, stub.domid)?.is_empty();
     Ok(if naked { Condition::Naked } else { Condition::Alive })
 }
 
@@ -115,10 +115,12 @@ fn why_shut_down(reason: u8) -> Option<&'static str> {
 /// Has the domain created anew.
 pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, ReviveError> {
     let domid = attachment.stub.domid;
-    if matches!(host.xen.life(domid), Ok(Life::Alive)) && !is_alive(&mut host.store, &attachment.stub)? {
+    if matches!(host.xen.domain_state(domid), Ok(DomainState::Alive))
+        && !is_alive(&mut host.store, &attachment.stub)?
+    {
         return Err(ReviveError::Taken);
     }
-    let config = keepsake::config(&mut host.store, domid)?.ok_or(ReviveError::NoConfig)?;
+    let config = stub_backup::config(&mut host.store, domid)?.ok_or(ReviveError::NoConfig)?;
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
     };
@@ -142,11 +144,11 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
         let allowed = host.xen.allow_frames(stub, device.ecam, 1, true);
         allowed.map_err(|source| ReviveError::Page { bdf, source })?;
     }
-    let published = keepsake::published(&mut host.store, stub)?;
+    let published = stub_backup::published(&mut host.store, stub)?;
     // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
     // it, whoever looks knows that not all is done.
     Hop::second(attachment).write(&mut host.store)?;
-    if let Some(survivor) = keepsake::survivor(&mut host.store, stub)? {
+    if let Some(survivor) = stub_backup::survivor(&mut host.store, stub)? {
         let node = Second::second_hop(stub).backend_node(key::SURVIVOR);
         host.store.write(&node, &survivor)?;
     }
@@ -171,17 +173,17 @@ mod tests {
         introduce(&daemon, 4, "web-bulkhead");
         let mut store = dom0(&daemon);
         for (life, condition) in [
-            (Life::ShutDown(0), Condition::Off),
-            (Life::ShutDown(1), Condition::Off),
-            (Life::ShutDown(2), Condition::Dead("shut itself down")),
-            (Life::ShutDown(3), Condition::Dead("crashed")),
+            (DomainState::ShutDown(0), Condition::Off),
+            (DomainState::ShutDown(1), Condition::Off),
+            (DomainState::ShutDown(2), Condition::Dead("shut itself down")),
+            (DomainState::ShutDown(3), Condition::Dead("crashed")),
             (
-                Life::ShutDown(4),
+                DomainState::ShutDown(4),
                 Condition::Dead("hung, and Xen's watchdog ended it"),
             ),
-            (Life::Dying, Condition::Dying),
-            (Life::Absent, Condition::Dying),
-            (Life::Alive, Condition::Alive),
+            (DomainState::Dying, Condition::Dying),
+            (DomainState::Absent, Condition::Dying),
+            (DomainState::Alive, Condition::Alive),
         ] {
             assert_eq!(
                 judge(&mut store, life, &attachment()).unwrap(),
@@ -190,7 +192,7 @@ mod tests {
             );
         }
         daemon.release(4);
-        for life in [Life::Alive, Life::Absent] {
+        for life in [DomainState::Alive, DomainState::Absent] {
             let dead = judge(&mut store, life, &attachment()).unwrap();
             assert_eq!(dead, Condition::Dead("was destroyed"));
         }
@@ -204,14 +206,14 @@ mod tests {
         let mut store = dom0(&daemon);
         let attachment = attachment();
         attachment.write(&mut store).unwrap();
-        let look = |daemon: &Xenstored| judge(&mut dom0(daemon), Life::Alive, &attachment).unwrap();
+        let look = |daemon: &Xenstored| judge(&mut dom0(daemon), DomainState::Alive, &attachment).unwrap();
         assert_eq!(
             look(&daemon),
             Condition::Alive,
             "its first hop is not written yet"
         );
         Hop::first(&attachment).write(&mut store).unwrap();
-        keepsake::keep_published(&mut store, first_hop(&attachment)).unwrap();
+        stub_backup::keep_published(&mut store, first_hop(&attachment)).unwrap();
         assert_eq!(look(&daemon), Condition::Alive);
         // Bytes that mean nothing are a state all the same.
         let state = first_hop(&attachment).backend_node(key::STATE);
