@@ -35,132 +35,132 @@ struct Cli {
 }
 
 /// Not a doc comment of the argument: brackets are links there.
-const DEVICE_HELP: &str = "A device to give it, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, and on what terms: \
+const DEVICE_HELP: &str = "A device for the guest, such as 0000:03:00.0 or 8086:10d3@0000:00:1c.0/00.0, with its terms: \
     NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]. May be repeated";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Create a guest that has devices: take them from dom0, create its stub, connect all.
+    /// Create a guest with devices: take the devices from dom0, create guest and stub, and connect them.
     Run {
-        /// The guest's xl configuration file.
+        /// xl configuration file of the guest.
         #[arg(required_unless_present = "devices")]
         config: Option<String>,
         #[arg(long = "device", value_name = "NAME", required = true, num_args = 1.., help = DEVICE_HELP)]
         devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,
-        /// How the guest addresses them: vpci is one bus of its own, passthrough the addresses that they have in dom0.
+        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps their addresses of dom0.
         #[arg(long, value_name = "MODE", default_value_t)]
         slots: SlotMode,
-        /// The stub's image.
+        /// Image of the stub.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
-        /// How long the guest may take to boot and connect. One that is slower keeps its devices; the exit code is 3 then.
+        /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
     },
-    /// Give devices to a guest that exists. One that runs sees them come.
+    /// Give devices to a guest that exists. A running guest sees a hotplug.
     Attach {
         /// The guest, by name or number.
         #[arg(required_unless_present = "devices")]
         guest: Option<String>,
-        /// A device to give it, and on what terms, as for `run`. May be repeated.
+        /// A device for the guest, with its terms, as for `run`. May be repeated.
         #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
         devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,
-        /// How the guest addresses them, as for `run` [default: as those that it has; vpci for the first ones].
+        /// Addresses of the devices in the guest, as for `run` [default: as for the devices that it has; vpci for the first].
         #[arg(long, value_name = "MODE")]
         slots: Option<SlotMode>,
-        /// The stub of a guest that has no devices yet, by name or number: a domain created from stubdom.cfg [default:
-        /// GUEST-bulkhead, created if it is not there].
+        /// Stub for a guest without devices, by name or number: a domain created from stubdom.cfg [default:
+        /// GUEST-bulkhead, which is created if there is none].
         #[arg(long, value_name = "DOMAIN")]
         stub: Option<String>,
-        /// The stub's image: of one that is created, and of one that is there.
+        /// Image of the stub, whether the stub is created or exists.
         #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
         kernel: PathBuf,
-        /// How long a guest that runs may take to have them.
+        /// Time limit for a running guest to take the devices.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
     },
-    /// Take devices of a running guest back: it lets go, they are reset. With the last one its stub ends.
+    /// Take devices back from a running guest: it lets go, then the devices are reset. The stub ends with the last device.
     Detach {
         /// The guest, by name or number, or some of its devices.
         #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
         who: Vec<String>,
-        /// Trust the guest to leave alone what it may still have mapped, and give the devices back to dom0's drivers.
-        /// Without this they stay held, for that guest alone, until it has ended.
+        /// Give the devices back to dom0's drivers at once, and trust the guest not to use memory of the devices that it may
+        /// still have mapped. Without this option the devices stay held for that guest until it has ended.
         #[arg(long)]
         trusted_guest: bool,
     },
-    /// End a guest and its stub, reset its devices and give them back to dom0.
+    /// Destroy a guest and its stub, reset its devices, and give the devices back to dom0.
     Destroy {
         /// The guest, by name or number, or one of its devices.
         #[arg(value_name = "GUEST|DEVICE")]
         who: String,
     },
-    /// Tell all about devices before a guest gets them, and whether it could. Changes nothing; succeeds if all are fit.
+    /// Report whether devices can be passed through, without changing anything. The exit code is 0 if all can.
     Check {
-        /// A device, and on what terms, as for `run`.
+        /// A device, with its terms, as for `run`.
         #[arg(value_name = "NAME", required = true, num_args = 1..)]
         devices: Vec<String>,
-        /// The guest that they are meant for, by name or number.
+        /// The guest that the devices are for, by name or number.
         #[arg(long, value_name = "GUEST")]
         guest: Option<String>,
-        /// How the guest's devices are to be addressed: vpci or passthrough.
+        /// Addresses of the devices in the guest: vpci or passthrough.
         #[arg(long, value_name = "MODE", default_value_t = SlotMode::Vpci)]
         slots: SlotMode,
         #[command(flatten)]
         terms: TermsArgs,
-        /// For programs.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Take devices from dom0's drivers and hold them for guests to come, reset and out of everyone's reach.
+    /// Take devices from dom0's drivers, reset them, and hold them for guests that start later.
     Seize {
         /// A device.
         #[arg(value_name = "NAME", required_unless_present = "marked", num_args = 1..)]
         devices: Vec<Name>,
-        /// Those that the policy file marks with `seize = true`.
+        /// Take the devices that the policy file marks with `seize = true`.
         #[arg(long, conflicts_with = "devices")]
         marked: bool,
-        /// The policy file [default: /etc/bulkhead/policy.toml].
+        /// Policy file [default: /etc/bulkhead/policy.toml].
         #[arg(long, value_name = "FILE", requires = "marked")]
         policy: Option<PathBuf>,
     },
-    /// Give devices that are held for guests back to dom0's drivers; also those in quarantine, if a reset revives them.
+    /// Give held devices back to dom0's drivers. A device in quarantine is reset first, and stays there if that fails.
     Release {
         /// A device.
         #[arg(value_name = "NAME", required = true, num_args = 1..)]
         devices: Vec<Name>,
-        /// Trust the guest that had the devices, and runs, to leave alone what it may still have mapped.
+        /// Trust the running guest that had the devices not to use memory of them that it may still have mapped.
         #[arg(long)]
         trusted_guest: bool,
     },
-    /// Switch whether dom0 answers for a guest's device on a line that dom0's drivers use too; `status` shows it.
+    /// Switch dom0's acknowledgement of a shared INTx line on or off, for a guest's device. `status` shows the state.
     Irq {
         /// The device.
         #[arg(value_name = "NAME")]
         device: Name,
-        /// Without an answer dom0's kernel takes the line for broken after 100,000 interrupts, and turns it off.
+        /// `off` lets dom0's kernel disable the line after 100,000 interrupts that no driver of dom0 claims.
         #[arg(value_name = "on|off")]
         ack: Switch,
     },
     /// Show stubs, guests, devices, interrupt modes and counters.
     Status {
-        /// For programs.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Run other programs for the service, which starts this.
+    /// Run other programs for the service. The service starts this.
     #[command(hide = true)]
     Launcher,
-    /// Create a stub anew by the order on standard input; the service does that.
+    /// Create a stub again, as standard input says. The service starts this.
     #[command(hide = true)]
     Recreate,
-    /// Answer the stubs. `run` and `attach` start this if it does not run: the unit of systemd, or in the background.
+    /// Run the dom0 service. `run` and `attach` start it if it does not run: as a systemd unit, or in the background.
     Serve {
-        /// Wait while another one runs, instead of failing: for a supervisor, which would start it again and again.
+        /// Wait for the end of another service instead of failing. For supervisors, which would restart this one in a loop.
         #[arg(long)]
         supervised: bool,
     },
@@ -169,13 +169,13 @@ enum Command {
 /// On what terms a guest gets devices.
 #[derive(Args)]
 struct TermsArgs {
-    /// The policy file [default: /etc/bulkhead/policy.toml, which need not be there].
+    /// Policy file [default: /etc/bulkhead/policy.toml, if it exists].
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Without MSI and MSI-X for all these devices, but those with msi=1.
+    /// No MSI and MSI-X for any of the devices, except those with msi=1.
     #[arg(long)]
     no_msi: bool,
-    /// Without MSI and MSI-X for those of these devices that are below a bridge, but those with msi=1. May be repeated.
+    /// No MSI and MSI-X for devices below this bridge, except those with msi=1. May be repeated.
     #[arg(long, value_name = "BRIDGE")]
     no_msi_below: Vec<Name>,
     /// The terms on which a guest had the devices, one for each: nothing else is asked. The service says that when it
@@ -482,5 +482,21 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// To take in a change that was reviewed: run this test with INSTA_UPDATE=always.
+    #[test]
+    fn every_help_text_is_as_it_was_reviewed() {
+        let mut cli = Cli::command().term_width(100);
+        cli.build();
+        insta::assert_snapshot!("bulkhead", cli.render_long_help());
+        // `help` is clap's own.
+        for command in cli
+            .get_subcommands_mut()
+            .filter(|command| command.get_name() != "help")
+        {
+            let name = command.get_name().to_owned();
+            insta::assert_snapshot!(name, command.render_long_help());
+        }
     }
 }
