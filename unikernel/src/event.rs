@@ -178,10 +178,10 @@ struct Status {
 
 const _: () = assert!(size_of::<Status>() == 24);
 
-/// Closes what an earlier life has left open: all ports but those that the toolstack has made.
-pub fn close_all_but(kept: &[Port]) {
-    for port in 1..PORT_LIMIT {
-        let mut argument = Status {
+impl Status {
+    /// Of one of our ports; `None` if Xen knows no such port.
+    fn of(port: Port) -> Option<Self> {
+        let mut argument = Self {
             domain: DOMID_SELF,
             port,
             status: 0,
@@ -189,14 +189,26 @@ pub fn close_all_but(kept: &[Port]) {
             particulars: [0; 2],
         };
         // SAFETY: the structure of EVTCHNOP_status, which touches no other memory of ours.
-        if unsafe { operate(xen_sys::EVTCHNOP_status, &mut argument) }.is_err() {
-            // Xen knows no port from here on.
-            return;
-        }
-        if argument.status != xen_sys::EVTCHNSTAT_closed && !kept.contains(&port) {
-            close(port);
+        unsafe { operate(xen_sys::EVTCHNOP_status, &mut argument) }.ok()?;
+        Some(argument)
+    }
+}
+
+/// Closes what an earlier life has left open: all ports but those that the toolstack has made.
+pub fn close_all_but(kept: &[Port]) {
+    // Xen knows no port beyond the first one that it does not know.
+    for status in (1..PORT_LIMIT).map_while(Status::of) {
+        if status.status != xen_sys::EVTCHNSTAT_closed && !kept.contains(&status.port) {
+            close(status.port);
         }
     }
+}
+
+/// The domain and the port that a port of ours is connected to, if it is.
+pub fn other_end(port: Port) -> Option<(DomId, Port)> {
+    let status = Status::of(port)?;
+    let [domain, remote] = status.particulars;
+    (status.status == xen_sys::EVTCHNSTAT_interdomain).then_some((domain as DomId, remote))
 }
 
 /// Blocks until one of `ports` is pending, or the clock reaches `until`. May end early.

@@ -131,6 +131,7 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
             devices,
             nodes,
             random: Rng::with_seed(1),
+            other_ends: Vec::new(),
             tally: Tally::default(),
         };
         stub.check_answers()?;

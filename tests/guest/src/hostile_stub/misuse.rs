@@ -1,7 +1,7 @@
 //! What the hostile stub needs of a machine beyond what the drivers ask of it.
 
 use crate::grants::Grants;
-use drivers::platform::DomId;
+use drivers::platform::{DomId, Port};
 
 /// `SHUTDOWN_crash` (`xen/include/public/sched.h`).
 pub const CRASH: u32 = 3;
@@ -10,6 +10,8 @@ pub const CRASH: u32 = 3;
 pub trait Misuse: Grants {
     /// Makes every hypercall that is dom0's, against domain `victim`; `tell` hears of each whether it was refused.
     fn forbidden(&mut self, victim: DomId, tell: impl FnMut(&'static str, bool));
+    /// The domain and the port that a port of ours is connected to, if it is.
+    fn other_end(&mut self, port: Port) -> Option<(DomId, Port)>;
     /// Maps a machine frame writable, and unmaps it; false if Xen refuses.
     fn map_frame(&mut self, frame: u64) -> bool;
     /// Writes a byte into a configuration page. To return from this is a fault of Xen's.
@@ -22,6 +24,10 @@ pub trait Misuse: Grants {
 impl Misuse for unikernel::platform::Xen {
     fn forbidden(&mut self, victim: DomId, tell: impl FnMut(&'static str, bool)) {
         unikernel::misuse::forbidden(victim, tell);
+    }
+
+    fn other_end(&mut self, port: Port) -> Option<(DomId, Port)> {
+        unikernel::event::other_end(port)
     }
 
     fn map_frame(&mut self, frame: u64) -> bool {

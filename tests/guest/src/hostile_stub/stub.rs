@@ -6,7 +6,7 @@ use crate::frontend::{Failure, Frontend};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
-use drivers::platform::DomId;
+use drivers::platform::{DomId, Port};
 use fastrand::Rng;
 use xenbus::bdf::Bdf;
 use xenbus::client::Client;
@@ -39,6 +39,8 @@ pub struct HostileStub<'a, P: Misuse, T> {
     pub(super) devices: Vec<Function>,
     /// The nodes that we had when we were taken over, with their values.
     pub(super) nodes: Vec<(String, String)>,
+    /// What ports of ours were connected to before we closed them.
+    pub(super) other_ends: Vec<(DomId, Port)>,
     pub(super) random: Rng,
     pub(super) tally: Tally,
 }
