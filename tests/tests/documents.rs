@@ -1,10 +1,10 @@
-//! What docs/architecture.md and docs/glossary.md name is there.
+//! What the documents for developers name is there.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 2] = ["docs/architecture.md", "docs/glossary.md"];
+const DOCUMENTS: [&str; 3] = ["docs/architecture.md", "docs/glossary.md", "docs/development.md"];
 const CRATES: [&str; 6] = ["config", "drivers", "images", "toolstack", "unikernel", "xenbus"];
 
 fn root() -> PathBuf {
@@ -55,9 +55,9 @@ fn every_file_that_is_named_exists() {
 #[test]
 fn every_function_that_is_named_exists() {
     let sources = all_sources();
+    let mut named = 0;
     let is_name = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     for document in DOCUMENTS {
-        let mut named = 0;
         for span in spans(document) {
             let Some((owner, name)) = span.rsplit_once("::") else {
                 continue;
@@ -77,6 +77,6 @@ fn every_function_that_is_named_exists() {
             });
             assert!(owned, "{document}: {span}");
         }
-        assert!(named > 0, "{document}");
     }
+    assert!(named > 50, "{named}");
 }
