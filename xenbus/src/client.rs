@@ -28,6 +28,7 @@ pub use error::{Cause, Error};
 pub use events::{QUEUED_EVENTS_MAX, WatchEvent};
 
 use crate::permission::Permission;
+use crate::state::XenbusState;
 use crate::wire::{self, ErrorName, Header, Kind, Violation};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -112,6 +113,12 @@ pub trait Store {
     /// The value of a node, as it is.
     fn read_bytes(&mut self, path: &str) -> Result<Vec<u8>, Error<Self::TransportError>> {
         self.submit(Request::on_node(Kind::Read, path, b"")?)
+    }
+
+    /// The xenbus state in a node; [`XenbusState::Unknown`] if there is no such node, or it holds no state.
+    fn read_state(&mut self, path: &str) -> Result<XenbusState, Error<Self::TransportError>> {
+        let text = self.read_optional(path)?;
+        Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
     }
 
     /// The value of a node, or `None` if it does not exist.

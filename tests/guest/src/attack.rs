@@ -173,8 +173,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
 
     fn backend_state(client: &mut Client<T>) -> Result<XenbusState, Failure> {
         let backend: String = client.read(&node(key::BACKEND))?;
-        let state = client.read_optional(&[&backend, "/", key::STATE].concat())?;
-        Ok(state.as_deref().map_or(XenbusState::Unknown, XenbusState::parse))
+        Ok(client.read_state(&[&backend, "/", key::STATE].concat())?)
     }
 
     /// Until the offer in our nodes is turned down: the backend ends the connection, or dom0 has us begin anew, as it

@@ -124,14 +124,16 @@ impl<P: Platform> Frontend<P> {
         })?;
         client.write(&node(key::STATE), XenbusState::Initialised.as_str())?;
         let state = [&backend, "/", key::STATE].concat();
-        wait_for(platform, CONNECT_LIMIT, "the backend to connect", || {
-            let state = client.read_optional(&state)?;
-            match state.as_deref().map_or(XenbusState::Unknown, XenbusState::parse) {
+        wait_for(
+            platform,
+            CONNECT_LIMIT,
+            "the backend to connect",
+            || match client.read_state(&state)? {
                 XenbusState::Connected => Ok(Some(())),
                 state @ (XenbusState::Closing | XenbusState::Closed) => Err(Failure::Refused(state)),
                 _ => Ok(None),
-            }
-        })?;
+            },
+        )?;
         client.write(&node(key::STATE), XenbusState::Connected.as_str())?;
         Ok(Self { page, grant, port })
     }

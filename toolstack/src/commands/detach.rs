@@ -58,8 +58,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
         }
-        let state = host.store.read_optional(&hop.frontend_node(key::STATE))?;
-        Ok(match XenbusState::parse(state.as_deref().unwrap_or_default()) {
+        Ok(match host.store.read_state(&hop.frontend_node(key::STATE))? {
             // A guest that has never looked has nothing to let go of.
             XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown => Progress::Connected,
             state => Progress::Waiting(format!(

@@ -71,20 +71,17 @@ impl List {
         let count = length(store, hop)?.unwrap_or(0);
         let mut entries = Vec::new();
         for number in 0..count {
-            let mut node = |key: Numbered| store.read_optional(&hop.backend_node(&key.at(number)));
+            let node = |key: Numbered| hop.backend_node(&key.at(number));
+            let device = store.read_optional(&node(Numbered::Device))?;
             entries.push(Entry {
-                bdf: node(Numbered::Device)?.and_then(|bdf| bdf.parse().ok()),
-                state: XenbusState::parse(&node(Numbered::State)?.unwrap_or_default()),
-                error: node(Numbered::Error)?,
+                bdf: device.and_then(|bdf| bdf.parse().ok()),
+                state: store.read_state(&node(Numbered::State))?,
+                error: store.read_optional(&node(Numbered::Error))?,
             });
         }
-        let mut state = |path: String| {
-            let text = store.read_optional(&path)?;
-            Ok(XenbusState::parse(&text.unwrap_or_default()))
-        };
         Ok(Self {
-            backend: state(hop.backend_node(key::STATE))?,
-            guest: state(hop.frontend_node(key::STATE))?,
+            backend: store.read_state(&hop.backend_node(key::STATE))?,
+            guest: store.read_state(&hop.frontend_node(key::STATE))?,
             entries,
         })
     }

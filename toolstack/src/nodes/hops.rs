@@ -182,7 +182,7 @@ pub fn waiting_port<S: xenbus::client::Store>(
     attachment: &Attachment,
 ) -> Result<Option<u32>, Error<S::TransportError>> {
     let hop = first_hop(attachment);
-    if state_of(store, &hop.frontend_node(key::STATE))? != XenbusState::Initialised {
+    if store.read_state(&hop.frontend_node(key::STATE))? != XenbusState::Initialised {
         return Ok(None);
     }
     let port = store.read_optional(&hop.frontend_node(key::EVENT_CHANNEL))?;
@@ -191,7 +191,7 @@ pub fn waiting_port<S: xenbus::client::Store>(
 
 /// True if a guest says that its connection stands.
 pub fn is_connected(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
-    let state = state_of(store, &first_hop(attachment).frontend_node(key::STATE))?;
+    let state = store.read_state(&first_hop(attachment).frontend_node(key::STATE))?;
     Ok(state == XenbusState::Connected)
 }
 
@@ -210,14 +210,6 @@ pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Resu
         store.write(&state, XenbusState::Initialising.as_str())?;
         Ok(true)
     })
-}
-
-fn state_of<S: xenbus::client::Store>(
-    store: &mut S,
-    path: &str,
-) -> Result<XenbusState, Error<S::TransportError>> {
-    let state = store.read_optional(path)?;
-    Ok(state.map_or(XenbusState::Unknown, |state| XenbusState::parse(&state)))
 }
 
 /// The first hop of an attachment.

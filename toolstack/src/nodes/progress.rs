@@ -43,10 +43,7 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
         return Ok(ended);
     }
     let (first, second) = (Hop::first_hop(stub, guest), Hop::second_hop(stub));
-    let mut state = |path: String| {
-        let text = store.read_optional(&path)?;
-        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
-    };
+    let mut state = |path: String| store.read_state(&path);
     let states = States {
         service: state(second.backend_node(key::STATE))?,
         stub: state(second.frontend_node(key::STATE))?,
@@ -201,9 +198,8 @@ fn judge_change(backend: XenbusState, pcifront: XenbusState, guest: &str, stub: 
 /// True if the stub has done its part, and only the guest is waited for.
 pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let backend = Hop::first_hop(attachment.stub.domid, attachment.guest.domid).backend_node(key::STATE);
-    let state = store.read_optional(&backend)?.unwrap_or_default();
     Ok(matches!(
-        XenbusState::parse(&state),
+        store.read_state(&backend)?,
         XenbusState::Initialised | XenbusState::Connected
     ))
 }
@@ -212,10 +208,7 @@ pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, S
 /// not finished with them.
 pub fn awaits_guest(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let hop = Hop::first_hop(attachment.stub.domid, attachment.guest.domid);
-    let mut state = |path: String| {
-        let text = store.read_optional(&path)?;
-        Ok(XenbusState::parse(text.as_deref().unwrap_or_default()))
-    };
+    let mut state = |path: String| store.read_state(&path);
     let (backend, guest) = (
         state(hop.backend_node(key::STATE))?,
         state(hop.frontend_node(key::STATE))?,

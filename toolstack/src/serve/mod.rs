@@ -610,8 +610,8 @@ impl Service {
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
         let stub = attachment.stub.domid;
         let hop = Hop::second_hop(stub);
-        let own = self.state(&hop.backend_node(key::STATE))?;
-        let theirs = self.state(&hop.frontend_node(key::STATE))?;
+        let own = self.host.store.read_state(&hop.backend_node(key::STATE))?;
+        let theirs = self.host.store.read_state(&hop.frontend_node(key::STATE))?;
         match (own, theirs) {
             (Initialising, Initialising) => Ok(self.set_state(hop, InitWait)?),
             // State 4 without a link: an earlier service served this stub.
@@ -757,11 +757,6 @@ impl Service {
     /// Whether something may be logged that this stub brings about as often as it likes.
     fn may_tell(&mut self, stub: DomId) -> bool {
         link::may_tell(&self.limits(stub))
-    }
-
-    fn state(&mut self, path: &str) -> Result<XenbusState, StoreError> {
-        let text = self.host.store.read_optional(path)?;
-        Ok(text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)))
     }
 
     fn set_state(&mut self, hop: Hop, state: XenbusState) -> Result<(), StoreError> {

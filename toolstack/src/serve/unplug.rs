@@ -30,9 +30,9 @@ pub fn begin(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
 
 /// True once the guest has let go, or if it has never looked.
 pub fn is_over(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
-    let state = store.read_optional(&first_hop(attachment).frontend_node(key::STATE))?;
+    let state = store.read_state(&first_hop(attachment).frontend_node(key::STATE))?;
     Ok(matches!(
-        XenbusState::parse(state.as_deref().unwrap_or_default()),
+        state,
         XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown
     ))
 }

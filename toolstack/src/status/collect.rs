@@ -17,7 +17,6 @@ use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
-use xenbus::state::XenbusState;
 
 /// Finds out the status from the records; `seen` holds what the service has seen, by stub.
 pub fn collect(
@@ -113,8 +112,7 @@ fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
 
 fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<DomainStatus, StoreError> {
     let state = if is_alive(store, domain)? {
-        let state = store.read_optional(state)?.unwrap_or_default();
-        format!("{:?}", XenbusState::parse(&state)).to_lowercase()
+        format!("{:?}", store.read_state(state)?).to_lowercase()
     } else {
         GONE.to_owned()
     };

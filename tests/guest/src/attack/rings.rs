@@ -84,8 +84,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
             NOTICE,
             "the backend to refuse a second device",
             || {
-                let state = self.client.read(&state)?;
-                Ok((XenbusState::parse(&state) == XenbusState::Closing).then_some(()))
+                let is_closing = self.client.read_state(&state)? == XenbusState::Closing;
+                Ok(is_closing.then_some(()))
             },
         )?;
         self.is_not_served(&mut second)?;
