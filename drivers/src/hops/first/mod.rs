@@ -8,6 +8,7 @@
 //! - [`connection`]: the [`FirstHop`], which follows the xenbus states of both ends.
 //! - [`requests`]: the guest's requests; [`exports`]: the devices that it has; [`guests`]: which guest is served;
 //!   [`anew`]: when a frontend starts anew.
+//! - [`ledger`]: what outlives a request.
 //! - [`phase`]: how far the connection is; [`channel`]: the page and the port.
 //! - [`nodes`]: what the backend writes of itself; [`context`]: what every step works with.
 //!
@@ -33,6 +34,7 @@ mod connection;
 mod context;
 mod exports;
 mod guests;
+mod ledger;
 mod nodes;
 mod phase;
 mod requests;

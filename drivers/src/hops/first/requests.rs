@@ -1,6 +1,7 @@
 //! Requests of the guest, off the ring that it shares with us.
 
 use super::channel::Channel;
+use super::ledger::Ledger;
 use crate::hops::aer::Relay;
 use crate::hops::second::{PATIENCE, SecondHop};
 use crate::inject::{self, Point};
@@ -8,7 +9,6 @@ use crate::journal::Advice;
 use crate::platform::Platform;
 use crate::policy::engine::{Engine, Reply};
 use xenbus::counters::Counter;
-use xenbus::pciif::Command;
 use xenbus::pciif::backend::{self, Delivery, Success};
 
 /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
@@ -30,31 +30,19 @@ pub fn serve<P: Platform>(
         return false;
     };
     let now = platform.now();
-    let (op, request) = (*taken.head(), *taken.request());
-    platform.set_under_way(Some(&op));
-    let journal = platform.journal();
-    let advice = journal.advise(&op, now);
-    second.begin(&op, journal.strikes(&op));
-    if advice != Advice::Refuse {
-        inject::point(platform, Point::Taken(request.command));
-    }
-    if advice == Advice::ServeAgain {
-        engine.unsettle(&request);
-    }
-    let reply = if advice == Advice::Refuse {
+    let request = *taken.request();
+    let ledger = Ledger::open(*taken.head(), now, platform, second);
+    let reply = if ledger.advice == Advice::Refuse {
         engine.refuse(&request, now)
     } else {
+        inject::point(platform, Point::Taken(request.command));
+        if ledger.advice == Advice::ServeAgain {
+            engine.unsettle(&request);
+        }
         let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
-    if request.command == Command::ConfWrite
-        && let Some((place, shadow)) = engine.shadow(&request)
-        && platform.recall(place) != Some(shadow)
-    {
-        // Before the guest is told: what it has been told holds in every later life.
-        platform.remember(place, Some(shadow));
-        second.leave(engine.shadows(), journal.poisoned());
-    }
+    ledger.keep(&request, engine, platform, second);
     inject::point(platform, Point::Done(request.command));
     let answer = match &reply {
         Ok(Reply::Value(value)) => Ok(Success::Value(*value)),
@@ -65,11 +53,6 @@ pub fn serve<P: Platform>(
         Delivery::Delivered => platform.notify(channel.port),
         Delivery::Late => engine.count(Counter::LateAnswers),
     }
-    platform.set_under_way(None);
-    second.end();
-    if platform.journal().is_waiting() {
-        platform.note(|journal| journal.answered(&op, now));
-    }
-    second.publish(engine.counters());
+    ledger.close(engine, platform, second);
     true
 }
