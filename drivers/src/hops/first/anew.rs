@@ -1,0 +1,144 @@
+//! A frontend that starts anew: how it is told from the one in service, how long it may take, and how often it may.
+
+use super::channel::{self, RingParams};
+use super::context::Context;
+use super::nodes::set_state;
+use super::phase::Phase;
+use crate::error::SetupError;
+use crate::log;
+use crate::platform::Platform;
+use alloc::boxed::Box;
+use core::time::Duration;
+use xenbus::client::Transport;
+use xenbus::path::Device;
+use xenbus::state::XenbusState;
+
+/// How long a frontend whose page or port cannot be had may take to publish others: it may be about to start anew.
+const TRIAL: Duration = Duration::from_secs(5);
+/// The first pause between two looks at it; each next one is twice as long.
+const TRIAL_PAUSE: Duration = Duration::from_millis(10);
+/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests, and the log a line
+/// for each device.
+const REST: Duration = Duration::from_millis(250);
+/// The pause of one that starts anew without end: it doubles up to this.
+const REST_MAX: Duration = Duration::from_secs(4);
+
+/// True if the frontend is not the one of the connection that is, or was, in service. `last` is its state when all was
+/// last in line with it.
+pub fn starts_anew<P: Platform, T: Transport>(
+    phase: &mut Phase<P::Page>,
+    last: XenbusState,
+    cx: &mut Context<'_, P, T>,
+    device: Device,
+    own: XenbusState,
+    frontend: XenbusState,
+) -> Result<bool, Box<SetupError>> {
+    use XenbusState::*;
+    Ok(match phase {
+        Phase::Ended { .. } => match frontend {
+            Initialising => last != Initialising,
+            Initialised => last != Initialised && own != Closing,
+            _ => false,
+        },
+        Phase::Connected(channel) if frontend == Initialising => {
+            if !channel.anew {
+                set_state(cx.client, device, InitWait)?;
+                channel.anew = true;
+            }
+            false
+        }
+        Phase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
+        Phase::Idle | Phase::Exported { .. } => match (own, frontend) {
+            // What an earlier life had in service.
+            (Connected | Reconfiguring | Reconfigured, Initialising) => true,
+            // It was at Reconfiguring then.
+            (Reconfigured, Initialised) => true,
+            (Connected | Reconfiguring, Initialised) => {
+                match (
+                    channel::remembered(cx.platform),
+                    RingParams::read(cx.client, device),
+                ) {
+                    (_, Err(error)) if error.is_of_store() => return Err(error),
+                    (Some(known), Ok(params)) => params.word() != known,
+                    _ => false,
+                }
+            }
+            // It has closed, or could not be served: one more try.
+            (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, Phase::Idle),
+            _ => false,
+        },
+    })
+}
+
+/// The time given to a frontend whose page or port cannot be had.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// When it fails.
+    end: Duration,
+    /// When it is looked at again.
+    next: Duration,
+    pause: Duration,
+}
+
+impl Trial {
+    /// Begins or continues a trial because of `error`. Returns when to look at the frontend again.
+    ///
+    /// # Errors
+    /// `error`, if its time is up, or if no new start of the frontend would make it good.
+    pub fn extend(
+        trial: &mut Option<Self>,
+        now: Duration,
+        error: Box<SetupError>,
+    ) -> Result<Duration, Box<SetupError>> {
+        let passes = matches!(
+            *error,
+            SetupError::MissingNode { .. } | SetupError::MapGrant { .. } | SetupError::BindPort { .. }
+        );
+        if !passes {
+            return Err(error);
+        }
+        let trial = trial.get_or_insert_with(|| {
+            log::debug!("{error}; waiting for the frontend");
+            Self {
+                end: now.saturating_add(TRIAL),
+                next: now,
+                pause: TRIAL_PAUSE,
+            }
+        });
+        if now >= trial.end {
+            return Err(error);
+        }
+        if now >= trial.next {
+            trial.next = now.saturating_add(trial.pause).min(trial.end);
+            trial.pause *= 2;
+        }
+        Ok(trial.next)
+    }
+}
+
+/// The pause between two new starts of the frontend.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    /// When the next new start may be followed.
+    pub end: Duration,
+    /// The pause before that.
+    pause: Duration,
+}
+
+impl Rest {
+    /// The first new start is followed at once.
+    pub const NONE: Self = Self {
+        end: Duration::ZERO,
+        pause: REST,
+    };
+
+    /// Begins the pause after a new start.
+    pub fn begin(&mut self, now: Duration) {
+        let calm = now.saturating_sub(self.end) > REST_MAX;
+        self.pause = match calm {
+            true => REST,
+            false => (self.pause * 2).min(REST_MAX),
+        };
+        self.end = now.saturating_add(self.pause);
+    }
+}

@@ -1,0 +1,438 @@
+//! The connection to the guest: it follows the xenbus states of both ends.
+
+use super::anew::{Rest, Trial, starts_anew};
+use super::channel::{self, Channel, RingParams};
+use super::context::Context;
+use super::exports::Exports;
+use super::guests::Guests;
+use super::nodes::{self, set_state};
+use super::phase::Phase;
+use super::requests;
+use crate::error::SetupError;
+use crate::hops::aer::Relay;
+use crate::hops::second::SecondHop;
+use crate::inject::{self, Point};
+use crate::journal::Journal;
+use crate::log;
+use crate::platform::{DomId, Platform, Port};
+use crate::policy::engine::Engine;
+use crate::store;
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::time::Duration;
+use xenbus::client::{Client, Transport};
+use xenbus::path::{Device, key};
+use xenbus::state::XenbusState;
+
+/// Token of the watch on the guest's state.
+pub const FRONTEND_TOKEN: &str = "frontend";
+
+/// The connection to the guest.
+#[derive(Debug)]
+pub struct FirstHop<P: Platform> {
+    stub: DomId,
+    /// The guest that this stub serves, once something is exported to it.
+    guest: Option<DomId>,
+    phase: Phase<P::Page>,
+    exports: Exports<P::Ecam>,
+    errors: Relay,
+    /// The node watched under [`FRONTEND_TOKEN`].
+    watched: Option<String>,
+    /// Said already that a guest waits for dom0's service.
+    said_waiting: bool,
+    /// The frontend's state when all was last in line with it.
+    last: XenbusState,
+    trial: Option<Trial>,
+    rest: Rest,
+    /// When to look again, if nothing happens before.
+    due: Option<Duration>,
+}
+
+impl<P: Platform> FirstHop<P> {
+    /// The hop of the stub with domain number `stub`; nothing is exported yet.
+    pub fn new(stub: DomId) -> Self {
+        Self {
+            stub,
+            guest: None,
+            phase: Phase::Idle,
+            exports: Exports::new(),
+            errors: Relay::default(),
+            watched: None,
+            said_waiting: false,
+            last: XenbusState::Unknown,
+            trial: None,
+            rest: Rest::NONE,
+            due: None,
+        }
+    }
+
+    /// The engine, for its counters and its log.
+    pub fn engine(&mut self) -> &mut Engine<P::Ecam> {
+        &mut self.exports.engine
+    }
+
+    /// The port over which the guest asks, while it is connected.
+    pub fn port(&self) -> Option<Port> {
+        self.phase.channel().map(|channel| channel.port)
+    }
+
+    /// True if nothing is exported, and never was.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.said_waiting
+    }
+
+    /// When [`Self::reconcile`] is to be called again, if nothing happens before.
+    pub fn due(&self) -> Option<Duration> {
+        self.due
+    }
+
+    /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
+    /// accesses, and log lines only within a limit. True if there was one.
+    pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) -> bool {
+        match self.phase.channel() {
+            Some(channel) => {
+                requests::serve(channel, &mut self.exports.engine, &self.errors, platform, second)
+            }
+            None => false,
+        }
+    }
+
+    /// Passes errors of devices on to the guest, and its verdicts back. The events of both hops must have been taken
+    /// before: what is here to be passed on is seen in the pages alone.
+    pub fn relay_errors(&mut self, platform: &mut P, second: &SecondHop<P::Page>) {
+        let guest = self.phase.channel();
+        let engine = &self.exports.engine;
+        let news = self.errors.pass(
+            second.channel().map(|(page, _)| page),
+            guest.map(|channel| &channel.page),
+            |bdf| engine.place(bdf),
+        );
+        if let (Some((notice, function)), Some(channel)) = (news.guest, guest) {
+            log::info!("{function}: the guest is told of an error (notice {notice})");
+            platform.notify(channel.port);
+        }
+        if let (true, Some((_, port))) = (news.service, second.channel()) {
+            platform.notify(port);
+        }
+    }
+
+    /// True if the frontend's nodes call for more than a look at them. A guest can have us look as often as it likes.
+    ///
+    /// # Errors
+    /// If xenstore fails us.
+    pub fn is_changed<T: Transport>(&mut self, client: &mut Client<T>) -> Result<bool, Box<SetupError>> {
+        let (Phase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
+            return Ok(true);
+        };
+        let device = Device::first_hop(self.stub, guest);
+        let frontend = store::state(client, &device.frontend_node(key::STATE))?;
+        Ok(frontend != self.last || channel.is_replaced(client, device, frontend)?)
+    }
+
+    /// Follows the states of both ends.
+    ///
+    /// # Errors
+    /// If xenstore fails us: nothing is given up then, and a later call goes on. Every other failure ends the
+    /// connection, and is told in the error node.
+    pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
+        let cx = &mut cx;
+        self.due = None;
+        let Some(guest) = self.find_guest(cx)? else {
+            return self.forget(cx);
+        };
+        let device = Device::first_hop(self.stub, guest);
+        let mut own = store::state(cx.client, &device.backend_node(key::STATE))?;
+        if own == XenbusState::Unknown {
+            return self.forget(cx);
+        }
+        // What is left to be told is no concern of a connection that the toolstack has started anew meanwhile.
+        if own != XenbusState::Initialising && self.tell_failure(cx, device)? {
+            own = XenbusState::Closing;
+        }
+        let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
+
+        if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
+            log::info!("guest {guest}: the toolstack starts the connection anew");
+            self.release(cx);
+            self.phase = Phase::Idle;
+        } else if starts_anew(&mut self.phase, self.last, cx, device, own, frontend)? {
+            if cx.platform.now() < self.rest.end {
+                self.due = Some(self.rest.end);
+                return Ok(());
+            }
+            self.rest.begin(cx.platform.now());
+            log::info!("guest {guest}: its frontend starts anew");
+            own = XenbusState::InitWait;
+            // First of all, for the frontend takes the state of before for the answer.
+            set_state(cx.client, device, own)?;
+            self.guest = Some(guest);
+            self.release(cx);
+            self.phase = Phase::Idle;
+        }
+        match self.advance(cx, device, own, frontend) {
+            Err(error) if error.is_of_store() => return Err(error),
+            Err(error) => self.fail(cx, device, error)?,
+            Ok(()) => {}
+        }
+        self.follow_down(cx, device, own, frontend)?;
+        self.last = frontend;
+        Ok(())
+    }
+
+    /// The steps up: export, then connect, then follow changes of the list.
+    fn advance<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+        frontend: XenbusState,
+    ) -> Result<(), Box<SetupError>> {
+        use XenbusState::*;
+        if matches!(self.phase, Phase::Idle) {
+            self.guest = Some(device.frontend());
+            self.watch_frontend(cx, device)?;
+            match own {
+                Initialising | InitWait => self.export(cx, device, own)?,
+                // The connection of an earlier life of this stub.
+                Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
+                _ => self.phase = Phase::ENDED,
+            }
+        }
+        if let Phase::Exported { seen } = &mut self.phase {
+            *seen |= frontend != Unknown;
+            if !matches!(frontend, Initialised | Connected | Reconfiguring) {
+                self.trial = None;
+            } else if let Err(error) = self.connect(cx, device, own) {
+                self.due = Some(Trial::extend(&mut self.trial, cx.platform.now(), error)?);
+            }
+        }
+        if let Phase::Connected(channel) = &self.phase {
+            match (own, frontend) {
+                (InitWait | Initialised, Initialised | Connected | Reconfiguring) if !channel.anew => {
+                    set_state(cx.client, device, Connected)?;
+                }
+                // Also when the toolstack has thought better of it: the guest waits for an answer.
+                (Connected | Reconfiguring, Reconfiguring) => {
+                    self.exports.reconfigure(cx, device)?;
+                    set_state(cx.client, device, Reconfigured)?;
+                }
+                (Reconfigured, Connected) => set_state(cx.client, device, Connected)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps down: the guest closes, or has gone.
+    fn follow_down<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+        frontend: XenbusState,
+    ) -> Result<(), Box<SetupError>> {
+        use XenbusState::*;
+        let gone = match self.phase {
+            Phase::Exported { seen } => seen && frontend == Unknown,
+            Phase::Connected(_) => frontend == Unknown,
+            Phase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
+            Phase::Idle => false,
+        };
+        let exported = self.phase.is_exported();
+        let next = match frontend {
+            _ if gone => Closed,
+            Closing if exported || !matches!(own, Closing | Closed) => Closing,
+            Closed if exported => Closed,
+            _ => return Ok(()),
+        };
+        if exported {
+            let how = if gone { "has gone" } else { "disconnects" };
+            log::info!("guest {} {how}", device.frontend());
+            self.release(cx);
+            self.phase = Phase::ENDED;
+        }
+        set_state(cx.client, device, next)
+    }
+
+    /// The one guest of this stub, if its nodes are there. Every other one is refused.
+    fn find_guest<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+    ) -> Result<Option<DomId>, Box<SetupError>> {
+        let guests = Guests::read(cx.client, self.stub)?;
+        if guests.is_empty() {
+            return Ok(None);
+        }
+        if let Some(guest) = self.guest
+            && !guests.has(guest)
+        {
+            // Gone, and another one is here: its removal and the next attach came as one change.
+            self.forget(cx)?;
+        }
+        let served = match self.guest {
+            Some(guest) => guest,
+            None if cx.second.is_up() => match cx.second.guest(cx.client) {
+                Ok(guest) => guest,
+                Err(error) if error.is_of_store() => return Err(error),
+                Err(error) => {
+                    log::error!("{error}");
+                    return Ok(None);
+                }
+            },
+            None => {
+                if !self.said_waiting {
+                    log::info!("a guest is assigned; waiting for dom0's service");
+                    self.said_waiting = true;
+                }
+                return Ok(None);
+            }
+        };
+        guests.refuse_others(cx, self.stub, served, &mut self.due)
+    }
+
+    /// Gives up the guest, because our nodes are not there, or not any more.
+    fn forget<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), Box<SetupError>> {
+        if let Some(guest) = self.guest.take() {
+            log::info!("guest {guest}: its connection was removed");
+        }
+        self.release(cx);
+        self.phase = Phase::Idle;
+        self.last = XenbusState::Unknown;
+        self.unwatch_frontend(cx)
+    }
+
+    /// Exports the devices to a new guest, or to a frontend that starts anew.
+    fn export<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+    ) -> Result<(), Box<SetupError>> {
+        if own == XenbusState::Initialising {
+            cx.platform.note(Journal::forget_requests);
+            set_state(cx.client, device, XenbusState::InitWait)?;
+        } else if !cx.platform.journal().has_inherited() {
+            let left = cx.second.left_behind(cx.client)?;
+            let now = cx.platform.now();
+            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
+        }
+        channel::forget(cx.platform);
+        log::info!("guest {}: backend in InitWait: ready", device.frontend());
+        self.exports.export(cx, device)?;
+        set_state(cx.client, device, XenbusState::Initialised)?;
+        self.phase = Phase::Exported { seen: false };
+        Ok(())
+    }
+
+    /// Takes up the connection of an earlier life of this stub, or of a stub before it.
+    fn take_up<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
+        let left = if cx.platform.journal().has_inherited() {
+            None
+        } else {
+            cx.second.left_behind(cx.client)?
+        };
+        self.exports.take_up(cx, device, left.as_ref())?;
+        if !cx.platform.journal().has_inherited() {
+            let now = cx.platform.now();
+            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
+        }
+        self.phase = Phase::Exported { seen: false };
+        Ok(())
+    }
+
+    /// Takes up the guest's page and port.
+    fn connect<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        own: XenbusState,
+    ) -> Result<(), Box<SetupError>> {
+        inject::point(cx.platform, Point::Connect);
+        let guest = device.frontend();
+        let params = RingParams::read(cx.client, device)?;
+        channel::check_version(cx.client, device)?;
+        let channel = Channel::open(cx.platform, guest, params)?;
+        let port = channel.port;
+        self.trial = None;
+        self.phase = Phase::Connected(channel);
+        // What an earlier life was at goes on from where it is.
+        if !matches!(
+            own,
+            XenbusState::Connected | XenbusState::Reconfiguring | XenbusState::Reconfigured
+        ) {
+            set_state(cx.client, device, XenbusState::Connected)?;
+        }
+        // An earlier life may have answered a request and not told of it any more.
+        cx.platform.notify(port);
+        log::info!("guest {guest} connected");
+        Ok(())
+    }
+
+    /// Ends the connection because of `error`, and says why.
+    fn fail<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        error: Box<SetupError>,
+    ) -> Result<(), Box<SetupError>> {
+        log::error!("guest {}: {error}", device.frontend());
+        self.release(cx);
+        self.phase = Phase::Ended { failure: Some(error) };
+        self.tell_failure(cx, device)?;
+        Ok(())
+    }
+
+    /// Says why the connection has ended, if that is still to be told; true if it was.
+    fn tell_failure<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<bool, Box<SetupError>> {
+        if let Phase::Ended { failure } = &mut self.phase
+            && let Some(error) = failure
+        {
+            nodes::tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
+            *failure = None;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
+    fn release<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
+        self.exports.engine.quiesce(&mut cx.dom0());
+        // The next page knows nothing of what was asked in this one.
+        self.errors = Relay::default();
+        self.trial = None;
+        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::ENDED) {
+            channel.close(cx.platform);
+        }
+        self.exports.withhold_all(cx.platform);
+    }
+
+    fn watch_frontend<T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
+        let path = device.frontend_node(key::STATE);
+        if self.watched.as_ref() != Some(&path) {
+            self.unwatch_frontend(cx)?;
+            cx.client.watch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
+            self.watched = Some(path);
+        }
+        Ok(())
+    }
+
+    fn unwatch_frontend<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), Box<SetupError>> {
+        if let Some(path) = &self.watched {
+            cx.client.unwatch(path, FRONTEND_TOKEN).map_err(store::failed)?;
+            self.watched = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! What every step of the first hop works with.
+
+use crate::hops::second::{Link, PATIENCE, SecondHop};
+use crate::platform::Platform;
+use xenbus::client::Client;
+
+/// What the first hop works with, for one call.
+pub struct Context<'a, P: Platform, T> {
+    /// The machine.
+    pub platform: &'a mut P,
+    /// xenstore.
+    pub client: &'a mut Client<T>,
+    /// The way to dom0.
+    pub second: &'a mut SecondHop<P::Page>,
+}
+
+impl<P: Platform, T> Context<'_, P, T> {
+    /// The way to dom0 for work that begins now.
+    pub(super) fn dom0(&mut self) -> Link<'_, P> {
+        let deadline = self.platform.now().saturating_add(PATIENCE);
+        self.second.link(self.platform, deadline)
+    }
+}

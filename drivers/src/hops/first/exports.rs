@@ -1,0 +1,263 @@
+//! The devices that the guest has, and how they follow the [list of devices](device_list).
+
+use super::context::Context;
+use crate::error::SetupError;
+use crate::hops::device_list::{self, Change, Entry};
+use crate::inject::{self, Point};
+use crate::log;
+use crate::platform::{ConfigSpace, EcamError, Errno, Platform};
+use crate::policy::engine::Engine;
+use crate::policy::resources::Resources;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use xenbus::bdf::Bdf;
+use xenbus::client::Transport;
+use xenbus::path::Device;
+use xenbus::state::XenbusState;
+use xenbus::survivor::Survivor;
+
+/// No window is left to map a page at.
+const NO_MEMORY: Errno = Errno(12);
+
+/// How often a list is read again that has been renumbered before its changes were published.
+const LIST_TRIES: usize = 8;
+
+/// The devices that are exported: the engine, with their ECAM pages mapped.
+#[derive(Debug)]
+pub struct Exports<E> {
+    pub engine: Engine<E>,
+}
+
+impl<E: ConfigSpace> Exports<E> {
+    pub fn new() -> Self {
+        Self {
+            engine: Engine::default(),
+        }
+    }
+
+    /// Takes stock of the devices, and tells the guest where they stand. A new guest gets all of them or none; of a
+    /// frontend that starts anew only those are withheld that cannot be exported any more.
+    pub fn export<P: Platform<Ecam = E>, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            self.withhold_all(cx.platform);
+            let (mode, listed) = device_list::read(cx.client, device, cx.second, |_| true)?;
+            self.engine.begin(mode);
+            let first = listed
+                .iter()
+                .all(|listed| matches!(listed.state, XenbusState::Unknown | XenbusState::Initialising));
+            let mut entries = Vec::new();
+            for listed in listed {
+                let (number, bdf) = (listed.number, listed.bdf.clone().ok());
+                let change = match listed.state {
+                    XenbusState::Closed => continue,
+                    XenbusState::Closing => Change::Removed,
+                    _ => match self.add(cx, listed.resources, None) {
+                        Ok(place) => Change::Exported { place, root: true },
+                        Err(error) if first => return Err(error),
+                        Err(error) => Change::Refused(error),
+                    },
+                };
+                entries.push(Entry { number, bdf, change });
+            }
+            for entry in &mut entries {
+                if let Change::Exported { place, root } = &mut entry.change {
+                    // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
+                    *root = !self.engine.is_behind_bridge(*place);
+                }
+            }
+            if publish(cx, device, &entries, &[], &mut tries)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Exports again what an earlier life of this stub exported, each device where it stood: the guest may be
+    /// using them. One that cannot be exported is refused alone. `left` is from a stub before this one.
+    pub fn take_up<P: Platform<Ecam = E>, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+        left: Option<&Survivor>,
+    ) -> Result<(), Box<SetupError>> {
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            self.withhold_all(cx.platform);
+            let (mode, listed) = device_list::read(cx.client, device, cx.second, may_be_used)?;
+            self.engine.begin(mode);
+            let mut entries = Vec::new();
+            let mut exported = Vec::new();
+            for listed in listed {
+                if let (Some(left), Ok(place)) = (left, &listed.place) {
+                    cx.platform.remember(*place, left.shadow(*place));
+                }
+                let bdf = listed.bdf.clone().ok();
+                let place = listed
+                    .place
+                    .and_then(|place| self.add(cx, listed.resources, Some(place)));
+                match (bdf, place) {
+                    (Some(bdf), Ok(place)) => exported.push((listed.number, bdf, place)),
+                    (bdf, Err(error)) => entries.push(Entry {
+                        number: listed.number,
+                        bdf,
+                        change: Change::Refused(error),
+                    }),
+                    (None, Ok(_)) => {}
+                }
+            }
+            if publish(cx, device, &entries, &exported, &mut tries)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Follows the list: takes away what the guest has let go of, and adds what is new. A bad list changes nothing.
+    pub fn reconfigure<P: Platform<Ecam = E>, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<(), Box<SetupError>> {
+        inject::point(cx.platform, Point::Hotplug);
+        let mut tries = 0..LIST_TRIES;
+        loop {
+            let entries = match self.change(cx, device) {
+                Ok(entries) => entries,
+                Err(error) if error.is_of_store() => return Err(error),
+                Err(error) => {
+                    log::error!(
+                        "guest {}: its devices stay as they are: {error}",
+                        device.frontend()
+                    );
+                    return Ok(());
+                }
+            };
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let published = publish(cx, device, &entries, &[], &mut tries);
+            if !matches!(published, Ok(true)) {
+                // Nobody has been told of them.
+                for entry in &entries {
+                    if let (Some(bdf), Change::Exported { .. }) = (entry.bdf, &entry.change) {
+                        self.remove(cx, bdf);
+                    }
+                }
+            }
+            if published? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Carries out the changes that the list asks for. Returns what has become of each device.
+    fn change<P: Platform<Ecam = E>, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        device: Device,
+    ) -> Result<Vec<Entry>, Box<SetupError>> {
+        let (_, listed) = device_list::read(cx.client, device, cx.second, |state| {
+            matches!(state, XenbusState::Initialising | XenbusState::Closing)
+        })?;
+        let mut entries = Vec::new();
+        for listed in listed {
+            let bdf = listed.bdf.ok();
+            let change = match (listed.state, bdf) {
+                (XenbusState::Closing, Some(bdf)) => {
+                    self.remove(cx, bdf);
+                    Change::Removed
+                }
+                _ => match self.add(cx, listed.resources, None) {
+                    // Also behind a bridge: a guest that runs looks for new devices on its roots only.
+                    Ok(place) => Change::Exported { place, root: true },
+                    Err(error) => Change::Refused(error),
+                },
+            };
+            entries.push(Entry {
+                number: listed.number,
+                bdf,
+                change,
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Exports a device at `previous`, where an earlier life had it; or, as a new one, at the first free place and with
+    /// its interrupts off, whatever an earlier guest left behind.
+    fn add<P: Platform<Ecam = E>, T: Transport>(
+        &mut self,
+        cx: &mut Context<'_, P, T>,
+        resources: Result<Resources, Box<SetupError>>,
+        previous: Option<Bdf>,
+    ) -> Result<Bdf, Box<SetupError>> {
+        let resources = resources?;
+        let (bdf, ids, frame) = (resources.bdf, resources.ids, resources.ecam);
+        let ecam = cx.platform.map_ecam(frame).map_err(|error| match error {
+            EcamError::Refused(NO_MEMORY) => SetupError::NoRoom(bdf),
+            EcamError::Refused(errno) => SetupError::MapEcam { bdf, frame, errno },
+            EcamError::Writable => SetupError::EcamWritable { bdf, frame },
+        })?;
+        let place = match self.engine.add(resources, ecam, previous) {
+            Ok(place) => place,
+            Err((error, ecam)) => {
+                cx.platform.unmap_ecam(ecam);
+                return Err(error);
+            }
+        };
+        log::info!("exporting {bdf} ({ids}) as {place}");
+        let known = cx.platform.recall(place);
+        if previous.is_none() {
+            cx.platform.remember(place, None);
+            self.engine.quiesce_function(bdf, &mut cx.dom0());
+        } else if let Some(shadow) = known {
+            self.engine.set_shadow(place, shadow);
+        }
+        Ok(place)
+    }
+
+    /// Takes the device at `bdf` away from the guest, if it has it.
+    fn remove<P: Platform<Ecam = E>, T: Transport>(&mut self, cx: &mut Context<'_, P, T>, bdf: Bdf) {
+        if let Some(ecam) = self.engine.remove(bdf, &mut cx.dom0()) {
+            cx.platform.unmap_ecam(ecam);
+            log::info!("{bdf} is exported no more");
+        }
+    }
+
+    /// Takes all devices from the guest's bus, and leaves them as they are.
+    pub fn withhold_all<P: Platform<Ecam = E>>(&mut self, platform: &mut P) {
+        for ecam in self.engine.clear() {
+            platform.unmap_ecam(ecam);
+        }
+    }
+}
+
+/// Publishes what has become of devices of the list. False if that has been renumbered meanwhile: it must be read
+/// again.
+fn publish<P: Platform, T: Transport>(
+    cx: &mut Context<'_, P, T>,
+    device: Device,
+    entries: &[Entry],
+    exported: &[(usize, Bdf, Bdf)],
+    tries: &mut impl Iterator,
+) -> Result<bool, Box<SetupError>> {
+    if !device_list::publish(cx.client, device, entries, exported)? {
+        return match tries.next() {
+            Some(_) => Ok(false),
+            None => Err(SetupError::Store("the list of devices changes all the time".into()).into()),
+        };
+    }
+    for entry in entries {
+        if let Change::Refused(error) = &entry.change {
+            log::error!("guest {}: device {}: {error}", device.frontend(), entry.number);
+        }
+    }
+    Ok(true)
+}
+
+/// True if a device of the list in this state is one that the guest may be using.
+fn may_be_used(state: XenbusState) -> bool {
+    matches!(state, XenbusState::Initialised | XenbusState::Closing)
+}

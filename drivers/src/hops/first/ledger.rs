@@ -1,0 +1,64 @@
+//! What must outlive a request, should the stub fail over it or later.
+//!
+//! The next life of this stub has it from the platform; a stub after this one, from the page of the second hop.
+
+use crate::hops::second::SecondHop;
+use crate::journal::{Advice, Journal, Op};
+use crate::platform::Platform;
+use crate::policy::engine::Engine;
+use core::time::Duration;
+use xenbus::pciif::{Command, Request};
+
+/// The books of one request: opened before the engine's work, and closed when the guest has its answer.
+pub struct Ledger {
+    op: Op,
+    /// When the request was taken.
+    now: Duration,
+    /// A copy. Nothing that is asked of it changes while a request is under way.
+    journal: Journal,
+    /// What earlier lives say about the request.
+    pub advice: Advice,
+}
+
+impl Ledger {
+    /// Puts every failure from here on down to request `op`.
+    pub fn open<P: Platform>(op: Op, now: Duration, platform: &mut P, second: &SecondHop<P::Page>) -> Self {
+        platform.set_under_way(Some(&op));
+        let journal = platform.journal();
+        second.begin(&op, journal.strikes(&op));
+        Self {
+            advice: journal.advise(&op, now),
+            op,
+            now,
+            journal,
+        }
+    }
+
+    /// Keeps what the request has changed in the engine. To be called before the guest is told: what it has been told
+    /// holds in every later life.
+    pub fn keep<P: Platform>(
+        &self,
+        request: &Request,
+        engine: &Engine<P::Ecam>,
+        platform: &mut P,
+        second: &SecondHop<P::Page>,
+    ) {
+        if request.command == Command::ConfWrite
+            && let Some((place, shadow)) = engine.shadow(request)
+            && platform.recall(place) != Some(shadow)
+        {
+            platform.remember(place, Some(shadow));
+            second.leave(engine.shadows(), self.journal.poisoned());
+        }
+    }
+
+    /// Notes that the request is answered, and publishes the counters.
+    pub fn close<P: Platform>(self, engine: &Engine<P::Ecam>, platform: &mut P, second: &SecondHop<P::Page>) {
+        platform.set_under_way(None);
+        second.end();
+        if self.journal.is_waiting() {
+            platform.note(|journal| journal.answered(&self.op, self.now));
+        }
+        second.publish(engine.counters());
+    }
+}

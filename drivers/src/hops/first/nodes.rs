@@ -1,0 +1,27 @@
+//! What the backend writes of itself: its state, and why a connection has failed.
+
+use crate::error::SetupError;
+use crate::platform::DomId;
+use crate::store::{self, Nodes};
+use alloc::boxed::Box;
+use alloc::format;
+use xenbus::path::{Device, key};
+use xenbus::state::XenbusState;
+
+pub fn set_state(store: &mut dyn Nodes, device: Device, state: XenbusState) -> Result<(), Box<SetupError>> {
+    let path = device.backend_node(key::STATE);
+    store.set(&path, state.as_str())
+}
+
+/// Writes the reason where xenbus and our own toolstack look for it, then goes to Closing.
+pub fn tell_failure(
+    store: &mut dyn Nodes,
+    stub: DomId,
+    directory: &str,
+    error: &SetupError,
+) -> Result<(), Box<SetupError>> {
+    store::report(store, stub, directory, error);
+    let closing = XenbusState::Closing.as_str();
+    store.set(&format!("{directory}/error"), &store::error_text(error))?;
+    store.set(&format!("{directory}/{}", key::STATE), closing)
+}
