@@ -18,7 +18,7 @@ real Xen with an unmodified Linux guest, in QEMU without hardware virtualisation
 Printed by `cargo containment` from `docs/containment.jsonl`, the figures as the scenarios gave them; tests keep the two
 equal and check the limits. To measure anew: `cargo verify`, or the commands below, then `cargo containment --take`.
 Without settings, `kills` has a dozen rounds; the full run, of 500 in an hour, is
-`cargo verify --suite bookworm --scenario kills --set ROUNDS=500 --timeout 5400`. It prints its seed, and `--set SEED=…`
+`cargo verify --suite bookworm --scenario kills --set ROUNDS=500 --timeout 4500`. It prints its seed, and `--set SEED=…`
 repeats it.
 ";
 

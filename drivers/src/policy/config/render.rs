@@ -12,8 +12,8 @@ pub fn render() -> String {
         "# Config space: what a guest reads, and what its writes do\n\n\
          Printed from the tables in `drivers/src/policy/config/`; a test keeps the two equal. To print it\n\
          anew: `cargo run -p bulkhead-drivers --example config-table > docs/config-space.md`.\n\n\
-         A *forwarded* write goes to the device by way of dom0's service, and only if it changes something\n\
-         there. A *dropped* write succeeds, changes nothing, and is counted. A *denied* one is answered with\n\
+         A *forwarded* write goes to the device by way of dom0's service, if it changes something there; a\n\
+         VPD address and the bits of a quirk always go. A *dropped* write succeeds, changes nothing, and is counted. A *denied* one is answered with\n\
          `XEN_PCI_ERR_access_denied`. **What no table names reads what the device says. Writes to it have the\n\
          default: dropped and counted**. That holds for PCI Express and all of extended space.\n\n\
          Two things change the default, and nothing else, for one device of one guest:\n\n\
