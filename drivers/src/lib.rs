@@ -5,7 +5,7 @@
 //! - [`hops`]: the [`first`](hops::first) hop, where the guest's pcifront connects, and the [`second`](hops::second),
 //!   over which dom0's service does what a stub may not.
 //! - [`inject`]: failures on demand, in the tests' image alone.
-//! - [`policy`]: what a guest may do. [`policy::engine`] answers requests with [`policy::config`], [`policy::messages`]
+//! - [`policy`]: what a guest may do. [`policy::engine`] answers requests with [`policy::config`], [`policy::msi`]
 //!   and [`policy::slots`].
 //! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: what is told, and how often.
 //! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`journal`]: what the stub leaves to its

@@ -45,7 +45,7 @@ const START_TRIES: u32 = 12;
 
 /// How long the next request of the guest is awaited without going to sleep: requests come in bursts, as a driver
 /// probes its device or a bus is scanned. Measured on two emulated processors: a read takes half the time.
-const LINGER: Duration = Duration::from_micros(400);
+const SPIN_TIME: Duration = Duration::from_micros(400);
 
 /// Why the stub ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +328,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Blocks until one of [`Self::ports`] has an event, or until the time named.
     pub fn wait(&mut self, until: Option<Duration>) {
         if let (true, Some(guest)) = (self.served, self.first.port()) {
-            let end = self.platform.now().saturating_add(LINGER);
+            let end = self.platform.now().saturating_add(SPIN_TIME);
             while !self.platform.is_pending(guest) && self.platform.now() < end {
                 self.platform.relax();
             }

@@ -36,7 +36,7 @@ const START: Duration = Duration::from_secs(10);
 /// How long a client waits for the status.
 const STATUS: Duration = Duration::from_secs(30);
 /// How long a client may take to say what it wants, and to take its answer.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
 const ATTEMPTS: u32 = 3;
 const RESTART: Duration = Duration::from_secs(5);
@@ -266,10 +266,10 @@ impl AsFd for Listener {
     }
 }
 
-/// Reads a client's request, within [`PATIENCE`]; `None` from one that only wanted to know whether somebody listens, and
+/// Reads a client's request, within [`TIMEOUT`]; `None` from one that only wanted to know whether somebody listens, and
 /// a refusal if it is no request.
 pub fn read_request(stream: &UnixStream) -> io::Result<Option<Result<Request, Reply>>> {
-    let line = read_line(stream, Instant::now() + PATIENCE)?;
+    let line = read_line(stream, Instant::now() + TIMEOUT)?;
     if line.is_empty() {
         return Ok(None);
     }
@@ -298,7 +298,7 @@ fn read_line(mut stream: &UnixStream, deadline: Instant) -> io::Result<Vec<u8>> 
 
 /// Sends a client its answer.
 pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     send(stream, reply)
 }
 

@@ -33,7 +33,7 @@ use xenbus::state::XenbusState;
 use xenbus::survivor::{self, Survivor};
 
 /// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
-pub const PATIENCE: Duration = Duration::from_millis(1500);
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What a node must say that is on or off.
 const FLAG: &str = "1 or 0";
@@ -442,7 +442,7 @@ impl Listed {
 
 /// How long an answer of the service is looked for in the page without going to sleep. A write takes less, as a rule,
 /// and its answer is there before the event that tells of it.
-const LINGER: Duration = Duration::from_micros(300);
+const SPIN_TIME: Duration = Duration::from_micros(300);
 
 /// The way to dom0 for one request of the guest.
 pub struct Link<'a, P: Platform> {
@@ -487,7 +487,7 @@ impl<P: Platform> Link<'_, P> {
                 channel.overdue = Some(posted);
                 return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
             }
-            if now < started.saturating_add(LINGER) {
+            if now < started.saturating_add(SPIN_TIME) {
                 self.platform.relax();
             } else {
                 self.platform.wait(&[channel.port], Some(self.deadline));

@@ -2,7 +2,7 @@
 
 use super::config::{Access, Effect, VirtualConfig};
 use super::hardware::{Dom0, Reach};
-use super::messages::Messages;
+use super::msi::MsiState;
 use super::resources::Resources;
 use super::slots::{NoPlace, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
@@ -33,7 +33,7 @@ enum Line {
     /// A refusal, by whom it blames.
     Refusal(Blame),
     /// MSI or MSI-X turned on or off.
-    Messages,
+    MsiState,
 }
 
 impl Line {
@@ -45,7 +45,7 @@ impl Line {
             Self::Refusal(Blame::Device) => 1,
             Self::Refusal(Blame::Toolstack) => 2,
             Self::Refusal(Blame::Us) => 3,
-            Self::Messages => 4,
+            Self::MsiState => 4,
         }
     }
 }
@@ -96,7 +96,7 @@ impl Done {
 #[derive(Debug)]
 struct Function<E> {
     config: VirtualConfig,
-    messages: Messages,
+    messages: MsiState,
     ecam: E,
     /// Where it stands in the guest.
     place: Bdf,
@@ -164,7 +164,7 @@ impl<E: ConfigSpace> Engine<E> {
             Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
         };
         let function = Some(Function {
-            messages: Messages::new(&config, &ecam),
+            messages: MsiState::new(&config, &ecam),
             config,
             ecam,
             place,
@@ -329,7 +329,7 @@ impl<E: ConfigSpace> Engine<E> {
         self.limiter.settle(now, |kind, count| {
             let name = LINE_NAMES.get(kind).copied().unwrap_or_default();
             // As serious as the lines that it stands for.
-            let level = if kind == Line::Messages.index() {
+            let level = if kind == Line::MsiState.index() {
                 log::Level::Info
             } else {
                 log::Level::Warn
@@ -378,7 +378,7 @@ impl<E: ConfigSpace> Engine<E> {
 
     fn note_messages(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
         self.counters.add(counter);
-        if self.limiter.admit(Line::Messages.index(), now) {
+        if self.limiter.admit(Line::MsiState.index(), now) {
             log::info!("{line}");
         }
     }

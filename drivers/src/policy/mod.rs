@@ -3,6 +3,6 @@
 pub mod config;
 pub mod engine;
 pub mod hardware;
-pub mod messages;
+pub mod msi;
 pub mod resources;
 pub mod slots;

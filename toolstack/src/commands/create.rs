@@ -3,7 +3,7 @@
 use super::hand_back::{release_once, take_back_once};
 use super::prepare::Checked;
 use super::undo::{Undo, unique};
-use super::waiting::{Interrupt, STUB_PATIENCE, wait};
+use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
 use crate::handover::grant;
 use crate::handover::reclaim::Released;
 use crate::host::Host;
@@ -179,7 +179,7 @@ pub fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
 }
 
 pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {
-    wait(STUB_PATIENCE, interrupt, || {
+    wait(STUB_TIMEOUT, interrupt, || {
         if is_exported(&mut host.store, attachment)? {
             return Ok(Progress::Connected);
         }

@@ -2,7 +2,7 @@
 
 use super::hand_back::{hand_back, release_once};
 use super::select::{SelectError, attachments, select};
-use super::waiting::{GUEST_PATIENCE, POLL};
+use super::waiting::{GUEST_TIMEOUT, POLL};
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, is_alive};
@@ -32,7 +32,7 @@ pub fn destroy(who: &str) -> Result<()> {
     domains::destroy(&mut host, &attachment.guest)?;
     say!("guest {} is destroyed", attachment.guest.name);
     // Its devices are its own until Xen has taken it apart.
-    let deadline = Instant::now() + GUEST_PATIENCE;
+    let deadline = Instant::now() + GUEST_TIMEOUT;
     while is_alive(&mut host.store, &attachment.guest)? {
         ensure!(
             Instant::now() < deadline,

@@ -3,7 +3,7 @@
 use super::hand_back::{hand_back, release_once};
 use super::hotplug;
 use super::select::{attachments, select};
-use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
+use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::is_alive;
@@ -54,7 +54,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
     let closing = XenbusState::Closing.as_str();
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
     host.store.write(&hop.backend_node(key::STATE), closing)?;
-    let let_go = wait(GUEST_PATIENCE, interrupt, || {
+    let let_go = wait(GUEST_TIMEOUT, interrupt, || {
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
         }

@@ -3,7 +3,7 @@
 use super::hand_back::{hand_back, take_back_once};
 use super::prepare::{self, Checked};
 use super::undo::Undo;
-use super::waiting::{GUEST_PATIENCE, Interrupt, wait};
+use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::admission::policy::Choices;
 use crate::admission::{Groups, check_leaving};
 use crate::control::{self, Request};
@@ -124,11 +124,11 @@ fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()
 
 /// Has guest and stub let go of devices.
 fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
-    settle(host, attachment, GUEST_PATIENCE, interrupt)?;
+    settle(host, attachment, GUEST_TIMEOUT, interrupt)?;
     let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
-    if let Err(error) = settle(host, attachment, GUEST_PATIENCE, interrupt) {
+    if let Err(error) = settle(host, attachment, GUEST_TIMEOUT, interrupt) {
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
             "guest {0} {1}; `bulkhead destroy {0}` does not ask",

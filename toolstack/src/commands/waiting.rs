@@ -13,9 +13,9 @@ use thiserror::Error;
 /// How often xenstore is looked at while something is waited for.
 pub const POLL: Duration = Duration::from_millis(50);
 /// How long a stub may take to export its devices.
-pub const STUB_PATIENCE: Duration = Duration::from_secs(15);
+pub const STUB_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a guest may take to connect, to let go of devices, to look for new ones, or to be cleared away.
-pub const GUEST_PATIENCE: Duration = Duration::from_secs(30);
+pub const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long something was waited for in vain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -26,7 +26,7 @@ use xenbus::pciif::aer::{Channel, Notice, Verdict};
 /// How long dom0's kernel may take: it may reset the bus and wait for all devices on it.
 pub const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the guest may think about each notice. xen-pciback waits for 300 s, in dom0's kernel.
-pub const GUEST_PATIENCE: Duration = Duration::from_secs(10);
+pub const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A device with more recoveries than this many in [`STORM`] is given up.
 const MOST: usize = 5;
 const STORM: Duration = Duration::from_secs(60);
@@ -311,7 +311,7 @@ impl Recovery {
             (stage, Input::Verdict(verdict)) if current.told.is_some() => {
                 Some(self.judge(bdf, stage, verdict))
             }
-            _ if current.told.is_some_and(|told| now >= told + GUEST_PATIENCE) => {
+            _ if current.told.is_some_and(|told| now >= told + GUEST_TIMEOUT) => {
                 Some(self.give_up(bdf, Cause::Silent))
             }
             _ => None,
@@ -467,7 +467,7 @@ mod tests {
             let mut recovery = Recovery::default();
             play(&mut recovery, start, inputs);
             assert!(recovery.awaits_verdict());
-            let end = start + GUEST_PATIENCE;
+            let end = start + GUEST_TIMEOUT;
             assert_eq!(recovery.on(Time, end - Duration::from_millis(1)), None);
             assert_eq!(recovery.on(Time, end), Some(Step::GiveUp(A, Cause::Silent)));
             assert!(!recovery.awaits_verdict());
@@ -554,7 +554,7 @@ mod tests {
             assert!(recovery.is_busy(), "time brings the next attempt");
             // What else comes meanwhile does not.
             assert_eq!(play(&mut recovery, now, &[Begun(B), Reset(true)]), []);
-            assert_eq!(recovery.on(Time, now + GUEST_PATIENCE), Some(Step::Reset(A)));
+            assert_eq!(recovery.on(Time, now + GUEST_TIMEOUT), Some(Step::Reset(A)));
             assert_eq!(recovery.on(Time, now), None, "it is under way");
         }
         assert_eq!(

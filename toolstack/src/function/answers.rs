@@ -5,7 +5,7 @@
 
 use crate::function::aer::Condition;
 use crate::function::guard::{Guard, Refusal, Rule};
-use crate::function::interrupts::{Decoder, Failure, Interrupts, release_line, silence_line};
+use crate::function::interrupts::{Decoder, Failure, Interrupts, disable_intx, enable_intx};
 use crate::function::snapshot::Snapshot;
 use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::{ConfigAccess, EXTENDED_SPACE, SPACE};
@@ -72,10 +72,10 @@ impl<C: ConfigAccess> Function<C> {
             Ok::<_, io::Error>((config, power))
         });
         if !device.line_offered {
-            silence_line(&config)?;
+            disable_intx(&config)?;
         } else if mode == Mode::Line {
             // The release from its last guest took it away.
-            release_line(&config)?;
+            enable_intx(&config)?;
         }
         let guard = Guard::new(&device.header, &capabilities, &device.terms);
         Ok(Self {

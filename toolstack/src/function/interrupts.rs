@@ -192,7 +192,7 @@ impl Interrupts {
     ) -> Result<(), Failure> {
         note(Note::Mode(&self.mode));
         let written =
-            silence_line(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
+            disable_intx(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
         written.map_err(|error| {
             // The mappings are of no use then; what cannot be undone either is left to the release.
             let _ = self.disable(config, xen, guest, note);
@@ -220,7 +220,7 @@ impl Interrupts {
             unmapped = unmapped.and(xen.unmap_pirq(guest, pirq.into()));
         }
         let line = if self.line_offered {
-            release_line(config)
+            enable_intx(config)
         } else {
             Ok(())
         };
@@ -253,7 +253,7 @@ impl Interrupts {
                 unmapped += usize::from(xen.unmap_pirq(guest, pirq.into()).is_ok());
             }
             if self.line_offered {
-                release_line(config)?;
+                enable_intx(config)?;
             }
         }
         if off || change.is_some() {
@@ -315,7 +315,7 @@ impl Interrupts {
     pub fn restore(&self, config: &impl ConfigAccess, xen: &impl Hypervisor) -> io::Result<()> {
         let control = match self.mode {
             Mode::Line if self.line_offered => return Ok(()),
-            Mode::Line => return silence_line(config),
+            Mode::Line => return disable_intx(config),
             Mode::Msi(_) => self
                 .capabilities
                 .msi
@@ -325,7 +325,7 @@ impl Interrupts {
                 .msix
                 .map(|at| (at + MSIX_CONTROL, MSIX_ENABLE, MSIX_MASK_ALL)),
         };
-        silence_line(config)?;
+        disable_intx(config)?;
         xen.restore_messages(self.bdf)?;
         let Some((control, on, off)) = control else {
             return Ok(());
@@ -452,7 +452,7 @@ pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::
 }
 
 /// Forbids the function its INTx line.
-pub fn silence_line(config: &impl ConfigAccess) -> io::Result<()> {
+pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value & command::INTX_DISABLE == 0 {
         config.write16(register::COMMAND, value | command::INTX_DISABLE)?;
@@ -461,7 +461,7 @@ pub fn silence_line(config: &impl ConfigAccess) -> io::Result<()> {
 }
 
 /// Allows the function its INTx line again.
-pub fn release_line(config: &impl ConfigAccess) -> io::Result<()> {
+pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value != SILENT && value & command::INTX_DISABLE != 0 {
         config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
@@ -941,7 +941,7 @@ mod tests {
         for mapped in [&[55, 54][..], &[54]] {
             let (config, mut interrupts) = function();
             interrupts.mode = recorded.clone();
-            silence_line(&config).unwrap();
+            disable_intx(&config).unwrap();
             let (left, noted) = settle(&mut interrupts, &config, None, mapped, &[55, 54]);
             assert_eq!((left, noted), (vec![], vec!["intx".to_owned()]));
             assert_eq!(*interrupts.mode(), Mode::Line);

@@ -24,7 +24,7 @@ use xenbus::pciif::{Command, MAGIC, OpError, Request};
 use xenbus::state::XenbusState;
 
 /// How long xen-pciback may take for a step; the longest is the reset of a bus, of a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Why dom0 does not answer, or cannot be stopped from it.
@@ -281,7 +281,7 @@ fn ask(page: &OfferedPage, port: &LocalPort, request: &Request, bdf: Bdf) -> Res
     };
     let mut posted = post(page, request, &[]).map_err(|_| silent())?;
     port.notify().map_err(AckError::Page)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match posted.poll(page) {
             Ok(Ok(answer)) => return Ok(answer.value),
@@ -298,7 +298,7 @@ fn wait_for(
     store: &mut Store,
     mut is_so: impl FnMut(&mut Store) -> Result<bool, StoreError>,
 ) -> Result<Option<()>, StoreError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_so(store)? {
         if Instant::now() > deadline {
             return Ok(None);

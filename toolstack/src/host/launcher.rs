@@ -48,7 +48,7 @@ const LONGEST: usize = 64 << 10;
 /// How many orders of each kind may be under way at once; see [`Desk`].
 const MOST_AT_ONCE: usize = 32;
 /// How long the service waits for the end of an order, at most: guests wait meanwhile.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a service that ends waits for the launcher's end.
 const END: Duration = Duration::from_secs(10);
 
@@ -170,7 +170,7 @@ pub enum LaunchError {
     #[error("the launcher is gone: the service has to be started again")]
     Gone(#[source] io::Error),
     /// It takes too long.
-    #[error("it has not ended after {} s, and goes on", PATIENCE.as_secs())]
+    #[error("it has not ended after {} s, and goes on", TIMEOUT.as_secs())]
     Slow,
     /// The program failed.
     #[error("{0}")]
@@ -273,7 +273,7 @@ impl Launcher {
 
     /// Waits until an order is carried out.
     pub fn wait(&mut self, ticket: Ticket) -> Result<(), LaunchError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(answer) = self.answer(ticket) {
                 return answer;

@@ -98,7 +98,7 @@ pub enum RecreateError {
 /// Locked, shared, by each process that creates a stub.
 const LOCK: &str = "/run/bulkhead/recreate.lock";
 /// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1500);
 /// Between two looks whether it has.
 const LOOK: Duration = Duration::from_millis(2);
 /// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
@@ -199,7 +199,7 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
         let _ = xenlight.destroy(domid);
     }
     let began = Instant::now();
-    let deadline = began + PATIENCE;
+    let deadline = began + TIMEOUT;
     let mut attempts = 0;
     let mut gone = None;
     loop {

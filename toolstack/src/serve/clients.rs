@@ -232,7 +232,7 @@ pub(crate) mod tests {
         let come = || {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             ours.write_all(b"{\"request\":\"status\"}\n").unwrap();
-            ours.set_read_timeout(Some(control::PATIENCE)).unwrap();
+            ours.set_read_timeout(Some(control::TIMEOUT)).unwrap();
             door.let_in(theirs).unwrap();
             ours
         };
@@ -263,7 +263,7 @@ pub(crate) mod tests {
         let began = Instant::now();
         let (mut stream, thread, _requests) = client();
         // A byte now and then does not make its time longer.
-        while !thread.is_finished() && began.elapsed() < control::PATIENCE * 2 {
+        while !thread.is_finished() && began.elapsed() < control::TIMEOUT * 2 {
             let _ = stream.write_all(b" ");
             thread::sleep(Duration::from_millis(100));
         }

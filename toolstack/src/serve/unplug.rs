@@ -9,7 +9,7 @@ use crate::host::store::{Store, StoreError};
 use crate::nodes::hops::first_hop;
 use crate::records::Attachment;
 use xenbus::client::Store as _;
-use xenbus::path::key;
+use xenbus::path::{DeviceType, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
@@ -43,10 +43,25 @@ pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
     if domains::clear_home(store, stub)? {
         return Ok(());
     }
-    match store.remove(&first_hop(attachment).backend_dir()) {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
-    }
+    let directory = first_hop(attachment).backend_dir();
+    store.transaction(|store| {
+        if store.read_optional(&directory)?.is_some() {
+            store.remove(&directory)?;
+        }
+        // The directories that xenstored has made for it: a guest's, and that of all guests.
+        let parents = [parent(&directory), DeviceType::Pci.backends(stub)];
+        for parent in parents {
+            if store.read_optional(&parent)?.is_some() && store.directory(&parent)?.is_empty() {
+                store.remove(&parent)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn parent(path: &str) -> String {
+    path.rsplit_once('/')
+        .map_or_else(String::new, |(parent, _)| parent.to_owned())
 }
 
 #[cfg(test)]
@@ -100,7 +115,7 @@ mod tests {
 
     #[test]
     fn another_domain_with_the_number_keeps_its_home() {
-        for stays in [false, true] {
+        for (stays, offers) in [(false, false), (true, false), (true, true)] {
             let daemon = Xenstored::new();
             let mut store = dom0(&daemon);
             if stays {
@@ -108,7 +123,7 @@ mod tests {
             }
             // What it offers to a guest of its own.
             let own = "/local/domain/4/backend/pci/9/0/state";
-            if stays {
+            if offers {
                 store.write(own, "4").unwrap();
             }
             begin(&mut store, &attachment()).unwrap();
@@ -118,7 +133,9 @@ mod tests {
                 assert_eq!(backend.unwrap(), None);
                 let home = store.directory("/local/domain/4");
                 assert_eq!(home.is_ok(), stays);
-                assert_eq!(store.read_optional(own).unwrap().is_some(), stays);
+                let offered = store.read_optional("/local/domain/4/backend/pci").unwrap();
+                assert_eq!(offered.is_some(), offers, "no directory of ours stays");
+                assert_eq!(store.read_optional(own).unwrap().is_some(), offers);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What every step of the first hop works with.
 
-use crate::hops::second::{Link, PATIENCE, SecondHop};
+use crate::hops::second::{Link, SecondHop, TIMEOUT};
 use crate::platform::Platform;
 use xenbus::client::Client;
 
@@ -17,7 +17,7 @@ pub struct Context<'a, P: Platform, T> {
 impl<P: Platform, T> Context<'_, P, T> {
     /// The way to dom0 for work that begins now.
     pub(super) fn dom0(&mut self) -> Link<'_, P> {
-        let deadline = self.platform.now().saturating_add(PATIENCE);
+        let deadline = self.platform.now().saturating_add(TIMEOUT);
         self.second.link(self.platform, deadline)
     }
 }

@@ -3,7 +3,7 @@
 use super::channel::Channel;
 use super::ledger::Ledger;
 use crate::hops::aer::Relay;
-use crate::hops::second::{PATIENCE, SecondHop};
+use crate::hops::second::{SecondHop, TIMEOUT};
 use crate::inject::{self, Point};
 use crate::journal::Advice;
 use crate::platform::Platform;
@@ -39,7 +39,7 @@ pub fn serve<P: Platform>(
         if ledger.advice == Advice::ServeAgain {
             engine.unsettle(&request);
         }
-        let mut dom0 = second.link(platform, now.saturating_add(PATIENCE));
+        let mut dom0 = second.link(platform, now.saturating_add(TIMEOUT));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
     ledger.keep(&request, engine, platform, second);

@@ -7,14 +7,14 @@ use drivers::error::{MessageKind, MessageRefusal, RequestError};
 use drivers::platform::ConfigSpace;
 use drivers::policy::config::{Access, VirtualConfig};
 use drivers::policy::hardware::Hardware;
-use drivers::policy::messages::{Messages, Mode};
+use drivers::policy::msi::{Mode, MsiState};
 use xenbus::pciif::MsixEntry;
 
 const COMMAND: u16 = 0x04;
 
-fn messages(device: &Device) -> Messages {
+fn messages(device: &Device) -> MsiState {
     let resources = Device::resources("0000:00:05.0");
-    Messages::new(&VirtualConfig::new(resources, device).unwrap(), device)
+    MsiState::new(&VirtualConfig::new(resources, device).unwrap(), device)
 }
 
 fn entries(entries: &[u16]) -> Vec<MsixEntry> {
@@ -105,13 +105,13 @@ fn what_is_on_in_a_device_that_does_not_answer_is_not_known() {
         let device = Device::e1000e();
         let config = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap();
         device.poke(register, 2, 0xffff);
-        let messages = Messages::new(&config, &device);
+        let messages = MsiState::new(&config, &device);
         assert_eq!(messages.mode(), Mode::Unsettled(kind));
     }
     let device = Device::e1000e();
     assert_eq!(messages(&device).mode(), Mode::Line);
     device.poke(MSI + 2, 2, 0x0081);
-    assert_eq!(messages(&device).mode(), Mode::Messages(MessageKind::Msi));
+    assert_eq!(messages(&device).mode(), Mode::MsiState(MessageKind::Msi));
 }
 
 #[test]
@@ -142,13 +142,13 @@ fn a_pirq_of_0_or_too_few_are_no_answer_and_what_is_on_is_not_known() {
     let nonsense = RequestError::ServiceNonsense;
     let (msi, msix) = (MessageKind::Msi, MessageKind::Msix);
     assert_eq!(turn_on_msi(0), (Err(nonsense), Mode::Unsettled(MessageKind::Msi)));
-    assert_eq!(turn_on_msi(1), (Ok(1), Mode::Messages(msi)));
+    assert_eq!(turn_on_msi(1), (Ok(1), Mode::MsiState(msi)));
     for (answer, expected, mode) in [
         (vec![55, 0], Err(nonsense), Mode::Unsettled(msix)),
         (vec![0, 55], Err(nonsense), Mode::Unsettled(msix)),
         (vec![55], Err(nonsense), Mode::Unsettled(msix)),
         (vec![55, 54, 53], Err(nonsense), Mode::Unsettled(msix)),
-        (vec![55, 1], Ok(vec![55, 1]), Mode::Messages(msix)),
+        (vec![55, 1], Ok(vec![55, 1]), Mode::MsiState(msix)),
     ] {
         let device = Device::e1000e();
         let mut messages = messages(&device);

@@ -15,14 +15,14 @@ pub enum Mode {
     /// Its INTx line, or nothing.
     Line,
     /// MSI or MSI-X.
-    Messages(MessageKind),
+    MsiState(MessageKind),
     /// A request to turn this on or off went out, and no answer came: it may be either.
     Unsettled(MessageKind),
 }
 
 /// The message-signalled interrupts of one function.
 #[derive(Debug)]
-pub struct Messages {
+pub struct MsiState {
     mode: Mode,
     /// The toolstack allows both kinds.
     offered: bool,
@@ -36,14 +36,14 @@ pub struct Messages {
     msix: Option<u16>,
 }
 
-impl Messages {
+impl MsiState {
     /// Takes the device's own word for what is on: a stub that was started anew takes up where it was.
     pub fn new(config: &VirtualConfig, hardware: &impl ConfigSpace) -> Self {
         let msi = config.message_capability(MessageKind::Msi);
         let msix = config.message_capability(MessageKind::Msix);
         let is_on = |kind, capability: Option<u16>, enable| match message_control(hardware, capability?) {
             Ok(control) if control & enable == 0 => None,
-            Ok(_) => Some(Mode::Messages(kind)),
+            Ok(_) => Some(Mode::MsiState(kind)),
             Err(_) => Some(Mode::Unsettled(kind)),
         };
         let mode = is_on(MessageKind::Msix, msix, MSIX_ENABLE)
@@ -67,7 +67,7 @@ impl Messages {
     /// A request to turn `kind` on was under way when this stub failed, and will be served again: what it did before
     /// is not known. Where the other kind is on, it was refused and did nothing.
     pub fn unsettle(&mut self, kind: MessageKind) {
-        if !matches!(self.mode, Mode::Messages(on) if on != kind) {
+        if !matches!(self.mode, Mode::MsiState(on) if on != kind) {
             self.mode = Mode::Unsettled(kind);
         }
     }
@@ -84,8 +84,8 @@ impl Messages {
         }
         self.settle(hardware)?;
         match self.mode {
-            Mode::Messages(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
         let Some(base) = self.msi else {
@@ -122,8 +122,8 @@ impl Messages {
         };
         self.settle(hardware)?;
         match self.mode {
-            Mode::Messages(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::Messages(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
         if !self.virtual_function && word(hardware, header::COMMAND)? & command::MEMORY == 0 {
@@ -156,7 +156,7 @@ impl Messages {
     /// # Errors
     /// What dom0's service answers; the kind then counts as on.
     pub fn disable(&mut self, hardware: &mut impl Hardware) -> Result<Option<MessageKind>, RequestError> {
-        let (Mode::Messages(kind) | Mode::Unsettled(kind)) = self.mode else {
+        let (Mode::MsiState(kind) | Mode::Unsettled(kind)) = self.mode else {
             return Ok(None);
         };
         match hardware.disable(kind) {
@@ -193,7 +193,7 @@ impl Messages {
     /// Draws the conclusion from an answer to turning `kind` on.
     fn note<R>(&mut self, kind: MessageKind, answer: Result<R, RequestError>) -> Result<R, RequestError> {
         match &answer {
-            Ok(_) => self.mode = Mode::Messages(kind),
+            Ok(_) => self.mode = Mode::MsiState(kind),
             Err(error) if error.is_unsettled() => self.mode = Mode::Unsettled(kind),
             Err(_) => {}
         }
