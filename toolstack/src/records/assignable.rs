@@ -3,7 +3,8 @@
 //! libxl takes a device for free if xen-pciback holds it and it has no such node. It then resets the device, whoever has
 //! it, and gives another guest its address ranges, before Xen refuses the assignment (`xl pci-attach`, `pci = […]`,
 //! libvirt). So a device has the node from the transaction that records its attachment to the one that ends the record;
-//! one in quarantine has it too, and one that a guest may still have mapped. A second node beside it tells whose it is, and libxl does not look at that.
+//! one in quarantine has it too, and one that a guest may still have mapped. A second node beside it tells whose it is;
+//! libxl does not look at that one.
 //!
 //! libxl removes `domid` whenever it fails to add a device, also where it refused because of that very node. The service
 //! watches [`DEVICES`] and writes what is missing again ([`super::renewal`]); until it has, libxl would take the device for free.
@@ -122,7 +123,8 @@ pub fn claim<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<(), Er
     store.write(&path(bdf, DOMID), &holder.domid().to_string())
 }
 
-/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has noted itself stays.
+/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has
+/// noted itself stays.
 pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::TransportError>> {
     if store.read_optional(&path(bdf, HOLDER))?.is_none() {
         return Ok(());

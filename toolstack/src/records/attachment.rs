@@ -135,8 +135,8 @@ impl Attachment {
         }
     }
 
-    /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already, the mode is left as it
-    /// is: the service may have noted another one since `self` was read.
+    /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already,
+    /// the mode is left as it is: the service may have noted another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         let ends = Ends {
             version: VERSION,

@@ -932,7 +932,7 @@ impl Service {
             }
             match status::collect(&mut store, &Sysfs::host(), true, seen) {
                 Ok(mut status) => {
-                    status.service.holds = holdings(&status);
+                    status.service.holds = process_stats(&status);
                     Reply::Status(status)
                 }
                 Err(error) => failed(error),
@@ -960,11 +960,11 @@ fn watches(stub: DomId) -> [(String, String); 2] {
 }
 
 /// What this process holds.
-fn holdings(status: &Status) -> Option<ProcessStats> {
+fn process_stats(status: &Status) -> Option<ProcessStats> {
     match ProcessStats::read(Path::new("/proc/self")) {
-        Ok(holdings) => Some(ProcessStats {
+        Ok(stats) => Some(ProcessStats {
             pirqs: status.stubs.iter().map(StubStatus::messages).sum(),
-            ..holdings
+            ..stats
         }),
         Err(error) => {
             log::error!("cannot see in /proc what this process holds: {error}");
