@@ -124,7 +124,7 @@ within 10 "the unused nodes are gone" sh -c "! xenstore-ls -f /local/domain/0/ba
 # --- the service is replaced in between, and takes the list up as it is
 check "attach" bulkhead attach g1 --device $E1000 $EDU
 kill -KILL "$(service_pid)"
-check "detach with a new service" bulkhead detach $EDU
+check "detach by the worker that stood by" bulkhead detach $EDU
 check "the service runs again" sh -c "bulkhead status --json | jq -e .service.running"
 check "a rebind of the first, which needs the service" in_guest g1 \
     "cd /sys/bus/pci/drivers/e1000e && echo 0000:00:02.0 >unbind && echo 0000:00:02.0 >bind"

@@ -86,7 +86,11 @@ kill_stub() {
     stubs=$((stubs + 1))
 }
 kill_service() {
-    kill -KILL "$(service_pid)" || failure "kill of the service"
+    draw 4
+    case $drawn in
+    0) kill -KILL "$(launcher_pid)" || failure "kill of the launcher" ;;
+    *) kill -KILL "$(service_pid)" || failure "kill of the worker" ;;
+    esac
     services=$((services + 1))
 }
 round() {

@@ -170,12 +170,25 @@ slowest() {
     figure "$1-max" "$(tail -n 1 /tmp/times)" ms
 }
 
-# service_pid: prints the process of the service; its launcher ends with it.
-service_pid() {
-    for process in $(pidof bulkhead bulkhead-inject); do
+# processes NAME: prints the processes that are called so.
+processes() {
+    for comm in /proc/[0-9]*/comm; do
+        read -r name 2>/dev/null <"$comm" && [ "$name" = "$1" ] && echo "$comm" | cut -d / -f 3
+    done
+    return 0
+}
+# service_pid: prints the process that serves the stubs.
+service_pid() { processes bulkhead-worker; }
+# spare_pid: prints the one that takes its place when it dies.
+spare_pid() { processes bulkhead-spare; }
+# launcher_pid: prints the first process of the service; the others end with it.
+launcher_pid() {
+    for process in $(processes bulkhead) $(processes bulkhead-inject); do
         case $(tr '\0' ' ' <"/proc/$process/cmdline") in *" serve "*) echo "$process" ;; esac
     done
 }
+# complete: a worker serves, and another stands by.
+complete() { [ -n "$(service_pid)" ] && [ -n "$(spare_pid)" ]; }
 
 stub_log() { echo "/var/log/xen/guest-$1.log"; }
 

@@ -68,7 +68,7 @@ equal "g2 has them" 0 "$(ranges g2)"
 equal "MSI-X vectors" 3 "$(in_guest g1 "grep -c pcifront-msi-x /proc/interrupts")"
 
 # --- notes that are wrong when the service starts
-kill -KILL "$(service_pid)"
+kill -KILL "$(launcher_pid)"
 xenstore-rm $NOTE/domid
 xenstore-write /libxl/pci/0000-00-09-0/domid 9
 xenstore-write /libxl/pci/0000-00-09-0/bulkhead "guest 9 stub 10"

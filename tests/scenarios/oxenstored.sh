@@ -40,7 +40,7 @@ check "the guest rebinds its driver" in_guest g1 "at=0000:00:00.0; $REBIND; $NET
 equal "pings lost of 10" 0 "$(pings_lost g1 10)"
 
 check "a device leaves" bulkhead detach --trusted-guest $EDU
-kill -KILL "$(service_pid)"
+kill -KILL "$(launcher_pid)"
 check "another leaves, with a new service" bulkhead detach --trusted-guest $OTHER
 check "the last leaves" bulkhead detach --trusted-guest g1
 equal "the guest's bus" "" "$(in_guest g1 "lspci -n")"

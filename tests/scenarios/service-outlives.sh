@@ -186,8 +186,9 @@ equal "failed threads: the new stub is served" 10 "$(in_guest g2 'setpci -s 00:0
 equal "the service's process" "$service" "$(service_pid)"
 
 # --- where systemd is, it is told to start the unit
-kill -TERM "$service"
-within 10 "told to end, the service ends with its launcher" sh -c "! pidof bulkhead-inject"
+kill -TERM "$(launcher_pid)"
+within 10 "told to end, the service ends with all its processes" \
+    sh -c ". /rig/scenarios/lib.sh; trap - EXIT; [ -z \"\$(service_pid)\$(spare_pid)\$(launcher_pid)\" ]"
 mkdir -p /run/systemd/system
 cat >/usr/bin/systemctl <<'END'
 #!/bin/sh

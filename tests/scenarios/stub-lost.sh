@@ -50,7 +50,7 @@ printf '%s\n' "[[device]]" 'match = "8086:10d3"' "permissive = true" 'aer = "des
     "[[bridge]]" "address = \"$PORT\"" "msi = true" >$POLICY
 number=$(xl domid $stub)
 xl list -l "$number" | jq -c "{domid: $number, config: (.[0].config | .c_info.name = \"squatter\" | del(.c_info.uuid))}" >/tmp/order
-kill -9 "$(service_pid)"
+kill -9 "$(launcher_pid)"
 within 5 "the service is dead" sh -c "! bulkhead status | grep -q 'service: running'"
 check "xl destroy of the stub" xl destroy $stub
 check "another domain takes its number" sh -c "bulkhead recreate </tmp/order"

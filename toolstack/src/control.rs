@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -213,11 +213,11 @@ fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
     stream.write_all(line.as_bytes())
 }
 
-/// The service's end.
+/// The service's end: the launcher's, and a copy of each worker's.
 pub struct Listener {
     socket: UnixListener,
-    /// Held as long as the service runs.
-    _lock: File,
+    /// Held as long as one of them runs.
+    lock: File,
 }
 
 impl Listener {
@@ -246,7 +246,18 @@ impl Listener {
         let socket = UnixListener::bind(SOCKET).map_err(failed)?;
         fs::set_permissions(SOCKET, Permissions::from_mode(0o600)).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { socket, _lock: lock })
+        Ok(Self { socket, lock })
+    }
+
+    /// A copy of another process's, by its [files](Self::into_files).
+    pub fn over(socket: OwnedFd, lock: OwnedFd) -> Self {
+        let (socket, lock) = (socket.into(), lock.into());
+        Self { socket, lock }
+    }
+
+    /// The socket, and the lock.
+    pub fn into_files(self) -> (OwnedFd, OwnedFd) {
+        (self.socket.into(), self.lock.into())
     }
 
     /// The next client; `None` if there is none after all.

@@ -13,15 +13,15 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::run::{self, Run};
 use toolstack::commands::{Ended, check, destroy, detach, irq, seize};
 use toolstack::control::{self, ControlError, Reply, Request};
+use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
-use toolstack::host::{launcher, recreate};
+use toolstack::serve::workers;
 use toolstack::terms::Terms;
 use toolstack::{say, serve, status};
 use xenbus::device::SlotMode;
@@ -152,9 +152,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run other programs for the service. The service starts this.
+    /// Serve stubs, without the privileges of the service's first process, which starts this.
     #[command(hide = true)]
-    Launcher,
+    Worker,
     /// Create a stub again, as standard input says. The service starts this.
     #[command(hide = true)]
     Recreate,
@@ -345,25 +345,29 @@ fn execute(command: Command) -> Result<ExitCode> {
         } => seize::release(&devices, trusted_guest),
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
-        Command::Launcher => {
+        Command::Worker => {
+            log_as_service();
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
-            let spare = Arc::new(recreate::Spare::default());
-            spare.prepare_soon();
-            Ok(launcher::serve(socket, spare)?)
+            serve::work(socket).inspect_err(|error| log::error!("{error}"))?;
+            Ok(())
         }
         Command::Recreate => {
             say::progress(recreate::recreate(&mut std::io::stdin().lock())?);
             Ok(())
         }
         Command::Serve { supervised } => {
-            let filter = env_logger::Env::default().default_filter_or("info");
-            env_logger::Builder::from_env(filter).init();
-            serve::serve(supervised).inspect_err(|error| log::error!("{error}"))?;
+            log_as_service();
+            workers::run(supervised).inspect_err(|error| log::error!("{error}"))?;
             Ok(())
         }
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn log_as_service() {
+    let filter = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(filter).init();
 }
 
 fn show_status(json: bool) -> Result<()> {

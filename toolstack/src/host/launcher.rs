@@ -1,56 +1,41 @@
-//! The service's launcher: a small process that alone runs other programs, so that the service itself need not be
-//! able to.
+//! The service's launcher, its first process: it alone runs other programs, so that the workers, which deal with what stubs
+//! say, need not be able to.
 //!
-//! The service starts it (`bulkhead launcher`) before it gives up its privileges, and asks it over a pair of sockets,
-//! one message an order and one an answer. It knows the few orders below and nothing else; when the service dies, its
-//! socket ends and the launcher does so too, after what is under way.
-//!
-//! Only so many orders are carried out at once; further ones wait for their turn ([`queue`]). None is refused: a stub
-//! that nobody destroys would live on without a record.
+//! It starts the workers (`serve::workers`). Each asks it over a pair of sockets, one message an order and one an answer.
+//! The launcher knows the few orders below and nothing else ([`desk`]). When a worker dies, what it has ordered goes on.
 
+pub mod desk;
+pub mod messages;
 mod queue;
 
-use crate::host::recreate::{self, Domain, Spare};
-use crate::host::store;
-use crate::host::xl;
+use crate::host::recreate::Domain;
 use crate::serde_text;
 use crate::terms::Terms;
 use crate::xen::xenctrl::DomId;
-use queue::Queue;
-use rustix::cmsg_space;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use messages::{Answered, Asked, hear, ready, tell};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
-    socketpair,
-};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::thread;
+use std::io;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 
-/// How the launcher appears in a list of processes, and its subcommand.
-pub const NAME: &str = "bulkhead-launcher";
-const SUBCOMMAND: &str = "launcher";
-/// The longest message.
-const LONGEST: usize = 64 << 10;
-/// How many orders of each kind may be under way at once; see [`Desk`].
-const MOST_AT_ONCE: usize = 32;
-/// How long the service waits for the end of an order, at most: guests wait meanwhile.
+/// How long a worker waits for the end of an order, at most: guests wait meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a service that ends waits for the launcher's end.
-const END: Duration = Duration::from_secs(10);
+
+/// What all workers of a launcher have in common. It outlives each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shared {
+    /// The socket on which commands ask the service.
+    Socket,
+    /// The lock of the one service of this host.
+    Lock,
+    /// The kernel's events.
+    Uevents,
+}
 
 /// What can be ordered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,10 +62,17 @@ pub enum Order {
     Recreate(Domain),
     /// Nothing, once no stub is being created by a launcher of before.
     Settle,
-    /// A connection to xenstore, which the service itself cannot open.
+    /// A connection to xenstore, which a worker cannot open itself.
     Store,
+    /// A file of all workers.
+    Share {
+        /// Which.
+        file: Shared,
+    },
     /// A further connection to this launcher, for another thread.
     Connection,
+    /// Nothing, once no other worker serves: from then on this one does.
+    Serve,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
         /// The guest.
@@ -103,71 +95,17 @@ impl Order {
             Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. }
         )
     }
-
-    fn carry_out(&self, spare: &Spare) -> Result<(), String> {
-        match self {
-            Self::DestroyDomain { domid } => {
-                xl::destroy(&domid.to_string()).map_err(|error| error.to_string())
-            }
-            Self::Detach { bdf } => bulkhead(&["detach", &bdf.to_string()]),
-            Self::DestroyGuest { bdf } => bulkhead(&["destroy", &bdf.to_string()]),
-            Self::Attach {
-                guest,
-                devices,
-                slots,
-                kernel,
-            } => {
-                let (guest, slots) = (guest.to_string(), slots.to_string());
-                let terms: Vec<String> = devices.iter().map(|(_, terms)| terms.to_word()).collect();
-                let mut words = vec!["attach", &guest, "--slots", &slots, "--kernel", kernel];
-                for ((device, _), terms) in devices.iter().zip(&terms) {
-                    words.extend(["--device", device, "--recorded-terms", terms]);
-                }
-                bulkhead(&words)
-            }
-            Self::Recreate(domain) => recreate::run(domain, spare),
-            Self::Settle => recreate::wait_for_all().map_err(|error| error.to_string()),
-            // Answered at once, with a file: see `open`.
-            Self::Store | Self::Connection => Ok(()),
-        }
-    }
-}
-
-/// Runs a subcommand of this program; what it says goes where our own words go.
-fn bulkhead(words: &[&str]) -> Result<(), String> {
-    let failed = |why: &dyn Display| format!("`bulkhead {}` failed: {why}", words.join(" "));
-    let program = std::env::current_exe().map_err(|error| failed(&error))?;
-    let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null());
-    let status = command.status().map_err(|error| failed(&error))?;
-    status.success().then_some(()).ok_or_else(|| failed(&status))
 }
 
 /// An order on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket(u64);
 
-#[derive(Serialize, Deserialize)]
-struct Asked {
-    ticket: Ticket,
-    #[serde(flatten)]
-    order: Order,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Answered {
-    ticket: Ticket,
-    failure: Option<String>,
-}
-
 /// An order that was not carried out.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    /// No launcher.
-    #[error("cannot start the launcher, which runs other programs for the service")]
-    Start(#[source] io::Error),
     /// It does not answer.
-    #[error("the launcher is gone: the service has to be started again")]
+    #[error("the service's launcher is gone: the service has to be started again")]
     Gone(#[source] io::Error),
     /// It takes too long.
     #[error("it has not ended after {} s, and goes on", TIMEOUT.as_secs())]
@@ -177,7 +115,7 @@ pub enum LaunchError {
     Failed(String),
 }
 
-/// The service's end.
+/// A worker's end.
 #[derive(Debug)]
 pub struct Launcher {
     socket: OwnedFd,
@@ -188,35 +126,17 @@ pub struct Launcher {
     files: BTreeMap<Ticket, OwnedFd>,
     /// True if some came in while another was waited for, so that the socket does not show them.
     others: bool,
-    /// None for a further connection.
-    _process: Option<Child>,
 }
 
 impl Launcher {
-    /// Starts the process.
-    pub fn start() -> Result<Self, LaunchError> {
-        let start = || {
-            let (ours, theirs) = pair()?;
-            let program = std::env::current_exe()?;
-            let process = Command::new(program)
-                .arg0(NAME)
-                .arg(SUBCOMMAND)
-                .stdin(Stdio::from(theirs))
-                .spawn()?;
-            Ok((ours, process))
-        };
-        let (socket, process) = start().map_err(LaunchError::Start)?;
-        Ok(Self::over(socket, Some(process)))
-    }
-
-    fn over(socket: OwnedFd, process: Option<Child>) -> Self {
+    /// The launcher at the other end of this socket.
+    pub const fn over(socket: OwnedFd) -> Self {
         Self {
             socket,
             next: 0,
             answers: BTreeMap::new(),
             files: BTreeMap::new(),
             others: false,
-            _process: process,
         }
     }
 
@@ -227,7 +147,12 @@ impl Launcher {
 
     /// A further connection to the same launcher, whose orders another thread can wait for.
     pub fn connect(&mut self) -> Result<Self, LaunchError> {
-        Ok(Self::over(self.open(Order::Connection)?, None))
+        Ok(Self::over(self.open(Order::Connection)?))
+    }
+
+    /// A file that all workers have in common.
+    pub fn share(&mut self, file: Shared) -> Result<OwnedFd, LaunchError> {
+        self.open(Order::Share { file })
     }
 
     fn open(&mut self, order: Order) -> Result<OwnedFd, LaunchError> {
@@ -235,20 +160,6 @@ impl Launcher {
         self.wait(ticket)?;
         let file = self.files.remove(&ticket);
         file.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))
-    }
-
-    /// Has the launcher end after what is under way, and waits for that.
-    pub fn end(self) {
-        // Its end of the connection closes with its process.
-        let told = shutdown(&self.socket, Shutdown::Write);
-        let deadline = Instant::now() + END;
-        while told.is_ok() && Instant::now() < deadline {
-            if let Ok(true) = ready(&self.socket, Duration::from_millis(100))
-                && let Ok(None) | Err(_) = hear::<Answered>(&self.socket)
-            {
-                return;
-            }
-        }
     }
 
     /// Gives an order.
@@ -318,153 +229,51 @@ impl AsFd for Launcher {
     }
 }
 
-/// The launcher itself: carries out what comes over `socket` until that ends.
-/// `spare` is for orders to create a stub anew.
-pub fn serve(socket: OwnedFd, spare: Arc<Spare>) -> io::Result<()> {
-    let desk = Arc::new(Desk::new(spare, MOST_AT_ONCE));
-    attend(socket, &desk)?;
-    // What is under way would end with this process.
-    while !desk.is_idle() {
-        thread::sleep(Duration::from_millis(20));
-    }
-    desk.spare.end();
-    Ok(())
-}
-
-/// What all connections of a launcher share.
-struct Desk {
-    spare: Arc<Spare>,
-    /// Orders that need nobody else.
-    own: Arc<Queue>,
-    /// Orders that are commands. A command waits for the service, which may wait for an order to destroy a domain. In one
-    /// queue, commands that take all the turns would keep that order waiting.
-    commands: Arc<Queue>,
-}
-
-impl Desk {
-    /// Carries `limit` orders of each kind out at once.
-    fn new(spare: Arc<Spare>, limit: usize) -> Self {
-        Self {
-            spare,
-            own: Arc::new(Queue::new(limit)),
-            commands: Arc::new(Queue::new(limit)),
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.own.is_idle() && self.commands.is_idle()
-    }
-
-    fn queue(&self, order: &Order) -> &Arc<Queue> {
-        if order.is_command() {
-            &self.commands
-        } else {
-            &self.own
-        }
-    }
-}
-
-fn attend(socket: OwnedFd, desk: &Arc<Desk>) -> io::Result<()> {
-    let socket = Arc::new(socket);
-    while let Some((asked, _)) = hear::<Asked>(&*socket)? {
-        let Asked { ticket, order } = asked;
-        if matches!(order, Order::Store | Order::Connection) {
-            let opened = open(&order, desk);
-            let failure = opened.as_ref().err().map(ToString::to_string);
-            tell(&*socket, &Answered { ticket, failure }, opened.ok().as_ref())?;
-            continue;
-        }
-        let queue = Arc::clone(desk.queue(&order));
-        let (socket, spare) = (Arc::clone(&socket), Arc::clone(&desk.spare));
-        queue.add(move || {
-            let failure = order.carry_out(&spare).err();
-            // A service that has died has no use for it.
-            let _ = tell(&*socket, &Answered { ticket, failure }, None);
-            if matches!(order, Order::Recreate(_)) {
-                spare.prepare_soon();
-            }
-        })?;
-    }
-    Ok(())
-}
-
-/// Opens what the service cannot.
-fn open(order: &Order, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
-    if matches!(order, Order::Store) {
-        return store::connect().map_err(io::Error::other);
-    }
-    let (ours, theirs) = pair()?;
-    let desk = Arc::clone(desk);
-    thread::Builder::new().spawn(move || attend(ours, &desk))?;
-    Ok(theirs)
-}
-
-/// Two ends of a connection that keeps messages apart.
-fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
-}
-
-fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
-    let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
-    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&longest)) {
-        Ok(ready) => Ok(ready > 0),
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Sends a message, with a file if there is one.
-fn tell(socket: &impl AsFd, message: &impl Serialize, file: Option<&OwnedFd>) -> io::Result<()> {
-    let text = serde_json::to_string(message)?;
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let files: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-    if !files.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&files));
-    }
-    let text = [IoSlice::new(text.as_bytes())];
-    sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// The next message, with the file that came along; `None` if the other end is closed.
-fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
-    let mut buffer = vec![0; LONGEST];
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let length = loop {
-        let pieces = &mut [IoSliceMut::new(&mut buffer)];
-        match recvmsg(socket, pieces, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(None),
-            received => break received?.bytes,
-        }
-    };
-    if length == 0 {
-        return Ok(None);
-    }
-    let mut file = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(files) = message {
-            file = files.last();
-        }
-    }
-    Ok(Some((serde_json::from_slice(&buffer[..length])?, file)))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::desk::{Desk, SharedFiles, Turn, attend};
+    use super::messages::pair;
+    use super::queue::Queue;
     use super::*;
-    use std::sync::mpsc::{Sender, channel};
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::thread;
+
+    /// Files that are good for nothing.
+    fn files() -> SharedFiles {
+        let file = || File::open("/dev/null").unwrap().into();
+        SharedFiles {
+            socket: file(),
+            lock: file(),
+            uevents: file(),
+        }
+    }
 
     impl Launcher {
         /// One that is a thread of the test.
         pub fn to_a_thread() -> (Self, thread::JoinHandle<()>) {
             let (ours, theirs) = pair().unwrap();
-            let thread = thread::spawn(move || serve(theirs, Arc::default()).unwrap());
-            (Self::over(ours, None), thread)
+            let desk = Arc::new(Desk::new(files(), Turn::give));
+            let thread = thread::spawn(move || attend(theirs, 0, &desk).unwrap());
+            (Self::over(ours), thread)
         }
+    }
+
+    /// A desk, and what it says of workers that are set up.
+    fn desk(files: SharedFiles) -> (Arc<Desk>, Receiver<Turn>) {
+        let (sender, turns) = channel();
+        let desk = Desk::new(files, move |turn| sender.send(turn).unwrap());
+        (Arc::new(desk), turns)
+    }
+
+    /// A worker of this desk.
+    fn worker(id: desk::WorkerId, desk: &Arc<Desk>) -> Launcher {
+        let (ours, theirs) = pair().unwrap();
+        let desk = Arc::clone(desk);
+        thread::spawn(move || attend(theirs, id, &desk).unwrap());
+        Launcher::over(ours)
     }
 
     /// A service whose launcher is a thread of the test.
@@ -523,10 +332,10 @@ mod tests {
     /// A service, and the desk of its launcher, which carries out one order of each kind at a time.
     fn one_at_a_time() -> (Launcher, Arc<Desk>) {
         let (ours, theirs) = pair().unwrap();
-        let desk = Arc::new(Desk::new(Arc::default(), 1));
+        let desk = Arc::new(Desk::with_limit(files(), Turn::give, 1));
         let launchers = Arc::clone(&desk);
-        thread::spawn(move || attend(theirs, &launchers).unwrap());
-        (Launcher::over(ours, None), desk)
+        thread::spawn(move || attend(theirs, 0, &launchers).unwrap());
+        (Launcher::over(ours), desk)
     }
 
     /// Keeps a queue busy until the sender is dropped.
@@ -607,10 +416,59 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_ends_has_its_launcher_end_first() {
-        let (launcher, thread) = Launcher::to_a_thread();
-        launcher.end();
-        thread.join().unwrap();
+    fn a_worker_serves_when_it_is_given_its_turn_and_not_before() {
+        let (desk, turns) = desk(files());
+        let mut worker = worker(7, &desk);
+        let ticket = worker.order(Order::Serve).unwrap();
+        let turn = turns.recv().unwrap();
+        assert_eq!(turn.worker, 7);
+        // An order of later is answered meanwhile.
+        worker.share(Shared::Lock).unwrap();
+        assert!(worker.poll(ticket).unwrap().is_none());
+        turn.give();
+        assert!(worker.wait(ticket).is_ok());
+    }
+
+    #[test]
+    fn workers_have_the_launchers_files_and_each_the_one_that_it_asks_for() {
+        let texts = ["socket", "lock", "uevents"];
+        let [socket, lock, uevents] = texts.map(|text| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file.into()
+        });
+        let (desk, _turns) = desk(SharedFiles {
+            socket,
+            lock,
+            uevents,
+        });
+        for id in [0, 1] {
+            let mut worker = worker(id, &desk);
+            let shared = [Shared::Socket, Shared::Lock, Shared::Uevents].map(|file| {
+                let (mut file, mut text) = (File::from(worker.share(file).unwrap()), String::new());
+                file.rewind().unwrap();
+                file.read_to_string(&mut text).unwrap();
+                text
+            });
+            assert_eq!(shared, texts);
+        }
+    }
+
+    #[test]
+    fn what_a_dead_worker_has_ordered_goes_on_and_is_waited_for() {
+        let (mut launcher, desk) = one_at_a_time();
+        let busy = occupy(&desk.own);
+        launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
+        drop(launcher);
+        let closed = thread::spawn({
+            let desk = Arc::clone(&desk);
+            move || desk.close()
+        });
+        thread::sleep(Duration::from_millis(50));
+        assert!(!closed.is_finished());
+        drop(busy);
+        closed.join().unwrap();
+        assert!(desk.is_idle());
     }
 
     #[test]
@@ -622,7 +480,7 @@ mod tests {
     #[test]
     fn a_launcher_that_is_gone_is_noticed() {
         let (ours, theirs) = pair().unwrap();
-        let mut launcher = Launcher::over(ours, None);
+        let mut launcher = Launcher::over(ours);
         drop(theirs);
         let gone = launcher.run(Order::DestroyDomain { domid: 1 });
         assert!(matches!(gone, Err(LaunchError::Gone(_))));

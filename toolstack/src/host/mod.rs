@@ -9,6 +9,7 @@ pub mod ivrs;
 pub mod launcher;
 pub mod mcfg;
 pub mod pci_ids;
+pub mod program;
 pub mod recreate;
 pub mod store;
 pub mod sysfs;

@@ -1,7 +1,7 @@
 //! Creating a stub anew, with the number that it had: what the service's launcher has a short-lived process do
 //! (`bulkhead recreate`), so that libxl's processes, signals and memory are none of theirs.
 
-use crate::host::domid_history;
+use crate::host::{domid_history, program};
 use crate::say;
 use crate::xen::xenctrl::{self, DomId, DomainState, Xenctrl, XenctrlError};
 use crate::xen::xenlight::{Xenlight, XenlightError};
@@ -12,7 +12,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ impl Spare {
 }
 
 fn start() -> io::Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = program::own();
     command.arg("recreate").stdout(Stdio::null());
     command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }

@@ -40,8 +40,8 @@ pub struct ErrorEvent {
 pub struct Uevents(OwnedFd);
 
 impl Uevents {
-    /// Listens from now on.
-    pub fn listen() -> io::Result<Self> {
+    /// Listens from now on. What is not read waits.
+    pub fn listen() -> io::Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(
             AddressFamily::NETLINK,
@@ -50,7 +50,12 @@ impl Uevents {
             Some(KOBJECT_UEVENT),
         )?;
         bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
-        Ok(Self(socket))
+        Ok(socket)
+    }
+
+    /// What comes in by a socket that [listens](Self::listen).
+    pub const fn over(socket: OwnedFd) -> Self {
+        Self(socket)
     }
 
     /// The next event about an error; `None` if there is none now. Others are passed over.

@@ -20,7 +20,6 @@ use crate::xen::xenctrl::{DomId, Xenctrl};
 use bulkhead_config::options::AerFate;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
-use std::io;
 use std::time::{Duration, Instant};
 use xenbus::bdf::Bdf;
 use xenbus::pciif::aer::AerRequest;
@@ -52,14 +51,14 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Listens to the kernel from now on.
-    pub fn listen() -> io::Result<Self> {
-        Ok(Self {
-            events: Uevents::listen()?,
+    /// Hears of them by these events.
+    pub fn new(events: Uevents) -> Self {
+        Self {
+            events,
             stubs: BTreeMap::new(),
             fates: Vec::new(),
             limit: LogLimit::new(Instant::now()),
-        })
+        }
     }
 
     /// When to call [`Self::step`] again at the latest; `None`: with the next event.

@@ -1,4 +1,5 @@
-//! The service: dom0's end of every stub's second hop.
+//! The service: dom0's end of every stub's second hop. Its [workers], of which one serves at a time, do the work that is
+//! here.
 //!
 //! One thread watches xenstore, and starts a `link` with a thread of its own for each stub that is ready. It also hears
 //! of [`errors`] of devices from the kernel, and brings dead stubs back ([`mod@revive`]). What it knows it reads from the
@@ -22,14 +23,15 @@ mod stub_domain;
 pub mod throttle;
 mod unplug;
 mod wake;
+pub mod workers;
 
-use crate::control::{ControlError, Listener, Reply, Request};
+use crate::control::{Listener, Reply, Request};
 use crate::handover::reclaim::{Released, release, take_back};
 use crate::host::domains::is_alive;
-use crate::host::launcher::{LaunchError, Launcher};
+use crate::host::launcher::{LaunchError, Launcher, Order, Shared};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::Sysfs;
-use crate::host::systemd;
+use crate::host::uevent::Uevents;
 use crate::host::{Host, HostError, Runner};
 use crate::nodes::hops::{error_node, first_hop};
 use crate::paths;
@@ -51,9 +53,11 @@ use landlock::RulesetStatus;
 use link::{Limits, Link};
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::io::Errno;
+use rustix::thread::set_name;
 use signal_hook::consts::SIGTERM;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -67,7 +71,12 @@ use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, DeviceType, key};
 use xenbus::state::XenbusState;
 
-/// Why the service ended.
+/// What a list of processes calls a worker that is being set up, one that stands by, and the one that serves.
+const STARTING: &CStr = c"bulkhead-start";
+const SPARE: &CStr = c"bulkhead-spare";
+const SERVING: &CStr = c"bulkhead-worker";
+
+/// Why a worker ended.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// Not on this host.
@@ -76,10 +85,7 @@ pub enum ServeError {
     /// No second handle to the hypervisor.
     #[error(transparent)]
     Xenctrl(#[from] XenctrlError),
-    /// There is one already, or no place for the socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// No process to run other programs, or no more.
+    /// The launcher is gone.
     #[error(transparent)]
     Launch(#[from] LaunchError),
     /// It would have privileges that it does not need.
@@ -91,9 +97,6 @@ pub enum ServeError {
     /// The records cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The kernel will not tell of errors.
-    #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
-    Uevents(#[source] io::Error),
     /// No way for threads to call each other.
     #[error("cannot make an event descriptor (eventfd)")]
     Wake(#[source] io::Error),
@@ -117,18 +120,17 @@ const MOST_BREAKS: u32 = 3;
 /// One that has lived so long was sound.
 const SOUND: Duration = Duration::from_secs(60);
 
-/// Serves all stubs of this host. Returns on errors, and when it is told to end (SIGTERM). One that is `supervised` waits
-/// for the end of another that runs.
-pub fn serve(supervised: bool) -> Result<(), ServeError> {
-    // Away from the terminal and session of the command that started us; already so under systemd.
-    let _ = rustix::process::setsid();
-    let listener = Listener::bind(supervised)?;
+/// Serves all stubs of this host as a worker of the launcher at the other end of `socket`: sets all up, and waits until no
+/// other worker serves. Returns on errors, and when it is told to end (SIGTERM).
+pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
+    let _ = set_name(STARTING);
+    let mut launcher = Launcher::over(socket);
     let wake = Wake::new().map_err(ServeError::Wake)?;
     let end = end_signal().map_err(ServeError::Signal)?;
-    raise_file_limit();
-    let host = Host::open_with(Runner::Launcher(Launcher::start()?))?;
+    let listener = Listener::over(launcher.share(Shared::Socket)?, launcher.share(Shared::Lock)?);
+    let uevents = Uevents::over(launcher.share(Shared::Uevents)?);
     let mut service = Service {
-        host,
+        host: Host::open_with(Runner::Launcher(launcher))?,
         link_xen: Xenctrl::open()?,
         job_xen: Xenctrl::open()?,
         jobs: Jobs::new(wake.clone()),
@@ -143,16 +145,12 @@ pub fn serve(supervised: bool) -> Result<(), ServeError> {
         replugs: BTreeMap::new(),
         between: BTreeSet::new(),
         limits: BTreeMap::new(),
-        errors: Errors::listen().map_err(ServeError::Uevents)?,
+        errors: Errors::new(uevents),
         revivals: Revivals::new(),
         abandoned: Abandoned::default(),
         agenda: Agenda::default(),
         complaints: LogLimit::new(Instant::now()),
     };
-    // Requests wait at the socket until they are answered.
-    if let Err(error) = systemd::notify_ready() {
-        log::warn!("cannot tell systemd that the service is ready: {error}");
-    }
     // From here on guests have a say in what it does.
     match confine()? {
         RulesetStatus::FullyEnforced => {}
@@ -166,6 +164,9 @@ pub fn serve(supervised: bool) -> Result<(), ServeError> {
                 "this kernel has no landlock: only the unit's bounds keep this process from files of root"
             );
         }
+    }
+    if !service.wait_for_turn()? {
+        return Ok(());
     }
     for path in [
         DeviceType::Bulkhead.backends(0).as_str(),
@@ -187,10 +188,6 @@ pub fn serve(supervised: bool) -> Result<(), ServeError> {
         }
         service.turn()?;
         if service.wait(listen)? {
-            // With its launcher, so that systemd finds nobody left.
-            if let Runner::Launcher(launcher) = service.host.runner {
-                launcher.end();
-            }
             return Ok(());
         }
     }
@@ -201,18 +198,6 @@ fn end_signal() -> io::Result<UnixStream> {
     let (end, sender) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, sender)?;
     Ok(end)
-}
-
-/// Lets this process have as many files open as it may: each stub takes six, and one for each device.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        log::warn!("cannot have more than {:?} files open: {error}", limit.current);
-    }
 }
 
 struct Service {
@@ -258,6 +243,31 @@ struct Taking {
 }
 
 impl Service {
+    /// Waits until no other worker serves; false if this one is to end before that.
+    fn wait_for_turn(&mut self) -> Result<bool, ServeError> {
+        let Runner::Launcher(launcher) = &mut self.host.runner else {
+            return Ok(true);
+        };
+        let ticket = launcher.order(Order::Serve)?;
+        let _ = set_name(SPARE);
+        loop {
+            if let Some(turn) = launcher.poll(ticket)? {
+                turn?;
+                let _ = set_name(SERVING);
+                return Ok(true);
+            }
+            let mut fds = [
+                PollFd::new(&self.end, PollFlags::IN),
+                PollFd::new(&*launcher, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(ServeError::Wait(error.into())),
+            }
+        }
+    }
+
     /// Takes in what has happened in xenstore.
     fn take_events(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
@@ -449,7 +459,7 @@ impl Service {
         }
         let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
         match poll(&mut fds, longest.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(ServeError::Wait(error.into())),
         }
         let is = |index: usize, flags| fds[index].revents().intersects(flags);
@@ -1017,8 +1027,8 @@ mod tests {
             let waited = poll(&mut fds, None).map_err(|error| format!("poll: {error}"))?;
             wake.clear();
             let mut other = launcher.connect().map_err(|error| format!("launcher: {error}"))?;
-            let refused = other.run(crate::host::launcher::Order::DestroyDomain { domid: 32_751 });
-            launcher.end();
+            let refused = other.run(Order::DestroyDomain { domid: 32_751 });
+            drop((launcher, other));
             while jobs.ended().is_none() {
                 thread::yield_now();
             }

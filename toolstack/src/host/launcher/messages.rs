@@ -1,0 +1,92 @@
+//! The messages between a worker and its launcher, and the sockets that carry them.
+
+use super::{Order, Ticket};
+use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// The longest message.
+const LONGEST: usize = 64 << 10;
+
+/// An order.
+#[derive(Serialize, Deserialize)]
+pub struct Asked {
+    /// By which its answer is known.
+    pub ticket: Ticket,
+    #[serde(flatten)]
+    /// What is ordered.
+    pub order: Order,
+}
+
+/// What became of an order.
+#[derive(Serialize, Deserialize)]
+pub struct Answered {
+    /// The order's.
+    pub ticket: Ticket,
+    /// Why it was not carried out.
+    pub failure: Option<String>,
+}
+
+/// Two ends of a connection that keeps messages apart.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// True if there is a message, or the end, within so long.
+pub fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
+    let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&longest)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends a message, with a file if there is one.
+pub fn tell(socket: &impl AsFd, message: &impl Serialize, file: Option<&OwnedFd>) -> io::Result<()> {
+    let text = serde_json::to_string(message)?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    let text = [IoSlice::new(text.as_bytes())];
+    sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The next message, with the file that came along; `None` if the other end is closed.
+pub fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    let mut buffer = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = loop {
+        let pieces = &mut [IoSliceMut::new(&mut buffer)];
+        match recvmsg(socket, pieces, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(None),
+            received => break received?.bytes,
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut file = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            file = files.last();
+        }
+    }
+    Ok(Some((serde_json::from_slice(&buffer[..length])?, file)))
+}

@@ -1,0 +1,469 @@
+//! The service's first process: the launcher, which keeps two workers. One serves; the other has set all up and stands by,
+//! and serves from the moment at which the first one dies, for guests wait meanwhile.
+//!
+//! The socket, the lock and the kernel's events are the launcher's, and outlive each worker. A worker that ends with an
+//! error cannot do its work on this host as it is now: then the service ends with it, and whoever supervises the service
+//! decides.
+
+use crate::control::{ControlError, Listener};
+use crate::host::launcher::desk::{Desk, SharedFiles, Turn, WorkerId, attend};
+use crate::host::launcher::messages::pair;
+use crate::host::uevent::Uevents;
+use crate::host::{HostError, check_privilege, program, systemd};
+use crate::serve::wake::Wake;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use signal_hook::consts::{SIGCHLD, SIGTERM};
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Why the service ended.
+#[derive(Debug, Error)]
+pub enum WorkersError {
+    /// Not on this host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// There is a service already, or no place for the socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The kernel will not tell of errors.
+    #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
+    Uevents(#[source] io::Error),
+    /// No way to hear of what happens.
+    #[error("cannot be told of signals and by other threads")]
+    Events(#[source] io::Error),
+    /// No worker.
+    #[error("cannot start a worker, which serves the stubs")]
+    Start(#[source] io::Error),
+    /// The worker could not go on.
+    #[error("the worker has ended ({0}) and has said why")]
+    Worker(ExitStatus),
+}
+
+/// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
+const SETTLED: Duration = Duration::from_secs(1);
+/// Between two starts of workers, at least.
+const PAUSE: Duration = Duration::from_millis(100);
+/// When a spare worker that could not be set up is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// The exit status of a Rust program whose main thread has panicked.
+const PANICKED: i32 = 101;
+
+/// Which worker serves, which one stands by, and when the next is to be started.
+#[derive(Debug, PartialEq, Eq)]
+struct Crew {
+    serving: Option<WorkerId>,
+    spare: Option<Spare>,
+    /// When to start the next spare one, if there is none.
+    start: Instant,
+    /// When one was started last.
+    started: Option<Instant>,
+    next: WorkerId,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Spare {
+    worker: WorkerId,
+    is_ready: bool,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Start a worker, which is called so.
+    Start(WorkerId),
+    /// Have this one serve.
+    Serve(WorkerId),
+}
+
+impl Crew {
+    const fn new(now: Instant) -> Self {
+        Self {
+            serving: None,
+            spare: None,
+            start: now,
+            started: None,
+            next: 0,
+        }
+    }
+
+    fn step(&mut self, now: Instant) -> Option<Step> {
+        if self.serving.is_none()
+            && let Some(Spare {
+                worker,
+                is_ready: true,
+            }) = self.spare
+        {
+            (self.serving, self.spare, self.start) = (Some(worker), None, now + SETTLED);
+            return Some(Step::Serve(worker));
+        }
+        if self.spare.is_none() && now >= self.start {
+            let worker = self.next;
+            self.next += 1;
+            self.started = Some(now);
+            self.spare = Some(Spare {
+                worker,
+                is_ready: false,
+            });
+            return Some(Step::Start(worker));
+        }
+        None
+    }
+
+    /// How long there is nothing to do, if nothing happens; `None` for ever.
+    fn idle(&self, now: Instant) -> Option<Duration> {
+        self.spare
+            .is_none()
+            .then(|| self.start.saturating_duration_since(now))
+    }
+
+    /// A worker is set up.
+    fn is_ready(&mut self, worker: WorkerId) {
+        if let Some(spare) = self.spare.as_mut().filter(|spare| spare.worker == worker) {
+            spare.is_ready = true;
+        }
+    }
+
+    /// A worker has ended, or could not be started. False if it was the spare one, and another serves.
+    fn ended(&mut self, worker: WorkerId, now: Instant) -> bool {
+        if self.serving == Some(worker) {
+            self.serving = None;
+        } else {
+            self.spare = None;
+        }
+        let soon = self.started.map_or(now, |started| now.max(started + PAUSE));
+        let is_served = self.serving.is_some();
+        self.start = if is_served { now + RETRY } else { soon };
+        !is_served
+    }
+}
+
+/// Runs the service. Returns on errors, and when it is told to end (SIGTERM). One that is `supervised` waits for the end of
+/// another that runs.
+pub fn run(supervised: bool) -> Result<(), WorkersError> {
+    // Away from the terminal and session of the command that started us; already so under systemd.
+    let _ = rustix::process::setsid();
+    check_privilege()?;
+    let (socket, lock) = Listener::bind(supervised)?.into_files();
+    let uevents = Uevents::listen().map_err(WorkersError::Uevents)?;
+    raise_file_limit();
+    let wake = Wake::new().map_err(WorkersError::Events)?;
+    let (sender, turns) = channel();
+    let ready = wake.clone();
+    let files = SharedFiles {
+        socket,
+        lock,
+        uevents,
+    };
+    let desk = Arc::new(Desk::new(files, move |turn| {
+        // Nobody hears of it once the service ends.
+        let _ = sender.send(turn);
+        ready.wake();
+    }));
+    desk.prepare_spare();
+    let mut workers = Workers {
+        crew: Crew::new(Instant::now()),
+        processes: BTreeMap::new(),
+        waiting: BTreeMap::new(),
+        turns,
+        desk,
+        wake,
+        end: signal(SIGTERM).map_err(WorkersError::Events)?,
+        children: signal(SIGCHLD).map_err(WorkersError::Events)?,
+    };
+    let ended = workers.keep();
+    workers.close();
+    ended
+}
+
+/// Becomes ready at a signal.
+fn signal(signal: i32) -> io::Result<UnixStream> {
+    let (receiver, sender) = UnixStream::pair()?;
+    receiver.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(signal, sender)?;
+    Ok(receiver)
+}
+
+/// Lets this process and its workers have as many files open as they may: each stub takes six, and one for each device.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        log::warn!("cannot have more than {:?} files open: {error}", limit.current);
+    }
+}
+
+struct Workers {
+    crew: Crew,
+    processes: BTreeMap<WorkerId, Child>,
+    /// The workers that are set up, and wait for their turn.
+    waiting: BTreeMap<WorkerId, Turn>,
+    turns: Receiver<Turn>,
+    desk: Arc<Desk>,
+    wake: Wake,
+    /// Ready when the service is to end.
+    end: UnixStream,
+    /// Ready when a process has ended.
+    children: UnixStream,
+}
+
+impl Workers {
+    /// Keeps the workers until the service is told to end, or cannot go on.
+    fn keep(&mut self) -> Result<(), WorkersError> {
+        loop {
+            while let Ok(turn) = self.turns.try_recv() {
+                self.crew.is_ready(turn.worker);
+                self.waiting.insert(turn.worker, turn);
+            }
+            self.see_ends()?;
+            match self.crew.step(Instant::now()) {
+                Some(Step::Start(worker)) => self.start(worker)?,
+                Some(Step::Serve(worker)) => self.serve(worker),
+                None => {
+                    if self.wait()? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, worker: WorkerId) -> Result<(), WorkersError> {
+        let desk = Arc::clone(&self.desk);
+        let start = || {
+            let (ours, theirs) = pair()?;
+            let process = program::own().arg("worker").stdin(Stdio::from(theirs)).spawn()?;
+            // One whose messages make no sense loses its connection, and ends.
+            thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
+            Ok(process)
+        };
+        match start() {
+            Ok(process) => {
+                self.processes.insert(worker, process);
+                Ok(())
+            }
+            Err(error) if self.crew.ended(worker, Instant::now()) => Err(WorkersError::Start(error)),
+            Err(error) => {
+                log::warn!(
+                    "cannot start a spare worker: {error}; tried again in {} s",
+                    RETRY.as_secs()
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn serve(&mut self, worker: WorkerId) {
+        if let Some(turn) = self.waiting.remove(&worker) {
+            turn.give();
+        }
+        if let Err(error) = systemd::notify_ready() {
+            log::warn!("cannot tell systemd that the service is ready: {error}");
+        }
+    }
+
+    /// Takes in which workers have ended.
+    fn see_ends(&mut self) -> Result<(), WorkersError> {
+        let mut ended = Vec::new();
+        for (&worker, process) in &mut self.processes {
+            if let Some(status) = process.try_wait().map_err(WorkersError::Events)? {
+                ended.push((worker, process.id(), status));
+            }
+        }
+        for (worker, process, status) in ended {
+            self.processes.remove(&worker);
+            self.waiting.remove(&worker);
+            let nobody_serves = self.crew.ended(worker, Instant::now());
+            if nobody_serves && is_failure(status) {
+                return Err(WorkersError::Worker(status));
+            }
+            log::warn!("worker {process} has ended: {status}; another one takes its place");
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do; true if that is to end.
+    fn wait(&mut self) -> Result<bool, WorkersError> {
+        let idle = self.crew.idle(Instant::now());
+        let idle = idle.and_then(|idle| Timespec::try_from(idle).ok());
+        let mut fds = [
+            PollFd::new(&self.end, PollFlags::IN),
+            PollFd::new(&self.children, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
+        ];
+        match poll(&mut fds, idle.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(WorkersError::Events(error.into())),
+        }
+        let is_to_end = fds[0].revents().contains(PollFlags::IN);
+        // Until it is empty, for what is not read would be ready again at once.
+        while (&self.children).read(&mut [0; 64]).is_ok_and(|length| length > 0) {}
+        self.wake.clear();
+        Ok(is_to_end)
+    }
+
+    /// Has the workers end, and waits for them and for all that they have ordered.
+    fn close(&mut self) {
+        for process in self.processes.values() {
+            // It may have ended by itself.
+            let _ = i32::try_from(process.id())
+                .ok()
+                .and_then(Pid::from_raw)
+                .map(|process| kill_process(process, Signal::TERM));
+        }
+        for process in self.processes.values_mut() {
+            let _ = process.wait();
+        }
+        self.desk.close();
+    }
+}
+
+/// True if a worker has found that it cannot go on; false if it has crashed, or was told to end.
+fn is_failure(status: ExitStatus) -> bool {
+    !status.success() && status.signal().is_none() && status.code() != Some(PANICKED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A crew of which the first worker serves since `now`, and the second is ready.
+    fn complete(now: Instant) -> Crew {
+        let mut crew = Crew::new(now);
+        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        crew.is_ready(0);
+        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        crew.is_ready(1);
+        crew
+    }
+
+    #[test]
+    fn the_first_worker_serves_when_it_is_set_up_and_a_spare_one_follows() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        assert_eq!(crew.idle(now), Some(ms(0)));
+        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(
+            (crew.step(now), crew.idle(now)),
+            (None, None),
+            "it is not set up yet"
+        );
+        crew.is_ready(0);
+        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
+        let later = now + SETTLED;
+        assert_eq!(crew.step(later), Some(Step::Start(1)));
+        crew.is_ready(1);
+        assert_eq!(
+            (crew.step(later), crew.idle(later)),
+            (None, None),
+            "one serves at a time"
+        );
+    }
+
+    #[test]
+    fn a_spare_worker_takes_over_at_once_and_another_stands_by_later() {
+        let now = Instant::now();
+        let mut crew = complete(now);
+        let death = now + ms(5000);
+        assert!(crew.ended(0, death));
+        assert_eq!(crew.step(death), Some(Step::Serve(1)));
+        assert_eq!(crew.step(death), None);
+        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+    }
+
+    #[test]
+    fn a_spare_worker_that_is_not_set_up_yet_takes_over_when_it_is() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.is_ready(0);
+        crew.step(now);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        assert!(crew.ended(0, now + SETTLED));
+        assert_eq!(crew.step(now + SETTLED), None);
+        crew.is_ready(1);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+    }
+
+    #[test]
+    fn without_a_spare_worker_one_is_started_but_not_faster_than_so() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        assert!(crew.ended(0, now + ms(30)), "nobody serves");
+        assert_eq!(
+            (crew.step(now + ms(30)), crew.idle(now + ms(30))),
+            (None, Some(ms(70)))
+        );
+        assert_eq!(crew.step(now + PAUSE), Some(Step::Start(1)));
+        crew.is_ready(1);
+        assert_eq!(crew.step(now + PAUSE), Some(Step::Serve(1)));
+        assert!(crew.ended(1, now + ms(400)));
+        assert_eq!(
+            crew.step(now + ms(400)),
+            Some(Step::Start(2)),
+            "the last start is long ago"
+        );
+    }
+
+    #[test]
+    fn a_spare_worker_that_dies_is_replaced_later_and_costs_the_other_nothing() {
+        let now = Instant::now();
+        let mut crew = complete(now);
+        let death = now + ms(5000);
+        assert!(!crew.ended(1, death), "another serves");
+        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(RETRY)));
+        assert_eq!(crew.step(death + RETRY), Some(Step::Start(2)));
+        let mut crew = complete(now);
+        crew.ended(1, death);
+        assert!(crew.ended(0, death));
+        assert_eq!(crew.step(death), Some(Step::Start(2)), "nobody waits for a retry");
+    }
+
+    #[test]
+    fn only_the_spare_worker_that_says_so_is_ready() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.ended(0, now);
+        crew.step(now + PAUSE);
+        crew.is_ready(0);
+        assert_eq!(
+            crew.step(now + PAUSE),
+            None,
+            "the first one is dead, the second is being set up"
+        );
+        let mut crew = complete(now);
+        crew.is_ready(0);
+        assert_eq!(crew.step(now + SETTLED), None, "it serves already");
+    }
+
+    #[test]
+    fn a_worker_that_cannot_go_on_is_told_from_one_that_has_crashed() {
+        let failed = ExitStatus::from_raw(1 << 8);
+        let (panicked, killed) = (ExitStatus::from_raw(PANICKED << 8), ExitStatus::from_raw(9));
+        let told = ExitStatus::from_raw(0);
+        assert_eq!(
+            [failed, panicked, killed, told].map(is_failure),
+            [true, false, false, false]
+        );
+    }
+}
