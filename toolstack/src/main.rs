@@ -367,7 +367,10 @@ fn execute(command: Command) -> Result<ExitCode> {
 
 fn log_as_service() {
     let filter = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(filter).init();
+    // Guests wait for less than two seconds: their troubles are told in parts of one.
+    env_logger::Builder::from_env(filter)
+        .format_timestamp_millis()
+        .init();
 }
 
 fn show_status(json: bool) -> Result<()> {
