@@ -80,6 +80,33 @@ within() {
     echo "ok: $label"
 }
 
+# watch_machine: from now on /tmp/still has a line for each time that this machine stood still for over half a second, as
+# an emulated one does when the processors below it are taken by others: the guests stand still with it.
+watch_machine() {
+    : >/tmp/still
+    (while :; do
+        read -r from _ </proc/uptime
+        usleep 50000
+        read -r to _ </proc/uptime
+        for_ms=$((${to%.*}${to#*.}0 - ${from%.*}${from#*.}0))
+        [ $for_ms -le 500 ] || echo "$for_ms ms" >>/tmp/still
+    done) &
+}
+# steadily WHAT COMMAND...: COMMAND succeeds. If it does not, and the machine stood still over it, it is run again, five
+# times at most.
+steadily() {
+    label=$1
+    shift
+    for try in 1 2 3 4 5; do
+        before=$(wc -l </tmp/still)
+        "$@" && echo "ok: $label" && return
+        sleep 1
+        [ "$(wc -l </tmp/still)" -gt "$before" ] || break
+        say "$label: try $try does not count: the machine stood still for $(tail -n +$((before + 1)) /tmp/still | tr '\n' ' ')"
+    done
+    failure "$label"
+}
+
 # guest_config NAME [LINE]...: writes NAME.cfg, a stock Linux guest without devices.
 guest_config() {
     name=$1
