@@ -95,16 +95,16 @@ watch_machine() {
 # steadily WHAT COMMAND...: COMMAND succeeds. If it does not, and the machine stood still over it, it is run again, five
 # times at most.
 steadily() {
-    label=$1
+    steady=$1
     shift
     for try in 1 2 3 4 5; do
         before=$(wc -l </tmp/still)
-        "$@" && echo "ok: $label" && return
+        "$@" && echo "ok: $steady" && return
         sleep 1
         [ "$(wc -l </tmp/still)" -gt "$before" ] || break
-        say "$label: try $try does not count: the machine stood still for $(tail -n +$((before + 1)) /tmp/still | tr '\n' ' ')"
+        say "$steady: try $try does not count: the machine stood still for $(tail -n +$((before + 1)) /tmp/still | tr '\n' ' ')"
     done
-    failure "$label"
+    failure "$steady"
 }
 
 # guest_config NAME [LINE]...: writes NAME.cfg, a stock Linux guest without devices.
