@@ -40,7 +40,7 @@ killed() {
 }
 # spent WHAT: every failure that was ordered has happened.
 # The last one may be on its way when what it comes after can be seen.
-spent() { within 5 "$1: the service came by" test ! -e $ORDERS; }
+spent() { within 20 "$1: the service came by" test ! -e $ORDERS; }
 
 guest_config g1
 check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
