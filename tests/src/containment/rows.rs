@@ -128,11 +128,12 @@ pub const ROWS: &[Row] = &[
         ],
     },
     Row {
-        what: "The service killed (`kill -9`), ten times under traffic",
+        what: "The service killed (`kill -9`) under traffic: its worker ten times, then its launcher three times",
         measures: &[
-            measure("pings lost", "service-killed", "service-killed-pings-lost", "", NONE),
-            measure("time to service again, p50", "service-killed", "service-killed-p50", "ms", PATIENCE_MS),
-            measure("time to service again, max", "service-killed", "service-killed-max", "ms", PATIENCE_MS),
+            measure("pings lost over the worker's", "service-killed", "worker-killed-pings-lost", "", NONE),
+            measure("worker: time to service again, p50", "service-killed", "worker-killed-p50", "ms", PATIENCE_MS),
+            measure("worker: time to service again, max", "service-killed", "worker-killed-max", "ms", PATIENCE_MS),
+            measure("launcher: time to service again, max", "service-killed", "launcher-killed-max", "ms", PATIENCE_MS),
         ],
     },
     Row {

@@ -160,7 +160,6 @@ const CALLS: &[(i64, &[Only])] = &[
     // xenstore, the launcher, which opens further connections, and the clients of the control socket. A new socket cannot be
     // made: systemd and others would do for it what root asks them to.
     (libc::SYS_accept4, &[]),
-    (libc::SYS_shutdown, &[]),
     (libc::SYS_getsockopt, &[]),
     (libc::SYS_setsockopt, &[]),
     (libc::SYS_sendto, &[]),
@@ -243,9 +242,11 @@ pub(crate) mod tests {
     use crate::handover::config_backup;
     use crate::host::sysfs::tests::Tree;
     use crate::pci::config_space::ConfigAccess as _;
+    use rustix::fs::{FlockOperation, flock};
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
     use std::io::Write;
+    use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
     use std::{fs, thread};
@@ -301,6 +302,13 @@ pub(crate) mod tests {
         assert!(filtered(move || refused(network())));
         assert!(filtered(|| refused(
             rustix::process::chdir("/").map_err(io::Error::from)
+        )));
+        // The socket and the lock are those of the next worker too.
+        let (shared, _other) = UnixStream::pair().unwrap();
+        assert!(filtered(move || refused(shared.shutdown(Shutdown::Both))));
+        let lock = tempfile::tempfile().unwrap();
+        assert!(filtered(move || refused(
+            flock(&lock, FlockOperation::Unlock).map_err(io::Error::from)
         )));
     }
 

@@ -170,7 +170,7 @@ pub struct Link {
     particulars: Particulars,
     handle: Handle,
     channel: Arc<EventChannel>,
-    worker: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
     ended: Arc<AtomicBool>,
     began: Instant,
 }
@@ -217,7 +217,7 @@ impl Link {
             failed: 0,
         }));
         let channel = Arc::new(channel);
-        let worker = Worker {
+        let answerer = Answerer {
             stub,
             name: attachment.stub.name.clone(),
             shared: Arc::clone(&shared),
@@ -230,17 +230,17 @@ impl Link {
             ended: Arc::clone(&ended),
             wake,
         };
-        let worker = thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(format!("stub {stub}"))
             .spawn(move || {
                 let _end = end;
-                worker.run(store::over(store));
+                answerer.run(store::over(store));
             })?;
         Ok(Self {
             particulars,
             handle: Handle(shared),
             channel,
-            worker: Some(worker),
+            thread: Some(thread),
             ended,
             began: Instant::now(),
         })
@@ -369,9 +369,9 @@ impl Drop for Link {
         if let Err(error) = self.channel.stop() {
             // Then it cannot be waited for either.
             log::error!("the thread of a stub cannot be stopped: {error}");
-        } else if let Some(worker) = self.worker.take() {
-            worker.thread().unpark();
-            if worker.join().is_err() {
+        } else if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
                 log::error!("the thread of a stub has failed");
             }
         }
@@ -379,11 +379,11 @@ impl Drop for Link {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // After a panic in a worker its link only waits to be dropped.
+    // After a panic in a thread its link only waits to be dropped.
     shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-struct Worker {
+struct Answerer {
     stub: DomId,
     name: String,
     shared: Arc<Mutex<Shared>>,
@@ -392,7 +392,7 @@ struct Worker {
     limits: Arc<Mutex<Limits>>,
 }
 
-impl Worker {
+impl Answerer {
     fn run(mut self, mut store: Store) {
         let ended = self
             .take_up(&mut store)
