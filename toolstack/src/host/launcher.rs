@@ -237,6 +237,7 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::{Read, Seek, Write};
+    use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
@@ -452,6 +453,26 @@ mod tests {
             });
             assert_eq!(shared, texts);
         }
+    }
+
+    #[test]
+    fn a_service_that_ends_is_heard_by_nobody_any_more_while_orders_are_under_way() {
+        let (mut client, socket) = UnixStream::pair().unwrap();
+        let (desk, _turns) = desk(SharedFiles {
+            socket: socket.into(),
+            ..files()
+        });
+        let busy = occupy(&desk.own);
+        let closed = thread::spawn({
+            let desk = Arc::clone(&desk);
+            move || desk.close()
+        });
+        // A client that asks now is not kept waiting.
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert!(worker(0, &desk).share(Shared::Lock).is_err());
+        assert!(!closed.is_finished());
+        drop(busy);
+        closed.join().unwrap();
     }
 
     #[test]

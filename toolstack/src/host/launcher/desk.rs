@@ -11,7 +11,7 @@ use crate::host::{program, store, xl};
 use rustix::fd::OwnedFd;
 use std::fmt::Display;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -32,6 +32,16 @@ pub struct SharedFiles {
     pub lock: OwnedFd,
     /// The kernel's events.
     pub uevents: OwnedFd,
+}
+
+impl SharedFiles {
+    const fn get(&self, file: Shared) -> &OwnedFd {
+        match file {
+            Shared::Socket => &self.socket,
+            Shared::Lock => &self.lock,
+            Shared::Uevents => &self.uevents,
+        }
+    }
 }
 
 /// A worker that is set up, and may serve when no other one does.
@@ -62,7 +72,8 @@ impl Turn {
 pub struct Desk {
     /// For orders to create a stub anew.
     spare: Arc<Spare>,
-    files: SharedFiles,
+    /// None when the service ends.
+    files: Mutex<Option<SharedFiles>>,
     /// Hears of each worker that is set up.
     ready: Box<dyn Fn(Turn) + Send + Sync>,
     /// Orders that need nobody else.
@@ -86,7 +97,7 @@ impl Desk {
     ) -> Self {
         Self {
             spare: Arc::default(),
-            files,
+            files: Mutex::new(Some(files)),
             ready: Box::new(ready),
             own: Arc::new(Queue::new(limit)),
             commands: Arc::new(Queue::new(limit)),
@@ -98,12 +109,18 @@ impl Desk {
         self.spare.prepare_soon();
     }
 
-    /// Waits until nothing is under way any more: it would end with this process.
+    /// Waits until nothing is under way any more: it would end with this process. To be called when there are no workers.
     pub fn close(&self) {
+        // A command that is under way finds the service gone, and does not wait for its answer.
+        drop(self.files().take());
         while !self.is_idle() {
             thread::sleep(LOOK);
         }
         self.spare.end();
+    }
+
+    fn files(&self) -> MutexGuard<'_, Option<SharedFiles>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -160,12 +177,13 @@ pub fn attend(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>) -> io::Result
 fn open(order: &Order, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
     match order {
         Order::Store => store::connect().map_err(io::Error::other),
-        Order::Share { file } => match file {
-            Shared::Socket => &desk.files.socket,
-            Shared::Lock => &desk.files.lock,
-            Shared::Uevents => &desk.files.uevents,
+        Order::Share { file } => {
+            let files = desk.files();
+            let files = files
+                .as_ref()
+                .ok_or_else(|| io::Error::other("the service ends"))?;
+            files.get(*file).try_clone()
         }
-        .try_clone(),
         _ => {
             let (ours, theirs) = pair()?;
             let desk = Arc::clone(desk);
