@@ -2,104 +2,22 @@
 //! say, need not be able to.
 //!
 //! It starts the workers (`serve::workers`). Each asks it over a pair of sockets, one message an order and one an answer.
-//! The launcher knows the few orders below and nothing else ([`desk`]). When a worker dies, what it has ordered goes on.
+//! The launcher knows the few [orders](Order) and nothing else ([`desk`]). When a worker dies, what it has ordered goes on.
 
 pub mod desk;
 pub mod messages;
 mod queue;
 
-use crate::host::recreate::Domain;
-use crate::serde_text;
-use crate::terms::Terms;
-use crate::xen::xenctrl::DomId;
 use messages::{Answered, Asked, hear, ready, tell};
+pub use messages::{Order, Shared, Ticket};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
-use xenbus::device::SlotMode;
 
 /// How long a worker waits for the end of an order, at most: guests wait meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What all workers of a launcher have in common. It outlives each of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Shared {
-    /// The socket on which commands ask the service.
-    Socket,
-    /// The lock of the one service of this host.
-    Lock,
-    /// The kernel's events.
-    Uevents,
-}
-
-/// What can be ordered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "order")]
-pub enum Order {
-    /// `xl destroy DOMAIN`.
-    DestroyDomain {
-        /// The domain.
-        domid: DomId,
-    },
-    /// `bulkhead detach BDF`.
-    Detach {
-        /// The device.
-        #[serde(with = "serde_text::text")]
-        bdf: Bdf,
-    },
-    /// `bulkhead destroy BDF`: the guest that has the device.
-    DestroyGuest {
-        /// The device.
-        #[serde(with = "serde_text::text")]
-        bdf: Bdf,
-    },
-    /// `bulkhead recreate`: a stub with a number of our choice.
-    Recreate(Domain),
-    /// Nothing, once no stub is being created by a launcher of before.
-    Settle,
-    /// A connection to xenstore, which a worker cannot open itself.
-    Store,
-    /// A file of all workers.
-    Share {
-        /// Which.
-        file: Shared,
-    },
-    /// A further connection to this launcher, for another thread.
-    Connection,
-    /// Nothing, once no other worker serves: from then on this one does.
-    Serve,
-    /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
-    Attach {
-        /// The guest.
-        guest: DomId,
-        /// The devices, each with the terms that the guest had it on.
-        devices: Vec<(String, Terms)>,
-        /// How the guest addresses them.
-        #[serde(with = "serde_text::text")]
-        slots: SlotMode,
-        /// The stub's image.
-        kernel: String,
-    },
-}
-
-impl Order {
-    /// True if a command of this program carries it out, which asks the service.
-    const fn is_command(&self) -> bool {
-        matches!(
-            self,
-            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. }
-        )
-    }
-}
-
-/// An order on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Ticket(u64);
 
 /// An order that was not carried out.
 #[derive(Debug, Error)]
@@ -241,6 +159,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
+    use xenbus::device::SlotMode;
 
     /// Files that are good for nothing.
     fn files() -> SharedFiles {

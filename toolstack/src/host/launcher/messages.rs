@@ -1,6 +1,9 @@
 //! The messages between a worker and its launcher, and the sockets that carry them.
 
-use super::{Order, Ticket};
+use crate::host::recreate::Domain;
+use crate::serde_text;
+use crate::terms::Terms;
+use crate::xen::xenctrl::DomId;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -13,9 +16,87 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::time::Duration;
+use xenbus::bdf::Bdf;
+use xenbus::device::SlotMode;
 
 /// The longest message.
 const LONGEST: usize = 64 << 10;
+
+/// What all workers of a launcher have in common. It outlives each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shared {
+    /// The socket on which commands ask the service.
+    Socket,
+    /// The lock of the one service of this host.
+    Lock,
+    /// The kernel's events.
+    Uevents,
+}
+
+/// What can be ordered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "order")]
+pub enum Order {
+    /// `xl destroy DOMAIN`.
+    DestroyDomain {
+        /// The domain.
+        domid: DomId,
+    },
+    /// `bulkhead detach BDF`.
+    Detach {
+        /// The device.
+        #[serde(with = "serde_text::text")]
+        bdf: Bdf,
+    },
+    /// `bulkhead destroy BDF`: the guest that has the device.
+    DestroyGuest {
+        /// The device.
+        #[serde(with = "serde_text::text")]
+        bdf: Bdf,
+    },
+    /// `bulkhead recreate`: a stub with a number of our choice.
+    Recreate(Domain),
+    /// Nothing, once no stub is being created by a launcher of before.
+    Settle,
+    /// A connection to xenstore, which a worker cannot open itself.
+    Store,
+    /// A file of all workers.
+    Share {
+        /// Which.
+        file: Shared,
+    },
+    /// A further connection to this launcher, for another thread.
+    Connection,
+    /// Nothing, once no other worker serves: from then on this one does.
+    Serve,
+    /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
+    Attach {
+        /// The guest.
+        guest: DomId,
+        /// The devices, each with the terms that the guest had it on.
+        devices: Vec<(String, Terms)>,
+        /// How the guest addresses them.
+        #[serde(with = "serde_text::text")]
+        slots: SlotMode,
+        /// The stub's image.
+        kernel: String,
+    },
+}
+
+impl Order {
+    /// True if a command of this program carries it out, which asks the service.
+    pub const fn is_command(&self) -> bool {
+        matches!(
+            self,
+            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. }
+        )
+    }
+}
+
+/// An order on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ticket(pub u64);
 
 /// An order.
 #[derive(Serialize, Deserialize)]
