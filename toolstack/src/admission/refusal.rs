@@ -314,3 +314,105 @@ impl Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::sysfs::Sysfs;
+
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    /// One of each kind.
+    fn all() -> Vec<Refusal> {
+        let (bdf, other) = (bdf("0000:03:00.0"), bdf("0000:03:00.1"));
+        vec![
+            Refusal::NoIommu,
+            Refusal::EcamWritable {
+                option: "mmcfg=0".into(),
+            },
+            Refusal::Dom0Kind { kind: "PVH".into() },
+            Refusal::Silo,
+            Refusal::Quirk {
+                bdf,
+                quirk: "10:4:ffffffff".parse().unwrap(),
+            },
+            Refusal::LineForbidden {
+                bdf,
+                gsi: 22,
+                others: "0000:00:1f.3".into(),
+                without: "it has no MSI and no MSI-X".into(),
+            },
+            Refusal::NamedTwice { bdf },
+            Refusal::NoDevice { bdf },
+            Refusal::Segment {
+                bdf: "0001:03:00.0".parse().unwrap(),
+            },
+            Refusal::VirtualBridge { bdf },
+            Refusal::ExpressPort { bdf },
+            Refusal::BehindBridge { bdf, other },
+            Refusal::BridgeLeaves { bdf, other },
+            Refusal::Mainboard {
+                bdf,
+                class: 6,
+                kind: 0,
+            },
+            Refusal::Chipset {
+                bdf,
+                what: "an interrupt controller",
+            },
+            Refusal::Dead { bdf },
+            Refusal::NoEcam { bdf },
+            Refusal::InUse {
+                bdf,
+                by: "by guest web".into(),
+                next: "`bulkhead detach 0000:03:00.0` takes it back".into(),
+            },
+            Refusal::Quarantined {
+                bdf,
+                reason: "its reset failed".into(),
+            },
+            Refusal::StillMapped {
+                bdf,
+                guest: "web".into(),
+            },
+            Refusal::HasVirtualFunctions {
+                bdf,
+                virtuals: vec![other, "0000:03:10.0".parse().unwrap()],
+                users: vec!["guest web has 0000:03:10.0".into()],
+            },
+            Refusal::PhysicalFunctionAway {
+                bdf,
+                physical: other,
+                by: "guest web has".into(),
+            },
+            Refusal::SharedPage {
+                bdf,
+                other,
+                frame: 0xfeb80,
+            },
+            Refusal::SharedGroup { bdf, other },
+            Refusal::GroupStays { bdf, other },
+            Refusal::PageStays {
+                bdf,
+                other,
+                frame: 0xfeb80,
+            },
+            Refusal::Sysfs(Sysfs::at("/sys-is-not-here").open_config(bdf).unwrap_err()),
+            Refusal::NoSysfs(io::ErrorKind::NotFound.into()),
+        ]
+    }
+
+    #[test]
+    fn each_refusal_names_the_thing_the_cause_and_the_next_step() {
+        let (source, _) = include_str!("refusal.rs").split_once("mod tests").unwrap();
+        assert_eq!(
+            all().len(),
+            source.matches("#[error").count(),
+            "one is missing here"
+        );
+        let texts: Vec<_> = all().iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(texts.join("\n\n"));
+    }
+}

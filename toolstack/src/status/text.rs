@@ -224,6 +224,11 @@ mod tests {
     use crate::records::tests::virtual_function;
 
     #[test]
+    fn all_that_there_is_to_tell() {
+        insta::assert_snapshot!(status().to_string());
+    }
+
+    #[test]
     fn people_see_guest_stub_device_mode_and_pirqs_in_one_row() {
         let text = status().to_string();
         let row = text

@@ -319,6 +319,11 @@ mod tests {
     }
 
     #[test]
+    fn all_that_there_is_to_tell() {
+        insta::assert_snapshot!(report().to_string());
+    }
+
+    #[test]
     fn people_read_one_fact_a_line_and_the_verdict_last() {
         let expected = "\
 0000:00:05.0
