@@ -1,0 +1,66 @@
+//! What comes from others: crates of the public registry alone, under licences that go with ours.
+
+use cargo_metadata::{MetadataCommand, Package, Source};
+use spdx::{Expression, LicenseReq};
+use std::path::Path;
+
+/// The licences that Bulkhead may be given away with under its own: they ask for no more than their text.
+const ALLOWED: [&str; 5] = ["MIT", "Apache-2.0", "ISC", "Unicode-3.0", "Zlib"];
+
+/// All crates that are built, but for our own.
+fn dependencies() -> Vec<Package> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    // What is for this platform has been fetched: it is built.
+    let options = [
+        "--locked",
+        "--offline",
+        "--filter-platform",
+        "x86_64-unknown-linux-gnu",
+    ];
+    let metadata = MetadataCommand::new()
+        .manifest_path(manifest)
+        .other_options(options.map(str::to_owned))
+        .exec()
+        .unwrap();
+    let ours = metadata.workspace_members.clone();
+    let mut packages = metadata.packages;
+    packages.retain(|package| !ours.contains(&package.id));
+    packages
+}
+
+fn is_allowed(licence: &str) -> bool {
+    // The older way to write "or".
+    let licence = licence.replace('/', " OR ");
+    let is_listed = |wanted: &LicenseReq| wanted.license.id().is_some_and(|id| ALLOWED.contains(&id.name));
+    Expression::parse(&licence).is_ok_and(|licence| licence.evaluate(is_listed))
+}
+
+#[test]
+fn all_come_from_the_public_registry() {
+    let elsewhere: Vec<_> = dependencies()
+        .into_iter()
+        .filter(|package| !package.source.as_ref().is_some_and(Source::is_crates_io))
+        .map(|package| package.id.repr)
+        .collect();
+    assert_eq!(elsewhere, Vec::<String>::new());
+}
+
+#[test]
+fn all_have_a_licence_that_goes_with_ours() {
+    let others: Vec<_> = dependencies()
+        .into_iter()
+        .filter(|package| !package.license.as_deref().is_some_and(is_allowed))
+        .map(|package| (package.name.to_string(), package.license))
+        .collect();
+    assert_eq!(others, Vec::new());
+}
+
+#[test]
+fn a_licence_is_one_of_those_or_a_choice_of_one_of_them() {
+    for licence in ["MIT", "MIT/Apache-2.0", "GPL-3.0-only OR MIT", "Unlicense OR MIT"] {
+        assert!(is_allowed(licence), "{licence}");
+    }
+    for licence in ["GPL-2.0-only", "MIT AND GPL-2.0-only", "made up", ""] {
+        assert!(!is_allowed(licence), "{licence}");
+    }
+}
