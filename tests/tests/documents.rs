@@ -5,7 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 3] = ["docs/architecture.md", "docs/glossary.md", "docs/development.md"];
-const CRATES: [&str; 6] = ["config", "drivers", "images", "toolstack", "unikernel", "xenbus"];
+const CRATES: [&str; 8] = [
+    "config",
+    "drivers",
+    "images",
+    "toolstack",
+    "toolstack/inject",
+    "toolstack/xen",
+    "unikernel",
+    "xenbus",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -27,7 +27,7 @@ use toolstack::pci::config_space::ConfigAccess;
 use toolstack::records::interrupt_mode::Mode;
 use toolstack::records::{Attachment, Device};
 use toolstack::terms::Terms;
-use toolstack::xen::xenctrl::{DomId, Hypervisor};
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 use xenbus::device::{self, SlotMode};
 use xenbus::model::Page;

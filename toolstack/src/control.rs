@@ -7,7 +7,6 @@ use crate::paths::{LOG, RUN};
 use crate::say::note;
 use crate::serde_text;
 use crate::status::Status;
-use crate::xen::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 
 const SOCKET: &str = "/run/bulkhead/serve.sock";

@@ -15,10 +15,10 @@
 //! | [`records`] | what outlives a process |
 //! | [`host`] | this machine: Linux, xl, xenstored |
 //! | [`pci`] | what a configuration space says |
-//! | [`xen`] | the hypervisor and its libraries: all of dom0's `unsafe` |
 //!
-//! Below all of them stand [`terms`], [`inject`], [`paths`], [`say`] and [`serde_text`].
-#![deny(unsafe_code)]
+//! Below all of them stand [`terms`], [`paths`], [`say`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
+//! libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
+#![forbid(unsafe_code)]
 // A command whose reader has gone must not end halfway: see `say`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -28,7 +28,6 @@ pub mod control;
 pub mod function;
 pub mod handover;
 pub mod host;
-pub mod inject;
 pub mod nodes;
 pub mod paths;
 pub mod pci;
@@ -38,4 +37,3 @@ pub mod serde_text;
 pub mod serve;
 pub mod status;
 pub mod terms;
-pub mod xen;

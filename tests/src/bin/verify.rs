@@ -52,7 +52,7 @@ const IMAGE_LIMIT: u64 = 128 * 1024;
 /// What only an image with the feature `inject` has in it (`drivers::inject`).
 const INJECTION: &[u8] = b"control/bulkhead-inject";
 
-/// What only a dom0 command with the feature `inject` has in it (`toolstack::inject`).
+/// What only a dom0 command with the feature `inject` has in it (crate `inject`).
 const COMMAND_INJECTION: &[u8] = b"/run/bulkhead/inject";
 
 /// A check that needs no rig.

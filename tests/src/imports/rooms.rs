@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All of them.
-pub const CRATES: [Crate; 8] = [
+pub const CRATES: [Crate; 10] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -25,12 +25,18 @@ pub const CRATES: [Crate; 8] = [
             "host",
             "pci",
             "terms",
-            "xen",
             "say",
-            "inject",
             "serde_text",
             "paths",
         ],
+    },
+    Crate {
+        directory: "toolstack/inject",
+        rooms: &[],
+    },
+    Crate {
+        directory: "toolstack/xen",
+        rooms: &[],
     },
     Crate {
         directory: "drivers",

@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn devices_whose_dma_cannot_be_told_apart_go_together_or_not_at_all() {
         let tree = host();
-        let xen = crate::xen::xenctrl::tests::Xen::default();
+        let xen = xen::model::Xen::default();
         for name in [A, B, BRIDGE] {
             xen.put_in_group(0, bdf(name));
         }

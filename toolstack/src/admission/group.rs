@@ -3,10 +3,10 @@
 //! Under Xen dom0's sysfs shows none, because Xen drives the IOMMU; Xen is asked.
 
 use crate::records::claims::Claims;
-use crate::xen::xenctrl::{DomId, Hypervisor};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 
 /// The group of each function asked about: the others in it.
@@ -54,7 +54,7 @@ impl Groups {
 mod tests {
     use super::*;
     use crate::records::claims::xl_claim;
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
 
     #[test]
     fn a_group_has_members_with_every_owner() {

@@ -39,7 +39,7 @@ mod tests {
     use crate::records;
     use crate::records::claims::Claims;
     use crate::terms::Terms;
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::device::Bars;
 
     #[test]

@@ -1,4 +1,4 @@
-//! `bulkhead` with failures on demand ([`toolstack::inject`]): for tests, never installed.
+//! `bulkhead` with failures on demand ([`inject`]): for tests, never installed.
 
 #[path = "../main.rs"]
 mod command;

@@ -7,8 +7,8 @@ use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::records::{self, Attachment};
 use crate::say::say;
-use crate::xen::xenctrl::DomId;
 use anyhow::{Result, bail, ensure};
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 
 /// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
@@ -89,7 +89,7 @@ mod tests {
     use crate::host::sysfs::tests::Tree;
     use crate::records::Taken;
     use crate::records::tests::domain;
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
 
     #[test]

@@ -170,7 +170,7 @@ mod tests {
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::tests::{attachment, domain};
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
 
     const NAME: &str = "0000:00:05.0";

@@ -8,9 +8,9 @@ use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::ConfigAccess;
 use crate::pci::registers::{SILENT, command, register};
 use crate::records::interrupt_mode::{Change, Mode, Note};
-use crate::xen::xenctrl::{DomId, Hypervisor};
 use std::collections::BTreeSet;
 use std::io;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 use xenbus::device::Bars;
 use xenbus::pciif::{MAX_VECTORS, OpError};
@@ -474,7 +474,7 @@ mod tests {
     use super::*;
     use crate::pci::capabilities::tests::space;
     use crate::pci::config_space::tests::Model;
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
 
     const GUEST: DomId = 3;
     const MSI: u16 = 0x50;

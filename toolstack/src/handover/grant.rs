@@ -10,10 +10,10 @@ use crate::pci::resources::{Resource, resources};
 use crate::records::claims::{Claims, ClaimsError};
 use crate::records::failed;
 use crate::records::{Attachment, Device, RecordError, forget_mapped};
-use crate::xen::xenctrl::{DomId, Hypervisor};
 use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 
 /// Why devices could not be given.
@@ -178,7 +178,7 @@ mod tests {
     use crate::host::sysfs::tests::Tree;
     use crate::records;
     use crate::records::tests::{attachment, device, domain};
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
 
     #[test]

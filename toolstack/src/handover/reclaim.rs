@@ -13,15 +13,15 @@ use crate::handover::shared_intx;
 use crate::host::Host;
 use crate::host::domains::{self, is_alive};
 use crate::host::sysfs::{PCIBACK, Sysfs};
-use crate::inject::{self, Point};
 use crate::nodes::device_list;
 use crate::nodes::hops::{error_directory, first_hop};
 use crate::pci::resources::resources;
 use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
-use crate::xen::xenctrl::{DomId, Hypervisor};
+use inject::Point;
 use rustix::io::Errno;
 use std::io;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::DeviceType;
@@ -436,7 +436,7 @@ mod tests {
     use crate::host::sysfs::tests::Tree;
     use crate::pci::capabilities::tests::space;
     use crate::records::tests::{device, domain};
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::device::SlotMode;
     use xenbus::model::Xenstored;
 

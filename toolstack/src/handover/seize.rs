@@ -266,7 +266,7 @@ mod tests {
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::tests::domain;
-    use crate::xen::xenctrl::tests::Xen;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
 
     #[test]

@@ -3,9 +3,9 @@
 use crate::host::Host;
 use crate::host::launcher::LaunchError;
 use crate::host::store::{Store, StoreError};
-use crate::xen::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::home;
 

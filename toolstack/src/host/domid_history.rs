@@ -2,12 +2,12 @@
 //! the old domain would take the new one for it. A stub that comes back with its number is meant to be taken for the old
 //! one, so its number, and no other, is struck from the list.
 
-use crate::xen::xenctrl::DomId;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use xen::xenctrl::DomId;
 
 /// Where libxl keeps its run-time files, by how it was built.
 const DIRECTORIES: [&str; 2] = ["/run/xen", "/var/run/xen"];

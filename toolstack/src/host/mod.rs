@@ -19,12 +19,12 @@ pub mod xl;
 
 use crate::host::launcher::{LaunchError, Launcher, Order};
 use crate::host::sysfs::Sysfs;
-use crate::inject::{self, Point};
-use crate::xen::xenctrl::{DomId, Xenctrl, XenctrlError};
+use inject::Point;
 use std::fs;
 use std::io;
 use store::{NoStore, Store};
 use thiserror::Error;
+use xen::xenctrl::{DomId, Xenctrl, XenctrlError};
 
 /// Why nothing can be done here.
 #[derive(Debug, Error)]

@@ -3,8 +3,6 @@
 
 use crate::host::{domid_history, program};
 use crate::say;
-use crate::xen::xenctrl::{self, DomId, DomainState, Xenctrl, XenctrlError};
-use crate::xen::xenlight::{Xenlight, XenlightError};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use xen::xenctrl::{self, DomId, DomainState, Xenctrl, XenctrlError};
+use xen::xenlight::{Xenlight, XenlightError};
 
 /// The domain that is to be created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

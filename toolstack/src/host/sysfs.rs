@@ -1,8 +1,8 @@
 //! What Linux's sysfs says about PCI functions, and how it resets them.
 
-use crate::inject::{self, Point};
 use crate::pci::config_space::ConfigFile;
 use crate::pci::resources;
+use inject::Point;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -1,6 +1,6 @@
 //! Running `xl`, Xen's own command, for everything that it does better.
 
-use crate::inject::{self, Point};
+use inject::Point;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io;

@@ -3,7 +3,7 @@
 use crate::host::store::{Store, StoreError, Stream};
 use crate::records::stub_backup::Published;
 use crate::records::{self, Attachment};
-use crate::xen::xenctrl::DomId;
+use xen::xenctrl::DomId;
 use xenbus::client::{Error, Store as _, Transaction};
 use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;

@@ -1,8 +1,8 @@
 //! Access to the configuration space of one function.
 
-use crate::inject::{self, Point};
 use crate::pci::header;
 use crate::pci::registers::{SILENT, command, register};
+use inject::Point;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -11,9 +11,9 @@
 
 use super::paths::{mapped_path, mode_path, node_name, quarantine_path};
 use crate::host::domains::Domain;
-use crate::xen::xenctrl::DomId;
 use std::fmt;
 use std::str::FromStr;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Error, Store as Nodes};
 

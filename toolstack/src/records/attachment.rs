@@ -11,13 +11,13 @@ use super::paths::{
 };
 use crate::host::domains::Domain;
 use crate::host::store::Store;
-use crate::inject::{self, Point};
 use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
-use crate::xen::xenctrl::DomId;
+use inject::Point;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::device::{Bars, Ids, SlotMode};

@@ -4,8 +4,8 @@ use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
 use crate::records::assignable;
 use crate::records::{self, Attachment, Device, RecordError};
-use crate::xen::xenctrl::DomId;
 use thiserror::Error;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 

@@ -2,8 +2,8 @@
 
 use super::paths;
 use crate::host::store::StoreError;
-use crate::xen::xenctrl::DomId;
 use thiserror::Error;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 
 /// A record that could not be read or written.

@@ -7,9 +7,9 @@ use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
 use crate::records::{Attachment, RecordError, children, remove_from};
 use crate::serde_text;
-use crate::xen::xenctrl::DomId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 

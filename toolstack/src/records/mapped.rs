@@ -6,7 +6,7 @@ use super::paths::{MAPPED, bdf_of, children, make_root, mapped_path, remove_from
 use crate::host::domains::{Domain, is_alive};
 use crate::host::store::Store;
 use crate::serde_text::json;
-use crate::xen::xenctrl::DomId;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 

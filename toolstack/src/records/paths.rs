@@ -1,7 +1,7 @@
 //! Where the records lie in xenstore.
 
 use crate::host::store::{Store, StoreError, Stream};
-use crate::xen::xenctrl::DomId;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::client::{Error as NodeError, Store as Nodes, Transaction};
 use xenbus::permission::{Access, Permission};

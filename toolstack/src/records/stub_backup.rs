@@ -9,9 +9,9 @@
 
 use crate::host::store::{Store, StoreError, Stream};
 use crate::records;
-use crate::xen::xenctrl::DomId;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use xen::xenctrl::DomId;
 use xenbus::client::{Store as _, Transaction};
 use xenbus::path::{Device as Hop, Numbered, key};
 

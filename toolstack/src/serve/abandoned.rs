@@ -12,9 +12,9 @@
 use crate::host::store::{Store, StoreError};
 use crate::nodes::hops;
 use crate::records::Attachment;
-use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
 use std::io;
+use xen::xenctrl::DomId;
 
 /// So often in a row a guest is told. One that never connects is not told without end.
 const MOST: u32 = 3;

@@ -8,10 +8,10 @@
 
 use crate::records::ATTACHMENTS;
 use crate::serve::throttle::{Limit, Throttle};
-use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
+use xen::xenctrl::DomId;
 use xenbus::client::WatchEvent;
 use xenbus::path::DeviceType;
 

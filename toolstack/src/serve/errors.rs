@@ -16,11 +16,11 @@ use crate::host::{Host, Runner};
 use crate::records::Attachment;
 use crate::serve::log_limit::LogLimit;
 use crate::status::DeviceErrors;
-use crate::xen::xenctrl::{DomId, Xenctrl};
 use bulkhead_config::options::AerFate;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use xen::xenctrl::{DomId, Xenctrl};
 use xenbus::bdf::Bdf;
 use xenbus::pciif::aer::AerRequest;
 

@@ -18,10 +18,10 @@ use crate::records::failed::Failed;
 use crate::records::stub_backup;
 use crate::records::{Attachment, RecordError};
 use crate::serve::backoff::{Decision, Lives};
-use crate::xen::xenctrl::DomId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
+use xen::xenctrl::DomId;
 
 /// How long the creation of a stub may keep others from taking its devices back.
 const CREATION: Duration = Duration::from_secs(30);

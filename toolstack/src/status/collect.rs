@@ -13,8 +13,8 @@ use crate::records::claims::Claims;
 use crate::records::failed::Failed;
 use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
-use crate::xen::xenctrl::DomId;
 use std::collections::BTreeMap;
+use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 

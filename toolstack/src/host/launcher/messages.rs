@@ -3,7 +3,6 @@
 use crate::host::recreate::Domain;
 use crate::serde_text;
 use crate::terms::Terms;
-use crate::xen::xenctrl::DomId;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::time::Duration;
+use xen::xenctrl::DomId;
 use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 

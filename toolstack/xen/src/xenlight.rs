@@ -5,10 +5,9 @@
 //! that the library itself made of it, into a buffer that is larger than any version's structure.
 //!
 //! libxl starts processes, catches SIGCHLD and keeps memory until its end. It is only used by a process of its own,
-//! [`crate::host::recreate`].
-#![allow(unsafe_code)]
+//! `bulkhead recreate`.
 
-use crate::xen::xenctrl::{DIRECTORIES, DomId};
+use crate::xenctrl::{DIRECTORIES, DomId};
 use libloading::Library;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

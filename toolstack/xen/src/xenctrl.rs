@@ -3,11 +3,10 @@
 //! The numbers of these hypercalls change with every Xen release, so the library that came with the
 //! running Xen is loaded at run time. Only functions with scalar arguments are used: their
 //! signatures (`tools/include/xenctrl.h`) are the same from Xen 4.17 to 4.20 and later.
-#![allow(unsafe_code)]
 
 mod xencall;
 
-use crate::inject::{self, Point};
+use inject::Point;
 use libloading::Library;
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::ops::Deref;
@@ -85,7 +84,7 @@ pub enum XenctrlError {
 }
 
 /// Where the host's libraries may be.
-pub(crate) const DIRECTORIES: [&str; 8] = [
+pub const DIRECTORIES: [&str; 8] = [
     "/usr/lib/x86_64-linux-gnu",
     "/lib/x86_64-linux-gnu",
     "/usr/lib64",
@@ -460,143 +459,8 @@ impl Hypervisor for Xenctrl {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use rustix::io::Errno;
-    use std::cell::{Cell, RefCell};
-    use std::collections::BTreeSet;
-
-    /// A hypervisor that notes what is asked of it, and hands out pirqs from 55 downwards.
-    pub struct Xen {
-        calls: RefCell<Vec<String>>,
-        /// How many more messages may be mapped.
-        mappings: Cell<u16>,
-        /// All devices are in one group: owner and address.
-        group: RefCell<Vec<(DomId, Bdf)>>,
-        /// The calls that are refused, by how they begin, each with the error.
-        refused: RefCell<Vec<(String, Errno)>>,
-        /// The pirqs that are mapped, if they are kept account of: then the highest free one is given, as Xen does.
-        pirqs: Option<RefCell<BTreeSet<u16>>>,
-    }
-
-    impl Default for Xen {
-        fn default() -> Self {
-            Self::refusing_after(32)
-        }
-    }
-
-    impl Xen {
-        pub fn refusing_after(mappings: u16) -> Self {
-            Self {
-                calls: RefCell::default(),
-                mappings: Cell::new(mappings),
-                group: RefCell::default(),
-                refused: RefCell::default(),
-                pirqs: None,
-            }
-        }
-
-        pub fn with_pirqs(pirqs: &[u16]) -> Self {
-            Self {
-                pirqs: Some(RefCell::new(pirqs.iter().copied().collect())),
-                ..Self::default()
-            }
-        }
-
-        /// Those that are mapped, if they are kept account of.
-        pub fn pirqs(&self) -> Vec<u16> {
-            let pirqs = self.pirqs.iter().flat_map(|pirqs| pirqs.borrow().clone());
-            pirqs.collect()
-        }
-
-        pub fn put_in_group(&self, owner: DomId, bdf: Bdf) {
-            self.group.borrow_mut().push((owner, bdf));
-        }
-
-        pub fn calls(&self) -> Vec<String> {
-            self.calls.borrow().clone()
-        }
-
-        /// Has calls that begin so refused from now on.
-        pub fn refuse(&self, beginning: &str, error: Errno) {
-            self.refused.borrow_mut().push((beginning.to_owned(), error));
-        }
-
-        fn note(&self, call: String) -> io::Result<()> {
-            let refused = self.refused.borrow();
-            let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
-            let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
-            self.calls.borrow_mut().push(call);
-            answer
-        }
-    }
-
-    impl Hypervisor for Xen {
-        fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
-            self.note(format!("frames {domain} {first:x}+{count:x} {allow}"))
-        }
-
-        fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()> {
-            self.note(format!("ports {domain} {first:x}+{count:x} {allow}"))
-        }
-
-        fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()> {
-            self.note(format!("pirq {domain} {pirq} {allow}"))
-        }
-
-        fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()> {
-            self.note(format!("gsi {domain} {gsi}"))
-        }
-
-        fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16> {
-            let left = self.mappings.get();
-            self.mappings
-                .set(left.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?);
-            let mapped = self.calls().iter().filter(|call| call.starts_with("map")).count() as u16;
-            let mut pirq = 55 - mapped;
-            if let Some(pirqs) = &self.pirqs {
-                pirq = (0..=55)
-                    .rev()
-                    .find(|pirq| !pirqs.borrow().contains(pirq))
-                    .unwrap();
-                pirqs.borrow_mut().insert(pirq);
-            }
-            let what = msix
-                .map(|(entry, table)| format!(" entry {entry} of {table:x}"))
-                .unwrap_or_default();
-            self.note(format!("map {domain} {bdf}{what}: {pirq}"))?;
-            Ok(pirq)
-        }
-
-        fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()> {
-            if let Some(pirqs) = &self.pirqs
-                && !u16::try_from(pirq).is_ok_and(|pirq| pirqs.borrow_mut().remove(&pirq))
-            {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            self.note(format!("unmap {domain} {pirq}"))
-        }
-
-        fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
-            self.note(format!("restore messages {bdf}"))
-        }
-
-        fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-            self.note(format!("assign {domain} {bdf}"))
-        }
-
-        fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-            self.note(format!("deassign {domain} {bdf}"))
-        }
-
-        fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>> {
-            let group = self.group.borrow();
-            let others = group
-                .iter()
-                .filter(|(owner, other)| *owner == domain && *other != bdf);
-            Ok(others.map(|&(_, other)| other).collect())
-        }
-    }
 
     #[test]
     fn the_version_is_that_of_the_running_xen() {

@@ -2,9 +2,8 @@
 //! this process that dom0's kernel may map, by `gntalloc`.
 //!
 //! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h`, `gntalloc.h` and `evtchn.h`.
-#![allow(unsafe_code)]
 
-use crate::xen::xenctrl::DomId;
+use crate::xenctrl::DomId;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};

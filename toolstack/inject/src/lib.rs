@@ -1,8 +1,9 @@
-//! Failures on demand, for tests: feature `inject`, which nothing that ships has.
+//! Failures on demand, for tests: feature `on-demand`, which nothing that ships has.
 //!
 //! Whoever wants some writes lines `POINT:KIND[:COUNT]` into [`ORDERS`]; the next COUNT times (once, if it is not said)
 //! that a process of ours comes by POINT, it fails in the way of KIND. The points lie where the process changes something
 //! outside of itself, before and after, so that what it thinks in between needs none.
+#![forbid(unsafe_code)]
 
 /// Where a process can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,22 +49,22 @@ pub enum Point {
 }
 
 /// Fails if that is ordered here.
-#[cfg(not(feature = "inject"))]
+#[cfg(not(feature = "on-demand"))]
 pub fn point(_: Point) {}
 
 /// Fails if that is ordered here; a failed call is one of the ways.
 ///
 /// # Errors
 /// Only on order.
-#[cfg(not(feature = "inject"))]
+#[cfg(not(feature = "on-demand"))]
 pub fn call(_: Point) -> std::io::Result<()> {
     Ok(())
 }
 
-#[cfg(feature = "inject")]
+#[cfg(feature = "on-demand")]
 pub use on_demand::{ORDERS, call, point};
 
-#[cfg(feature = "inject")]
+#[cfg(feature = "on-demand")]
 #[allow(clippy::print_stderr, reason = "for tests, which read it")]
 mod on_demand {
     use super::Point;
