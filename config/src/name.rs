@@ -7,10 +7,10 @@
 //! | `8086:10d3@…` | the device at either, which must have this vendor and device |
 //! | `8086:10d3` | the device with this vendor and device |
 
+use pci::bdf::Bdf;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::fmt;
 use std::str::FromStr;
-use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
 
 /// A device's name.

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::time::Duration;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::device::{Ids, Quirk};
 use xenbus::pciif;
 use xenbus::printable::Printable;

@@ -4,7 +4,7 @@
 
 use crate::journal::{Journal, Op};
 use core::time::Duration;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::pciif::SharedPage;
 
 /// Number of a domain.

@@ -4,8 +4,8 @@
 mod common;
 
 use common::host::{Host, STUB};
+use pci::bdf::Bdf;
 use std::fmt::Write;
-use xenbus::bdf::Bdf;
 use xenbus::path::{Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
 use xenbus::state::XenbusState::*;

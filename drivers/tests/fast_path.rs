@@ -4,10 +4,10 @@ mod common;
 
 use common::device::{Device, DirectDom0};
 use drivers::policy::engine::Engine;
+use pci::bdf::Bdf;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::pciif::{Command, Request};
 
 thread_local! {

@@ -5,8 +5,8 @@ mod common;
 
 use common::host::{GUEST, Host};
 use drivers::stub::Outcome;
+use pci::bdf::Bdf;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::client::{Client, Store};
 use xenbus::path::key;
 use xenbus::pciif::Request;

@@ -5,7 +5,7 @@ mod common;
 use common::host::{GUEST, Host, STUB};
 use drivers::error::MessageKind;
 use drivers::stub::{Outcome, Reason};
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
 use xenbus::state::XenbusState::{self, *};

@@ -3,7 +3,7 @@
 mod common;
 
 use common::host::Host;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::counters::Counters;
 use xenbus::path::{Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};

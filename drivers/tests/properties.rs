@@ -13,9 +13,9 @@ use drivers::error::{MessageKind, RequestError};
 use drivers::platform::ConfigSpace;
 use drivers::policy::config::Access;
 use drivers::policy::engine::{Engine, Reply};
+use pci::bdf::Bdf;
 use proptest::prelude::*;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::path::{Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request, SharedPage, TooManyVectors, layout};
 

@@ -3,9 +3,9 @@
 mod common;
 
 use common::host::Host;
+use pci::bdf::Bdf;
 use std::cell::Cell;
 use std::rc::Rc;
-use xenbus::bdf::Bdf;
 use xenbus::path::{Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
 use xenbus::state::XenbusState::*;

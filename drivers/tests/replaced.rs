@@ -4,7 +4,7 @@ mod common;
 
 use common::host::Host;
 use drivers::error::MessageKind;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::path::key;
 use xenbus::pciif::backend;
 use xenbus::pciif::{Command, MsixEntry, OpError, Request};

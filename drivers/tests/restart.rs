@@ -5,7 +5,7 @@ mod common;
 use common::host::{Host, STUB};
 use drivers::error::MessageKind;
 use drivers::stub::Outcome;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::counters::{Counter, Counters};
 use xenbus::path::key;
 use xenbus::pciif::backend;

@@ -4,9 +4,9 @@
 mod common;
 
 use common::host::{Host, STUB};
+use pci::bdf::Bdf;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
 use xenbus::state::XenbusState::*;

@@ -7,6 +7,7 @@ use crate::paths::{LOG, RUN};
 use crate::say::note;
 use crate::serde_text;
 use crate::status::Status;
+use pci::bdf::Bdf;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 
 const SOCKET: &str = "/run/bulkhead/serve.sock";
 const SERVICE_LOCK: &str = "/run/bulkhead/serve.lock";

@@ -10,7 +10,7 @@ use core::time::Duration;
 use drivers::journal::{Journal, Op};
 use drivers::log;
 use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::pciif::SharedPage;
 
 /// The machine: Xen.

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
 use drivers::journal::{Cause, Journal, Next, Op};
 use drivers::platform::Errno;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 /// Version of [`Record`]; a life only ever meets its own image's.
 const VERSION: u64 = 1;

@@ -14,9 +14,9 @@
 //! | 8 | one u64 for each [`Counter`], in its order |
 //! | then | [`DROPPED_MAX`] entries `{ devfn: u8, bus: u8, offset: u16, count: u32 }`; count 0: free |
 
-use crate::bdf::Bdf;
 use crate::pciif::{SharedPage, layout};
 use core::fmt;
+use pci::bdf::Bdf;
 
 /// Offset of the block in the page.
 pub const OFFSET: usize = 1024;

@@ -3,7 +3,7 @@
 //! From the outside in:
 //! - [`ring`]: the byte ring of console and xenstore; [`wire`]: the messages on the latter; [`client`]: a
 //!   xenstore client over any byte [`client::Transport`]; [`permission`]: who may access a node.
-//! - [`path`]: the names of our nodes; [`state`], [`device`] and [`bdf`]: what is written into them.
+//! - [`path`]: the names of our nodes; [`state`] and [`device`]: what is written into them.
 //! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
 //!   stub counts, and [`survivor`]: what must outlive it, in the rest of that page.
 //!
@@ -13,7 +13,6 @@
 
 extern crate alloc;
 
-pub mod bdf;
 pub mod client;
 pub mod counters;
 pub mod device;

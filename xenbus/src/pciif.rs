@@ -11,8 +11,8 @@ pub mod backend;
 pub mod frontend;
 pub mod layout;
 
-use crate::bdf::Bdf;
 use core::fmt;
+use pci::bdf::Bdf;
 
 /// Value of the frontend's `magic` node: the version of the protocol.
 pub const MAGIC: &str = "7";

@@ -23,12 +23,12 @@
 //! wrote it, and which of its BARs the guest probes. The stub writes the table that does not count, and then the word
 //! at 8: it may die anywhere in between, and one whole table counts all the same. In the node there is one table only.
 
-use crate::bdf::Bdf;
 use crate::counters;
 use crate::pciif::{SharedPage, layout::OP_HEAD_SIZE};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use pci::bdf::Bdf;
 
 /// Offset of the block in the page.
 pub const OFFSET: usize = 2048;

@@ -1,6 +1,6 @@
 //! Requests against the stream: what of the page each side touches, and what it makes of the other's numbers.
 
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::model::Page;
 use xenbus::pciif::aer::{self, AerRequest, Busy, Channel, Notice, Verdict};
 use xenbus::pciif::{ACTIVE, AER_ACTIVE, AER_HANDLER, SharedPage, layout};

@@ -1,9 +1,9 @@
 //! The shared page from both sides, and with a frontend that writes whenever it hurts most.
 
+use pci::bdf::Bdf;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
-use xenbus::bdf::Bdf;
 use xenbus::model::Page;
 use xenbus::pciif::backend::{self, Delivery, Success};
 use xenbus::pciif::frontend::{self, PostError};

@@ -9,7 +9,7 @@
 //! sets, clears or leaves the flag as it likes spoils its own requests, and nothing else: at most one verdict goes
 //! back for each request of the service's.
 
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::pciif::aer::{self, AerRequest, Verdict};
 use xenbus::pciif::layout::FLAGS;
 use xenbus::pciif::{AER_HANDLER, SharedPage};

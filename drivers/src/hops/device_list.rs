@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
 use xenbus::device::SlotMode;
 use xenbus::path::{Device, Numbered, key};

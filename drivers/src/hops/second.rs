@@ -22,7 +22,7 @@ use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::time::Duration;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
 use xenbus::counters::Counters;
 use xenbus::device::{self, SlotMode};

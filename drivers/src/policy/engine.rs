@@ -13,7 +13,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::counters::{Counter, Counters};
 use xenbus::device::SlotMode;
 use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};

@@ -4,7 +4,7 @@ use super::config::access::Access;
 use crate::error::{MessageKind, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::pciif::MsixEntry;
 
 /// What dom0's service does for us: all that a stub may not do itself.

@@ -1,12 +1,11 @@
 //! MSI and MSI-X of one function: what may be turned on when, and turning off what is on.
 
-use super::config::capability::{MESSAGE_CONTROL, MSI_ENABLE, MSIX_ENABLE, MSIX_TABLE_SIZE, PM_CONTROL};
-use super::config::{POWER_STATE, VirtualConfig};
-use super::config::{command, header};
+use super::config::VirtualConfig;
 use super::hardware::Hardware;
 use crate::error::{MessageKind, MessageRefusal, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
+use pci::registers::{command, msi, msix, power, register};
 use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
 
 /// Which interrupts the device sends, as far as we know.
@@ -46,14 +45,14 @@ impl MsiState {
             Ok(_) => Some(Mode::MsiState(kind)),
             Err(_) => Some(Mode::Unsettled(kind)),
         };
-        let mode = is_on(MessageKind::Msix, msix, MSIX_ENABLE)
-            .or_else(|| is_on(MessageKind::Msi, msi, MSI_ENABLE))
+        let mode = is_on(MessageKind::Msix, msix, msix::ENABLE)
+            .or_else(|| is_on(MessageKind::Msi, msi, msi::ENABLE))
             .unwrap_or(Mode::Line);
         Self {
             mode,
             offered: config.resources().msi,
             virtual_function: config.resources().virtual_function,
-            power: config.power_capability().map(|at| at + PM_CONTROL),
+            power: config.power_capability().map(|at| at + power::CONTROL),
             msi,
             msix,
         }
@@ -126,13 +125,13 @@ impl MsiState {
             Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
-        if !self.virtual_function && word(hardware, header::COMMAND)? & command::MEMORY == 0 {
+        if !self.virtual_function && word(hardware, register::COMMAND)? & command::MEMORY == 0 {
             return refuse(MessageRefusal::MemoryDecodeOff);
         }
         let Some(base) = self.msix else {
             return refuse(MessageRefusal::NoCapability);
         };
-        let table = (message_control(hardware, base)? & MSIX_TABLE_SIZE) + 1;
+        let table = (message_control(hardware, base)? & msix::LAST_ENTRY) + 1;
         if !self.is_awake(hardware)? {
             return refuse(MessageRefusal::Asleep);
         }
@@ -177,7 +176,7 @@ impl MsiState {
     /// COMMAND says that it decodes: what XSA-157 is about.
     fn is_awake(&self, hardware: &impl ConfigSpace) -> Result<bool, RequestError> {
         match self.power {
-            Some(control) => Ok(word(hardware, control)? & POWER_STATE == 0),
+            Some(control) => Ok(word(hardware, control)? & power::STATE == 0),
             None => Ok(true),
         }
     }
@@ -202,7 +201,7 @@ impl MsiState {
 }
 
 fn message_control(hardware: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
-    word(hardware, base + MESSAGE_CONTROL)
+    word(hardware, base + msi::CONTROL)
 }
 
 /// A register that is never all-ones in a device that answers: each has bits that read 0.

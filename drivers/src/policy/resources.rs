@@ -1,7 +1,7 @@
 //! What the toolstack says about a function.
 
 use super::config::bar::Bars;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::device::{Ids, Quirks};
 
 /// What cannot be read from the function's config space, or must be checked against it.

@@ -8,7 +8,7 @@
 //! With [`SlotMode::Passthrough`] each function stands where it is in the host.
 
 use alloc::vec::Vec;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// Number of slots on a bus.

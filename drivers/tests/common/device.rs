@@ -6,11 +6,11 @@ use drivers::policy::config::Access;
 use drivers::policy::config::bar::Bars;
 use drivers::policy::hardware::{Dom0, Hardware};
 use drivers::policy::resources::Resources;
+use pci::bdf::Bdf;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::device;
 use xenbus::pciif::MsixEntry;
 

@@ -2,8 +2,8 @@
 
 use super::device::Device;
 use super::host::Host;
+use pci::bdf::Bdf;
 use std::collections::BTreeMap;
-use xenbus::bdf::Bdf;
 use xenbus::path::{Numbered, key};
 use xenbus::pciif::Request;
 use xenbus::state::XenbusState::{self, *};

@@ -3,11 +3,11 @@
 use super::device::Device;
 use drivers::journal::{Cause, Journal, Next, Op};
 use drivers::platform::{ConfigSpace, DomId, EcamError, Errno, GrantRef, Platform, Port};
+use pci::bdf::Bdf;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::model::Page;
 
 const EINVAL: Errno = Errno(22);

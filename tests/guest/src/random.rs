@@ -5,11 +5,9 @@ use crate::op::Op;
 use crate::shape::Shape;
 use alloc::vec::Vec;
 use fastrand::Rng;
+use pci::registers::{command, register};
 use xenbus::pciif::Command;
 
-/// COMMAND's low byte, and memory-write-and-invalidate in it: the sweep of config space has that bit's difference.
-const COMMAND: u16 = 0x04;
-const INVALIDATE: u32 = 0x10;
 /// Most vectors of a request: what Xen has pirqs for, by default.
 const MOST_VECTORS: u16 = 32;
 
@@ -73,8 +71,13 @@ impl Random {
             2 | 3 => 1 << random.u8(..32),
             _ => random.u32(..),
         };
-        let is_command = offset <= COMMAND && COMMAND < offset + size;
-        let value = if is_command { value & !INVALIDATE } else { value };
+        // The sweep of configuration space has the difference that this bit makes.
+        let is_command = (offset..offset + size).contains(&register::COMMAND);
+        let value = if is_command {
+            value & !u32::from(command::INVALIDATE)
+        } else {
+            value
+        };
         Op::write(devfn, offset.into(), size.into(), value)
     }
 

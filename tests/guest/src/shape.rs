@@ -2,19 +2,7 @@
 
 use core::fmt;
 use core::str::FromStr;
-
-/// Capability ids.
-const PM: u8 = 0x01;
-const MSI: u8 = 0x05;
-const MSIX: u8 = 0x11;
-/// Header: the status register's bit that says that there is a list, and where it starts.
-const STATUS: u16 = 0x06;
-const HAS_LIST: u32 = 0x10;
-const LIST: u16 = 0x34;
-/// Most capabilities that 256 bytes hold.
-const MOST: usize = 48;
-/// MSI-X: number of the last entry.
-const LAST_ENTRY: u32 = 0x7ff;
+use pci::registers::{capability, msix, register, status};
 
 /// One function, by what does not change while it is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,21 +29,22 @@ impl Shape {
             devfn,
             ..Self::default()
         };
-        if read(STATUS, 2)? & HAS_LIST == 0 {
+        if read(register::STATUS, 2)? & u32::from(status::CAPABILITIES) == 0 {
             return Ok(shape);
         }
-        let mut at = read(LIST, 1)? as u8 & !3;
-        for _ in 0..MOST {
+        let mut at = read(register::CAPABILITIES, 1)? as u8 & !3;
+        for _ in 0..capability::MOST {
             if at < 0x40 {
                 break;
             }
             let head = read(at.into(), 2)?;
             match head as u8 {
-                PM => shape.pm = at,
-                MSI => shape.msi = at,
-                MSIX => {
+                capability::POWER => shape.pm = at,
+                capability::MSI => shape.msi = at,
+                capability::MSIX => {
                     shape.msix = at;
-                    shape.vectors = ((read(u16::from(at) + 2, 2)? & LAST_ENTRY) + 1) as u16;
+                    shape.vectors =
+                        ((read(u16::from(at) + msix::CONTROL, 2)? & u32::from(msix::LAST_ENTRY)) + 1) as u16;
                 }
                 _ => {}
             }
@@ -131,10 +120,10 @@ pub(crate) mod tests {
         for (at, bytes) in [
             (0x06, &[0x10][..]),
             (0x34, &[0xc8]),
-            (0xc8, &[PM, 0xd0]),
-            (0xd0, &[MSI, 0xe0]),
+            (0xc8, &[capability::POWER, 0xd0]),
+            (0xd0, &[capability::MSI, 0xe0]),
             (0xe0, &[0x10, 0xa0]),
-            (0xa0, &[MSIX, 0, 4, 0x80]),
+            (0xa0, &[capability::MSIX, 0, 4, 0x80]),
         ] {
             space[at..at + bytes.len()].copy_from_slice(bytes);
         }

@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All of them, but for those of one file.
-pub const CRATES: [Crate; 9] = [
+pub const CRATES: [Crate; 10] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -43,6 +43,10 @@ pub const CRATES: [Crate; 9] = [
     },
     Crate {
         directory: "unikernel",
+        rooms: &[],
+    },
+    Crate {
+        directory: "pci",
         rooms: &[],
     },
     Crate {

@@ -24,7 +24,15 @@ fn functions(directory: &Path, names: &mut BTreeSet<String>) {
 pub fn tests() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut names = BTreeSet::new();
-    for part in ["drivers", "xenbus", "toolstack", "config", "unikernel", "tests"] {
+    for part in [
+        "drivers",
+        "pci",
+        "xenbus",
+        "toolstack",
+        "config",
+        "unikernel",
+        "tests",
+    ] {
         functions(&root.join(part), &mut names);
     }
     names.extend(fs::read_dir(root.join("tests/scenarios")).unwrap().map(|entry| {

@@ -6,7 +6,7 @@
 
 use crate::host::sysfs::Sysfs;
 use crate::pci::capabilities::Capabilities;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 /// Kinds of PCI Express functions (section 7.8.2).
 mod kind {

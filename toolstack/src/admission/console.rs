@@ -2,8 +2,8 @@
 
 use super::mounts::Use;
 use crate::host::sysfs::Sysfs;
-use crate::pci::registers::register;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
+use pci::registers::register;
 
 /// Class and subclass (PCI Code and ID Assignment Specification, section 1).
 const ISA_BRIDGE: u16 = 0x0601;

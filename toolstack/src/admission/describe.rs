@@ -10,11 +10,11 @@ use crate::handover::idle_intx;
 use crate::handover::intx_lines::{Sharers, line, line_is_known};
 use crate::handover::reset::{Method, Plan};
 use crate::host::sysfs::Sysfs;
-use crate::pci::registers::register;
 use crate::records::Device;
 use crate::terms::{Msi, Terms};
+use pci::bdf::Bdf;
+use pci::registers::register;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// Something that the administrator should know about devices that can be given away.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -8,8 +8,8 @@ use super::surroundings::Surroundings;
 use crate::host::sysfs::Sysfs;
 use crate::pci::capabilities::Capabilities;
 use crate::pci::header;
-use crate::pci::registers::register;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
+use pci::registers::{header_type, register};
 use xenbus::device::SlotMode;
 
 /// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
@@ -79,7 +79,7 @@ fn check_device(
         return Err(Refusal::Dead { bdf });
     }
     let (class, kind) = (byte(register::BASE_CLASS), header::kind(&config));
-    if kind == header::BRIDGE {
+    if kind == header_type::BRIDGE {
         check_bridge(bdf, &config, elsewhere.clone(), slots)?;
     } else if class == CLASS_BRIDGE || kind != 0 {
         return Err(Refusal::Mainboard { bdf, class, kind });

@@ -7,7 +7,7 @@ use crate::host::mcfg::Mcfg;
 use crate::host::sysfs::tests::Tree;
 use crate::pci::capabilities::tests::space;
 use crate::records::claims::Claims;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 pub const A: &str = "0000:00:05.0";
 pub const B: &str = "0000:00:06.0";

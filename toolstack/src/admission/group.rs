@@ -3,11 +3,11 @@
 //! Under Xen dom0's sysfs shows none, because Xen drives the IOMMU; Xen is asked.
 
 use crate::records::claims::Claims;
+use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
-use xenbus::bdf::Bdf;
 
 /// The group of each function asked about: the others in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

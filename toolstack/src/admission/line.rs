@@ -7,7 +7,7 @@ use crate::handover::intx_lines::{Sharers, dom0_sharers, line, line_is_known};
 use crate::host::sysfs::Sysfs;
 use crate::records::claims::Claim;
 use crate::terms::{Msi, Terms};
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 /// Who shares the interrupt line of a device with the devices `together`, which one guest has or gets.
 pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result<Sharers, Refusal> {
@@ -100,9 +100,9 @@ mod tests {
     use crate::admission::fixture::{A, B, around, bdf, config, host};
     use crate::handover::intx_lines::NETWORK;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::registers::register;
     use crate::records::claims::Claims;
     use crate::records::claims::xl_claim;
+    use pci::registers::register;
 
     fn sharers(tree: &Tree, together: &[Bdf], claims: &Claims) -> String {
         let sharers = line_sharers(bdf(A), together, &around(tree, claims)).unwrap();

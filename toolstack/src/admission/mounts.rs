@@ -5,6 +5,7 @@
 
 use crate::host::store::{Store, StoreError};
 use crate::host::sysfs::{Block, DeviceNumber, Sysfs, device_number};
+use pci::bdf::Bdf;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 #[cfg(test)]
@@ -13,7 +14,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, io, thread};
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Directory of the backends that dom0 has for its guests.

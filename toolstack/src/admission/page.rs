@@ -2,7 +2,7 @@
 
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::pci::resources::shared_frame;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::device::Bars;
 
 /// The first function among `others` whose memory lies in a page with that behind `bars`, and the page's frame.

@@ -6,9 +6,9 @@ use crate::terms::{Msi, Terms};
 use bulkhead_config::name::Name;
 use bulkhead_config::options::{Options, Wanted};
 use bulkhead_config::policy::{self, Policy, PolicyError};
+use pci::bdf::Bdf;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// What a command says of all its devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use crate::function::guard::Guard;
 use crate::host::sysfs::Sysfs;
 use crate::pci::capabilities::Capabilities;
 use crate::terms::Terms;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 /// Checks that the quirks of devices that are there give the guest nothing that has rules, or is dom0's or Xen's; all
 /// that speaks against it is returned.

@@ -1,9 +1,9 @@
 //! Why devices cannot be given to a guest, in words.
 
 use crate::host::sysfs::SysfsError;
+use pci::bdf::Bdf;
 use std::io;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 use xenbus::device::Quirk;
 
 /// Why devices cannot be given to a guest.

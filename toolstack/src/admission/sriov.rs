@@ -4,7 +4,7 @@
 use super::refusal::Refusal;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::records::claims::Claims;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 
 /// Checks that a physical function goes without virtual ones, and a virtual one only while its physical one stays.
 pub fn check_sriov(bdf: Bdf, claims: &Claims, sysfs: &Sysfs) -> Result<(), Refusal> {

@@ -8,9 +8,9 @@ use crate::host::mcfg::{self, Mcfg, McfgError};
 use crate::host::sysfs::Sysfs;
 use crate::host::xl::HostInfo;
 use crate::records::claims::{Claims, ClaimsError};
+use pci::bdf::Bdf;
 use std::{fs, io};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// What there is around the devices that are checked.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use crate::records;
 use crate::records::unfinished;
 use crate::say::say;
 use anyhow::{Result, ensure};
+use pci::bdf::Bdf;
 use std::thread;
 use std::time::Instant;
-use xenbus::bdf::Bdf;
 
 /// Ends a guest and its stub, and gives its devices back to dom0.
 pub fn destroy(who: &str) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::nodes::progress::Progress;
 use crate::records::Attachment;
 use crate::say::say;
 use anyhow::{Result, ensure};
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;

@@ -8,8 +8,8 @@ use crate::host::domains::Domain;
 use crate::records::{self, Attachment};
 use crate::say::say;
 use anyhow::{Result, bail, ensure};
+use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 
 /// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
 /// mapped that is not `trusted`.

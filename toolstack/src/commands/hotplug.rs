@@ -17,8 +17,8 @@ use crate::say::say;
 use anyhow::{Context, Result, ensure};
 use bulkhead_config::options::Wanted;
 use inject::Point;
+use pci::bdf::Bdf;
 use std::time::Duration;
-use xenbus::bdf::Bdf;
 use xenbus::state::XenbusState;
 
 /// Gives a guest more devices. On any failure it has those that it had.

@@ -17,7 +17,7 @@ use crate::say::{note, say};
 use crate::terms::Terms;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bulkhead_config::options::Wanted;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// Devices that have passed all checks.

@@ -16,8 +16,8 @@ use crate::say::say;
 use anyhow::{Result, anyhow, bail, ensure};
 use bulkhead_config::name::Name;
 use bulkhead_config::policy::Policy;
+use pci::bdf::Bdf;
 use std::path::Path;
-use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// Takes devices from dom0's drivers. One that is refused does not keep the others from being taken.

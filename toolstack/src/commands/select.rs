@@ -9,8 +9,8 @@ use crate::records::Attachment;
 use crate::say::note;
 use anyhow::Result;
 use bulkhead_config::name::Name;
+use pci::bdf::Bdf;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// Why words mean nothing that Bulkhead has given away.
 #[derive(Debug, Error)]

@@ -17,10 +17,10 @@
 //! One device is dealt with at a time, because a page has room for one request. Errors that come meanwhile are folded
 //! into one for each device.
 
+use pci::bdf::Bdf;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
-use xenbus::bdf::Bdf;
 use xenbus::pciif::aer::{Channel, Notice, Verdict};
 
 /// How long dom0's kernel may take: it may reset the bus and wait for all devices on it.

@@ -9,16 +9,16 @@ use crate::function::interrupts::{Decoder, Failure, Interrupts, disable_intx, en
 use crate::function::snapshot::Snapshot;
 use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::{ConfigAccess, EXTENDED_SPACE, SPACE};
-use crate::pci::registers::{command, register};
 use crate::pci::restore;
 use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::records::{Attachment, Device};
+use pci::bdf::Bdf;
+use pci::registers::{command, register};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::thread;
 use std::time::Duration;
 use xen::xenctrl::{DomId, Hypervisor};
-use xenbus::bdf::Bdf;
 use xenbus::pciif::backend::Taken;
 use xenbus::pciif::{Command, OpError, Request};
 

@@ -10,8 +10,8 @@
 
 use crate::pci::capabilities::Capabilities;
 use crate::pci::header;
-use crate::pci::registers::{command, register};
 use crate::terms::Terms;
+use pci::registers::{command, register};
 use std::ops::Range;
 use thiserror::Error;
 use xenbus::device::Quirk;

@@ -6,36 +6,18 @@
 
 use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::ConfigAccess;
-use crate::pci::registers::{SILENT, command, register};
 use crate::records::interrupt_mode::{Change, Mode, Note};
+use pci::bdf::Bdf;
+use pci::registers::{SILENT, command, msi, msix, power, register};
 use std::collections::BTreeSet;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
-use xenbus::bdf::Bdf;
 use xenbus::device::Bars;
 use xenbus::pciif::{MAX_VECTORS, OpError};
 
-/// Control word of MSI, and its enable bit.
-const MSI_CONTROL: u16 = 2;
-const MSI_ENABLE: u16 = 1 << 0;
-/// How many messages it may send, as a power of two.
-const MSI_SEVERAL: u16 = 0x7 << 4;
-/// Control word of MSI-X, and its bits.
-const MSIX_CONTROL: u16 = 2;
-const MSIX_ENABLE: u16 = 1 << 15;
-const MSIX_MASK_ALL: u16 = 1 << 14;
-const MSIX_LAST_ENTRY: u16 = 0x07ff;
 /// How many numbers in a row may be no pirqs of a guest among those that it has: Xen keeps the number of an unmapped
 /// one from it as long as the guest has it bound.
 const LONGEST_GAP: usize = 256;
-/// Which base address register the table lies behind (low three bits), and where.
-const MSIX_TABLE: u16 = 4;
-const MSIX_TABLE_BAR: u32 = 0x7;
-
-/// Control word of power management, and the state in it: 0 is D0.
-const PMCSR: u16 = 4;
-const POWER_STATE: u16 = 0x3;
-
 /// The function that decodes memory for another: itself, or the physical one of a virtual one.
 #[derive(Debug)]
 pub struct Decoder<'a, C> {
@@ -122,7 +104,7 @@ impl Interrupts {
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
         config
-            .read_sound(capability + MSI_CONTROL)
+            .read_sound(capability + msi::CONTROL)
             .map_err(Failure::config)?;
         if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
             return Err(Failure::asleep(OpError::OpFailed));
@@ -137,8 +119,8 @@ impl Interrupts {
         })?;
         self.mode = Mode::Msi(pirq);
         // One message was mapped, whatever number an earlier driver had set.
-        let turn_on = |control| control & !MSI_SEVERAL | MSI_ENABLE;
-        self.turn_on(config, xen, guest, capability + MSI_CONTROL, turn_on, note)?;
+        let turn_on = |control| control & !msi::SEVERAL | msi::ENABLE;
+        self.turn_on(config, xen, guest, capability + msi::CONTROL, turn_on, note)?;
         Ok(pirq)
     }
 
@@ -174,7 +156,7 @@ impl Interrupts {
         }
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
-        let turn_on = |control| (control | MSIX_ENABLE) & !MSIX_MASK_ALL;
+        let turn_on = |control| (control | msix::ENABLE) & !msix::MASK_ALL;
         self.turn_on(config, xen, guest, table.control, turn_on, note)?;
         Ok(pirqs)
     }
@@ -271,8 +253,8 @@ impl Interrupts {
     fn is_on(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let (control, enable) = match self.mode {
             Mode::Line => return Ok(false),
-            Mode::Msi(_) => (self.capabilities.msi.map(|at| at + MSI_CONTROL), MSI_ENABLE),
-            Mode::Msix(_) => (self.capabilities.msix.map(|at| at + MSIX_CONTROL), MSIX_ENABLE),
+            Mode::Msi(_) => (self.capabilities.msi.map(|at| at + msi::CONTROL), msi::ENABLE),
+            Mode::Msix(_) => (self.capabilities.msix.map(|at| at + msix::CONTROL), msix::ENABLE),
         };
         let Some(control) = control else {
             return Ok(false);
@@ -319,11 +301,11 @@ impl Interrupts {
             Mode::Msi(_) => self
                 .capabilities
                 .msi
-                .map(|at| (at + MSI_CONTROL, MSI_ENABLE, MSI_SEVERAL)),
+                .map(|at| (at + msi::CONTROL, msi::ENABLE, msi::SEVERAL)),
             Mode::Msix(_) => self
                 .capabilities
                 .msix
-                .map(|at| (at + MSIX_CONTROL, MSIX_ENABLE, MSIX_MASK_ALL)),
+                .map(|at| (at + msix::CONTROL, msix::ENABLE, msix::MASK_ALL)),
         };
         disable_intx(config)?;
         xen.restore_messages(self.bdf)?;
@@ -352,8 +334,8 @@ impl Interrupts {
         if command.map_err(Failure::config)? & command::MEMORY == 0 {
             return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
         }
-        let control = capability + MSIX_CONTROL;
-        let last_entry = config.read_sound(control).map_err(Failure::config)? & MSIX_LAST_ENTRY;
+        let control = capability + msix::CONTROL;
+        let last_entry = config.read_sound(control).map_err(Failure::config)? & msix::LAST_ENTRY;
         let awake = is_awake(decoder.config, decoder.power)
             .and_then(|decoder| Ok(decoder && is_awake(config, self.capabilities.power)?));
         if !awake.map_err(Failure::config)? {
@@ -371,10 +353,10 @@ impl Interrupts {
     fn msix_bar(&self, config: &impl ConfigAccess) -> io::Result<u64> {
         let no_table = || io::Error::other("the MSI-X table lies behind a base address that is not there");
         let capability = self.capabilities.msix.ok_or_else(no_table)?;
-        let table = config.read(capability + MSIX_TABLE, 4)?;
-        let bar = self.bars.0.get((table & MSIX_TABLE_BAR) as usize);
+        let table = config.read(capability + msix::TABLE, 4)?;
+        let bar = self.bars.0.get((table & msix::TABLE_BAR) as usize);
         // The seventh range is the ROM, which holds no table.
-        let bar = bar.filter(|bar| bar.size != 0 && table & MSIX_TABLE_BAR < 6);
+        let bar = bar.filter(|bar| bar.size != 0 && table & msix::TABLE_BAR < 6);
         bar.map(|bar| bar.start).ok_or_else(no_table)
     }
 
@@ -401,7 +383,7 @@ impl Interrupts {
 /// although its COMMAND says that it decodes; Xen looks at that alone, and would write to its table.
 fn is_awake(config: &impl ConfigAccess, power: Option<u16>) -> io::Result<bool> {
     match power {
-        Some(power) => Ok(config.read_sound(power + PMCSR)? & POWER_STATE == 0),
+        Some(power) => Ok(config.read_sound(power + power::CONTROL)? & power::STATE == 0),
         None => Ok(true),
     }
 }
@@ -414,15 +396,15 @@ struct MsixTable {
 
 /// How many MSI-X entries a function has; 0 without MSI-X.
 pub fn msix_entries(config: &[u8]) -> u16 {
-    let control = control(config, Capabilities::find(config).msix, MSIX_CONTROL);
-    control.map_or(0, |control| (control & MSIX_LAST_ENTRY) + 1)
+    let control = control(config, Capabilities::find(config).msix, msix::CONTROL);
+    control.map_or(0, |control| (control & msix::LAST_ENTRY) + 1)
 }
 
 /// True if MSI or MSI-X is on, so that the function raises no line.
 pub fn sends_messages(config: &[u8]) -> bool {
     let Capabilities { msi, msix, .. } = Capabilities::find(config);
     let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
-    on(msi, MSI_CONTROL, MSI_ENABLE) || on(msix, MSIX_CONTROL, MSIX_ENABLE)
+    on(msi, msi::CONTROL, msi::ENABLE) || on(msix, msix::CONTROL, msix::ENABLE)
 }
 
 /// The control word of a capability.
@@ -433,15 +415,15 @@ fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
 
 /// How many messages the MSI capability of a function can send; 0 without MSI.
 pub fn msi_messages(config: &[u8]) -> u32 {
-    let control = control(config, Capabilities::find(config).msi, MSI_CONTROL);
+    let control = control(config, Capabilities::find(config).msi, msi::CONTROL);
     // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
     control.map_or(0, |control| 1 << (control >> 1 & 7).min(5))
 }
 
 /// Turns MSI and MSI-X off in the device.
 pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::Result<()> {
-    let msi = capabilities.msi.map(|at| (at + MSI_CONTROL, MSI_ENABLE));
-    let msix = capabilities.msix.map(|at| (at + MSIX_CONTROL, MSIX_ENABLE));
+    let msi = capabilities.msi.map(|at| (at + msi::CONTROL, msi::ENABLE));
+    let msix = capabilities.msix.map(|at| (at + msix::CONTROL, msix::ENABLE));
     for (control, enable) in msi.into_iter().chain(msix) {
         let value = config.read16(control)?;
         if value != SILENT && value & enable != 0 {
@@ -604,7 +586,7 @@ mod tests {
 
     const POWER: u16 = 0x40;
 
-    /// The same function with power management, and its PMCSR.
+    /// The same function with power management, and its power::CONTROL.
     fn with_power(pmcsr: u16) -> (Model, Interrupts) {
         let (config, mut interrupts) = function();
         interrupts.capabilities.power = Some(POWER);

@@ -3,8 +3,8 @@
 use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::ConfigAccess;
 use crate::pci::header as layout;
-use crate::pci::registers::{SILENT, command, register};
 use crate::pci::restore::recorded;
+use pci::registers::{SILENT, command, register};
 use std::io;
 
 /// Registers of the header that hold no addresses.

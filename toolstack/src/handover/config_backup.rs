@@ -10,10 +10,10 @@ use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::ConfigAccess;
 use crate::records::Device;
 use crate::terms::Terms;
+use pci::bdf::Bdf;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use xenbus::bdf::Bdf;
 
 /// One write that puts a register back: offset, width, value.
 type Write = (u16, u8, u32);

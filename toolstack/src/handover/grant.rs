@@ -10,11 +10,11 @@ use crate::pci::resources::{Resource, resources};
 use crate::records::claims::{Claims, ClaimsError};
 use crate::records::failed;
 use crate::records::{Attachment, Device, RecordError, forget_mapped};
+use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
 use xen::xenctrl::{DomId, Hypervisor};
-use xenbus::bdf::Bdf;
 
 /// Why devices could not be given.
 #[derive(Debug, Error)]

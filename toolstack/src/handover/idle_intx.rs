@@ -10,15 +10,12 @@ use crate::handover::intx_lines;
 use crate::host::store::Store;
 use crate::host::sysfs::{PCIBACK, Sysfs, SysfsError};
 use crate::pci::config_space::ConfigAccess as _;
-use crate::pci::registers::{command, register};
 use crate::records::claims::Claims;
 use crate::records::{self, Attachment, RecordError};
+use pci::bdf::Bdf;
+use pci::registers::{command, register, status};
 use std::io;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
-
-/// Interrupt status in the status register (PCI Local Bus Specification 3.0, section 6.2.3).
-const INTERRUPT_STATUS: u16 = 1 << 3;
 
 /// Why INTx of a function could not be disabled or enabled again.
 #[derive(Debug, Error)]
@@ -83,7 +80,7 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
         return false;
     };
     // All-ones: no device answers.
-    status != u16::MAX && status & INTERRUPT_STATUS != 0 && command & command::INTX_DISABLE == 0
+    status != u16::MAX && status & status::INTERRUPT != 0 && command & command::INTX_DISABLE == 0
 }
 
 /// Disables INTx of a function, and notes that for [`restore`].

@@ -2,10 +2,10 @@
 
 use crate::function::interrupts::sends_messages;
 use crate::host::sysfs::{PCIBACK, Sysfs};
-use crate::pci::registers::register;
+use pci::bdf::Bdf;
+use pci::registers::register;
 use std::fmt;
 use std::io;
-use xenbus::bdf::Bdf;
 
 /// The base class of network controllers (PCI Code and ID Assignment, 1.3).
 pub const NETWORK: u8 = 0x02;

@@ -19,10 +19,10 @@ use crate::pci::resources::resources;
 use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
 use inject::Point;
+use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::DeviceType;
 
@@ -935,7 +935,7 @@ mod tests {
     #[test]
     fn a_failed_step_is_told_with_its_causes() {
         let mut released = Released::default();
-        let bdf: xenbus::bdf::Bdf = "00:05.0".parse().unwrap();
+        let bdf: pci::bdf::Bdf = "00:05.0".parse().unwrap();
         let missing = crate::host::sysfs::Sysfs::at("/nonexistent").open_config(bdf);
         released.note(format_args!("{bdf}: cannot stop it"), missing);
         let problem = &released.problems[0];

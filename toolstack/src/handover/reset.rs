@@ -4,14 +4,14 @@ use crate::function::interrupts::turn_off;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::pci::capabilities::Capabilities;
 use crate::pci::config_space::{ConfigAccess, SPACE, quieten};
-use crate::pci::registers::register;
 use crate::pci::restore;
+use pci::bdf::Bdf;
+use pci::registers::register;
 use std::fmt;
 use std::io;
 use std::thread;
 use std::time::Duration;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
 
 /// Power state bits of PMCSR, which lies here in the power management capability.

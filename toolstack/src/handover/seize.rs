@@ -11,12 +11,12 @@ use crate::host::domains::Domain;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::xl::{self, XlError};
 use crate::pci::config_space::quieten;
-use crate::pci::registers::register;
 use crate::records::{self, RecordError, Taken};
+use pci::bdf::Bdf;
+use pci::registers::register;
 use std::io;
 use std::process::{Command, Stdio};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// Why a device could not be taken or given back.
 #[derive(Debug, Error)]

@@ -9,15 +9,15 @@
 use crate::host::Host;
 use crate::host::store::{Store, StoreError};
 use crate::host::sysfs::Sysfs;
-use crate::pci::registers::{command, register};
 use crate::records;
+use pci::bdf::Bdf;
+use pci::registers::{command, register};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use xen::xendev::{LocalPort, OfferedPage};
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::pciif::frontend::post;
 use xenbus::pciif::{Command, MAGIC, OpError, Request};

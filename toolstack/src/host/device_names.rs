@@ -2,9 +2,9 @@
 
 use crate::host::sysfs::{Sysfs, SysfsError};
 use bulkhead_config::name::{Name, Place, Step};
+use pci::bdf::Bdf;
 use std::io;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 use xenbus::device::Ids;
 
 /// Why a name means no device.

@@ -5,9 +5,9 @@
 
 use crate::host::sysfs::Sysfs;
 use crate::pci::bytes::{u16_at, u64_at};
+use pci::bdf::Bdf;
 use std::fs;
 use std::ops::RangeInclusive;
-use xenbus::bdf::Bdf;
 
 const PATHS: [&str; 2] = ["/sys/firmware/acpi/tables/RMAD", "/sys/firmware/acpi/tables/DMAR"];
 

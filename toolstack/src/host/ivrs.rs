@@ -3,9 +3,9 @@
 //! AMD I/O Virtualization Technology (IOMMU) Specification, revision 3, sections 5.2.1 and 5.2.3.
 
 use crate::pci::bytes::{u16_at, u64_at};
+use pci::bdf::Bdf;
 use std::fs;
 use std::ops::RangeInclusive;
-use xenbus::bdf::Bdf;
 
 const PATH: &str = "/sys/firmware/acpi/tables/IVRS";
 /// The ACPI header, and what the table says of the host as a whole.

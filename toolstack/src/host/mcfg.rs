@@ -5,8 +5,8 @@
 //! segment group (2), first bus (1), last bus (1), reserved (4). The base is the
 //! address of bus 0, even where the first bus is another one.
 
+use pci::bdf::Bdf;
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// Where Linux shows the table.
 pub const PATH: &str = "/sys/firmware/acpi/tables/MCFG";

@@ -3,12 +3,12 @@
 use crate::pci::config_space::ConfigFile;
 use crate::pci::resources;
 use inject::Point;
+use pci::bdf::Bdf;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 use xenbus::device::{Bars, Ids};
 
 /// The driver with which dom0 holds a device for passthrough, as sysfs calls it.

@@ -3,12 +3,12 @@
 //! For each function below the port that heard of an uncorrectable error Linux sends one event when it begins to deal
 //! with it and one when it is done (`pci_uevent_ers` in `drivers/pci/pci-driver.c`).
 
+use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recvfrom, socket_with};
 use std::io;
-use xenbus::bdf::Bdf;
 
 /// The group to which the kernel sends; others are udev's.
 const KERNEL_GROUP: u32 = 1;

@@ -1,6 +1,7 @@
 //! Running `xl`, Xen's own command, for everything that it does better.
 
 use inject::Point;
+use pci::bdf::Bdf;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io;
@@ -8,7 +9,6 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 
 /// A failed run of `xl`.
 #[derive(Debug, Error)]

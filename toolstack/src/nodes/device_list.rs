@@ -7,8 +7,8 @@
 use crate::host::store::{Store, StoreError, Stream};
 use crate::nodes::hops::{first_hop, of_first, of_second};
 use crate::records::{Attachment, Device};
+use pci::bdf::Bdf;
 use std::ops::Range;
-use xenbus::bdf::Bdf;
 use xenbus::client::{Store as _, Transaction};
 use xenbus::path::{Device as Hop, Numbered, key};
 use xenbus::state::XenbusState;

@@ -1,5 +1,6 @@
 //! The capabilities of a function that matter here, found in its configuration space.
 
+use pci::registers::{EXTENDED, capability, express, msi, msix, register, status};
 use std::ops::Range;
 
 /// Offsets of the first instance of each capability, and what is not a guest's to write.
@@ -26,9 +27,6 @@ pub struct Capabilities {
     /// Those of every instance of a capability that is dom0's alone.
     pub kept: Vec<Range<u16>>,
 }
-
-/// Bytes that the MSI-X capability takes.
-const MSIX_LENGTH: u16 = 12;
 
 /// Capabilities below 256 that are dom0's, by id and bytes: HyperTransport, Advanced Features (whose control resets the
 /// function), Flattening Portal Bridge.
@@ -62,16 +60,7 @@ const KEPT_EXTENDED: [(u16, u16); 13] = [
 const AER: u16 = 0x0001;
 const ACS: u16 = 0x000d;
 
-const MSI_64_BIT: u8 = 1 << 7;
-const MSI_MASKING: u8 = 1 << 0;
-const EXPRESS_VERSION: u8 = 0xf;
-const STATUS: usize = 0x06;
-const STATUS_CAPABILITIES: u8 = 0x10;
-const POINTER: usize = 0x34;
-/// The list lies in the 192 bytes after the header; an entry has at least four.
-const MOST: usize = 48;
-/// Where the extended list begins, and how many entries of eight bytes it has room for.
-const EXTENDED: usize = 0x100;
+/// How many entries of eight bytes the extended list has room for.
 const MOST_EXTENDED: usize = 480;
 
 impl Capabilities {
@@ -85,12 +74,13 @@ impl Capabilities {
 
     fn find_usual(config: &[u8]) -> Self {
         let byte = |at: usize| config.get(at).copied().unwrap_or(0);
+        let word = |at: usize| u16::from_le_bytes([byte(at), byte(at + 1)]);
         let mut found = Self::default();
-        if byte(STATUS) & STATUS_CAPABILITIES == 0 {
+        if word(register::STATUS.into()) & status::CAPABILITIES == 0 {
             return found;
         }
-        let mut at = byte(POINTER) & 0xfc;
-        for _ in 0..MOST {
+        let mut at = byte(register::CAPABILITIES.into()) & 0xfc;
+        for _ in 0..capability::MOST {
             let here = usize::from(at);
             // Linux and Xen end the list there as well.
             if at < 0x40 || config.len() <= here + 3 || byte(here) == u8::MAX {
@@ -99,10 +89,10 @@ impl Capabilities {
             let start = u16::from(at);
             let length = |bytes| start..start + bytes;
             match byte(here) {
-                0x05 => found
+                capability::MSI => found
                     .interrupts
-                    .push(length(msi_length(byte(here + 2), byte(here + 3)))),
-                0x11 => found.interrupts.push(length(MSIX_LENGTH)),
+                    .push(length(msi_length(word(here + usize::from(msi::CONTROL))))),
+                capability::MSIX => found.interrupts.push(length(msix::LENGTH)),
                 EA => found.kept.push(length(
                     EA_HEAD + EA_ENTRY * u16::from(byte(here + 2) & EA_ENTRIES),
                 )),
@@ -112,11 +102,11 @@ impl Capabilities {
                 }
             }
             let slot = match byte(here) {
-                0x01 => Some(&mut found.power),
-                0x03 => Some(&mut found.vpd),
-                0x05 => Some(&mut found.msi),
-                0x10 => Some(&mut found.express),
-                0x11 => Some(&mut found.msix),
+                capability::POWER => Some(&mut found.power),
+                capability::VPD => Some(&mut found.vpd),
+                capability::MSI => Some(&mut found.msi),
+                capability::EXPRESS => Some(&mut found.express),
+                capability::MSIX => Some(&mut found.msix),
                 _ => None,
             };
             if let Some(slot) = slot {
@@ -125,13 +115,13 @@ impl Capabilities {
             at = byte(here + 1) & 0xfc;
         }
         if let Some(express) = found.express {
-            found.express_2 = byte(usize::from(express) + 2) & EXPRESS_VERSION >= 2;
+            found.express_2 = word(usize::from(express + express::CAPABILITIES)) & express::VERSION >= 2;
         }
         found
     }
 
     fn find_extended(&mut self, config: &[u8]) {
-        let mut at = EXTENDED;
+        let mut at = usize::from(EXTENDED);
         for _ in 0..MOST_EXTENDED {
             let header = config.get(at..at + 4).and_then(|raw| raw.try_into().ok());
             let Some(header) = header.map(u32::from_le_bytes) else {
@@ -155,7 +145,7 @@ impl Capabilities {
                 self.kept.push(range);
             }
             at = (header >> 20) as usize & !3;
-            if at < EXTENDED {
+            if at < usize::from(EXTENDED) {
                 break;
             }
         }
@@ -163,9 +153,9 @@ impl Capabilities {
 }
 
 /// Bytes that an MSI capability takes, by the two bytes of its control word.
-fn msi_length(low: u8, high: u8) -> u16 {
-    let address = if low & MSI_64_BIT != 0 { 4 } else { 0 };
-    let masking = if high & MSI_MASKING != 0 { 10 } else { 0 };
+fn msi_length(control: u16) -> u16 {
+    let address = if control & msi::WIDE != 0 { 4 } else { 0 };
+    let masking = if control & msi::MASKING != 0 { 10 } else { 0 };
     10 + address + masking
 }
 
@@ -178,8 +168,8 @@ pub(crate) mod tests {
     /// A configuration space with the given capabilities, `(offset, id)`, linked in that order.
     pub fn space(list: &[(u8, u8)]) -> Vec<u8> {
         let mut config = vec![0; 256];
-        config[STATUS] = STATUS_CAPABILITIES;
-        let mut link = POINTER;
+        config[usize::from(register::STATUS)] = status::CAPABILITIES as u8;
+        let mut link = usize::from(register::CAPABILITIES);
         for &(offset, id) in list {
             config[link] = offset;
             config[usize::from(offset)] = id;
@@ -224,7 +214,7 @@ pub(crate) mod tests {
     #[test]
     fn without_the_status_bit_there_is_no_list() {
         let mut config = space(&[(0x40, 0x11)]);
-        config[STATUS] = 0;
+        config[usize::from(register::STATUS)] = 0;
         assert_eq!(Capabilities::find(&config), Capabilities::default());
     }
 

@@ -1,8 +1,7 @@
 //! Access to the configuration space of one function.
 
-use crate::pci::header;
-use crate::pci::registers::{SILENT, command, register};
 use inject::Point;
+use pci::registers::{SILENT, command, header_type, register};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -62,7 +61,7 @@ pub fn quieten(config: &impl ConfigAccess) -> io::Result<()> {
         return Ok(());
     }
     let kind = config.read(register::HEADER_TYPE, 1)? as u8;
-    let bridge = kind & header::KIND == header::BRIDGE;
+    let bridge = kind & header_type::KIND == header_type::BRIDGE;
     config.write16(register::COMMAND, quiet(now, bridge))
 }
 

@@ -1,19 +1,9 @@
 //! The first 64 bytes of a configuration space, as they are recorded: which registers hold addresses depends on
 //! whether the function is a device (header type 0) or a PCI bridge (1).
 
-use crate::pci::registers::register;
+use pci::bdf::Bdf;
+use pci::registers::{header_type, register};
 use std::ops::RangeInclusive;
-use xenbus::bdf::Bdf;
-
-/// The bits of the header type that say which it is; bit 7 marks a device with more than one function.
-pub const KIND: u8 = 0x7f;
-/// Header type of a PCI bridge.
-pub const BRIDGE: u8 = 1;
-
-/// Bridge: offset of the number of the bus behind it, 8 bits.
-const SECONDARY_BUS: usize = 0x19;
-/// Bridge: offset of the highest number of the buses behind it, 8 bits.
-const SUBORDINATE_BUS: usize = 0x1a;
 
 /// The address registers of a device: six base addresses and the ROM's.
 const DEVICE_ADDRESSES: [u16; 7] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30];
@@ -36,12 +26,12 @@ const BRIDGE_WINDOWS: [(u16, u8); 8] = [
 pub fn kind(header: &[u8]) -> u8 {
     header
         .get(usize::from(register::HEADER_TYPE))
-        .map_or(KIND, |kind| kind & KIND)
+        .map_or(header_type::KIND, |kind| kind & header_type::KIND)
 }
 
 /// True if the header is that of a PCI bridge.
 pub fn is_bridge(header: &[u8]) -> bool {
-    kind(header) == BRIDGE
+    kind(header) == header_type::BRIDGE
 }
 
 /// The registers, 32 bits each, that hold the function's own addresses: a guest may have them put back.
@@ -60,8 +50,8 @@ pub fn windows(header: &[u8]) -> &'static [(u16, u8)] {
 
 /// The numbers of the buses behind the bridge at `bdf`; `None` if it is no bridge, or leads nowhere.
 pub fn buses_behind(bdf: Bdf, header: &[u8]) -> Option<RangeInclusive<u8>> {
-    let secondary = *header.get(SECONDARY_BUS)?;
-    let subordinate = *header.get(SUBORDINATE_BUS)?;
+    let secondary = *header.get(usize::from(register::SECONDARY_BUS))?;
+    let subordinate = *header.get(usize::from(register::SUBORDINATE_BUS))?;
     (is_bridge(header) && secondary > bdf.bus()).then_some(secondary..=subordinate)
 }
 

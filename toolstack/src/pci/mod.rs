@@ -4,6 +4,5 @@ pub mod bytes;
 pub mod capabilities;
 pub mod config_space;
 pub mod header;
-pub mod registers;
 pub mod resources;
 pub mod restore;

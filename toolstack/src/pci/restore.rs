@@ -2,7 +2,7 @@
 
 use crate::pci::config_space::{ConfigAccess, quiet};
 use crate::pci::header as layout;
-use crate::pci::registers::register;
+use pci::registers::register;
 use std::io;
 
 /// Writes the recorded addresses, and a bridge's buses and windows, back where they were lost; true if any was.

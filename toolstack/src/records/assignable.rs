@@ -11,10 +11,10 @@
 
 use super::paths::{mapped_path, mode_path, node_name, quarantine_path};
 use crate::host::domains::Domain;
+use pci::bdf::Bdf;
 use std::fmt;
 use std::str::FromStr;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::{Error, Store as Nodes};
 
 /// Libxl's directory of devices.

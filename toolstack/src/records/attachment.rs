@@ -15,10 +15,10 @@ use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
 use inject::Point;
+use pci::bdf::Bdf;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::device::{Bars, Ids, SlotMode};
 

@@ -4,9 +4,9 @@ use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
 use crate::records::assignable;
 use crate::records::{self, Attachment, Device, RecordError};
+use pci::bdf::Bdf;
 use thiserror::Error;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Who has a device, and how to get it back.

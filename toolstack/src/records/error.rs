@@ -2,9 +2,9 @@
 
 use super::paths;
 use crate::host::store::StoreError;
+use pci::bdf::Bdf;
 use thiserror::Error;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 
 /// A record that could not be read or written.
 #[derive(Debug, Error)]

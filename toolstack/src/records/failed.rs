@@ -7,10 +7,10 @@ use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
 use crate::records::{Attachment, RecordError, children, remove_from};
 use crate::serde_text;
+use pci::bdf::Bdf;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Directory of the notes, by the guest's domid.

@@ -3,7 +3,7 @@
 use super::error::RecordError;
 use super::paths::{ROOT, make_root, node_name};
 use crate::host::store::Store;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// What a device was taken from dom0 for.

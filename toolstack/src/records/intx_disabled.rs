@@ -3,7 +3,7 @@
 use super::error::RecordError;
 use super::paths::{INTX_DISABLED, bdf_of, children, intx_disabled_path, make_root, remove_from};
 use crate::host::store::Store;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Remembers that INTx of a function without a driver was disabled.

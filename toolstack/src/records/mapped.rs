@@ -6,8 +6,8 @@ use super::paths::{MAPPED, bdf_of, children, make_root, mapped_path, remove_from
 use crate::host::domains::{Domain, is_alive};
 use crate::host::store::Store;
 use crate::serde_text::json;
+use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Remembers that a device was taken from a guest that lives on. Xen forbids the guest to map the device's memory from

@@ -1,8 +1,8 @@
 //! Where the records lie in xenstore.
 
 use crate::host::store::{Store, StoreError, Stream};
+use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::client::{Error as NodeError, Store as Nodes, Transaction};
 use xenbus::permission::{Access, Permission};
 

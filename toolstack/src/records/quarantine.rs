@@ -4,7 +4,7 @@ use super::assignable::{self, Holder};
 use super::error::RecordError;
 use super::paths::{QUARANTINE, bdf_of, children, make_root, quarantine_path};
 use crate::host::store::Store;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Remembers that a device must not be given to anyone.

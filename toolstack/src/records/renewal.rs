@@ -7,7 +7,7 @@ use super::mapped::mapped;
 use super::paths::{bdf_of, children};
 use super::quarantine::quarantined;
 use crate::host::store::Store;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Makes libxl's notes what the records say, and removes ours that no record explains. Returns the devices of which

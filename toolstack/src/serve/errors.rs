@@ -17,11 +17,11 @@ use crate::records::Attachment;
 use crate::serve::log_limit::LogLimit;
 use crate::status::DeviceErrors;
 use bulkhead_config::options::AerFate;
+use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use xen::xenctrl::{DomId, Xenctrl};
-use xenbus::bdf::Bdf;
 use xenbus::pciif::aer::AerRequest;
 
 /// Between two looks for a verdict, or for the end of a command.

@@ -9,13 +9,13 @@ use super::wake::Wake;
 use crate::control::Request;
 use crate::handover::reclaim::Released;
 use crate::host::sysfs::Sysfs;
+use pci::bdf::Bdf;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Instant;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 
 /// How a job has ended.
 #[derive(Debug)]

@@ -8,11 +8,11 @@ use crate::host::{Host, Runner};
 use crate::nodes::hops::{Hop, first_hop};
 use crate::records::Attachment;
 use crate::records::stub_backup;
+use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::io;
 use thiserror::Error;
 use xen::xenctrl::{DomainState, Hypervisor as _};
-use xenbus::bdf::Bdf;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Second, key};
 

@@ -1,11 +1,11 @@
 //! A hypervisor for tests.
 
 use crate::xenctrl::{DomId, Hypervisor};
+use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
-use xenbus::bdf::Bdf;
 
 /// A hypervisor that notes what is asked of it, and hands out pirqs from 55 downwards.
 pub struct Xen {

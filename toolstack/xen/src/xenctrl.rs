@@ -8,6 +8,7 @@ mod xencall;
 
 use inject::Point;
 use libloading::Library;
+use pci::bdf::Bdf;
 use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -15,7 +16,6 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 use std::{fs, io};
 use thiserror::Error;
-use xenbus::bdf::Bdf;
 use xencall::Xencall;
 
 /// Number of a domain.

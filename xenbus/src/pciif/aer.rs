@@ -7,8 +7,8 @@
 
 use super::layout::{AER_OP, AER_OP_ERR, AER_OP_SIZE, FLAGS};
 use super::{AER_ACTIVE, SharedPage};
-use crate::bdf::Bdf;
 use core::fmt;
+use pci::bdf::Bdf;
 
 /// What a driver is told. Of the four notices of pciif `aer_mmio` is missing: Linux before 6.12 crashes on it if the
 /// driver has no handler for it.

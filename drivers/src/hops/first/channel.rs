@@ -4,7 +4,7 @@ use crate::error::{Blame, SetupError};
 use crate::platform::{DomId, GrantRef, Platform, Port};
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::path::{Device, key};
 use xenbus::pciif;
 use xenbus::state::XenbusState;

@@ -10,7 +10,7 @@ use crate::policy::engine::Engine;
 use crate::policy::resources::Resources;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Transport;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;

@@ -3,8 +3,8 @@
 //! A guest sizes a BAR by writing all-ones and reading back. That never reaches
 //! the device: the answers come from the resources that the toolstack lists.
 
-use super::command;
 use super::register::BarIndex;
+use pci::registers::command;
 use xenbus::device;
 
 /// Index of the expansion ROM's register.

@@ -1,31 +1,13 @@
 //! The policy tables of the capabilities, and the walk over a function's capability list.
 
-use super::header;
 use super::register::{Read, Register, Write};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
 use core::ops::Range;
+use pci::registers::{capability, express, msi, msix, power, register, status};
 
-/// PM: offset of the capabilities word (PMC).
-pub const PM_CAPABILITIES: u16 = 2;
-/// PM: offset of the control and status word (PMCSR).
-pub const PM_CONTROL: u16 = 4;
-/// MSI and MSI-X: offset of the message control word.
-pub const MESSAGE_CONTROL: u16 = 2;
-/// MSI message control: turned on.
-pub const MSI_ENABLE: u16 = 0x0001;
-/// MSI message control: the address has 64 bits.
-const MSI_64_BIT: u16 = 0x0080;
-/// MSI message control: each vector can be masked.
-const MSI_MASK: u16 = 0x0100;
-/// MSI-X message control: turned on.
-pub const MSIX_ENABLE: u16 = 0x8000;
-/// MSI-X message control: number of table entries, less one.
-pub const MSIX_TABLE_SIZE: u16 = 0x07ff;
 /// VPD address: start a write instead of a read.
 pub const VPD_WRITE: u16 = 0x8000;
-/// PCI Express capabilities register: the version; version 1 ends before Device Control 2.
-const EXPRESS_VERSION: u16 = 0x000f;
 /// Bits of Device Control that are a permissive guest's: relaxed ordering, extended tags, phantom functions, no snoop,
 /// the size of read requests. Dom0 keeps error reporting, the payload size, which must fit the bridges above, auxiliary
 /// power, and the function level reset, which takes the BARs and MSI-X from under Xen.
@@ -36,8 +18,6 @@ const DEVICE_CONTROL_2: u16 = 0x031f;
 /// PMC: in which states the device can send PME. Hidden: no one would hear it.
 const PME_SUPPORT: u32 = 0xf800;
 
-/// How many hops the walk makes: 192 bytes hold no more capabilities.
-const MAX_HOPS: usize = 48;
 /// First byte after the header.
 const FIRST: u16 = 0x40;
 /// First byte after the space that capabilities can be in.
@@ -79,25 +59,25 @@ const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
 pub static POLICIES: [Policy; 5] = [
     Policy {
         kind: Kind::Pm,
-        id: 0x01,
+        id: capability::POWER,
         name: "Power Management",
         registers: &[
             plain(0, 2, "PM header"),
             Register::new(
-                PM_CAPABILITIES,
+                power::CAPABILITIES,
                 2,
                 "PMC",
                 Read::HardwareWithout(PME_SUPPORT),
                 Write::Drop,
             ),
-            Register::new(PM_CONTROL, 2, "PMCSR", Read::Hardware, Write::PowerControl),
+            Register::new(power::CONTROL, 2, "PMCSR", Read::Hardware, Write::PowerControl),
             plain(6, 1, "PMCSR_BSE"),
             plain(7, 1, "PM Data"),
         ],
     },
     Policy {
         kind: Kind::Vpd,
-        id: 0x03,
+        id: capability::VPD,
         name: "Vital Product Data",
         registers: &[
             plain(0, 2, "VPD header"),
@@ -107,12 +87,12 @@ pub static POLICIES: [Policy; 5] = [
     },
     Policy {
         kind: Kind::Msi,
-        id: 0x05,
+        id: capability::MSI,
         name: "MSI",
         registers: &[
             plain(0, 2, "MSI header"),
             Register::new(
-                MESSAGE_CONTROL,
+                msi::CONTROL,
                 2,
                 "MSI Message Control",
                 Read::Hardware,
@@ -128,12 +108,12 @@ pub static POLICIES: [Policy; 5] = [
     },
     Policy {
         kind: Kind::Msix,
-        id: 0x11,
+        id: capability::MSIX,
         name: "MSI-X",
         registers: &[
             plain(0, 2, "MSI-X header"),
             Register::new(
-                MESSAGE_CONTROL,
+                msix::CONTROL,
                 2,
                 "MSI-X Message Control",
                 Read::Hardware,
@@ -145,7 +125,7 @@ pub static POLICIES: [Policy; 5] = [
     },
     Policy {
         kind: Kind::Express,
-        id: 0x10,
+        id: capability::EXPRESS,
         name: "PCI Express",
         registers: &[
             Register::new(
@@ -275,12 +255,12 @@ pub struct Lists {
 pub fn walk(hardware: &impl ConfigSpace) -> Lists {
     let mut lists = Lists::default();
     walk_extended(hardware, &mut lists.kept);
-    if hardware.read(header::STATUS, 2) as u16 & header::STATUS_CAPABILITIES == 0 {
+    if hardware.read(register::STATUS, 2) as u16 & status::CAPABILITIES == 0 {
         return lists;
     }
     let mut all: Vec<Found> = Vec::new();
-    let mut next = hardware.read(header::CAPABILITIES, 1) as u16 & !3;
-    for _ in 0..MAX_HOPS {
+    let mut next = hardware.read(register::CAPABILITIES, 1) as u16 & !3;
+    for _ in 0..capability::MOST {
         if next < FIRST {
             break;
         }
@@ -326,15 +306,15 @@ pub fn walk(hardware: &impl ConfigSpace) -> Lists {
 fn present(policy: &'static Policy, hardware: &impl ConfigSpace, base: u16) -> &'static [Register] {
     let all = policy.registers;
     // In the third and fourth byte of both.
-    let control = hardware.read(base + MESSAGE_CONTROL, 2) as u16;
+    let control = hardware.read(base + msi::CONTROL, 2) as u16;
     let missing = match policy.kind {
         Kind::Msi => {
             // Address, data; the upper address; mask and pending bits.
-            let wide = usize::from(control & MSI_64_BIT != 0);
-            let masked = if control & MSI_MASK != 0 { 2 } else { 0 };
+            let wide = usize::from(control & msi::WIDE != 0);
+            let masked = if control & msi::MASKING != 0 { 2 } else { 0 };
             3 - wide - masked
         }
-        Kind::Express => usize::from(control & EXPRESS_VERSION < 2),
+        Kind::Express => usize::from(control & express::VERSION < 2),
         _ => 0,
     };
     all.get(..all.len() - missing).unwrap_or(all)
@@ -442,7 +422,7 @@ mod tests {
     fn a_loop_ends() {
         let space = Space::with(0x40, &[(0x40, 0x09, 0x50), (0x50, 0x05, 0x40)]);
         assert_eq!(space.walk(), [(0x50, Kind::Msi)]);
-        assert!(space.reads.get() <= MAX_HOPS + 3);
+        assert!(space.reads.get() <= capability::MOST + 3);
     }
 
     #[test]

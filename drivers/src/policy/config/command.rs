@@ -1,13 +1,7 @@
 //! The COMMAND register: half the device's, half a shadow of what the guest wrote.
 
-/// Responds to I/O accesses.
-pub const IO: u16 = 0x0001;
-/// Responds to memory accesses.
-pub const MEMORY: u16 = 0x0002;
-/// May do DMA.
-pub const MASTER: u16 = 0x0004;
-/// May use memory-write-and-invalidate.
-pub const INVALIDATE: u16 = 0x0010;
+use pci::registers::command::{INVALIDATE, IO, MASTER, MEMORY};
+
 /// I/O and memory decode.
 pub const DECODE: u16 = IO | MEMORY;
 

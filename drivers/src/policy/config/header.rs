@@ -3,32 +3,7 @@
 
 use super::bar::ROM;
 use super::register::{Read, Register, Write};
-
-/// Offset of the COMMAND register.
-pub const COMMAND: u16 = 0x04;
-/// Offset of the STATUS register.
-pub const STATUS: u16 = 0x06;
-/// Offset of the revision id and the class code.
-pub const CLASS: u16 = 0x08;
-/// Offset of the header type.
-pub const HEADER_TYPE: u16 = 0x0e;
-/// Offset of the pointer to the first capability.
-pub const CAPABILITIES: u16 = 0x34;
-
-/// Bridge: offset of the number of the bus behind it.
-pub const SECONDARY_BUS: u16 = 0x19;
-/// Bridge: offset of the highest number of the buses behind it.
-pub const SUBORDINATE_BUS: u16 = 0x1a;
-
-/// STATUS: there is a capability list.
-pub const STATUS_CAPABILITIES: u16 = 0x0010;
-/// Header type: the bit that says "multifunction".
-pub const MULTIFUNCTION: u8 = 0x80;
-
-/// Header type of a device.
-pub const DEVICE: u8 = 0;
-/// Header type of a PCI bridge.
-pub const BRIDGE: u8 = 1;
+use pci::registers::register::{CAPABILITIES, COMMAND, HEADER_TYPE, REVISION, STATUS};
 
 const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
     Register::new(offset, width, name, Read::Hardware, Write::Default)
@@ -57,7 +32,7 @@ pub static TYPE_0: [Register; 25] = [
     DEVICE_ID,
     COMMAND_REGISTER,
     plain(STATUS, 2, "Status"),
-    plain(CLASS, 4, "Revision ID, Class Code"),
+    plain(REVISION, 4, "Revision ID, Class Code"),
     CACHE_LINE,
     LATENCY,
     plain(HEADER_TYPE, 1, "Header Type"),
@@ -86,7 +61,7 @@ pub static TYPE_1: [Register; 24] = [
     DEVICE_ID,
     COMMAND_REGISTER,
     plain(STATUS, 2, "Status"),
-    plain(CLASS, 4, "Revision ID, Class Code"),
+    plain(REVISION, 4, "Revision ID, Class Code"),
     CACHE_LINE,
     LATENCY,
     plain(HEADER_TYPE, 1, "Header Type"),

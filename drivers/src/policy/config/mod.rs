@@ -28,12 +28,11 @@ use alloc::vec::Vec;
 use bar::BarWrite;
 use capability::Kind;
 use core::ops::Range;
+use pci::bdf::Bdf;
+use pci::registers::{header_type, power, register as at};
 use register::{Read, Register, Write};
-use xenbus::bdf::Bdf;
 use xenbus::device::{Ids, Quirk};
 
-/// PMCSR: the power state.
-pub(super) const POWER_STATE: u16 = 0x0003;
 /// PMCSR: PME status, which a written 1 clears.
 const PME_STATUS: u16 = 0x8000;
 /// PMCSR: what the data register shows.
@@ -96,7 +95,7 @@ impl VirtualConfig {
         // The ids of a virtual function read all-ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
         let ids = hardware.read(0, 4);
         let telling = if resources.virtual_function {
-            hardware.read(header::CLASS, 4)
+            hardware.read(at::REVISION, 4)
         } else {
             ids
         };
@@ -111,10 +110,10 @@ impl VirtualConfig {
         if found != expected && !(resources.virtual_function && ids == u32::MAX) {
             return Err(SetupError::WrongIds { bdf, expected, found }.into());
         }
-        let header = hardware.read(header::HEADER_TYPE, 1) as u8 & !header::MULTIFUNCTION;
+        let header = hardware.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
         let (bridge, header_table) = match header {
-            header::DEVICE => (false, &header::TYPE_0[..]),
-            header::BRIDGE => (true, &header::TYPE_1[..]),
+            header_type::DEVICE => (false, &header::TYPE_0[..]),
+            header_type::BRIDGE => (true, &header::TYPE_1[..]),
             _ => return Err(SetupError::HeaderType { bdf, header }.into()),
         };
 
@@ -173,7 +172,7 @@ impl VirtualConfig {
                 },
             },
             bridge,
-            command: hardware.read(header::COMMAND, 2) as u16,
+            command: hardware.read(at::COMMAND, 2) as u16,
             pm: base(Kind::Pm),
             power,
             msi: base(Kind::Msi),
@@ -195,7 +194,7 @@ impl VirtualConfig {
     /// True if it is a bridge behind which the bus of `function` lies.
     pub fn leads_to(&self, hardware: &impl ConfigSpace, function: Bdf) -> bool {
         let bus = |offset| hardware.read(offset, 1);
-        let behind = || bus(header::SECONDARY_BUS)..=bus(header::SUBORDINATE_BUS);
+        let behind = || bus(at::SECONDARY_BUS)..=bus(at::SUBORDINATE_BUS);
         self.bridge
             && self.resources.bdf.segment() == function.segment()
             && self.resources.bdf.bus() < function.bus()
@@ -429,12 +428,12 @@ impl VirtualConfig {
         let Some(pm) = self.pm else {
             return Ok(Effect::Absorbed);
         };
-        let control = Access::at(pm + capability::PM_CONTROL, 2);
+        let control = Access::at(pm + power::CONTROL, 2);
         let present = hardware.read(control.offset(), control.width()) as u16;
-        if present & POWER_STATE == 0 || present == u16::MAX {
+        if present & power::STATE == 0 || present == u16::MAX {
             return Ok(Effect::Absorbed);
         }
-        let awake = present & !(POWER_STATE | PME_STATUS);
+        let awake = present & !(power::STATE | PME_STATUS);
         hardware.write(control, u32::from(awake))?;
         Ok(Effect::Forwarded)
     }
@@ -464,14 +463,14 @@ impl VirtualConfig {
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
-        let state = new & POWER_STATE;
-        let capabilities = span.offset() - capability::PM_CONTROL + capability::PM_CAPABILITIES;
+        let state = new & power::STATE;
+        let capabilities = span.offset() - power::CONTROL + power::CAPABILITIES;
         let supported = hardware.read(capabilities, 2) as u16;
         let absent = |&(number, bit)| state == number && supported & bit == 0;
-        if state != present & POWER_STATE && POWER_STATES.iter().any(absent) {
+        if state != present & power::STATE && POWER_STATES.iter().any(absent) {
             return Err(RequestError::PowerState(state as u8));
         }
-        let settable = POWER_STATE | DATA_SELECT;
+        let settable = power::STATE | DATA_SELECT;
         let kept = present & !(settable | PME_STATUS);
         let target = kept | new & settable | new & written & PME_STATUS;
         // A 1 in PME status changes something only where the device has one.
@@ -490,7 +489,7 @@ fn keeps(kept: &[Range<u16>], access: Access) -> bool {
 /// Refuses to derive anything from `present`, the value of a register, if the device has not answered. All-ones may be
 /// sound in one register; in the class code it never is.
 fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
-    if present == span.mask() && hardware.read(header::CLASS, 4) == u32::MAX {
+    if present == span.mask() && hardware.read(at::REVISION, 4) == u32::MAX {
         return Err(RequestError::DeviceSilent);
     }
     Ok(())

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use drivers::platform::{DomId, Port};
 use fastrand::Rng;
-use xenbus::bdf::Bdf;
+use pci::bdf::Bdf;
 use xenbus::client::Client;
 use xenbus::path::Device;
 

@@ -18,13 +18,13 @@ use crate::host::ivrs::Ivrs;
 use crate::host::pci_ids::PciIds;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::xl;
-use crate::pci::registers::register;
 use crate::records::Attachment;
 use crate::terms::Terms;
 use anyhow::{Result, bail};
 use bulkhead_config::options::Wanted;
+use pci::bdf::Bdf;
+use pci::registers::register;
 use std::ops::RangeInclusive;
-use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// What `check` is asked for.

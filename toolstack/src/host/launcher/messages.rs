@@ -3,6 +3,7 @@
 use crate::host::recreate::Domain;
 use crate::serde_text;
 use crate::terms::Terms;
+use pci::bdf::Bdf;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -16,7 +17,6 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::time::Duration;
 use xen::xenctrl::DomId;
-use xenbus::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// The longest message.

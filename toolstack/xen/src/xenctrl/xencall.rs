@@ -1,10 +1,10 @@
 //! Hypercalls of the stable interface that libxenctrl has no function for, through the host's `libxencall`.
 
 use libloading::Library;
+use pci::bdf::Bdf;
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ptr::NonNull;
-use xenbus::bdf::Bdf;
 
 /// The library, by the version of its interface. libxenctrl needs it too, so it is there.
 pub const LIBRARY: &str = "libxencall.so.1";

@@ -111,7 +111,7 @@ impl FromStr for Bdf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::ToString;
+    use std::string::ToString;
 
     #[test]
     fn an_address_is_read_in_every_spelling_in_use() {
