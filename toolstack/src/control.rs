@@ -2,6 +2,7 @@
 //! use.
 
 use crate::handover::reclaim::Released;
+use crate::host::program;
 use crate::host::systemd::{self, UnitError};
 use crate::paths::{LOG, RUN};
 use crate::say::note;
@@ -11,13 +12,14 @@ use pci::bdf::Bdf;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::env;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -277,6 +279,21 @@ impl AsFd for Listener {
     }
 }
 
+/// Which files the socket and the lock of the service are. Who takes one of them away keeps commands from the service, or
+/// lets another service start beside it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place([Option<(u64, u64)>; 2]);
+
+impl Place {
+    /// As they are now.
+    pub fn now() -> Self {
+        Self([SOCKET, SERVICE_LOCK].map(|path| {
+            let file = fs::symlink_metadata(path).ok()?;
+            Some((file.dev(), file.ino()))
+        }))
+    }
+}
+
 /// Reads a client's request, within [`TIMEOUT`]; `None` from one that only wanted to know whether somebody listens, and
 /// a refusal if it is no request.
 pub fn read_request(stream: &UnixStream) -> io::Result<Option<Result<Request, Reply>>> {
@@ -316,8 +333,12 @@ pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
 /// Starts the service if it does not run: its unit where there is systemd, so that it has the unit's bounds and the next
 /// one does not wait for the end of this one; else in the background.
 pub fn ensure_running() -> Result<(), ControlError> {
-    if UnixStream::connect(SOCKET).is_ok() {
-        return Ok(());
+    match UnixStream::connect(SOCKET) {
+        Ok(_) => return Ok(()),
+        Err(error) if env::var_os(program::ORDERED).is_some() => {
+            return Err(ControlError::NotRunning(error));
+        }
+        Err(_) => {}
     }
     if systemd::start_unit()? {
         return wait_for_service(|| Ok(()));
@@ -327,8 +348,7 @@ pub fn ensure_running() -> Result<(), ControlError> {
     let log = OpenOptions::new().create(true).append(true).mode(0o640).open(LOG);
     let log = log.map_err(|source| ControlError::Directory { path: LOG, source })?;
     let second = log.try_clone().map_err(ControlError::NoStart)?;
-    let program = std::env::current_exe().map_err(ControlError::NoStart)?;
-    let mut service = Command::new(program);
+    let mut service = program::own();
     service
         .arg("serve")
         // What a command logs is not for the service to log for ever.

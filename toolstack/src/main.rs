@@ -206,6 +206,8 @@ enum Switch {
 const STILL_BOOTS: u8 = 3;
 
 pub(crate) fn main() -> ExitCode {
+    // A process that was started by way of /proc has the name of that file.
+    let _ = rustix::thread::set_name(c"bulkhead");
     match execute(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {

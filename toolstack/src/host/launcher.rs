@@ -11,6 +11,7 @@ mod queue;
 use messages::{Answered, Asked, hear, ready, tell};
 pub use messages::{Order, Shared, Ticket};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::SendFlags;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
@@ -84,7 +85,7 @@ impl Launcher {
     pub fn order(&mut self, order: Order) -> Result<Ticket, LaunchError> {
         let ticket = Ticket(self.next);
         self.next += 1;
-        tell(&self.socket, &Asked { ticket, order }, None).map_err(LaunchError::Gone)?;
+        tell(&self.socket, &Asked { ticket, order }, None, SendFlags::empty()).map_err(LaunchError::Gone)?;
         Ok(ticket)
     }
 
@@ -149,7 +150,7 @@ impl AsFd for Launcher {
 
 #[cfg(test)]
 mod tests {
-    use super::desk::{Desk, SharedFiles, Turn, attend};
+    use super::desk::{Desk, News, SharedFiles, attend};
     use super::messages::pair;
     use super::queue::Queue;
     use super::*;
@@ -175,24 +176,31 @@ mod tests {
         /// One that is a thread of the test.
         pub fn to_a_thread() -> (Self, thread::JoinHandle<()>) {
             let (ours, theirs) = pair().unwrap();
-            let desk = Arc::new(Desk::new(files(), Turn::give));
+            let desk = Arc::new(Desk::new(files(), give));
             let thread = thread::spawn(move || attend(theirs, 0, &desk).unwrap());
             (Self::over(ours), thread)
         }
     }
 
-    /// A desk, and what it says of workers that are set up.
-    fn desk(files: SharedFiles) -> (Arc<Desk>, Receiver<Turn>) {
-        let (sender, turns) = channel();
-        let desk = Desk::new(files, move |turn| sender.send(turn).unwrap());
-        (Arc::new(desk), turns)
+    /// Has each worker serve that is set up.
+    fn give(news: News) {
+        if let News::Ready(turn) = news {
+            turn.give();
+        }
+    }
+
+    /// A desk, and what workers say of themselves.
+    fn desk(files: SharedFiles) -> (Arc<Desk>, Receiver<News>) {
+        let (sender, news) = channel();
+        let desk = Desk::new(files, move |news| sender.send(news).unwrap());
+        (Arc::new(desk), news)
     }
 
     /// A worker of this desk.
     fn worker(id: desk::WorkerId, desk: &Arc<Desk>) -> Launcher {
         let (ours, theirs) = pair().unwrap();
         let desk = Arc::clone(desk);
-        thread::spawn(move || attend(theirs, id, &desk).unwrap());
+        thread::spawn(move || attend(theirs, id, &desk));
         Launcher::over(ours)
     }
 
@@ -252,7 +260,7 @@ mod tests {
     /// A service, and the desk of its launcher, which carries out one order of each kind at a time.
     fn one_at_a_time() -> (Launcher, Arc<Desk>) {
         let (ours, theirs) = pair().unwrap();
-        let desk = Arc::new(Desk::with_limit(files(), Turn::give, 1));
+        let desk = Arc::new(Desk::with_limit(files(), give, 1));
         let launchers = Arc::clone(&desk);
         thread::spawn(move || attend(theirs, 0, &launchers).unwrap());
         (Launcher::over(ours), desk)
@@ -340,13 +348,52 @@ mod tests {
         let (desk, turns) = desk(files());
         let mut worker = worker(7, &desk);
         let ticket = worker.order(Order::Serve).unwrap();
-        let turn = turns.recv().unwrap();
+        let Ok(News::Ready(turn)) = turns.recv() else {
+            panic!("it is not set up")
+        };
         assert_eq!(turn.worker, 7);
         // An order of later is answered meanwhile.
         worker.share(Shared::Lock).unwrap();
         assert!(worker.poll(ticket).unwrap().is_none());
         turn.give();
         assert!(worker.wait(ticket).is_ok());
+        worker.run(Order::Begun).unwrap();
+        assert!(matches!(turns.recv(), Ok(News::Began(7))));
+    }
+
+    #[test]
+    fn a_worker_that_says_of_itself_what_it_has_said_loses_its_connection() {
+        for order in [Order::Serve, Order::Begun] {
+            let (desk, _news) = desk(files());
+            let mut first = worker(0, &desk);
+            let mut other = first.connect().unwrap();
+            first.order(order.clone()).unwrap();
+            first.share(Shared::Lock).unwrap();
+            first.order(order.clone()).unwrap();
+            assert!(matches!(first.share(Shared::Lock), Err(LaunchError::Gone(_))));
+            // Nor does it say so over a further connection.
+            assert!(matches!(other.run(order), Err(LaunchError::Gone(_))));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_takes_no_answers_keeps_nobody_waiting() {
+        let (desk, _news) = desk(files());
+        let mut worker = worker(0, &desk);
+        let gone = (0..100_000).any(|_| worker.order(Order::Share { file: Shared::Lock }).is_err());
+        assert!(gone, "its connection is ended");
+    }
+
+    #[test]
+    fn with_a_worker_end_all_of_its_connections_whoever_has_copies() {
+        let (desk, _news) = desk(files());
+        let mut dead = worker(0, &desk);
+        let mut further = dead.connect().unwrap();
+        let mut other = worker(1, &desk);
+        desk.cut(0);
+        assert!(matches!(dead.share(Shared::Lock), Err(LaunchError::Gone(_))));
+        assert!(matches!(further.share(Shared::Lock), Err(LaunchError::Gone(_))));
+        assert!(other.share(Shared::Lock).is_ok());
     }
 
     #[test]
@@ -384,7 +431,7 @@ mod tests {
         let busy = occupy(&desk.own);
         let closed = thread::spawn({
             let desk = Arc::clone(&desk);
-            move || desk.close()
+            move || desk.close(Duration::from_secs(60))
         });
         // A client that asks now is not kept waiting.
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
@@ -402,7 +449,7 @@ mod tests {
         drop(launcher);
         let closed = thread::spawn({
             let desk = Arc::clone(&desk);
-            move || desk.close()
+            move || desk.close(Duration::from_secs(60))
         });
         thread::sleep(Duration::from_millis(50));
         assert!(!closed.is_finished());

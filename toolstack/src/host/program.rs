@@ -10,3 +10,7 @@ pub fn own() -> Command {
     command.arg0("bulkhead");
     command
 }
+
+/// The variable in the environment of a command that the service has ordered: such a command starts no service, for the one
+/// that it belongs to may be about to end.
+pub const ORDERED: &str = "BULKHEAD_ORDERED";

@@ -120,10 +120,11 @@ const ALL: u64 = u32::MAX as u64;
 const LETTER: u64 = 0xff00;
 const NOT_EXECUTABLE: Only = only(2, libc::PROT_EXEC as u64, 0);
 
-/// The calls, and where not all of their uses are allowed those that are: one of the second list must apply.
+/// The calls, and where not all of their uses are allowed those that are: of one of the second list's entries all must
+/// apply.
 ///
 /// Beside its own, the service makes those of Rust's library, of libc's allocator and threads, and of libxenctrl.
-const CALLS: &[(i64, &[Only])] = &[
+const CALLS: &[(i64, &[&[Only]])] = &[
     // Files and sockets that are open.
     (libc::SYS_read, &[]),
     (libc::SYS_write, &[]),
@@ -134,17 +135,26 @@ const CALLS: &[(i64, &[Only])] = &[
     (libc::SYS_lseek, &[]),
     (libc::SYS_close, &[]),
     (libc::SYS_fstat, &[]),
-    (libc::SYS_fcntl, &[]),
+    // Not who is told of what happens at a descriptor, and not whether it waits: some belong to the next worker too.
+    (
+        libc::SYS_fcntl,
+        &[
+            &[only(1, ALL, libc::F_DUPFD_CLOEXEC as u64)],
+            &[only(1, ALL, libc::F_GETFD as u64)],
+            &[only(1, ALL, libc::F_SETFD as u64)],
+            &[only(1, ALL, libc::F_GETFL as u64)],
+        ],
+    ),
     (libc::SYS_poll, &[]),
     (libc::SYS_ppoll, &[]),
     // Hypercalls, grants, event channels; FIONBIO of sockets.
     (
         libc::SYS_ioctl,
         &[
-            only(1, LETTER, (b'P' as u64) << 8),
-            only(1, LETTER, (b'G' as u64) << 8),
-            only(1, LETTER, (b'E' as u64) << 8),
-            only(1, ALL, libc::FIONBIO),
+            &[only(1, LETTER, (b'P' as u64) << 8)],
+            &[only(1, LETTER, (b'G' as u64) << 8)],
+            &[only(1, LETTER, (b'E' as u64) << 8)],
+            &[only(1, ALL, libc::FIONBIO)],
         ],
     ),
     // Devices that come later, and what sysfs and procfs tell.
@@ -161,14 +171,27 @@ const CALLS: &[(i64, &[Only])] = &[
     // made: systemd and others would do for it what root asks them to.
     (libc::SYS_accept4, &[]),
     (libc::SYS_getsockopt, &[]),
-    (libc::SYS_setsockopt, &[]),
+    // How long a client may take; not what the kernel's events are, which are the next worker's too.
+    (
+        libc::SYS_setsockopt,
+        &[
+            &[
+                only(1, ALL, libc::SOL_SOCKET as u64),
+                only(2, ALL, libc::SO_RCVTIMEO as u64),
+            ],
+            &[
+                only(1, ALL, libc::SOL_SOCKET as u64),
+                only(2, ALL, libc::SO_SNDTIMEO as u64),
+            ],
+        ],
+    ),
     (libc::SYS_sendto, &[]),
     (libc::SYS_sendmsg, &[]),
     (libc::SYS_recvfrom, &[]),
     (libc::SYS_recvmsg, &[]),
     // Memory, none of it executable.
-    (libc::SYS_mmap, &[NOT_EXECUTABLE]),
-    (libc::SYS_mprotect, &[NOT_EXECUTABLE]),
+    (libc::SYS_mmap, &[&[NOT_EXECUTABLE]]),
+    (libc::SYS_mprotect, &[&[NOT_EXECUTABLE]]),
     (libc::SYS_munmap, &[]),
     (libc::SYS_mremap, &[]),
     (libc::SYS_madvise, &[]),
@@ -176,13 +199,13 @@ const CALLS: &[(i64, &[Only])] = &[
     // Threads, and no processes.
     (
         libc::SYS_clone,
-        &[only(0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)],
+        &[&[only(0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)]],
     ),
     (libc::SYS_clone3, &[]),
     (libc::SYS_futex, &[]),
     (libc::SYS_set_robust_list, &[]),
     (libc::SYS_rseq, &[]),
-    (libc::SYS_prctl, &[only(0, ALL, libc::PR_SET_NAME as u64)]),
+    (libc::SYS_prctl, &[&[only(0, ALL, libc::PR_SET_NAME as u64)]]),
     (libc::SYS_gettid, &[]),
     (libc::SYS_getpid, &[]),
     (libc::SYS_sched_getaffinity, &[]),
@@ -191,7 +214,6 @@ const CALLS: &[(i64, &[Only])] = &[
     (libc::SYS_rt_sigaction, &[]),
     (libc::SYS_rt_sigprocmask, &[]),
     (libc::SYS_rt_sigreturn, &[]),
-    (libc::SYS_tgkill, &[]),
     (libc::SYS_restart_syscall, &[]),
     (libc::SYS_exit, &[]),
     (libc::SYS_exit_group, &[]),
@@ -217,6 +239,9 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
         let uses: Result<Vec<_>, _> = uses.iter().map(rule).collect();
         rules.insert(*call, uses?);
     }
+    // A thread of its own, as `abort` does.
+    let own = only(0, ALL, std::process::id().into());
+    rules.insert(libc::SYS_tgkill, vec![rule(&&[own][..])?]);
     let calls = SeccompFilter::new(
         rules,
         refuse(Errno::PERM),
@@ -226,10 +251,13 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
     Ok([no_clone3.try_into()?, calls.try_into()?])
 }
 
-fn rule(only: &Only) -> Result<SeccompRule, BackendError> {
-    let equal = SeccompCmpOp::MaskedEq(only.mask);
-    let condition = SeccompCondition::new(only.argument, SeccompCmpArgLen::Qword, equal, only.value)?;
-    SeccompRule::new(vec![condition])
+fn rule(all: &&[Only]) -> Result<SeccompRule, BackendError> {
+    let condition = |only: &Only| {
+        let equal = SeccompCmpOp::MaskedEq(only.mask);
+        SeccompCondition::new(only.argument, SeccompCmpArgLen::Qword, equal, only.value)
+    };
+    let conditions: Result<_, _> = all.iter().map(condition).collect();
+    SeccompRule::new(conditions?)
 }
 
 fn refuse(error: Errno) -> SeccompAction {
@@ -457,8 +485,10 @@ pub(crate) mod tests {
         let bits = |flags: libc::c_int| flags as u64;
         let (read, write, execute) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
         let thread = bits(libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD);
+        let own = u64::from(std::process::id());
+        let socket = bits(libc::SOL_SOCKET);
         #[rustfmt::skip]
-        let calls: [(&str, i64, &[u64], u32); 20] = [
+        let calls: [(&str, i64, &[u64], u32); 29] = [
             ("fork", libc::SYS_fork, &[], refused),
             ("vfork", libc::SYS_vfork, &[], refused),
             ("a process", libc::SYS_clone, &[bits(libc::SIGCHLD)], refused),
@@ -478,6 +508,15 @@ pub(crate) mod tests {
             ("a thread's name", libc::SYS_prctl, &[bits(libc::PR_SET_NAME)], ALLOWED),
             ("core dumps", libc::SYS_prctl, &[bits(libc::PR_SET_DUMPABLE)], refused),
             ("a hypercall", libc::SYS_ioctl, &[0, 0x5000], ALLOWED),
+            ("a signal to its own thread", libc::SYS_tgkill, &[own], ALLOWED),
+            ("a signal to another process", libc::SYS_tgkill, &[own + 1], refused),
+            ("a client's time", libc::SYS_setsockopt, &[3, socket, bits(libc::SO_RCVTIMEO)], ALLOWED),
+            ("a filter of the kernel's events", libc::SYS_setsockopt, &[3, socket, bits(libc::SO_ATTACH_FILTER)], refused),
+            ("an end of the kernel's events", libc::SYS_setsockopt, &[3, bits(libc::SOL_NETLINK), bits(libc::NETLINK_DROP_MEMBERSHIP)], refused),
+            ("another's timeout", libc::SYS_setsockopt, &[3, bits(libc::SOL_NETLINK), bits(libc::SO_RCVTIMEO)], refused),
+            ("a copy of a descriptor", libc::SYS_fcntl, &[3, bits(libc::F_DUPFD_CLOEXEC)], ALLOWED),
+            ("a signal at a client", libc::SYS_fcntl, &[3, bits(libc::F_SETOWN), 1], refused),
+            ("a socket that waits", libc::SYS_fcntl, &[3, bits(libc::F_SETFL)], refused),
             ("input to a terminal", libc::SYS_ioctl, &[0, libc::TIOCSTI], refused),
         ];
         for (what, call, arguments, expected) in calls {

@@ -53,7 +53,8 @@ use link::{Limits, Link};
 use pci::bdf::Bdf;
 use revive::{Afterwards, Revivals, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 use rustix::thread::set_name;
 use signal_hook::consts::SIGTERM;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,6 +89,9 @@ pub enum ServeError {
     /// The launcher is gone.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// It would outlive the launcher, or be open to other processes.
+    #[error("cannot tie the worker to its launcher (prctl)")]
+    Tie(#[source] io::Error),
     /// It would have privileges that it does not need.
     #[error("the service cannot give up what it does not need")]
     Confine(#[from] ConfineError),
@@ -123,6 +127,10 @@ const SOUND: Duration = Duration::from_secs(60);
 /// Serves all stubs of this host as a worker of the launcher at the other end of `socket`: sets all up, and waits until no
 /// other worker serves. Returns on errors, and when it is told to end (SIGTERM).
 pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
+    // It never outlives the launcher, whatever it waits for: the lock would be held for ever.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| ServeError::Tie(error.into()))?;
+    // No other process of this user's reads or writes its memory.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| ServeError::Tie(error.into()))?;
     let _ = set_name(STARTING);
     let mut launcher = Launcher::over(socket);
     let wake = Wake::new().map_err(ServeError::Wake)?;
@@ -254,6 +262,10 @@ impl Service {
             if let Some(turn) = launcher.poll(ticket)? {
                 turn?;
                 let _ = set_name(SERVING);
+                // A worker before this one may have had them wait.
+                ioctl_fionbio(&self.clients, true).map_err(|error| ServeError::Wait(error.into()))?;
+                ioctl_fionbio(&self.errors, true).map_err(|error| ServeError::Wait(error.into()))?;
+                launcher.order(Order::Begun)?;
                 return Ok(true);
             }
             let mut fds = [

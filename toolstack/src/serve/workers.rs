@@ -5,8 +5,8 @@
 //! error cannot do its work on this host as it is now: then the service ends with it, and whoever supervises the service
 //! decides.
 
-use crate::control::{ControlError, Listener};
-use crate::host::launcher::desk::{Desk, SharedFiles, Turn, WorkerId, attend};
+use crate::control::{ControlError, Listener, Place};
+use crate::host::launcher::desk::{Desk, News, SharedFiles, Turn, WorkerId, attend};
 use crate::host::launcher::messages::pair;
 use crate::host::uevent::Uevents;
 use crate::host::{HostError, check_privilege, program, systemd};
@@ -44,6 +44,11 @@ pub enum WorkersError {
     /// No worker.
     #[error("cannot start a worker, which serves the stubs")]
     Start(#[source] io::Error),
+    /// Something has been done to the files by which commands find the service.
+    #[error(
+        "the socket or the lock of the service was taken away from /run/bulkhead: start the service again"
+    )]
+    Place,
     /// The worker could not go on.
     #[error("the worker has ended ({0}) and has said why")]
     Worker(ExitStatus),
@@ -51,28 +56,51 @@ pub enum WorkersError {
 
 /// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
 const SETTLED: Duration = Duration::from_secs(1);
-/// Between two starts of workers, at least.
+/// Between two starts of workers, at least; twice as long after each worker more that dies soon, once so many in a row have.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const EARLY_DEATHS: u32 = 5;
+/// A worker that has served so long has not died soon.
+const SOUND: Duration = Duration::from_secs(1);
+/// How long a worker may take to be set up while nobody serves, and to begin when its turn has come. It is killed then.
+const SET_UP: Duration = Duration::from_secs(10);
+const BEGIN: Duration = Duration::from_secs(5);
+/// How long the service waits for its workers when it ends, and as long for what they have ordered.
+const END: Duration = Duration::from_secs(10);
+/// Between two looks whether a process has ended.
+const LOOK: Duration = Duration::from_millis(20);
 /// When a spare worker that could not be set up is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// The exit status of a Rust program whose main thread has panicked.
 const PANICKED: i32 = 101;
 
 /// Which worker serves, which one stands by, and when the next is to be started.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Crew {
-    serving: Option<WorkerId>,
+    serving: Option<Serving>,
     spare: Option<Spare>,
     /// When to start the next spare one, if there is none.
     start: Instant,
     /// When one was started last.
     started: Option<Instant>,
+    /// How many in a row have died soon.
+    early_deaths: u32,
+    /// True once one has begun to serve.
+    has_served: bool,
     next: WorkerId,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
+struct Serving {
+    worker: WorkerId,
+    since: Instant,
+    has_begun: bool,
+}
+
+#[derive(Debug)]
 struct Spare {
     worker: WorkerId,
+    since: Instant,
     is_ready: bool,
 }
 
@@ -83,6 +111,17 @@ enum Step {
     Start(WorkerId),
     /// Have this one serve.
     Serve(WorkerId),
+    /// Kill this one, which takes too long: another is to take its place.
+    Kill(WorkerId),
+}
+
+/// Who has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// A spare one, while another serves.
+    Spare,
+    /// The one that served, or was to be the first or the next to do so.
+    Server,
 }
 
 impl Crew {
@@ -92,18 +131,29 @@ impl Crew {
             spare: None,
             start: now,
             started: None,
+            early_deaths: 0,
+            has_served: false,
             next: 0,
         }
     }
 
     fn step(&mut self, now: Instant) -> Option<Step> {
+        if let Some(worker) = self.late(now) {
+            return Some(Step::Kill(worker));
+        }
         if self.serving.is_none()
             && let Some(Spare {
                 worker,
                 is_ready: true,
+                ..
             }) = self.spare
         {
-            (self.serving, self.spare, self.start) = (Some(worker), None, now + SETTLED);
+            self.serving = Some(Serving {
+                worker,
+                since: now,
+                has_begun: false,
+            });
+            (self.spare, self.start) = (None, now + SETTLED);
             return Some(Step::Serve(worker));
         }
         if self.spare.is_none() && now >= self.start {
@@ -112,6 +162,7 @@ impl Crew {
             self.started = Some(now);
             self.spare = Some(Spare {
                 worker,
+                since: now,
                 is_ready: false,
             });
             return Some(Step::Start(worker));
@@ -119,11 +170,32 @@ impl Crew {
         None
     }
 
+    /// The worker that guests wait for, and until when they do.
+    fn awaited(&self) -> Option<(WorkerId, Instant)> {
+        match (&self.serving, &self.spare) {
+            (Some(serving), _) => (!serving.has_begun).then(|| (serving.worker, serving.since + BEGIN)),
+            (None, Some(spare)) => (!spare.is_ready).then(|| (spare.worker, spare.since + SET_UP)),
+            (None, None) => None,
+        }
+    }
+
+    fn late(&mut self, now: Instant) -> Option<WorkerId> {
+        let (worker, _) = self.awaited().filter(|&(_, until)| now >= until)?;
+        // Once, for its death is waited for.
+        if let Some(serving) = &mut self.serving {
+            serving.since = now;
+        } else if let Some(spare) = &mut self.spare {
+            spare.since = now;
+        }
+        Some(worker)
+    }
+
     /// How long there is nothing to do, if nothing happens; `None` for ever.
     fn idle(&self, now: Instant) -> Option<Duration> {
-        self.spare
-            .is_none()
-            .then(|| self.start.saturating_duration_since(now))
+        let start = self.spare.is_none().then_some(self.start);
+        let late = self.awaited().map(|(_, until)| until);
+        let next = start.into_iter().chain(late).min()?;
+        Some(next.saturating_duration_since(now))
     }
 
     /// A worker is set up.
@@ -133,17 +205,37 @@ impl Crew {
         }
     }
 
-    /// A worker has ended, or could not be started. False if it was the spare one, and another serves.
-    fn ended(&mut self, worker: WorkerId, now: Instant) -> bool {
-        if self.serving == Some(worker) {
-            self.serving = None;
+    /// A worker has begun to serve.
+    fn has_begun(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(serving) = self.serving.as_mut().filter(|serving| serving.worker == worker) {
+            (serving.has_begun, serving.since) = (true, now);
+            self.has_served = true;
+        }
+    }
+
+    /// A worker has ended, or could not be started.
+    fn ended(&mut self, worker: WorkerId, now: Instant) -> Ended {
+        if let Some(serving) = self.serving.take_if(|serving| serving.worker == worker) {
+            let is_sound = serving.has_begun && now >= serving.since + SOUND;
+            self.early_deaths = if is_sound { 0 } else { self.early_deaths + 1 };
         } else {
             self.spare = None;
+            if self.serving.is_some() {
+                self.start = now + RETRY;
+                return Ended::Spare;
+            }
+            self.early_deaths += 1;
         }
-        let soon = self.started.map_or(now, |started| now.max(started + PAUSE));
-        let is_served = self.serving.is_some();
-        self.start = if is_served { now + RETRY } else { soon };
-        !is_served
+        let soon = self
+            .started
+            .map_or(now, |started| now.max(started + self.pause()));
+        self.start = soon;
+        Ended::Server
+    }
+
+    fn pause(&self) -> Duration {
+        let doublings = self.early_deaths.saturating_sub(EARLY_DEATHS).min(16);
+        (PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
     }
 }
 
@@ -157,24 +249,25 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     let uevents = Uevents::listen().map_err(WorkersError::Uevents)?;
     raise_file_limit();
     let wake = Wake::new().map_err(WorkersError::Events)?;
-    let (sender, turns) = channel();
-    let ready = wake.clone();
+    let (sender, news) = channel();
+    let heard = wake.clone();
     let files = SharedFiles {
         socket,
         lock,
         uevents,
     };
-    let desk = Arc::new(Desk::new(files, move |turn| {
+    let desk = Arc::new(Desk::new(files, move |news| {
         // Nobody hears of it once the service ends.
-        let _ = sender.send(turn);
-        ready.wake();
+        let _ = sender.send(news);
+        heard.wake();
     }));
     desk.prepare_spare();
     let mut workers = Workers {
         crew: Crew::new(Instant::now()),
         processes: BTreeMap::new(),
         waiting: BTreeMap::new(),
-        turns,
+        news,
+        place: Place::now(),
         desk,
         wake,
         end: signal(SIGTERM).map_err(WorkersError::Events)?,
@@ -210,7 +303,8 @@ struct Workers {
     processes: BTreeMap<WorkerId, Child>,
     /// The workers that are set up, and wait for their turn.
     waiting: BTreeMap<WorkerId, Turn>,
-    turns: Receiver<Turn>,
+    news: Receiver<News>,
+    place: Place,
     desk: Arc<Desk>,
     wake: Wake,
     /// Ready when the service is to end.
@@ -223,55 +317,73 @@ impl Workers {
     /// Keeps the workers until the service is told to end, or cannot go on.
     fn keep(&mut self) -> Result<(), WorkersError> {
         loop {
-            while let Ok(turn) = self.turns.try_recv() {
+            while let Ok(news) = self.news.try_recv() {
+                self.hear(news);
+            }
+            self.see_ends()?;
+            let wait = match self.crew.step(Instant::now()) {
+                Some(Step::Start(worker)) => self.start(worker)?,
+                Some(Step::Serve(worker)) => self.serve(worker),
+                Some(Step::Kill(worker)) => self.kill(worker),
+                None => true,
+            };
+            if wait && self.wait()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Ready(turn) => {
                 self.crew.is_ready(turn.worker);
                 self.waiting.insert(turn.worker, turn);
             }
-            self.see_ends()?;
-            match self.crew.step(Instant::now()) {
-                Some(Step::Start(worker)) => self.start(worker)?,
-                Some(Step::Serve(worker)) => self.serve(worker),
-                None => {
-                    if self.wait()? {
-                        return Ok(());
-                    }
+            News::Began(worker) => {
+                self.crew.has_begun(worker, Instant::now());
+                if let Err(error) = systemd::notify_ready() {
+                    log::warn!("cannot tell systemd that the service is ready: {error}");
                 }
             }
         }
     }
 
-    fn start(&mut self, worker: WorkerId) -> Result<(), WorkersError> {
+    /// Starts a worker; false: there may be more to do.
+    fn start(&mut self, worker: WorkerId) -> Result<bool, WorkersError> {
         let desk = Arc::clone(&self.desk);
         let start = || {
             let (ours, theirs) = pair()?;
-            let process = program::own().arg("worker").stdin(Stdio::from(theirs)).spawn()?;
             // One whose messages make no sense loses its connection, and ends.
             thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
-            Ok(process)
+            program::own().arg("worker").stdin(Stdio::from(theirs)).spawn()
         };
         match start() {
-            Ok(process) => {
-                self.processes.insert(worker, process);
-                Ok(())
-            }
-            Err(error) if self.crew.ended(worker, Instant::now()) => Err(WorkersError::Start(error)),
+            Ok(process) => _ = self.processes.insert(worker, process),
             Err(error) => {
-                log::warn!(
-                    "cannot start a spare worker: {error}; tried again in {} s",
-                    RETRY.as_secs()
-                );
-                Ok(())
+                let ended = self.crew.ended(worker, Instant::now());
+                if ended == Ended::Server && !self.crew.has_served {
+                    return Err(WorkersError::Start(error));
+                }
+                log::warn!("cannot start a worker: {error}; tried again");
             }
         }
+        Ok(false)
     }
 
-    fn serve(&mut self, worker: WorkerId) {
+    fn serve(&mut self, worker: WorkerId) -> bool {
         if let Some(turn) = self.waiting.remove(&worker) {
             turn.give();
         }
-        if let Err(error) = systemd::notify_ready() {
-            log::warn!("cannot tell systemd that the service is ready: {error}");
+        false
+    }
+
+    fn kill(&mut self, worker: WorkerId) -> bool {
+        if let Some(process) = self.processes.get_mut(&worker) {
+            log::warn!("worker {} does not answer: it is killed", process.id());
+            // It may have ended by itself.
+            let _ = process.kill();
         }
+        false
     }
 
     /// Takes in which workers have ended.
@@ -282,14 +394,24 @@ impl Workers {
                 ended.push((worker, process.id(), status));
             }
         }
-        for (worker, process, status) in ended {
-            self.processes.remove(&worker);
+        self.processes
+            .retain(|worker, _| !ended.iter().any(|(other, ..)| other == worker));
+        for &(worker, process, status) in &ended {
+            self.desk.cut(worker);
             self.waiting.remove(&worker);
-            let nobody_serves = self.crew.ended(worker, Instant::now());
-            if nobody_serves && is_failure(status) {
-                return Err(WorkersError::Worker(status));
+            match self.crew.ended(worker, Instant::now()) {
+                Ended::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
+                Ended::Server => {
+                    log::warn!("worker {process} has ended: {status}; another one takes its place")
+                }
+                Ended::Spare => log::warn!(
+                    "worker {process}, which stood by, has ended: {status}; another one is started in {} s",
+                    RETRY.as_secs()
+                ),
             }
-            log::warn!("worker {process} has ended: {status}; another one takes its place");
+        }
+        if !ended.is_empty() && Place::now() != self.place {
+            return Err(WorkersError::Place);
         }
         Ok(())
     }
@@ -314,7 +436,7 @@ impl Workers {
         Ok(is_to_end)
     }
 
-    /// Has the workers end, and waits for them and for all that they have ordered.
+    /// Has the workers end, and waits for them and for what they have ordered.
     fn close(&mut self) {
         for process in self.processes.values() {
             // It may have ended by itself.
@@ -323,10 +445,18 @@ impl Workers {
                 .and_then(Pid::from_raw)
                 .map(|process| kill_process(process, Signal::TERM));
         }
+        let deadline = Instant::now() + END;
         for process in self.processes.values_mut() {
+            while let Ok(None) = process.try_wait()
+                && Instant::now() < deadline
+            {
+                thread::sleep(LOOK);
+            }
+            // Nothing happens if it has ended.
+            let _ = process.kill();
             let _ = process.wait();
         }
-        self.desk.close();
+        self.desk.close(END);
     }
 }
 
@@ -349,6 +479,7 @@ mod tests {
         assert_eq!(crew.step(now), Some(Step::Start(0)));
         crew.is_ready(0);
         assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        crew.has_begun(0, now);
         assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
         crew.is_ready(1);
         crew
@@ -360,13 +491,10 @@ mod tests {
         let mut crew = Crew::new(now);
         assert_eq!(crew.idle(now), Some(ms(0)));
         assert_eq!(crew.step(now), Some(Step::Start(0)));
-        assert_eq!(
-            (crew.step(now), crew.idle(now)),
-            (None, None),
-            "it is not set up yet"
-        );
+        assert_eq!(crew.step(now), None, "it is not set up yet");
         crew.is_ready(0);
         assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        crew.has_begun(0, now);
         assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
         let later = now + SETTLED;
         assert_eq!(crew.step(later), Some(Step::Start(1)));
@@ -383,7 +511,7 @@ mod tests {
         let now = Instant::now();
         let mut crew = complete(now);
         let death = now + ms(5000);
-        assert!(crew.ended(0, death));
+        assert_eq!(crew.ended(0, death), Ended::Server);
         assert_eq!(crew.step(death), Some(Step::Serve(1)));
         assert_eq!(crew.step(death), None);
         assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
@@ -397,7 +525,7 @@ mod tests {
         crew.is_ready(0);
         crew.step(now);
         assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
-        assert!(crew.ended(0, now + SETTLED));
+        assert_eq!(crew.ended(0, now + SETTLED), Ended::Server);
         assert_eq!(crew.step(now + SETTLED), None);
         crew.is_ready(1);
         assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
@@ -408,7 +536,7 @@ mod tests {
         let now = Instant::now();
         let mut crew = Crew::new(now);
         crew.step(now);
-        assert!(crew.ended(0, now + ms(30)), "nobody serves");
+        assert_eq!(crew.ended(0, now + ms(30)), Ended::Server, "nobody serves");
         assert_eq!(
             (crew.step(now + ms(30)), crew.idle(now + ms(30))),
             (None, Some(ms(70)))
@@ -416,7 +544,7 @@ mod tests {
         assert_eq!(crew.step(now + PAUSE), Some(Step::Start(1)));
         crew.is_ready(1);
         assert_eq!(crew.step(now + PAUSE), Some(Step::Serve(1)));
-        assert!(crew.ended(1, now + ms(400)));
+        assert_eq!(crew.ended(1, now + ms(400)), Ended::Server);
         assert_eq!(
             crew.step(now + ms(400)),
             Some(Step::Start(2)),
@@ -429,13 +557,79 @@ mod tests {
         let now = Instant::now();
         let mut crew = complete(now);
         let death = now + ms(5000);
-        assert!(!crew.ended(1, death), "another serves");
+        assert_eq!(crew.ended(1, death), Ended::Spare);
         assert_eq!((crew.step(death), crew.idle(death)), (None, Some(RETRY)));
         assert_eq!(crew.step(death + RETRY), Some(Step::Start(2)));
         let mut crew = complete(now);
         crew.ended(1, death);
-        assert!(crew.ended(0, death));
+        assert_eq!(crew.ended(0, death), Ended::Server);
         assert_eq!(crew.step(death), Some(Step::Start(2)), "nobody waits for a retry");
+    }
+
+    #[test]
+    fn workers_that_die_soon_are_started_more_and_more_slowly_and_one_that_lives_makes_that_good() {
+        let mut now = Instant::now();
+        let mut crew = Crew::new(now);
+        let mut pauses = Vec::new();
+        for worker in 0..14 {
+            assert_eq!(crew.step(now), Some(Step::Start(worker)));
+            crew.is_ready(worker);
+            assert_eq!(crew.step(now), Some(Step::Serve(worker)));
+            crew.has_begun(worker, now);
+            assert_eq!(crew.ended(worker, now), Ended::Server);
+            let pause = crew.idle(now).unwrap();
+            pauses.push(pause.as_millis());
+            now += pause;
+        }
+        assert_eq!(
+            pauses,
+            [
+                100, 100, 100, 100, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000
+            ]
+        );
+        crew.step(now);
+        crew.is_ready(14);
+        crew.step(now);
+        crew.has_begun(14, now);
+        assert_eq!(crew.ended(14, now + SOUND), Ended::Server);
+        assert_eq!(crew.idle(now + SOUND), Some(ms(0)));
+    }
+
+    #[test]
+    fn a_worker_that_guests_wait_for_in_vain_is_killed_and_another_one_takes_its_place() {
+        let now = Instant::now();
+        // One that is not set up in time, while nobody serves.
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        assert_eq!(crew.step(now + SET_UP - ms(1)), None);
+        assert_eq!(crew.step(now + SET_UP), Some(Step::Kill(0)));
+        assert_eq!(
+            (crew.step(now + SET_UP), crew.idle(now + SET_UP)),
+            (None, Some(SET_UP))
+        );
+        assert_eq!(crew.ended(0, now + SET_UP), Ended::Server);
+        assert_eq!(crew.step(now + SET_UP), Some(Step::Start(1)));
+        // One that does not begin when its turn has come.
+        let mut crew = complete(now);
+        crew.ended(0, now + SETTLED);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+        assert_eq!(crew.idle(now + SETTLED), Some(SETTLED), "the next spare one");
+        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Kill(1)));
+        crew.is_ready(2);
+        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Ended::Server);
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Serve(2)));
+        // One that stands by may take its time.
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.is_ready(0);
+        crew.step(now);
+        crew.has_begun(0, now);
+        crew.step(now + SETTLED);
+        assert_eq!(
+            (crew.step(now + SET_UP * 10), crew.idle(now + SET_UP * 10)),
+            (None, None)
+        );
     }
 
     #[test]

@@ -3,17 +3,20 @@
 //! Only so many orders are carried out at once; further ones wait for their turn ([`super::queue`]). None is refused: a
 //! stub that nobody destroys would live on without a record.
 
-use super::messages::{Answered, Asked, hear, pair, tell};
+use super::messages::{Answered, Asked, hear_without_file, pair, tell};
 use super::queue::Queue;
 use super::{Order, Shared, Ticket};
-use crate::host::recreate::{self, Spare};
+use crate::host::recreate::{self, Domain, Spare};
 use crate::host::{program, store, xl};
 use rustix::fd::OwnedFd;
+use rustix::net::{SendFlags, Shutdown, shutdown};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 use std::{io, thread};
+use xen::xenctrl::DomId;
 
 /// How many orders of each kind may be under way at once; see [`Desk`].
 const MOST_AT_ONCE: usize = 32;
@@ -44,27 +47,57 @@ impl SharedFiles {
     }
 }
 
-/// A worker that is set up, and may serve when no other one does.
+/// What a worker says of itself.
+pub enum News {
+    /// It is set up, and waits for its turn.
+    Ready(Turn),
+    /// It has begun to serve.
+    Began(WorkerId),
+}
+
+/// The turn of a worker that is set up: it may serve when no other one does.
 pub struct Turn {
     /// Which.
     pub worker: WorkerId,
-    socket: Arc<OwnedFd>,
+    connection: Arc<Connection>,
     ticket: Ticket,
 }
 
 impl Turn {
     /// Has the worker serve.
     pub fn give(self) {
-        let Self { socket, ticket, .. } = self;
-        // The end of one that has died is heard of elsewhere.
-        let _ = tell(
-            &*socket,
-            &Answered {
-                ticket,
-                failure: None,
-            },
-            None,
-        );
+        self.connection.answer(self.ticket, None, None);
+    }
+}
+
+/// Who waits for the end of an order.
+type Waiting = (Arc<Connection>, Ticket);
+
+/// A worker's connection to the launcher.
+struct Connection {
+    worker: WorkerId,
+    socket: OwnedFd,
+}
+
+impl Connection {
+    /// Answers an order. A worker that does not take its answers loses the connection: nobody waits for it.
+    fn answer(&self, ticket: Ticket, failure: Option<String>, file: Option<&OwnedFd>) {
+        if tell(
+            &self.socket,
+            &Answered { ticket, failure },
+            file,
+            SendFlags::DONTWAIT,
+        )
+        .is_err()
+        {
+            self.cut();
+        }
+    }
+
+    /// Ends it for both sides, whoever holds an end.
+    fn cut(&self) {
+        // It may be closed already.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 
@@ -74,8 +107,12 @@ pub struct Desk {
     spare: Arc<Spare>,
     /// None when the service ends.
     files: Mutex<Option<SharedFiles>>,
-    /// Hears of each worker that is set up.
-    ready: Box<dyn Fn(Turn) + Send + Sync>,
+    connections: Mutex<Vec<Weak<Connection>>>,
+    /// Hears what workers say of themselves.
+    news: Box<dyn Fn(News) + Send + Sync>,
+    /// The stubs that are being created anew, each with those who wait for that: a worker that has just begun may order
+    /// what the one before it has ordered.
+    recreating: Mutex<BTreeMap<DomId, Vec<Waiting>>>,
     /// Orders that need nobody else.
     pub(super) own: Arc<Queue>,
     /// Orders that are commands. A command waits for the service, which may wait for an order to destroy a domain. In one
@@ -84,21 +121,23 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A desk that gives these files out, and tells `ready` of each worker that is set up.
-    pub fn new(files: SharedFiles, ready: impl Fn(Turn) + Send + Sync + 'static) -> Self {
-        Self::with_limit(files, ready, MOST_AT_ONCE)
+    /// A desk that gives these files out, and tells `news` what workers say of themselves.
+    pub fn new(files: SharedFiles, news: impl Fn(News) + Send + Sync + 'static) -> Self {
+        Self::with_limit(files, news, MOST_AT_ONCE)
     }
 
     /// One that carries `limit` orders of each kind out at once.
     pub(super) fn with_limit(
         files: SharedFiles,
-        ready: impl Fn(Turn) + Send + Sync + 'static,
+        news: impl Fn(News) + Send + Sync + 'static,
         limit: usize,
     ) -> Self {
         Self {
             spare: Arc::default(),
             files: Mutex::new(Some(files)),
-            ready: Box::new(ready),
+            connections: Mutex::default(),
+            news: Box::new(news),
+            recreating: Mutex::default(),
             own: Arc::new(Queue::new(limit)),
             commands: Arc::new(Queue::new(limit)),
         }
@@ -109,18 +148,35 @@ impl Desk {
         self.spare.prepare_soon();
     }
 
-    /// Waits until nothing is under way any more: it would end with this process. To be called when there are no workers.
-    pub fn close(&self) {
+    /// Waits until nothing is under way any more, but no longer than that. Programs that run then go on by themselves. To be
+    /// called when there are no workers.
+    pub fn close(&self, longest: Duration) {
         // A command that is under way finds the service gone, and does not wait for its answer.
-        drop(self.files().take());
-        while !self.is_idle() {
+        drop(lock(&self.files).take());
+        let deadline = Instant::now() + longest;
+        while !self.is_idle() && Instant::now() < deadline {
             thread::sleep(LOOK);
         }
         self.spare.end();
     }
 
-    fn files(&self) -> MutexGuard<'_, Option<SharedFiles>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Ends all connections of a worker that has ended. Whoever has a copy of one has none any more.
+    pub fn cut(&self, worker: WorkerId) {
+        let mut connections = lock(&self.connections);
+        for connection in connections.iter().filter_map(Weak::upgrade) {
+            if connection.worker == worker {
+                connection.cut();
+            }
+        }
+        connections.retain(|connection| connection.strong_count() > 0);
+    }
+
+    fn admit(&self, socket: OwnedFd, worker: WorkerId) -> Arc<Connection> {
+        let connection = Arc::new(Connection { worker, socket });
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| connection.strong_count() > 0);
+        connections.push(Arc::downgrade(&connection));
+        connection
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -136,41 +192,83 @@ impl Desk {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Carries out what comes over `socket`, until that ends.
+///
+/// # Errors
+/// It is ended here if what comes is no order, or none that may be given.
 pub fn attend(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<()> {
-    let socket = Arc::new(socket);
-    while let Some((asked, _)) = hear::<Asked>(&*socket)? {
-        let Asked { ticket, order } = asked;
-        match &order {
+    attend_connection(socket, worker, desk, true)
+}
+
+fn attend_connection(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>, is_first: bool) -> io::Result<()> {
+    let connection = desk.admit(socket, worker);
+    let ended = take_orders(&connection, desk, is_first);
+    connection.cut();
+    ended
+}
+
+fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -> io::Result<()> {
+    let worker = connection.worker;
+    // What a worker says of itself it says once, over its first connection.
+    let (mut may_be_ready, mut may_begin) = (is_first, is_first);
+    while let Some(Asked { ticket, order }) = hear_without_file(&connection.socket)? {
+        match order {
             Order::Store | Order::Share { .. } | Order::Connection => {
                 let opened = open(&order, worker, desk);
                 let failure = opened.as_ref().err().map(ToString::to_string);
-                tell(&*socket, &Answered { ticket, failure }, opened.ok().as_ref())?;
-                continue;
+                connection.answer(ticket, failure, opened.ok().as_ref());
             }
-            Order::Serve => {
-                let socket = Arc::clone(&socket);
-                (desk.ready)(Turn {
-                    worker,
-                    socket,
-                    ticket,
-                });
-                continue;
+            Order::Serve if std::mem::take(&mut may_be_ready) => (desk.news)(News::Ready(Turn {
+                worker,
+                connection: Arc::clone(connection),
+                ticket,
+            })),
+            Order::Begun if std::mem::take(&mut may_begin) => {
+                (desk.news)(News::Began(worker));
+                connection.answer(ticket, None, None);
             }
-            _ => {}
+            Order::Serve | Order::Begun => return Err(io::ErrorKind::InvalidData.into()),
+            Order::Recreate(domain) => create_anew(domain, Arc::clone(connection), ticket, desk)?,
+            order => {
+                let connection = Arc::clone(connection);
+                desk.queue(&order)
+                    .add(move || connection.answer(ticket, carry_out(&order).err(), None))?;
+            }
         }
-        let queue = Arc::clone(desk.queue(&order));
-        let (socket, spare) = (Arc::clone(&socket), Arc::clone(&desk.spare));
-        queue.add(move || {
-            let failure = carry_out(&order, &spare).err();
-            // A worker that has died has no use for it.
-            let _ = tell(&*socket, &Answered { ticket, failure }, None);
-            if matches!(order, Order::Recreate(_)) {
-                spare.prepare_soon();
-            }
-        })?;
     }
     Ok(())
+}
+
+/// Has a stub created anew. If that is under way already, both who ordered it hear the same of it.
+fn create_anew(
+    domain: Domain,
+    connection: Arc<Connection>,
+    ticket: Ticket,
+    desk: &Arc<Desk>,
+) -> io::Result<()> {
+    let mut recreating = lock(&desk.recreating);
+    let is_new = !recreating.contains_key(&domain.domid);
+    recreating
+        .entry(domain.domid)
+        .or_default()
+        .push((connection, ticket));
+    drop(recreating);
+    if !is_new {
+        return Ok(());
+    }
+    let orders = Arc::clone(desk);
+    desk.own.add(move || {
+        let failure = recreate::run(&domain, &orders.spare).err();
+        let waiting = lock(&orders.recreating).remove(&domain.domid);
+        for (connection, ticket) in waiting.into_iter().flatten() {
+            connection.answer(ticket, failure.clone(), None);
+        }
+        orders.spare.prepare_soon();
+    })
 }
 
 /// Opens what a worker cannot.
@@ -178,7 +276,7 @@ fn open(order: &Order, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<OwnedFd
     match order {
         Order::Store => store::connect().map_err(io::Error::other),
         Order::Share { file } => {
-            let files = desk.files();
+            let files = lock(&desk.files);
             let files = files
                 .as_ref()
                 .ok_or_else(|| io::Error::other("the service ends"))?;
@@ -187,13 +285,13 @@ fn open(order: &Order, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<OwnedFd
         _ => {
             let (ours, theirs) = pair()?;
             let desk = Arc::clone(desk);
-            thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
+            thread::Builder::new().spawn(move || attend_connection(ours, worker, &desk, false))?;
             Ok(theirs)
         }
     }
 }
 
-fn carry_out(order: &Order, spare: &Spare) -> Result<(), String> {
+fn carry_out(order: &Order) -> Result<(), String> {
     match order {
         Order::DestroyDomain { domid } => xl::destroy(&domid.to_string()).map_err(|error| error.to_string()),
         Order::Detach { bdf } => bulkhead(&["detach", &bdf.to_string()]),
@@ -212,17 +310,25 @@ fn carry_out(order: &Order, spare: &Spare) -> Result<(), String> {
             }
             bulkhead(&words)
         }
-        Order::Recreate(domain) => recreate::run(domain, spare),
         Order::Settle => recreate::wait_for_all().map_err(|error| error.to_string()),
-        // Answered at once, or by the turn.
-        Order::Store | Order::Share { .. } | Order::Connection | Order::Serve => Ok(()),
+        // See `take_orders`.
+        Order::Recreate(_)
+        | Order::Store
+        | Order::Share { .. }
+        | Order::Connection
+        | Order::Serve
+        | Order::Begun => Ok(()),
     }
 }
 
 /// Runs a subcommand of this program; what it says goes where our own words go.
 fn bulkhead(words: &[&str]) -> Result<(), String> {
     let failed = |why: &dyn Display| format!("`bulkhead {}` failed: {why}", words.join(" "));
-    let status = program::own().args(words).stdin(Stdio::null()).status();
+    let status = program::own()
+        .args(words)
+        .env(program::ORDERED, "1")
+        .stdin(Stdio::null())
+        .status();
     let status = status.map_err(|error| failed(&error))?;
     status.success().then_some(()).ok_or_else(|| failed(&status))
 }

@@ -70,6 +70,8 @@ pub enum Order {
     Connection,
     /// Nothing, once no other worker serves: from then on this one does.
     Serve,
+    /// Nothing: the worker has begun to serve.
+    Begun,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
         /// The guest.
@@ -134,7 +136,12 @@ pub fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
 }
 
 /// Sends a message, with a file if there is one.
-pub fn tell(socket: &impl AsFd, message: &impl Serialize, file: Option<&OwnedFd>) -> io::Result<()> {
+pub fn tell(
+    socket: &impl AsFd,
+    message: &impl Serialize,
+    file: Option<&OwnedFd>,
+    flags: SendFlags,
+) -> io::Result<()> {
     let text = serde_json::to_string(message)?;
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -143,18 +150,39 @@ pub fn tell(socket: &impl AsFd, message: &impl Serialize, file: Option<&OwnedFd>
         control.push(SendAncillaryMessage::ScmRights(&files));
     }
     let text = [IoSlice::new(text.as_bytes())];
-    sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(socket, &text, &mut control, flags | SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 /// The next message, with the file that came along; `None` if the other end is closed.
 pub fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Option<OwnedFd>)>> {
-    let mut buffer = vec![0; LONGEST];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
+    let Some(message) = receive(socket, &mut control)? else {
+        return Ok(None);
+    };
+    let mut file = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = message {
+            file = files.last();
+        }
+    }
+    Ok(Some((message, file)))
+}
+
+/// The same, where none comes along: a file that is sent all the same is closed.
+pub fn hear_without_file<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<T>> {
+    receive(socket, &mut RecvAncillaryBuffer::default())
+}
+
+fn receive<T: DeserializeOwned>(
+    socket: &impl AsFd,
+    control: &mut RecvAncillaryBuffer<'_>,
+) -> io::Result<Option<T>> {
+    let mut buffer = vec![0; LONGEST];
     let length = loop {
         let pieces = &mut [IoSliceMut::new(&mut buffer)];
-        match recvmsg(socket, pieces, &mut control, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(socket, pieces, control, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
             Err(Errno::CONNRESET) => return Ok(None),
             received => break received?.bytes,
@@ -163,11 +191,5 @@ pub fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Op
     if length == 0 {
         return Ok(None);
     }
-    let mut file = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(files) = message {
-            file = files.last();
-        }
-    }
-    Ok(Some((serde_json::from_slice(&buffer[..length])?, file)))
+    Ok(Some(serde_json::from_slice(&buffer[..length])?))
 }
