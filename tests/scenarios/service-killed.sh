@@ -96,6 +96,8 @@ rm /tmp/times
 for round in 1 2 3; do
     stands_by "launcher, kill $round"
     workers="$(service_pid) $(spare_pid)"
+    # Nor do those keep a new service waiting that can do nothing themselves.
+    [ $round != 3 ] || kill -STOP $workers
     killed launcher_pid
     for worker in $workers; do [ ! -e "/proc/$worker" ] || failure "worker $worker outlives its launcher"; done
 done
