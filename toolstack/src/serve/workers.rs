@@ -63,7 +63,7 @@ const EARLY_DEATHS: u32 = 5;
 /// A worker that has served so long has not died soon.
 const SOUND: Duration = Duration::from_secs(1);
 /// How long a worker may take to be set up while nobody serves, and to begin when its turn has come. It is killed then.
-const SET_UP: Duration = Duration::from_secs(10);
+const SET_UP: Duration = Duration::from_secs(30);
 const BEGIN: Duration = Duration::from_secs(5);
 /// How long the service waits for its workers when it ends, and as long for what they have ordered.
 const END: Duration = Duration::from_secs(10);
