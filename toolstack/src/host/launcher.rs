@@ -59,7 +59,7 @@ impl Launcher {
         }
     }
 
-    /// Has a connection to xenstore opened, for [`store::over`].
+    /// Has a connection to xenstore opened, for [`over`](crate::host::store::over).
     pub fn open_store(&mut self) -> Result<OwnedFd, LaunchError> {
         self.open(Order::Store)
     }
