@@ -173,7 +173,7 @@ impl Xenlight {
 
     /// Creates a domain from the JSON of its configuration (`libxl_domain_config`), paused, and returns its number.
     ///
-    /// If the configuration names one, it is that; [`crate::host::domid_history`] has libxl accept it.
+    /// If the configuration names one, it is that; the toolstack has libxl accept it (`host/domid_history.rs`).
     pub fn create(&mut self, config: &str) -> Result<u32, XenlightError> {
         let config = CString::new(config).map_err(|_| XenlightError::ZeroByte)?;
         let context = self.context.as_ptr();
