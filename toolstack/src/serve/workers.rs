@@ -321,14 +321,12 @@ impl Workers {
                 self.hear(news);
             }
             self.see_ends()?;
-            let wait = match self.crew.step(Instant::now()) {
+            match self.crew.step(Instant::now()) {
                 Some(Step::Start(worker)) => self.start(worker)?,
                 Some(Step::Serve(worker)) => self.serve(worker),
                 Some(Step::Kill(worker)) => self.kill(worker),
-                None => true,
-            };
-            if wait && self.wait()? {
-                return Ok(());
+                None if self.wait()? => return Ok(()),
+                None => {}
             }
         }
     }
@@ -348,8 +346,7 @@ impl Workers {
         }
     }
 
-    /// Starts a worker; false: there may be more to do.
-    fn start(&mut self, worker: WorkerId) -> Result<bool, WorkersError> {
+    fn start(&mut self, worker: WorkerId) -> Result<(), WorkersError> {
         let desk = Arc::clone(&self.desk);
         let start = || {
             let (ours, theirs) = pair()?;
@@ -367,23 +364,21 @@ impl Workers {
                 log::warn!("cannot start a worker: {error}; tried again");
             }
         }
-        Ok(false)
+        Ok(())
     }
 
-    fn serve(&mut self, worker: WorkerId) -> bool {
+    fn serve(&mut self, worker: WorkerId) {
         if let Some(turn) = self.waiting.remove(&worker) {
             turn.give();
         }
-        false
     }
 
-    fn kill(&mut self, worker: WorkerId) -> bool {
+    fn kill(&mut self, worker: WorkerId) {
         if let Some(process) = self.processes.get_mut(&worker) {
             log::warn!("worker {} does not answer: it is killed", process.id());
             // It may have ended by itself.
             let _ = process.kill();
         }
-        false
     }
 
     /// Takes in which workers have ended.
