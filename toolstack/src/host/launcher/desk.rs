@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -77,6 +78,7 @@ type Waiting = (Arc<Connection>, Ticket);
 struct Connection {
     worker: WorkerId,
     socket: OwnedFd,
+    is_cut: AtomicBool,
 }
 
 impl Connection {
@@ -96,6 +98,7 @@ impl Connection {
 
     /// Ends it for both sides, whoever holds an end.
     fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
         // It may be closed already.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
@@ -171,12 +174,27 @@ impl Desk {
         connections.retain(|connection| connection.strong_count() > 0);
     }
 
-    fn admit(&self, socket: OwnedFd, worker: WorkerId) -> Arc<Connection> {
-        let connection = Arc::new(Connection { worker, socket });
+    /// Takes a connection in: a worker's first one, or a further one that it has ordered over `orderer`. None if that one
+    /// was cut meanwhile.
+    fn admit(
+        &self,
+        socket: OwnedFd,
+        worker: WorkerId,
+        orderer: Option<&Connection>,
+    ) -> Option<Arc<Connection>> {
+        // All of a worker's are cut under this lock.
         let mut connections = lock(&self.connections);
+        if orderer.is_some_and(|orderer| orderer.is_cut.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let connection = Arc::new(Connection {
+            worker,
+            socket,
+            is_cut: AtomicBool::new(false),
+        });
         connections.retain(|connection| connection.strong_count() > 0);
         connections.push(Arc::downgrade(&connection));
-        connection
+        Some(connection)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -201,12 +219,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// It is ended here if what comes is no order, or none that may be given.
 pub fn attend(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<()> {
-    attend_connection(socket, worker, desk, true)
+    match desk.admit(socket, worker, None) {
+        Some(connection) => attend_connection(&connection, desk, true),
+        None => Ok(()),
+    }
 }
 
-fn attend_connection(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>, is_first: bool) -> io::Result<()> {
-    let connection = desk.admit(socket, worker);
-    let ended = take_orders(&connection, desk, is_first);
+fn attend_connection(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -> io::Result<()> {
+    let ended = take_orders(connection, desk, is_first);
     connection.cut();
     ended
 }
@@ -218,7 +238,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
     while let Some(Asked { ticket, order }) = hear_without_file(&connection.socket)? {
         match order {
             Order::Store | Order::Share { .. } | Order::Connection => {
-                let opened = open(&order, worker, desk);
+                let opened = open(&order, connection, desk);
                 let failure = opened.as_ref().err().map(ToString::to_string);
                 connection.answer(ticket, failure, opened.ok().as_ref());
             }
@@ -272,7 +292,7 @@ fn create_anew(
 }
 
 /// Opens what a worker cannot.
-fn open(order: &Order, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
+fn open(order: &Order, orderer: &Connection, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
     match order {
         Order::Store => store::connect().map_err(io::Error::other),
         Order::Share { file } => {
@@ -284,8 +304,10 @@ fn open(order: &Order, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<OwnedFd
         }
         _ => {
             let (ours, theirs) = pair()?;
+            let further = desk.admit(ours, orderer.worker, Some(orderer));
+            let further = further.ok_or_else(|| io::Error::other("the worker has ended"))?;
             let desk = Arc::clone(desk);
-            thread::Builder::new().spawn(move || attend_connection(ours, worker, &desk, false))?;
+            thread::Builder::new().spawn(move || attend_connection(&further, &desk, false))?;
             Ok(theirs)
         }
     }
