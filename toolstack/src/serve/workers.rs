@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -263,6 +263,7 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     }));
     desk.prepare_spare();
     let mut workers = Workers {
+        command: worker,
         crew: Crew::new(Instant::now()),
         processes: BTreeMap::new(),
         waiting: BTreeMap::new(),
@@ -274,8 +275,15 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         children: signal(SIGCHLD).map_err(WorkersError::Events)?,
     };
     let ended = workers.keep();
-    workers.close();
+    workers.close(END);
     ended
+}
+
+/// What starts a worker.
+fn worker() -> Command {
+    let mut command = program::own();
+    command.arg("worker");
+    command
 }
 
 /// Becomes ready at a signal.
@@ -299,6 +307,7 @@ fn raise_file_limit() {
 }
 
 struct Workers {
+    command: fn() -> Command,
     crew: Crew,
     processes: BTreeMap<WorkerId, Child>,
     /// The workers that are set up, and wait for their turn.
@@ -347,12 +356,12 @@ impl Workers {
     }
 
     fn start(&mut self, worker: WorkerId) -> Result<(), WorkersError> {
-        let desk = Arc::clone(&self.desk);
+        let (desk, command) = (Arc::clone(&self.desk), self.command);
         let start = || {
             let (ours, theirs) = pair()?;
             // One whose messages make no sense loses its connection, and ends.
             thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
-            program::own().arg("worker").stdin(Stdio::from(theirs)).spawn()
+            command().stdin(Stdio::from(theirs)).spawn()
         };
         match start() {
             Ok(process) => _ = self.processes.insert(worker, process),
@@ -431,8 +440,8 @@ impl Workers {
         Ok(is_to_end)
     }
 
-    /// Has the workers end, and waits for them and for what they have ordered.
-    fn close(&mut self) {
+    /// Has the workers end, and waits for them, and as long for what they have ordered.
+    fn close(&mut self, longest: Duration) {
         for process in self.processes.values() {
             // It may have ended by itself.
             let _ = i32::try_from(process.id())
@@ -440,7 +449,7 @@ impl Workers {
                 .and_then(Pid::from_raw)
                 .map(|process| kill_process(process, Signal::TERM));
         }
-        let deadline = Instant::now() + END;
+        let deadline = Instant::now() + longest;
         for process in self.processes.values_mut() {
             while let Ok(None) = process.try_wait()
                 && Instant::now() < deadline
@@ -451,7 +460,7 @@ impl Workers {
             let _ = process.kill();
             let _ = process.wait();
         }
-        self.desk.close(END);
+        self.desk.close(longest);
     }
 }
 
@@ -643,6 +652,68 @@ mod tests {
         let mut crew = complete(now);
         crew.is_ready(0);
         assert_eq!(crew.step(now + SETTLED), None, "it serves already");
+    }
+
+    /// A service whose workers are this command, and what tells it to end.
+    fn service(command: fn() -> Command) -> (Workers, UnixStream) {
+        let file = || std::fs::File::open("/dev/null").unwrap().into();
+        let files = SharedFiles {
+            socket: file(),
+            lock: file(),
+            uevents: file(),
+        };
+        let (sender, news) = channel();
+        let (end, ender) = UnixStream::pair().unwrap();
+        let workers = Workers {
+            command,
+            crew: Crew::new(Instant::now()),
+            processes: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            news,
+            place: Place::now(),
+            desk: Arc::new(Desk::new(files, move |news| sender.send(news).unwrap())),
+            wake: Wake::new().unwrap(),
+            end,
+            children: signal(SIGCHLD).unwrap(),
+        };
+        (workers, ender)
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_worker_that_cannot_go_on_ends_the_service() {
+        let (mut workers, _ender) = service(|| shell("exit 1"));
+        assert!(matches!(workers.keep(), Err(WorkersError::Worker(status)) if status.code() == Some(1)));
+    }
+
+    #[test]
+    fn workers_that_crash_are_started_again_until_the_service_is_told_to_end() {
+        let (mut workers, mut ender) = service(|| shell("kill -KILL $$"));
+        let teller = thread::spawn(move || {
+            thread::sleep(ms(450));
+            io::Write::write_all(&mut ender, b"x").unwrap();
+        });
+        workers.keep().unwrap();
+        teller.join().unwrap();
+        // At 0, 100, 200, 300 and 400 ms, or later.
+        assert!((2..=5).contains(&workers.crew.next), "{}", workers.crew.next);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_end_is_killed_and_waited_for() {
+        let (mut workers, mut ender) = service(|| shell("trap '' TERM; while :; do sleep 1; done"));
+        io::Write::write_all(&mut ender, b"x").unwrap();
+        workers.keep().unwrap();
+        // Until the shell is deaf.
+        thread::sleep(ms(200));
+        workers.close(ms(100));
+        let process = workers.processes.values_mut().next().unwrap();
+        assert_eq!(process.try_wait().unwrap().unwrap().signal(), Some(9));
     }
 
     #[test]
