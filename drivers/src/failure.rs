@@ -1,4 +1,4 @@
-//! Failures that dom0 orders: in which way, and how often. The journal keeps the order; [`inject`](crate::inject) reads
+//! Failures that dom0 orders: in which way, and how often. The crash log keeps the order; [`inject`](crate::inject) reads
 //! it and carries it out.
 
 /// How to fail.
@@ -28,7 +28,7 @@ pub enum Kind {
     Handle,
 }
 
-/// What dom0 has ordered and is still to be done; kept in the journal.
+/// What dom0 has ordered and is still to be done; kept in the crash_log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Order {

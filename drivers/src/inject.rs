@@ -90,20 +90,20 @@ mod on_demand {
     pub fn take(platform: &mut impl Platform, client: &mut impl Store) {
         let text = store::read(client, NODE).ok().flatten();
         if let Some(order) = text.as_deref().and_then(parse)
-            && order.serial != platform.journal().order.serial
+            && order.serial != platform.crash_log().order.serial
         {
-            platform.note(|journal| journal.order = order);
+            platform.note(|crash_log| crash_log.order = order);
         }
     }
 
     /// Fails if dom0 asked for it here.
     pub fn point(platform: &mut impl Platform, here: Point) {
-        let order = platform.journal().order;
+        let order = platform.crash_log().order;
         let named = POINTS.get(order.point as usize);
         if order.left == 0 || named.is_none_or(|(_, point)| *point != here) {
             return;
         }
-        platform.note(|journal| journal.order.left -= 1);
+        platform.note(|crash_log| crash_log.order.left -= 1);
         match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
             Some(Kind::Panic) => panic!("as ordered"),
             Some(Kind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),

@@ -18,12 +18,12 @@
 extern crate alloc;
 
 pub mod console;
+pub mod crash_log;
 pub mod error;
 #[cfg(feature = "inject")]
 pub mod failure;
 pub mod hops;
 pub mod inject;
-pub mod journal;
 pub mod limiter;
 pub mod log;
 pub mod platform;

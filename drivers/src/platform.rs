@@ -2,7 +2,7 @@
 //!
 //! The unikernel answers with hypercalls, the tests with a model of Xen.
 
-use crate::journal::{Journal, Op};
+use crate::crash_log::{CrashLog, Op};
 use core::time::Duration;
 use pci::bdf::Bdf;
 use xenbus::pciif::SharedPage;
@@ -76,9 +76,9 @@ pub trait Platform {
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
 
     /// What earlier lives of this stub have left: a copy.
-    fn journal(&self) -> Journal;
+    fn crash_log(&self) -> CrashLog;
     /// Changes what later lives will find.
-    fn note(&mut self, change: impl FnOnce(&mut Journal));
+    fn note(&mut self, change: impl FnOnce(&mut CrashLog));
     /// From here on a failure is put down to this request of the guest; to none if there is none.
     fn set_under_way(&mut self, op: Option<&Op>);
     /// What was [remembered](Self::remember) last about the function at this address of the guest's bus.

@@ -1,10 +1,10 @@
 //! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
 
+use crate::crash_log::{Advice, Bytes, CrashLog};
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::hops::first::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
-use crate::journal::{Advice, Bytes, Journal};
 use crate::log;
 use crate::platform::{DomId, Platform, Port};
 use crate::store;
@@ -123,13 +123,13 @@ fn insist<P: Platform, R>(
 }
 
 /// Says what the last life ended with, if there was one.
-fn tell_of_restart(journal: &Journal, now: Duration) {
-    let Some((cause, _)) = journal.last() else {
+fn tell_of_restart(crash_log: &CrashLog, now: Duration) {
+    let Some((cause, _)) = crash_log.last() else {
         return;
     };
-    log::warn!("restart {} after {cause}", journal.restarts());
-    if let Some(op) = journal.over() {
-        let fate = match journal.advise(op, now) {
+    log::warn!("restart {} after {cause}", crash_log.restarts());
+    if let Some(op) = crash_log.over() {
+        let fate = match crash_log.advise(op, now) {
             Advice::Refuse => "again: it is refused from now on",
             Advice::Serve | Advice::ServeAgain => "it is served once more",
         };
@@ -167,7 +167,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
-        tell_of_restart(&platform.journal(), platform.now());
+        tell_of_restart(&platform.crash_log(), platform.now());
         let domid: DomId = insist(&mut platform, || {
             store::value(
                 &mut client,
@@ -212,8 +212,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             paced: Duration::ZERO,
             failed_at: None,
         };
-        stub.failed_at = stub.platform.journal().last().map(|(_, when)| when);
-        let restarts = stub.platform.journal().restarts();
+        stub.failed_at = stub.platform.crash_log().last().map(|(_, when)| when);
+        let restarts = stub.platform.crash_log().restarts();
         stub.first.engine().set_count(Counter::Restarts, restarts.into());
         let followed = stub.follow();
         stub.note_result(followed);
@@ -392,10 +392,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         }
         // The guest's flag, and an error that waits for a hop that has come up.
         self.first.relay_errors(&mut self.platform, &self.second);
-        let journal = self.platform.journal();
+        let crash_log = self.platform.crash_log();
         let engine = self.first.engine();
-        self.second.leave(engine.shadows(), journal.poisoned());
-        if let Some((op, strikes)) = journal.pending() {
+        self.second.leave(engine.shadows(), crash_log.poisoned());
+        if let Some((op, strikes)) = crash_log.pending() {
             self.second.begin(op, strikes);
         }
         self.second.publish(engine.counters());

@@ -5,11 +5,11 @@ mod common;
 use common::host::Host;
 use drivers::error::MessageKind;
 use pci::bdf::Bdf;
+use xenbus::handover_block;
 use xenbus::path::key;
 use xenbus::pciif::backend;
 use xenbus::pciif::{Command, MsixEntry, OpError, Request};
 use xenbus::state::XenbusState::*;
-use xenbus::survivor;
 
 const FIRST: Bdf = Bdf::from_devfn(0, 0, 0);
 const DEVICES: [&str; 1] = ["0000:00:05.0"];
@@ -24,7 +24,7 @@ fn connected() -> Host {
 /// The stub takes the guest's request, which has brought down so many before, and dies over it.
 fn die_over_request(host: &mut Host, strikes: u32) {
     let op = *backend::take(&host.guest.page).expect("a request").head();
-    survivor::begin(host.service.borrow().page().expect("a page"), &op, strikes);
+    handover_block::begin(host.service.borrow().page().expect("a page"), &op, strikes);
     host.replace_stub(&DEVICES);
 }
 

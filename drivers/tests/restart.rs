@@ -132,12 +132,12 @@ fn a_kind_that_is_asked_for_in_vain_when_the_stub_fails_leaves_the_other_kind_on
 fn a_request_is_under_way_from_when_it_is_taken_until_it_is_answered() {
     use std::cell::RefCell;
     use std::rc::Rc;
-    use xenbus::survivor::Survivor;
+    use xenbus::handover_block::HandoverBlock;
     let mut host = Host::connected();
     let seen = Rc::new(RefCell::new(None));
     let (world, witness) = (host.world.clone(), Rc::clone(&seen));
     host.service.borrow_mut().witness = Box::new(move |page| {
-        let left = Survivor::from_page(page).expect("a block");
+        let left = HandoverBlock::from_page(page).expect("a block");
         *witness.borrow_mut() = Some((world.under_way(), left.under_way().map(|(op, _)| *op)));
     });
     host.write(0x0c, 1, 8).unwrap();
@@ -145,7 +145,7 @@ fn a_request_is_under_way_from_when_it_is_taken_until_it_is_answered() {
     assert!(kept.is_some() && kept == published);
     assert_eq!(host.world.under_way(), None);
     let service = host.service.borrow();
-    let left = Survivor::from_page(service.page().unwrap()).unwrap();
+    let left = HandoverBlock::from_page(service.page().unwrap()).unwrap();
     assert_eq!(left.under_way(), None);
 }
 

@@ -5,7 +5,7 @@ use crate::memory::{self, Window};
 use crate::page::RawPage;
 use crate::platform::Xen;
 use crate::store::StoreRing;
-use crate::{clock, console, entry, event, grant, hypercall, shared_info, survivor, trap};
+use crate::{clock, console, entry, event, grant, hypercall, kept, shared_info, trap};
 use core::fmt;
 use drivers::platform::Errno;
 use xen_sys::start_info as StartInfo;
@@ -87,10 +87,10 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's tables, the one of frames with nr_pages entries; the notes ask for the layout that
     // `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages, info.pt_base as usize) };
-    survivor::open();
+    kept::open();
     grant::unmap_left_behind();
     // SAFETY: no window has been handed out in this life.
-    unsafe { memory::take_back_windows(survivor::is_foreign) }.step("take windows back")?;
+    unsafe { memory::take_back_windows(kept::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
     unsafe { shared_info::map(info.shared_info >> 12) }.step("map the shared info page")?;
     event::init();

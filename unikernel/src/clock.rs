@@ -1,7 +1,7 @@
 //! Time since boot, by Xen's paravirtual clock (`struct vcpu_time_info`, `xen/include/public/xen.h`).
 
+use crate::kept;
 use crate::shared_info;
-use crate::survivor;
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use core::time::Duration;
@@ -11,7 +11,7 @@ static BOOT: AtomicU64 = AtomicU64::new(0);
 
 /// Makes the beginning of the first life the origin of [`now`].
 pub fn init() {
-    BOOT.store(survivor::boot_time(system_time()), Ordering::Relaxed);
+    BOOT.store(kept::boot_time(system_time()), Ordering::Relaxed);
 }
 
 /// Time since the first [`init`].

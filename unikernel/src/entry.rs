@@ -89,7 +89,7 @@ unsafe extern "C" {
 /// Begins a new life. Whatever runs now is cut off for good.
 pub fn live_again() -> ! {
     // SAFETY: `begin_life` does to memory what Xen's loader did before the first life: it writes all variables, and
-    // the stack is taken as empty, but for what `survivor` keeps on purpose. Nothing of this life runs afterwards or
+    // the stack is taken as empty, but for what `kept` keeps on purpose. Nothing of this life runs afterwards or
     // is looked at: its stack is overwritten, its heap is made anew, and there is no other thread. What Xen, dom0 or
     // the guest may still write is none of that memory: pages shared with them are in areas of their own
     // (`memory`), from which nothing is reused before the peer has let go of it. What is mapped and what ports are

@@ -5,9 +5,9 @@ mod misuse;
 
 use crate::event::DOMID_SELF;
 use crate::hypercall;
+use crate::kept;
 use crate::memory::{self, Mapping, PAGE_SIZE, Window};
 use crate::page::RawPage;
-use crate::survivor;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use drivers::log;
@@ -90,7 +90,7 @@ impl ForeignPage {
         let window = Window::take()?;
         let va = window.address();
         // Noted before it is there, so that a life that ends in between leaves word of the window.
-        survivor::expect_foreign(va)?;
+        kept::expect_foreign(va)?;
         let mut argument = MapGrantRef {
             host_address: va as u64,
             flags: GNTMAP_HOST_MAP,
@@ -106,7 +106,7 @@ impl ForeignPage {
             hypercall::operate_on_one(__HYPERVISOR_grant_table_op, GNTTABOP_MAP_GRANT_REF, &mut argument)
         };
         if let Err(errno) = called.and_then(|_| granted("map_grant_ref", argument.status)) {
-            survivor::forget_foreign(va);
+            kept::forget_foreign(va);
             return Err(errno);
         }
         #[cfg(feature = "inject")]
@@ -114,7 +114,7 @@ impl ForeignPage {
             !hypercall::LOSE_HANDLE.swap(false, Ordering::Relaxed),
             "as ordered"
         );
-        survivor::note_foreign(va, argument.handle);
+        kept::note_foreign(va, argument.handle);
         // SAFETY: just mapped there, readable and writable, until `drop`.
         let page = unsafe { RawPage::new(va) };
         Ok(Self {
@@ -161,7 +161,7 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
         )
     }
     .and_then(|_| granted("unmap_grant_ref", argument.status))?;
-    survivor::forget_foreign(va);
+    kept::forget_foreign(va);
     Ok(())
 }
 
@@ -171,12 +171,12 @@ const HANDLES: u32 = 256;
 
 /// Unmaps the foreign pages that an earlier life had. One that would not go keeps its window.
 pub fn unmap_left_behind() {
-    for (va, handle) in survivor::foreign() {
-        // Told of by `survivor::is_foreign` if it fails.
+    for (va, handle) in kept::foreign() {
+        // Told of by `kept::is_foreign` if it fails.
         match handle {
             Some(handle) => _ = unmap(va, handle),
             // Cut off before the mapping was made.
-            None if memory::shows_own_memory(va) => survivor::forget_foreign(va),
+            None if memory::shows_own_memory(va) => kept::forget_foreign(va),
             // Cut off between the mapping and the note of its handle. Xen refuses all but the one that belongs to the
             // address.
             None => _ = (0..HANDLES).find(|&handle| unmap(va, handle).is_ok()),

@@ -7,7 +7,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::arch::asm;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
-use drivers::journal::Cause;
+use drivers::crash_log::Cause;
 use drivers::log;
 use linked_list_allocator::Heap;
 use spin::Mutex;

@@ -22,7 +22,7 @@
 //! | [`platform`] | all of the above as `drivers::platform::Platform` |
 //! | `trap` | exceptions |
 //! | `restart` | the end of a life and the step to the next |
-//! | [`survivor`] | what a life leaves to the next |
+//! | [`kept`] | what a life leaves to the next |
 //! | [`shutdown`] | the ways to end |
 //! | `misuse` | what a domain must not do, for the hostile guest and the hostile stub of the tests |
 #![no_std]
@@ -41,6 +41,7 @@ mod entry;
 pub mod event;
 pub mod grant;
 pub mod hypercall;
+pub mod kept;
 #[cfg(feature = "boot")]
 mod lang;
 #[cfg(feature = "boot")]
@@ -55,6 +56,5 @@ mod restart;
 pub mod shared_info;
 pub mod shutdown;
 pub mod store;
-pub mod survivor;
 #[cfg(feature = "boot")]
 pub mod trap;

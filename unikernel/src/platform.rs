@@ -3,11 +3,11 @@
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
 use crate::page::{EcamPage, RawPage};
-use crate::{clock, deadline, event, survivor};
+use crate::{clock, deadline, event, kept};
 #[cfg(feature = "inject")]
 use core::arch::asm;
 use core::time::Duration;
-use drivers::journal::{Journal, Op};
+use drivers::crash_log::{CrashLog, Op};
 use drivers::log;
 use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
 use pci::bdf::Bdf;
@@ -153,24 +153,24 @@ impl Platform for Xen {
         drop(ecam);
     }
 
-    fn journal(&self) -> Journal {
-        survivor::journal()
+    fn crash_log(&self) -> CrashLog {
+        kept::crash_log()
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut Journal)) {
-        survivor::note(change);
+    fn note(&mut self, change: impl FnOnce(&mut CrashLog)) {
+        kept::note(change);
     }
 
     fn set_under_way(&mut self, op: Option<&Op>) {
-        survivor::set_under_way(op);
+        kept::set_under_way(op);
     }
 
     fn recall(&self, place: Bdf) -> Option<u32> {
-        survivor::recall(place)
+        kept::recall(place)
     }
 
     fn remember(&mut self, place: Bdf, word: Option<u32>) {
-        survivor::remember(place, word);
+        kept::remember(place, word);
     }
 
     #[cfg(feature = "inject")]

@@ -1,11 +1,11 @@
 //! The end of a life: said, noted, and followed by another one where that helps.
 
 use crate::entry::live_again;
+use crate::kept::{self, Damaged};
 use crate::shutdown::{Reason, shutdown, stop};
-use crate::survivor::{self, Damaged};
 use crate::{clock, console, deadline};
 use core::sync::atomic::{AtomicU32, Ordering};
-use drivers::journal::{Cause, Next};
+use drivers::crash_log::{Cause, Next};
 use drivers::log;
 
 /// Failures of this life: more than one if its end fails too.
@@ -21,7 +21,7 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
         1 => {}
         _ => stop(Reason::Crash),
     }
-    match survivor::fail(cause, clock::now()) {
+    match kept::fail(cause, clock::now()) {
         Ok(Next::Restart(pause)) => {
             if !pause.is_zero() {
                 deadline::wait(&[], Some(clock::now() + pause));

@@ -1,7 +1,7 @@
 //! The connection to xenstored: one page with two byte rings, and an event channel.
 
+use crate::kept::{LAST_REQUEST, NEXT_REPLY};
 use crate::page::RawPage;
-use crate::survivor::{LAST_REQUEST, NEXT_REPLY};
 use crate::{deadline, event};
 use core::fmt;
 use core::sync::atomic::Ordering;

@@ -8,7 +8,7 @@ use crate::restart;
 use crate::{deadline, hypercall, shared_info};
 use core::arch::global_asm;
 use core::fmt;
-use drivers::journal::Cause;
+use drivers::crash_log::Cause;
 use drivers::log;
 use drivers::platform::Errno;
 

@@ -5,7 +5,7 @@
 //!   xenstore client over any byte [`client::Transport`]; [`permission`]: who may access a node.
 //! - [`path`]: the names of our nodes; [`state`] and [`device`]: what is written into them.
 //! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
-//!   stub counts, and [`survivor`]: what must outlive it, in the rest of that page.
+//!   stub counts, and [`handover_block`]: what must outlive it, in the rest of that page.
 //!
 //! The feature `model` adds a xenstored and a shared page in memory, for the tests of every crate.
 #![no_std]
@@ -16,6 +16,7 @@ extern crate alloc;
 pub mod client;
 pub mod counters;
 pub mod device;
+pub mod handover_block;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 pub mod path;
@@ -24,5 +25,4 @@ pub mod permission;
 pub mod printable;
 pub mod ring;
 pub mod state;
-pub mod survivor;
 pub mod wire;

@@ -115,8 +115,8 @@ pub mod key {
     pub const GUEST: &str = "guest";
     /// Backend, second hop: how the guest's devices are addressed, a [`crate::device::SlotMode`].
     pub const SLOTS: &str = "slots";
-    /// What an earlier stub has left for this one: see [`survivor`](crate::survivor).
-    pub const SURVIVOR: &str = "survivor";
+    /// What an earlier stub has left for this one: see [`handover_block`](crate::handover_block).
+    pub const HANDOVER_BLOCK: &str = "survivor";
     /// Frontend: path of the backend's directory.
     pub const BACKEND: &str = "backend";
     /// Frontend: domid of the backend.

@@ -26,11 +26,11 @@ use pci::bdf::Bdf;
 use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
 use xenbus::counters::Counters;
 use xenbus::device::{self, SlotMode};
+use xenbus::handover_block::{self, HandoverBlock};
 use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::frontend::{self, Posted};
 use xenbus::pciif::{self, Command, MsixEntry, Request};
 use xenbus::state::XenbusState;
-use xenbus::survivor::{self, Survivor};
 
 /// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
@@ -302,9 +302,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
-    pub fn left_behind(&self, store: &mut dyn Nodes) -> Result<Option<Survivor>, Box<SetupError>> {
-        let text = store::read(store, &self.device.backend_node(key::SURVIVOR))?;
-        let left = text.as_deref().map(Survivor::from_hex);
+    pub fn left_behind(&self, store: &mut dyn Nodes) -> Result<Option<HandoverBlock>, Box<SetupError>> {
+        let text = store::read(store, &self.device.backend_node(key::HANDOVER_BLOCK))?;
+        let left = text.as_deref().map(HandoverBlock::from_hex);
         if left == Some(None) {
             log::warn!("what the stub before this one has left is not readable");
         }
@@ -312,23 +312,23 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     /// Puts what must outlive this stub where dom0's service finds it.
-    pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[survivor::Op]) {
+    pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[handover_block::Op]) {
         if let Phase::Up(channel) = &self.phase {
-            survivor::publish(&channel.page, functions, refused);
+            handover_block::publish(&channel.page, functions, refused);
         }
     }
 
     /// The same for a request that is under way from here on, and has failed so often before.
-    pub fn begin(&self, op: &survivor::Op, strikes: u32) {
+    pub fn begin(&self, op: &handover_block::Op, strikes: u32) {
         if let Phase::Up(channel) = &self.phase {
-            survivor::begin(&channel.page, op, strikes);
+            handover_block::begin(&channel.page, op, strikes);
         }
     }
 
     /// It is not under way any more.
     pub fn end(&self) {
         if let Phase::Up(channel) = &self.phase {
-            survivor::end(&channel.page);
+            handover_block::end(&channel.page);
         }
     }
 

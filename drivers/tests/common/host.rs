@@ -4,7 +4,7 @@ use super::device::{self, Device};
 use super::guest::Guest;
 use super::service::Service;
 use super::world::{Death, Domain, STORE_PORT, StoreEvent, World};
-use drivers::journal::{Cause, Next};
+use drivers::crash_log::{Cause, Next};
 use drivers::stub::{Outcome, Stub};
 use pci::bdf::Bdf;
 use std::cell::{Cell, RefCell};
@@ -12,13 +12,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 use xenbus::client::{Client, Store, Transport};
+use xenbus::handover_block;
 use xenbus::model::{Connection, ConnectionError, Xenstored};
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::frontend::{Answer, Posted};
 use xenbus::pciif::{MsixEntry, Request};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
-use xenbus::survivor;
 use xenbus::wire::{ErrorName, Header};
 
 pub const STUB: u16 = 4;
@@ -251,9 +251,14 @@ impl Host {
     /// The stub's domain is gone, and the toolstack makes another one with the same number, whose home has what the
     /// dead one's had. The guest is not told.
     pub fn replace_stub(&mut self, devices: &[&str]) {
-        let node = self.second.backend_node(key::SURVIVOR);
+        let node = self.second.backend_node(key::HANDOVER_BLOCK);
         let known = self.get(&node);
-        let left = self.service.borrow().page().and_then(survivor::to_hex).or(known);
+        let left = self
+            .service
+            .borrow()
+            .page()
+            .and_then(handover_block::to_hex)
+            .or(known);
         self.stub = None;
         self.world.kill(STUB);
         self.world.revoke_all(STUB);

@@ -1,7 +1,7 @@
 //! A model of Xen for a few domains: grants, event channels, ECAM pages, and a clock that moves when all wait.
 
 use super::device::Device;
-use drivers::journal::{Cause, Journal, Next, Op};
+use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::{ConfigSpace, DomId, EcamError, Errno, GrantRef, Platform, Port};
 use pci::bdf::Bdf;
 use std::cell::{Cell, RefCell};
@@ -35,7 +35,7 @@ struct State {
     mapped: usize,
     refuse_grants: bool,
     /// What the stub leaves to its next life in the same domain.
-    journal: Journal,
+    crash_log: CrashLog,
     remembered: BTreeMap<Bdf, u32>,
     under_way: Option<Op>,
     /// Others run at any moment, and not only while the stub waits.
@@ -137,13 +137,13 @@ impl World {
     pub fn fail(&self, cause: Cause) -> Next {
         let mut state = self.0.borrow_mut();
         let (now, op) = (state.clock, state.under_way.take());
-        state.journal.fail(cause, now, op.as_ref())
+        state.crash_log.fail(cause, now, op.as_ref())
     }
 
     /// Of what its lives kept in memory nothing is left.
     pub fn forget_lives(&self) {
         let mut state = self.0.borrow_mut();
-        state.journal = Journal::NEW;
+        state.crash_log = CrashLog::NEW;
         state.remembered.clear();
         state.under_way = None;
     }
@@ -443,13 +443,13 @@ impl Platform for Domain {
         self.world.moment();
     }
 
-    fn journal(&self) -> Journal {
-        self.world.0.borrow().journal
+    fn crash_log(&self) -> CrashLog {
+        self.world.0.borrow().crash_log
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut Journal)) {
+    fn note(&mut self, change: impl FnOnce(&mut CrashLog)) {
         self.world.moment();
-        change(&mut self.world.0.borrow_mut().journal);
+        change(&mut self.world.0.borrow_mut().crash_log);
         self.world.moment();
     }
 

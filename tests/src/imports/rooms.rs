@@ -37,8 +37,18 @@ pub const CRATES: [Crate; 10] = [
     Crate {
         directory: "drivers",
         rooms: &[
-            "stub", "hops", "inject", "policy", "store", "error", "limiter", "log", "console", "platform",
-            "journal", "failure",
+            "stub",
+            "hops",
+            "inject",
+            "policy",
+            "store",
+            "error",
+            "limiter",
+            "log",
+            "console",
+            "platform",
+            "crash_log",
+            "failure",
         ],
     },
     Crate {

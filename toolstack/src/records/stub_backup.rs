@@ -28,7 +28,7 @@ const MOST: usize = 6 * 64;
 const TRIES: u32 = 3;
 const CONFIG: &str = "config";
 const BACKEND: &str = "backend";
-const SURVIVOR: &str = "survivor";
+const HANDOVER_BLOCK: &str = "survivor";
 
 /// Keeps the configuration of a stub's domain: what `xl list -l` prints as `config`.
 pub fn keep_config(store: &mut Store, stub: DomId, config: &Value) -> Result<(), StoreError> {
@@ -41,14 +41,14 @@ pub fn config(store: &mut Store, stub: DomId) -> Result<Option<Value>, StoreErro
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
-/// Keeps what a dead stub has left in its page for the next one: [`xenbus::survivor`], as text.
-pub fn keep_survivor(store: &mut Store, stub: DomId, survivor: &str) -> Result<(), StoreError> {
-    store.write(&format!("{}/{SURVIVOR}", directory(stub)), survivor)
+/// Keeps what a dead stub has left in its page for the next one: [`xenbus::handover_block`], as text.
+pub fn keep_handover_block(store: &mut Store, stub: DomId, handover_block: &str) -> Result<(), StoreError> {
+    store.write(&format!("{}/{HANDOVER_BLOCK}", directory(stub)), handover_block)
 }
 
 /// What the last stub that left anything has left.
-pub fn survivor(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreError> {
-    store.read_optional(&format!("{}/{SURVIVOR}", directory(stub)))
+pub fn handover_block(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreError> {
+    store.read_optional(&format!("{}/{HANDOVER_BLOCK}", directory(stub)))
 }
 
 /// Brings the copy of the backend's directory up to date. What vanishes with the stub stays in the copy.

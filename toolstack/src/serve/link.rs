@@ -26,11 +26,11 @@ use xen::xenctrl::{DomId, Xenctrl};
 use xen::xendev::{Event, EventChannel, GrantedPage};
 use xenbus::client::Store as Nodes;
 use xenbus::counters::Counters;
+use xenbus::handover_block::{self, HandoverBlock};
 use xenbus::path::{Device as Hop, key};
 use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::backend::{Delivery, Success, Taken, take};
 use xenbus::pciif::{AER_HANDLER, MAGIC, Request, SharedPage, layout};
-use xenbus::survivor::{self, Survivor};
 
 /// Why a stub is not served.
 #[derive(Debug, Error)]
@@ -308,8 +308,8 @@ impl Link {
     }
 
     /// What the stub leaves to the one that takes its place, as text.
-    pub fn survivor(&self) -> Option<String> {
-        survivor::to_hex(&self.handle.lock().page)
+    pub fn handover_block(&self) -> Option<String> {
+        handover_block::to_hex(&self.handle.lock().page)
     }
 }
 
@@ -345,8 +345,8 @@ impl Handle {
         if let Ok(counters) = Counters::collect(&shared.page) {
             served.add_counters(&counters);
         }
-        if let Some(survivor) = Survivor::from_page(&shared.page) {
-            served.add_poisonous(survivor.refused());
+        if let Some(handover_block) = HandoverBlock::from_page(&shared.page) {
+            served.add_poisonous(handover_block.refused());
         }
         served
     }

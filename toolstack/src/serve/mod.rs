@@ -550,7 +550,7 @@ impl Service {
         let verdict = self.revivals.look(&mut self.host, &attachment, is_busy, || {
             self.broken.remove(&stub);
             self.breaks.remove(&stub);
-            self.links.remove(&stub).and_then(|link| link.survivor())
+            self.links.remove(&stub).and_then(|link| link.handover_block())
         })?;
         match verdict {
             Verdict::Leave => Ok(()),

@@ -514,10 +514,11 @@ fn equipped(found: Condition, before: bool) -> (Condition, bool) {
 
 /// Keeps what a dead stub has left: in its home, if it still has one, and in its page. What cannot be kept is lost, and
 /// the stub comes back all the same: the next one reads from the devices what it can.
-fn keep(host: &mut Host, attachment: &Attachment, survivor: Option<String>) {
+fn keep(host: &mut Host, attachment: &Attachment, handover_block: Option<String>) {
     let published = stub_backup::keep_published(&mut host.store, first_hop(attachment));
-    let page = survivor
-        .map(|survivor| stub_backup::keep_survivor(&mut host.store, attachment.stub.domid, &survivor));
+    let page = handover_block.map(|handover_block| {
+        stub_backup::keep_handover_block(&mut host.store, attachment.stub.domid, &handover_block)
+    });
     for error in [published.err(), page.and_then(Result::err)]
         .into_iter()
         .flatten()

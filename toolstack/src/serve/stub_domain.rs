@@ -148,9 +148,9 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
     // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
     // it, whoever looks knows that not all is done.
     Hop::second(attachment).write(&mut host.store)?;
-    if let Some(survivor) = stub_backup::survivor(&mut host.store, stub)? {
-        let node = Second::second_hop(stub).backend_node(key::SURVIVOR);
-        host.store.write(&node, &survivor)?;
+    if let Some(handover_block) = stub_backup::handover_block(&mut host.store, stub)? {
+        let node = Second::second_hop(stub).backend_node(key::HANDOVER_BLOCK);
+        host.store.write(&node, &handover_block)?;
     }
     match host.xen.unpause(stub) {
         // It runs already: this was cut short before.

@@ -13,8 +13,8 @@ use thiserror::Error;
 use xen::xenctrl::DomId;
 use xenbus::counters::{Counter, Counters};
 use xenbus::device::SlotMode;
+use xenbus::handover_block;
 use xenbus::pciif::Request;
-use xenbus::survivor;
 
 /// Everything about all attachments of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,10 +251,10 @@ impl Served {
     }
 
     /// Takes in the requests that the stub refuses for good. They are shown, never acted upon.
-    pub fn add_poisonous(&mut self, requests: &[survivor::Op]) {
+    pub fn add_poisonous(&mut self, requests: &[handover_block::Op]) {
         let described = requests.iter().map(|op| PoisonousRequest {
             request: Request::from_head(op).to_string(),
-            bytes: survivor::hex(op),
+            bytes: handover_block::hex(op),
         });
         self.poisonous = described.collect();
     }
@@ -283,7 +283,7 @@ pub(super) mod tests {
             ..Served::default()
         };
         served.add_counters(&counters);
-        let mut read: survivor::Op = [0; _];
+        let mut read: handover_block::Op = [0; _];
         (read[20], read[24]) = (0x60, 4);
         served.add_poisonous(&[read]);
         served.refused.push(RefusedWrite {

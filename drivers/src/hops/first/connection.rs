@@ -8,11 +8,11 @@ use super::guests::Guests;
 use super::nodes::{self, set_state};
 use super::phase::Phase;
 use super::requests;
+use crate::crash_log::CrashLog;
 use crate::error::SetupError;
 use crate::hops::aer::Relay;
 use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
-use crate::journal::Journal;
 use crate::log;
 use crate::platform::{DomId, Platform, Port};
 use crate::policy::engine::Engine;
@@ -309,12 +309,13 @@ impl<P: Platform> FirstHop<P> {
         own: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         if own == XenbusState::Initialising {
-            cx.platform.note(Journal::forget_requests);
+            cx.platform.note(CrashLog::forget_requests);
             set_state(cx.client, device, XenbusState::InitWait)?;
-        } else if !cx.platform.journal().has_inherited() {
+        } else if !cx.platform.crash_log().has_inherited() {
             let left = cx.second.left_behind(cx.client)?;
             let now = cx.platform.now();
-            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
+            cx.platform
+                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
         channel::forget(cx.platform);
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
@@ -330,15 +331,16 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<(), Box<SetupError>> {
-        let left = if cx.platform.journal().has_inherited() {
+        let left = if cx.platform.crash_log().has_inherited() {
             None
         } else {
             cx.second.left_behind(cx.client)?
         };
         self.exports.take_up(cx, device, left.as_ref())?;
-        if !cx.platform.journal().has_inherited() {
+        if !cx.platform.crash_log().has_inherited() {
             let now = cx.platform.now();
-            cx.platform.note(|journal| journal.inherit(left.as_ref(), now));
+            cx.platform
+                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
         self.phase = Phase::Exported { seen: false };
         Ok(())

@@ -12,9 +12,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
 use xenbus::client::Transport;
+use xenbus::handover_block::HandoverBlock;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;
-use xenbus::survivor::Survivor;
 
 /// No window is left to map a page at.
 const NO_MEMORY: Errno = Errno(12);
@@ -82,7 +82,7 @@ impl<E: ConfigSpace> Exports<E> {
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
-        left: Option<&Survivor>,
+        left: Option<&HandoverBlock>,
     ) -> Result<(), Box<SetupError>> {
         let mut tries = 0..LIST_TRIES;
         loop {

@@ -2,8 +2,8 @@
 //!
 //! The next life of this stub has it from the platform; a stub after this one, from the page of the second hop.
 
+use crate::crash_log::{Advice, CrashLog, Op};
 use crate::hops::second::SecondHop;
-use crate::journal::{Advice, Journal, Op};
 use crate::platform::Platform;
 use crate::policy::engine::Engine;
 use core::time::Duration;
@@ -15,7 +15,7 @@ pub struct Ledger {
     /// When the request was taken.
     now: Duration,
     /// A copy. Nothing that is asked of it changes while a request is under way.
-    journal: Journal,
+    crash_log: CrashLog,
     /// What earlier lives say about the request.
     pub advice: Advice,
 }
@@ -24,13 +24,13 @@ impl Ledger {
     /// Puts every failure from here on down to request `op`.
     pub fn open<P: Platform>(op: Op, now: Duration, platform: &mut P, second: &SecondHop<P::Page>) -> Self {
         platform.set_under_way(Some(&op));
-        let journal = platform.journal();
-        second.begin(&op, journal.strikes(&op));
+        let crash_log = platform.crash_log();
+        second.begin(&op, crash_log.strikes(&op));
         Self {
-            advice: journal.advise(&op, now),
+            advice: crash_log.advise(&op, now),
             op,
             now,
-            journal,
+            crash_log,
         }
     }
 
@@ -48,7 +48,7 @@ impl Ledger {
             && platform.recall(place) != Some(shadow)
         {
             platform.remember(place, Some(shadow));
-            second.leave(engine.shadows(), self.journal.poisoned());
+            second.leave(engine.shadows(), self.crash_log.poisoned());
         }
     }
 
@@ -56,8 +56,8 @@ impl Ledger {
     pub fn close<P: Platform>(self, engine: &Engine<P::Ecam>, platform: &mut P, second: &SecondHop<P::Page>) {
         platform.set_under_way(None);
         second.end();
-        if self.journal.is_waiting() {
-            platform.note(|journal| journal.answered(&self.op, self.now));
+        if self.crash_log.is_waiting() {
+            platform.note(|crash_log| crash_log.answered(&self.op, self.now));
         }
         second.publish(engine.counters());
     }

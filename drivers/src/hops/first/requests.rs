@@ -2,10 +2,10 @@
 
 use super::channel::Channel;
 use super::ledger::Ledger;
+use crate::crash_log::Advice;
 use crate::hops::aer::Relay;
 use crate::hops::second::{SecondHop, TIMEOUT};
 use crate::inject::{self, Point};
-use crate::journal::Advice;
 use crate::platform::Platform;
 use crate::policy::engine::{Engine, Reply};
 use xenbus::counters::Counter;

@@ -85,7 +85,9 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
     fn die_with_garbage(&mut self) -> Result<(), Failure> {
         self.garble_handover(true);
         self.garble_counters(true);
-        self.hop.page.copy_in(xenbus::survivor::OFFSET + 8, &[0, 1, 4, 1]);
+        self.hop
+            .page
+            .copy_in(xenbus::handover_block::OFFSET + 8, &[0, 1, 4, 1]);
         self.platform.shut_down(CRASH)
     }
 

@@ -10,7 +10,7 @@ use core::time::Duration;
 use xenbus::client::Transport;
 use xenbus::pciif::layout::{AER_OP, FLAGS, OP, OP_SIZE, TOTAL_SIZE};
 use xenbus::pciif::{ACTIVE, Command, SharedPage};
-use xenbus::{counters, survivor};
+use xenbus::{counters, handover_block};
 
 /// How long an answer is waited for that need not come.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -19,7 +19,7 @@ const ROUNDS: usize = 300;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 /// Bytes of the handover block, whatever it holds.
-const HANDOVER: usize = PAGE - survivor::OFFSET;
+const HANDOVER: usize = PAGE - handover_block::OFFSET;
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
     /// Sends a request, and waits a moment for its answer.
@@ -316,12 +316,12 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.random.fill(&mut block);
         if sound {
             block[..4].copy_from_slice(b"BHSV");
-            block[4..8].copy_from_slice(&survivor::VERSION.to_le_bytes());
+            block[4..8].copy_from_slice(&handover_block::VERSION.to_le_bytes());
             let functions = [0u16, 1, 256, 257, u16::MAX][self.random.usize(..5)];
             block[8..10].copy_from_slice(&functions.to_le_bytes());
             block[10] = [0, 4, 5, 255][self.random.usize(..4)];
             block[11] = [0, 1, 1, 2][self.random.usize(..4)];
         }
-        self.hop.page.copy_in(survivor::OFFSET, &block);
+        self.hop.page.copy_in(handover_block::OFFSET, &block);
     }
 }

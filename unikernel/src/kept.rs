@@ -7,7 +7,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
-use drivers::journal::{Cause, Journal, Next, Op};
+use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
 use pci::bdf::Bdf;
 
@@ -36,13 +36,13 @@ struct Record {
     /// Xen's system time at the beginning of the first life, in nanoseconds.
     boot: u64,
     foreign: [Foreign; FOREIGN_MAX],
-    journal: Journal,
+    crash_log: CrashLog,
 }
 
 const WORDS: usize = size_of::<Record>() / 8;
-// No padding between the fields; none inside of the journal by its own word.
+// No padding between the fields; none inside of the crash log by its own word.
 const _: () = assert!(
-    size_of::<Record>() == WORDS * 8 && size_of::<Record>() == 16 + FOREIGN_MAX * 8 + size_of::<Journal>()
+    size_of::<Record>() == WORDS * 8 && size_of::<Record>() == 16 + FOREIGN_MAX * 8 + size_of::<CrashLog>()
 );
 
 impl Record {
@@ -50,7 +50,7 @@ impl Record {
         version: VERSION,
         boot: 0,
         foreign: [Foreign { va: 0, handle: 0 }; FOREIGN_MAX],
-        journal: Journal::NEW,
+        crash_log: CrashLog::NEW,
     };
 
     /// A number that no other record has, for all that an accident can do.
@@ -208,14 +208,14 @@ pub fn boot_time(now: u64) -> u64 {
     })
 }
 
-/// A copy of the journal.
-pub fn journal() -> Journal {
-    with(|kept| kept.current().record.journal)
+/// A copy of the crash_log.
+pub fn crash_log() -> CrashLog {
+    with(|kept| kept.current().record.crash_log)
 }
 
-/// Changes the journal.
-pub fn note(what: impl FnOnce(&mut Journal)) {
-    change_or_fail(|record| what(&mut record.journal));
+/// Changes the crash_log.
+pub fn note(what: impl FnOnce(&mut CrashLog)) {
+    change_or_fail(|record| what(&mut record.crash_log));
 }
 
 /// Notes that this life ends `now`, and says what comes after it.
@@ -228,7 +228,7 @@ pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
         bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
     }
     let op = IS_UNDER_WAY.load(Ordering::Relaxed).then_some(&op);
-    change(|record| record.journal.fail(cause, now, op))
+    change(|record| record.crash_log.fail(cause, now, op))
 }
 
 /// Has a failure from here on be put down to this request.
@@ -334,7 +334,7 @@ mod tests {
         assert_ne!(record.seal(), seal);
         record.foreign[2].handle ^= 1 << 7;
         assert_eq!(record.seal(), seal);
-        record.journal.fail(Cause::Panic, Duration::from_secs(1), None);
+        record.crash_log.fail(Cause::Panic, Duration::from_secs(1), None);
         assert_ne!(record.seal(), seal);
     }
 
@@ -345,7 +345,7 @@ mod tests {
                 let steps: [fn(&mut Record); 3] = [
                     |record| record.boot ^= 7,
                     |record| record.foreign[1] = Foreign { va: 1, handle: 2 },
-                    |record| _ = record.journal.fail(Cause::Panic, Duration::from_secs(2), None),
+                    |record| _ = record.crash_log.fail(Cause::Panic, Duration::from_secs(2), None),
                 ];
                 for step in &steps[..after] {
                     step(record);
@@ -366,7 +366,7 @@ mod tests {
                 cut_off(&mut kept, after);
                 let record = &kept.current().record;
                 assert_eq!((record.boot, record.foreign[1].va), (round, 0));
-                assert_eq!(record.journal, Journal::NEW);
+                assert_eq!(record.crash_log, CrashLog::NEW);
                 kept.change(|record| record.foreign[0].handle += 1).unwrap();
                 assert_eq!(u64::from(kept.current().record.foreign[0].handle), round);
             }

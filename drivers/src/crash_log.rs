@@ -6,9 +6,9 @@
 
 use core::fmt;
 use core::time::Duration;
+pub use xenbus::handover_block::Op;
+use xenbus::handover_block::{self, HandoverBlock};
 use xenbus::pciif::layout::OP_HEAD_SIZE;
-pub use xenbus::survivor::Op;
-use xenbus::survivor::{self, Survivor};
 
 /// Failures over one and the same request before it is refused.
 const STRIKES: u32 = 2;
@@ -19,7 +19,7 @@ const REFUSAL: Duration = Duration::from_secs(60);
 /// The refusal is doubled so often at most: to 17 hours.
 const DOUBLINGS_MAX: u32 = 10;
 /// Requests that are refused; of more than that the one whose refusal ends first is forgotten.
-const POISONED_MAX: usize = survivor::REFUSED_MAX;
+const POISONED_MAX: usize = handover_block::REFUSED_MAX;
 /// Restarts that count as one burst are not further apart than this.
 const BURST: Duration = Duration::from_secs(10);
 /// How long a restart waits, by the number of others in the burst: the first few are for the guest, which waits two
@@ -92,7 +92,7 @@ pub enum Advice {
 /// The record. Integers without padding only, so that any bytes are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Journal {
+pub struct CrashLog {
     /// Times of the latest restarts in microseconds since boot; the newest is first.
     recent: [u64; RECENT],
     /// Until when each of `poisoned` is refused, in microseconds since boot.
@@ -124,16 +124,16 @@ const _: () = {
     let order = if cfg!(feature = "inject") { 16 } else { 0 };
     let fields =
         RECENT * 8 + POISONED_MAX * (8 + 4) + 6 * 4 + 2 * 2 + (1 + POISONED_MAX) * OP_HEAD_SIZE + order;
-    assert!(size_of::<Journal>() == fields, "no padding");
+    assert!(size_of::<CrashLog>() == fields, "no padding");
 };
 
-impl Default for Journal {
+impl Default for CrashLog {
     fn default() -> Self {
         Self::NEW
     }
 }
 
-impl Journal {
+impl CrashLog {
     /// The record of a first life.
     pub const NEW: Self = Self {
         recent: [0; RECENT],
@@ -257,13 +257,13 @@ impl Journal {
 
     /// Takes over what a stub before this one has left, if it has: its end counts as a failure over the request that
     /// was under way. What that one refused is refused from `now` on as if for the first time.
-    pub fn inherit(&mut self, left: Option<&Survivor>, now: Duration) {
+    pub fn inherit(&mut self, left: Option<&HandoverBlock>, now: Duration) {
         let now = now.as_micros() as u64;
         self.inherited = 1;
         for op in left.iter().flat_map(|left| left.refused()) {
             self.poison(op, now);
         }
-        if let Some((op, strikes)) = left.and_then(Survivor::under_way) {
+        if let Some((op, strikes)) = left.and_then(HandoverBlock::under_way) {
             self.suspect = *op;
             self.strikes = strikes.min(STRIKES);
             self.strike(op, now);
@@ -350,151 +350,163 @@ mod tests {
 
     #[test]
     fn a_request_that_was_under_way_is_served_again_and_after_two_failures_in_a_row_refused() {
-        let mut journal = Journal::NEW;
-        journal.fail(Cause::Panic, at(1), Some(&READ));
-        assert_eq!(journal.advise(&READ, at(2)), Advice::ServeAgain);
-        assert_eq!(journal.advise(&WRITE, at(2)), Advice::Serve);
-        assert_eq!(journal.over(), Some(&READ));
-        journal.fail(Cause::Panic, at(2), Some(&READ));
-        assert_eq!(journal.advise(&READ, at(2)), Advice::Refuse);
-        assert_eq!(journal.advise(&WRITE, at(2)), Advice::Serve);
-        journal.forget_requests();
-        assert_eq!(journal.advise(&READ, at(2)), Advice::Serve, "another guest's");
+        let mut crash_log = CrashLog::NEW;
+        crash_log.fail(Cause::Panic, at(1), Some(&READ));
+        assert_eq!(crash_log.advise(&READ, at(2)), Advice::ServeAgain);
+        assert_eq!(crash_log.advise(&WRITE, at(2)), Advice::Serve);
+        assert_eq!(crash_log.over(), Some(&READ));
+        crash_log.fail(Cause::Panic, at(2), Some(&READ));
+        assert_eq!(crash_log.advise(&READ, at(2)), Advice::Refuse);
+        assert_eq!(crash_log.advise(&WRITE, at(2)), Advice::Serve);
+        crash_log.forget_requests();
+        assert_eq!(crash_log.advise(&READ, at(2)), Advice::Serve, "another guest's");
     }
 
     #[test]
     fn a_request_that_works_the_second_time_has_its_two_tries_again() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         for round in 0..5 {
-            journal.fail(Cause::Fault(14), at(round), Some(&READ));
-            assert_eq!(journal.advise(&READ, at(2)), Advice::ServeAgain, "round {round}");
-            assert!(journal.is_waiting());
-            journal.answered(&READ, at(2));
-            assert!(!journal.is_waiting());
-            assert_eq!(journal.advise(&READ, at(2)), Advice::Serve);
+            crash_log.fail(Cause::Fault(14), at(round), Some(&READ));
+            assert_eq!(
+                crash_log.advise(&READ, at(2)),
+                Advice::ServeAgain,
+                "round {round}"
+            );
+            assert!(crash_log.is_waiting());
+            crash_log.answered(&READ, at(2));
+            assert!(!crash_log.is_waiting());
+            assert_eq!(crash_log.advise(&READ, at(2)), Advice::Serve);
         }
     }
 
     #[test]
     fn a_request_between_two_failures_over_another_does_not_clear_that_one() {
-        let mut journal = Journal::NEW;
-        journal.fail(Cause::Panic, at(1), Some(&READ));
-        journal.answered(&WRITE, at(2));
-        assert_eq!(journal.advise(&READ, at(2)), Advice::Serve, "the guest asks anew");
-        journal.fail(Cause::Panic, at(2), Some(&READ));
-        assert_eq!(journal.advise(&READ, at(2)), Advice::Refuse);
+        let mut crash_log = CrashLog::NEW;
+        crash_log.fail(Cause::Panic, at(1), Some(&READ));
+        crash_log.answered(&WRITE, at(2));
+        assert_eq!(
+            crash_log.advise(&READ, at(2)),
+            Advice::Serve,
+            "the guest asks anew"
+        );
+        crash_log.fail(Cause::Panic, at(2), Some(&READ));
+        assert_eq!(crash_log.advise(&READ, at(2)), Advice::Refuse);
     }
 
     #[test]
     fn failures_over_nothing_are_put_down_to_no_request() {
-        let mut journal = Journal::NEW;
-        journal.fail(Cause::Panic, at(1), Some(&READ));
-        journal.fail(Cause::Panic, at(2), None);
-        assert_eq!(journal.over(), None);
+        let mut crash_log = CrashLog::NEW;
+        crash_log.fail(Cause::Panic, at(1), Some(&READ));
+        crash_log.fail(Cause::Panic, at(2), None);
+        assert_eq!(crash_log.over(), None);
         assert_eq!(
-            journal.advise(&READ, at(2)),
+            crash_log.advise(&READ, at(2)),
             Advice::ServeAgain,
             "it still lies in the page"
         );
-        assert_eq!(journal.restarts(), 2);
-        assert_eq!(journal.last(), Some((Cause::Panic, at(2))));
+        assert_eq!(crash_log.restarts(), 2);
+        assert_eq!(crash_log.last(), Some((Cause::Panic, at(2))));
     }
 
     #[test]
     fn the_oldest_poison_makes_room() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         let op = |n| [n; OP_HEAD_SIZE];
         for n in 0..=POISONED_MAX as u8 {
-            journal.fail(Cause::Panic, at(n.into()), Some(&op(n)));
-            journal.fail(Cause::Panic, at(n.into()), Some(&op(n)));
+            crash_log.fail(Cause::Panic, at(n.into()), Some(&op(n)));
+            crash_log.fail(Cause::Panic, at(n.into()), Some(&op(n)));
         }
-        assert_eq!(journal.advise(&op(0), at(10)), Advice::Serve);
+        assert_eq!(crash_log.advise(&op(0), at(10)), Advice::Serve);
         for n in 1..=POISONED_MAX as u8 {
-            assert_eq!(journal.advise(&op(n), at(10)), Advice::Refuse, "{n}");
+            assert_eq!(crash_log.advise(&op(n), at(10)), Advice::Refuse, "{n}");
         }
     }
 
     #[test]
     fn a_refusal_ends_after_a_minute_and_one_failure_more_doubles_it() {
-        let mut journal = Journal::NEW;
-        journal.fail(Cause::Deadline, at(1), Some(&READ));
-        journal.fail(Cause::Deadline, at(2), Some(&READ));
+        let mut crash_log = CrashLog::NEW;
+        crash_log.fail(Cause::Deadline, at(1), Some(&READ));
+        crash_log.fail(Cause::Deadline, at(2), Some(&READ));
         let mut until = 62;
         for refusal in [120, 240, 480] {
-            assert_eq!(journal.advise(&READ, at(until - 1)), Advice::Refuse, "{until}");
-            journal.answered(&READ, at(until - 1));
-            journal.answered(&WRITE, at(until));
-            assert_eq!(journal.advise(&READ, at(until)), Advice::Serve, "{until}");
-            journal.fail(Cause::Deadline, at(until), Some(&READ));
+            assert_eq!(crash_log.advise(&READ, at(until - 1)), Advice::Refuse, "{until}");
+            crash_log.answered(&READ, at(until - 1));
+            crash_log.answered(&WRITE, at(until));
+            assert_eq!(crash_log.advise(&READ, at(until)), Advice::Serve, "{until}");
+            crash_log.fail(Cause::Deadline, at(until), Some(&READ));
             until += refusal;
         }
-        assert_eq!(journal.poisoned(), [READ]);
+        assert_eq!(crash_log.poisoned(), [READ]);
         for _ in 0..100 {
-            journal.fail(Cause::Panic, at(until), Some(&READ));
+            crash_log.fail(Cause::Panic, at(until), Some(&READ));
         }
         let hours = 17 * 60 * 60;
-        assert_eq!(journal.advise(&READ, at(until + hours)), Advice::Refuse);
-        assert_eq!(journal.advise(&READ, at(until + hours + 1_000)), Advice::Serve);
+        assert_eq!(crash_log.advise(&READ, at(until + hours)), Advice::Refuse);
+        assert_eq!(crash_log.advise(&READ, at(until + hours + 1_000)), Advice::Serve);
     }
 
     #[test]
     fn a_request_that_is_answered_after_its_refusal_is_as_good_as_any() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         for (op, when) in [(READ, 1), (WRITE, 30)] {
-            journal.fail(Cause::Deadline, at(when), Some(&op));
-            journal.fail(Cause::Deadline, at(when), Some(&op));
+            crash_log.fail(Cause::Deadline, at(when), Some(&op));
+            crash_log.fail(Cause::Deadline, at(when), Some(&op));
         }
-        journal.fail(Cause::Deadline, at(95), Some(&WRITE));
-        journal.answered(&READ, at(100));
-        assert_eq!(journal.poisoned(), [WRITE]);
-        assert!(journal.is_waiting(), "for an answer to the other");
-        assert_eq!(journal.advise(&WRITE, at(214)), Advice::Refuse, "of its own time");
-        assert_eq!(journal.advise(&WRITE, at(215)), Advice::Serve);
-        journal.fail(Cause::Deadline, at(215), Some(&WRITE));
-        assert_eq!(journal.advise(&WRITE, at(454)), Advice::Refuse, "doubled again");
-        journal.fail(Cause::Panic, at(100), Some(&READ));
-        assert_eq!(journal.advise(&READ, at(100)), Advice::ServeAgain);
-        journal.answered(&READ, at(500));
-        journal.answered(&WRITE, at(500));
-        assert!(!journal.is_waiting());
+        crash_log.fail(Cause::Deadline, at(95), Some(&WRITE));
+        crash_log.answered(&READ, at(100));
+        assert_eq!(crash_log.poisoned(), [WRITE]);
+        assert!(crash_log.is_waiting(), "for an answer to the other");
+        assert_eq!(
+            crash_log.advise(&WRITE, at(214)),
+            Advice::Refuse,
+            "of its own time"
+        );
+        assert_eq!(crash_log.advise(&WRITE, at(215)), Advice::Serve);
+        crash_log.fail(Cause::Deadline, at(215), Some(&WRITE));
+        assert_eq!(crash_log.advise(&WRITE, at(454)), Advice::Refuse, "doubled again");
+        crash_log.fail(Cause::Panic, at(100), Some(&READ));
+        assert_eq!(crash_log.advise(&READ, at(100)), Advice::ServeAgain);
+        crash_log.answered(&READ, at(500));
+        crash_log.answered(&WRITE, at(500));
+        assert!(!crash_log.is_waiting());
     }
 
     #[test]
     fn a_burst_of_restarts_slows_down_and_without_an_answer_in_between_ends() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         let pauses = [0, 0, 0, 0, 0, 0, 50, 400];
         for pause in pauses {
             assert_eq!(
-                journal.fail(Cause::Panic, at(3), None),
+                crash_log.fail(Cause::Panic, at(3), None),
                 Next::Restart(Duration::from_millis(pause))
             );
         }
-        assert_eq!(journal.fail(Cause::Panic, at(4), None), Next::GiveUp);
+        assert_eq!(crash_log.fail(Cause::Panic, at(4), None), Next::GiveUp);
     }
 
     #[test]
     fn restarts_with_answers_in_between_slow_down_and_never_end() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         for _ in 0..100 {
             assert!(matches!(
-                journal.fail(Cause::Panic, at(3), None),
+                crash_log.fail(Cause::Panic, at(3), None),
                 Next::Restart(_)
             ));
-            journal.answered(&WRITE, at(2));
+            crash_log.answered(&WRITE, at(2));
         }
-        let next = journal.fail(Cause::Panic, at(3), None);
+        let next = crash_log.fail(Cause::Panic, at(3), None);
         assert_eq!(next, Next::Restart(Duration::from_millis(400)));
         assert_eq!(
-            journal.fail(Cause::Panic, at(13), None),
+            crash_log.fail(Cause::Panic, at(13), None),
             Next::Restart(Duration::ZERO)
         );
     }
 
     #[test]
     fn restarts_far_apart_never_end() {
-        let mut journal = Journal::NEW;
+        let mut crash_log = CrashLog::NEW;
         for n in 0..100 {
-            let next = journal.fail(Cause::Panic, at(20 * n), None);
+            let next = crash_log.fail(Cause::Panic, at(20 * n), None);
             assert_eq!(next, Next::Restart(Duration::ZERO), "{n}");
         }
     }
@@ -507,10 +519,10 @@ mod tests {
             (Cause::Fault(14), "fault 14"),
             (Cause::Deadline, "a hang"),
         ] {
-            let mut journal = Journal::NEW;
-            journal.fail(cause, at(1), None);
+            let mut crash_log = CrashLog::NEW;
+            crash_log.fail(cause, at(1), None);
             assert_eq!(
-                journal.last().map(|(cause, _)| cause.to_string()).as_deref(),
+                crash_log.last().map(|(cause, _)| cause.to_string()).as_deref(),
                 Some(text)
             );
         }

@@ -104,7 +104,7 @@ pub fn end(page: &impl SharedPage) {
 
 /// Takes the block out of the page as hex, for the node. `None`: there is none, or it is damaged.
 pub fn to_hex(page: &impl SharedPage) -> Option<String> {
-    Survivor::from_page(page).map(|survivor| hex(&survivor.0))
+    HandoverBlock::from_page(page).map(|handover_block| hex(&handover_block.0))
 }
 
 /// Bytes as text.
@@ -130,9 +130,9 @@ fn size(block: &[u8]) -> Option<usize> {
 
 /// A block of an earlier stub.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Survivor(Vec<u8>);
+pub struct HandoverBlock(Vec<u8>);
 
-impl Survivor {
+impl HandoverBlock {
     /// Takes the block out of the page. `None`: there is none, or it is damaged.
     pub fn from_page(page: &impl SharedPage) -> Option<Self> {
         let mut block = [0; SIZE_MAX];
@@ -201,7 +201,7 @@ mod tests {
         begin(&page, &WRITE, 1);
         let text = to_hex(&page).unwrap();
         assert!(text.len() < 3072, "fits into a node");
-        let left = Survivor::from_hex(&text).unwrap();
+        let left = HandoverBlock::from_hex(&text).unwrap();
         for devfn in 0..FUNCTIONS_MAX as u8 {
             assert_eq!(left.shadow(place(devfn)), Some(0x7f_0500 | u32::from(devfn)));
         }
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(left.under_way(), Some((&WRITE, 1)));
         end(&page);
         publish(&page, core::iter::empty(), &[]);
-        let left = Survivor::from_hex(&to_hex(&page).unwrap()).unwrap();
+        let left = HandoverBlock::from_hex(&to_hex(&page).unwrap()).unwrap();
         assert_eq!(
             (left.shadow(place(0)), left.refused(), left.under_way()),
             (None, &[][..], None)
@@ -291,7 +291,7 @@ mod tests {
         let page = Page::new();
         publish(&page, [(place(0), 1)].into_iter(), &[READ]);
         let text = to_hex(&page).unwrap();
-        assert!(Survivor::from_hex(&text).is_some());
+        assert!(HandoverBlock::from_hex(&text).is_some());
         for bad in [
             "",
             "0",
@@ -300,7 +300,7 @@ mod tests {
             &text[..text.len() - 1],
             &format!("{text}00"),
         ] {
-            assert_eq!(Survivor::from_hex(bad), None, "{bad}");
+            assert_eq!(HandoverBlock::from_hex(bad), None, "{bad}");
         }
         for (offset, byte) in [(0, 0), (4, 1), (9, 2), (10, 5), (11, 2)] {
             publish(&page, [(place(0), 1)].into_iter(), &[READ]);
