@@ -102,8 +102,6 @@ for round in 1 2 3; do
     for worker in $workers; do [ ! -e "/proc/$worker" ] || failure "worker $worker outlives its launcher"; done
 done
 figure launcher-killed-max "$(sort -n /tmp/times | sed -n '$p')" ms
-check "a worker that stands by is killed" kill -KILL "$(spare_pid)"
-check "that is nothing to the other: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
 
 # --- killed at each point during a rebind of the driver, which writes and turns MSI-X off and on
 killed_at() {
@@ -133,6 +131,10 @@ check "after that: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP; $INTERRUPTS"
 cp /tmp/check /tmp/lines
 in_mode "after that" "msi-x 3" /tmp/lines
 equal "pings lost of 10" 0 "$(pings_lost g1 10 0.1)"
+
+stands_by "the spare worker"
+check "the worker that stands by is killed" kill -KILL "$(spare_pid)"
+check "that is nothing to the other: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
 
 # --- commands that are killed halfway, and the service while they wait for it
 for point in recorded assign listed; do
