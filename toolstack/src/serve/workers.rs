@@ -219,9 +219,10 @@ impl Crew {
             let is_sound = serving.has_begun && now >= serving.since + SOUND;
             self.early_deaths = if is_sound { 0 } else { self.early_deaths + 1 };
         } else {
-            self.spare = None;
+            let was_ready = self.spare.take().is_some_and(|spare| spare.is_ready);
             if self.serving.is_some() {
-                self.start = now + RETRY;
+                // One that cannot be set up now cannot be so soon.
+                self.start = now + if was_ready { SETTLED } else { RETRY };
                 return Ended::Spare;
             }
             self.early_deaths += 1;
@@ -408,10 +409,11 @@ impl Workers {
                 Ended::Server => {
                     log::warn!("worker {process} has ended: {status}; another one takes its place")
                 }
-                Ended::Spare => log::warn!(
-                    "worker {process}, which stood by, has ended: {status}; another one is started in {} s",
-                    RETRY.as_secs()
-                ),
+                Ended::Spare => {
+                    log::warn!(
+                        "worker {process}, which stood by, has ended: {status}; another one is started later"
+                    );
+                }
             }
         }
         if !ended.is_empty() && Place::now() != self.place {
@@ -559,15 +561,20 @@ mod tests {
     #[test]
     fn a_spare_worker_that_dies_is_replaced_later_and_costs_the_other_nothing() {
         let now = Instant::now();
-        let mut crew = complete(now);
         let death = now + ms(5000);
-        assert_eq!(crew.ended(1, death), Ended::Spare);
-        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(RETRY)));
-        assert_eq!(crew.step(death + RETRY), Some(Step::Start(2)));
         let mut crew = complete(now);
-        crew.ended(1, death);
-        assert_eq!(crew.ended(0, death), Ended::Server);
-        assert_eq!(crew.step(death), Some(Step::Start(2)), "nobody waits for a retry");
+        assert_eq!(crew.ended(1, death), Ended::Spare);
+        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SETTLED)));
+        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        // It could not be set up.
+        assert_eq!(crew.ended(2, death + SETTLED), Ended::Spare);
+        assert_eq!(crew.idle(death + SETTLED), Some(RETRY));
+        assert_eq!(crew.ended(0, death + SETTLED), Ended::Server);
+        assert_eq!(
+            crew.step(death + SETTLED + PAUSE),
+            Some(Step::Start(3)),
+            "nobody waits for a retry"
+        );
     }
 
     #[test]
