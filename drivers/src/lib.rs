@@ -8,7 +8,7 @@
 //! - [`policy`]: what a guest may do. [`policy::engine`] answers requests with [`policy::config`], [`policy::msi`]
 //!   and [`policy::slots`].
 //! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: what is told, and how often.
-//! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`journal`]: what the stub leaves to its
+//! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`crash_log`]: what the stub leaves to its
 //!   next life.
 //!
 //! Nothing here reads a clock or touches memory that it does not own: time and hardware are arguments.
