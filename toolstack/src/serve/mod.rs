@@ -14,6 +14,7 @@ mod agenda;
 pub mod backoff;
 mod clients;
 pub mod confine;
+mod crew;
 mod errors;
 mod jobs;
 mod link;
@@ -66,7 +67,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use wake::Wake;
+use wake::{Wake, signal};
 use xen::xenctrl::{DomId, Xenctrl, XenctrlError};
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, DeviceType, key};
@@ -134,7 +135,7 @@ pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
     let _ = set_name(STARTING);
     let mut launcher = Launcher::over(socket);
     let wake = Wake::new().map_err(ServeError::Wake)?;
-    let end = end_signal().map_err(ServeError::Signal)?;
+    let end = signal(SIGTERM).map_err(ServeError::Signal)?;
     let listener = Listener::over(launcher.share(Shared::Socket)?, launcher.share(Shared::Lock)?);
     let uevents = Uevents::over(launcher.share(Shared::Uevents)?);
     let mut service = Service {
@@ -199,13 +200,6 @@ pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
             return Ok(());
         }
     }
-}
-
-/// Becomes ready when somebody wants the service to end, as systemd does by SIGTERM.
-fn end_signal() -> io::Result<UnixStream> {
-    let (end, sender) = UnixStream::pair()?;
-    signal_hook::low_level::pipe::register(SIGTERM, sender)?;
-    Ok(end)
 }
 
 struct Service {
@@ -1021,7 +1015,7 @@ mod tests {
     #[test]
     fn all_that_the_service_waits_for_works_when_it_is_confined() {
         let wake = Wake::new().unwrap();
-        let end = end_signal().unwrap();
+        let end = signal(SIGTERM).unwrap();
         let (mut launcher, launchers) = Launcher::to_a_thread();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         io::Write::write_all(&mut ours, b"{\"request\":\"follow\",\"stub\":4}\n").unwrap();

@@ -1,9 +1,18 @@
-//! How other threads of the service wake the one that waits for everything.
+//! How other threads of the service, and signals, wake the thread that waits for everything.
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+
+/// Becomes ready at a signal. Reads do not wait.
+pub fn signal(signal: i32) -> io::Result<UnixStream> {
+    let (receiver, sender) = UnixStream::pair()?;
+    receiver.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(signal, sender)?;
+    Ok(receiver)
+}
 
 /// Wakes the main thread. Clones wake the same one.
 #[derive(Clone, Debug)]

@@ -197,6 +197,14 @@ impl Desk {
         Some(connection)
     }
 
+    /// Tells all who wait for a stub what has come of it. The next order creates it anew again.
+    fn end_recreation(&self, stub: DomId, failure: Option<&str>) {
+        let waiting = lock(&self.recreating).remove(&stub);
+        for (connection, ticket) in waiting.into_iter().flatten() {
+            connection.answer(ticket, failure.map(str::to_owned), None);
+        }
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.own.is_idle() && self.commands.is_idle()
     }
@@ -280,15 +288,13 @@ fn create_anew(
     if !is_new {
         return Ok(());
     }
-    let orders = Arc::clone(desk);
-    desk.own.add(move || {
+    let (orders, domid) = (Arc::clone(desk), domain.domid);
+    let added = desk.own.add(move || {
         let failure = recreate::run(&domain, &orders.spare).err();
-        let waiting = lock(&orders.recreating).remove(&domain.domid);
-        for (connection, ticket) in waiting.into_iter().flatten() {
-            connection.answer(ticket, failure.clone(), None);
-        }
+        orders.end_recreation(domid, failure.as_deref());
         orders.spare.prepare_soon();
-    })
+    });
+    added.inspect_err(|error| desk.end_recreation(domid, Some(&error.to_string())))
 }
 
 /// Opens what a worker cannot.

@@ -1,0 +1,380 @@
+//! Which of the service's workers serves, which one stands by, and when the next is started. Nothing here starts or kills
+//! one: time is an argument, and [`super::workers`] does what a [`Step`] says.
+
+use crate::host::launcher::desk::WorkerId;
+use std::time::{Duration, Instant};
+
+/// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
+const SETTLED: Duration = Duration::from_secs(1);
+/// Between two starts of workers, at least; twice as long after each worker more that dies soon, once so many in a row have.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const EARLY_DEATHS: u32 = 5;
+/// A worker that has served so long has not died soon.
+const SOUND: Duration = Duration::from_secs(1);
+/// How long a worker may take to be set up while nobody serves, and to begin when its turn has come. It is killed then.
+const SET_UP: Duration = Duration::from_secs(30);
+const BEGIN: Duration = Duration::from_secs(5);
+/// When a spare worker that could not be set up is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Which worker serves, which one stands by, and when the next is to be started.
+#[derive(Debug)]
+pub struct Crew {
+    serving: Option<Serving>,
+    spare: Option<Spare>,
+    /// When to start the next spare one, if there is none.
+    start: Instant,
+    /// When one was started last.
+    started: Option<Instant>,
+    /// How many in a row have died soon.
+    early_deaths: u32,
+    /// True once one has begun to serve.
+    pub has_served: bool,
+    /// What the next one is called.
+    pub next: WorkerId,
+}
+
+#[derive(Debug)]
+struct Serving {
+    worker: WorkerId,
+    since: Instant,
+    has_begun: bool,
+}
+
+#[derive(Debug)]
+struct Spare {
+    worker: WorkerId,
+    since: Instant,
+    is_ready: bool,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Start a worker, which is called so.
+    Start(WorkerId),
+    /// Have this one serve.
+    Serve(WorkerId),
+    /// Kill this one, which takes too long: another is to take its place.
+    Kill(WorkerId),
+}
+
+/// Who has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A spare one, while another serves.
+    Spare,
+    /// The one that served, or was to be the first or the next to do so.
+    Server,
+}
+
+impl Crew {
+    /// A crew without a worker: the first is to be started now.
+    pub const fn new(now: Instant) -> Self {
+        Self {
+            serving: None,
+            spare: None,
+            start: now,
+            started: None,
+            early_deaths: 0,
+            has_served: false,
+            next: 0,
+        }
+    }
+
+    /// The next step, which is taken as done; `None` if there is nothing to do before something happens, or before
+    /// [`Self::idle`] is over.
+    pub fn step(&mut self, now: Instant) -> Option<Step> {
+        if let Some(worker) = self.late(now) {
+            return Some(Step::Kill(worker));
+        }
+        if self.serving.is_none()
+            && let Some(Spare {
+                worker,
+                is_ready: true,
+                ..
+            }) = self.spare
+        {
+            self.serving = Some(Serving {
+                worker,
+                since: now,
+                has_begun: false,
+            });
+            (self.spare, self.start) = (None, now + SETTLED);
+            return Some(Step::Serve(worker));
+        }
+        if self.spare.is_none() && now >= self.start {
+            let worker = self.next;
+            self.next += 1;
+            self.started = Some(now);
+            self.spare = Some(Spare {
+                worker,
+                since: now,
+                is_ready: false,
+            });
+            return Some(Step::Start(worker));
+        }
+        None
+    }
+
+    /// The worker that guests wait for, and until when they do.
+    fn awaited(&self) -> Option<(WorkerId, Instant)> {
+        match (&self.serving, &self.spare) {
+            (Some(serving), _) => (!serving.has_begun).then(|| (serving.worker, serving.since + BEGIN)),
+            (None, Some(spare)) => (!spare.is_ready).then(|| (spare.worker, spare.since + SET_UP)),
+            (None, None) => None,
+        }
+    }
+
+    fn late(&mut self, now: Instant) -> Option<WorkerId> {
+        let (worker, _) = self.awaited().filter(|&(_, until)| now >= until)?;
+        // Once, for its death is waited for.
+        if let Some(serving) = &mut self.serving {
+            serving.since = now;
+        } else if let Some(spare) = &mut self.spare {
+            spare.since = now;
+        }
+        Some(worker)
+    }
+
+    /// How long there is nothing to do, if nothing happens; `None` for ever.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        let start = self.spare.is_none().then_some(self.start);
+        let late = self.awaited().map(|(_, until)| until);
+        let next = start.into_iter().chain(late).min()?;
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// A worker is set up.
+    pub fn is_ready(&mut self, worker: WorkerId) {
+        if let Some(spare) = self.spare.as_mut().filter(|spare| spare.worker == worker) {
+            spare.is_ready = true;
+        }
+    }
+
+    /// A worker has begun to serve.
+    pub fn has_begun(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(serving) = self.serving.as_mut().filter(|serving| serving.worker == worker) {
+            (serving.has_begun, serving.since) = (true, now);
+            self.has_served = true;
+        }
+    }
+
+    /// A worker has ended, or could not be started.
+    pub fn ended(&mut self, worker: WorkerId, now: Instant) -> Ended {
+        if let Some(serving) = self.serving.take_if(|serving| serving.worker == worker) {
+            let is_sound = serving.has_begun && now >= serving.since + SOUND;
+            self.early_deaths = if is_sound { 0 } else { self.early_deaths + 1 };
+        } else {
+            let was_ready = self.spare.take().is_some_and(|spare| spare.is_ready);
+            if self.serving.is_some() {
+                // One that cannot be set up now cannot be so soon.
+                self.start = now + if was_ready { SETTLED } else { RETRY };
+                return Ended::Spare;
+            }
+            self.early_deaths += 1;
+        }
+        let soon = self
+            .started
+            .map_or(now, |started| now.max(started + self.pause()));
+        self.start = soon;
+        Ended::Server
+    }
+
+    fn pause(&self) -> Duration {
+        let doublings = self.early_deaths.saturating_sub(EARLY_DEATHS).min(16);
+        (PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A crew of which the first worker serves since `now`, and the second is ready.
+    fn complete(now: Instant) -> Crew {
+        let mut crew = Crew::new(now);
+        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        crew.is_ready(0);
+        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        crew.has_begun(0, now);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        crew.is_ready(1);
+        crew
+    }
+
+    #[test]
+    fn the_first_worker_serves_when_it_is_set_up_and_a_spare_one_follows() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        assert_eq!(crew.idle(now), Some(ms(0)));
+        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(crew.step(now), None, "it is not set up yet");
+        crew.is_ready(0);
+        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        crew.has_begun(0, now);
+        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
+        let later = now + SETTLED;
+        assert_eq!(crew.step(later), Some(Step::Start(1)));
+        crew.is_ready(1);
+        assert_eq!(
+            (crew.step(later), crew.idle(later)),
+            (None, None),
+            "one serves at a time"
+        );
+    }
+
+    #[test]
+    fn a_spare_worker_takes_over_at_once_and_another_stands_by_later() {
+        let now = Instant::now();
+        let mut crew = complete(now);
+        let death = now + ms(5000);
+        assert_eq!(crew.ended(0, death), Ended::Server);
+        assert_eq!(crew.step(death), Some(Step::Serve(1)));
+        assert_eq!(crew.step(death), None);
+        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+    }
+
+    #[test]
+    fn a_spare_worker_that_is_not_set_up_yet_takes_over_when_it_is() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.is_ready(0);
+        crew.step(now);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        assert_eq!(crew.ended(0, now + SETTLED), Ended::Server);
+        assert_eq!(crew.step(now + SETTLED), None);
+        crew.is_ready(1);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+    }
+
+    #[test]
+    fn without_a_spare_worker_one_is_started_but_not_faster_than_so() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        assert_eq!(crew.ended(0, now + ms(30)), Ended::Server, "nobody serves");
+        assert_eq!(
+            (crew.step(now + ms(30)), crew.idle(now + ms(30))),
+            (None, Some(ms(70)))
+        );
+        assert_eq!(crew.step(now + PAUSE), Some(Step::Start(1)));
+        crew.is_ready(1);
+        assert_eq!(crew.step(now + PAUSE), Some(Step::Serve(1)));
+        assert_eq!(crew.ended(1, now + ms(400)), Ended::Server);
+        assert_eq!(
+            crew.step(now + ms(400)),
+            Some(Step::Start(2)),
+            "the last start is long ago"
+        );
+    }
+
+    #[test]
+    fn a_spare_worker_that_dies_is_replaced_later_and_costs_the_other_nothing() {
+        let now = Instant::now();
+        let death = now + ms(5000);
+        let mut crew = complete(now);
+        assert_eq!(crew.ended(1, death), Ended::Spare);
+        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SETTLED)));
+        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        // It could not be set up.
+        assert_eq!(crew.ended(2, death + SETTLED), Ended::Spare);
+        assert_eq!(crew.idle(death + SETTLED), Some(RETRY));
+        assert_eq!(crew.ended(0, death + SETTLED), Ended::Server);
+        assert_eq!(
+            crew.step(death + SETTLED + PAUSE),
+            Some(Step::Start(3)),
+            "nobody waits for a retry"
+        );
+    }
+
+    #[test]
+    fn workers_that_die_soon_are_started_more_and_more_slowly_and_one_that_lives_makes_that_good() {
+        let mut now = Instant::now();
+        let mut crew = Crew::new(now);
+        let mut pauses = Vec::new();
+        for worker in 0..14 {
+            assert_eq!(crew.step(now), Some(Step::Start(worker)));
+            crew.is_ready(worker);
+            assert_eq!(crew.step(now), Some(Step::Serve(worker)));
+            crew.has_begun(worker, now);
+            assert_eq!(crew.ended(worker, now), Ended::Server);
+            let pause = crew.idle(now).unwrap();
+            pauses.push(pause.as_millis());
+            now += pause;
+        }
+        assert_eq!(
+            pauses,
+            [
+                100, 100, 100, 100, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000
+            ]
+        );
+        crew.step(now);
+        crew.is_ready(14);
+        crew.step(now);
+        crew.has_begun(14, now);
+        assert_eq!(crew.ended(14, now + SOUND), Ended::Server);
+        assert_eq!(crew.idle(now + SOUND), Some(ms(0)));
+    }
+
+    #[test]
+    fn a_worker_that_guests_wait_for_in_vain_is_killed_and_another_one_takes_its_place() {
+        let now = Instant::now();
+        // One that is not set up in time, while nobody serves.
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        assert_eq!(crew.step(now + SET_UP - ms(1)), None);
+        assert_eq!(crew.step(now + SET_UP), Some(Step::Kill(0)));
+        assert_eq!(
+            (crew.step(now + SET_UP), crew.idle(now + SET_UP)),
+            (None, Some(SET_UP))
+        );
+        assert_eq!(crew.ended(0, now + SET_UP), Ended::Server);
+        assert_eq!(crew.step(now + SET_UP), Some(Step::Start(1)));
+        // One that does not begin when its turn has come.
+        let mut crew = complete(now);
+        crew.ended(0, now + SETTLED);
+        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+        assert_eq!(crew.idle(now + SETTLED), Some(SETTLED), "the next spare one");
+        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Kill(1)));
+        crew.is_ready(2);
+        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Ended::Server);
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Serve(2)));
+        // One that stands by may take its time.
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.is_ready(0);
+        crew.step(now);
+        crew.has_begun(0, now);
+        crew.step(now + SETTLED);
+        assert_eq!(
+            (crew.step(now + SET_UP * 10), crew.idle(now + SET_UP * 10)),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn only_the_spare_worker_that_says_so_is_ready() {
+        let now = Instant::now();
+        let mut crew = Crew::new(now);
+        crew.step(now);
+        crew.ended(0, now);
+        crew.step(now + PAUSE);
+        crew.is_ready(0);
+        assert_eq!(
+            crew.step(now + PAUSE),
+            None,
+            "the first one is dead, the second is being set up"
+        );
+        let mut crew = complete(now);
+        crew.is_ready(0);
+        assert_eq!(crew.step(now + SETTLED), None, "it serves already");
+    }
+}
