@@ -21,10 +21,10 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
+use toolstack::config_space::access::ConfigAccess;
 use toolstack::function::guard::Guard;
 use toolstack::function::{Done, Functions};
 use toolstack::host::domains::Domain;
-use toolstack::pci::config_space::ConfigAccess;
 use toolstack::records::interrupt_mode::Mode;
 use toolstack::records::{Attachment, Device};
 use toolstack::terms::Terms;
@@ -574,7 +574,7 @@ impl Case {
             }
         };
         let bytes = self.card.bytes.borrow().clone();
-        let capabilities = toolstack::pci::capabilities::Capabilities::find(&bytes);
+        let capabilities = toolstack::config_space::capabilities::Capabilities::find(&bytes);
         let guard = Guard::new(&bytes[..64], &capabilities, &terms);
         assert_eq!(
             guard.unfit_quirks(),

@@ -14,7 +14,7 @@
 //! | [`nodes`] | xenstore nodes of both hops |
 //! | [`records`] | what outlives a process |
 //! | [`host`] | this machine: Linux, xl, xenstored |
-//! | [`pci`] | what a configuration space says |
+//! | [`config_space`] | what a configuration space says |
 //!
 //! Below all of them stand [`terms`], [`paths`], [`say`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
 //! libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
@@ -24,13 +24,13 @@
 
 pub mod admission;
 pub mod commands;
+pub mod config_space;
 pub mod control;
 pub mod function;
 pub mod handover;
 pub mod host;
 pub mod nodes;
 pub mod paths;
-pub mod pci;
 pub mod records;
 pub mod say;
 pub mod serde_text;

@@ -23,7 +23,7 @@ pub const CRATES: [Crate; 10] = [
             "nodes",
             "records",
             "host",
-            "pci",
+            "config_space",
             "terms",
             "say",
             "serde_text",

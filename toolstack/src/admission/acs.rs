@@ -4,8 +4,8 @@
 //! A switch, or a device with several functions, may pass memory accesses from one function to another by itself. ACS
 //! is what forbids that. Xen does not look at it when it tells IOMMU groups.
 
+use crate::config_space::capabilities::Capabilities;
 use crate::host::sysfs::Sysfs;
-use crate::pci::capabilities::Capabilities;
 use pci::bdf::Bdf;
 
 /// Kinds of PCI Express functions (section 7.8.2).
@@ -45,7 +45,7 @@ fn may_pass_on(bdf: Bdf, sysfs: &Sysfs) -> bool {
         Some(kind::ROOT_PORT | kind::DOWNSTREAM_PORT) => true,
         // One way in, and its only peers are functions in its slot.
         Some(kind::UPSTREAM_PORT) => !sysfs.slot_of(bdf).is_empty(),
-        _ if crate::pci::header::is_bridge(&config) => false,
+        _ if crate::config_space::header::is_bridge(&config) => false,
         _ => !sysfs.slot_of(bdf).is_empty(),
     };
     has_peers && !redirects(&config, capabilities.acs)
@@ -68,8 +68,8 @@ fn redirects(config: &[u8], acs: Option<u16>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config_space::capabilities::tests::space;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::capabilities::tests::space;
 
     const ROOT_PORT: &str = "0000:00:1c.0";
     const UPSTREAM: &str = "0000:01:00.0";

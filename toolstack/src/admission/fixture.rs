@@ -3,9 +3,9 @@
 use super::group::Groups;
 use super::mounts::Mounts;
 use super::surroundings::Surroundings;
+use crate::config_space::capabilities::tests::space;
 use crate::host::mcfg::Mcfg;
 use crate::host::sysfs::tests::Tree;
-use crate::pci::capabilities::tests::space;
 use crate::records::claims::Claims;
 use pci::bdf::Bdf;
 

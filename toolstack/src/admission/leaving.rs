@@ -2,8 +2,8 @@
 
 use super::group::Groups;
 use super::refusal::Refusal;
-use crate::pci::header::{is_bridge, leads_to};
-use crate::pci::resources::shared_frame;
+use crate::config_space::header::{is_bridge, leads_to};
+use crate::config_space::resources::shared_frame;
 use crate::records::Device;
 
 /// Checks that devices can leave a guest that keeps the devices `kept`. `groups` are those of the leaving ones.
@@ -61,7 +61,7 @@ mod tests {
             "{refusal}"
         );
         let bridge = Device {
-            header: crate::pci::header::tests::bridge(),
+            header: crate::config_space::header::tests::bridge(),
             ..device("0000:00:07.0")
         };
         assert!(check_leaving(&[device(one)], &[bridge], &groups).is_ok());
@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn a_bridge_does_not_leave_while_the_guest_keeps_a_device_behind_it() {
         let bridge = Device {
-            header: crate::pci::header::tests::bridge(),
+            header: crate::config_space::header::tests::bridge(),
             bars: Bars::default(),
             ..records::tests::device("0000:00:07.0")
         };

@@ -1,7 +1,7 @@
 //! Pages that the memory of two devices lies in: Xen gives memory away by the page.
 
+use crate::config_space::resources::shared_frame;
 use crate::host::sysfs::{Sysfs, SysfsError};
-use crate::pci::resources::shared_frame;
 use pci::bdf::Bdf;
 use xenbus::device::Bars;
 

@@ -1,9 +1,9 @@
 //! Quirks: registers of which the guest may write some bits.
 
 use super::refusal::Refusal;
+use crate::config_space::capabilities::Capabilities;
 use crate::function::guard::Guard;
 use crate::host::sysfs::Sysfs;
-use crate::pci::capabilities::Capabilities;
 use crate::terms::Terms;
 use pci::bdf::Bdf;
 

@@ -3,13 +3,13 @@
 //! The stub has judged each request already; here it is judged again, because the stub may be the
 //! guest's by now. Reads are not answered: a stub reads configuration space by itself.
 
+use crate::config_space::access::{ConfigAccess, EXTENDED_SPACE, SPACE};
+use crate::config_space::capabilities::Capabilities;
+use crate::config_space::restore;
 use crate::function::aer::Condition;
 use crate::function::guard::{Guard, Refusal, Rule};
 use crate::function::interrupts::{Decoder, Failure, Interrupts, disable_intx, enable_intx};
 use crate::function::snapshot::Snapshot;
-use crate::pci::capabilities::Capabilities;
-use crate::pci::config_space::{ConfigAccess, EXTENDED_SPACE, SPACE};
-use crate::pci::restore;
 use crate::records::interrupt_mode::{Change, Mode, Note};
 use crate::records::{Attachment, Device};
 use pci::bdf::Bdf;
@@ -478,8 +478,8 @@ impl<C: ConfigAccess> Functions<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::capabilities::tests::space;
-    use crate::pci::config_space::tests::Model;
+    use crate::config_space::access::tests::Model;
+    use crate::config_space::capabilities::tests::space;
     use crate::records::tests::{attachment, device, virtual_function};
     use crate::terms::{Msi, Terms};
     use xen::model::Xen;

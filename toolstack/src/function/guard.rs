@@ -8,8 +8,8 @@
 //! The record of the device may widen that. A quirk is one more rule, for some bits of one register that has none. A
 //! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
 
-use crate::pci::capabilities::Capabilities;
-use crate::pci::header;
+use crate::config_space::capabilities::Capabilities;
+use crate::config_space::header;
 use crate::terms::Terms;
 use pci::registers::{command, register};
 use std::ops::Range;
@@ -255,7 +255,7 @@ fn overlaps_any(one: &Range<u16>, others: &[Range<u16>]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::capabilities::tests::{extended, space};
+    use crate::config_space::capabilities::tests::{extended, space};
 
     const POWER: u16 = 0xc8;
     const MSI: u16 = 0xd0;

@@ -4,8 +4,8 @@
 //! dom0 turns the capability on in the device. Xen lets the same MSI-X entry be mapped twice, so
 //! that is refused here.
 
-use crate::pci::capabilities::Capabilities;
-use crate::pci::config_space::ConfigAccess;
+use crate::config_space::access::ConfigAccess;
+use crate::config_space::capabilities::Capabilities;
 use crate::records::interrupt_mode::{Change, Mode, Note};
 use pci::bdf::Bdf;
 use pci::registers::{SILENT, command, msi, msix, power, register};
@@ -454,8 +454,8 @@ pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::capabilities::tests::space;
-    use crate::pci::config_space::tests::Model;
+    use crate::config_space::access::tests::Model;
+    use crate::config_space::capabilities::tests::space;
     use xen::model::Xen;
 
     const GUEST: DomId = 3;

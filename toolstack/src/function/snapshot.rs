@@ -1,9 +1,9 @@
 //! What a reset takes from a function's configuration, remembered, so that it can be put back while a guest has it.
 
-use crate::pci::capabilities::Capabilities;
-use crate::pci::config_space::ConfigAccess;
-use crate::pci::header as layout;
-use crate::pci::restore::recorded;
+use crate::config_space::access::ConfigAccess;
+use crate::config_space::capabilities::Capabilities;
+use crate::config_space::header as layout;
+use crate::config_space::restore::recorded;
 use pci::registers::{SILENT, command, register};
 use std::io;
 
@@ -157,8 +157,8 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::capabilities::tests::space;
-    use crate::pci::config_space::tests::Model;
+    use crate::config_space::access::tests::Model;
+    use crate::config_space::capabilities::tests::space;
 
     const EXP: usize = 0xc0;
 

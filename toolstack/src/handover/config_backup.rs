@@ -3,11 +3,11 @@
 //! A reset does not see to that: Linux saves the registers that it knows before, as the guest left them, and restores
 //! them after. What is kept lies in a file for each device, which like the records goes away with a reboot.
 
+use crate::config_space::access::ConfigAccess;
+use crate::config_space::capabilities::Capabilities;
 use crate::function::guard::{Guard, Rule};
 use crate::host::sysfs::Sysfs;
 use crate::paths::RUN;
-use crate::pci::capabilities::Capabilities;
-use crate::pci::config_space::ConfigAccess;
 use crate::records::Device;
 use crate::terms::Terms;
 use pci::bdf::Bdf;
@@ -128,8 +128,8 @@ fn value(config: &[u8], offset: u16, width: u8) -> Option<u32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config_space::capabilities::tests::space;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::capabilities::tests::space;
     use crate::records::tests::device;
 
     const BDF: &str = "0000:00:05.0";

@@ -1,12 +1,12 @@
 //! Giving devices to a guest, with a stub as their backend.
 
+use crate::config_space::resources::{Resource, resources};
 use crate::handover::idle_intx::{self, IdleIntxError};
 use crate::handover::intx_lines::dom0_sharers;
 use crate::handover::shared_intx::{self, AckError};
 use crate::host::Host;
 use crate::host::store::StoreError;
 use crate::nodes::hops::Hop;
-use crate::pci::resources::{Resource, resources};
 use crate::records::claims::{Claims, ClaimsError};
 use crate::records::failed;
 use crate::records::{Attachment, Device, RecordError, forget_mapped};

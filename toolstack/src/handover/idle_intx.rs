@@ -6,10 +6,10 @@
 //! register while a guest has a line that may be its own. A driver of dom0's that binds later enables INTx again
 //! (`do_pci_enable_device` in `drivers/pci/pci.c`).
 
+use crate::config_space::access::ConfigAccess as _;
 use crate::handover::intx_lines;
 use crate::host::store::Store;
 use crate::host::sysfs::{PCIBACK, Sysfs, SysfsError};
-use crate::pci::config_space::ConfigAccess as _;
 use crate::records::claims::Claims;
 use crate::records::{self, Attachment, RecordError};
 use pci::bdf::Bdf;

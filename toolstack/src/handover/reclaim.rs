@@ -4,6 +4,7 @@
 //! Every step is tried, because a device that is left half quiesced is the worst outcome. A device with which any
 //! step failed goes into quarantine, and to nobody.
 
+use crate::config_space::resources::resources;
 use crate::handover::config_backup;
 use crate::handover::grant::permit;
 use crate::handover::idle_intx;
@@ -15,7 +16,6 @@ use crate::host::domains::{self, is_alive};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::nodes::device_list;
 use crate::nodes::hops::{error_directory, first_hop};
-use crate::pci::resources::resources;
 use crate::records::interrupt_mode::Mode;
 use crate::records::{self, Attachment, Device};
 use inject::Point;
@@ -431,10 +431,10 @@ fn reset(sysfs: &Sysfs, device: &Device, released: &mut Released) -> Result<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config_space::capabilities::tests::space;
     use crate::host::Runner;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::capabilities::tests::space;
     use crate::records::tests::{device, domain};
     use xen::model::Xen;
     use xenbus::device::SlotMode;

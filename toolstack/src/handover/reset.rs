@@ -1,10 +1,10 @@
 //! How a function is reset: the ways that Linux knows, the one that it takes, and what stands in its way.
 
+use crate::config_space::access::{ConfigAccess, SPACE, quieten};
+use crate::config_space::capabilities::Capabilities;
+use crate::config_space::restore;
 use crate::function::interrupts::turn_off;
 use crate::host::sysfs::{Sysfs, SysfsError};
-use crate::pci::capabilities::Capabilities;
-use crate::pci::config_space::{ConfigAccess, SPACE, quieten};
-use crate::pci::restore;
 use pci::bdf::Bdf;
 use pci::registers::register;
 use std::fmt;
@@ -238,9 +238,9 @@ fn capabilities(config: &impl ConfigAccess) -> io::Result<Capabilities> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config_space::access::tests::Model;
+    use crate::config_space::capabilities::tests::space;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::capabilities::tests::space;
-    use crate::pci::config_space::tests::Model;
 
     fn bdf(text: &str) -> Bdf {
         text.parse().unwrap()

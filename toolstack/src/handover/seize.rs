@@ -5,12 +5,12 @@
 //! It is exported to nobody: xen-pciback resets a device when its frontend dies, and the frontend
 //! would be the stub.
 
+use crate::config_space::access::quieten;
 use crate::handover::reset::{self, Method};
 use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::xl::{self, XlError};
-use crate::pci::config_space::quieten;
 use crate::records::{self, RecordError, Taken};
 use pci::bdf::Bdf;
 use pci::registers::register;

@@ -3,8 +3,8 @@
 //! Intel Virtualization Technology for Directed I/O, sections 8.1, 8.3.1 and 8.4. Xen hides the table from dom0 by
 //! spelling its signature backwards, so Linux shows it as `RMAD`.
 
+use crate::config_space::bytes::{u16_at, u64_at};
 use crate::host::sysfs::Sysfs;
-use crate::pci::bytes::{u16_at, u64_at};
 use pci::bdf::Bdf;
 use std::fs;
 use std::ops::RangeInclusive;

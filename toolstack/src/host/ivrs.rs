@@ -2,7 +2,7 @@
 //!
 //! AMD I/O Virtualization Technology (IOMMU) Specification, revision 3, sections 5.2.1 and 5.2.3.
 
-use crate::pci::bytes::{u16_at, u64_at};
+use crate::config_space::bytes::{u16_at, u64_at};
 use pci::bdf::Bdf;
 use std::fs;
 use std::ops::RangeInclusive;

@@ -1,7 +1,7 @@
 //! What Linux's sysfs says about PCI functions, and how it resets them.
 
-use crate::pci::config_space::ConfigFile;
-use crate::pci::resources;
+use crate::config_space::access::ConfigFile;
+use crate::config_space::resources;
 use inject::Point;
 use pci::bdf::Bdf;
 use std::fmt;

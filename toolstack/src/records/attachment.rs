@@ -314,7 +314,8 @@ pub(crate) mod tests {
         Device {
             bdf: bdf.parse().unwrap(),
             ids: "8086:10d3".parse().unwrap(),
-            bars: crate::pci::resources::parse(crate::pci::resources::tests::E1000E).unwrap(),
+            bars: crate::config_space::resources::parse(crate::config_space::resources::tests::E1000E)
+                .unwrap(),
             ecam: 0xb0028,
             gsi: Some(20),
             line_offered: true,

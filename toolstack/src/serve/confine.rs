@@ -267,9 +267,9 @@ fn refuse(error: Errno) -> SeccompAction {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config_space::access::ConfigAccess as _;
     use crate::handover::config_backup;
     use crate::host::sysfs::tests::Tree;
-    use crate::pci::config_space::ConfigAccess as _;
     use rustix::fs::{FlockOperation, flock};
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;

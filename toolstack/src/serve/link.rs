@@ -1,12 +1,12 @@
 //! One stub's connection: its page, its event channel, and the thread that answers.
 
 use super::wake::Wake;
+use crate::config_space::access::ConfigFile;
 use crate::function::aer::{Condition, Told};
 use crate::function::interrupts::Failure;
 use crate::function::{Done, Functions};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::{Sysfs, SysfsError};
-use crate::pci::config_space::ConfigFile;
 use crate::records::interrupt_mode::{Change, Note};
 use crate::records::{self, Attachment, RecordError};
 use crate::serve::log_limit::LogLimit;

@@ -1,7 +1,7 @@
 //! Putting the header of a configuration space back to what was recorded.
 
-use crate::pci::config_space::{ConfigAccess, quiet};
-use crate::pci::header as layout;
+use crate::config_space::access::{ConfigAccess, quiet};
+use crate::config_space::header as layout;
 use pci::registers::register;
 use std::io;
 
@@ -47,7 +47,7 @@ pub fn header(config: &impl ConfigAccess, header: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::config_space::tests::Model;
+    use crate::config_space::access::tests::Model;
 
     fn recorded() -> Vec<u8> {
         let mut header = vec![0; 64];

@@ -1,8 +1,8 @@
 //! What a configuration space says. Its bytes come by a trait, or as a slice.
 
+pub mod access;
 pub mod bytes;
 pub mod capabilities;
-pub mod config_space;
 pub mod header;
 pub mod resources;
 pub mod restore;
