@@ -4,7 +4,8 @@
 //! and `open` with `O_EXCL` fails then. The tables of mounts and the like only tell what the use is.
 
 use crate::host::store::{Store, StoreError};
-use crate::host::sysfs::{Block, DeviceNumber, Sysfs, device_number};
+use crate::host::sysfs::Sysfs;
+use crate::host::sysfs::classes::{BlockDevice, DeviceNumber, device_number};
 use pci::bdf::Bdf;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -122,7 +123,7 @@ impl Mounts {
     }
 
     /// What the tables say of a block device, and of those that are made of it.
-    fn known_use(&self, disk: &Block, sysfs: &Sysfs, depth: u32) -> Option<Use> {
+    fn known_use(&self, disk: &BlockDevice, sysfs: &Sysfs, depth: u32) -> Option<Use> {
         let name = &disk.name;
         let path = format!("/dev/{name}");
         let mounts: Vec<&Mount> = self
@@ -178,7 +179,7 @@ impl Mounts {
     }
 
     /// What the kernel says of a block device of which the tables know nothing.
-    fn unknown_use(&self, disk: &Block, bdf: Bdf) -> Option<Use> {
+    fn unknown_use(&self, disk: &BlockDevice, bdf: Bdf) -> Option<Use> {
         let name = &disk.name;
         match self.kernel.claim(disk) {
             Ok(()) => None,
@@ -259,7 +260,7 @@ fn number_of(path: &Path) -> Option<DeviceNumber> {
 
 impl Kernel {
     /// Claims a block device for a moment.
-    fn claim(&self, disk: &Block) -> Result<(), Errno> {
+    fn claim(&self, disk: &BlockDevice) -> Result<(), Errno> {
         match self {
             Self::Asked => claim(&disk.node()),
             #[cfg(test)]

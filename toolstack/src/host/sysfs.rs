@@ -4,23 +4,17 @@ use crate::config_space::access::ConfigFile;
 use crate::config_space::resources;
 use inject::Point;
 use pci::bdf::Bdf;
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use xenbus::device::{Bars, Ids};
 
+pub mod classes;
+mod irq;
+
 /// The driver with which dom0 holds a device for passthrough, as sysfs calls it.
 pub const PCIBACK: &str = "pciback";
-
-/// How the names of its handlers begin; the device's address follows.
-const PCIBACK_HANDLER: &str = "xen-pciback[";
-/// `IFF_UP` among the flags of a network interface (`include/uapi/linux/if.h`).
-const INTERFACE_UP: u32 = 1;
-
-/// The keys Q to P, Enter, A to L, and Z to M (`include/uapi/linux/input-event-codes.h`).
-const LETTERS: u64 = 0x3ff << 16 | 1 << 28 | 0x1ff << 30 | 0x7f << 44;
 
 /// A file of sysfs that could not be used.
 #[derive(Debug, Error)]
@@ -187,13 +181,6 @@ impl Sysfs {
         })
     }
 
-    /// The number of the interrupt line, which for a line of an I/O APIC is the GSI; `None` if the
-    /// function has none (0 and 255 both mean that).
-    pub fn irq(&self, bdf: Bdf) -> Option<u32> {
-        let text = fs::read_to_string(self.path(bdf, "irq")).ok()?;
-        text.trim().parse().ok().filter(|irq| !matches!(irq, 0 | 255))
-    }
-
     /// True if dom0 has turned the function on, so that its interrupt line is in use.
     pub fn is_enabled(&self, bdf: Bdf) -> bool {
         let text = fs::read_to_string(self.path(bdf, "enable")).unwrap_or_default();
@@ -242,186 +229,6 @@ impl Sysfs {
             .map_err(|source| self.error(bdf, "reset", "cannot reset", source))
     }
 
-    /// The network interfaces of the function, each with whether it is up.
-    pub fn interfaces(&self, bdf: Bdf) -> Vec<(String, bool)> {
-        let interfaces = self.class_devices("net", bdf).into_iter().map(|(name, path)| {
-            let flags = fs::read_to_string(path.join("flags")).unwrap_or_default();
-            let digits = flags.trim().trim_start_matches("0x");
-            let up = u32::from_str_radix(digits, 16).is_ok_and(|flags| flags & INTERFACE_UP != 0);
-            (name, up)
-        });
-        interfaces.collect()
-    }
-
-    /// The disks and partitions of the function. A path to an NVMe namespace that several controllers may lead to is
-    /// none: the namespace itself is, which belongs to the subsystem of the function's controller.
-    pub fn disks(&self, bdf: Bdf) -> Vec<Block> {
-        let mut disks = self.class_devices("block", bdf);
-        let controllers = self.class_devices("nvme", bdf);
-        for subsystem in entries(&self.root.join("class/nvme-subsystem")) {
-            if controllers.iter().any(|(name, _)| subsystem.join(name).exists()) {
-                let subsystem = fs::canonicalize(&subsystem).unwrap_or(subsystem);
-                let belongs = |path: &Path| path.starts_with(&subsystem);
-                disks.extend(self.class_devices_where("block", belongs));
-            }
-        }
-        let hidden = |path: &Path| is_one(&path.join("hidden"));
-        disks.retain(|(_, path)| !hidden(path));
-        disks
-            .into_iter()
-            .map(|(name, path)| self.block_at(name, &path))
-            .collect()
-    }
-
-    /// A block device of any kind.
-    pub fn block(&self, name: &str) -> Option<Block> {
-        let path = fs::canonicalize(self.root.join("class/block").join(name)).ok()?;
-        Some(self.block_at(name.to_owned(), &path))
-    }
-
-    fn block_at(&self, name: String, path: &Path) -> Block {
-        let number = fs::read_to_string(path.join("dev")).unwrap_or_default();
-        let holders = entries(&path.join("holders"))
-            .into_iter()
-            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
-        let holders = holders.map(|name| {
-            let mapped = self.root.join("class/block").join(&name).join("dm/name");
-            let label = fs::read_to_string(mapped)
-                .ok()
-                .map(|label| label.trim().to_owned());
-            Holder { name, label }
-        });
-        Block {
-            number: device_number(&number),
-            holders: holders.collect(),
-            name,
-        }
-    }
-
-    /// The block devices of the btrfs file system that one belongs to; none if it belongs to none.
-    pub fn btrfs_members(&self, name: &str) -> Vec<String> {
-        for file_system in entries(&self.root.join("fs/btrfs")) {
-            let members = entries(&file_system.join("devices"));
-            let members = members
-                .iter()
-                .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
-            let members: Vec<_> = members.collect();
-            if members.iter().any(|member| member == name) {
-                return members;
-            }
-        }
-        Vec::new()
-    }
-
-    /// The kind of file system, and its tag if that is known, that a virtio function brings from the machine below.
-    pub fn shared_directory(&self, bdf: Bdf) -> Option<(&'static str, Option<String>)> {
-        let devices = entries(&self.path(bdf, ""));
-        devices.into_iter().find_map(|device| {
-            let driver = fs::read_link(device.join("driver")).ok()?;
-            match driver.file_name()?.to_str()? {
-                "9pnet_virtio" => {
-                    let tag = fs::read_to_string(device.join("mount_tag")).ok();
-                    Some(("9p", tag.map(|tag| tag.trim_matches(['\0', '\n']).to_owned())))
-                }
-                "virtiofs" => Some(("virtiofs", None)),
-                _ => None,
-            }
-        })
-    }
-
-    /// True if the firmware showed its pictures by this function.
-    pub fn is_boot_display(&self, bdf: Bdf) -> bool {
-        is_one(&self.path(bdf, "boot_vga"))
-    }
-
-    /// The frame buffers of the function, such as `fb0`.
-    pub fn frame_buffers(&self, bdf: Bdf) -> Vec<String> {
-        let devices = self.class_devices("graphics", bdf).into_iter();
-        devices.map(|(name, _)| name).collect()
-    }
-
-    /// The driver of dom0's console on frame buffers, such as `vtcon1`, while it is bound.
-    pub fn frame_buffer_console(&self) -> Option<String> {
-        let console = entries(&self.root.join("class/vtconsole"))
-            .into_iter()
-            .find(|console| {
-                let name = fs::read_to_string(console.join("name")).unwrap_or_default();
-                name.contains("frame buffer") && is_one(&console.join("bind"))
-            })?;
-        Some(console.file_name()?.to_str()?.to_owned())
-    }
-
-    /// For each keyboard: the functions that lead to it.
-    pub fn keyboards(&self) -> Vec<Vec<Bdf>> {
-        let inputs = entries(&self.root.join("class/input"));
-        let keyboards = inputs.iter().filter_map(|input| {
-            let keys = fs::read_to_string(input.join("capabilities/key")).ok()?;
-            // The last word has the lowest keys.
-            let lowest = u64::from_str_radix(keys.split_whitespace().next_back()?, 16).ok()?;
-            (lowest & LETTERS == LETTERS).then(|| fs::canonicalize(input).ok())?
-        });
-        let above = |path: PathBuf| {
-            let parts = path
-                .components()
-                .filter_map(|part| part.as_os_str().to_str()?.parse().ok());
-            parts.collect()
-        };
-        keyboards.map(above).collect()
-    }
-
-    /// The devices of a class, such as `net`, that lie below the function: name and directory.
-    fn class_devices(&self, class: &str, bdf: Bdf) -> Vec<(String, PathBuf)> {
-        let function = bdf.to_string();
-        self.class_devices_where(class, |path| {
-            path.components()
-                .any(|part| part.as_os_str() == function.as_str())
-        })
-    }
-
-    /// The devices of a class that lie where `belongs` says: name and directory.
-    fn class_devices_where(&self, class: &str, belongs: impl Fn(&Path) -> bool) -> Vec<(String, PathBuf)> {
-        let devices = entries(&self.root.join("class").join(class))
-            .into_iter()
-            .filter_map(|entry| {
-                let path = fs::canonicalize(&entry).ok().filter(|path| belongs(path))?;
-                Some((entry.file_name()?.to_str()?.to_owned(), path))
-            });
-        devices.collect()
-    }
-
-    /// The drivers of dom0's that have a handler on an interrupt line; those of xen-pciback are none.
-    pub fn line_users(&self, irq: u32) -> Vec<String> {
-        let path = self.root.join("kernel/irq").join(irq.to_string()).join("actions");
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let names = text
-            .trim()
-            .split(',')
-            .filter(|name| !name.is_empty() && !name.starts_with(PCIBACK_HANDLER));
-        names.map(str::to_owned).collect()
-    }
-
-    /// How many of the last interrupts of a line there were, and how many of them nobody in dom0 wanted. At 100,000
-    /// Linux counts anew, and if then more than 99,900 were unwanted, it turns the line off. `None` if dom0 does not
-    /// use the line.
-    pub fn unwanted_interrupts(&self, irq: u32) -> Option<(u32, u32)> {
-        let text = fs::read_to_string(self.proc.join("irq").join(irq.to_string()).join("spurious")).ok()?;
-        let number = |key| {
-            let value = text.lines().find_map(|line| line.strip_prefix(key));
-            value.and_then(|value| value.trim().parse().ok())
-        };
-        Some((number("count ")?, number("unhandled ")?))
-    }
-
-    /// xen-pciback's handlers: one line each.
-    pub fn irq_handlers(&self) -> io::Result<String> {
-        fs::read_to_string(self.pciback().join("irq_handlers"))
-    }
-
-    /// Switches xen-pciback's handler for a function on or off.
-    pub fn toggle_irq_handler(&self, bdf: Bdf) -> io::Result<()> {
-        write(&self.pciback().join("irq_handler_state"), &bdf.to_string())
-    }
-
     fn pciback(&self) -> PathBuf {
         self.root.join("bus/pci/drivers").join(PCIBACK)
     }
@@ -454,52 +261,6 @@ impl Sysfs {
     }
 }
 
-/// Major and minor number of a block device.
-pub type DeviceNumber = (u32, u32);
-
-/// Such as `8:1`, in decimal digits. Major number 0 is that of file systems without a device of their own.
-pub fn device_number(text: &str) -> Option<DeviceNumber> {
-    let (major, minor) = text.trim().split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?)).filter(|&(major, _)| major != 0)
-}
-
-/// A disk, a partition, or what is made of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// Such as `sda1`.
-    pub name: String,
-    /// Major and minor number.
-    pub number: Option<DeviceNumber>,
-    /// The block devices that are made of it.
-    pub holders: Vec<Holder>,
-}
-
-impl Block {
-    /// Its node. Sysfs writes `!` where the name has a slash.
-    pub fn node(&self) -> String {
-        format!("/dev/{}", self.name.replace('!', "/"))
-    }
-}
-
-/// A block device that is made of others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Such as `dm-0`.
-    pub name: String,
-    /// Such as `vg-root`.
-    pub label: Option<String>,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "/dev/{}", self.name)?;
-        match &self.label {
-            Some(label) => write!(f, " ({label})"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// What is in a directory, sorted; nothing if it is not there.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -508,12 +269,12 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// True if a file says 1.
 /// Writes to an attribute. Its file is there, and is not truncated: the service may not create or truncate in sysfs.
 fn write(attribute: &Path, text: &str) -> io::Result<()> {
     io::Write::write_all(&mut File::options().write(true).open(attribute)?, text.as_bytes())
 }
 
+/// True if a file says 1.
 fn is_one(file: &Path) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
 }
@@ -609,7 +370,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn bdf(text: &str) -> Bdf {
+    pub fn bdf(text: &str) -> Bdf {
         text.parse().unwrap()
     }
 
@@ -703,44 +464,6 @@ pub(crate) mod tests {
         assert_eq!(slot_of("01:05.2"), [bdf("01:05.0")]);
         assert_eq!(slot_of("01:05.7"), [], "virtual");
         assert_eq!(slot_of("01:06.0"), []);
-    }
-
-    #[test]
-    fn an_interrupt_line_of_0_or_255_is_none() {
-        let tree = Tree::new();
-        for (name, irq, expected) in [
-            ("0000:00:01.0", "16\n", Some(16)),
-            ("0000:00:02.0", "0\n", None),
-            ("0000:00:03.0", "255\n", None),
-            ("0000:00:04.0", "?", None),
-        ] {
-            tree.add(name, &[("irq", irq.as_bytes())]);
-            assert_eq!(tree.sysfs().irq(bdf(name)), expected, "{irq}");
-        }
-    }
-
-    #[test]
-    fn the_users_of_a_line_are_dom0s_drivers_and_not_xen_pciback() {
-        let tree = Tree::new();
-        let line = tree.directory.path().join("kernel/irq/22");
-        fs::create_dir_all(&line).unwrap();
-        fs::write(line.join("actions"), "eth0,xen-pciback[0000:00:05.0],ahci\n").unwrap();
-        assert_eq!(tree.sysfs().line_users(22), ["eth0", "ahci"]);
-        assert_eq!(tree.sysfs().line_users(23), [""; 0]);
-    }
-
-    #[test]
-    fn the_interrupts_that_nobody_wanted_are_counted_by_line() {
-        let tree = Tree::new();
-        let line = tree.directory.path().join("proc/irq/22");
-        fs::create_dir_all(&line).unwrap();
-        fs::write(
-            line.join("spurious"),
-            "count 1200\nunhandled 1100\nlast_unhandled 4 ms\n",
-        )
-        .unwrap();
-        assert_eq!(tree.sysfs().unwanted_interrupts(22), Some((1200, 1100)));
-        assert_eq!(tree.sysfs().unwanted_interrupts(23), None);
     }
 
     #[test]
