@@ -5,7 +5,7 @@ use super::console::has_only_keyboard;
 use super::line::{Offer, check_lines, line_sharers};
 use super::refusal::Refusal;
 use super::surroundings::Surroundings;
-use crate::function::interrupts::msix_entries;
+use crate::config_space::interrupts::msix_entries;
 use crate::handover::idle_intx;
 use crate::handover::intx_lines::{Sharers, line, line_is_known};
 use crate::handover::reset::{Method, Plan};

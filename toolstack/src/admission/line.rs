@@ -2,7 +2,7 @@
 
 use super::refusal::Refusal;
 use super::surroundings::Surroundings;
-use crate::function::interrupts::{msi_messages, msix_entries};
+use crate::config_space::interrupts::{msi_messages, msix_entries};
 use crate::handover::intx_lines::{Sharers, dom0_sharers, line, line_is_known};
 use crate::host::sysfs::Sysfs;
 use crate::records::claims::Claim;

@@ -4,5 +4,6 @@ pub mod access;
 pub mod bytes;
 pub mod capabilities;
 pub mod header;
+pub mod interrupts;
 pub mod resources;
 pub mod restore;

@@ -6,26 +6,18 @@
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
+use crate::config_space::interrupts::{disable_intx, enable_intx, turn_off};
+use crate::function::failure::Failure;
+use crate::function::msix_table::{Decoder, MsixTable, is_awake};
 use crate::records::interrupt_mode::{Change, Mode, Note};
 use pci::bdf::Bdf;
-use pci::registers::{SILENT, command, msi, msix, power, register};
-use std::collections::BTreeSet;
+use pci::registers::{msi, msix};
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::device::Bars;
-use xenbus::pciif::{MAX_VECTORS, OpError};
+use xenbus::pciif::OpError;
 
-/// How many numbers in a row may be no pirqs of a guest among those that it has: Xen keeps the number of an unmapped
-/// one from it as long as the guest has it bound.
-const LONGEST_GAP: usize = 256;
-/// The function that decodes memory for another: itself, or the physical one of a virtual one.
-#[derive(Debug)]
-pub struct Decoder<'a, C> {
-    /// Its configuration space.
-    pub config: &'a C,
-    /// Where its power management lies, if it has it.
-    pub power: Option<u16>,
-}
+mod orphans;
 
 /// Everything about a function that its interrupts depend on.
 #[derive(Clone, Debug)]
@@ -35,36 +27,6 @@ pub struct Interrupts {
     bars: Bars,
     line_offered: bool,
     mode: Mode,
-}
-
-/// Why a mode was not turned on: the answer to the stub, and the cause for the log.
-#[derive(Debug)]
-pub struct Failure {
-    /// The answer.
-    pub error: OpError,
-    /// The cause.
-    pub cause: String,
-}
-
-impl Failure {
-    fn new(error: OpError, cause: impl Into<String>) -> Self {
-        let cause = cause.into();
-        Self { error, cause }
-    }
-
-    fn asleep(error: OpError) -> Self {
-        Self::new(
-            error,
-            "the device is not in D0, and answers no memory access: the guest must set its power state first",
-        )
-    }
-
-    fn config(error: io::Error) -> Self {
-        Self::new(
-            OpError::OpFailed,
-            format!("the configuration space cannot be accessed: {error}"),
-        )
-    }
 }
 
 impl Interrupts {
@@ -136,8 +98,17 @@ impl Interrupts {
         entries: &[u16],
         mut note: impl FnMut(Note<'_>),
     ) -> Result<Vec<u16>, Failure> {
-        let table = self.msix_table(config, decoder)?;
-        self.check_entries(entries, table.last_entry)?;
+        let capability = self
+            .capabilities
+            .msix
+            .ok_or_else(|| Failure::new(OpError::OpFailed, "the device has no MSI-X"))?;
+        match self.mode {
+            Mode::Line => {}
+            Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
+            Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
+        }
+        let table = MsixTable::find(config, decoder, capability, self.capabilities.power, &self.bars)?;
+        table.check_entries(entries)?;
         note(Note::Change(Change::Msix(entries.len())));
         let mut mapped: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
         for &entry in entries {
@@ -210,40 +181,6 @@ impl Interrupts {
         off.and(unmapped).and(line)
     }
 
-    /// Finishes what a process that died has begun: `change` is the one that it had noted, `known` are the pirqs that
-    /// the guest has for all of its functions, by the record. A mode that is recorded and not on in the device was on
-    /// its way on or off; the guest has no answer yet, and asks again.
-    ///
-    /// Returns how many pirqs were found and unmapped.
-    pub fn settle(
-        &mut self,
-        config: &impl ConfigAccess,
-        xen: &impl Hypervisor,
-        guest: DomId,
-        change: Option<Change>,
-        known: &BTreeSet<u32>,
-        mut note: impl FnMut(Note<'_>),
-    ) -> io::Result<usize> {
-        let mut unmapped = 0;
-        if let Some(change) = change {
-            unmapped = self.reclaim(config, xen, guest, change, known)?;
-        }
-        let off = self.is_lost(config)?;
-        if off {
-            for pirq in std::mem::take(&mut self.mode).pirqs() {
-                // An error says that it is not mapped any more.
-                unmapped += usize::from(xen.unmap_pirq(guest, pirq.into()).is_ok());
-            }
-            if self.line_offered {
-                enable_intx(config)?;
-            }
-        }
-        if off || change.is_some() {
-            note(Note::Mode(&self.mode));
-        }
-        Ok(unmapped)
-    }
-
     /// True if the device has forgotten that it is to send messages, as it does in a reset.
     pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         Ok(self.mode != Mode::Line && !self.is_on(config)?)
@@ -260,36 +197,6 @@ impl Interrupts {
             return Ok(false);
         };
         Ok(config.read16(control)? & enable != 0)
-    }
-
-    /// Unmaps the pirqs of a change that nobody noted the end of. Xen cannot be asked which pirqs a domain has, but it
-    /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`): so they lie above the next one
-    /// that it gives, and whatever lies there is taken.
-    fn reclaim(
-        &self,
-        config: &impl ConfigAccess,
-        xen: &impl Hypervisor,
-        guest: DomId,
-        change: Change,
-        known: &BTreeSet<u32>,
-    ) -> io::Result<usize> {
-        let probe = match change {
-            Change::Msi => None,
-            Change::Msix(_) => Some((0, self.msix_bar(config)?)),
-        };
-        let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
-        let (mut found, mut missed) = (0, 0);
-        for pirq in (free + 1..=u16::MAX.into()).filter(|pirq| !known.contains(pirq)) {
-            if found == change.pirqs() || missed == LONGEST_GAP {
-                break;
-            }
-            match xen.unmap_pirq(guest, pirq) {
-                Ok(()) => (found, missed) = (found + 1, 0),
-                Err(_) => missed += 1,
-            }
-        }
-        xen.unmap_pirq(guest, free)?;
-        Ok(found)
     }
 
     /// Brings the messages back that the device has lost in a reset, for the pirqs that the guest has. The device must
@@ -315,156 +222,22 @@ impl Interrupts {
         let value = config.read_sound(control)?;
         config.write16(control, (value | on) & !off)
     }
-
-    fn msix_table<C: ConfigAccess>(
-        &self,
-        config: &impl ConfigAccess,
-        decoder: Decoder<'_, C>,
-    ) -> Result<MsixTable, Failure> {
-        let capability = self
-            .capabilities
-            .msix
-            .ok_or_else(|| Failure::new(OpError::OpFailed, "the device has no MSI-X"))?;
-        match self.mode {
-            Mode::Line => {}
-            Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
-            Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
-        }
-        let command = decoder.config.read_sound(register::COMMAND);
-        if command.map_err(Failure::config)? & command::MEMORY == 0 {
-            return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
-        }
-        let control = capability + msix::CONTROL;
-        let last_entry = config.read_sound(control).map_err(Failure::config)? & msix::LAST_ENTRY;
-        let awake = is_awake(decoder.config, decoder.power)
-            .and_then(|decoder| Ok(decoder && is_awake(config, self.capabilities.power)?));
-        if !awake.map_err(Failure::config)? {
-            return Err(Failure::asleep(OpError::EINVAL));
-        }
-        let bar_start = self.msix_bar(config).map_err(Failure::config)?;
-        Ok(MsixTable {
-            control,
-            last_entry,
-            bar_start,
-        })
-    }
-
-    /// Where the range begins that holds the MSI-X table.
-    fn msix_bar(&self, config: &impl ConfigAccess) -> io::Result<u64> {
-        let no_table = || io::Error::other("the MSI-X table lies behind a base address that is not there");
-        let capability = self.capabilities.msix.ok_or_else(no_table)?;
-        let table = config.read(capability + msix::TABLE, 4)?;
-        let bar = self.bars.0.get((table & msix::TABLE_BAR) as usize);
-        // The seventh range is the ROM, which holds no table.
-        let bar = bar.filter(|bar| bar.size != 0 && table & msix::TABLE_BAR < 6);
-        bar.map(|bar| bar.start).ok_or_else(no_table)
-    }
-
-    fn check_entries(&self, entries: &[u16], last: u16) -> Result<(), Failure> {
-        let refuse = |cause: String| Err(Failure::new(OpError::EINVAL, cause));
-        if entries.is_empty() || entries.len() > MAX_VECTORS {
-            return refuse(format!(
-                "{} vectors: 1 to {MAX_VECTORS} can be asked for",
-                entries.len()
-            ));
-        }
-        if let Some(beyond) = entries.iter().find(|&&entry| entry > last) {
-            return refuse(format!("entry {beyond}: the table ends with {last}"));
-        }
-        let mut seen = BTreeSet::new();
-        match entries.iter().find(|&&entry| !seen.insert(entry)) {
-            Some(twice) => refuse(format!("entry {twice} is asked for twice")),
-            None => Ok(()),
-        }
-    }
-}
-
-/// True if a function with its power management at `power` is in D0. In any other state it answers no memory access,
-/// although its COMMAND says that it decodes; Xen looks at that alone, and would write to its table.
-fn is_awake(config: &impl ConfigAccess, power: Option<u16>) -> io::Result<bool> {
-    match power {
-        Some(power) => Ok(config.read_sound(power + power::CONTROL)? & power::STATE == 0),
-        None => Ok(true),
-    }
-}
-
-struct MsixTable {
-    control: u16,
-    last_entry: u16,
-    bar_start: u64,
-}
-
-/// How many MSI-X entries a function has; 0 without MSI-X.
-pub fn msix_entries(config: &[u8]) -> u16 {
-    let control = control(config, Capabilities::find(config).msix, msix::CONTROL);
-    control.map_or(0, |control| (control & msix::LAST_ENTRY) + 1)
-}
-
-/// True if MSI or MSI-X is on, so that the function raises no line.
-pub fn sends_messages(config: &[u8]) -> bool {
-    let Capabilities { msi, msix, .. } = Capabilities::find(config);
-    let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
-    on(msi, msi::CONTROL, msi::ENABLE) || on(msix, msix::CONTROL, msix::ENABLE)
-}
-
-/// The control word of a capability.
-fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
-    let at = usize::from(capability? + offset);
-    Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
-}
-
-/// How many messages the MSI capability of a function can send; 0 without MSI.
-pub fn msi_messages(config: &[u8]) -> u32 {
-    let control = control(config, Capabilities::find(config).msi, msi::CONTROL);
-    // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
-    control.map_or(0, |control| 1 << (control >> 1 & 7).min(5))
-}
-
-/// Turns MSI and MSI-X off in the device.
-pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::Result<()> {
-    let msi = capabilities.msi.map(|at| (at + msi::CONTROL, msi::ENABLE));
-    let msix = capabilities.msix.map(|at| (at + msix::CONTROL, msix::ENABLE));
-    for (control, enable) in msi.into_iter().chain(msix) {
-        let value = config.read16(control)?;
-        if value != SILENT && value & enable != 0 {
-            config.write16(control, value & !enable)?;
-        }
-    }
-    Ok(())
-}
-
-/// Forbids the function its INTx line.
-pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
-    let value = config.read16(register::COMMAND)?;
-    if value & command::INTX_DISABLE == 0 {
-        config.write16(register::COMMAND, value | command::INTX_DISABLE)?;
-    }
-    Ok(())
-}
-
-/// Allows the function its INTx line again.
-pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
-    let value = config.read16(register::COMMAND)?;
-    if value != SILENT && value & command::INTX_DISABLE != 0 {
-        config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config_space::access::tests::Model;
     use crate::config_space::capabilities::tests::space;
+    use pci::registers::{command, register};
     use xen::model::Xen;
-
-    const GUEST: DomId = 3;
-    const MSI: u16 = 0x50;
-    const MSIX: u16 = 0x70;
-    const COMMAND: u16 = register::COMMAND;
+    pub const GUEST: DomId = 3;
+    pub const MSI: u16 = 0x50;
+    pub const MSIX: u16 = 0x70;
+    pub const COMMAND: u16 = register::COMMAND;
 
     /// A function with MSI, and MSI-X with five entries behind BAR 3.
-    fn function() -> (Model, Interrupts) {
+    pub fn function() -> (Model, Interrupts) {
         let mut bytes = space(&[(MSI as u8, 5), (MSIX as u8, 0x11)]);
         bytes[usize::from(COMMAND)] = 7;
         bytes[usize::from(MSIX) + 2] = 4;
@@ -478,20 +251,9 @@ mod tests {
     }
 
     /// A decoder without power management.
-    fn own(config: &Model) -> Decoder<'_, Model> {
+    pub fn own(config: &Model) -> Decoder<'_, Model> {
         Decoder { config, power: None }
     }
-
-    #[test]
-    fn the_messages_of_msi_are_counted_by_the_power_of_two() {
-        let mut config = space(&[(MSI as u8, 5)]);
-        for (control, messages) in [(0x80, 1), (0x8a, 32), (0x8e, 32)] {
-            config[usize::from(MSI) + 2] = control;
-            assert_eq!(msi_messages(&config), messages);
-        }
-        assert_eq!(msi_messages(&[0; 256]), 0);
-    }
-
     #[test]
     fn msix_maps_every_entry_then_silences_the_line_then_enables() {
         let (config, mut interrupts) = function();
@@ -541,25 +303,6 @@ mod tests {
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
         assert_eq!(*interrupts.mode(), Mode::Line);
         assert!(config.writes.borrow().is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_asked_for_is_refused_before_anything_is_mapped() {
-        let many: Vec<u16> = (0..129).collect();
-        for (entries, cause) in [
-            (&[][..], "0 vectors: 1 to 128 can be asked for"),
-            (&many[..], "129 vectors: 1 to 128 can be asked for"),
-            (&[0, 5][..], "entry 5: the table ends with 4"),
-            (&[1, 0, 1][..], "entry 1 is asked for twice"),
-        ] {
-            let (config, mut interrupts) = function();
-            let xen = Xen::default();
-            let failure = interrupts
-                .enable_msix(&config, own(&config), &xen, GUEST, entries, |_| {})
-                .unwrap_err();
-            assert_eq!((failure.error, failure.cause.as_str()), (OpError::EINVAL, cause));
-            assert!(xen.calls().is_empty());
-        }
     }
 
     #[test]
@@ -707,17 +450,6 @@ mod tests {
     }
 
     #[test]
-    fn the_last_entry_of_the_largest_table_can_be_asked_for() {
-        let (config, mut interrupts) = function();
-        let xen = Xen::default();
-        config.set16(MSIX + 2, 0x07ff);
-        assert_eq!(msix_entries(&config.bytes.borrow()), 2048);
-        let entries: Vec<u16> = (1920..2048).collect();
-        let pirqs = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &entries[112..], |_| {});
-        assert_eq!(pirqs.unwrap().len(), 16);
-    }
-
-    #[test]
     fn what_cannot_be_unmapped_does_not_keep_the_rest_from_being_undone() {
         let (config, mut interrupts) = function();
         let xen = Xen::with_pirqs(&[]);
@@ -780,48 +512,6 @@ mod tests {
     }
 
     #[test]
-    fn orphans_are_looked_for_past_a_gap_and_not_without_end() {
-        for (gap, left) in [(255, 0), (256, 1)] {
-            let (config, mut interrupts) = function();
-            // Above 55, which Xen gives next.
-            let xen = Xen::with_pirqs(&[56 + gap]);
-            interrupts
-                .settle(
-                    &config,
-                    &xen,
-                    GUEST,
-                    Some(Change::Msix(1)),
-                    &BTreeSet::new(),
-                    |_| {},
-                )
-                .unwrap();
-            assert_eq!(xen.pirqs().len(), left, "a gap of {gap}");
-        }
-        // What was found begins the count anew.
-        let (config, mut interrupts) = function();
-        let xen = Xen::with_pirqs(&[256, 456]);
-        let change = Some(Change::Msix(2));
-        interrupts
-            .settle(&config, &xen, GUEST, change, &BTreeSet::new(), |_| {})
-            .unwrap();
-        assert!(xen.pirqs().is_empty());
-    }
-
-    #[test]
-    fn msix_of_a_virtual_function_needs_the_decode_bit_of_its_physical_one() {
-        let (config, mut interrupts) = function();
-        config.set16(COMMAND, 0);
-        let physical = Model::new(vec![0; 64]);
-        let xen = Xen::default();
-        let mut enable = || interrupts.enable_msix(&config, own(&physical), &xen, GUEST, &[0], |_| {});
-        assert_eq!(enable().unwrap_err().error, OpError::ENXIO);
-        assert!(xen.calls().is_empty());
-        physical.set16(COMMAND, command::MEMORY);
-        assert_eq!(enable().unwrap(), [55]);
-        assert!(physical.writes.borrow().is_empty());
-    }
-
-    #[test]
     fn a_second_mode_is_refused_while_one_is_on() {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
@@ -867,77 +557,13 @@ mod tests {
         );
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
     }
-
     /// What the record says then.
-    fn text(note: Note<'_>) -> String {
+    pub fn text(note: Note<'_>) -> String {
         match note {
             Note::Change(change) => change.to_string(),
             Note::Mode(mode) => mode.to_string(),
         }
     }
-
-    /// Settles what a process has left that died with these pirqs mapped; the pirqs that are left, and the notes.
-    fn settle(
-        interrupts: &mut Interrupts,
-        config: &Model,
-        change: Option<Change>,
-        mapped: &[u16],
-        known: &[u32],
-    ) -> (Vec<u16>, Vec<String>) {
-        let xen = Xen::with_pirqs(mapped);
-        let mut noted = Vec::new();
-        let known = known.iter().copied().collect();
-        let settled = interrupts.settle(config, &xen, GUEST, change, &known, |note| noted.push(text(note)));
-        settled.unwrap();
-        (xen.pirqs(), noted)
-    }
-
-    #[test]
-    fn pirqs_that_were_mapped_and_never_noted_are_unmapped_wherever_the_process_died() {
-        // 55 and 52 are another function's; 20 is a line.
-        for orphans in [&[][..], &[54], &[54, 53], &[54, 53, 51]] {
-            let (config, mut interrupts) = function();
-            let mapped = [&[55, 52, 20][..], orphans].concat();
-            let change = Some(Change::Msix(3));
-            let (left, noted) = settle(&mut interrupts, &config, change, &mapped, &[55, 52, 20]);
-            assert_eq!(
-                (left, noted),
-                (vec![20, 52, 55], vec!["intx".to_owned()]),
-                "{orphans:?}"
-            );
-            assert!(config.writes.borrow().is_empty());
-        }
-    }
-
-    #[test]
-    fn no_more_pirqs_are_taken_than_the_change_can_have_mapped() {
-        let (config, mut interrupts) = function();
-        let (left, _) = settle(&mut interrupts, &config, Some(Change::Msi), &[55, 54], &[]);
-        assert_eq!(left.len(), 1);
-    }
-
-    #[test]
-    fn a_mode_that_is_recorded_and_not_on_is_undone() {
-        let recorded = Mode::Msix(vec![(0, 55), (1, 54)]);
-        // It was about to be turned on, or off with one pirq gone already.
-        for mapped in [&[55, 54][..], &[54]] {
-            let (config, mut interrupts) = function();
-            interrupts.mode = recorded.clone();
-            disable_intx(&config).unwrap();
-            let (left, noted) = settle(&mut interrupts, &config, None, mapped, &[55, 54]);
-            assert_eq!((left, noted), (vec![], vec!["intx".to_owned()]));
-            assert_eq!(*interrupts.mode(), Mode::Line);
-            assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
-        }
-        // One that is on stays.
-        let (config, mut interrupts) = function();
-        interrupts.mode = recorded.clone();
-        config.set16(MSIX + 2, 0x8004);
-        let (left, noted) = settle(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
-        assert_eq!((left, noted), (vec![54, 55], vec![]));
-        assert_eq!(*interrupts.mode(), recorded);
-    }
-
     #[test]
     fn messages_that_were_lost_in_a_reset_come_back_for_the_same_pirqs() {
         for (msix, control, value) in [(true, MSIX + 2, 0x8004), (false, MSI + 2, 0x0001)] {
@@ -1003,13 +629,5 @@ mod tests {
             .disable(&config, &xen, GUEST, |_| panic!("nothing changed"))
             .unwrap();
         assert!(config.writes.borrow().is_empty() && xen.calls().is_empty());
-    }
-
-    #[test]
-    fn the_size_of_the_table_is_read_from_the_capability() {
-        let (config, _) = function();
-        assert_eq!(msix_entries(&config.bytes.borrow()), 5);
-        assert_eq!(msix_entries(&[0; 256]), 0);
-        assert_eq!(msix_entries(&[]), 0);
     }
 }

@@ -2,8 +2,15 @@
 
 pub mod aer;
 mod answers;
+mod failure;
+#[cfg(test)]
+mod fixture;
+mod functions;
 pub mod guard;
 pub mod interrupts;
+pub mod msix_table;
 pub mod snapshot;
 
-pub use answers::{Done, Function, Functions};
+pub use answers::{Done, Function};
+pub use failure::Failure;
+pub use functions::Functions;

@@ -1,6 +1,6 @@
 //! INTx lines: which one a function has, and what of dom0 uses it.
 
-use crate::function::interrupts::sends_messages;
+use crate::config_space::interrupts::sends_messages;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use pci::bdf::Bdf;
 use pci::registers::register;

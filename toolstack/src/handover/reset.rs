@@ -2,8 +2,8 @@
 
 use crate::config_space::access::{ConfigAccess, SPACE, quieten};
 use crate::config_space::capabilities::Capabilities;
+use crate::config_space::interrupts::turn_off;
 use crate::config_space::restore;
-use crate::function::interrupts::turn_off;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use pci::bdf::Bdf;
 use pci::registers::register;

@@ -2,8 +2,8 @@
 
 use super::wake::Wake;
 use crate::config_space::access::ConfigFile;
+use crate::function::Failure;
 use crate::function::aer::{Condition, Told};
-use crate::function::interrupts::Failure;
 use crate::function::{Done, Functions};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::{Sysfs, SysfsError};

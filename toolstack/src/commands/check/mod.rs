@@ -6,7 +6,7 @@ pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
 use crate::admission::policy::{self, Choices};
 use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
-use crate::function::interrupts::{msi_messages, msix_entries};
+use crate::config_space::interrupts::{msi_messages, msix_entries};
 use crate::handover::intx_lines;
 use crate::handover::intx_lines::line_is_known;
 use crate::handover::reset::Plan;

@@ -1,0 +1,88 @@
+//! What configuration space says of a function's interrupts, and the bits that turn them on and off.
+
+use crate::config_space::access::ConfigAccess;
+use crate::config_space::capabilities::Capabilities;
+use pci::registers::{SILENT, command, msi, msix, register};
+use std::io;
+/// How many MSI-X entries a function has; 0 without MSI-X.
+pub fn msix_entries(config: &[u8]) -> u16 {
+    let control = control(config, Capabilities::find(config).msix, msix::CONTROL);
+    control.map_or(0, |control| (control & msix::LAST_ENTRY) + 1)
+}
+
+/// True if MSI or MSI-X is on, so that the function raises no line.
+pub fn sends_messages(config: &[u8]) -> bool {
+    let Capabilities { msi, msix, .. } = Capabilities::find(config);
+    let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
+    on(msi, msi::CONTROL, msi::ENABLE) || on(msix, msix::CONTROL, msix::ENABLE)
+}
+
+/// The control word of a capability.
+fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
+    let at = usize::from(capability? + offset);
+    Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// How many messages the MSI capability of a function can send; 0 without MSI.
+pub fn msi_messages(config: &[u8]) -> u32 {
+    let control = control(config, Capabilities::find(config).msi, msi::CONTROL);
+    // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
+    control.map_or(0, |control| 1 << (control >> 1 & 7).min(5))
+}
+
+/// Turns MSI and MSI-X off in the device.
+pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::Result<()> {
+    let msi = capabilities.msi.map(|at| (at + msi::CONTROL, msi::ENABLE));
+    let msix = capabilities.msix.map(|at| (at + msix::CONTROL, msix::ENABLE));
+    for (control, enable) in msi.into_iter().chain(msix) {
+        let value = config.read16(control)?;
+        if value != SILENT && value & enable != 0 {
+            config.write16(control, value & !enable)?;
+        }
+    }
+    Ok(())
+}
+
+/// Forbids the function its INTx line.
+pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
+    let value = config.read16(register::COMMAND)?;
+    if value & command::INTX_DISABLE == 0 {
+        config.write16(register::COMMAND, value | command::INTX_DISABLE)?;
+    }
+    Ok(())
+}
+
+/// Allows the function its INTx line again.
+pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
+    let value = config.read16(register::COMMAND)?;
+    if value != SILENT && value & command::INTX_DISABLE != 0 {
+        config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config_space::capabilities::tests::space;
+    #[test]
+    fn the_messages_of_msi_are_counted_by_the_power_of_two() {
+        let mut config = space(&[(0x50, 5)]);
+        for (control, messages) in [(0x80, 1), (0x8a, 32), (0x8e, 32)] {
+            config[0x52] = control;
+            assert_eq!(msi_messages(&config), messages);
+        }
+        assert_eq!(msi_messages(&[0; 256]), 0);
+    }
+
+    #[test]
+    fn the_size_of_the_table_is_read_from_the_capability() {
+        let mut config = space(&[(0x70, 0x11)]);
+        config[0x72] = 4;
+        assert_eq!(msix_entries(&config), 5);
+        config[0x72..0x74].copy_from_slice(&0x07ff_u16.to_le_bytes());
+        assert_eq!(msix_entries(&config), 2048);
+        assert_eq!(msix_entries(&[0; 256]), 0);
+        assert_eq!(msix_entries(&[]), 0);
+    }
+}

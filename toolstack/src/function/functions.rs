@@ -1,0 +1,211 @@
+//! All devices of one attachment: finds the one that a request is about.
+
+use crate::config_space::access::ConfigAccess;
+use crate::function::answers::{Done, Function};
+use crate::function::failure::Failure;
+use crate::records::Attachment;
+use crate::records::interrupt_mode::{Change, Note};
+use pci::bdf::Bdf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use xen::xenctrl::{DomId, Hypervisor};
+use xenbus::pciif::backend::Taken;
+use xenbus::pciif::{Command, OpError, Request};
+
+/// All devices of one attachment.
+#[derive(Debug)]
+pub struct Functions<C> {
+    guest: DomId,
+    functions: Vec<Function<C>>,
+}
+
+impl<C: ConfigAccess> Functions<C> {
+    /// Takes the devices of an attachment into service; `open` opens their configuration spaces.
+    pub fn new<E: From<io::Error>>(
+        attachment: &Attachment,
+        open: impl FnMut(Bdf) -> Result<C, E>,
+    ) -> Result<Self, E> {
+        let mut functions = Self {
+            guest: attachment.guest.domid,
+            functions: Vec::new(),
+        };
+        functions.follow(attachment, open)?;
+        Ok(functions)
+    }
+
+    /// Takes those devices into service that the attachment has got, and drops those that it has lost. What is
+    /// known of the others stays.
+    pub fn follow<E: From<io::Error>>(
+        &mut self,
+        attachment: &Attachment,
+        mut open: impl FnMut(Bdf) -> Result<C, E>,
+    ) -> Result<(), E> {
+        self.functions
+            .retain(|function| attachment.bdfs().any(|bdf| bdf == function.bdf()));
+        for (device, mode) in attachment.devices_and_modes() {
+            if !self.functions.iter().any(|function| function.bdf() == device.bdf) {
+                let config = open(device.bdf)?;
+                let physical = device.physical.map(&mut open).transpose()?;
+                let function = Function::new(device.clone(), config, physical, mode.clone())?;
+                self.functions.push(function);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes devices out of service: no request for them is answered any more.
+    pub fn drop_devices(&mut self, bdfs: &[Bdf]) {
+        self.functions.retain(|function| !bdfs.contains(&function.bdf()));
+    }
+
+    /// The device at this address.
+    pub fn get(&self, bdf: Bdf) -> Option<&Function<C>> {
+        self.functions.iter().find(|function| function.bdf() == bdf)
+    }
+
+    /// The devices, in the order in which they came, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Function<C>> {
+        self.functions.iter_mut()
+    }
+
+    /// The devices, in the order in which they came.
+    pub fn iter(&self) -> impl Iterator<Item = &Function<C>> {
+        self.functions.iter()
+    }
+
+    /// Finishes what a process that served these devices before has left unfinished, if it died over it. `changes` are
+    /// the changes of interrupt modes whose end was not noted, `known` the pirqs of the guest by its record. For each
+    /// device where there was something it says what.
+    pub fn settle(
+        &mut self,
+        xen: &impl Hypervisor,
+        changes: &BTreeMap<Bdf, Change>,
+        known: &BTreeSet<u32>,
+        mut note: impl FnMut(Bdf, Note<'_>),
+    ) -> Vec<(Bdf, io::Result<String>)> {
+        let guest = self.guest;
+        let settle = |function: &mut Function<C>| {
+            let bdf = function.bdf();
+            let change = changes.get(&bdf).copied();
+            let settled = function.settle(xen, guest, change, known, |noted| note(bdf, noted));
+            settled.transpose().map(|said| (bdf, said))
+        };
+        self.functions.iter_mut().filter_map(settle).collect()
+    }
+
+    /// Prepares for a request that was there before this process: it may have been carried out already, wholly or in
+    /// part. One that turns messages on begins with turning them off, because nobody has heard of the pirqs; all others
+    /// can be carried out twice.
+    pub fn begin_again(
+        &mut self,
+        request: &Request,
+        xen: &impl Hypervisor,
+        mut note: impl FnMut(Bdf, Note<'_>),
+    ) {
+        let guest = self.guest;
+        let bdf = request.function();
+        let mut functions = self.functions.iter_mut();
+        if matches!(request.command, Command::EnableMsi | Command::EnableMsix)
+            && let Some(function) = functions.find(|function| Some(function.bdf()) == bdf)
+        {
+            let bdf = function.bdf();
+            // What cannot be turned off makes the request fail.
+            let _ = function.disable_messages(xen, guest, |noted| note(bdf, noted));
+        }
+    }
+
+    /// Carries a request out. `note` writes down that the device at this address changed its mode, or is about to.
+    pub fn answer(
+        &mut self,
+        taken: &Taken,
+        xen: &impl Hypervisor,
+        mut note: impl FnMut(Bdf, Note<'_>),
+    ) -> Result<Done, Failure> {
+        let spoken_of = taken.request().function();
+        let mut functions = self.functions.iter_mut();
+        let Some(function) = functions.find(|function| Some(function.bdf()) == spoken_of) else {
+            return Err(Failure {
+                error: OpError::DeviceNotFound,
+                cause: "not a device of this stub".into(),
+            });
+        };
+        let bdf = function.bdf();
+        function.answer(taken, xen, self.guest, |mode| note(bdf, mode))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config_space::access::tests::Model;
+    use crate::function::fixture::{StubSide, bdf, config};
+    use crate::records::interrupt_mode::Mode;
+    use crate::records::tests::{attachment, device};
+
+    #[test]
+    fn only_the_devices_of_the_attachment_are_spoken_to() {
+        let mut stub = StubSide::new();
+        let other = Request::conf_write("00:06.0".parse().unwrap(), 4, 2, 7);
+        assert_eq!(stub.ask(&other, &[]), Err(OpError::DeviceNotFound));
+        let beyond = Request {
+            bus: 0x1_0000,
+            ..Request::conf_write(bdf(), 4, 2, 7)
+        };
+        assert_eq!(stub.ask(&beyond, &[]), Err(OpError::DeviceNotFound));
+    }
+
+    #[test]
+    fn the_list_is_followed_and_the_devices_that_stay_keep_what_is_known_of_them() {
+        let mut stub = StubSide::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        stub.ask(&enable, &[0]).unwrap();
+        let mut one = attachment();
+        one.devices.truncate(1);
+        one.modes = vec![Mode::Line];
+        let two = one.with(vec![device("00:06.0")]);
+        let open = |_| Ok::<_, io::Error>(config());
+
+        let other = "00:06.0".parse().unwrap();
+        let write = Request::conf_write(other, 4, 2, 7);
+        assert_eq!(stub.ask(&write, &[]), Err(OpError::DeviceNotFound));
+        stub.functions.follow(&two, open).unwrap();
+        assert_eq!(stub.ask(&write, &[]), Ok(Done::Value(0)));
+        assert_eq!(
+            stub.ask(&enable, &[0]),
+            Err(OpError::EALREADY),
+            "MSI-X is still known to be on"
+        );
+
+        stub.functions.drop_devices(&[bdf()]);
+        assert_eq!(stub.ask(&enable, &[0]), Err(OpError::DeviceNotFound));
+        stub.functions.follow(&one, open).unwrap();
+        assert_eq!(stub.ask(&write, &[]), Err(OpError::DeviceNotFound));
+        assert_eq!(stub.ask(&enable, &[0]).map(|_| ()), Ok(()), "it starts anew");
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_an_error_and_the_others_are_served() {
+        let mut stub = StubSide::new();
+        let more = attachment();
+        let closed = |_| Err::<Model, _>(io::Error::from(io::ErrorKind::NotFound));
+        assert!(stub.functions.follow(&more, closed).is_err());
+        let write = Request::conf_write(bdf(), 4, 2, 7);
+        assert_eq!(stub.ask(&write, &[]), Ok(Done::Value(0)));
+    }
+
+    #[test]
+    fn messages_that_a_dead_service_turned_on_and_nobody_heard_of_are_turned_on_anew() {
+        let mut stub = StubSide::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        assert_eq!(stub.ask(&enable, &[0, 2]), Ok(Done::Vectors(vec![55, 54])));
+        let mode = stub.function().mode().clone();
+        let mut stub = stub.taken_up_again(mode);
+        assert!(stub.settle(&BTreeMap::new()).is_empty(), "it is on, as recorded");
+        let (functions, xen) = (&mut stub.functions, &stub.xen);
+        functions.begin_again(&Request::conf_write(bdf(), 4, 2, 7), xen, |_, _| {});
+        assert!(xen.calls().is_empty());
+        functions.begin_again(&enable, xen, |_, _| {});
+        assert_eq!(xen.calls(), ["unmap 3 55", "unmap 3 54"]);
+        assert_eq!(stub.ask(&enable, &[0, 2]).map(|_| ()), Ok(()));
+    }
+}

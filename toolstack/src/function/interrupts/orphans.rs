@@ -1,0 +1,181 @@
+//! What a process that died has left of a change of the interrupt mode.
+
+use super::Interrupts;
+use crate::config_space::access::ConfigAccess;
+use crate::config_space::interrupts::enable_intx;
+use crate::function::msix_table::msix_bar;
+use crate::records::interrupt_mode::{Change, Note};
+use std::collections::BTreeSet;
+use std::io;
+use xen::xenctrl::{DomId, Hypervisor};
+
+/// How many numbers in a row may be no pirqs of a guest among those that it has: Xen keeps the number of an unmapped
+/// one from it as long as the guest has it bound.
+const LONGEST_GAP: usize = 256;
+
+impl Interrupts {
+    /// Finishes what a process that died has begun: `change` is the one that it had noted, `known` are the pirqs that
+    /// the guest has for all of its functions, by the record. A mode that is recorded and not on in the device was on
+    /// its way on or off; the guest has no answer yet, and asks again.
+    ///
+    /// Returns how many pirqs were found and unmapped.
+    pub fn settle(
+        &mut self,
+        config: &impl ConfigAccess,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        change: Option<Change>,
+        known: &BTreeSet<u32>,
+        mut note: impl FnMut(Note<'_>),
+    ) -> io::Result<usize> {
+        let mut unmapped = 0;
+        if let Some(change) = change {
+            unmapped = self.reclaim(config, xen, guest, change, known)?;
+        }
+        let off = self.is_lost(config)?;
+        if off {
+            for pirq in std::mem::take(&mut self.mode).pirqs() {
+                // An error says that it is not mapped any more.
+                unmapped += usize::from(xen.unmap_pirq(guest, pirq.into()).is_ok());
+            }
+            if self.line_offered {
+                enable_intx(config)?;
+            }
+        }
+        if off || change.is_some() {
+            note(Note::Mode(&self.mode));
+        }
+        Ok(unmapped)
+    }
+
+    /// Unmaps the pirqs of a change that nobody noted the end of. Xen cannot be asked which pirqs a domain has, but it
+    /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`): so they lie above the next one
+    /// that it gives, and whatever lies there is taken.
+    fn reclaim(
+        &self,
+        config: &impl ConfigAccess,
+        xen: &impl Hypervisor,
+        guest: DomId,
+        change: Change,
+        known: &BTreeSet<u32>,
+    ) -> io::Result<usize> {
+        let probe = match change {
+            Change::Msi => None,
+            Change::Msix(_) => Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?)),
+        };
+        let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
+        let (mut found, mut missed) = (0, 0);
+        for pirq in (free + 1..=u16::MAX.into()).filter(|pirq| !known.contains(pirq)) {
+            if found == change.pirqs() || missed == LONGEST_GAP {
+                break;
+            }
+            match xen.unmap_pirq(guest, pirq) {
+                Ok(()) => (found, missed) = (found + 1, 0),
+                Err(_) => missed += 1,
+            }
+        }
+        xen.unmap_pirq(guest, free)?;
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{COMMAND, GUEST, MSIX, function, text};
+    use super::*;
+    use crate::config_space::access::tests::Model;
+    use crate::config_space::interrupts::disable_intx;
+    use crate::records::interrupt_mode::Mode;
+    use pci::registers::command;
+    use xen::model::Xen;
+
+    /// Settles what a process has left that died with these pirqs mapped; the pirqs that are left, and the notes.
+    fn settle(
+        interrupts: &mut Interrupts,
+        config: &Model,
+        change: Option<Change>,
+        mapped: &[u16],
+        known: &[u32],
+    ) -> (Vec<u16>, Vec<String>) {
+        let xen = Xen::with_pirqs(mapped);
+        let mut noted = Vec::new();
+        let known = known.iter().copied().collect();
+        let settled = interrupts.settle(config, &xen, GUEST, change, &known, |note| noted.push(text(note)));
+        settled.unwrap();
+        (xen.pirqs(), noted)
+    }
+
+    #[test]
+    fn pirqs_that_were_mapped_and_never_noted_are_unmapped_wherever_the_process_died() {
+        // 55 and 52 are another function's; 20 is a line.
+        for orphans in [&[][..], &[54], &[54, 53], &[54, 53, 51]] {
+            let (config, mut interrupts) = function();
+            let mapped = [&[55, 52, 20][..], orphans].concat();
+            let change = Some(Change::Msix(3));
+            let (left, noted) = settle(&mut interrupts, &config, change, &mapped, &[55, 52, 20]);
+            assert_eq!(
+                (left, noted),
+                (vec![20, 52, 55], vec!["intx".to_owned()]),
+                "{orphans:?}"
+            );
+            assert!(config.writes.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_more_pirqs_are_taken_than_the_change_can_have_mapped() {
+        let (config, mut interrupts) = function();
+        let (left, _) = settle(&mut interrupts, &config, Some(Change::Msi), &[55, 54], &[]);
+        assert_eq!(left.len(), 1);
+    }
+
+    #[test]
+    fn a_mode_that_is_recorded_and_not_on_is_undone() {
+        let recorded = Mode::Msix(vec![(0, 55), (1, 54)]);
+        // It was about to be turned on, or off with one pirq gone already.
+        for mapped in [&[55, 54][..], &[54]] {
+            let (config, mut interrupts) = function();
+            interrupts.mode = recorded.clone();
+            disable_intx(&config).unwrap();
+            let (left, noted) = settle(&mut interrupts, &config, None, mapped, &[55, 54]);
+            assert_eq!((left, noted), (vec![], vec!["intx".to_owned()]));
+            assert_eq!(*interrupts.mode(), Mode::Line);
+            assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
+        }
+        // One that is on stays.
+        let (config, mut interrupts) = function();
+        interrupts.mode = recorded.clone();
+        config.set16(MSIX + 2, 0x8004);
+        let (left, noted) = settle(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
+        assert_eq!((left, noted), (vec![54, 55], vec![]));
+        assert_eq!(*interrupts.mode(), recorded);
+    }
+
+    #[test]
+    fn orphans_are_looked_for_past_a_gap_and_not_without_end() {
+        for (gap, left) in [(255, 0), (256, 1)] {
+            let (config, mut interrupts) = function();
+            // Above 55, which Xen gives next.
+            let xen = Xen::with_pirqs(&[56 + gap]);
+            interrupts
+                .settle(
+                    &config,
+                    &xen,
+                    GUEST,
+                    Some(Change::Msix(1)),
+                    &BTreeSet::new(),
+                    |_| {},
+                )
+                .unwrap();
+            assert_eq!(xen.pirqs().len(), left, "a gap of {gap}");
+        }
+        // What was found begins the count anew.
+        let (config, mut interrupts) = function();
+        let xen = Xen::with_pirqs(&[256, 456]);
+        let change = Some(Change::Msix(2));
+        interrupts
+            .settle(&config, &xen, GUEST, change, &BTreeSet::new(), |_| {})
+            .unwrap();
+        assert!(xen.pirqs().is_empty());
+    }
+}
