@@ -331,8 +331,8 @@ mod tests {
         };
         for _ in 0..2 {
             attachment.write(&mut store).unwrap();
-            hops::Hop::second(&attachment).write(&mut store).unwrap();
-            hops::Hop::first(&attachment).write(&mut store).unwrap();
+            hops::HopNodes::second(&attachment).write(&mut store).unwrap();
+            hops::HopNodes::first(&attachment).write(&mut store).unwrap();
             assert_eq!(nodes(&mut store), 6);
             remove_nodes(&mut store, &attachment).unwrap();
             assert_eq!(nodes(&mut store), 0);

@@ -33,7 +33,7 @@ const STORM: Duration = Duration::from_secs(60);
 
 /// What a device was found like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum Health {
     /// As it was.
     Sound,
     /// It had lost its configuration, and has it again.
@@ -60,15 +60,15 @@ pub enum Input {
     Begun(Bdf),
     /// It is done with it.
     Ended(Bdf),
-    /// To [`Step::Inspect`].
-    Found(Condition),
-    /// To [`Step::Tell`].
+    /// To [`RecoveryStep::Inspect`].
+    Found(Health),
+    /// To [`RecoveryStep::Tell`].
     Told(Told),
     /// The guest's answer to a notice.
     Verdict(Verdict),
-    /// To [`Step::Reset`]: whether the device has been reset and is itself again.
+    /// To [`RecoveryStep::Reset`]: whether the device has been reset and is itself again.
     Reset(bool),
-    /// To [`Step::Reset`]: something else is being done for the stub, so that the reset has to wait.
+    /// To [`RecoveryStep::Reset`]: something else is being done for the stub, so that the reset has to wait.
     ResetWaits,
     /// Nothing but that time has passed.
     Time,
@@ -76,7 +76,7 @@ pub enum Input {
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum RecoveryStep {
     /// See what the device is like, and restore it if it was reset.
     Inspect(Bdf),
     /// Tell the guest.
@@ -142,7 +142,7 @@ impl fmt::Display for Cause {
 
 /// What is being waited for about the device that is dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum RecoveryStage {
     Inspecting,
     /// `aer_detected` is being told or thought about. `reset`: the device has been reset already.
     Detected {
@@ -159,7 +159,7 @@ enum Stage {
 #[derive(Clone, Copy, Debug)]
 struct Current {
     bdf: Bdf,
-    stage: Stage,
+    stage: RecoveryStage,
     /// When the guest was told; `None` while it has nothing to think about.
     told: Option<Instant>,
 }
@@ -183,7 +183,7 @@ pub struct Tally {
 }
 
 #[derive(Debug, Default)]
-struct Device {
+struct DeviceErrors {
     pending: Option<Pending>,
     /// When the last recoveries began, [`MOST`] at most.
     begun: VecDeque<Instant>,
@@ -193,14 +193,14 @@ struct Device {
 /// The recoveries of one stub's devices.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    devices: BTreeMap<Bdf, Device>,
+    devices: BTreeMap<Bdf, DeviceErrors>,
     current: Option<Current>,
 }
 
 impl Recovery {
     /// Takes in what has happened; returns what is to be done about it now. What comes at the wrong time changes
     /// nothing.
-    pub fn on(&mut self, input: Input, now: Instant) -> Option<Step> {
+    pub fn on(&mut self, input: Input, now: Instant) -> Option<RecoveryStep> {
         match input {
             Input::Begun(bdf) => {
                 let device = self.devices.entry(bdf).or_default();
@@ -253,7 +253,7 @@ impl Recovery {
         self.current = self.current.filter(|current| kept(current.bdf));
     }
 
-    fn begin(&mut self, now: Instant) -> Option<Step> {
+    fn begin(&mut self, now: Instant) -> Option<RecoveryStep> {
         let due = |pending: Pending| pending.ended || now >= pending.begun + KERNEL_PATIENCE;
         let (&bdf, device) = self
             .devices
@@ -262,41 +262,41 @@ impl Recovery {
         device.pending = None;
         if device.begun.len() == MOST {
             if device.begun.front().is_some_and(|&first| now < first + STORM) {
-                return Some(Step::GiveUp(bdf, Cause::Storm));
+                return Some(RecoveryStep::GiveUp(bdf, Cause::Storm));
             }
             device.begun.pop_front();
         }
         device.begun.push_back(now);
         self.current = Some(Current {
             bdf,
-            stage: Stage::Inspecting,
+            stage: RecoveryStage::Inspecting,
             told: None,
         });
-        Some(Step::Inspect(bdf))
+        Some(RecoveryStep::Inspect(bdf))
     }
 
-    fn go_on(&mut self, current: Current, input: Input, now: Instant) -> Option<Step> {
+    fn go_on(&mut self, current: Current, input: Input, now: Instant) -> Option<RecoveryStep> {
         let bdf = current.bdf;
         match (current.stage, input) {
-            (Stage::Inspecting, Input::Found(Condition::Gone)) => Some(self.give_up(bdf, Cause::Gone)),
-            (Stage::Inspecting, Input::Found(condition)) => {
-                let reset = condition == Condition::Restored;
+            (RecoveryStage::Inspecting, Input::Found(Health::Gone)) => Some(self.give_up(bdf, Cause::Gone)),
+            (RecoveryStage::Inspecting, Input::Found(health)) => {
+                let reset = health == Health::Restored;
                 let channel = if reset { Channel::Frozen } else { Channel::Normal };
-                Some(self.tell(bdf, Stage::Detected { reset }, Notice::Detected(channel)))
+                Some(self.tell(bdf, RecoveryStage::Detected { reset }, Notice::Detected(channel)))
             }
-            (Stage::Resetting, Input::Reset(true)) => {
-                Some(self.tell(bdf, Stage::SlotReset, Notice::SlotReset))
+            (RecoveryStage::Resetting, Input::Reset(true)) => {
+                Some(self.tell(bdf, RecoveryStage::SlotReset, Notice::SlotReset))
             }
-            (Stage::Resetting, Input::Reset(false)) => Some(self.give_up(bdf, Cause::ResetFailed)),
+            (RecoveryStage::Resetting, Input::Reset(false)) => Some(self.give_up(bdf, Cause::ResetFailed)),
             // Without a fate: nothing is wrong with the device.
-            (Stage::Resetting, Input::ResetWaits) => {
+            (RecoveryStage::Resetting, Input::ResetWaits) => {
                 self.current = Some(Current {
-                    stage: Stage::ResetDue,
+                    stage: RecoveryStage::ResetDue,
                     ..current
                 });
                 None
             }
-            (Stage::ResetDue, Input::Time) => Some(self.reset(bdf)),
+            (RecoveryStage::ResetDue, Input::Time) => Some(self.reset(bdf)),
             (_, Input::Told(told)) => match told {
                 Told::Yes => {
                     self.current = Some(Current {
@@ -318,51 +318,51 @@ impl Recovery {
         }
     }
 
-    fn judge(&mut self, bdf: Bdf, stage: Stage, verdict: Verdict) -> Step {
+    fn judge(&mut self, bdf: Bdf, stage: RecoveryStage, verdict: Verdict) -> RecoveryStep {
         match (stage, verdict) {
-            (Stage::Detected { .. }, Verdict::CanRecover | Verdict::Recovered) => {
-                self.tell(bdf, Stage::Resume(Way::Resumed), Notice::Resume)
+            (RecoveryStage::Detected { .. }, Verdict::CanRecover | Verdict::Recovered) => {
+                self.tell(bdf, RecoveryStage::Resume(Way::Resumed), Notice::Resume)
             }
-            (Stage::Detected { reset: true }, Verdict::NeedReset) => {
-                self.tell(bdf, Stage::SlotReset, Notice::SlotReset)
+            (RecoveryStage::Detected { reset: true }, Verdict::NeedReset) => {
+                self.tell(bdf, RecoveryStage::SlotReset, Notice::SlotReset)
             }
-            (Stage::Detected { reset: false }, Verdict::NeedReset) => self.reset(bdf),
-            (Stage::SlotReset, Verdict::Recovered) => {
-                self.tell(bdf, Stage::Resume(Way::Reset), Notice::Resume)
+            (RecoveryStage::Detected { reset: false }, Verdict::NeedReset) => self.reset(bdf),
+            (RecoveryStage::SlotReset, Verdict::Recovered) => {
+                self.tell(bdf, RecoveryStage::Resume(Way::Reset), Notice::Resume)
             }
             // The verdict on this notice means nothing: Linux always says "none".
-            (Stage::Resume(way), _) => {
+            (RecoveryStage::Resume(way), _) => {
                 self.current = None;
                 let tally = &mut self.devices.entry(bdf).or_default().tally;
                 tally.recovered = tally.recovered.saturating_add(1);
                 tally.last = way.to_string();
-                Step::Recovered(bdf, way)
+                RecoveryStep::Recovered(bdf, way)
             }
             _ => self.give_up(bdf, Cause::Verdict(verdict)),
         }
     }
 
-    fn reset(&mut self, bdf: Bdf) -> Step {
+    fn reset(&mut self, bdf: Bdf) -> RecoveryStep {
         self.current = Some(Current {
             bdf,
-            stage: Stage::Resetting,
+            stage: RecoveryStage::Resetting,
             told: None,
         });
-        Step::Reset(bdf)
+        RecoveryStep::Reset(bdf)
     }
 
-    fn tell(&mut self, bdf: Bdf, stage: Stage, notice: Notice) -> Step {
+    fn tell(&mut self, bdf: Bdf, stage: RecoveryStage, notice: Notice) -> RecoveryStep {
         self.current = Some(Current {
             bdf,
             stage,
             told: None,
         });
-        Step::Tell(bdf, notice)
+        RecoveryStep::Tell(bdf, notice)
     }
 
-    fn give_up(&mut self, bdf: Bdf, cause: Cause) -> Step {
+    fn give_up(&mut self, bdf: Bdf, cause: Cause) -> RecoveryStep {
         self.current = None;
-        Step::GiveUp(bdf, cause)
+        RecoveryStep::GiveUp(bdf, cause)
     }
 }
 
@@ -377,7 +377,7 @@ mod tests {
     const FROZEN: Notice = Notice::Detected(Channel::Frozen);
 
     /// Plays inputs, all at one moment; returns the steps that they brought.
-    fn play(recovery: &mut Recovery, now: Instant, inputs: &[Input]) -> Vec<Step> {
+    fn play(recovery: &mut Recovery, now: Instant, inputs: &[Input]) -> Vec<RecoveryStep> {
         inputs
             .iter()
             .filter_map(|&input| recovery.on(input, now))
@@ -387,29 +387,29 @@ mod tests {
     #[test]
     fn each_course_of_a_recovery_takes_its_steps() {
         let yes = WasTold(Told::Yes);
-        let sound = [Begun(A), Ended(A), Found(Condition::Sound), yes];
-        let lost = [Begun(A), Ended(A), Found(Condition::Restored), yes];
-        let told_normal = [Step::Inspect(A), Step::Tell(A, NORMAL)];
-        let told_frozen = [Step::Inspect(A), Step::Tell(A, FROZEN)];
+        let sound = [Begun(A), Ended(A), Found(Health::Sound), yes];
+        let lost = [Begun(A), Ended(A), Found(Health::Restored), yes];
+        let told_normal = [RecoveryStep::Inspect(A), RecoveryStep::Tell(A, NORMAL)];
+        let told_frozen = [RecoveryStep::Inspect(A), RecoveryStep::Tell(A, FROZEN)];
         let reset = [Says(Verdict::NeedReset), Reset(true), yes];
         let resume = [yes, Says(Verdict::None)];
-        let to_resume = Step::Tell(A, Notice::Resume);
-        let to_slot_reset = Step::Tell(A, Notice::SlotReset);
-        let gives_up = |cause| Step::GiveUp(A, cause);
+        let to_resume = RecoveryStep::Tell(A, Notice::Resume);
+        let to_slot_reset = RecoveryStep::Tell(A, Notice::SlotReset);
+        let gives_up = |cause| RecoveryStep::GiveUp(A, cause);
         let verdict = |verdict| gives_up(Cause::Verdict(verdict));
 
         #[rustfmt::skip]
-        let courses: [(&str, Vec<Input>, Vec<Step>); 14] = [
+        let courses: [(&str, Vec<Input>, Vec<RecoveryStep>); 14] = [
             ("goes on", [&sound[..], &[Says(Verdict::CanRecover)], &resume].concat(),
-                [&told_normal[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
             ("has recovered", [&sound[..], &[Says(Verdict::Recovered)], &resume].concat(),
-                [&told_normal[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
             ("reset", [&sound[..], &reset, &[Says(Verdict::Recovered)], &resume].concat(),
-                [&told_normal[..], &[Step::Reset(A), to_slot_reset, to_resume, Step::Recovered(A, Way::Reset)]].concat()),
+                [&told_normal[..], &[RecoveryStep::Reset(A), to_slot_reset, to_resume, RecoveryStep::Recovered(A, Way::Reset)]].concat()),
             ("reset by dom0's kernel", [&lost[..], &[Says(Verdict::NeedReset), yes, Says(Verdict::Recovered)], &resume].concat(),
-                [&told_frozen[..], &[to_slot_reset, to_resume, Step::Recovered(A, Way::Reset)]].concat()),
+                [&told_frozen[..], &[to_slot_reset, to_resume, RecoveryStep::Recovered(A, Way::Reset)]].concat()),
             ("reset by dom0's kernel, goes on", [&lost[..], &[Says(Verdict::CanRecover)], &resume].concat(),
-                [&told_frozen[..], &[to_resume, Step::Recovered(A, Way::Resumed)]].concat()),
+                [&told_frozen[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
             ("no handler", [&sound[..], &[Says(Verdict::None)]].concat(),
                 [&told_normal[..], &[verdict(Verdict::None)]].concat()),
             ("no driver", [&sound[..], &[Says(Verdict::NoDriver)]].concat(),
@@ -419,21 +419,21 @@ mod tests {
             ("nonsense", [&sound[..], &[Says(Verdict::Nonsense(-7))]].concat(),
                 [&told_normal[..], &[verdict(Verdict::Nonsense(-7))]].concat()),
             ("no better after the reset", [&sound[..], &reset, &[Says(Verdict::NeedReset)]].concat(),
-                [&told_normal[..], &[Step::Reset(A), to_slot_reset, verdict(Verdict::NeedReset)]].concat()),
+                [&told_normal[..], &[RecoveryStep::Reset(A), to_slot_reset, verdict(Verdict::NeedReset)]].concat()),
             ("the reset fails", [&sound[..], &[Says(Verdict::NeedReset), Reset(false)]].concat(),
-                [&told_normal[..], &[Step::Reset(A), gives_up(Cause::ResetFailed)]].concat()),
-            ("does not answer", vec![Begun(A), Ended(A), Found(Condition::Gone)],
-                vec![Step::Inspect(A), gives_up(Cause::Gone)]),
-            ("nobody to tell", vec![Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Nobody)],
+                [&told_normal[..], &[RecoveryStep::Reset(A), gives_up(Cause::ResetFailed)]].concat()),
+            ("does not answer", vec![Begun(A), Ended(A), Found(Health::Gone)],
+                vec![RecoveryStep::Inspect(A), gives_up(Cause::Gone)]),
+            ("nobody to tell", vec![Begun(A), Ended(A), Found(Health::Sound), WasTold(Told::Nobody)],
                 [&told_normal[..], &[gives_up(Cause::Nobody)]].concat()),
-            ("busy", vec![Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Busy)],
+            ("busy", vec![Begun(A), Ended(A), Found(Health::Sound), WasTold(Told::Busy)],
                 [&told_normal[..], &[gives_up(Cause::Busy)]].concat()),
         ];
         for (name, inputs, steps) in courses {
             let mut recovery = Recovery::default();
             assert_eq!(play(&mut recovery, Instant::now(), &inputs), steps, "{name}");
             assert!(!recovery.is_busy(), "{name}");
-            let recovered = matches!(steps.last(), Some(Step::Recovered(..)));
+            let recovered = matches!(steps.last(), Some(RecoveryStep::Recovered(..)));
             let (_, tally) = recovery.tallies().next().unwrap();
             assert_eq!((tally.errors, tally.recovered), (1, recovered.into()), "{name}");
         }
@@ -447,11 +447,14 @@ mod tests {
         assert!(recovery.is_busy());
         let almost = start + KERNEL_PATIENCE - Duration::from_millis(1);
         assert_eq!(recovery.on(Time, almost), None);
-        assert_eq!(recovery.on(Time, start + KERNEL_PATIENCE), Some(Step::Inspect(A)));
+        assert_eq!(
+            recovery.on(Time, start + KERNEL_PATIENCE),
+            Some(RecoveryStep::Inspect(A))
+        );
         let mut recovery = Recovery::default();
         assert_eq!(
             recovery.on(Ended(A), start),
-            Some(Step::Inspect(A)),
+            Some(RecoveryStep::Inspect(A)),
             "its beginning was missed"
         );
     }
@@ -459,7 +462,7 @@ mod tests {
     #[test]
     fn a_guest_that_does_not_answer_is_given_up_at_each_notice() {
         let yes = WasTold(Told::Yes);
-        let detected = [Ended(A), Found(Condition::Sound), yes];
+        let detected = [Ended(A), Found(Health::Sound), yes];
         let slot_reset = [&detected[..], &[Says(Verdict::NeedReset), Reset(true), yes]].concat();
         let resume = [&detected[..], &[Says(Verdict::CanRecover), yes]].concat();
         for inputs in [&detected[..], &slot_reset, &resume] {
@@ -469,7 +472,10 @@ mod tests {
             assert!(recovery.awaits_verdict());
             let end = start + GUEST_TIMEOUT;
             assert_eq!(recovery.on(Time, end - Duration::from_millis(1)), None);
-            assert_eq!(recovery.on(Time, end), Some(Step::GiveUp(A, Cause::Silent)));
+            assert_eq!(
+                recovery.on(Time, end),
+                Some(RecoveryStep::GiveUp(A, Cause::Silent))
+            );
             assert!(!recovery.awaits_verdict());
             assert_eq!(recovery.on(Says(Verdict::CanRecover), end), None, "too late");
         }
@@ -482,7 +488,7 @@ mod tests {
         play(
             &mut recovery,
             now,
-            &[Begun(A), Ended(A), Found(Condition::Sound), WasTold(Told::Yes)],
+            &[Begun(A), Ended(A), Found(Health::Sound), WasTold(Told::Yes)],
         );
         for _ in 0..1000 {
             assert_eq!(play(&mut recovery, now, &[Begun(A), Ended(A)]), []);
@@ -494,8 +500,8 @@ mod tests {
             Time,
         ];
         let steps = play(&mut recovery, now, &rest);
-        assert_eq!(steps.last(), Some(&Step::Inspect(A)));
-        play(&mut recovery, now, &[Found(Condition::Sound), WasTold(Told::Yes)]);
+        assert_eq!(steps.last(), Some(&RecoveryStep::Inspect(A)));
+        play(&mut recovery, now, &[Found(Health::Sound), WasTold(Told::Yes)]);
         play(&mut recovery, now, &rest);
         assert!(!recovery.is_busy());
         let (_, tally) = recovery.tallies().next().unwrap();
@@ -507,9 +513,12 @@ mod tests {
         let now = Instant::now();
         let mut recovery = Recovery::default();
         let steps = play(&mut recovery, now, &[Begun(A), Begun(B), Ended(B), Ended(A)]);
-        assert_eq!(steps, [Step::Inspect(B)]);
-        let steps = play(&mut recovery, now, &[Found(Condition::Gone), Time]);
-        assert_eq!(steps, [Step::GiveUp(B, Cause::Gone), Step::Inspect(A)]);
+        assert_eq!(steps, [RecoveryStep::Inspect(B)]);
+        let steps = play(&mut recovery, now, &[Found(Health::Gone), Time]);
+        assert_eq!(
+            steps,
+            [RecoveryStep::GiveUp(B, Cause::Gone), RecoveryStep::Inspect(A)]
+        );
     }
 
     #[test]
@@ -519,7 +528,7 @@ mod tests {
         let course = [
             Begun(A),
             Ended(A),
-            Found(Condition::Sound),
+            Found(Health::Sound),
             WasTold(Told::Yes),
             Says(Verdict::CanRecover),
             WasTold(Told::Yes),
@@ -527,15 +536,15 @@ mod tests {
         ];
         for second in 0..MOST as u64 {
             let steps = play(&mut recovery, start + Duration::from_secs(second), &course);
-            assert_eq!(steps.last(), Some(&Step::Recovered(A, Way::Resumed)));
+            assert_eq!(steps.last(), Some(&RecoveryStep::Recovered(A, Way::Resumed)));
         }
         let soon = start + STORM - Duration::from_millis(1);
         assert_eq!(
             play(&mut recovery, soon, &[Begun(A), Ended(A)]),
-            [Step::GiveUp(A, Cause::Storm)]
+            [RecoveryStep::GiveUp(A, Cause::Storm)]
         );
         let steps = play(&mut recovery, start + STORM, &course);
-        assert_eq!(steps.last(), Some(&Step::Recovered(A, Way::Resumed)));
+        assert_eq!(steps.last(), Some(&RecoveryStep::Recovered(A, Way::Resumed)));
     }
 
     #[test]
@@ -544,22 +553,28 @@ mod tests {
         let mut recovery = Recovery::default();
         let to_reset = [
             Ended(A),
-            Found(Condition::Sound),
+            Found(Health::Sound),
             WasTold(Told::Yes),
             Says(Verdict::NeedReset),
         ];
-        assert_eq!(play(&mut recovery, now, &to_reset).last(), Some(&Step::Reset(A)));
+        assert_eq!(
+            play(&mut recovery, now, &to_reset).last(),
+            Some(&RecoveryStep::Reset(A))
+        );
         for _ in 0..1000 {
             assert_eq!(recovery.on(ResetWaits, now), None);
             assert!(recovery.is_busy(), "time brings the next attempt");
             // What else comes meanwhile does not.
             assert_eq!(play(&mut recovery, now, &[Begun(B), Reset(true)]), []);
-            assert_eq!(recovery.on(Time, now + GUEST_TIMEOUT), Some(Step::Reset(A)));
+            assert_eq!(
+                recovery.on(Time, now + GUEST_TIMEOUT),
+                Some(RecoveryStep::Reset(A))
+            );
             assert_eq!(recovery.on(Time, now), None, "it is under way");
         }
         assert_eq!(
             recovery.on(Reset(true), now),
-            Some(Step::Tell(A, Notice::SlotReset))
+            Some(RecoveryStep::Tell(A, Notice::SlotReset))
         );
     }
 
@@ -570,10 +585,13 @@ mod tests {
         play(
             &mut recovery,
             now,
-            &[Ended(A), Found(Condition::Sound), WasTold(Told::Yes), Ended(B)],
+            &[Ended(A), Found(Health::Sound), WasTold(Told::Yes), Ended(B)],
         );
         recovery.keep(|bdf| bdf == B);
-        assert_eq!(recovery.on(Says(Verdict::NeedReset), now), Some(Step::Inspect(B)));
+        assert_eq!(
+            recovery.on(Says(Verdict::NeedReset), now),
+            Some(RecoveryStep::Inspect(B))
+        );
         assert_eq!(recovery.tallies().count(), 1);
     }
 
@@ -581,7 +599,7 @@ mod tests {
     fn what_comes_at_the_wrong_time_changes_nothing() {
         let now = Instant::now();
         let inputs = [
-            Found(Condition::Sound),
+            Found(Health::Sound),
             WasTold(Told::Yes),
             Says(Verdict::NeedReset),
             Reset(true),
@@ -594,8 +612,8 @@ mod tests {
         let early = [Says(Verdict::NeedReset), Reset(true), Time];
         assert_eq!(play(&mut recovery, now, &early), []);
         assert_eq!(
-            recovery.on(Found(Condition::Sound), now),
-            Some(Step::Tell(A, NORMAL))
+            recovery.on(Found(Health::Sound), now),
+            Some(RecoveryStep::Tell(A, NORMAL))
         );
         assert_eq!(recovery.on(Says(Verdict::NeedReset), now), None, "not told yet");
     }

@@ -7,7 +7,7 @@ use crate::config_space::access::{ConfigAccess, EXTENDED_SPACE, SPACE};
 use crate::config_space::capabilities::Capabilities;
 use crate::config_space::interrupts::{disable_intx, enable_intx};
 use crate::function::failure::Failure;
-use crate::function::guard::{Guard, Refusal, Rule};
+use crate::function::guard::{Denial, Guard, Rule};
 use crate::function::interrupts::Interrupts;
 use crate::function::msix_table::Decoder;
 use crate::function::snapshot::Snapshot;
@@ -50,7 +50,7 @@ pub struct Function<C> {
     guard: Guard,
     interrupts: Interrupts,
     snapshot: Snapshot,
-    refused: BTreeMap<(u16, Refusal), u64>,
+    refused: BTreeMap<(u16, Denial), u64>,
     /// Beyond [`MOST_TOLD`].
     refused_besides: u64,
 }
@@ -99,7 +99,7 @@ impl<C: ConfigAccess> Function<C> {
     }
 
     /// The writes refused so far: register, reason, how often.
-    pub fn refused(&self) -> impl Iterator<Item = (u16, Refusal, u64)> {
+    pub fn refused(&self) -> impl Iterator<Item = (u16, Denial, u64)> {
         self.refused
             .iter()
             .map(|(&(offset, refusal), &count)| (offset, refusal, count))
@@ -110,7 +110,7 @@ impl<C: ConfigAccess> Function<C> {
         self.refused_besides
     }
 
-    fn note_refusal(&mut self, offset: u16, refusal: Refusal) {
+    fn note_refusal(&mut self, offset: u16, refusal: Denial) {
         if let Some(count) = self.refused.get_mut(&(offset, refusal)) {
             *count += 1;
         } else if self.refused.len() < MOST_TOLD {
@@ -317,10 +317,10 @@ mod tests {
         assert_eq!(
             refused,
             [
-                (0x04, Refusal::Command, 2),
-                (0x10, Refusal::BaseAddress, 1),
-                (MSIX + 2, Refusal::Interrupts, 1),
-                (0x200, Refusal::Unlisted, 1),
+                (0x04, Denial::Command, 2),
+                (0x10, Denial::BaseAddress, 1),
+                (MSIX + 2, Denial::Interrupts, 1),
+                (0x200, Denial::Unlisted, 1),
             ]
         );
     }
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(stub.ask(&again, &[]), Err(OpError::AccessDenied));
         let function = stub.functions.iter().next().unwrap();
         let told: Vec<_> = function.refused().collect();
-        assert_eq!((told.len(), told[0]), (MOST_TOLD, (0x100, Refusal::Unlisted, 2)));
+        assert_eq!((told.len(), told[0]), (MOST_TOLD, (0x100, Denial::Unlisted, 2)));
         let counted: u64 = told.iter().map(|(.., count)| count).sum();
         assert_eq!(counted + function.refused_besides(), asked + 1);
     }

@@ -27,7 +27,7 @@ const VPD_WRITE: u32 = 0x8000;
 
 /// Why a write was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Error)]
-pub enum Refusal {
+pub enum Denial {
     /// No rule for this register in this width.
     #[error("no write of this width is allowed here")]
     Unlisted,
@@ -80,22 +80,22 @@ impl Rule {
     }
 
     /// Judges the writing of `value`, where the register now reads `current`.
-    pub fn judge(self, value: u32, current: u32) -> Result<(), Refusal> {
+    pub fn judge(self, value: u32, current: u32) -> Result<(), Denial> {
         let changed = value ^ current;
         let (allowed, refusal) = match self {
             Self::Any => return Ok(()),
             Self::Command => {
                 let turned_on = changed & value & COMMAND_DECODE;
-                (changed & !COMMAND_GUEST & !turned_on == 0, Refusal::Command)
+                (changed & !COMMAND_GUEST & !turned_on == 0, Denial::Command)
             }
             Self::SelfTest => (
                 changed & !BIST_START == 0 || value == BIST_START,
-                Refusal::SelfTest,
+                Denial::SelfTest,
             ),
-            Self::Exactly(recorded) => (value == recorded, Refusal::BaseAddress),
-            Self::Power => (changed & !PMCSR_GUEST == 0, Refusal::Power),
-            Self::VpdAddress => (value & VPD_WRITE == 0, Refusal::VpdWrite),
-            Self::Bits(mask) => (changed & !mask == 0, Refusal::Quirk),
+            Self::Exactly(recorded) => (value == recorded, Denial::BaseAddress),
+            Self::Power => (changed & !PMCSR_GUEST == 0, Denial::Power),
+            Self::VpdAddress => (value & VPD_WRITE == 0, Denial::VpdWrite),
+            Self::Bits(mask) => (changed & !mask == 0, Denial::Quirk),
         };
         if allowed { Ok(()) } else { Err(refusal) }
     }
@@ -196,10 +196,10 @@ impl Guard {
     }
 
     /// The rule for a write of `width` bytes at `offset`.
-    pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Refusal> {
+    pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Denial> {
         let written = span(offset, width);
         if overlaps_any(&written, &self.interrupts) {
-            return Err(Refusal::Interrupts);
+            return Err(Denial::Interrupts);
         }
         let listed = |(at, wide, _): &&(u16, u8, Rule)| (*at, *wide) == (offset, width);
         match self.rules.iter().find(listed) {
@@ -209,11 +209,11 @@ impl Guard {
                 Ok(Rule::Bits(bits | partly))
             }
             Some((_, _, rule)) => Ok(*rule),
-            None if !self.permissive => Err(Refusal::Unlisted),
+            None if !self.permissive => Err(Denial::Unlisted),
             None => match self.part_of(offset, width) {
                 Some(bits) => Ok(Rule::Bits(bits)),
                 None if self.is_free(&written, u32::MAX) => Ok(Rule::Any),
-                None => Err(Refusal::Unlisted),
+                None => Err(Denial::Unlisted),
             },
         }
     }
@@ -263,7 +263,7 @@ mod tests {
     const VPD: u16 = 0x60;
 
     impl Guard {
-        fn judge(&self, offset: u16, width: u8, value: u32, current: u32) -> Result<(), Refusal> {
+        fn judge(&self, offset: u16, width: u8, value: u32, current: u32) -> Result<(), Denial> {
             self.rule(offset, width)?.judge(value, current)
         }
     }
@@ -322,13 +322,10 @@ mod tests {
         assert_eq!(guard.judge(0x10, 4, 0xfebc_0000, 0), Ok(()));
         assert_eq!(guard.judge(0x30, 4, 0xfeb8_0000, 0), Ok(()));
         for value in [0, 0xffff_ffff, 0xfebc_0001, 0xfebd_0000] {
-            assert_eq!(
-                guard.judge(0x10, 4, value, 0xfebc_0000),
-                Err(Refusal::BaseAddress)
-            );
+            assert_eq!(guard.judge(0x10, 4, value, 0xfebc_0000), Err(Denial::BaseAddress));
         }
-        assert_eq!(guard.judge(0x10, 2, 0, 0), Err(Refusal::Unlisted));
-        assert_eq!(guard.judge(0x12, 2, 0xfebc, 0), Err(Refusal::Unlisted));
+        assert_eq!(guard.judge(0x10, 2, 0, 0), Err(Denial::Unlisted));
+        assert_eq!(guard.judge(0x12, 2, 0xfebc, 0), Err(Denial::Unlisted));
     }
 
     #[test]
@@ -339,7 +336,7 @@ mod tests {
             for width in [1, 2, 4] {
                 for offset in (start + 1 - u16::from(width))..start + length {
                     let verdict = guard.judge(offset, width, 0, 0);
-                    assert_eq!(verdict, Err(Refusal::Interrupts), "{offset:#x} {width}");
+                    assert_eq!(verdict, Err(Denial::Interrupts), "{offset:#x} {width}");
                 }
             }
         }
@@ -351,17 +348,17 @@ mod tests {
         assert_eq!(guard.pmcsr(), Some(POWER + 4));
         assert_eq!(guard.judge(POWER + 4, 2, 0x0003, 0), Ok(()));
         assert_eq!(guard.judge(POWER + 4, 2, 0x9e00, 0x0003), Ok(()));
-        assert_eq!(guard.judge(POWER + 4, 2, 0x0100, 0), Err(Refusal::Power));
-        assert_eq!(guard.judge(POWER + 4, 2, 0x0000, 0x0100), Err(Refusal::Power));
-        assert_eq!(guard.judge(POWER + 2, 2, 0, 0), Err(Refusal::Unlisted));
+        assert_eq!(guard.judge(POWER + 4, 2, 0x0100, 0), Err(Denial::Power));
+        assert_eq!(guard.judge(POWER + 4, 2, 0x0000, 0x0100), Err(Denial::Power));
+        assert_eq!(guard.judge(POWER + 2, 2, 0, 0), Err(Denial::Unlisted));
     }
 
     #[test]
     fn product_data_may_be_read_only() {
         let guard = guard();
         assert_eq!(guard.judge(VPD + 2, 2, 0x0010, 0), Ok(()));
-        assert_eq!(guard.judge(VPD + 2, 2, 0x8010, 0), Err(Refusal::VpdWrite));
-        assert_eq!(guard.judge(VPD + 4, 4, 0, 0), Err(Refusal::Unlisted));
+        assert_eq!(guard.judge(VPD + 2, 2, 0x8010, 0), Err(Denial::VpdWrite));
+        assert_eq!(guard.judge(VPD + 4, 4, 0, 0), Err(Denial::Unlisted));
     }
 
     #[test]
@@ -369,7 +366,7 @@ mod tests {
         let guard = guard();
         assert_eq!(guard.judge(0xf, 1, 0xc0, 0x80), Ok(()));
         assert_eq!(guard.judge(0xf, 1, 0x40, 0x8f), Ok(()));
-        assert_eq!(guard.judge(0xf, 1, 0x01, 0x80), Err(Refusal::SelfTest));
+        assert_eq!(guard.judge(0xf, 1, 0x01, 0x80), Err(Denial::SelfTest));
     }
 
     #[test]
@@ -403,7 +400,7 @@ mod tests {
         let guard = Guard::new(&[], &Capabilities::default(), &Terms::default());
         assert_eq!(guard.pmcsr(), None);
         assert_eq!(guard.judge(4, 2, 3, 3), Ok(()));
-        assert_eq!(guard.judge(0x10, 4, 0, 0), Err(Refusal::Unlisted));
+        assert_eq!(guard.judge(0x10, 4, 0, 0), Err(Denial::Unlisted));
     }
 
     /// The registers, in each width, that any value may be written to, where the usual guard allows none.
@@ -413,7 +410,7 @@ mod tests {
         for width in [1, 2, 4] {
             for offset in (0..4096).step_by(width.into()) {
                 if guard.rule(offset, width) != usual.rule(offset, width) {
-                    assert_eq!(usual.rule(offset, width), Err(Refusal::Unlisted));
+                    assert_eq!(usual.rule(offset, width), Err(Denial::Unlisted));
                     gained.push((offset, width));
                 }
             }
@@ -512,7 +509,7 @@ mod tests {
                 let guard = Guard::new(&config[..64], &Capabilities::find(&config), &terms);
                 assert_eq!(
                     guard.rule(offset, 1),
-                    Err(Refusal::Unlisted),
+                    Err(Denial::Unlisted),
                     "{id:#x}: {offset:#x}"
                 );
                 assert_eq!(guard.unfit_quirks().len(), 1, "{id:#x}: {offset:#x}");
@@ -540,11 +537,11 @@ mod tests {
             let permissive = guard(version, true, "");
             assert_eq!(permissive.rule(at, 2), Ok(Rule::Bits(bits)));
             for (offset, width) in [(at, 1), (at + 1, 1), (at, 4)] {
-                assert_eq!(permissive.rule(offset, width), Err(Refusal::Unlisted));
+                assert_eq!(permissive.rule(offset, width), Err(Denial::Unlisted));
             }
             assert_eq!(permissive.rule(at + 2, 2), Ok(Rule::Any));
             assert_eq!(permissive.rule(at - 2, 2), Ok(Rule::Any));
-            assert_eq!(guard(version, false, "").rule(at, 2), Err(Refusal::Unlisted));
+            assert_eq!(guard(version, false, "").rule(at, 2), Err(Denial::Unlisted));
             assert_eq!(guard(version, false, "").partly_free(), []);
             for bit in 0..16 {
                 for (offset, width, mask) in [
@@ -596,11 +593,11 @@ mod tests {
                 let changed = guard.judge(0x44, 2, 0x1234 ^ 1 << bit, 0x1234);
                 assert_eq!(changed.is_ok(), (4..12).contains(&bit), "{bit}");
             }
-            assert_eq!(guard.judge(0x44, 2, 0xffff, 0), Err(Refusal::Quirk));
+            assert_eq!(guard.judge(0x44, 2, 0xffff, 0), Err(Denial::Quirk));
             for (offset, width) in [(0x44, 1), (0x45, 1), (0x44, 4)] {
                 assert_eq!(
                     guard.rule(offset, width),
-                    Err(Refusal::Unlisted),
+                    Err(Denial::Unlisted),
                     "{offset:#x} {width}"
                 );
             }

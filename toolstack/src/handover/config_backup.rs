@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// One write that puts a register back: offset, width, value.
-type Write = (u16, u8, u32);
+type RegisterWrite = (u16, u8, u32);
 
 fn file(directory: &Path, bdf: Bdf) -> PathBuf {
     directory.join(format!("{bdf}.config"))
@@ -78,7 +78,7 @@ fn put_back_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result
 }
 
 /// The writes that make `current` what it was, of what the guard lets the guest write beyond the usual.
-fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) -> Vec<Write> {
+fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) -> Vec<RegisterWrite> {
     let values = |offset, width| Some((value(original, offset, width)?, value(current, offset, width)?));
     let mut writes = Vec::new();
     for quirk in terms.quirks.as_slice() {

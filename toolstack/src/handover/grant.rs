@@ -6,7 +6,7 @@ use crate::handover::intx_lines::dom0_sharers;
 use crate::handover::shared_intx::{self, AckError};
 use crate::host::Host;
 use crate::host::store::StoreError;
-use crate::nodes::hops::Hop;
+use crate::nodes::hops::HopNodes;
 use crate::records::claims::{Claims, ClaimsError};
 use crate::records::failed;
 use crate::records::{Attachment, Device, RecordError, forget_mapped};
@@ -85,10 +85,10 @@ pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Res
     prepare_lines(host, &attachment.devices)?;
     // The second hop comes first: the stub needs it before it can answer the guest.
     let nodes = |hop| move |source| AttachError::Nodes { hop, source };
-    Hop::second(attachment)
+    HopNodes::second(attachment)
         .write(&mut host.store)
         .map_err(nodes("second"))?;
-    Hop::first(attachment)
+    HopNodes::first(attachment)
         .write(&mut host.store)
         .map_err(nodes("first"))?;
     Ok(())

@@ -172,12 +172,12 @@ impl LineStatus {
 }
 
 /// The two directories in xenstore: of the backend, xen-pciback, and of the frontend, which is nowhere else.
-struct Hop {
+struct AckNodes {
     backend: String,
     frontend: String,
 }
 
-impl Hop {
+impl AckNodes {
     fn of(bdf: Bdf) -> Self {
         // A number of its own for each device, as pcifront's are for each connection.
         let number = u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn());
@@ -206,23 +206,23 @@ impl Hop {
 
 /// Has dom0 answer for a device that xen-pciback holds. Does nothing if it does already.
 pub fn start<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
-    let hop = Hop::of(bdf);
-    if hop.exists(&mut host.store)? {
+    let nodes = AckNodes::of(bdf);
+    if nodes.exists(&mut host.store)? {
         return switch(&mut host.store, &host.sysfs, bdf, true);
     }
-    let started = turn_on(host, bdf, &hop);
+    let started = turn_on(host, bdf, &nodes);
     if started.is_err() {
         // The first failure is the one to tell.
-        let _ = hop.remove(&mut host.store);
+        let _ = nodes.remove(&mut host.store);
     }
     started
 }
 
-fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, hop: &Hop) -> Result<(), AckError> {
+fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, nodes: &AckNodes) -> Result<(), AckError> {
     let page = OfferedPage::new().map_err(AckError::Page)?;
     let port = LocalPort::new().map_err(AckError::Page)?;
     let ours = [
-        ("backend", hop.backend.clone()),
+        ("backend", nodes.backend.clone()),
         ("backend-id", "0".into()),
         ("pci-op-ref", page.reference().to_string()),
         ("event-channel", port.number().to_string()),
@@ -230,7 +230,7 @@ fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, hop: &Hop) -> Result<(), AckError> {
         ("state", XenbusState::Initialised.as_str().into()),
     ];
     let theirs = [
-        ("frontend", hop.frontend.clone()),
+        ("frontend", nodes.frontend.clone()),
         ("frontend-id", "0".into()),
         ("online", "1".into()),
         ("num_devs", "1".into()),
@@ -241,21 +241,19 @@ fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, hop: &Hop) -> Result<(), AckError> {
     ];
     host.store.transaction(|store| {
         for (key, value) in &ours {
-            store.write(&format!("{}/{key}", hop.frontend), value)?;
+            store.write(&format!("{}/{key}", nodes.frontend), value)?;
         }
         for (key, value) in &theirs {
-            store.write(&format!("{}/{key}", hop.backend), value)?;
+            store.write(&format!("{}/{key}", nodes.backend), value)?;
         }
         Ok(())
     })?;
     let silent = |what| AckError::Silent { bdf, what };
-    let (own, state) = (format!("{}/state", hop.backend), XenbusState::Connected);
-    wait_for(&mut host.store, |store| {
-        Ok(store.read_optional(&own)?.as_deref() == Some(state.as_str()))
-    })?
-    .ok_or(silent("it does not connect"))?;
+    let (own, connected) = (format!("{}/state", nodes.backend), XenbusState::Connected);
+    wait_for(&mut host.store, |store| Ok(store.read_state(&own)? == connected))?
+        .ok_or(silent("it does not connect"))?;
     host.store
-        .write(&format!("{}/state", hop.frontend), state.as_str())?;
+        .write(&format!("{}/state", nodes.frontend), connected.as_str())?;
 
     // The one device on the virtual bus is in slot 0, with its own function number. Bus mastering stays as it is.
     let target = Bdf::from_devfn(0, 0, bdf.devfn() & 7);
@@ -311,7 +309,7 @@ fn wait_for(
 /// Switches between answering and not, for a device for which dom0 has a handler.
 pub fn switch(store: &mut Store, sysfs: &Sysfs, bdf: Bdf, acking: bool) -> Result<(), AckError> {
     match handler(bdf, sysfs) {
-        Some(handler) if Hop::of(bdf).exists(store)? => {
+        Some(handler) if AckNodes::of(bdf).exists(store)? => {
             if handler.acking == acking {
                 return Ok(());
             }
@@ -328,15 +326,15 @@ pub fn switch(store: &mut Store, sysfs: &Sysfs, bdf: Bdf, acking: bool) -> Resul
 
 /// Ends dom0's answering for a device that leaves its guest; xen-pciback resets it. Does nothing if there is none.
 pub fn stop<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
-    let hop = Hop::of(bdf);
-    if !hop.exists(&mut host.store)? {
+    let nodes = AckNodes::of(bdf);
+    if !nodes.exists(&mut host.store)? {
         return Ok(());
     }
     // Of a handler that is switched off xen-pciback forgets that it is registered.
     switch(&mut host.store, &host.sysfs, bdf, true)?;
     host.store.transaction(|store| {
-        store.write(&format!("{}/online", hop.backend), "0")?;
-        store.write(&format!("{}/state", hop.frontend), XenbusState::Closed.as_str())
+        store.write(&format!("{}/online", nodes.backend), "0")?;
+        store.write(&format!("{}/state", nodes.frontend), XenbusState::Closed.as_str())
     })?;
     let gone = wait_for(&mut host.store, |_| {
         Ok(handler(bdf, &host.sysfs).is_none_or(|handler| !handler.acking))
@@ -345,12 +343,12 @@ pub fn stop<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
         bdf,
         what: "it keeps its handler",
     })?;
-    Ok(hop.remove(&mut host.store)?)
+    Ok(nodes.remove(&mut host.store)?)
 }
 
 /// Forgets that dom0 answered for a device that xen-pciback does not hold any more: its handler went with that.
 pub fn forget(store: &mut Store, bdf: Bdf) -> Result<(), StoreError> {
-    Hop::of(bdf).remove(store)
+    AckNodes::of(bdf).remove(store)
 }
 
 #[cfg(test)]

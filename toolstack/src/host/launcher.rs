@@ -8,8 +8,8 @@ pub mod desk;
 pub mod messages;
 mod queue;
 
-use messages::{Answered, Asked, hear, ready, tell};
-pub use messages::{Order, Shared, Ticket};
+use messages::{Answered, PlacedOrder, hear, ready, tell};
+pub use messages::{Order, SharedFile, Ticket};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl Launcher {
     }
 
     /// A file that all workers have in common.
-    pub fn share(&mut self, file: Shared) -> Result<OwnedFd, LaunchError> {
+    pub fn share(&mut self, file: SharedFile) -> Result<OwnedFd, LaunchError> {
         self.open(Order::Share { file })
     }
 
@@ -85,7 +85,13 @@ impl Launcher {
     pub fn order(&mut self, order: Order) -> Result<Ticket, LaunchError> {
         let ticket = Ticket(self.next);
         self.next += 1;
-        tell(&self.socket, &Asked { ticket, order }, None, SendFlags::empty()).map_err(LaunchError::Gone)?;
+        tell(
+            &self.socket,
+            &PlacedOrder { ticket, order },
+            None,
+            SendFlags::empty(),
+        )
+        .map_err(LaunchError::Gone)?;
         Ok(ticket)
     }
 
@@ -212,13 +218,13 @@ mod tests {
     #[test]
     fn orders_are_messages_that_name_what_is_to_be_done() {
         let bdf = "00:05.0".parse().unwrap();
-        let asked = Asked {
+        let asked = PlacedOrder {
             ticket: Ticket(7),
             order: Order::Detach { bdf },
         };
         let text = serde_json::to_string(&asked).unwrap();
         assert_eq!(text, r#"{"ticket":7,"order":"detach","bdf":"0000:00:05.0"}"#);
-        let back: Asked = serde_json::from_str(&text).unwrap();
+        let back: PlacedOrder = serde_json::from_str(&text).unwrap();
         assert_eq!((back.ticket, back.order), (asked.ticket, asked.order));
     }
 
@@ -231,7 +237,7 @@ mod tests {
             r#"{"ticket":7,"order":"destroy_domain","domid":"0"}"#,
             r#"{"order":"destroy_domain","domid":4}"#,
         ] {
-            assert!(serde_json::from_str::<Asked>(text).is_err(), "{text}");
+            assert!(serde_json::from_str::<PlacedOrder>(text).is_err(), "{text}");
         }
     }
 
@@ -353,7 +359,7 @@ mod tests {
         };
         assert_eq!(turn.worker, 7);
         // An order of later is answered meanwhile.
-        worker.share(Shared::Lock).unwrap();
+        worker.share(SharedFile::Lock).unwrap();
         assert!(worker.poll(ticket).unwrap().is_none());
         turn.give();
         assert!(worker.wait(ticket).is_ok());
@@ -368,9 +374,9 @@ mod tests {
             let mut first = worker(0, &desk);
             let mut other = first.connect().unwrap();
             first.order(order.clone()).unwrap();
-            first.share(Shared::Lock).unwrap();
+            first.share(SharedFile::Lock).unwrap();
             first.order(order.clone()).unwrap();
-            assert!(matches!(first.share(Shared::Lock), Err(LaunchError::Gone(_))));
+            assert!(matches!(first.share(SharedFile::Lock), Err(LaunchError::Gone(_))));
             // Nor does it say so over a further connection.
             assert!(matches!(other.run(order), Err(LaunchError::Gone(_))));
         }
@@ -380,7 +386,13 @@ mod tests {
     fn a_worker_that_takes_no_answers_keeps_nobody_waiting() {
         let (desk, _news) = desk(files());
         let mut worker = worker(0, &desk);
-        let gone = (0..100_000).any(|_| worker.order(Order::Share { file: Shared::Lock }).is_err());
+        let gone = (0..100_000).any(|_| {
+            worker
+                .order(Order::Share {
+                    file: SharedFile::Lock,
+                })
+                .is_err()
+        });
         assert!(gone, "its connection is ended");
     }
 
@@ -391,9 +403,12 @@ mod tests {
         let mut further = dead.connect().unwrap();
         let mut other = worker(1, &desk);
         desk.cut(0);
-        assert!(matches!(dead.share(Shared::Lock), Err(LaunchError::Gone(_))));
-        assert!(matches!(further.share(Shared::Lock), Err(LaunchError::Gone(_))));
-        assert!(other.share(Shared::Lock).is_ok());
+        assert!(matches!(dead.share(SharedFile::Lock), Err(LaunchError::Gone(_))));
+        assert!(matches!(
+            further.share(SharedFile::Lock),
+            Err(LaunchError::Gone(_))
+        ));
+        assert!(other.share(SharedFile::Lock).is_ok());
     }
 
     #[test]
@@ -411,7 +426,7 @@ mod tests {
         });
         for id in [0, 1] {
             let mut worker = worker(id, &desk);
-            let shared = [Shared::Socket, Shared::Lock, Shared::Uevents].map(|file| {
+            let shared = [SharedFile::Socket, SharedFile::Lock, SharedFile::Uevents].map(|file| {
                 let (mut file, mut text) = (File::from(worker.share(file).unwrap()), String::new());
                 file.rewind().unwrap();
                 file.read_to_string(&mut text).unwrap();
@@ -435,7 +450,7 @@ mod tests {
         });
         // A client that asks now is not kept waiting.
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
-        assert!(worker(0, &desk).share(Shared::Lock).is_err());
+        assert!(worker(0, &desk).share(SharedFile::Lock).is_err());
         assert!(!closed.is_finished());
         drop(busy);
         closed.join().unwrap();

@@ -20,7 +20,7 @@ use xen::xenlight::{Xenlight, XenlightError};
 
 /// The domain that is to be created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Domain {
+pub struct NewStub {
     /// The number of the domain.
     pub domid: DomId,
     /// Its configuration, as `xl list -l` prints it.
@@ -156,7 +156,7 @@ fn start() -> io::Result<Child> {
 }
 
 /// Has a process create the domain, and waits for it.
-pub fn run(domain: &Domain, spare: &Spare) -> Result<(), String> {
+pub fn run(domain: &NewStub, spare: &Spare) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot run `bulkhead recreate`: {error}");
     let mut process = spare.take().map_err(failed)?;
     // The end of the input is seen when it is dropped.
@@ -189,7 +189,8 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     // First what takes long: the order may come much later.
     let xen = Xenctrl::open()?;
     let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
-    let order: Domain = serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
+    let order: NewStub =
+        serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
     // Held until the process ends: whoever finds the domain half made knows that it is not done.
     let _lock = lock(FlockOperation::LockShared).map_err(RecreateError::Lock)?;
     let domid = order.domid;

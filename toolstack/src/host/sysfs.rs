@@ -499,8 +499,8 @@ pub(crate) mod tests {
         let pciback = bus.join("drivers/pciback");
         fs::create_dir_all(&pciback).unwrap();
         fs::create_dir_all(&card).unwrap();
-        type Write = fn(&Sysfs, Bdf) -> bool;
-        let writes: [(PathBuf, Write, &str); 3] = [
+        type WriteAttribute = fn(&Sysfs, Bdf) -> bool;
+        let writes: [(PathBuf, WriteAttribute, &str); 3] = [
             (card.join("reset"), |sysfs, bdf| sysfs.reset(bdf).is_ok(), "1"),
             (
                 pciback.join("irq_handler_state"),

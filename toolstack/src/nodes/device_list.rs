@@ -284,8 +284,8 @@ mod tests {
         daemon.introduce(3);
         daemon.introduce(4);
         let mut store = dom0(&daemon);
-        hops::Hop::second(&attachment()).write(&mut store).unwrap();
-        hops::Hop::first(&attachment()).write(&mut store).unwrap();
+        hops::HopNodes::second(&attachment()).write(&mut store).unwrap();
+        hops::HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         for (key, value) in [
             ("vdev-0", "0000:00:00.00"),

@@ -58,12 +58,12 @@ const TRIES: u32 = 8;
 
 /// Both ends of a hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hop {
+pub struct HopNodes {
     frontend: Directory,
     backend: Directory,
 }
 
-impl Hop {
+impl HopNodes {
     fn new(device: Device, own: Vec<(String, String)>) -> Self {
         let initialising = XenbusState::Initialising.as_str();
         let node = |key: &str, value: String| (key.to_owned(), value);
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_first_hop_is_written_as_libxl_writes_it_but_with_the_stub_as_backend() {
-        let hop = Hop::first(&attachment());
+        let hop = HopNodes::first(&attachment());
         assert_eq!(hop.backend.path, "/local/domain/4/backend/pci/3/0");
         assert_eq!((hop.backend.owner, hop.backend.reader), (4, 3));
         assert_eq!(
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_second_hop_tells_the_stub_all_about_its_devices() {
-        let hop = Hop::second(&attachment());
+        let hop = HopNodes::second(&attachment());
         assert_eq!(hop.backend.path, "/local/domain/0/backend/bulkhead/4/0");
         assert_eq!((hop.backend.owner, hop.backend.reader), (0, 4));
         let bars = "febc0000,20000,0;febe0000,20000,0;c000,20,1;febd4000,4000,0;0,0,0;0,0,0;feb80000,40000,0";
@@ -351,7 +351,7 @@ mod tests {
         attachment.devices[1].terms = crate::terms::tests::unusual();
         attachment.devices.push(virtual_function("01:10.0"));
         attachment.modes.push(Mode::Line);
-        let hop = Hop::second(&attachment);
+        let hop = HopNodes::second(&attachment);
         let listing = listing(&hop.backend);
         for line in [
             "permissive-1 = 1",
@@ -372,7 +372,7 @@ mod tests {
             slots: SlotMode::Passthrough,
             ..attachment()
         };
-        let nodes = listing(&Hop::second(&passthrough).backend);
+        let nodes = listing(&HopNodes::second(&passthrough).backend);
         assert!(nodes.contains(&"slots = passthrough".to_owned()));
     }
 
@@ -384,7 +384,7 @@ mod tests {
         let mut guest = connect(&daemon, 3);
         guest.watch("/local/domain/3/device", "device").unwrap();
         let mut store = dom0(&daemon);
-        Hop::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut paths = Vec::new();
         while let Some(event) = guest.next_event().unwrap() {
             paths.push(event.path);
@@ -410,7 +410,7 @@ mod tests {
         let mut store = dom0(&daemon);
         let error = "/local/domain/3/error/device/pci/0/error";
         store.write(error, "22 freeing event channel 8").unwrap();
-        Hop::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         assert_eq!(store.read_optional(error).unwrap(), None);
     }
 
@@ -419,7 +419,7 @@ mod tests {
         let daemon = Xenstored::new();
         [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
         let mut store = dom0(&daemon);
-        Hop::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut guest = connect(&daemon, 3);
         for (key, value) in [("pci-op-ref", "8"), ("event-channel", "9"), ("state", "4")] {
             guest
@@ -435,7 +435,7 @@ mod tests {
         let published = [("state", "4"), ("vdev-0", "0000:00:01.00"), ("num_devs", "1")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into();
-        Hop::write_again(&mut store, &attachment(), &published).unwrap();
+        HopNodes::write_again(&mut store, &attachment(), &published).unwrap();
 
         let mut stub = connect(&daemon, 4);
         let mut nodes = stub.directory("/local/domain/4/backend/pci/3/0").unwrap();
@@ -465,8 +465,8 @@ mod tests {
         let mut store = dom0(&daemon);
         // Twice, as after an attach that failed halfway.
         for _ in 0..2 {
-            Hop::second(&attachment()).write(&mut store).unwrap();
-            Hop::first(&attachment()).write(&mut store).unwrap();
+            HopNodes::second(&attachment()).write(&mut store).unwrap();
+            HopNodes::first(&attachment()).write(&mut store).unwrap();
         }
         for (writer, reader, node) in [
             (3, 4, "/local/domain/3/device/pci/0/state"),

@@ -88,7 +88,7 @@ struct Ends {
 }
 
 #[derive(Deserialize)]
-struct Versioned {
+struct VersionOnly {
     #[serde(default = "first_version")]
     version: u32,
 }
@@ -209,7 +209,7 @@ impl Attachment {
             cause: cause.to_string(),
         };
         // First the version alone: what else there is may have another form.
-        let Versioned { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
+        let VersionOnly { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
         if version > VERSION {
             return Err(RecordError::Newer {
                 stub,

@@ -125,7 +125,7 @@ fn directory(stub: DomId) -> String {
 mod tests {
     use super::*;
     use crate::host::store::tests::{connect, dom0};
-    use crate::nodes::hops::{Hop as Nodes, first_hop};
+    use crate::nodes::hops::{HopNodes, first_hop};
     use crate::records::tests::attachment;
     use serde_json::json;
     use xenbus::model::Xenstored;
@@ -137,7 +137,7 @@ mod tests {
         let mut store = dom0(&daemon);
         let (attachment, hop) = (attachment(), first_hop(&attachment()));
         attachment.write(&mut store).unwrap();
-        Nodes::first(&attachment).write(&mut store).unwrap();
+        HopNodes::first(&attachment).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         for (key, value) in [
             ("vdev-1", "0000:00:01.00"),
@@ -182,7 +182,7 @@ mod tests {
         let mut store = dom0(&daemon);
         let hop = first_hop(&attachment());
         attachment().write(&mut store).unwrap();
-        Nodes::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         let before = {
             keep_published(&mut store, hop).unwrap();
@@ -212,7 +212,7 @@ mod tests {
         let mut store = dom0(&daemon);
         let hop = first_hop(&attachment());
         attachment().write(&mut store).unwrap();
-        Nodes::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         stub.write_bytes(&hop.backend_node("state"), b"4\xff").unwrap();
         keep_published(&mut store, hop).unwrap();

@@ -89,7 +89,7 @@ impl Abandoned {
 mod tests {
     use super::*;
     use crate::host::store::tests::{connect, dom0};
-    use crate::nodes::hops::Hop;
+    use crate::nodes::hops::HopNodes;
     use crate::records::tests::attachment;
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
@@ -102,7 +102,7 @@ mod tests {
         let daemon = Xenstored::new();
         [3, 4].into_iter().for_each(|domid| daemon.introduce(domid));
         let mut store = dom0(&daemon);
-        Hop::first(&attachment()).write(&mut store).unwrap();
+        HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut guest = connect(&daemon, 3);
         guest
             .write("/local/domain/3/device/pci/0/event-channel", "8")

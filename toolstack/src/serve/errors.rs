@@ -6,7 +6,7 @@
 
 use super::jobs::Jobs;
 use super::link::Link;
-use crate::function::aer::{Condition, Input, Recovery, Step, Told};
+use crate::function::aer::{Health, Input, Recovery, RecoveryStep, Told};
 use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -171,32 +171,32 @@ impl Errors {
         cx: &mut Context<'_>,
         stub: DomId,
         recovery: &mut Recovery,
-        step: Step,
+        step: RecoveryStep,
     ) -> Option<Input> {
         let link = cx.links.get(&stub);
         match step {
-            Step::Inspect(bdf) => {
-                let inspected = link.map_or(Ok(Condition::Sound), |link| link.inspect(bdf, cx.xen));
+            RecoveryStep::Inspect(bdf) => {
+                let inspected = link.map_or(Ok(Health::Sound), |link| link.inspect(bdf, cx.xen));
                 Some(Input::Found(inspected.unwrap_or_else(|error| {
                     let outcome = format!("it cannot be restored after a reset: {error}");
                     self.log(log::Level::Error, bdf, &outcome);
-                    Condition::Gone
+                    Health::Gone
                 })))
             }
-            Step::Tell(bdf, notice) => {
+            RecoveryStep::Tell(bdf, notice) => {
                 let request = AerRequest::new(bdf, notice);
                 Some(Input::Told(link.map_or(Told::Nobody, |link| link.tell(&request))))
             }
-            Step::Reset(bdf) => match begin_reset(cx.jobs, &cx.host.sysfs, stub, bdf) {
+            RecoveryStep::Reset(bdf) => match begin_reset(cx.jobs, &cx.host.sysfs, stub, bdf) {
                 Attempt::Waits => Some(Input::ResetWaits),
                 Attempt::Begun => None,
                 Attempt::Over(reset) => Some(self.renew(cx, stub, bdf, reset)),
             },
-            Step::Recovered(bdf, way) => {
+            RecoveryStep::Recovered(bdf, way) => {
                 self.log(log::Level::Info, bdf, &way.to_string());
                 None
             }
-            Step::GiveUp(bdf, cause) => {
+            RecoveryStep::GiveUp(bdf, cause) => {
                 let fate = fate(cx.host, stub, bdf);
                 let outcome = format!("{cause}: {}", consequence(fate));
                 self.log(log::Level::Warn, bdf, &outcome);
@@ -367,14 +367,14 @@ mod tests {
         let mut recovery = Recovery::default();
         for input in [
             Input::Ended(bdf),
-            Input::Found(Condition::Sound),
+            Input::Found(Health::Sound),
             Input::Told(Told::Yes),
         ] {
             recovery.on(input, now);
         }
         let mut step = recovery.on(Input::Verdict(Verdict::NeedReset), now);
         for _ in 0..3 {
-            assert_eq!(step, Some(Step::Reset(bdf)));
+            assert_eq!(step, Some(RecoveryStep::Reset(bdf)));
             let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
             assert_eq!(attempt, Attempt::Waits);
             assert_eq!(recovery.on(Input::ResetWaits, now), None, "no fate");
@@ -382,7 +382,7 @@ mod tests {
         }
         go_on.send(()).unwrap();
         assert!(matches!(ended(&mut jobs), Outcome::Released(_)));
-        assert_eq!(step, Some(Step::Reset(bdf)));
+        assert_eq!(step, Some(RecoveryStep::Reset(bdf)));
         let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
         assert_eq!(attempt, Attempt::Begun);
         assert!(matches!(ended(&mut jobs), Outcome::Reset(at, _) if at == bdf));

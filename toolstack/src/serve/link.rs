@@ -3,7 +3,7 @@
 use super::wake::Wake;
 use crate::config_space::access::ConfigFile;
 use crate::function::Failure;
-use crate::function::aer::{Condition, Told};
+use crate::function::aer::{Health, Told};
 use crate::function::{Done, Functions};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::{Sysfs, SysfsError};
@@ -294,7 +294,7 @@ impl Link {
     }
 
     /// Sees what a device is like after an error, and restores it if it was reset.
-    pub fn inspect(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Condition> {
+    pub fn inspect(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Health> {
         let shared = self.handle.lock();
         let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
         function.inspect(xen)

@@ -29,7 +29,7 @@ pub mod workers;
 use crate::control::{Listener, Reply, Request};
 use crate::handover::reclaim::{Released, release, take_back};
 use crate::host::domains::is_alive;
-use crate::host::launcher::{LaunchError, Launcher, Order, Shared};
+use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::Sysfs;
 use crate::host::uevent::Uevents;
@@ -136,8 +136,11 @@ pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
     let mut launcher = Launcher::over(socket);
     let wake = Wake::new().map_err(ServeError::Wake)?;
     let end = signal(SIGTERM).map_err(ServeError::Signal)?;
-    let listener = Listener::over(launcher.share(Shared::Socket)?, launcher.share(Shared::Lock)?);
-    let uevents = Uevents::over(launcher.share(Shared::Uevents)?);
+    let listener = Listener::over(
+        launcher.share(SharedFile::Socket)?,
+        launcher.share(SharedFile::Lock)?,
+    );
+    let uevents = Uevents::over(launcher.share(SharedFile::Uevents)?);
     let mut service = Service {
         host: Host::open_with(Runner::Launcher(launcher))?,
         link_xen: Xenctrl::open()?,

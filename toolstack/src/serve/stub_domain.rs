@@ -2,10 +2,10 @@
 
 use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Order, Ticket};
-use crate::host::recreate::Domain;
+use crate::host::recreate::NewStub;
 use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
-use crate::nodes::hops::{Hop, first_hop};
+use crate::nodes::hops::{HopNodes, first_hop};
 use crate::records::Attachment;
 use crate::records::stub_backup;
 use pci::bdf::Bdf;
@@ -124,7 +124,7 @@ pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, Revive
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
     };
-    Ok(launcher.order(Order::Recreate(Domain { domid, config }))?)
+    Ok(launcher.order(Order::Recreate(NewStub { domid, config }))?)
 }
 
 /// Waits until nobody creates stubs any more: the answer comes when one that was found half made is done, or never will
@@ -147,7 +147,7 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
     let published = stub_backup::published(&mut host.store, stub)?;
     // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
     // it, whoever looks knows that not all is done.
-    Hop::second(attachment).write(&mut host.store)?;
+    HopNodes::second(attachment).write(&mut host.store)?;
     if let Some(handover_block) = stub_backup::handover_block(&mut host.store, stub)? {
         let node = Second::second_hop(stub).backend_node(key::HANDOVER_BLOCK);
         host.store.write(&node, &handover_block)?;
@@ -157,7 +157,7 @@ pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
         unpaused => unpaused.map_err(ReviveError::Unpause)?,
     }
-    Ok(Hop::write_again(&mut host.store, attachment, &published)?)
+    Ok(HopNodes::write_again(&mut host.store, attachment, &published)?)
 }
 
 #[cfg(test)]
@@ -212,7 +212,7 @@ mod tests {
             Condition::Alive,
             "its first hop is not written yet"
         );
-        Hop::first(&attachment).write(&mut store).unwrap();
+        HopNodes::first(&attachment).write(&mut store).unwrap();
         stub_backup::keep_published(&mut store, first_hop(&attachment)).unwrap();
         assert_eq!(look(&daemon), Condition::Alive);
         // Bytes that mean nothing are a state all the same.

@@ -3,7 +3,7 @@
 use super::{Done, Function, is_silent};
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::restore;
-use crate::function::aer::Condition;
+use crate::function::aer::Health;
 use crate::records::interrupt_mode::{Change, Note};
 use pci::registers::{command, register};
 use std::collections::BTreeSet;
@@ -19,15 +19,15 @@ const WAKE_UP: Duration = Duration::from_millis(10);
 
 impl<C: ConfigAccess> Function<C> {
     /// Sees what the function is like after an error. One that was reset gets its configuration and its messages back.
-    pub fn inspect(&self, xen: &impl Hypervisor) -> io::Result<Condition> {
+    pub fn inspect(&self, xen: &impl Hypervisor) -> io::Result<Health> {
         if is_silent(&self.config)? {
-            return Ok(Condition::Gone);
+            return Ok(Health::Gone);
         }
         if !self.snapshot.is_lost(&self.config)? {
-            return Ok(Condition::Sound);
+            return Ok(Health::Sound);
         }
         self.renew(xen)?;
-        Ok(Condition::Restored)
+        Ok(Health::Restored)
     }
 
     /// Gives the function its configuration and its messages back after a reset.
@@ -262,16 +262,16 @@ mod tests {
             .unwrap();
         let before = stub.config().bytes.borrow().clone();
         let inspect = |stub: &StubSide| stub.functions.get(bdf()).unwrap().inspect(&stub.xen).unwrap();
-        assert_eq!(inspect(&stub), Condition::Sound);
+        assert_eq!(inspect(&stub), Health::Sound);
         // As dom0's kernel does to all that is below a port with a fatal error.
         stub.config().set16(4, 0);
         stub.config().set16(0x12, 0);
         stub.config().set16(MSIX + 2, 4);
-        assert_eq!(inspect(&stub), Condition::Restored);
+        assert_eq!(inspect(&stub), Health::Restored);
         assert!(*stub.config().bytes.borrow() == before, "INTx silenced, MSI-X on");
         assert_eq!(stub.xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
-        assert_eq!(inspect(&stub), Condition::Sound);
+        assert_eq!(inspect(&stub), Health::Sound);
         stub.config().bytes.borrow_mut().fill(0xff);
-        assert_eq!(inspect(&stub), Condition::Gone);
+        assert_eq!(inspect(&stub), Health::Gone);
     }
 }

@@ -3,10 +3,10 @@
 //! Only so many orders are carried out at once; further ones wait for their turn ([`super::queue`]). None is refused: a
 //! stub that nobody destroys would live on without a record.
 
-use super::messages::{Answered, Asked, hear_without_file, pair, tell};
+use super::messages::{Answered, PlacedOrder, hear_without_file, pair, tell};
 use super::queue::Queue;
-use super::{Order, Shared, Ticket};
-use crate::host::recreate::{self, Domain, Spare};
+use super::{Order, SharedFile, Ticket};
+use crate::host::recreate::{self, NewStub, Spare};
 use crate::host::{program, store, xl};
 use rustix::fd::OwnedFd;
 use rustix::net::{SendFlags, Shutdown, shutdown};
@@ -39,11 +39,11 @@ pub struct SharedFiles {
 }
 
 impl SharedFiles {
-    const fn get(&self, file: Shared) -> &OwnedFd {
+    const fn get(&self, file: SharedFile) -> &OwnedFd {
         match file {
-            Shared::Socket => &self.socket,
-            Shared::Lock => &self.lock,
-            Shared::Uevents => &self.uevents,
+            SharedFile::Socket => &self.socket,
+            SharedFile::Lock => &self.lock,
+            SharedFile::Uevents => &self.uevents,
         }
     }
 }
@@ -243,7 +243,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
     let worker = connection.worker;
     // What a worker says of itself it says once, over its first connection.
     let (mut may_be_ready, mut may_begin) = (is_first, is_first);
-    while let Some(Asked { ticket, order }) = hear_without_file(&connection.socket)? {
+    while let Some(PlacedOrder { ticket, order }) = hear_without_file(&connection.socket)? {
         match order {
             Order::Store | Order::Share { .. } | Order::Connection => {
                 let opened = open(&order, connection, desk);
@@ -273,7 +273,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
 
 /// Has a stub created anew. If that is under way already, both who ordered it hear the same of it.
 fn create_anew(
-    domain: Domain,
+    domain: NewStub,
     connection: Arc<Connection>,
     ticket: Ticket,
     desk: &Arc<Desk>,

@@ -1,6 +1,6 @@
 //! The messages between a worker and its launcher, and the sockets that carry them.
 
-use crate::host::recreate::Domain;
+use crate::host::recreate::NewStub;
 use crate::serde_text;
 use crate::terms::Terms;
 use pci::bdf::Bdf;
@@ -25,7 +25,7 @@ const LONGEST: usize = 64 << 10;
 /// What all workers of a launcher have in common. It outlives each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Shared {
+pub enum SharedFile {
     /// The socket on which commands ask the service.
     Socket,
     /// The lock of the one service of this host.
@@ -56,7 +56,7 @@ pub enum Order {
         bdf: Bdf,
     },
     /// `bulkhead recreate`: a stub with a number of our choice.
-    Recreate(Domain),
+    Recreate(NewStub),
     /// Nothing, once no stub is being created by a launcher of before.
     Settle,
     /// A connection to xenstore, which a worker cannot open itself.
@@ -64,7 +64,7 @@ pub enum Order {
     /// A file of all workers.
     Share {
         /// Which.
-        file: Shared,
+        file: SharedFile,
     },
     /// A further connection to this launcher, for another thread.
     Connection,
@@ -102,7 +102,7 @@ pub struct Ticket(pub u64);
 
 /// An order.
 #[derive(Serialize, Deserialize)]
-pub struct Asked {
+pub struct PlacedOrder {
     /// By which its answer is known.
     pub ticket: Ticket,
     #[serde(flatten)]
