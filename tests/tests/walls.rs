@@ -541,7 +541,7 @@ impl Case {
                 physical: None,
                 inode: None,
             }],
-            modes: vec![Mode::Line],
+            modes: vec![Mode::Intx],
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::refusal::Refusal;
 use super::surroundings::Surroundings;
-use crate::config_space::interrupts::{msi_messages, msix_entries};
+use crate::config_space::interrupts::{msi_vectors, msix_entries};
 use crate::handover::intx_lines::{Sharers, dom0_sharers, line, line_is_known};
 use crate::host::sysfs::Sysfs;
 use crate::records::claims::Claim;
@@ -52,8 +52,8 @@ impl Offer {
             return Ok(Self::Alone);
         }
         let config = sysfs.config_bytes(bdf)?;
-        let has_messages = terms.msi.is_on() && (msi_messages(&config) > 0 || msix_entries(&config) > 0);
-        Ok(match (terms.share_intx, has_messages) {
+        let has_msi = terms.msi.is_on() && (msi_vectors(&config) > 0 || msix_entries(&config) > 0);
+        Ok(match (terms.share_intx, has_msi) {
             (Some(true), _) => Self::Shared,
             (_, true) => Self::Withheld,
             (None, false) => Self::OnlyInterrupt,

@@ -291,9 +291,9 @@ fn claim_by(mut open: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
 impl Mount {
     /// A line of `mountinfo`: …, device number (third), root, directory, options, …, a hyphen, kind, source, ….
     fn parse(line: &str) -> Option<Self> {
-        let (place, what) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(2);
-        let (number, directory) = (place.next()?, place.nth(1)?);
+        let (mount, what) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(2);
+        let (number, directory) = (mount.next()?, mount.nth(1)?);
         let mut what = what.split(' ');
         let (kind, source) = (what.next()?, what.next()?);
         Some(Self {

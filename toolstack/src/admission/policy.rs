@@ -109,7 +109,7 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
             policy.devices.iter().rev().filter(matching)
         };
         let entry_of = |bridge: &Bdf| file_bridges.iter().rev().find(|(other, _)| other == bridge);
-        let said = Said {
+        let sources = MsiSources {
             option: options.msi,
             command_below: above.iter().copied().find(|bridge| no_msi_below.contains(bridge)),
             command: choices.no_msi,
@@ -121,7 +121,7 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
         let options = entries().fold(options.clone(), |options, entry| {
             options.or(entry.options.clone())
         });
-        devices.push((bdf, terms(options, said.msi(&file))));
+        devices.push((bdf, terms(options, sources.msi(&file))));
     }
     match unused.first() {
         Some(&bridge) => Err(TermsError::NothingBelow { bridge }),
@@ -167,7 +167,7 @@ fn terms(options: Options, msi: Msi) -> Terms {
 /// What is said of a device's MSI, the strongest first: the command line before the file, the device before its
 /// bridges, those before all devices. Linux speaks of bridges.
 #[derive(Clone, Debug, Default)]
-struct Said<'a> {
+struct MsiSources<'a> {
     /// `msi=` of the device on the command line.
     option: Option<bool>,
     /// A bridge above it that `--no-msi-below` names.
@@ -184,7 +184,7 @@ struct Said<'a> {
     file: Option<bool>,
 }
 
-impl Said<'_> {
+impl MsiSources<'_> {
     /// What counts, with the words for its rule.
     fn msi(&self, file: &str) -> Msi {
         let rules = [
@@ -227,59 +227,59 @@ mod tests {
         let name: Name = "8086:10d3".parse().unwrap();
         let bridge = bdf("00:1c.0");
         // Each row alone turns MSI off; with all stronger ones silent it wins over all weaker ones.
-        let rows: [(Said<'_>, &str); 7] = [
+        let rows: [(MsiSources<'_>, &str); 7] = [
             (
-                Said {
+                MsiSources {
                     option: Some(false),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "command line, msi=0",
             ),
             (
-                Said {
+                MsiSources {
                     command_below: Some(bridge),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "command line, --no-msi-below 0000:00:1c.0",
             ),
             (
-                Said {
+                MsiSources {
                     command: true,
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "command line, --no-msi",
             ),
             (
-                Said {
+                MsiSources {
                     file_device: Some((false, &name)),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "policy.toml, device 8086:10d3",
             ),
             (
-                Said {
+                MsiSources {
                     file_bridge: Some((bridge, false)),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "policy.toml, bridge 0000:00:1c.0",
             ),
             (
-                Said {
+                MsiSources {
                     linux: Some(bridge),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "Linux, msi_bus of bridge 0000:00:1c.0",
             ),
             (
-                Said {
+                MsiSources {
                     file: Some(false),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
                 "policy.toml, all devices",
             ),
         ];
-        assert_eq!(Said::default().msi("policy.toml"), Msi::On);
-        let stronger = |a: &Said<'_>, b: &Said<'_>| Said {
+        assert_eq!(MsiSources::default().msi("policy.toml"), Msi::On);
+        let stronger = |a: &MsiSources<'_>, b: &MsiSources<'_>| MsiSources {
             option: a.option.or(b.option),
             command_below: a.command_below.or(b.command_below),
             command: a.command || b.command,
@@ -298,27 +298,27 @@ mod tests {
             }
         }
         // What can say on, wins over the weaker ones that say off.
-        let off: Vec<&Said<'_>> = rows.iter().map(|(said, _)| said).collect();
+        let off: Vec<&MsiSources<'_>> = rows.iter().map(|(sources, _)| sources).collect();
         for (index, on) in [
             (
                 0,
-                Said {
+                MsiSources {
                     option: Some(true),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
             ),
             (
                 3,
-                Said {
+                MsiSources {
                     file_device: Some((true, &name)),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
             ),
             (
                 4,
-                Said {
+                MsiSources {
                     file_bridge: Some((bridge, true)),
-                    ..Said::default()
+                    ..MsiSources::default()
                 },
             ),
         ] {
@@ -327,7 +327,7 @@ mod tests {
                 assert_eq!(msi.is_on(), other > index, "{index} {other}");
             }
         }
-        let all_on = Said {
+        let all_on = MsiSources {
             file: Some(true),
             ..rows[5].0.clone()
         };

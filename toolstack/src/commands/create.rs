@@ -89,7 +89,7 @@ impl NewDomain {
             guest,
             guest_name,
         };
-        unfinished::note(&mut host.store, &noted)?;
+        unfinished::record(&mut host.store, &noted)?;
         let uuid = format!("uuid=\"{}\"", self.uuid);
         let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
         let created = xl::create(file, &overrides, paused);
@@ -150,7 +150,7 @@ pub fn attach_checked(
         guest,
         stub,
         slots,
-        modes: vec![Mode::Line; devices.len()],
+        modes: vec![Mode::Intx; devices.len()],
         devices,
     };
     let attached = attachment.clone();

@@ -1,8 +1,8 @@
 //! Devices that come back from a guest: by the service, or by this process where there is none.
 
 use crate::control::{self, Asked, Reply, Request};
-use crate::handover::reclaim::{Released, release, take_back};
-use crate::handover::seize::{Back, give_back};
+use crate::handover::reclaim::{Released, reclaim_all, reclaim_devices};
+use crate::handover::seize::{Rebound, rebind_driver};
 use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::records::{self, Attachment};
@@ -20,10 +20,10 @@ pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, truste
         if trusted {
             records::forget_mapped(&mut host.store, bdf)?;
         }
-        match give_back(host, bdf) {
-            Ok(Back::Driver(driver)) => say!("gave {bdf} back to {driver}"),
-            Ok(Back::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
-            Ok(Back::Undriven | Back::Stays) => {}
+        match rebind_driver(host, bdf) {
+            Ok(Rebound::Driver(driver)) => say!("gave {bdf} back to {driver}"),
+            Ok(Rebound::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
+            Ok(Rebound::Undriven | Rebound::Stays) => {}
             Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
         }
     }
@@ -47,7 +47,7 @@ pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
 /// Has the attachment released, unless that has happened.
 pub fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
-    ask_release(host, stub, Request::Release { stub }, release)
+    ask_release(host, stub, Request::Release { stub }, reclaim_all)
 }
 
 /// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
@@ -77,7 +77,7 @@ pub fn take_back_once(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) ->
     let stub = attachment.stub.domid;
     let devices = bdfs.to_vec();
     ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
-        take_back(host, left, bdfs)
+        reclaim_devices(host, left, bdfs)
     })
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use crate::host::Runner;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::records::Taken;
+    use crate::records::Seizure;
     use crate::records::tests::domain;
     use xen::model::Xen;
     use xenbus::model::Xenstored;
@@ -105,14 +105,14 @@ mod tests {
                 store: dom0(&daemon),
                 xen: Xen::default(),
                 sysfs: tree.sysfs(),
-                runner: Runner::Noting(Vec::new()),
+                runner: Runner::Model(Vec::new()),
             };
             let store = &mut host.store;
-            records::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
-            records::note_mapped(store, bdf, &domain(3, "web")).unwrap();
+            records::record_seized(store, Seizure::ForGuest, bdf, "e1000e", "test").unwrap();
+            records::record_mapped(store, bdf, &domain(3, "web")).unwrap();
             hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
             let store = &mut host.store;
-            let is_held = records::taken_from(store, Taken::ForGuest, bdf)
+            let is_held = records::seized_from(store, Seizure::ForGuest, bdf)
                 .unwrap()
                 .is_some();
             let is_mapped = !records::mapped(store).unwrap().is_empty();
@@ -126,7 +126,7 @@ mod tests {
             store: dom0(&Xenstored::new()),
             xen: Xen::default(),
             sysfs: Tree::new().sysfs(),
-            runner: Runner::Noting(Vec::new()),
+            runner: Runner::Model(Vec::new()),
         };
         let released = Released {
             problems: vec!["it is mute".into()],

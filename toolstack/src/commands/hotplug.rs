@@ -11,7 +11,7 @@ use crate::handover::grant;
 use crate::host::Host;
 use crate::host::domains::is_alive;
 use crate::nodes::device_list::{self, List};
-use crate::nodes::progress::{settling, stub_says};
+use crate::nodes::progress::{change_progress, stub_says};
 use crate::records::Attachment;
 use crate::say::say;
 use anyhow::{Context, Result, ensure};
@@ -148,7 +148,9 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
 
 /// Waits until no change of the devices is under way.
 fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrupt: &Interrupt) -> Result<()> {
-    wait(patience, interrupt, || Ok(settling(&mut host.store, attachment)?))
+    wait(patience, interrupt, || {
+        Ok(change_progress(&mut host.store, attachment)?)
+    })
 }
 
 fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {

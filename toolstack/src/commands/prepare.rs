@@ -6,13 +6,13 @@ use super::waiting::Interrupt;
 use crate::admission::policy::{self, Choices, Decided};
 use crate::admission::{self, Refusal, Surroundings};
 use crate::handover::config_backup;
-use crate::handover::seize::{Back, Before, give_back, make_ready, seize};
+use crate::handover::seize::{Before, Rebound, make_ready, rebind_driver, seize};
 use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::host::store::Store;
 use crate::host::xl;
 use crate::paths;
-use crate::records::{self, Attachment, Device, Taken};
+use crate::records::{self, Attachment, Device, Seizure};
 use crate::say::{note, say};
 use crate::terms::Terms;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -86,7 +86,7 @@ impl Checked {
     /// Takes the devices from dom0's drivers.
     pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
-            let seized = seize(host, bdf, Taken::ForGuest, undo.command());
+            let seized = seize(host, bdf, Seizure::ForGuest, undo.command());
             let command = undo.command().to_owned();
             undo.push(move |host| undo_seize(host, bdf, &command));
             match seized? {
@@ -118,7 +118,7 @@ impl Checked {
 /// Gives a device back to dom0 that `command` had taken.
 fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
     if is_to_go_back(&mut host.store, bdf, command)?
-        && let Back::MappedBy(guest) = give_back(host, bdf)?
+        && let Rebound::MappedBy(guest) = rebind_driver(host, bdf)?
     {
         note!("{}", stays_held(bdf, &guest));
     }
@@ -128,7 +128,7 @@ fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
 /// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
 /// guest has it yet, and that is an error.
 fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
-    if !records::is_taken_by(store, bdf, command)? {
+    if !records::is_seized_by(store, bdf, command)? {
         return Ok(false);
     }
     let (attachments, damaged) = Attachment::all(store)?;
@@ -159,11 +159,11 @@ mod tests {
         let bdf: Bdf = "00:05.0".parse().unwrap();
         let goes_back = |store: &mut Store| is_to_go_back(store, bdf, "this").unwrap();
         assert!(!goes_back(&mut store), "it was not taken");
-        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        records::record_seized(&mut store, Seizure::ForGuest, bdf, "e1000e", "this").unwrap();
         assert!(goes_back(&mut store));
-        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "another").unwrap();
+        records::record_seized(&mut store, Seizure::ForGuest, bdf, "e1000e", "another").unwrap();
         assert!(!goes_back(&mut store));
-        records::note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "this").unwrap();
+        records::record_seized(&mut store, Seizure::ForGuest, bdf, "e1000e", "this").unwrap();
         attachment().write(&mut store).unwrap();
         let error = is_to_go_back(&mut store, bdf, "this").unwrap_err().to_string();
         assert!(
@@ -171,7 +171,7 @@ mod tests {
             "{error}"
         );
         let other: Bdf = "00:09.0".parse().unwrap();
-        records::note_taken(&mut store, Taken::ForGuest, other, "", "this").unwrap();
+        records::record_seized(&mut store, Seizure::ForGuest, other, "", "this").unwrap();
         assert!(is_to_go_back(&mut store, other, "this").unwrap());
 
         // Whom a damaged record gives it to is not known.

@@ -5,13 +5,13 @@
 
 use crate::admission::{self, Surroundings};
 use crate::control;
-use crate::handover::seize::{Back, Before, make_ready, release as give_away, seize as take};
+use crate::handover::seize::{Before, Rebound, make_ready, release as give_away, seize as take};
 use crate::host::Host;
 use crate::host::device_names;
 use crate::host::sysfs::PCIBACK;
 use crate::host::xl;
 use crate::records::claims::Claims;
-use crate::records::{self, Taken};
+use crate::records::{self, Seizure};
 use crate::say::say;
 use anyhow::{Result, anyhow, bail, ensure};
 use bulkhead_config::name::Name;
@@ -77,7 +77,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
 }
 
 fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
-    let from = match take(host, bdf, Taken::ToKeep, "seize")? {
+    let from = match take(host, bdf, Seizure::ToKeep, "seize")? {
         Before::Held => return Ok(format!("{bdf} is held for guests already")),
         Before::Driven(driver) => format!("dom0's driver {driver}"),
         Before::Idle => "dom0, where it had no driver".into(),
@@ -114,7 +114,7 @@ fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
         return Ok(line);
     }
     Ok(match give_away(host, bdf)? {
-        Back::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
+        Rebound::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
         _ => format!("gave {bdf} back to dom0, where no driver takes it"),
     })
 }
@@ -185,7 +185,7 @@ mod tests {
             store: dom0(&daemon),
             xen: Xen::default(),
             sysfs: tree.sysfs(),
-            runner: Runner::Noting(Vec::new()),
+            runner: Runner::Model(Vec::new()),
         };
         (tree, host, NAME.parse().unwrap())
     }
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn one_that_a_guest_may_have_mapped_is_released_if_the_guest_is_trusted() {
         let (_tree, mut host, bdf) = host(PCIBACK);
-        records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        records::record_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
         let error = refusal(clear(&mut host, bdf, false));
         assert!(error.contains("--trusted-guest 0000:00:05.0"), "{error}");
         assert_eq!(records::mapped(&mut host.store).unwrap().len(), 1);

@@ -11,7 +11,7 @@ pub fn msix_entries(config: &[u8]) -> u16 {
 }
 
 /// True if MSI or MSI-X is on, so that the function raises no line.
-pub fn sends_messages(config: &[u8]) -> bool {
+pub fn sends_msi(config: &[u8]) -> bool {
     let Capabilities { msi, msix, .. } = Capabilities::find(config);
     let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
     on(msi, msi::CONTROL, msi::ENABLE) || on(msix, msix::CONTROL, msix::ENABLE)
@@ -24,7 +24,7 @@ fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
 }
 
 /// How many messages the MSI capability of a function can send; 0 without MSI.
-pub fn msi_messages(config: &[u8]) -> u32 {
+pub fn msi_vectors(config: &[u8]) -> u32 {
     let control = control(config, Capabilities::find(config).msi, msi::CONTROL);
     // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
     control.map_or(0, |control| 1 << (control >> 1 & 7).min(5))
@@ -70,9 +70,9 @@ mod tests {
         let mut config = space(&[(0x50, 5)]);
         for (control, messages) in [(0x80, 1), (0x8a, 32), (0x8e, 32)] {
             config[0x52] = control;
-            assert_eq!(msi_messages(&config), messages);
+            assert_eq!(msi_vectors(&config), messages);
         }
-        assert_eq!(msi_messages(&[0; 256]), 0);
+        assert_eq!(msi_vectors(&[0; 256]), 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use xenbus::pciif::aer::{Channel, Notice, Verdict};
 
 /// How long dom0's kernel may take: it may reset the bus and wait for all devices on it.
-pub const KERNEL_PATIENCE: Duration = Duration::from_secs(10);
+pub const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the guest may think about each notice. xen-pciback waits for 300 s, in dom0's kernel.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A device with more recoveries than this many in [`STORM`] is given up.
@@ -242,9 +242,9 @@ impl Recovery {
         self.devices.iter().map(|(&bdf, device)| (bdf, &device.tally))
     }
 
-    /// Notes how it ended with a device.
-    pub fn note(&mut self, bdf: Bdf, last: String) {
-        self.devices.entry(bdf).or_default().tally.last = last;
+    /// Sets how the last recovery of a device ended.
+    pub fn set_outcome(&mut self, bdf: Bdf, outcome: String) {
+        self.devices.entry(bdf).or_default().tally.last = outcome;
     }
 
     /// Keeps what is known of these devices only.
@@ -254,7 +254,7 @@ impl Recovery {
     }
 
     fn begin(&mut self, now: Instant) -> Option<RecoveryStep> {
-        let due = |pending: Pending| pending.ended || now >= pending.begun + KERNEL_PATIENCE;
+        let due = |pending: Pending| pending.ended || now >= pending.begun + KERNEL_TIMEOUT;
         let (&bdf, device) = self
             .devices
             .iter_mut()
@@ -445,10 +445,10 @@ mod tests {
         let mut recovery = Recovery::default();
         assert_eq!(recovery.on(Begun(A), start), None);
         assert!(recovery.is_busy());
-        let almost = start + KERNEL_PATIENCE - Duration::from_millis(1);
+        let almost = start + KERNEL_TIMEOUT - Duration::from_millis(1);
         assert_eq!(recovery.on(Time, almost), None);
         assert_eq!(
-            recovery.on(Time, start + KERNEL_PATIENCE),
+            recovery.on(Time, start + KERNEL_TIMEOUT),
             Some(RecoveryStep::Inspect(A))
         );
         let mut recovery = Recovery::default();

@@ -12,7 +12,7 @@ use crate::function::interrupts::Interrupts;
 use crate::function::msix_table::Decoder;
 use crate::function::snapshot::Snapshot;
 use crate::records::Device;
-use crate::records::interrupt_mode::{Mode, Note};
+use crate::records::interrupt_mode::{Mode, ModeRecord};
 use pci::bdf::Bdf;
 use pci::registers::register;
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl<C: ConfigAccess> Function<C> {
         });
         if !device.line_offered {
             disable_intx(&config)?;
-        } else if mode == Mode::Line {
+        } else if mode == Mode::Intx {
             // The release from its last guest took it away.
             enable_intx(&config)?;
         }
@@ -102,7 +102,7 @@ impl<C: ConfigAccess> Function<C> {
     pub fn refused(&self) -> impl Iterator<Item = (u16, Denial, u64)> {
         self.refused
             .iter()
-            .map(|(&(offset, refusal), &count)| (offset, refusal, count))
+            .map(|(&(offset, denial), &count)| (offset, denial, count))
     }
 
     /// How many more were refused, in registers that are not told one by one.
@@ -110,11 +110,11 @@ impl<C: ConfigAccess> Function<C> {
         self.refused_besides
     }
 
-    fn note_refusal(&mut self, offset: u16, refusal: Denial) {
-        if let Some(count) = self.refused.get_mut(&(offset, refusal)) {
+    fn count_denial(&mut self, offset: u16, denial: Denial) {
+        if let Some(count) = self.refused.get_mut(&(offset, denial)) {
             *count += 1;
         } else if self.refused.len() < MOST_TOLD {
-            self.refused.insert((offset, refusal), 1);
+            self.refused.insert((offset, denial), 1);
         } else {
             self.refused_besides += 1;
         }
@@ -131,25 +131,25 @@ impl<C: ConfigAccess> Function<C> {
         taken: &Taken,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnMut(Note<'_>),
+        record: impl FnMut(ModeRecord<'_>),
     ) -> Result<Done, Failure> {
-        let done = self.carry_out(taken, xen, guest, note);
+        let done = self.carry_out(taken, xen, guest, record);
         if matches!(taken.request().command, Command::ConfWrite) {
             return done;
         }
         // Messages silence the line, and it is allowed again with their end.
-        let noted = self.snapshot.note_command(&self.config);
-        done.and_then(|done| noted.map(|()| done).map_err(Failure::config))
+        let updated = self.snapshot.update_command(&self.config);
+        done.and_then(|done| updated.map(|()| done).map_err(Failure::config))
     }
 
     /// Turns off whichever of MSI and MSI-X is on.
-    pub(super) fn disable_messages(
+    pub(super) fn disable_msi(
         &mut self,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnMut(Note<'_>),
+        record: impl FnMut(ModeRecord<'_>),
     ) -> io::Result<()> {
-        self.interrupts.disable(&self.config, xen, guest, note)
+        self.interrupts.disable(&self.config, xen, guest, record)
     }
 
     fn carry_out(
@@ -157,7 +157,7 @@ impl<C: ConfigAccess> Function<C> {
         taken: &Taken,
         xen: &impl Hypervisor,
         guest: DomId,
-        note: impl FnMut(Note<'_>),
+        record: impl FnMut(ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let request = taken.request();
         let Self {
@@ -176,7 +176,7 @@ impl<C: ConfigAccess> Function<C> {
             }),
             Command::ConfWrite => self.write(request, xen),
             Command::EnableMsi => {
-                let pirq = interrupts.enable_msi(config, xen, guest, note)?;
+                let pirq = interrupts.enable_msi(config, xen, guest, record)?;
                 Ok(Done::Value(pirq.into()))
             }
             Command::EnableMsix => {
@@ -196,12 +196,12 @@ impl<C: ConfigAccess> Function<C> {
                     },
                 };
                 interrupts
-                    .enable_msix(config, decoder, xen, guest, &entries, note)
+                    .enable_msix(config, decoder, xen, guest, &entries, record)
                     .map(Done::Vectors)
             }
             Command::DisableMsi | Command::DisableMsix => {
                 interrupts
-                    .disable(config, xen, guest, note)
+                    .disable(config, xen, guest, record)
                     .map_err(|error| Failure {
                         error: OpError::OpFailed,
                         cause: format!("the interrupts could not be turned off wholly: {error}"),
@@ -216,7 +216,7 @@ impl<C: ConfigAccess> Function<C> {
     }
 
     fn write(&mut self, request: &Request, xen: &impl Hypervisor) -> Result<Done, Failure> {
-        let (offset, width) = place(request)?;
+        let (offset, width) = aligned_register(request)?;
         let value = request.value
             & u32::MAX
                 .checked_shr(32 - 8 * u32::from(width))
@@ -238,11 +238,11 @@ impl<C: ConfigAccess> Function<C> {
                 rule.judge(value, current)
             }
             Ok(rule) => rule.judge(value, current),
-            Err(refusal) => Err(refusal),
+            Err(denial) => Err(denial),
         };
-        if let Err(refusal) = verdict {
-            self.note_refusal(offset, refusal);
-            let cause = format!("write of {value:#x} at {offset:#x}, {width} bytes: {refusal}");
+        if let Err(denial) = verdict {
+            self.count_denial(offset, denial);
+            let cause = format!("write of {value:#x} at {offset:#x}, {width} bytes: {denial}");
             return Err(Failure {
                 error: OpError::AccessDenied,
                 cause,
@@ -254,7 +254,7 @@ impl<C: ConfigAccess> Function<C> {
                 .map_err(Failure::config);
         }
         self.config.write(offset, width, value).map_err(Failure::config)?;
-        self.snapshot.note(offset, width, value);
+        self.snapshot.update(offset, width, value);
         Ok(Done::Value(0))
     }
 }
@@ -265,7 +265,7 @@ fn is_silent(config: &impl ConfigAccess) -> io::Result<bool> {
 }
 
 /// The offset and width of a write, if it is one aligned register within configuration space.
-fn place(request: &Request) -> Result<(u16, u8), Failure> {
+fn aligned_register(request: &Request) -> Result<(u16, u8), Failure> {
     let (offset, size) = (request.offset, request.size);
     let sound = matches!(size, 1 | 2 | 4) && (0..CONFIG_SPACE).contains(&offset) && offset % size == 0;
     match (u16::try_from(offset), u8::try_from(size)) {
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn msix_is_mapped_noted_and_ended_by_either_disable() {
+    fn msix_is_mapped_recorded_and_ended_by_either_disable() {
         let mut stub = StubSide::new();
         let enable = Request::new(Command::EnableMsix, bdf());
         assert_eq!(stub.ask(&enable, &[0, 2]), Ok(Done::Vectors(vec![55, 54])));
@@ -394,8 +394,11 @@ mod tests {
             stub.ask(&Request::new(Command::DisableMsi, bdf()), &[]),
             Ok(Done::Value(0))
         );
-        let noted = ["intx changing msix 2", "msix 0=55 2=54", "intx"];
-        assert_eq!(stub.noted, noted.map(|note| format!("0000:00:05.0: {note}")));
+        let recorded = ["intx changing msix 2", "msix 0=55 2=54", "intx"];
+        assert_eq!(
+            stub.recorded,
+            recorded.map(|mode| format!("0000:00:05.0: {mode}"))
+        );
         assert_eq!(stub.xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
     }
 
@@ -417,7 +420,7 @@ mod tests {
         assert_eq!(stub.ask(&write(0x50, 2, 0x1ff4), &[]), Ok(Done::Value(0)));
         assert_eq!(stub.ask(&write(0x50, 2, 0x1ff5), &[]), Err(OpError::AccessDenied));
         assert_eq!(stub.writes()[before..], [(0x50, 2, 0x1ff4)]);
-        assert!(stub.xen.calls().is_empty() && stub.noted.is_empty());
+        assert!(stub.xen.calls().is_empty() && stub.recorded.is_empty());
 
         let mut stub = StubSide::with(Terms {
             permissive: true,
@@ -433,7 +436,7 @@ mod tests {
     fn msix_of_a_virtual_function_waits_for_its_physical_one_to_decode_memory() {
         let mut one = attachment();
         one.devices = vec![virtual_function("01:10.0")];
-        one.modes = vec![Mode::Line];
+        one.modes = vec![Mode::Intx];
         let physical = one.devices[0].physical.unwrap();
         let functions = |decode: u8| {
             let open = |bdf| {
@@ -478,13 +481,13 @@ mod tests {
             line_offered: false,
             ..device("00:05.0")
         };
-        let function = Function::new(device, config(), None, Mode::Line).unwrap();
+        let function = Function::new(device, config(), None, Mode::Intx).unwrap();
         assert_eq!(*function.config.writes.borrow(), [(4, 2, 0x0403)]);
     }
 
     #[test]
     fn a_line_that_is_offered_is_allowed_unless_messages_are_on() {
-        for (mode, writes) in [(Mode::Line, vec![(4, 2, 0x0003)]), (Mode::Msi(55), vec![])] {
+        for (mode, writes) in [(Mode::Intx, vec![(4, 2, 0x0003)]), (Mode::Msi(55), vec![])] {
             let config = config();
             config.set16(4, 0x0403);
             let function = Function::new(device("00:05.0"), config, None, mode).unwrap();

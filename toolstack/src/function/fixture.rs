@@ -4,7 +4,7 @@ use super::answers::{Done, Function};
 use super::functions::Functions;
 use crate::config_space::access::tests::Model;
 use crate::config_space::capabilities::tests::space;
-use crate::records::interrupt_mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use crate::records::tests::attachment;
 use crate::terms::Terms;
 use pci::bdf::Bdf;
@@ -33,7 +33,7 @@ pub fn config() -> Model {
 pub struct StubSide {
     pub functions: Functions<Model>,
     pub xen: Xen,
-    pub noted: Vec<String>,
+    pub recorded: Vec<String>,
 }
 
 impl StubSide {
@@ -46,11 +46,11 @@ impl StubSide {
         attachment.devices.truncate(1);
         attachment.devices[0].terms = terms;
         attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
-        attachment.modes = vec![Mode::Line];
+        attachment.modes = vec![Mode::Intx];
         Self {
             functions: Functions::new(&attachment, |_| Ok::<_, io::Error>(config())).unwrap(),
             xen: Xen::default(),
-            noted: Vec::new(),
+            recorded: Vec::new(),
         }
     }
 
@@ -60,15 +60,15 @@ impl StubSide {
         let entries: Vec<_> = entries.iter().map(entry).collect();
         assert!(post(&page, request, &entries).is_ok());
         let taken = take(&page).unwrap();
-        let noted = &mut self.noted;
-        let note = |bdf: Bdf, note: Note<'_>| {
-            noted.push(match note {
-                Note::Mode(mode) => format!("{bdf}: {mode}"),
-                Note::Change(change) => format!("{bdf}: {change}"),
+        let recorded = &mut self.recorded;
+        let record = |bdf: Bdf, mode: ModeRecord<'_>| {
+            recorded.push(match mode {
+                ModeRecord::Mode(mode) => format!("{bdf}: {mode}"),
+                ModeRecord::Change(change) => format!("{bdf}: {change}"),
             });
         };
         self.functions
-            .answer(&taken, &self.xen, note)
+            .answer(&taken, &self.xen, record)
             .map_err(|failure| failure.error)
     }
 
@@ -86,11 +86,11 @@ impl StubSide {
         }
     }
 
-    pub fn settle(&mut self, changes: &BTreeMap<Bdf, Change>) -> Vec<String> {
-        let settled = self
+    pub fn resolve_unknown(&mut self, changes: &BTreeMap<Bdf, ModeChange>) -> Vec<String> {
+        let resolved = self
             .functions
-            .settle(&self.xen, changes, &BTreeSet::new(), |_, _| {});
-        settled.into_iter().map(|(_, found)| found.unwrap()).collect()
+            .resolve_unknown(&self.xen, changes, &BTreeSet::new(), |_, _| {});
+        resolved.into_iter().map(|(_, found)| found.unwrap()).collect()
     }
 
     pub fn function(&self) -> &Function<Model> {

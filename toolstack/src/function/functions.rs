@@ -4,7 +4,7 @@ use crate::config_space::access::ConfigAccess;
 use crate::function::answers::{Done, Function};
 use crate::function::failure::Failure;
 use crate::records::Attachment;
-use crate::records::interrupt_mode::{Change, Note};
+use crate::records::interrupt_mode::{ModeChange, ModeRecord};
 use pci::bdf::Bdf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -74,23 +74,23 @@ impl<C: ConfigAccess> Functions<C> {
     }
 
     /// Finishes what a process that served these devices before has left unfinished, if it died over it. `changes` are
-    /// the changes of interrupt modes whose end was not noted, `known` the pirqs of the guest by its record. For each
+    /// the changes of interrupt modes whose end was not recorded, `known` the pirqs of the guest by its record. For each
     /// device where there was something it says what.
-    pub fn settle(
+    pub fn resolve_unknown(
         &mut self,
         xen: &impl Hypervisor,
-        changes: &BTreeMap<Bdf, Change>,
+        changes: &BTreeMap<Bdf, ModeChange>,
         known: &BTreeSet<u32>,
-        mut note: impl FnMut(Bdf, Note<'_>),
+        mut record: impl FnMut(Bdf, ModeRecord<'_>),
     ) -> Vec<(Bdf, io::Result<String>)> {
         let guest = self.guest;
-        let settle = |function: &mut Function<C>| {
+        let resolve = |function: &mut Function<C>| {
             let bdf = function.bdf();
             let change = changes.get(&bdf).copied();
-            let settled = function.settle(xen, guest, change, known, |noted| note(bdf, noted));
-            settled.transpose().map(|said| (bdf, said))
+            let resolved = function.resolve_unknown(xen, guest, change, known, |mode| record(bdf, mode));
+            resolved.transpose().map(|said| (bdf, said))
         };
-        self.functions.iter_mut().filter_map(settle).collect()
+        self.functions.iter_mut().filter_map(resolve).collect()
     }
 
     /// Prepares for a request that was there before this process: it may have been carried out already, wholly or in
@@ -100,7 +100,7 @@ impl<C: ConfigAccess> Functions<C> {
         &mut self,
         request: &Request,
         xen: &impl Hypervisor,
-        mut note: impl FnMut(Bdf, Note<'_>),
+        mut record: impl FnMut(Bdf, ModeRecord<'_>),
     ) {
         let guest = self.guest;
         let bdf = request.function();
@@ -110,16 +110,16 @@ impl<C: ConfigAccess> Functions<C> {
         {
             let bdf = function.bdf();
             // What cannot be turned off makes the request fail.
-            let _ = function.disable_messages(xen, guest, |noted| note(bdf, noted));
+            let _ = function.disable_msi(xen, guest, |mode| record(bdf, mode));
         }
     }
 
-    /// Carries a request out. `note` writes down that the device at this address changed its mode, or is about to.
+    /// Carries a request out. `record` writes down that the device at this address changed its mode, or is about to.
     pub fn answer(
         &mut self,
         taken: &Taken,
         xen: &impl Hypervisor,
-        mut note: impl FnMut(Bdf, Note<'_>),
+        mut record: impl FnMut(Bdf, ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let spoken_of = taken.request().function();
         let mut functions = self.functions.iter_mut();
@@ -130,7 +130,7 @@ impl<C: ConfigAccess> Functions<C> {
             });
         };
         let bdf = function.bdf();
-        function.answer(taken, xen, self.guest, |mode| note(bdf, mode))
+        function.answer(taken, xen, self.guest, |mode| record(bdf, mode))
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
         stub.ask(&enable, &[0]).unwrap();
         let mut one = attachment();
         one.devices.truncate(1);
-        one.modes = vec![Mode::Line];
+        one.modes = vec![Mode::Intx];
         let two = one.with(vec![device("00:06.0")]);
         let open = |_| Ok::<_, io::Error>(config());
 
@@ -200,7 +200,10 @@ mod tests {
         assert_eq!(stub.ask(&enable, &[0, 2]), Ok(Done::Vectors(vec![55, 54])));
         let mode = stub.function().mode().clone();
         let mut stub = stub.taken_up_again(mode);
-        assert!(stub.settle(&BTreeMap::new()).is_empty(), "it is on, as recorded");
+        assert!(
+            stub.resolve_unknown(&BTreeMap::new()).is_empty(),
+            "it is on, as recorded"
+        );
         let (functions, xen) = (&mut stub.functions, &stub.xen);
         functions.begin_again(&Request::conf_write(bdf(), 4, 2, 7), xen, |_, _| {});
         assert!(xen.calls().is_empty());

@@ -82,7 +82,7 @@ impl Rule {
     /// Judges the writing of `value`, where the register now reads `current`.
     pub fn judge(self, value: u32, current: u32) -> Result<(), Denial> {
         let changed = value ^ current;
-        let (allowed, refusal) = match self {
+        let (allowed, denial) = match self {
             Self::Any => return Ok(()),
             Self::Command => {
                 let turned_on = changed & value & COMMAND_DECODE;
@@ -97,7 +97,7 @@ impl Rule {
             Self::VpdAddress => (value & VPD_WRITE == 0, Denial::VpdWrite),
             Self::Bits(mask) => (changed & !mask == 0, Denial::Quirk),
         };
-        if allowed { Ok(()) } else { Err(refusal) }
+        if allowed { Ok(()) } else { Err(denial) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config_space::capabilities::Capabilities;
 use crate::config_space::interrupts::{disable_intx, enable_intx, turn_off};
 use crate::function::failure::Failure;
 use crate::function::msix_table::{Decoder, MsixTable, is_awake};
-use crate::records::interrupt_mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use pci::bdf::Bdf;
 use pci::registers::{msi, msix};
 use std::io;
@@ -47,21 +47,21 @@ impl Interrupts {
         &self.mode
     }
 
-    /// Turns MSI on, for one message, and returns its pirq. `note` writes down what is to outlive this process: the
+    /// Turns MSI on, for one message, and returns its pirq. `record` writes down what is to outlive this process: the
     /// change before Xen maps anything, the mode before the device can send a message.
     pub fn enable_msi(
         &mut self,
         config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
-        mut note: impl FnMut(Note<'_>),
+        mut record: impl FnMut(ModeRecord<'_>),
     ) -> Result<u16, Failure> {
         let capability = self
             .capabilities
             .msi
             .ok_or_else(|| Failure::new(OpError::OpFailed, "the device has no MSI"))?;
         match self.mode {
-            Mode::Line => {}
+            Mode::Intx => {}
             Mode::Msi(_) => return Err(Failure::new(OpError::EALREADY, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
@@ -71,9 +71,9 @@ impl Interrupts {
         if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
             return Err(Failure::asleep(OpError::OpFailed));
         }
-        note(Note::Change(Change::Msi));
+        record(ModeRecord::Change(ModeChange::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
-            note(Note::Mode(&self.mode));
+            record(ModeRecord::Mode(&self.mode));
             Failure::new(
                 OpError::OpFailed,
                 format!("Xen refused to map the message: {error}"),
@@ -82,11 +82,11 @@ impl Interrupts {
         self.mode = Mode::Msi(pirq);
         // One message was mapped, whatever number an earlier driver had set.
         let turn_on = |control| control & !msi::SEVERAL | msi::ENABLE;
-        self.turn_on(config, xen, guest, capability + msi::CONTROL, turn_on, note)?;
+        self.turn_on(config, xen, guest, capability + msi::CONTROL, turn_on, record)?;
         Ok(pirq)
     }
 
-    /// Turns MSI-X on for all of `entries`, or for none, and returns a pirq for each. For `note`
+    /// Turns MSI-X on for all of `entries`, or for none, and returns a pirq for each. For `record`
     /// see [`Self::enable_msi`]. `decoder` is the function whose COMMAND turns decoding of memory on: the bit of a
     /// virtual one reads 0 (SR-IOV 1.1, section 3.4.1.3).
     pub fn enable_msix(
@@ -96,20 +96,20 @@ impl Interrupts {
         xen: &impl Hypervisor,
         guest: DomId,
         entries: &[u16],
-        mut note: impl FnMut(Note<'_>),
+        mut record: impl FnMut(ModeRecord<'_>),
     ) -> Result<Vec<u16>, Failure> {
         let capability = self
             .capabilities
             .msix
             .ok_or_else(|| Failure::new(OpError::OpFailed, "the device has no MSI-X"))?;
         match self.mode {
-            Mode::Line => {}
+            Mode::Intx => {}
             Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
         }
         let table = MsixTable::find(config, decoder, capability, self.capabilities.power, &self.bars)?;
         table.check_entries(entries)?;
-        note(Note::Change(Change::Msix(entries.len())));
+        record(ModeRecord::Change(ModeChange::Msix(entries.len())));
         let mut mapped: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
         for &entry in entries {
             match xen.map_msi(guest, self.bdf, Some((entry, table.bar_start))) {
@@ -119,7 +119,7 @@ impl Interrupts {
                         // A pirq that Xen will not take back is freed with the guest.
                         let _ = xen.unmap_pirq(guest, pirq.into());
                     }
-                    note(Note::Mode(&self.mode));
+                    record(ModeRecord::Mode(&self.mode));
                     let cause = format!("Xen refused to map entry {entry} of {}: {error}", entries.len());
                     return Err(Failure::new(OpError::OpFailed, cause));
                 }
@@ -128,7 +128,7 @@ impl Interrupts {
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
         let turn_on = |control| (control | msix::ENABLE) & !msix::MASK_ALL;
-        self.turn_on(config, xen, guest, table.control, turn_on, note)?;
+        self.turn_on(config, xen, guest, table.control, turn_on, record)?;
         Ok(pirqs)
     }
 
@@ -141,14 +141,14 @@ impl Interrupts {
         guest: DomId,
         control: u16,
         change: impl FnOnce(u16) -> u16,
-        mut note: impl FnMut(Note<'_>),
+        mut record: impl FnMut(ModeRecord<'_>),
     ) -> Result<(), Failure> {
-        note(Note::Mode(&self.mode));
+        record(ModeRecord::Mode(&self.mode));
         let written =
             disable_intx(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
         written.map_err(|error| {
             // The mappings are of no use then; what cannot be undone either is left to the release.
-            let _ = self.disable(config, xen, guest, note);
+            let _ = self.disable(config, xen, guest, record);
             Failure::config(error)
         })
     }
@@ -161,10 +161,10 @@ impl Interrupts {
         config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
-        mut note: impl FnMut(Note<'_>),
+        mut record: impl FnMut(ModeRecord<'_>),
     ) -> io::Result<()> {
         let mode = std::mem::take(&mut self.mode);
-        if mode == Mode::Line {
+        if mode == Mode::Intx {
             return Ok(());
         }
         let off = turn_off(config, &self.capabilities);
@@ -177,19 +177,19 @@ impl Interrupts {
         } else {
             Ok(())
         };
-        note(Note::Mode(&self.mode));
+        record(ModeRecord::Mode(&self.mode));
         off.and(unmapped).and(line)
     }
 
     /// True if the device has forgotten that it is to send messages, as it does in a reset.
     pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
-        Ok(self.mode != Mode::Line && !self.is_on(config)?)
+        Ok(self.mode != Mode::Intx && !self.is_on(config)?)
     }
 
     /// True if the device sends messages in the way of the mode.
     fn is_on(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let (control, enable) = match self.mode {
-            Mode::Line => return Ok(false),
+            Mode::Intx => return Ok(false),
             Mode::Msi(_) => (self.capabilities.msi.map(|at| at + msi::CONTROL), msi::ENABLE),
             Mode::Msix(_) => (self.capabilities.msix.map(|at| at + msix::CONTROL), msix::ENABLE),
         };
@@ -203,8 +203,8 @@ impl Interrupts {
     /// decode memory.
     pub fn restore(&self, config: &impl ConfigAccess, xen: &impl Hypervisor) -> io::Result<()> {
         let control = match self.mode {
-            Mode::Line if self.line_offered => return Ok(()),
-            Mode::Line => return disable_intx(config),
+            Mode::Intx if self.line_offered => return Ok(()),
+            Mode::Intx => return disable_intx(config),
             Mode::Msi(_) => self
                 .capabilities
                 .msi
@@ -246,7 +246,7 @@ pub(super) mod tests {
         bars.0[3].start = 0xfebd_4000;
         bars.0[3].size = 0x4000;
         let bdf = "00:05.0".parse().unwrap();
-        let interrupts = Interrupts::new(bdf, Capabilities::find(&bytes), bars, true, Mode::Line);
+        let interrupts = Interrupts::new(bdf, Capabilities::find(&bytes), bars, true, Mode::Intx);
         (Model::new(bytes), interrupts)
     }
 
@@ -258,9 +258,9 @@ pub(super) mod tests {
     fn msix_maps_every_entry_then_silences_the_line_then_enables() {
         let (config, mut interrupts) = function();
         let xen = Xen::default();
-        let mut noted = Vec::new();
-        let pirqs = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 4, 2], |note| {
-            noted.push((text(note), xen.calls().len(), config.writes.borrow().len()));
+        let mut recorded = Vec::new();
+        let pirqs = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 4, 2], |mode| {
+            recorded.push((text(mode), xen.calls().len(), config.writes.borrow().len()));
         });
         assert_eq!(pirqs.unwrap(), [55, 54, 53]);
         assert_eq!(
@@ -277,22 +277,22 @@ pub(super) mod tests {
         );
         // The change before Xen does anything, the mode before the device does.
         let expected = [("intx changing msix 3", 0, 0), ("msix 0=55 4=54 2=53", 3, 0)];
-        let noted: Vec<_> = noted
+        let recorded: Vec<_> = recorded
             .iter()
             .map(|(text, calls, writes)| (text.as_str(), *calls, *writes))
             .collect();
-        assert_eq!(noted, expected);
+        assert_eq!(recorded, expected);
     }
 
     #[test]
     fn msix_is_all_or_nothing() {
         let (config, mut interrupts) = function();
         let xen = Xen::refusing_after(2);
-        let mut noted = Vec::new();
-        let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1, 2], |note| {
-            noted.push(text(note));
+        let mut recorded = Vec::new();
+        let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1, 2], |mode| {
+            recorded.push(text(mode));
         });
-        assert_eq!(noted, ["intx changing msix 3", "intx"]);
+        assert_eq!(recorded, ["intx changing msix 3", "intx"]);
         let failure = failure.unwrap_err();
         assert_eq!(failure.error, OpError::OpFailed);
         assert!(
@@ -301,7 +301,7 @@ pub(super) mod tests {
             failure.cause
         );
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
-        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert_eq!(*interrupts.mode(), Mode::Intx);
         assert!(config.writes.borrow().is_empty());
     }
 
@@ -348,7 +348,7 @@ pub(super) mod tests {
         };
         for state in 1..4 {
             let (config, mut interrupts) = with_power(0x8108 | state);
-            let msi = interrupts.enable_msi(&config, &xen, GUEST, |_| panic!("noted"));
+            let msi = interrupts.enable_msi(&config, &xen, GUEST, |_| panic!("recorded"));
             assert_eq!(msi.unwrap_err().error, OpError::OpFailed, "D{state}");
             let enable = |interrupts: &mut Interrupts, config: &Model, decoder: &Model, power| {
                 let decoder = Decoder {
@@ -417,7 +417,7 @@ pub(super) mod tests {
         config.writes.borrow_mut().clear();
         assert!(interrupts.restore(&config, &xen).is_err());
         interrupts.disable(&config, &xen, GUEST, |_| {}).unwrap();
-        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert_eq!(*interrupts.mode(), Mode::Intx);
         assert!(config.writes.borrow().is_empty());
     }
 
@@ -458,10 +458,14 @@ pub(super) mod tests {
             .unwrap();
         // Somebody else took the middle one.
         xen.unmap_pirq(GUEST, 54).unwrap();
-        let mut noted = 0;
-        assert!(interrupts.disable(&config, &xen, GUEST, |_| noted += 1).is_err());
-        assert_eq!((xen.pirqs(), noted), (vec![], 1));
-        assert_eq!(*interrupts.mode(), Mode::Line);
+        let mut recorded = 0;
+        assert!(
+            interrupts
+                .disable(&config, &xen, GUEST, |_| recorded += 1)
+                .is_err()
+        );
+        assert_eq!((xen.pirqs(), recorded), (vec![], 1));
+        assert_eq!(*interrupts.mode(), Mode::Intx);
         assert_eq!(config.read16(MSIX + 2).unwrap(), 0x0004);
         assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
     }
@@ -469,13 +473,13 @@ pub(super) mod tests {
     #[test]
     fn msi_that_xen_refuses_to_map_leaves_no_change_behind() {
         let (config, mut interrupts) = function();
-        let mut noted = Vec::new();
-        let failure = interrupts.enable_msi(&config, &Xen::refusing_after(0), GUEST, |note| {
-            noted.push(text(note))
+        let mut recorded = Vec::new();
+        let failure = interrupts.enable_msi(&config, &Xen::refusing_after(0), GUEST, |mode| {
+            recorded.push(text(mode))
         });
         assert_eq!(failure.unwrap_err().error, OpError::OpFailed);
-        assert_eq!(noted, ["intx changing msi", "intx"]);
-        assert_eq!(*interrupts.mode(), Mode::Line);
+        assert_eq!(recorded, ["intx changing msi", "intx"]);
+        assert_eq!(*interrupts.mode(), Mode::Intx);
         assert!(config.writes.borrow().is_empty());
     }
 
@@ -485,14 +489,14 @@ pub(super) mod tests {
             let (mut config, mut interrupts) = function();
             config.refused = vec![refused];
             let xen = Xen::with_pirqs(&[]);
-            let mut noted = Vec::new();
-            let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1], |note| {
-                noted.push(text(note));
+            let mut recorded = Vec::new();
+            let failure = interrupts.enable_msix(&config, own(&config), &xen, GUEST, &[0, 1], |mode| {
+                recorded.push(text(mode));
             });
             assert_eq!(failure.unwrap_err().error, OpError::OpFailed);
-            assert_eq!(*interrupts.mode(), Mode::Line);
+            assert_eq!(*interrupts.mode(), Mode::Intx);
             assert!(xen.pirqs().is_empty(), "{refused:#x}");
-            assert_eq!(noted.last().unwrap(), "intx");
+            assert_eq!(recorded.last().unwrap(), "intx");
         }
         for refused in [COMMAND, MSIX + 2] {
             let (mut config, mut interrupts) = function();
@@ -549,7 +553,7 @@ pub(super) mod tests {
             .unwrap();
         config.writes.borrow_mut().clear();
         interrupts
-            .disable(&config, &xen, GUEST, |note| assert_eq!(text(note), "intx"))
+            .disable(&config, &xen, GUEST, |mode| assert_eq!(text(mode), "intx"))
             .unwrap();
         assert_eq!(
             *config.writes.borrow(),
@@ -558,10 +562,10 @@ pub(super) mod tests {
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
     }
     /// What the record says then.
-    pub fn text(note: Note<'_>) -> String {
-        match note {
-            Note::Change(change) => change.to_string(),
-            Note::Mode(mode) => mode.to_string(),
+    pub fn text(mode: ModeRecord<'_>) -> String {
+        match mode {
+            ModeRecord::Change(change) => change.to_string(),
+            ModeRecord::Mode(mode) => mode.to_string(),
         }
     }
     #[test]

@@ -87,7 +87,7 @@ impl Snapshot {
     }
 
     /// Takes in a write that has reached the device.
-    pub fn note(&mut self, offset: u16, width: u8, value: u32) {
+    pub fn update(&mut self, offset: u16, width: u8, value: u32) {
         if (offset, width) == (register::COMMAND, 2) {
             self.command = value as u16;
         }
@@ -104,7 +104,7 @@ impl Snapshot {
     }
 
     /// Takes the command register down again, if the device answers.
-    pub fn note_command(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
+    pub fn update_command(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
         let command = config.read16(register::COMMAND)?;
         if command != SILENT {
             self.command = command;
@@ -122,7 +122,7 @@ impl Snapshot {
         if reporting != control {
             config.write16(express + DEVICE_CONTROL, reporting)?;
         }
-        self.note(express + DEVICE_CONTROL, 2, reporting.into());
+        self.update(express + DEVICE_CONTROL, 2, reporting.into());
         Ok(())
     }
 
@@ -228,16 +228,16 @@ mod tests {
     #[test]
     fn what_the_guest_has_written_since_is_what_comes_back() {
         let (config, mut snapshot) = function(2);
-        snapshot.note(4, 2, 0x0403);
-        snapshot.note(0x0c, 1, 0x08);
-        snapshot.note(0x44, 2, 0x1234);
+        snapshot.update(4, 2, 0x0403);
+        snapshot.update(0x0c, 1, 0x08);
+        snapshot.update(0x44, 2, 0x1234);
         reset(&config);
         snapshot.restore(&config).unwrap();
         assert_eq!(config.read(4, 2).unwrap(), 0x0403);
         assert_eq!(config.read(0x0c, 1).unwrap(), 0x08);
         assert_eq!(config.read(0x44, 2).unwrap(), 0);
         config.set16(4, 0x0006);
-        snapshot.note_command(&config).unwrap();
+        snapshot.update_command(&config).unwrap();
         config.set16(4, 0);
         snapshot.restore(&config).unwrap();
         assert_eq!(config.read(4, 2).unwrap(), 0x0006);
@@ -252,7 +252,7 @@ mod tests {
             (link + 1, 1, 0x02),
             (0x0c, 4, 0x0080_2010),
         ] {
-            snapshot.note(offset, width, value);
+            snapshot.update(offset, width, value);
         }
         reset(&config);
         snapshot.restore(&config).unwrap();
@@ -265,7 +265,7 @@ mod tests {
         let (config, mut snapshot) = function(2);
         let sound = config.bytes.borrow().clone();
         config.bytes.borrow_mut().fill(0xff);
-        snapshot.note_command(&config).unwrap();
+        snapshot.update_command(&config).unwrap();
         assert!(snapshot.report_errors(&config).is_err());
         let capabilities = Capabilities::find(&sound);
         let later = Snapshot::take(&config, &sound[..64], &capabilities).unwrap();

@@ -37,8 +37,8 @@ pub fn keep(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Result<()> {
 }
 
 /// Puts back what has changed since in the registers that the guest could write.
-pub fn put_back(device: &Device, sysfs: &Sysfs) -> io::Result<()> {
-    put_back_from(&home(), device, sysfs)
+pub fn restore(device: &Device, sysfs: &Sysfs) -> io::Result<()> {
+    restore_from(&home(), device, sysfs)
 }
 
 /// Forgets what was kept: the device is in other hands, and nothing is put back.
@@ -58,7 +58,7 @@ fn keep_in(directory: &Path, bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Resu
     fs::write(file(directory, bdf), config)
 }
 
-fn put_back_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<()> {
+fn restore_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<()> {
     if !device.terms.reach_unlisted() {
         return Ok(());
     }
@@ -139,7 +139,7 @@ pub(crate) mod tests {
     }
 
     /// What is written back after a guest with these terms has changed all that it could, and more.
-    fn put_back(permissive: bool, quirks: &str, changes: &[(usize, u8)]) -> (Vec<usize>, Tree) {
+    fn restore(permissive: bool, quirks: &str, changes: &[(usize, u8)]) -> (Vec<usize>, Tree) {
         let original = space(&[(0x40, 1), (0x90, 0x10), (0x70, 0x11)]);
         let tree = Tree::new();
         tree.add(BDF, &[("config", &original)]);
@@ -155,11 +155,11 @@ pub(crate) mod tests {
         let mut changed = original.clone();
         changes.iter().for_each(|&(at, value)| changed[at] ^= value);
         tree.add(BDF, &[("config", &changed)]);
-        put_back_from(&kept, &device, &tree.sysfs()).unwrap();
+        restore_from(&kept, &device, &tree.sysfs()).unwrap();
         let after = tree.sysfs().config_bytes(device.bdf).unwrap();
         let left = (0..256).filter(|&at| after[at] != original[at]).collect();
         assert!(!kept.join(format!("{BDF}.config")).exists());
-        put_back_from(&kept, &device, &tree.sysfs()).expect("once more does no harm");
+        restore_from(&kept, &device, &tree.sysfs()).expect("once more does no harm");
         (left, tree)
     }
 
@@ -177,7 +177,7 @@ pub(crate) mod tests {
     #[test]
     fn all_that_a_guest_with_a_permissive_device_could_write_is_put_back_and_nothing_else() {
         // BAR 0, the power state and MSI-X have rules of their own.
-        let (left, tree) = put_back(true, "", &EVERYWHERE);
+        let (left, tree) = restore(true, "", &EVERYWHERE);
         assert_eq!(left, [0x10, 0x44, 0x72, 0x98]);
         let config = tree.sysfs().config_bytes(BDF.parse().unwrap()).unwrap();
         assert_eq!(config[0x98], 0x01);
@@ -185,7 +185,7 @@ pub(crate) mod tests {
 
     #[test]
     fn of_a_register_with_a_quirk_the_bits_of_the_mask_are_put_back() {
-        let (left, tree) = put_back(false, "80:2:f", &EVERYWHERE);
+        let (left, tree) = restore(false, "80:2:f", &EVERYWHERE);
         assert_eq!(left, [0x06, 0x10, 0x44, 0x72, 0x80, 0x98, 0xff]);
         assert_eq!(
             tree.sysfs().config_bytes(BDF.parse().unwrap()).unwrap()[0x80],
@@ -198,7 +198,7 @@ pub(crate) mod tests {
         let tree = Tree::new();
         let nowhere = tree.directory.path().join("kept");
         keep_in(&nowhere, BDF.parse().unwrap(), &Terms::default(), &tree.sysfs()).unwrap();
-        put_back_from(&nowhere, &device(BDF), &tree.sysfs()).unwrap();
+        restore_from(&nowhere, &device(BDF), &tree.sysfs()).unwrap();
         assert!(!nowhere.exists());
     }
 }

@@ -80,7 +80,7 @@ pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Res
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
         forget_mapped(&mut host.store, device.bdf)?;
-        give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
+        grant(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
     prepare_lines(host, &attachment.devices)?;
     // The second hop comes first: the stub needs it before it can answer the guest.
@@ -106,7 +106,7 @@ pub fn extend<X: Hypervisor>(
     attachment.write(&mut host.store)?;
     for device in new {
         forget_mapped(&mut host.store, device.bdf)?;
-        give(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
+        grant(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
     prepare_lines(host, new)
 }
@@ -133,7 +133,7 @@ fn prepare_lines<X>(host: &mut Host<X>, devices: &[Device]) -> Result<(), Attach
 }
 
 /// The device's memory, ports, line and DMA to the guest; its configuration page to the stub.
-fn give(xen: &impl Hypervisor, guest: DomId, stub: DomId, device: &Device) -> Result<(), AttachError> {
+fn grant(xen: &impl Hypervisor, guest: DomId, stub: DomId, device: &Device) -> Result<(), AttachError> {
     let bdf = device.bdf;
     let refused = |what, domain| {
         move |source| AttachError::Xen {
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn the_guest_gets_all_but_the_configuration_page_and_the_stub_only_that() {
         let xen = Xen::default();
-        give(&xen, 3, 4, &device("00:05.0")).unwrap();
+        grant(&xen, 3, 4, &device("00:05.0")).unwrap();
         assert_eq!(
             xen.calls(),
             [
@@ -211,11 +211,11 @@ mod tests {
                 store: dom0(&daemon),
                 xen: Xen::default(),
                 sysfs: tree.sysfs(),
-                runner: Runner::Noting(Vec::new()),
+                runner: Runner::Model(Vec::new()),
             };
             let attachment = attachment();
             for bdf in attachment.bdfs() {
-                records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+                records::record_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
             }
             if extended {
                 extend(&mut host, &attachment, &attachment.devices).unwrap();
@@ -239,7 +239,7 @@ mod tests {
             line_offered: false,
             ..device("00:05.0")
         };
-        give(&xen, 3, 4, &device).unwrap();
+        grant(&xen, 3, 4, &device).unwrap();
         assert!(
             !xen.calls()
                 .iter()

@@ -83,10 +83,10 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
     status != u16::MAX && status & status::INTERRUPT != 0 && command & command::INTX_DISABLE == 0
 }
 
-/// Disables INTx of a function, and notes that for [`restore`].
+/// Disables INTx of a function, and records that for [`restore`].
 pub fn disable(store: &mut Store, bdf: Bdf, sysfs: &Sysfs) -> Result<(), IdleIntxError> {
-    // Noted first: a note too many does no harm.
-    records::note_intx_disabled(store, bdf)?;
+    // Recorded first: a process that dies in between leaves a record too many, which does no harm.
+    records::record_intx_disabled(store, bdf)?;
     change(bdf, sysfs, |command| command | command::INTX_DISABLE)
 }
 
@@ -103,12 +103,12 @@ fn restore_while(
     sysfs: &Sysfs,
     meanwhile: impl FnOnce(&mut Store),
 ) -> Result<Vec<Bdf>, IdleIntxError> {
-    let noted = records::intx_disabled(store)?;
-    if noted.is_empty() {
-        return Ok(noted);
+    let recorded = records::intx_disabled(store)?;
+    if recorded.is_empty() {
+        return Ok(recorded);
     }
-    let noted = without_guest(noted, &GuestLines::read(store)?, sysfs);
-    let enabled = for_each(&noted, |bdf| {
+    let recorded = without_guest(recorded, &GuestLines::read(store)?, sysfs);
+    let enabled = for_each(&recorded, |bdf| {
         if is_undriven(bdf, sysfs) {
             change(bdf, sysfs, |command| command & !command::INTX_DISABLE)?;
         }
@@ -116,8 +116,8 @@ fn restore_while(
     });
     meanwhile(store);
     // A command that has given a line away since may have seen the function before it was enabled.
-    let stay = without_guest(noted.clone(), &GuestLines::read(store)?, sysfs);
-    let again: Vec<Bdf> = noted.into_iter().filter(|bdf| !stay.contains(bdf)).collect();
+    let stay = without_guest(recorded.clone(), &GuestLines::read(store)?, sysfs);
+    let again: Vec<Bdf> = recorded.into_iter().filter(|bdf| !stay.contains(bdf)).collect();
     let disabled = for_each(&again, |bdf| {
         if is_undriven(bdf, sysfs) {
             disable(store, bdf, sysfs)?;
@@ -301,8 +301,8 @@ mod tests {
             });
             assert_eq!(restored.unwrap(), []);
             assert_eq!(command_of(&tree), 0x407);
-            let noted = records::intx_disabled(&mut store).unwrap();
-            assert_eq!(noted, [bdf(IDLE)], "for the next time");
+            let recorded = records::intx_disabled(&mut store).unwrap();
+            assert_eq!(recorded, [bdf(IDLE)], "for the next time");
             assert_eq!(restore(&mut store, &sysfs).unwrap(), []);
         }
     }
@@ -314,13 +314,13 @@ mod tests {
         let (mut store, sysfs) = (dom0(&Xenstored::new()), tree.sysfs());
         // Of this one there is no configuration space, and it comes first.
         tree.add(BROKEN, &[("irq", b"11\n"), ("enable", b"0\n")]);
-        records::note_intx_disabled(&mut store, bdf(BROKEN)).unwrap();
+        records::record_intx_disabled(&mut store, bdf(BROKEN)).unwrap();
         disable(&mut store, bdf(IDLE), &sysfs).unwrap();
         let restored = restore_while(&mut store, &sysfs, |store| attachment().write(store).unwrap());
         assert!(restored.unwrap_err().to_string().contains(BROKEN));
         assert_eq!(command_of(&tree), 0x407);
-        let noted = records::intx_disabled(&mut store).unwrap();
-        assert_eq!(noted, [bdf(BROKEN), bdf(IDLE)]);
+        let recorded = records::intx_disabled(&mut store).unwrap();
+        assert_eq!(recorded, [bdf(BROKEN), bdf(IDLE)]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! INTx lines: which one a function has, and what of dom0 uses it.
 
-use crate::config_space::interrupts::sends_messages;
+use crate::config_space::interrupts::sends_msi;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use pci::bdf::Bdf;
 use pci::registers::register;
@@ -55,7 +55,7 @@ pub fn dom0_sharers(gsi: u32, together: &[Bdf], sysfs: &Sysfs) -> io::Result<Sha
             return false;
         };
         let is_network = config.get(usize::from(register::BASE_CLASS)) == Some(&NETWORK);
-        sysfs.is_enabled(bdf) && !sends_messages(&config) && (is_network || !handlers.is_empty())
+        sysfs.is_enabled(bdf) && !sends_msi(&config) && (is_network || !handlers.is_empty())
     };
     let on_line = sysfs.functions()?.into_iter();
     let (own, others): (Vec<Bdf>, Vec<Bdf>) = on_line

@@ -22,7 +22,7 @@ mod fixture;
 mod outcome;
 mod revoke;
 
-use device::{Owner, Share, take_held, take_lost};
+use device::{Owner, Share, reclaim_held, reclaim_lost};
 pub use outcome::Released;
 use revoke::line_stays;
 pub use revoke::revoke_removed;
@@ -30,13 +30,13 @@ pub use revoke::revoke_removed;
 const REASON_LENGTH: usize = 1000;
 
 /// Takes everything back and destroys the stub. The guest may be dead, or must have let go.
-pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Released {
+pub fn reclaim_all<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Released {
     let mut released = Released::default();
     let guest = attachment.guest.domid;
-    let guest_lives = take_devices(host, attachment, &|_| true, &mut released);
+    let guest_lives = reclaim_each(host, attachment, &|_| true, &mut released);
 
     let destroyed = domains::destroy(host, &attachment.stub);
-    released.note(
+    released.check(
         format_args!("cannot destroy stub {}", attachment.stub.name),
         destroyed,
     );
@@ -55,23 +55,23 @@ pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Re
     }
     for path in nodes {
         let removed = remove_if_there(host, &path);
-        released.note(format_args!("cannot remove {path}"), removed);
+        released.check(format_args!("cannot remove {path}"), removed);
     }
     // What was written for one of them in the moment when it ended.
     for domid in [attachment.stub.domid, guest] {
         let cleared = domains::clear_home(&mut host.store, domid);
-        released.note(
+        released.check(
             format_args!("cannot remove what dead domain {domid} has left in xenstore"),
             cleared,
         );
     }
     let forgotten = records::forget_dead_mappings(&mut host.store);
-    released.note(
+    released.check(
         format_args!("cannot forget what dead guests had mapped"),
         forgotten,
     );
     inject::point(Point::Released);
-    released.note(
+    released.check(
         format_args!("cannot remove the record"),
         attachment.remove(&mut host.store),
     );
@@ -82,18 +82,18 @@ pub fn release<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Re
 /// Takes some devices back from a guest that keeps the others. It must have let go of them, and so must the stub.
 ///
 /// The record goes last: as long as a device is in it, this can be tried again.
-pub fn take_back<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment, bdfs: &[Bdf]) -> Released {
+pub fn reclaim_devices<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment, bdfs: &[Bdf]) -> Released {
     let mut released = Released::default();
     let leaving = |device: &Device| bdfs.contains(&device.bdf);
-    take_devices(host, attachment, &leaving, &mut released);
+    reclaim_each(host, attachment, &leaving, &mut released);
     let kept = attachment.without(bdfs);
     let struck = device_list::strike(&mut host.store, &kept);
-    released.note(
+    released.check(
         format_args!("cannot take the devices off the lists in xenstore"),
         struck,
     );
     inject::point(Point::Released);
-    released.note(
+    released.check(
         format_args!("cannot change the record"),
         kept.write(&mut host.store),
     );
@@ -103,14 +103,14 @@ pub fn take_back<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment, bdf
 
 /// Gives INTx back to functions that nobody drives, where no guest has their line any more.
 fn restore_idle_intx<X>(host: &mut Host<X>, released: &mut Released) {
-    released.note(
+    released.check(
         format_args!("cannot enable INTx again where it was disabled for the sake of a line"),
         idle_intx::restore(&mut host.store, &host.sysfs),
     );
 }
 /// Stops and resets those devices of an attachment that are `leaving`, and takes them from the guest if it lives;
 /// true if it does.
-fn take_devices<X: Hypervisor>(
+fn reclaim_each<X: Hypervisor>(
     host: &mut Host<X>,
     attachment: &Attachment,
     leaving: &dyn Fn(&Device) -> bool,
@@ -134,10 +134,10 @@ fn take_devices<X: Hypervisor>(
             }
         };
         if guest_lives {
-            let noted = records::note_mapped(&mut host.store, bdf, &attachment.guest);
-            taken.note(
+            let recorded = records::record_mapped(&mut host.store, bdf, &attachment.guest);
+            taken.check(
                 format_args!("{bdf}: cannot note that its guest may have it mapped"),
-                noted,
+                recorded,
             );
         }
         let share = Share {
@@ -146,8 +146,8 @@ fn take_devices<X: Hypervisor>(
             line_stays: line_stays(&attachment.devices, index, leaving),
         };
         let outcome = match Owner::of(device, &host.sysfs) {
-            Owner::Pciback => take_held(host, device, mode, &share, &mut taken),
-            lost => take_lost(host, device, &lost, &share, &mut taken),
+            Owner::Pciback => reclaim_held(host, device, mode, &share, &mut taken),
+            lost => reclaim_lost(host, device, &lost, &share, &mut taken),
         };
         let reasons: Vec<&str> = taken
             .problems
@@ -159,8 +159,8 @@ fn take_devices<X: Hypervisor>(
             outcome.unwrap_or_default()
         } else {
             let reason: String = reasons.join("; ").chars().take(REASON_LENGTH).collect();
-            let noted = records::quarantine(&mut host.store, bdf, &reason);
-            taken.note(format_args!("{bdf}: cannot note its quarantine"), noted);
+            let recorded = records::quarantine(&mut host.store, bdf, &reason);
+            taken.check(format_args!("{bdf}: cannot note its quarantine"), recorded);
             format!("{bdf} is kept in quarantine: {reason}; `bulkhead release {bdf}` tries its reset again")
         };
         released.devices.push(line);
@@ -183,13 +183,13 @@ mod tests {
     use crate::records::tests::{device, domain};
     use rustix::io::Errno;
     #[test]
-    fn a_guest_that_lives_loses_interrupts_ranges_and_dma_and_is_noted() {
+    fn a_guest_that_lives_loses_interrupts_ranges_and_dma_and_is_recorded() {
         for part in [false, true] {
             let mut fixture = Fixture::new();
             let released = if part {
-                fixture.take_back()
+                fixture.reclaim_devices()
             } else {
-                fixture.release()
+                fixture.reclaim_all()
             };
             assert_eq!(released.problems, [""; 0]);
             assert_eq!(fixture.host.xen.calls(), TAKEN);
@@ -202,9 +202,9 @@ mod tests {
     fn of_a_guest_that_is_dead_xen_has_taken_all_and_nothing_is_mapped_any_more() {
         let mut fixture = Fixture::new();
         let store = &mut fixture.host.store;
-        records::note_mapped(store, "00:09.0".parse().unwrap(), &domain(3, "web")).unwrap();
+        records::record_mapped(store, "00:09.0".parse().unwrap(), &domain(3, "web")).unwrap();
         fixture.daemon.release(3);
-        assert_eq!(fixture.release().problems, [""; 0]);
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
         assert_eq!(fixture.host.xen.calls(), ["frames 4 b0028+1 false"]);
         assert!(!fixture.exists("/local/domain/0/bulkhead/mapped/0000-00-09-0"));
         assert!(!fixture.exists("/local/domain/0/bulkhead/mapped/0000-00-05-0"));
@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn with_the_last_device_go_the_stub_its_nodes_and_the_record() {
         let mut fixture = Fixture::new();
-        fixture.release();
-        let Runner::Noting(destroyed) = &fixture.host.runner else {
-            panic!("the runner is a note");
+        fixture.reclaim_all();
+        let Runner::Model(destroyed) = &fixture.host.runner else {
+            panic!("the runner is a model");
         };
         assert_eq!(*destroyed, [4]);
         for path in [
@@ -239,7 +239,7 @@ mod tests {
             let late = format!("{home}/backend/pci/3/0/state");
             fixture.host.store.write(&late, "5").unwrap();
         }
-        assert_eq!(fixture.release().problems, [""; 0]);
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
         assert_eq!(homes.map(|home| fixture.exists(home)), [false; 2]);
     }
 
@@ -247,7 +247,7 @@ mod tests {
     fn the_nodes_of_a_dead_guest_are_left_to_xl() {
         let mut fixture = Fixture::new();
         fixture.daemon.release(3);
-        fixture.release();
+        fixture.reclaim_all();
         assert!(fixture.exists("/local/domain/3/device/pci"));
     }
 
@@ -265,7 +265,7 @@ mod tests {
         for (key, value) in [("num_devs", "2"), ("dev-0", BDF), ("dev-1", "0000:00:06.0")] {
             fixture.host.store.write(&hop.backend_node(key), value).unwrap();
         }
-        assert_eq!(fixture.take_back().problems, [""; 0]);
+        assert_eq!(fixture.reclaim_devices().problems, [""; 0]);
         assert_eq!(fixture.host.xen.calls(), TAKEN);
         let left = Attachment::read(&mut fixture.host.store, 4).unwrap().unwrap();
         let left: Vec<_> = left.bdfs().map(|bdf| bdf.to_string()).collect();
@@ -274,7 +274,7 @@ mod tests {
             fixture.host.store.read(&hop.backend_node("num_devs")).unwrap(),
             "1"
         );
-        assert!(matches!(&fixture.host.runner, Runner::Noting(destroyed) if destroyed.is_empty()));
+        assert!(matches!(&fixture.host.runner, Runner::Model(destroyed) if destroyed.is_empty()));
         assert!(fixture.exists("/local/domain/3/device/pci"));
     }
 
@@ -285,9 +285,9 @@ mod tests {
                 let mut fixture = Fixture::new();
                 fixture.host.xen.refuse(call, Errno::PERM);
                 let released = if part {
-                    fixture.take_back()
+                    fixture.reclaim_devices()
                 } else {
-                    fixture.release()
+                    fixture.reclaim_all()
                 };
                 assert_eq!(released.problems.len(), 1, "{call}: {released:?}");
                 assert_eq!(fixture.host.xen.calls(), TAKEN, "{call}");
@@ -317,11 +317,11 @@ mod tests {
                 .tree
                 .add(idle, &[("config", &config), ("irq", b"11\n"), ("enable", b"0\n")]);
             let bdf = idle.parse().unwrap();
-            records::note_intx_disabled(&mut fixture.host.store, bdf).unwrap();
+            records::record_intx_disabled(&mut fixture.host.store, bdf).unwrap();
             let released = if part {
-                fixture.take_back()
+                fixture.reclaim_devices()
             } else {
-                fixture.release()
+                fixture.reclaim_all()
             };
             assert_eq!(released.problems, [""; 0]);
             let config = fixture.host.sysfs.config_bytes(bdf).unwrap();

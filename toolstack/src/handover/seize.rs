@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::host::domains::Domain;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::xl::{self, XlError};
-use crate::records::{self, RecordError, Taken};
+use crate::records::{self, RecordError, Seizure};
 use pci::bdf::Bdf;
 use pci::registers::register;
 use std::io;
@@ -85,7 +85,7 @@ pub enum SeizeError {
         #[source]
         source: io::Error,
     },
-    /// It could not be noted.
+    /// The record could not be written.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
@@ -103,7 +103,7 @@ pub enum Before {
 
 /// Where a device is after it was to be given back to dom0.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Back {
+pub enum Rebound {
     /// With this driver of dom0's.
     Driver(String),
     /// In dom0, without a driver.
@@ -115,7 +115,7 @@ pub enum Back {
 }
 
 /// Makes xen-pciback hold the device. `by` tells the command that does it from others.
-pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before, SeizeError> {
+pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Before, SeizeError> {
     load_pciback(host)?;
     let before = match host.sysfs.driver(bdf) {
         Some(driver) if driver == PCIBACK => Before::Held,
@@ -134,9 +134,9 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before
         } else {
             ""
         };
-        records::note_taken(&mut host.store, taken, bdf, driver, by)?;
-    } else if taken == Taken::ForGuest {
-        records::adopt_taken(&mut host.store, bdf, by)?;
+        records::record_seized(&mut host.store, seizure, bdf, driver, by)?;
+    } else if seizure == Seizure::ForGuest {
+        records::adopt_seized(&mut host.store, bdf, by)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
     if let Err(source) = xl::assignable_add(bdf) {
@@ -146,7 +146,7 @@ pub fn seize(host: &mut Host, bdf: Bdf, taken: Taken, by: &str) -> Result<Before
                 let probed = host.sysfs.probe(bdf);
                 probed.unwrap_or_else(|error| log::warn!("{bdf}: its driver does not take it back: {error}"));
             }
-            records::forget_taken(&mut host.store, taken, bdf)?;
+            records::forget_seized(&mut host.store, seizure, bdf)?;
         }
         return Err(SeizeError::Add { bdf, source });
     }
@@ -189,25 +189,25 @@ pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, Sei
 
 /// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, that
 /// is in quarantine, or that a guest may still have mapped, stays held.
-pub fn give_back<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Back, SeizeError> {
+pub fn rebind_driver<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Rebound, SeizeError> {
     if records::quarantine_reason(&mut host.store, bdf)?.is_some() {
-        return Ok(Back::Stays);
+        return Ok(Rebound::Stays);
     }
-    let Some(driver) = records::taken_from(&mut host.store, Taken::ForGuest, bdf)? else {
-        return Ok(Back::Stays);
+    let Some(driver) = records::seized_from(&mut host.store, Seizure::ForGuest, bdf)? else {
+        return Ok(Rebound::Stays);
     };
     match records::mapped_by(&mut host.store, bdf)? {
-        Some(guest) => Ok(Back::MappedBy(guest)),
-        None => hand_to(host, bdf, Taken::ForGuest, driver),
+        Some(guest) => Ok(Rebound::MappedBy(guest)),
+        None => rebind(host, bdf, Seizure::ForGuest, driver),
     }
 }
 
 /// Gives a device back to dom0 whoever it is held for: to the driver that it was taken from, or to the one that takes
 /// it.
-pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
-    for taken in [Taken::ToKeep, Taken::ForGuest] {
-        if let Some(driver) = records::taken_from(&mut host.store, taken, bdf)? {
-            return hand_to(host, bdf, taken, driver);
+pub fn release(host: &mut Host, bdf: Bdf) -> Result<Rebound, SeizeError> {
+    for seizure in [Seizure::ToKeep, Seizure::ForGuest] {
+        if let Some(driver) = records::seized_from(&mut host.store, seizure, bdf)? {
+            return rebind(host, bdf, seizure, driver);
         }
     }
     // Held from the start of dom0's kernel on. Xen may count it as dom0's: first of all it is made to be held wholly.
@@ -217,14 +217,14 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Back, SeizeError> {
     host.sysfs
         .probe(bdf)
         .map_err(|source| SeizeError::Probe { bdf, source })?;
-    Ok(host.sysfs.driver(bdf).map_or(Back::Undriven, Back::Driver))
+    Ok(host.sysfs.driver(bdf).map_or(Rebound::Undriven, Rebound::Driver))
 }
 
-fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Result<Back, SeizeError> {
+fn rebind<X>(host: &mut Host<X>, bdf: Bdf, seizure: Seizure, driver: String) -> Result<Rebound, SeizeError> {
     if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
-        // Dom0 has removed it, and perhaps found it again: only the note is left to go.
-        records::forget_taken(&mut host.store, taken, bdf)?;
-        return Ok(Back::Stays);
+        // Dom0 has removed it, and perhaps found it again: only the record is left to go.
+        records::forget_seized(&mut host.store, seizure, bdf)?;
+        return Ok(Rebound::Stays);
     }
     let driver = Some(driver).filter(|driver| !driver.is_empty());
     let removed = xl::assignable_remove(bdf, driver.is_some()).or_else(|error| {
@@ -237,8 +237,8 @@ fn hand_to<X>(host: &mut Host<X>, bdf: Bdf, taken: Taken, driver: String) -> Res
         // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
         quieten_idle(&host.sysfs, bdf)?;
     }
-    records::forget_taken(&mut host.store, taken, bdf)?;
-    Ok(driver.map_or(Back::Undriven, Back::Driver))
+    records::forget_seized(&mut host.store, seizure, bdf)?;
+    Ok(driver.map_or(Rebound::Undriven, Rebound::Driver))
 }
 
 fn load_pciback(host: &Host) -> Result<(), SeizeError> {
@@ -281,28 +281,36 @@ mod tests {
             store: dom0(&daemon),
             xen: Xen::default(),
             sysfs: tree.sysfs(),
-            runner: Runner::Noting(Vec::new()),
+            runner: Runner::Model(Vec::new()),
         };
-        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "held before");
-        records::note_taken(&mut host.store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
-        records::note_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
         assert_eq!(
-            give_back(&mut host, bdf).unwrap(),
-            Back::MappedBy(domain(3, "web"))
+            rebind_driver(&mut host, bdf).unwrap(),
+            Rebound::Stays,
+            "held before"
+        );
+        records::record_seized(&mut host.store, Seizure::ForGuest, bdf, "e1000e", "test").unwrap();
+        records::record_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
+        assert_eq!(
+            rebind_driver(&mut host, bdf).unwrap(),
+            Rebound::MappedBy(domain(3, "web"))
         );
         records::quarantine(&mut host.store, bdf, "it is mute").unwrap();
-        assert_eq!(give_back(&mut host, bdf).unwrap(), Back::Stays, "quarantine");
+        assert_eq!(
+            rebind_driver(&mut host, bdf).unwrap(),
+            Rebound::Stays,
+            "quarantine"
+        );
         records::lift_quarantine(&mut host.store, bdf).unwrap();
         records::forget_mapped(&mut host.store, bdf).unwrap();
         let taken =
-            |host: &mut Host<Xen>| records::taken_from(&mut host.store, Taken::ForGuest, bdf).unwrap();
+            |host: &mut Host<Xen>| records::seized_from(&mut host.store, Seizure::ForGuest, bdf).unwrap();
         assert!(taken(&mut host).is_some());
 
         std::fs::remove_file(tree.device(name).join("driver")).unwrap();
         tree.bind(name, "e1000e");
         assert_eq!(
-            give_back(&mut host, bdf).unwrap(),
-            Back::Stays,
+            rebind_driver(&mut host, bdf).unwrap(),
+            Rebound::Stays,
             "another driver's"
         );
         assert_eq!(taken(&mut host), None);

@@ -344,7 +344,7 @@ mod tests {
         assert!(matches!(first.wait(ticket), Err(LaunchError::Failed(_))));
         drop(first);
         assert!(
-            second.order(Order::Settle).is_ok(),
+            second.order(Order::AwaitCreations).is_ok(),
             "it does not end with the first"
         );
     }

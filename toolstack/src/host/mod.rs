@@ -71,9 +71,9 @@ pub enum Runner {
     Itself,
     /// A process that was left with the privileges for that.
     Launcher(Launcher),
-    /// Nobody: the domains that were to be destroyed are noted.
+    /// A model for tests: the domains that were to be destroyed.
     #[cfg(test)]
-    Noting(Vec<DomId>),
+    Model(Vec<DomId>),
 }
 
 impl Runner {
@@ -86,7 +86,7 @@ impl Runner {
             }
             Self::Launcher(launcher) => launcher.run(Order::DestroyDomain { domid }),
             #[cfg(test)]
-            Self::Noting(destroyed) => {
+            Self::Model(destroyed) => {
                 destroyed.push(domid);
                 Ok(())
             }

@@ -83,12 +83,12 @@ pub enum RecreateError {
         source: io::Error,
     },
     /// Another domain has the number, or something keeps the old one.
-    #[error("domain {domid} is still there: {life:?}")]
+    #[error("domain {domid} is still there: {state:?}")]
     Taken {
         /// The number.
         domid: DomId,
         /// What Xen says of it.
-        life: DomainState,
+        state: DomainState,
     },
     /// libxl refused.
     #[error(transparent)]
@@ -100,11 +100,11 @@ const LOCK: &str = "/run/bulkhead/recreate.lock";
 /// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
 const TIMEOUT: Duration = Duration::from_millis(1500);
 /// Between two looks whether it has.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL: Duration = Duration::from_millis(2);
 /// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
 const ATTEMPTS: u32 = 5;
 /// How long after the last start a spare process is started.
-const SETTLED: Duration = Duration::from_secs(2);
+const SPARE_DELAY: Duration = Duration::from_secs(2);
 /// How many of the last lines of what libxl complains of are shown.
 const LINES_SHOWN: usize = 4;
 /// How often the number alone is struck from libxl's list of recent ones before all are.
@@ -122,7 +122,7 @@ impl Spare {
     pub fn prepare_soon(self: &Arc<Self>) {
         let spare = Arc::clone(self);
         thread::spawn(move || {
-            thread::sleep(SETTLED);
+            thread::sleep(SPARE_DELAY);
             let mut spare = spare.lock();
             if spare.is_none() {
                 // Without one, the next order starts its own, and says what is wrong.
@@ -208,11 +208,11 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
             DomainState::Absent => {
                 gone.get_or_insert_with(Instant::now);
             }
-            life if Instant::now() >= deadline || life == DomainState::Alive => {
-                return Err(RecreateError::Taken { domid, life });
+            state if Instant::now() >= deadline || state == DomainState::Alive => {
+                return Err(RecreateError::Taken { domid, state });
             }
             _ => {
-                thread::sleep(LOOK);
+                thread::sleep(POLL);
                 continue;
             }
         }

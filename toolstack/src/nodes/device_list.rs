@@ -87,7 +87,7 @@ impl List {
     }
 
     /// True if no change is under way, so that one can begin.
-    pub fn is_settled(&self) -> bool {
+    pub fn is_connected(&self) -> bool {
         (self.backend, self.guest) == (XenbusState::Connected, XenbusState::Connected)
     }
 
@@ -111,7 +111,7 @@ pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result
     let hop = first_hop(attachment);
     store.transaction(|store| {
         let list = List::read_of(store, hop)?;
-        if !list.is_settled() {
+        if !list.is_connected() {
             return Ok(false);
         }
         write_second(store, attachment)?;
@@ -134,7 +134,7 @@ pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Res
     let hop = first_hop(attachment);
     store.transaction(|store| {
         let list = List::read_of(store, hop)?;
-        if !list.is_settled() {
+        if !list.is_connected() {
             return Ok(false);
         }
         change_states(store, hop, &list, bdfs, |state| match state {
@@ -441,7 +441,7 @@ mod tests {
         assert!(withdraw(&mut store, &grown, &seven).unwrap());
         let entries = ["00:05.0 Initialised", "00:06.0 Initialised", "00:07.0 Closed"];
         assert_eq!(list(&mut store), entries);
-        assert!(List::read(&mut store, &grown).unwrap().is_settled());
+        assert!(List::read(&mut store, &grown).unwrap().is_connected());
 
         ask_back(&mut store, &grown, &[bdf("00:06.0")]).unwrap();
         assert!(withdraw(&mut store, &grown, &[bdf("00:06.0")]).unwrap());

@@ -350,7 +350,7 @@ mod tests {
         let mut attachment = attachment();
         attachment.devices[1].terms = crate::terms::tests::unusual();
         attachment.devices.push(virtual_function("01:10.0"));
-        attachment.modes.push(Mode::Line);
+        attachment.modes.push(Mode::Intx);
         let hop = HopNodes::second(&attachment);
         let listing = listing(&hop.backend);
         for line in [

@@ -153,7 +153,7 @@ fn judge(states: States, guest: &str, stub: &str) -> Progress {
 }
 
 /// Looks how far a change of the list of devices has come; connected again, it has been taken in.
-pub fn settling(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
+pub fn change_progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
     if let Some(ended) = ended(store, attachment)? {
         return Ok(ended);
     }

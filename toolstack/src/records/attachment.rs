@@ -7,11 +7,11 @@
 use super::assignable::{self, Holder};
 use super::error::RecordError;
 use super::paths::{
-    ATTACHMENTS, KEEPSAKE, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
+    ATTACHMENTS, STUB_BACKUP, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
 };
 use crate::host::domains::Domain;
 use crate::host::store::Store;
-use crate::records::interrupt_mode::{Change, Mode, Note};
+use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
 use inject::Point;
@@ -115,7 +115,7 @@ impl Attachment {
     /// The same attachment with more devices, whose messages are off.
     pub fn with(&self, devices: Vec<Device>) -> Self {
         let mut more = self.clone();
-        more.modes.extend(devices.iter().map(|_| Mode::Line));
+        more.modes.extend(devices.iter().map(|_| Mode::Intx));
         more.devices.extend(devices);
         more
     }
@@ -136,7 +136,7 @@ impl Attachment {
     }
 
     /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already,
-    /// the mode is left as it is: the service may have noted another one since `self` was read.
+    /// the mode is left as it is: the service may have recorded another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         let ends = Ends {
             version: VERSION,
@@ -164,7 +164,7 @@ impl Attachment {
                 assignable::claim(store, device.bdf, self.holder())?;
                 nodes.extend([dev, irq]);
             }
-            let stays = |key: &String| key == KEEPSAKE || nodes.contains(key);
+            let stays = |key: &String| key == STUB_BACKUP || nodes.contains(key);
             for left_over in recorded.iter().filter(|key| !stays(key)) {
                 store.remove(&format!("{root}/{left_over}"))?;
                 if let Some(bdf) = bdf_of_mode(left_over) {
@@ -280,17 +280,26 @@ pub fn devices_of(store: &mut Store, stub: DomId) -> Result<Vec<Bdf>, RecordErro
     Ok(keys.iter().filter_map(|key| bdf_of_mode(key)).collect())
 }
 
-/// Notes the interrupt mode of a device, or a change of it to come.
-pub fn note_mode(store: &mut Store, stub: DomId, bdf: Bdf, note: Note<'_>) -> Result<(), RecordError> {
-    let text = match note {
-        Note::Change(change) => change.to_string(),
-        Note::Mode(mode) => mode.to_string(),
+/// Records the interrupt mode of a device, or a change of it to come.
+pub fn record_mode(
+    store: &mut Store,
+    stub: DomId,
+    bdf: Bdf,
+    record: ModeRecord<'_>,
+) -> Result<(), RecordError> {
+    let text = match record {
+        ModeRecord::Change(change) => change.to_string(),
+        ModeRecord::Mode(mode) => mode.to_string(),
     };
     Ok(store.write(&mode_path(stub, bdf), &text)?)
 }
 
-/// The change of a device's interrupt mode whose end was never noted, if there is one.
-pub fn unfinished_change(store: &mut Store, stub: DomId, bdf: Bdf) -> Result<Option<Change>, RecordError> {
+/// The change of a device's interrupt mode whose end was never recorded, if there is one.
+pub fn unfinished_change(
+    store: &mut Store,
+    stub: DomId,
+    bdf: Bdf,
+) -> Result<Option<ModeChange>, RecordError> {
     let text = store.read_optional(&mode_path(stub, bdf))?;
     Ok(text.and_then(|text| text.parse().ok()))
 }
@@ -347,7 +356,7 @@ pub(crate) mod tests {
             stub: domain(4, "web-bulkhead"),
             slots: SlotMode::Vpci,
             devices: vec![device("00:05.0"), without_line],
-            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Line],
+            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Intx],
         }
     }
 
@@ -456,11 +465,11 @@ pub(crate) mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         attachment().write(&mut store).unwrap();
-        note_mode(
+        record_mode(
             &mut store,
             4,
             "00:06.0".parse().unwrap(),
-            Note::Mode(&Mode::Msi(53)),
+            ModeRecord::Mode(&Mode::Msi(53)),
         )
         .unwrap();
         let mut expected = attachment();
@@ -480,29 +489,29 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_list_that_changes_keeps_what_the_service_has_noted_meanwhile_and_leaves_nothing_behind() {
+    fn a_list_that_changes_keeps_what_the_service_has_recorded_meanwhile_and_leaves_nothing_behind() {
         let mut store = dom0(&Xenstored::new());
         let before = attachment();
         before.write(&mut store).unwrap();
         let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
-        note_mode(&mut store, 4, six, Note::Mode(&Mode::Msi(53))).unwrap();
+        record_mode(&mut store, 4, six, ModeRecord::Mode(&Mode::Msi(53))).unwrap();
 
         before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
-        assert_eq!(read.modes, [before.modes[0].clone(), Mode::Msi(53), Mode::Line]);
+        assert_eq!(read.modes, [before.modes[0].clone(), Mode::Msi(53), Mode::Intx]);
 
         // The number of the second device changes, its mode does not.
         read.without(&[five]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
         let left: Vec<_> = read.bdfs().map(|bdf| bdf.to_string()).collect();
         assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
-        assert_eq!(read.modes, [Mode::Msi(53), Mode::Line]);
+        assert_eq!(read.modes, [Mode::Msi(53), Mode::Intx]);
         assert_eq!(store.directory(&path(4)).unwrap().len(), 4);
 
         // A device that comes back starts anew.
         read.with(vec![device("00:05.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
-        assert_eq!(read.modes[2], Mode::Line);
+        assert_eq!(read.modes[2], Mode::Intx);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Claims {
             let domid = assignable::foreign(store, bdf)?;
             taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
         }
-        // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::handover::acking`).
+        // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::handover::shared_intx`).
         let guests = records::children(store, PCIBACK_BACKENDS)?;
         for guest in guests.into_iter().filter(|guest| guest != "0") {
             for number in records::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(taken, [bdf(A), bdf(B), bdf("00:08.0"), bdf("00:09.0")]);
         assert_eq!(claims.quarantined, [(bdf("00:0a.0"), "it is mute".to_owned())]);
         let web = records::tests::domain(3, "web");
-        records::note_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
+        records::record_mapped(&mut store, bdf("00:0d.0"), &web).unwrap();
         assert_eq!(
             Claims::read(&mut store).unwrap().mapped,
             [],

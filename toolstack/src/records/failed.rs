@@ -1,7 +1,7 @@
 //! The guests that lost their devices because their stub could not be brought back: what `bulkhead status` calls
 //! `failed`.
 //!
-//! A note is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
+//! A record is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
 
 use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
@@ -13,7 +13,7 @@ use std::fmt;
 use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 
-/// Directory of the notes, by the guest's domid.
+/// Directory of the records, by the guest's domid.
 const FAILED: &str = "/local/domain/0/bulkhead/failed";
 
 /// A guest that lost its devices.
@@ -41,18 +41,18 @@ impl Failed {
         }
     }
 
-    /// Writes it down.
-    pub fn note(&self, store: &mut Store) -> Result<(), RecordError> {
+    /// Writes the record.
+    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         Ok(store.write(&path(self.guest.domid), &serde_text::json(self))?)
     }
 
-    /// Reads the note of a guest.
+    /// Reads the record of a guest.
     pub fn of(store: &mut Store, guest: DomId) -> Result<Option<Self>, StoreError> {
         let text = store.read_optional(&path(guest))?;
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 
-    /// Reads all notes.
+    /// Reads all records.
     pub fn all(store: &mut Store) -> Result<Vec<Self>, StoreError> {
         let mut all = Vec::new();
         for name in children(store, FAILED)? {
@@ -78,7 +78,7 @@ impl fmt::Display for Failed {
     }
 }
 
-/// Removes the note of a guest, if there is one, and the directory with the last.
+/// Removes the record of a guest, if there is one, and the directory with the last.
 pub fn forget(store: &mut Store, guest: DomId) -> Result<(), StoreError> {
     store.transaction(|store| remove_from(store, FAILED, &path(guest)))
 }
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(Failed::all(&mut store).unwrap(), []);
         forget(&mut store, 3).unwrap();
         let failed = Failed::new(&attachment(), "crashed 5 times in a row");
-        failed.note(&mut store).unwrap();
+        failed.write(&mut store).unwrap();
         let all = Failed::all(&mut store).unwrap();
         assert_eq!(all, [failed]);
         assert_eq!(
@@ -112,7 +112,7 @@ mod tests {
             guest: domain(9, "mail"),
             ..all[0].clone()
         };
-        other.note(&mut store).unwrap();
+        other.write(&mut store).unwrap();
         forget(&mut store, 3).unwrap();
         assert_eq!(Failed::all(&mut store).unwrap(), [other]);
         forget(&mut store, 9).unwrap();

@@ -8,14 +8,14 @@ use xenbus::client::Store as _;
 
 /// What a device was taken from dom0 for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Seizure {
     /// A guest: it goes back after that.
     ForGuest,
     /// Guests to come: it stays held until it is released in words.
     ToKeep,
 }
 
-impl Taken {
+impl Seizure {
     /// The node of a device that was taken for this, with the name of the driver that it was taken from.
     fn path(self, bdf: Bdf) -> String {
         let directory = match self {
@@ -31,15 +31,15 @@ const BY: &str = "by";
 
 /// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none. `by` tells the command
 /// from others.
-pub fn note_taken(
+pub fn record_seized(
     store: &mut Store,
-    taken: Taken,
+    seizure: Seizure,
     bdf: Bdf,
     driver: &str,
     by: &str,
 ) -> Result<(), RecordError> {
     make_root(store)?;
-    let path = taken.path(bdf);
+    let path = seizure.path(bdf);
     store.transaction(|store| {
         store.write(&path, driver)?;
         store.write(&format!("{path}/{BY}"), by)
@@ -48,8 +48,8 @@ pub fn note_taken(
 }
 
 /// Remembers that another command goes on with a device that one which was killed had taken for a guest.
-pub fn adopt_taken(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordError> {
-    let path = Taken::ForGuest.path(bdf);
+pub fn adopt_seized(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordError> {
+    let path = Seizure::ForGuest.path(bdf);
     store.transaction(|store| match store.read_optional(&path)? {
         Some(_) => store.write(&format!("{path}/{BY}"), by),
         None => Ok(()),
@@ -58,19 +58,19 @@ pub fn adopt_taken(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordEr
 }
 
 /// True if a device is taken for a guest, by this command and by none since.
-pub fn is_taken_by(store: &mut Store, bdf: Bdf, by: &str) -> Result<bool, RecordError> {
-    let path = Taken::ForGuest.path(bdf);
+pub fn is_seized_by(store: &mut Store, bdf: Bdf, by: &str) -> Result<bool, RecordError> {
+    let path = Seizure::ForGuest.path(bdf);
     Ok(store.read_optional(&format!("{path}/{BY}"))?.as_deref() == Some(by))
 }
 
 /// The driver that a device was taken from; `None` if it was not taken for that.
-pub fn taken_from(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<Option<String>, RecordError> {
-    Ok(store.read_optional(&taken.path(bdf))?)
+pub fn seized_from(store: &mut Store, seizure: Seizure, bdf: Bdf) -> Result<Option<String>, RecordError> {
+    Ok(store.read_optional(&seizure.path(bdf))?)
 }
 
 /// Forgets that a device was taken.
-pub fn forget_taken(store: &mut Store, taken: Taken, bdf: Bdf) -> Result<(), RecordError> {
-    Ok(store.remove(&taken.path(bdf))?)
+pub fn forget_seized(store: &mut Store, seizure: Seizure, bdf: Bdf) -> Result<(), RecordError> {
+    Ok(store.remove(&seizure.path(bdf))?)
 }
 
 #[cfg(test)]
@@ -84,15 +84,18 @@ mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         let bdf = "0000:00:05.0".parse().unwrap();
-        for (taken, other) in [(Taken::ForGuest, Taken::ToKeep), (Taken::ToKeep, Taken::ForGuest)] {
-            note_taken(&mut store, taken, bdf, "e1000e", "run").unwrap();
+        for (seizure, other) in [
+            (Seizure::ForGuest, Seizure::ToKeep),
+            (Seizure::ToKeep, Seizure::ForGuest),
+        ] {
+            record_seized(&mut store, seizure, bdf, "e1000e", "run").unwrap();
             assert_eq!(
-                taken_from(&mut store, taken, bdf).unwrap().as_deref(),
+                seized_from(&mut store, seizure, bdf).unwrap().as_deref(),
                 Some("e1000e")
             );
-            assert_eq!(taken_from(&mut store, other, bdf).unwrap(), None);
-            forget_taken(&mut store, taken, bdf).unwrap();
-            assert_eq!(taken_from(&mut store, taken, bdf).unwrap(), None);
+            assert_eq!(seized_from(&mut store, other, bdf).unwrap(), None);
+            forget_seized(&mut store, seizure, bdf).unwrap();
+            assert_eq!(seized_from(&mut store, seizure, bdf).unwrap(), None);
         }
     }
 
@@ -100,21 +103,24 @@ mod tests {
     fn a_device_is_taken_by_the_last_command_that_took_it() {
         let mut store = dom0(&Xenstored::new());
         let bdf = "0000:00:05.0".parse().unwrap();
-        adopt_taken(&mut store, bdf, "second").unwrap();
+        adopt_seized(&mut store, bdf, "second").unwrap();
         assert!(
-            !is_taken_by(&mut store, bdf, "second").unwrap(),
+            !is_seized_by(&mut store, bdf, "second").unwrap(),
             "nobody has taken it"
         );
-        note_taken(&mut store, Taken::ForGuest, bdf, "e1000e", "first").unwrap();
-        assert!(is_taken_by(&mut store, bdf, "first").unwrap());
-        adopt_taken(&mut store, bdf, "second").unwrap();
-        assert!(!is_taken_by(&mut store, bdf, "first").unwrap());
-        assert!(is_taken_by(&mut store, bdf, "second").unwrap());
-        let driver = taken_from(&mut store, Taken::ForGuest, bdf).unwrap();
+        record_seized(&mut store, Seizure::ForGuest, bdf, "e1000e", "first").unwrap();
+        assert!(is_seized_by(&mut store, bdf, "first").unwrap());
+        adopt_seized(&mut store, bdf, "second").unwrap();
+        assert!(!is_seized_by(&mut store, bdf, "first").unwrap());
+        assert!(is_seized_by(&mut store, bdf, "second").unwrap());
+        let driver = seized_from(&mut store, Seizure::ForGuest, bdf).unwrap();
         assert_eq!(driver.as_deref(), Some("e1000e"));
-        forget_taken(&mut store, Taken::ForGuest, bdf).unwrap();
-        assert!(!is_taken_by(&mut store, bdf, "second").unwrap());
-        note_taken(&mut store, Taken::ToKeep, bdf, "e1000e", "first").unwrap();
-        assert!(!is_taken_by(&mut store, bdf, "first").unwrap(), "not for a guest");
+        forget_seized(&mut store, Seizure::ForGuest, bdf).unwrap();
+        assert!(!is_seized_by(&mut store, bdf, "second").unwrap());
+        record_seized(&mut store, Seizure::ToKeep, bdf, "e1000e", "first").unwrap();
+        assert!(
+            !is_seized_by(&mut store, bdf, "first").unwrap(),
+            "not for a guest"
+        );
     }
 }

@@ -9,7 +9,7 @@ use thiserror::Error;
 pub enum Mode {
     /// By its INTx line, if it has one.
     #[default]
-    Line,
+    Intx,
     /// By one message; the pirq.
     Msi(u16),
     /// By the entries of its MSI-X table; entry and pirq of each that is mapped.
@@ -20,24 +20,24 @@ impl Mode {
     /// The pirqs in use, besides that of the line.
     pub fn pirqs(&self) -> Vec<u16> {
         match self {
-            Self::Line => Vec::new(),
+            Self::Intx => Vec::new(),
             Self::Msi(pirq) => vec![*pirq],
             Self::Msix(entries) => entries.iter().map(|&(_, pirq)| pirq).collect(),
         }
     }
 }
 
-/// A change of mode that is about to be made. It is noted before, so that the pirqs that it maps are found again if
-/// this process dies before it has noted them.
+/// A change of mode that is about to be made. It is recorded first, so that the pirqs that it maps are found again if
+/// this process dies before it has recorded them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum ModeChange {
     /// MSI is turned on.
     Msi,
     /// MSI-X is turned on, for so many entries.
     Msix(usize),
 }
 
-impl Change {
+impl ModeChange {
     /// How many pirqs it maps.
     pub fn pirqs(self) -> usize {
         match self {
@@ -48,7 +48,7 @@ impl Change {
 }
 
 /// The form of the record, in place of the mode: `intx changing msi`, `intx changing msix 3`.
-impl fmt::Display for Change {
+impl fmt::Display for ModeChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Msi => write!(f, "{CHANGING}msi"),
@@ -59,7 +59,7 @@ impl fmt::Display for Change {
 
 const CHANGING: &str = "intx changing ";
 
-impl FromStr for Change {
+impl FromStr for ModeChange {
     type Err = ModeError;
 
     fn from_str(text: &str) -> Result<Self, ModeError> {
@@ -71,11 +71,11 @@ impl FromStr for Change {
     }
 }
 
-/// What is to be written down of a function's interrupts, before it comes true.
+/// What the record says of a function's interrupts. Each is written before it comes true.
 #[derive(Clone, Copy, Debug)]
-pub enum Note<'a> {
+pub enum ModeRecord<'a> {
     /// A change is about to be made.
-    Change(Change),
+    Change(ModeChange),
     /// This is the mode.
     Mode(&'a Mode),
 }
@@ -84,7 +84,7 @@ pub enum Note<'a> {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line => f.write_str("intx"),
+            Self::Intx => f.write_str("intx"),
             Self::Msi(pirq) => write!(f, "msi {pirq}"),
             Self::Msix(entries) => {
                 f.write_str("msix")?;
@@ -108,8 +108,8 @@ impl FromStr for Mode {
         let mut words = text.split(' ');
         let kind = words.next();
         let mode = match kind {
-            Some("intx") if text.parse::<Change>().is_ok() => return Ok(Self::Line),
-            Some("intx") => Self::Line,
+            Some("intx") if text.parse::<ModeChange>().is_ok() => return Ok(Self::Intx),
+            Some("intx") => Self::Intx,
             Some("msi") => Self::Msi(words.next().and_then(|word| word.parse().ok()).ok_or(ModeError)?),
             Some("msix") => {
                 let pair = |word: &str| {
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_mode_is_written_down_and_read_back() {
         for (text, mode) in [
-            ("intx", Mode::Line),
+            ("intx", Mode::Intx),
             ("msi 55", Mode::Msi(55)),
             ("msix 0=55 4=54", Mode::Msix(vec![(0, 55), (4, 54)])),
         ] {
@@ -159,12 +159,12 @@ mod tests {
     #[test]
     fn a_change_is_written_down_and_read_back_and_counts_as_the_line() {
         for (text, change) in [
-            ("intx changing msi", Change::Msi),
-            ("intx changing msix 128", Change::Msix(128)),
+            ("intx changing msi", ModeChange::Msi),
+            ("intx changing msix 128", ModeChange::Msix(128)),
         ] {
             assert_eq!(change.to_string(), text);
             assert_eq!(text.parse(), Ok(change));
-            assert_eq!(text.parse(), Ok(Mode::Line));
+            assert_eq!(text.parse(), Ok(Mode::Intx));
         }
         for text in [
             "intx",
@@ -173,7 +173,7 @@ mod tests {
             "intx changing msix x",
             "msi 55",
         ] {
-            assert_eq!(text.parse::<Change>(), Err(ModeError), "{text}");
+            assert_eq!(text.parse::<ModeChange>(), Err(ModeError), "{text}");
         }
     }
 }

@@ -7,7 +7,7 @@ use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
 /// Remembers that INTx of a function without a driver was disabled.
-pub fn note_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
+pub fn record_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     make_root(store)?;
     Ok(store.write(&intx_disabled_path(bdf), "")?)
 }

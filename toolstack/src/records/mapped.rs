@@ -12,7 +12,7 @@ use xenbus::client::Store as _;
 
 /// Remembers that a device was taken from a guest that lives on. Xen forbids the guest to map the device's memory from
 /// then on, but leaves the mappings that it has.
-pub fn note_mapped(store: &mut Store, bdf: Bdf, guest: &Domain) -> Result<(), RecordError> {
+pub fn record_mapped(store: &mut Store, bdf: Bdf, guest: &Domain) -> Result<(), RecordError> {
     make_root(store)?;
     Ok(store.write(&mapped_path(bdf), &json(guest))?)
 }
@@ -80,7 +80,7 @@ mod tests {
         let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
         assert_eq!(mapped(&mut store).unwrap(), []);
         for bdf in [five, six] {
-            note_mapped(&mut store, bdf, &domain(3, "web")).unwrap();
+            record_mapped(&mut store, bdf, &domain(3, "web")).unwrap();
         }
         forget_mapped(&mut store, six).unwrap();
         forget_mapped(&mut store, six).expect("once more does no harm");

@@ -17,11 +17,11 @@ pub mod unfinished;
 
 #[cfg(test)]
 pub(crate) use attachment::tests;
-pub use attachment::{Attachment, Device, devices_of, note_mode, unfinished_change};
+pub use attachment::{Attachment, Device, devices_of, record_mode, unfinished_change};
 pub use error::RecordError;
-pub use held::{Taken, adopt_taken, forget_taken, is_taken_by, note_taken, taken_from};
-pub use intx_disabled::{forget_intx_disabled, intx_disabled, note_intx_disabled};
-pub use mapped::{forget_dead_mappings, forget_mapped, mapped, mapped_by, note_mapped};
-pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, keepsake, make_root, node_name, remove_from};
+pub use held::{Seizure, adopt_seized, forget_seized, is_seized_by, record_seized, seized_from};
+pub use intx_disabled::{forget_intx_disabled, intx_disabled, record_intx_disabled};
+pub use mapped::{forget_dead_mappings, forget_mapped, mapped, mapped_by, record_mapped};
+pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, make_root, node_name, remove_from, stub_backup_dir};
 pub use quarantine::{lift_quarantine, quarantine, quarantine_reason, quarantined};
 pub use renewal::renew;

@@ -10,8 +10,8 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Below a record: the directory of the stub's [`keepsake`](mod@crate::records::stub_backup).
-pub const KEEPSAKE: &str = "keepsake";
+/// Below a record: the directory of the stub's [backup](mod@crate::records::stub_backup).
+pub const STUB_BACKUP: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 pub const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
 /// Directory of the functions without a driver whose INTx was disabled (`crate::handover::idle_intx`): by [`node_name`].
@@ -93,9 +93,9 @@ pub fn attachment(stub: DomId) -> String {
     format!("{ATTACHMENTS}/{stub}")
 }
 
-/// Where a stub's [`keepsake`](mod@crate::records::stub_backup) lies: it goes with the record.
-pub fn keepsake(stub: DomId) -> String {
-    format!("{}/{KEEPSAKE}", attachment(stub))
+/// Where a stub's [backup](mod@crate::records::stub_backup) lies: it goes with the record.
+pub fn stub_backup_dir(stub: DomId) -> String {
+    format!("{}/{STUB_BACKUP}", attachment(stub))
 }
 
 /// Makes the directory, closed to every other domain; what is made below inherits that.

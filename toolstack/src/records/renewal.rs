@@ -217,7 +217,7 @@ mod tests {
         let attachment = attachment();
         attachment.write(&mut store).unwrap();
         let bdf = attachment.devices[0].bdf;
-        records::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        records::record_mapped(&mut store, bdf, &attachment.guest).unwrap();
         assert_eq!(holder(&mut store, bdf).unwrap(), Some(attachment.holder()));
         attachment.remove(&mut store).unwrap();
         let mapped = Holder::Mapped { guest: 3 };
@@ -232,13 +232,13 @@ mod tests {
         records::quarantine(&mut store, bdf, "it is mute").unwrap();
         records::forget_mapped(&mut store, bdf).unwrap();
         assert_eq!(holder(&mut store, bdf).unwrap(), Some(Holder::Quarantine));
-        records::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        records::record_mapped(&mut store, bdf, &attachment.guest).unwrap();
         records::lift_quarantine(&mut store, bdf).unwrap();
         assert_eq!(holder(&mut store, bdf).unwrap(), Some(mapped));
         records::forget_mapped(&mut store, bdf).unwrap();
         assert_eq!(notes(&mut store), [""; 0]);
 
-        records::note_mapped(&mut store, bdf, &attachment.guest).unwrap();
+        records::record_mapped(&mut store, bdf, &attachment.guest).unwrap();
         renew(&mut store, &[]).unwrap();
         daemon.release(3);
         records::forget_dead_mappings(&mut store).unwrap();

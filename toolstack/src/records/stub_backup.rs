@@ -118,7 +118,7 @@ fn is_kept(name: &str) -> bool {
 }
 
 fn directory(stub: DomId) -> String {
-    records::keepsake(stub)
+    records::stub_backup_dir(stub)
 }
 
 #[cfg(test)]

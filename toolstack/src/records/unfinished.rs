@@ -1,6 +1,6 @@
 //! The domains that `run` and `attach` create and are not done with.
 //!
-//! Each is noted by its UUID before it is created, until its devices are recorded ([`crate::records`]) or it is destroyed
+//! Each is recorded by its UUID before it is created, until its devices are recorded ([`crate::records`]) or it is destroyed
 //! again. So what a command that was killed has left is known, and nothing else is taken for that: not a paused guest of
 //! somebody else's, and not one that has got the name since.
 
@@ -12,7 +12,7 @@ use crate::serde_text;
 use serde::{Deserialize, Serialize};
 use xenbus::client::Store as _;
 
-/// Directory of the notes, by UUID.
+/// Directory of the records, by UUID.
 const UNFINISHED: &str = "/local/domain/0/bulkhead/unfinished";
 
 /// A domain that a command of ours creates.
@@ -32,8 +32,8 @@ fn path(uuid: &str) -> String {
     format!("{UNFINISHED}/{uuid}")
 }
 
-/// Notes a domain that is about to be created.
-pub fn note(store: &mut Store, domain: &Unfinished) -> Result<(), RecordError> {
+/// Records a domain that is about to be created.
+pub fn record(store: &mut Store, domain: &Unfinished) -> Result<(), RecordError> {
     records::make_root(store)?;
     Ok(store.write(&path(&domain.uuid), &serde_text::json(domain))?)
 }
@@ -47,26 +47,26 @@ pub fn forget(store: &mut Store, uuid: &str) -> Result<(), RecordError> {
 }
 
 /// The domains that live, and that a command which was killed has left of the guest `who`: the guest itself, which never
-/// ran, and its stub. `found` is the domain that `who` means now, if there is one. Notes of domains that live no more go.
+/// ran, and its stub. `found` is the domain that `who` means now, if there is one. Records of domains that live no more go.
 pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<Vec<Domain>, RecordError> {
     let mut left = Vec::new();
     for uuid in children(store, UNFINISHED)? {
         let Some(text) = store.read_optional(&path(&uuid))? else {
             continue;
         };
-        let Ok(noted) = serde_json::from_str::<Unfinished>(&text) else {
+        let Ok(recorded) = serde_json::from_str::<Unfinished>(&text) else {
             continue;
         };
         let meant = match found {
-            Some(found) => [&noted.uuid, &noted.guest].contains(&&found.uuid),
-            None => noted.name == who || noted.guest_name == who,
+            Some(found) => [&recorded.uuid, &recorded.guest].contains(&&found.uuid),
+            None => recorded.name == who || recorded.guest_name == who,
         };
         if !meant {
             continue;
         }
-        match domains::with_uuid(store, &noted.uuid)? {
+        match domains::with_uuid(store, &recorded.uuid)? {
             Some(domain) => left.push(domain),
-            None => forget(store, &noted.uuid)?,
+            None => forget(store, &recorded.uuid)?,
         }
     }
     // The guest first: a stub that goes before it would look like one that died.
@@ -81,7 +81,7 @@ mod tests {
     use crate::records::tests::domain;
     use xenbus::model::Xenstored;
 
-    fn noted(domid: u16, name: &str, guest: u16, guest_name: &str) -> Unfinished {
+    fn recorded(domid: u16, name: &str, guest: u16, guest_name: &str) -> Unfinished {
         Unfinished {
             uuid: domain(domid, name).uuid,
             name: name.into(),
@@ -97,8 +97,8 @@ mod tests {
         for (domid, name) in [(3, "web"), (4, "web-bulkhead"), (5, "mail")] {
             introduce(&daemon, domid, name);
         }
-        note(&mut store, &noted(3, "web", 3, "web")).unwrap();
-        note(&mut store, &noted(4, "web-bulkhead", 3, "web")).unwrap();
+        record(&mut store, &recorded(3, "web", 3, "web")).unwrap();
+        record(&mut store, &recorded(4, "web-bulkhead", 3, "web")).unwrap();
         (daemon, store)
     }
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_and_stub_that_were_noted_are_left_and_nobody_elses() {
+    fn guest_and_stub_that_were_recorded_are_left_and_nobody_elses() {
         let (_, mut store) = killed_run();
         assert_eq!(left(&mut store, "web"), [3, 4]);
         assert_eq!(left(&mut store, "3"), [3, 4]);
@@ -144,7 +144,7 @@ mod tests {
             .unwrap();
         assert_eq!(left(&mut store, "web"), [0; 0]);
         assert_eq!(left(&mut store, "web-bulkhead"), [4]);
-        // Nor is anything made of its note any more.
+        // Nor is anything made of its record any more.
         store.write("/local/domain/3/name", "other").unwrap();
         assert_eq!(left(&mut store, "web"), [4]);
         assert_eq!(children(&mut store, UNFINISHED).unwrap().len(), 1);

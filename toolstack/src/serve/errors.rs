@@ -200,7 +200,7 @@ impl Errors {
                 let fate = fate(cx.host, stub, bdf);
                 let outcome = format!("{cause}: {}", consequence(fate));
                 self.log(log::Level::Warn, bdf, &outcome);
-                recovery.note(bdf, outcome);
+                recovery.set_outcome(bdf, outcome);
                 self.carry_out(cx.host, bdf, fate);
                 None
             }

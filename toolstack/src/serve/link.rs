@@ -7,7 +7,7 @@ use crate::function::aer::{Health, Told};
 use crate::function::{Done, Functions};
 use crate::host::store::{self, Store, StoreError};
 use crate::host::sysfs::{Sysfs, SysfsError};
-use crate::records::interrupt_mode::{Change, Note};
+use crate::records::interrupt_mode::{ModeChange, ModeRecord};
 use crate::records::{self, Attachment, RecordError};
 use crate::serve::log_limit::LogLimit;
 use crate::serve::throttle::{Burst, Limit, Throttle};
@@ -408,17 +408,19 @@ impl Answerer {
         let (changes, known) = unfinished(store, self.stub)?;
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
-        let mut noter = Noter {
+        let mut recorder = ModeRecorder {
             store,
             stub: self.stub,
             name: &self.name,
             limits: &self.limits,
         };
-        let settled = shared
+        let resolved = shared
             .functions
-            .settle(&self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
-        for (bdf, settled) in settled {
-            match settled {
+            .resolve_unknown(&self.xen, &changes, &known, |bdf, mode| {
+                recorder.record(bdf, mode)
+            });
+        for (bdf, resolved) in resolved {
+            match resolved {
                 Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
                 Err(error) => log::error!(
                     "stub {}: {bdf}: what a service before this one left unfinished stays so: {error}",
@@ -427,7 +429,7 @@ impl Answerer {
             }
         }
         if let Some(taken) = take(&shared.page) {
-            let mut noter = Noter {
+            let mut recorder = ModeRecorder {
                 store,
                 stub: self.stub,
                 name: &self.name,
@@ -435,7 +437,7 @@ impl Answerer {
             };
             shared
                 .functions
-                .begin_again(taken.request(), &self.xen, |bdf, note| noter.note(bdf, note));
+                .begin_again(taken.request(), &self.xen, |bdf, mode| recorder.record(bdf, mode));
             self.answer(&mut shared, taken, store)?;
         }
         // An answer that was given, but not told of.
@@ -482,14 +484,14 @@ impl Answerer {
     fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
         inject::point(Point::Taken);
-        let mut noter = Noter {
+        let mut recorder = ModeRecorder {
             store,
             stub: self.stub,
             name: &self.name,
             limits: &self.limits,
         };
-        let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
-        let done = shared.functions.answer(&taken, &self.xen, note);
+        let record = |bdf: Bdf, mode: ModeRecord<'_>| recorder.record(bdf, mode);
+        let done = shared.functions.answer(&taken, &self.xen, record);
         let answer = match &done {
             Ok(Done::Value(value)) => Ok(Success::Value(*value)),
             Ok(Done::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
@@ -520,29 +522,29 @@ impl Answerer {
 }
 
 /// Writes interrupt modes down, and tells of them.
-struct Noter<'a> {
+struct ModeRecorder<'a> {
     store: &'a mut Store,
     stub: DomId,
     name: &'a str,
     limits: &'a Mutex<Limits>,
 }
 
-impl Noter<'_> {
-    fn note(&mut self, bdf: Bdf, note: Note<'_>) {
+impl ModeRecorder<'_> {
+    fn record(&mut self, bdf: Bdf, record: ModeRecord<'_>) {
         inject::point(Point::Note);
-        let noted = records::note_mode(self.store, self.stub, bdf, note);
+        let written = records::record_mode(self.store, self.stub, bdf, record);
         inject::point(Point::Noted);
-        let mode = match (note, &noted) {
+        let mode = match (record, &written) {
             // Its end will be told.
-            (Note::Change(_), Ok(())) => return,
-            (Note::Change(change), Err(_)) => change.to_string(),
-            (Note::Mode(mode), _) => mode.to_string(),
+            (ModeRecord::Change(_), Ok(())) => return,
+            (ModeRecord::Change(change), Err(_)) => change.to_string(),
+            (ModeRecord::Mode(mode), _) => mode.to_string(),
         };
         let Some(missed) = lock(self.limits).notes.allow(Instant::now()) else {
             return;
         };
         let (name, more) = (self.name, more(missed));
-        match noted {
+        match written {
             Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
             Err(error) => {
                 log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
@@ -553,7 +555,10 @@ impl Noter<'_> {
 
 /// The changes of interrupt modes whose end a service before this one did not note, and the pirqs that the guest has by
 /// the record.
-fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, BTreeSet<u32>), RecordError> {
+fn unfinished(
+    store: &mut Store,
+    stub: DomId,
+) -> Result<(BTreeMap<Bdf, ModeChange>, BTreeSet<u32>), RecordError> {
     let mut changes = BTreeMap::new();
     let mut known = BTreeSet::new();
     if let Some(attachment) = Attachment::read(store, stub)? {

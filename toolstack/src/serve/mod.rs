@@ -27,7 +27,7 @@ mod wake;
 pub mod workers;
 
 use crate::control::{Listener, Reply, Request};
-use crate::handover::reclaim::{Released, release, take_back};
+use crate::handover::reclaim::{Released, reclaim_all, reclaim_devices};
 use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
 use crate::host::store::{self, Store, StoreError};
@@ -740,7 +740,7 @@ impl Service {
             Runner::Launcher(launcher) => Ok(launcher.open_store()?),
             Runner::Itself => Ok(store::connect().map_err(HostError::from)?),
             #[cfg(test)]
-            Runner::Noting(_) => Ok(store::connect().map_err(HostError::from)?),
+            Runner::Model(_) => Ok(store::connect().map_err(HostError::from)?),
         }
     }
 
@@ -751,7 +751,7 @@ impl Service {
             Runner::Launcher(launcher) => Runner::Launcher(launcher.connect()?),
             Runner::Itself => Runner::Itself,
             #[cfg(test)]
-            Runner::Noting(_) => Runner::Noting(Vec::new()),
+            Runner::Model(_) => Runner::Model(Vec::new()),
         };
         let xen = self.job_xen.clone();
         Ok(|| Host {
@@ -795,7 +795,7 @@ impl Service {
             // The last request is done when this returns, and nothing changes the record any more.
             drop(link);
             let current = current(&mut host.store, &attachment);
-            logged(release(&mut host, &current))
+            logged(reclaim_all(&mut host, &current))
         };
         self.begin(stub, true, job, client)
     }
@@ -816,7 +816,7 @@ impl Service {
                 link.drop_devices(&bdfs);
             }
             let current = current(&mut host.store, &attachment);
-            logged(take_back(&mut host, &current, &bdfs))
+            logged(reclaim_devices(&mut host, &current, &bdfs))
         };
         self.begin(stub, false, job, client)
     }

@@ -315,7 +315,7 @@ impl Revivals {
                 }
                 Some(Err(error)) => {
                     log::error!("guest {guest} does not get its devices again: {error}");
-                    if let Err(error) = failed.note(store) {
+                    if let Err(error) = failed.write(store) {
                         log::error!("cannot note that: {error}");
                     }
                 }
@@ -455,7 +455,7 @@ impl Revival {
         let guest = &attachment.guest.name;
         if afterwards == Afterwards::Nothing {
             let reason = format!("{}, {} times in a row", self.how, self.lives.short() + 1);
-            Failed::new(attachment, &reason).note(&mut host.store)?;
+            Failed::new(attachment, &reason).write(&mut host.store)?;
             log::error!("stub {} is given up: it {reason}", attachment.stub.name);
         }
         log::warn!("the devices of guest {guest} are unplugged");
@@ -707,7 +707,7 @@ mod tests {
             matches!(unplugging(now).at_rest(), Stage::Unplugging(Unplugging { look, .. }) if look == now)
         );
         assert!(matches!(Stage::Off.at_rest(), Stage::Off));
-        let ticket = Launcher::to_a_thread().0.order(Order::Settle).unwrap();
+        let ticket = Launcher::to_a_thread().0.order(Order::AwaitCreations).unwrap();
         assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
         // What there is of it by now is seen by a look at its domain.
         assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Lives));

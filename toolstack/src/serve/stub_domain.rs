@@ -133,7 +133,7 @@ pub fn settle(host: &mut Host) -> Result<Ticket, ReviveError> {
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
     };
-    Ok(launcher.order(Order::Settle)?)
+    Ok(launcher.order(Order::AwaitCreations)?)
 }
 
 /// Gives a stub that was created anew all that the last one had, and lets it run.

@@ -127,7 +127,7 @@ fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<Doma
 pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
     let line = device.gsi.filter(|_| device.line_offered);
     let (name, pirqs) = match mode {
-        Mode::Line => (
+        Mode::Intx => (
             if line.is_some() { "intx" } else { "none" },
             line.into_iter().collect(),
         ),
@@ -172,10 +172,10 @@ mod tests {
             line_offered: false,
             ..device("00:05.0")
         };
-        let status = device_status(&without, &Mode::Line);
+        let status = device_status(&without, &Mode::Intx);
         assert_eq!((status.mode.as_str(), status.pirqs.as_slice()), ("none", &[][..]));
         assert_eq!(status.interrupts(), "none, INTx withheld");
-        let offered = device_status(&device("00:05.0"), &Mode::Line);
+        let offered = device_status(&device("00:05.0"), &Mode::Intx);
         assert_eq!(
             (offered.mode.as_str(), offered.pirqs.as_slice()),
             ("intx", &[20][..])

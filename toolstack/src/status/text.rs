@@ -312,7 +312,7 @@ mod tests {
     fn a_physical_function_is_named_with_its_virtual_ones_that_guests_have() {
         let mut status = status();
         for bdf in ["01:10.0", "01:10.2"] {
-            let device = device_status(&virtual_function(bdf), &Mode::Line);
+            let device = device_status(&virtual_function(bdf), &Mode::Intx);
             status.stubs[0].devices.push(device);
         }
         let text = status.to_string();

@@ -6,7 +6,7 @@ pub use report::{Device, Entry, Guest, Line, Report, Reset};
 
 use crate::admission::policy::{self, Choices};
 use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
-use crate::config_space::interrupts::{msi_messages, msix_entries};
+use crate::config_space::interrupts::{msi_vectors, msix_entries};
 use crate::handover::intx_lines;
 use crate::handover::intx_lines::line_is_known;
 use crate::handover::reset::Plan;
@@ -191,7 +191,7 @@ fn device(
         without_acs: texts(&without_acs(bdf, sysfs)),
         shares_page_with,
         line: line(bdf, terms, together, around)?,
-        msi: msi_messages(&config),
+        msi: msi_vectors(&config),
         msix: msix_entries(&config).into(),
         reserved: firmware.reserved_for(bdf, sysfs),
         terms: terms.to_string(),

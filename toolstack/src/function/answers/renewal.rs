@@ -4,7 +4,7 @@ use super::{Done, Function, is_silent};
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::restore;
 use crate::function::aer::Health;
-use crate::records::interrupt_mode::{Change, Note};
+use crate::records::interrupt_mode::{ModeChange, ModeRecord};
 use pci::registers::{command, register};
 use std::collections::BTreeSet;
 use std::io;
@@ -38,14 +38,14 @@ impl<C: ConfigAccess> Function<C> {
 
     /// Finishes what a process that served this function before has left unfinished, if it died over it: a wake-up
     /// that took the addresses, or a change of the interrupt mode. For `change` and `known` see
-    /// [`Interrupts::settle`](crate::function::interrupts::Interrupts::settle). Says what it found.
-    pub(in crate::function) fn settle(
+    /// [`Interrupts::resolve_unknown`](crate::function::interrupts::Interrupts::resolve_unknown). Says what it found.
+    pub(in crate::function) fn resolve_unknown(
         &mut self,
         xen: &impl Hypervisor,
         guest: DomId,
-        change: Option<Change>,
+        change: Option<ModeChange>,
         known: &BTreeSet<u32>,
-        note: impl FnMut(Note<'_>),
+        record: impl FnMut(ModeRecord<'_>),
     ) -> io::Result<Option<String>> {
         let config = &self.config;
         let power = self
@@ -66,7 +66,9 @@ impl<C: ConfigAccess> Function<C> {
             Some("it had lost its addresses; they are back".to_owned())
         } else {
             let before = self.interrupts.mode().clone();
-            let unmapped = self.interrupts.settle(config, xen, guest, change, known, note)?;
+            let unmapped = self
+                .interrupts
+                .resolve_unknown(config, xen, guest, change, known, record)?;
             let changed = change.is_some() || before != *self.interrupts.mode();
             changed.then(|| {
                 format!(
@@ -74,7 +76,7 @@ impl<C: ConfigAccess> Function<C> {
                 )
             })
         };
-        self.snapshot.note_command(&self.config)?;
+        self.snapshot.update_command(&self.config)?;
         Ok(found)
     }
 
@@ -89,7 +91,7 @@ impl<C: ConfigAccess> Function<C> {
     ) -> io::Result<Done> {
         let (from, to) = (current & POWER_STATE, value & POWER_STATE);
         if from == 0 && to != 0 {
-            self.snapshot.note_command(&self.config)?;
+            self.snapshot.update_command(&self.config)?;
         }
         self.config.write(offset, 2, value)?;
         if from != 0 && to == 0 {
@@ -123,7 +125,7 @@ mod tests {
     fn express() -> StubSide {
         let mut attachment = attachment();
         attachment.devices.truncate(1);
-        attachment.modes = vec![Mode::Line];
+        attachment.modes = vec![Mode::Intx];
         let list = [(POWER as u8, 1), (EXPRESS as u8, 0x10), (MSIX as u8, 0x11)];
         let mut bytes = config().bytes.into_inner();
         let linked = space(&list);
@@ -201,7 +203,7 @@ mod tests {
         stub.ask(&power(3), &[]).unwrap();
         let enable = Request::new(Command::EnableMsix, bdf());
         assert_eq!(stub.ask(&enable, &[0]), Err(OpError::EINVAL));
-        assert!(stub.xen.calls().is_empty() && stub.noted.is_empty());
+        assert!(stub.xen.calls().is_empty() && stub.recorded.is_empty());
         stub.ask(&power(0), &[]).unwrap();
         assert_eq!(stub.ask(&enable, &[0]), Ok(Done::Vectors(vec![55])));
     }
@@ -212,11 +214,11 @@ mod tests {
         // The process died in the pause after the write of D0.
         stub.config().set16(0x04, 0);
         stub.config().set16(0x12, 0);
-        let mut stub = stub.taken_up_again(Mode::Line);
-        let settled = stub.settle(&BTreeMap::new());
-        assert_eq!(settled, ["it had lost its addresses; they are back"]);
+        let mut stub = stub.taken_up_again(Mode::Intx);
+        let resolved = stub.resolve_unknown(&BTreeMap::new());
+        assert_eq!(resolved, ["it had lost its addresses; they are back"]);
         assert_eq!(stub.writes(), [(0x10, 4, 0xfebc_0000), (4, 2, 0x0003)]);
-        assert!(stub.settle(&BTreeMap::new()).is_empty());
+        assert!(stub.resolve_unknown(&BTreeMap::new()).is_empty());
     }
 
     #[test]
@@ -225,8 +227,8 @@ mod tests {
         stub.config().set16(4, 0x0007);
         let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
         stub.ask(&power(3), &[]).unwrap();
-        let mut stub = stub.taken_up_again(Mode::Line);
-        assert!(stub.settle(&BTreeMap::new()).is_empty());
+        let mut stub = stub.taken_up_again(Mode::Intx);
+        assert!(stub.resolve_unknown(&BTreeMap::new()).is_empty());
         stub.config().set16(0x04, 0);
         stub.config().set16(0x12, 0);
         stub.ask(&power(0), &[]).unwrap();
@@ -235,11 +237,11 @@ mod tests {
 
     #[test]
     fn a_change_that_was_cut_short_is_undone_and_told() {
-        let mut stub = StubSide::new().taken_up_again(Mode::Line);
+        let mut stub = StubSide::new().taken_up_again(Mode::Intx);
         stub.xen = Xen::with_pirqs(&[55, 54]);
-        let settled = stub.settle(&[(bdf(), Change::Msix(3))].into());
+        let resolved = stub.resolve_unknown(&[(bdf(), ModeChange::Msix(3))].into());
         assert_eq!(
-            settled,
+            resolved,
             ["a change of its interrupt mode was cut short and is undone; pirqs unmapped: 2"]
         );
         assert!(stub.xen.pirqs().is_empty());

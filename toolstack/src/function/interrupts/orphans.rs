@@ -4,7 +4,7 @@ use super::Interrupts;
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::interrupts::enable_intx;
 use crate::function::msix_table::msix_bar;
-use crate::records::interrupt_mode::{Change, Note};
+use crate::records::interrupt_mode::{ModeChange, ModeRecord};
 use std::collections::BTreeSet;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
@@ -14,19 +14,19 @@ use xen::xenctrl::{DomId, Hypervisor};
 const LONGEST_GAP: usize = 256;
 
 impl Interrupts {
-    /// Finishes what a process that died has begun: `change` is the one that it had noted, `known` are the pirqs that
+    /// Finishes what a process that died has begun: `change` is the one that it had recorded, `known` are the pirqs that
     /// the guest has for all of its functions, by the record. A mode that is recorded and not on in the device was on
     /// its way on or off; the guest has no answer yet, and asks again.
     ///
     /// Returns how many pirqs were found and unmapped.
-    pub fn settle(
+    pub fn resolve_unknown(
         &mut self,
         config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
-        change: Option<Change>,
+        change: Option<ModeChange>,
         known: &BTreeSet<u32>,
-        mut note: impl FnMut(Note<'_>),
+        mut record: impl FnMut(ModeRecord<'_>),
     ) -> io::Result<usize> {
         let mut unmapped = 0;
         if let Some(change) = change {
@@ -43,12 +43,12 @@ impl Interrupts {
             }
         }
         if off || change.is_some() {
-            note(Note::Mode(&self.mode));
+            record(ModeRecord::Mode(&self.mode));
         }
         Ok(unmapped)
     }
 
-    /// Unmaps the pirqs of a change that nobody noted the end of. Xen cannot be asked which pirqs a domain has, but it
+    /// Unmaps the pirqs of a change that nobody recorded the end of. Xen cannot be asked which pirqs a domain has, but it
     /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`): so they lie above the next one
     /// that it gives, and whatever lies there is taken.
     fn reclaim(
@@ -56,12 +56,12 @@ impl Interrupts {
         config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
-        change: Change,
+        change: ModeChange,
         known: &BTreeSet<u32>,
     ) -> io::Result<usize> {
         let probe = match change {
-            Change::Msi => None,
-            Change::Msix(_) => Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?)),
+            ModeChange::Msi => None,
+            ModeChange::Msix(_) => Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?)),
         };
         let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
         let (mut found, mut missed) = (0, 0);
@@ -89,32 +89,35 @@ mod tests {
     use pci::registers::command;
     use xen::model::Xen;
 
-    /// Settles what a process has left that died with these pirqs mapped; the pirqs that are left, and the notes.
-    fn settle(
+    /// Resolves what a process has left that died with these pirqs mapped. Returns the pirqs that are left, and what was
+    /// recorded.
+    fn resolve_unknown(
         interrupts: &mut Interrupts,
         config: &Model,
-        change: Option<Change>,
+        change: Option<ModeChange>,
         mapped: &[u16],
         known: &[u32],
     ) -> (Vec<u16>, Vec<String>) {
         let xen = Xen::with_pirqs(mapped);
-        let mut noted = Vec::new();
+        let mut written = Vec::new();
         let known = known.iter().copied().collect();
-        let settled = interrupts.settle(config, &xen, GUEST, change, &known, |note| noted.push(text(note)));
-        settled.unwrap();
-        (xen.pirqs(), noted)
+        let resolved = interrupts.resolve_unknown(config, &xen, GUEST, change, &known, |mode| {
+            written.push(text(mode))
+        });
+        resolved.unwrap();
+        (xen.pirqs(), written)
     }
 
     #[test]
-    fn pirqs_that_were_mapped_and_never_noted_are_unmapped_wherever_the_process_died() {
+    fn pirqs_that_were_mapped_and_never_recorded_are_unmapped_wherever_the_process_died() {
         // 55 and 52 are another function's; 20 is a line.
         for orphans in [&[][..], &[54], &[54, 53], &[54, 53, 51]] {
             let (config, mut interrupts) = function();
             let mapped = [&[55, 52, 20][..], orphans].concat();
-            let change = Some(Change::Msix(3));
-            let (left, noted) = settle(&mut interrupts, &config, change, &mapped, &[55, 52, 20]);
+            let change = Some(ModeChange::Msix(3));
+            let (left, written) = resolve_unknown(&mut interrupts, &config, change, &mapped, &[55, 52, 20]);
             assert_eq!(
-                (left, noted),
+                (left, written),
                 (vec![20, 52, 55], vec!["intx".to_owned()]),
                 "{orphans:?}"
             );
@@ -125,7 +128,7 @@ mod tests {
     #[test]
     fn no_more_pirqs_are_taken_than_the_change_can_have_mapped() {
         let (config, mut interrupts) = function();
-        let (left, _) = settle(&mut interrupts, &config, Some(Change::Msi), &[55, 54], &[]);
+        let (left, _) = resolve_unknown(&mut interrupts, &config, Some(ModeChange::Msi), &[55, 54], &[]);
         assert_eq!(left.len(), 1);
     }
 
@@ -137,17 +140,17 @@ mod tests {
             let (config, mut interrupts) = function();
             interrupts.mode = recorded.clone();
             disable_intx(&config).unwrap();
-            let (left, noted) = settle(&mut interrupts, &config, None, mapped, &[55, 54]);
-            assert_eq!((left, noted), (vec![], vec!["intx".to_owned()]));
-            assert_eq!(*interrupts.mode(), Mode::Line);
+            let (left, written) = resolve_unknown(&mut interrupts, &config, None, mapped, &[55, 54]);
+            assert_eq!((left, written), (vec![], vec!["intx".to_owned()]));
+            assert_eq!(*interrupts.mode(), Mode::Intx);
             assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
         }
         // One that is on stays.
         let (config, mut interrupts) = function();
         interrupts.mode = recorded.clone();
         config.set16(MSIX + 2, 0x8004);
-        let (left, noted) = settle(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
-        assert_eq!((left, noted), (vec![54, 55], vec![]));
+        let (left, written) = resolve_unknown(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
+        assert_eq!((left, written), (vec![54, 55], vec![]));
         assert_eq!(*interrupts.mode(), recorded);
     }
 
@@ -158,11 +161,11 @@ mod tests {
             // Above 55, which Xen gives next.
             let xen = Xen::with_pirqs(&[56 + gap]);
             interrupts
-                .settle(
+                .resolve_unknown(
                     &config,
                     &xen,
                     GUEST,
-                    Some(Change::Msix(1)),
+                    Some(ModeChange::Msix(1)),
                     &BTreeSet::new(),
                     |_| {},
                 )
@@ -172,9 +175,9 @@ mod tests {
         // What was found begins the count anew.
         let (config, mut interrupts) = function();
         let xen = Xen::with_pirqs(&[256, 456]);
-        let change = Some(Change::Msix(2));
+        let change = Some(ModeChange::Msix(2));
         interrupts
-            .settle(&config, &xen, GUEST, change, &BTreeSet::new(), |_| {})
+            .resolve_unknown(&config, &xen, GUEST, change, &BTreeSet::new(), |_| {})
             .unwrap();
         assert!(xen.pirqs().is_empty());
     }

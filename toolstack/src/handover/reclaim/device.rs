@@ -49,7 +49,7 @@ pub(super) struct Share {
 
 /// Takes back a device that xen-pciback holds: stops it, takes it from the guest, resets it. Returns how it is now, or
 /// why it must go to nobody.
-pub(super) fn take_held<X: Hypervisor>(
+pub(super) fn reclaim_held<X: Hypervisor>(
     host: &mut Host<X>,
     device: &Device,
     mode: &Mode,
@@ -62,10 +62,10 @@ pub(super) fn take_held<X: Hypervisor>(
         .open_config(bdf)
         .map_err(io::Error::other)
         .and_then(|config| quiesce(&config));
-    taken.note(format_args!("{bdf}: cannot stop it"), quiesced);
+    taken.check(format_args!("{bdf}: cannot stop it"), quiesced);
     if let Some(guest) = share.guest {
         for pirq in mode.pirqs() {
-            taken.note(
+            taken.check(
                 format_args!("{bdf}: cannot unmap pirq {pirq}"),
                 unless_gone(host.xen.unmap_pirq(guest, pirq.into())),
             );
@@ -75,7 +75,7 @@ pub(super) fn take_held<X: Hypervisor>(
     }
     revoke_page(&host.xen, share.stub, device, taken);
     let stopped = shared_intx::stop(host, bdf);
-    taken.note(
+    taken.check(
         format_args!("{bdf}: dom0 still answers for its line, and will not give it back"),
         stopped,
     );
@@ -88,8 +88,8 @@ pub(super) fn take_held<X: Hypervisor>(
 
 /// Takes from the domains what they have of a device that is dom0's again, or not there: dom0 has removed it under its
 /// guest. Xen took its interrupts and its DMA when it was told of that. The device itself is its driver's. Returns as
-/// [`take_held`] does.
-pub(super) fn take_lost<X: Hypervisor>(
+/// [`reclaim_held`] does.
+pub(super) fn reclaim_lost<X: Hypervisor>(
     host: &mut Host<X>,
     device: &Device,
     owner: &Owner,
@@ -103,12 +103,12 @@ pub(super) fn take_lost<X: Hypervisor>(
     }
     revoke_page(&host.xen, share.stub, device, taken);
     let forgotten = shared_intx::forget(&mut host.store, bdf);
-    taken.note(
+    taken.check(
         format_args!("{bdf}: cannot forget that dom0 answered for its line"),
         forgotten,
     );
     let forgotten = config_backup::forget(bdf);
-    taken.note(format_args!("{bdf}: cannot forget its registers"), forgotten);
+    taken.check(format_args!("{bdf}: cannot forget its registers"), forgotten);
     if let Some(guest) = share.guest.filter(|_| *owner != Owner::Gone) {
         deassign(&host.xen, guest, bdf, taken);
     }
@@ -134,10 +134,10 @@ pub(super) fn take_lost<X: Hypervisor>(
 fn reset(sysfs: &Sysfs, device: &Device, released: &mut Released) -> Result<String, String> {
     let bdf = device.bdf;
     let method = reset::reset(sysfs, bdf, device.ids, &device.header).map_err(|error| error.to_string())?;
-    let put_back = config_backup::put_back(device, sysfs);
-    released.note(
+    let restored = config_backup::restore(device, sysfs);
+    released.check(
         format_args!("{bdf}: cannot put back the registers that the guest could write by its terms"),
-        put_back,
+        restored,
     );
     Ok(match method {
         Some(method) => format!("{bdf} was stopped and reset by {method}, and answers"),
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_device_that_comes_back_is_awake_and_quiet_and_reset_with_its_header() {
         let mut fixture = Fixture::new();
-        let released = fixture.release();
+        let released = fixture.reclaim_all();
         assert_eq!(released.problems, [""; 0]);
         assert_eq!(
             released.devices,
@@ -176,7 +176,7 @@ mod tests {
     fn a_device_that_cannot_be_stopped_or_reset_is_in_quarantine() {
         let mut fixture = Fixture::new();
         std::fs::remove_file(fixture.tree.device(BDF).join("config")).unwrap();
-        assert_eq!(fixture.release().problems.len(), 1);
+        assert_eq!(fixture.reclaim_all().problems.len(), 1);
         let reason = fixture.quarantine().unwrap();
         assert!(reason.starts_with("0000:00:05.0: cannot stop it"), "{reason}");
         assert!(
@@ -188,7 +188,7 @@ mod tests {
         let file = fixture.tree.device(BDF).join("reset");
         std::fs::remove_file(&file).unwrap();
         std::fs::create_dir(&file).unwrap();
-        assert_eq!(fixture.release().problems, [""; 0]);
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
         let reason = fixture.quarantine().unwrap();
         assert!(reason.starts_with("its reset by FLR failed"), "{reason}");
     }
@@ -202,7 +202,7 @@ mod tests {
         let file = fixture.tree.device(BDF).join("reset");
         std::fs::remove_file(&file).unwrap();
         std::fs::create_dir(&file).unwrap();
-        let released = fixture.release();
+        let released = fixture.reclaim_all();
         assert!(
             released.devices[0].contains("is kept in quarantine: its reset by FLR failed"),
             "{released:?}"
@@ -227,7 +227,7 @@ mod tests {
             if lost {
                 fixture.rebind(Some("e1000e"));
             }
-            assert_eq!(fixture.release().problems, [""; 0]);
+            assert_eq!(fixture.reclaim_all().problems, [""; 0]);
             assert_eq!(fixture.config()[0x80], if lost { 0x5a } else { 0 });
             assert!(!home.join(format!("{BDF}.config")).exists());
         }
@@ -238,14 +238,14 @@ mod tests {
         let node = "/local/domain/0/bulkhead/ack/0000-00-05-0/state";
         let mut fixture = Fixture::new();
         fixture.host.store.write(node, "4").unwrap();
-        assert_eq!(fixture.release().problems.len(), 1);
+        assert_eq!(fixture.reclaim_all().problems.len(), 1);
         let reason = fixture.quarantine().unwrap();
         assert!(reason.contains("dom0 still answers for its line"), "{reason}");
         // The handler of a device that xen-pciback has lost went with it.
         let mut fixture = Fixture::new();
         fixture.host.store.write(node, "4").unwrap();
         fixture.rebind(Some("e1000e"));
-        assert_eq!(fixture.release().problems, [""; 0]);
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
         assert!(!fixture.exists(node));
     }
 
@@ -254,7 +254,7 @@ mod tests {
         let mut fixture = Fixture::new();
         fixture.rebind(Some("e1000e"));
         let before = fixture.config();
-        let released = fixture.release();
+        let released = fixture.reclaim_all();
         assert_eq!(
             released.devices,
             [
@@ -276,7 +276,7 @@ mod tests {
             fixture.rebind(driver);
             let inode = fixture.host.sysfs.inode(fixture.bdf()).unwrap();
             fixture.attachment.devices[0].inode = Some(inode + 1);
-            let released = fixture.release();
+            let released = fixture.reclaim_all();
             assert_eq!(released.problems, [""; 0]);
             assert!(
                 released.devices[0].contains("stopped, reset by FLR"),
@@ -294,7 +294,7 @@ mod tests {
     fn a_device_whose_directory_is_the_one_of_before_is_the_guests() {
         let mut fixture = Fixture::new();
         fixture.attachment.devices[0].inode = fixture.host.sysfs.inode(fixture.bdf());
-        fixture.release();
+        fixture.reclaim_all();
         assert_eq!(fixture.host.xen.calls(), TAKEN);
     }
 
@@ -302,7 +302,7 @@ mod tests {
     fn of_a_device_that_is_gone_only_what_the_domains_have_is_taken() {
         let mut fixture = Fixture::new();
         std::fs::remove_dir_all(fixture.tree.device(BDF)).unwrap();
-        let released = fixture.take_back();
+        let released = fixture.reclaim_devices();
         assert_eq!(
             released.devices,
             ["0000:00:05.0 is gone: dom0 removed it while the guest had it"]

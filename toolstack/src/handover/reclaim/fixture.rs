@@ -1,7 +1,7 @@
 //! A host with an attachment that is to be undone, for the tests of all steps.
 
 use super::outcome::Released;
-use super::{release, take_back};
+use super::{reclaim_all, reclaim_devices};
 use crate::config_space::capabilities::tests::space;
 use crate::host::store::tests::{dom0, introduce};
 use crate::host::sysfs::PCIBACK;
@@ -62,7 +62,7 @@ impl Fixture {
             store: dom0(&daemon),
             xen: Xen::default(),
             sysfs: tree.sysfs(),
-            runner: Runner::Noting(Vec::new()),
+            runner: Runner::Model(Vec::new()),
         };
         let attachment = Attachment {
             guest: domain(3, "web"),
@@ -95,13 +95,13 @@ impl Fixture {
         self.attachment.devices[0].bdf
     }
 
-    pub fn release(&mut self) -> Released {
-        release(&mut self.host, &self.attachment)
+    pub fn reclaim_all(&mut self) -> Released {
+        reclaim_all(&mut self.host, &self.attachment)
     }
 
-    pub fn take_back(&mut self) -> Released {
+    pub fn reclaim_devices(&mut self) -> Released {
         let bdfs = [self.bdf()];
-        take_back(&mut self.host, &self.attachment, &bdfs)
+        reclaim_devices(&mut self.host, &self.attachment, &bdfs)
     }
 
     pub fn config(&self) -> Vec<u8> {

@@ -9,7 +9,7 @@ pub struct Released {
 }
 
 impl Released {
-    pub(super) fn note<T, E: std::error::Error>(
+    pub(super) fn check<T, E: std::error::Error>(
         &mut self,
         what: std::fmt::Arguments<'_>,
         result: Result<T, E>,
@@ -34,7 +34,7 @@ mod tests {
         let mut released = Released::default();
         let bdf: pci::bdf::Bdf = "00:05.0".parse().unwrap();
         let missing = crate::host::sysfs::Sysfs::at("/nonexistent").open_config(bdf);
-        released.note(format_args!("{bdf}: cannot stop it"), missing);
+        released.check(format_args!("{bdf}: cannot stop it"), missing);
         let problem = &released.problems[0];
         assert!(
             problem.starts_with("0000:00:05.0: cannot stop it: cannot open the configuration space"),

@@ -38,11 +38,11 @@ pub(super) fn revoke_line(
 ) {
     let bdf = device.bdf;
     if let Some(gsi) = device.gsi.filter(|_| device.line_offered && !line_stays) {
-        released.note(
+        released.check(
             format_args!("{bdf}: cannot revoke GSI {gsi}"),
             unless_dead(xen.allow_pirq(guest, gsi, false)),
         );
-        released.note(
+        released.check(
             format_args!("{bdf}: cannot unmap GSI {gsi}"),
             unless_gone(xen.unmap_pirq(guest, gsi)),
         );
@@ -53,7 +53,7 @@ pub(super) fn revoke_line(
 pub(super) fn revoke_ranges(xen: &impl Hypervisor, guest: DomId, device: &Device, released: &mut Released) {
     for resource in resources(&device.bars) {
         let revoked = permit(xen, guest, &resource, false);
-        released.note(
+        released.check(
             format_args!("{}: cannot revoke {resource:x?}", device.bdf),
             unless_dead(revoked),
         );
@@ -62,7 +62,7 @@ pub(super) fn revoke_ranges(xen: &impl Hypervisor, guest: DomId, device: &Device
 
 /// Takes the configuration page from the stub, which may be dead.
 pub(super) fn revoke_page(xen: &impl Hypervisor, stub: DomId, device: &Device, released: &mut Released) {
-    released.note(
+    released.check(
         format_args!(
             "{}: cannot revoke its configuration page from the stub",
             device.bdf
@@ -72,7 +72,7 @@ pub(super) fn revoke_page(xen: &impl Hypervisor, stub: DomId, device: &Device, r
 }
 
 pub(super) fn deassign(xen: &impl Hypervisor, guest: DomId, bdf: Bdf, released: &mut Released) {
-    released.note(
+    released.check(
         format_args!("{bdf}: cannot deassign it from domain {guest}"),
         unless_gone(xen.deassign(guest, bdf)),
     );
@@ -115,12 +115,12 @@ mod tests {
         ] {
             let mut fixture = Fixture::new();
             fixture.host.xen.refuse(call, error);
-            assert_eq!(fixture.release().problems, [""; 0], "{call} {error}");
+            assert_eq!(fixture.reclaim_all().problems, [""; 0], "{call} {error}");
             assert_eq!(fixture.quarantine(), None);
         }
         let mut fixture = Fixture::new();
         fixture.host.xen.refuse("frames", Errno::INVAL);
-        assert_eq!(fixture.release().problems.len(), 5);
+        assert_eq!(fixture.reclaim_all().problems.len(), 5);
     }
 
     #[test]

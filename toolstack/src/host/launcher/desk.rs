@@ -22,7 +22,7 @@ use xen::xenctrl::DomId;
 /// How many orders of each kind may be under way at once; see [`Desk`].
 const MOST_AT_ONCE: usize = 32;
 /// Between two looks whether all is done.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
 /// Which of the launcher's workers.
 pub type WorkerId = u64;
@@ -158,7 +158,7 @@ impl Desk {
         drop(lock(&self.files).take());
         let deadline = Instant::now() + longest;
         while !self.is_idle() && Instant::now() < deadline {
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
         self.spare.end();
     }
@@ -338,7 +338,7 @@ fn carry_out(order: &Order) -> Result<(), String> {
             }
             bulkhead(&words)
         }
-        Order::Settle => recreate::wait_for_all().map_err(|error| error.to_string()),
+        Order::AwaitCreations => recreate::wait_for_all().map_err(|error| error.to_string()),
         // See `take_orders`.
         Order::Recreate(_)
         | Order::Store

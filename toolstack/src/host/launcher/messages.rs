@@ -58,7 +58,8 @@ pub enum Order {
     /// `bulkhead recreate`: a stub with a number of our choice.
     Recreate(NewStub),
     /// Nothing, once no stub is being created by a launcher of before.
-    Settle,
+    #[serde(rename = "settle")]
+    AwaitCreations,
     /// A connection to xenstore, which a worker cannot open itself.
     Store,
     /// A file of all workers.
