@@ -89,6 +89,7 @@ pub mod hex {
         let byte = |pair: &[u8]| {
             let pair = std::str::from_utf8(pair)
                 .ok()
+                // `from_str_radix` accepts a sign.
                 .filter(|pair| pair.len() == 2 && !pair.starts_with('+'));
             pair.and_then(|pair| u8::from_str_radix(pair, 16).ok())
         };

@@ -264,6 +264,7 @@ pub fn describe_all(
     let mut notices = Vec::new();
     let bdfs: Vec<Bdf> = wanted.iter().map(|&(bdf, _)| bdf).collect();
     let together = [already, &bdfs].concat();
+    // Asked again here: only now dom0 has turned the devices on, and their lines are known.
     if let Some(refusal) = check_lines(wanted, already, around).into_iter().next() {
         return Err(refusal);
     }
@@ -287,6 +288,7 @@ pub fn describe_all(
             .iter()
             .any(|&(other, terms)| other == bdf && !terms.msi.is_on())
     };
+    // The guest's earlier devices count too: the pirqs are per guest.
     for bdf in together.into_iter().filter(|&bdf| !off(bdf)) {
         vectors += u32::from(msix_entries(&around.sysfs.config_bytes(bdf)?));
     }

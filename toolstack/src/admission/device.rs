@@ -28,6 +28,7 @@ pub fn check_devices(bdfs: &[Bdf], already: &[Bdf], slots: SlotMode, around: &Su
     };
     let mut refusals = Vec::new();
     for (index, &bdf) in bdfs.iter().enumerate() {
+        // Only the second mention is refused.
         if bdfs[..index].contains(&bdf) {
             refusals.push(Refusal::NamedTwice { bdf });
             continue;
@@ -99,6 +100,7 @@ fn check_device(
     let group = around.groups.others(bdf);
     if let Some(other) = elsewhere
         .clone()
+        // A bridge is in the group of what is behind it, and does no DMA of its own.
         .find(|&other| group.contains(&other) && !is_bridge(other, sysfs))
     {
         return Err(Refusal::SharedGroup { bdf, other });

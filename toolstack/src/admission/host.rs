@@ -12,6 +12,7 @@ pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
         let kind = host.dom0_type.clone();
         return Err(Refusal::Dom0Kind { kind });
     }
+    // Under silo a guest may share grants and events with dom0 alone.
     if option(host, "xsm=") == Some("silo") {
         return Err(Refusal::Silo);
     }

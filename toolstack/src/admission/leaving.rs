@@ -11,6 +11,7 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device], groups: &Groups) -> Re
     for device in leaving {
         for other in kept {
             let bdf = device.bdf;
+            // Linux in the guest forgets what is behind a bridge that leaves (decision 24).
             if leads_to(bdf, &device.header, other.bdf) {
                 let other = other.bdf;
                 return Err(Refusal::BridgeLeaves { bdf, other });

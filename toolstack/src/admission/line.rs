@@ -54,6 +54,7 @@ impl Offer {
         let config = sysfs.config_bytes(bdf)?;
         let has_msi = terms.msi.is_on() && (msi_vectors(&config) > 0 || msix_entries(&config) > 0);
         Ok(match (terms.share_intx, has_msi) {
+            // Who shares risks both sides' interrupts, so it is done by word, or where the device is dead without it.
             (Some(true), _) => Self::Shared,
             (_, true) => Self::Withheld,
             (None, false) => Self::OnlyInterrupt,

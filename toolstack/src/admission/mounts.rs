@@ -119,6 +119,7 @@ impl Mounts {
         disks
             .iter()
             .find_map(|disk| self.known_use(disk, sysfs, DEPTH))
+            // The tables come first: they say how the use can be ended. The kernel knows of uses that no table has.
             .or_else(|| disks.iter().find_map(|disk| self.unknown_use(disk, bdf)))
     }
 
@@ -159,6 +160,7 @@ impl Mounts {
                 &mounts,
             ));
         }
+        // What is made of the disk may be in use without a trace at the disk itself.
         let holder = disk.holders.first()?;
         let part = format!("{path} is part of {holder}");
         let above = sysfs.block(&holder.name).filter(|_| depth > 0);
@@ -224,6 +226,7 @@ fn lent(store: &mut Store) -> Result<Vec<Lent>, StoreError> {
             for disk in crate::records::children(store, &format!("{kind}/{guest}"))? {
                 let disk = format!("{kind}/{guest}/{disk}");
                 let number = store.read_optional(&format!("{disk}/physical-device"))?;
+                // A backend in QEMU writes no number of the device, but the file that it has open.
                 let mut device = number.as_deref().and_then(physical_device);
                 if device.is_none() {
                     let file = store.read_optional(&format!("{disk}/params"))?;

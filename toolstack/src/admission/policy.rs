@@ -102,6 +102,7 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
     for Wanted { name, options } in wanted {
         let bdf = device_names::resolve(name, sysfs)?;
         let above = sysfs.bridges_above(bdf)?;
+        // A bridge of the command line that is above no device is a mistake, and told.
         unused.retain(|bridge| !above.contains(bridge));
         // Of two entries the last counts; of two bridges the nearest.
         let entries = || {
@@ -118,6 +119,7 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
             linux: above.iter().copied().find(|&bridge| !sysfs.msi_below(bridge)),
             file: policy.msi,
         };
+        // What is set stays: the command line comes first, then the file's entries from the last to the first.
         let options = entries().fold(options.clone(), |options, entry| {
             options.or(entry.options.clone())
         });

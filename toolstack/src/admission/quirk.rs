@@ -20,6 +20,7 @@ pub fn check_quirks(wanted: &[(Bdf, &Terms)], sysfs: &Sysfs) -> Vec<Refusal> {
 
 fn check_device(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> Result<(), Refusal> {
     let config = sysfs.config_bytes(bdf)?;
+    // The guard itself decides, so that what is admitted here is not refused later.
     let guard = Guard::new(&config, &Capabilities::find(&config), terms);
     match guard.unfit_quirks().first() {
         Some(&quirk) => Err(Refusal::Quirk { bdf, quirk }),

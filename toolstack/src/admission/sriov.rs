@@ -10,6 +10,7 @@ use pci::bdf::Bdf;
 pub fn check_sriov(bdf: Bdf, claims: &Claims, sysfs: &Sysfs) -> Result<(), Refusal> {
     let claim_of = |wanted| claims.taken.iter().find(|claim| claim.bdf == wanted);
     let virtuals = sysfs.virtual_functions(bdf);
+    // Its driver in dom0 makes, configures and ends the virtual functions (decision 38).
     if !virtuals.is_empty() {
         let users = virtuals.iter().filter_map(|&one| claim_of(one));
         let users: Vec<_> = users

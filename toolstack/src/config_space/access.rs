@@ -57,6 +57,7 @@ pub fn quiet(command: u16, bridge: bool) -> u16 {
 /// line that others share. Linux allows both again for the next driver.
 pub fn quieten(config: &impl ConfigAccess) -> io::Result<()> {
     let now = config.read16(register::COMMAND)?;
+    // A device that does not answer has nothing to be stopped, and must not get all-ones back.
     if now == SILENT {
         return Ok(());
     }
@@ -87,6 +88,7 @@ impl ConfigAccess for ConfigFile {
                 Ok(0) => break,
                 Ok(more) => read += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A function may have no extended space, and its first 256 bytes are enough.
                 Err(_) if read >= SPACE => break,
                 Err(error) => return Err(error),
             }
@@ -105,6 +107,7 @@ impl ConfigAccess for ConfigFile {
         let written = self.0.write_at(part, offset.into())?;
         inject::point(Point::Written);
         match written {
+            // A short write has changed a part of the register, or nothing.
             written if written == part.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }

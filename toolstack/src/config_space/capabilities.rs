@@ -139,6 +139,7 @@ impl Capabilities {
                     _ => {}
                 }
                 let range = start..start + bytes;
+                // Seen before: the list is a circle. Capabilities of other kinds are bounded by the loop.
                 if self.kept.contains(&range) {
                     break;
                 }

@@ -48,6 +48,7 @@ fn parse_line(line: &str, index: usize) -> Option<Bar> {
     });
     let mut next = || numbers.next().flatten();
     let (start, end, flags) = (next()?, next()?, next()?);
+    // Linux lists a range also where it found no room for it, or where the range is turned off.
     let implemented = flags & (IORESOURCE_IO | IORESOURCE_MEM) != 0
         && flags & (IORESOURCE_DISABLED | IORESOURCE_UNSET) == 0
         && start != 0;
@@ -58,6 +59,7 @@ fn parse_line(line: &str, index: usize) -> Option<Bar> {
     if !implemented || size == 0 {
         return Some(Bar::default());
     }
+    // A BAR has its kind in four low bits, the ROM's register its enable bit.
     let register_bits = if index == ROM { 0x1 } else { 0xf };
     Some(Bar {
         start,

@@ -11,6 +11,7 @@ pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> 
     let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
     for (offset, width) in addresses.chain(layout::windows(header).iter().copied()) {
         if let Some(recorded) = recorded(header, offset, width)
+            // Only what differs is written: each write of a BAR moves what the function answers to.
             && config.read(offset, width)? != recorded
         {
             config.write(offset, width, recorded)?;
@@ -37,6 +38,7 @@ pub fn header(config: &impl ConfigAccess, header: &[u8]) -> io::Result<()> {
             config.write(offset, 1, recorded)?;
         }
     }
+    // COMMAND last: the function must not decode memory before its addresses are right.
     if let Some(command) = recorded(header, register::COMMAND, 2) {
         let bridge = layout::is_bridge(header);
         config.write16(register::COMMAND, quiet(command as u16, bridge))?;

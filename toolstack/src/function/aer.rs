@@ -205,6 +205,7 @@ impl Recovery {
             Input::Begun(bdf) => {
                 let device = self.devices.entry(bdf).or_default();
                 device.tally.errors = device.tally.errors.saturating_add(1);
+                // One that waits already stands for this error too: its time goes on from the first.
                 device.pending.get_or_insert(Pending {
                     begun: now,
                     ended: false,
@@ -260,6 +261,7 @@ impl Recovery {
             .iter_mut()
             .find(|(_, device)| device.pending.is_some_and(due))?;
         device.pending = None;
+        // Counted at the beginning, not at the end: a recovery that never ends is one as well.
         if device.begun.len() == MOST {
             if device.begun.front().is_some_and(|&first| now < first + STORM) {
                 return Some(RecoveryStep::GiveUp(bdf, Cause::Storm));
@@ -311,6 +313,7 @@ impl Recovery {
             (stage, Input::Verdict(verdict)) if current.told.is_some() => {
                 Some(self.judge(bdf, stage, verdict))
             }
+            // Checked with every input: a flood of events must not keep a guest from running out of time.
             _ if current.told.is_some_and(|told| now >= told + GUEST_TIMEOUT) => {
                 Some(self.give_up(bdf, Cause::Silent))
             }

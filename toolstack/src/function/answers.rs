@@ -68,6 +68,7 @@ impl<C: ConfigAccess> Function<C> {
             let power = Capabilities::find(&config.read_space(SPACE)?).power;
             Ok::<_, io::Error>((config, power))
         });
+        // INTx may be on or off: whoever had the function before has set it.
         if !device.line_offered {
             disable_intx(&config)?;
         } else if mode == Mode::Intx {
@@ -170,6 +171,7 @@ impl<C: ConfigAccess> Function<C> {
         } = self;
         let config = &*config;
         match request.command {
+            // By the record, not by what the stub has been told: a stub that was taken over asks all the same.
             Command::EnableMsi | Command::EnableMsix if !device.terms.msi.is_on() => Err(Failure {
                 error: OpError::OpFailed,
                 cause: device.terms.to_string(),
@@ -185,6 +187,7 @@ impl<C: ConfigAccess> Function<C> {
                     cause: error.to_string(),
                 })?;
                 let entries: Vec<u16> = entries.iter().map(|entry| entry.entry).collect();
+                // A virtual function decodes memory by the COMMAND of its physical one (SR-IOV 1.1, section 3.4.1.3).
                 let decoder = match physical {
                     Some((config, power)) => Decoder {
                         config: &*config,
@@ -217,6 +220,7 @@ impl<C: ConfigAccess> Function<C> {
 
     fn write(&mut self, request: &Request, xen: &impl Hypervisor) -> Result<Done, Failure> {
         let (offset, width) = aligned_register(request)?;
+        // The value has 32 bits whatever the size. Only those that would be written are judged.
         let value = request.value
             & u32::MAX
                 .checked_shr(32 - 8 * u32::from(width))
@@ -224,6 +228,7 @@ impl<C: ConfigAccess> Function<C> {
         let rule = self.guard.rule(offset, width);
         let mut current = 0;
         let verdict = match rule {
+            // The value that the device has now, not what the stub says: the stub may lie.
             Ok(rule) if rule.needs_current() => {
                 current = self.config.read(offset, width).map_err(Failure::config)?;
                 let all_ones = u32::MAX >> (32 - 8 * u32::from(width));
@@ -248,12 +253,14 @@ impl<C: ConfigAccess> Function<C> {
                 cause,
             });
         }
+        // Apart from other registers: the write may wake the function up, and that may reset it.
         if self.guard.pmcsr() == Some(offset) {
             return self
                 .write_power(offset, value, current, xen)
                 .map_err(Failure::config);
         }
         self.config.write(offset, width, value).map_err(Failure::config)?;
+        // After the write: a reset later is to restore what the device got.
         self.snapshot.update(offset, width, value);
         Ok(Done::Value(0))
     }

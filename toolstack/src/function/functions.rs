@@ -45,6 +45,7 @@ impl<C: ConfigAccess> Functions<C> {
         for (device, mode) in attachment.devices_and_modes() {
             if !self.functions.iter().any(|function| function.bdf() == device.bdf) {
                 let config = open(device.bdf)?;
+                // The physical function is dom0's: it is read, never written.
                 let physical = device.physical.map(&mut open).transpose()?;
                 let function = Function::new(device.clone(), config, physical, mode.clone())?;
                 self.functions.push(function);

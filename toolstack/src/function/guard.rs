@@ -140,6 +140,8 @@ impl Guard {
         for &offset in header::addresses(recorded) {
             let at = usize::from(offset);
             if let Some(raw) = recorded.get(at..at + 4).and_then(|raw| raw.try_into().ok()) {
+                // A device may lose its addresses in a reset. The guest's driver may write them back, and no others:
+                // those would be another device's memory.
                 rules.push((offset, 4, Rule::Exactly(u32::from_le_bytes(raw))));
             }
         }
@@ -169,6 +171,7 @@ impl Guard {
             permissive: terms.permissive,
             unfit: Vec::new(),
         };
+        // Last: a quirk gives nothing where there is a rule, or where dom0 or Xen has a hand.
         for &quirk in terms.quirks.as_slice() {
             let (offset, width) = (quirk.offset(), quirk.width());
             if guard.is_free(&span(offset, width), quirk.mask()) {
@@ -198,6 +201,7 @@ impl Guard {
     /// The rule for a write of `width` bytes at `offset`.
     pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Denial> {
         let written = span(offset, width);
+        // Before all rules: no term of the record gives these away.
         if overlaps_any(&written, &self.interrupts) {
             return Err(Denial::Interrupts);
         }

@@ -73,6 +73,7 @@ impl Interrupts {
         }
         record(ModeRecord::Change(ModeChange::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
+            // The mode of before: nothing was mapped.
             record(ModeRecord::Mode(&self.mode));
             Failure::new(
                 OpError::OpFailed,
@@ -167,6 +168,7 @@ impl Interrupts {
         if mode == Mode::Intx {
             return Ok(());
         }
+        // The device first: it must send nothing for a pirq that is gone.
         let off = turn_off(config, &self.capabilities);
         let mut unmapped = Ok(());
         for pirq in mode.pirqs() {
@@ -215,10 +217,12 @@ impl Interrupts {
                 .map(|at| (at + msix::CONTROL, msix::ENABLE, msix::MASK_ALL)),
         };
         disable_intx(config)?;
+        // Xen writes addresses, data and masks again. The enable bit is dom0's.
         xen.restore_messages(self.bdf)?;
         let Some((control, on, off)) = control else {
             return Ok(());
         };
+        // A device that does not answer must not get all-ones written back.
         let value = config.read_sound(control)?;
         config.write16(control, (value | on) & !off)
     }

@@ -38,6 +38,7 @@ impl MsixTable {
         bars: &Bars,
     ) -> Result<Self, Failure> {
         let command = decoder.config.read_sound(register::COMMAND);
+        // Xen writes to the table when it maps an entry, so the BAR must be decoded (XSA-157).
         if command.map_err(Failure::config)? & command::MEMORY == 0 {
             return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
         }

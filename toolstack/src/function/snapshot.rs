@@ -55,6 +55,7 @@ impl Snapshot {
         let command = config.read16(register::COMMAND)?;
         let silent = command == SILENT;
         if silent {
+            // It reads all-ones now, which must never be written back.
             places.clear();
         } else if let Some(express) = capabilities.express {
             let version = config.read16(express + 2)? & EXPRESS_VERSION;
@@ -129,6 +130,7 @@ impl Snapshot {
     /// True if the function has lost an address, or that it answers to its addresses: it has been reset.
     pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let now = config.read16(register::COMMAND)?;
+        // The guard lets no guest turn decoding off, so a function that does not decode has been reset.
         if self.command & !now & COMMAND_LOST != 0 {
             return Ok(true);
         }

@@ -74,6 +74,7 @@ fn restore_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<
     for (offset, width, value) in differences(&guard, &device.terms, &original, &current) {
         config.write(offset, width, value)?;
     }
+    // Last: a process that dies before this leaves the copy for the next one.
     fs::remove_file(path)
 }
 
@@ -86,6 +87,7 @@ fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) ->
         if let (Ok(Rule::Bits(mask)), Some((was, is))) = (guard.rule(offset, width), values(offset, width))
             && (was ^ is) & mask != 0
         {
+            // The bits outside the mask are dom0's, and stay as they are now.
             writes.push((offset, width, is & !mask | was & mask));
         }
     }
@@ -103,6 +105,7 @@ fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) ->
     };
     let length = u16::try_from(original.len()).unwrap_or(u16::MAX);
     for offset in (0..length).step_by(4) {
+        // By 32 bits where all of them are free, else byte by byte: a neighbour with a rule of its own is not written.
         if free(&offset, 4) {
             writes.extend(changed(offset, 4));
         } else {

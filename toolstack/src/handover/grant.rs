@@ -77,6 +77,7 @@ fn hint(error: &io::Error) -> &'static str {
 /// records afterwards.
 pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Result<(), AttachError> {
     attachment.write(&mut host.store)?;
+    // The guest has devices again, so `bulkhead status` must not call it failed any more.
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
         forget_mapped(&mut host.store, device.bdf)?;
@@ -119,12 +120,14 @@ fn prepare_lines<X>(host: &mut Host<X>, devices: &[Device]) -> Result<(), Attach
         let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
             continue;
         };
+        // Before the guest hears the line: a function that asserts INTx would hold it down.
         for bdf in idle_intx::asserting(Some(gsi), &[device.bdf], &claims, &host.sysfs)
             .map_err(AttachError::Lines)?
         {
             idle_intx::disable(&mut host.store, bdf, &host.sysfs)?;
         }
         let sharers = dom0_sharers(gsi, &[device.bdf], &host.sysfs).map_err(AttachError::Lines)?;
+        // Else dom0's kernel would count the guest's interrupts as unwanted, and turn the line off.
         if sharers.include_dom0() {
             shared_intx::start(host, device.bdf)?;
         }

@@ -61,6 +61,7 @@ fn is_idle(bdf: Bdf, sysfs: &Sysfs) -> bool {
 
 fn may_be_on(bdf: Bdf, gsi: u32, sysfs: &Sysfs) -> bool {
     match intx_lines::line(bdf, sysfs) {
+        // Until dom0 has enabled the function, its line is what firmware guessed: it may be on any.
         Some(line) => line == gsi || !intx_lines::line_is_known(bdf, sysfs),
         None => false,
     }
@@ -80,6 +81,7 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
         return false;
     };
     // All-ones: no device answers.
+    // The status bit is set also while INTx is disabled (PCI Local Bus 3.0, section 6.2.3), so both bits count.
     status != u16::MAX && status & status::INTERRUPT != 0 && command & command::INTX_DISABLE == 0
 }
 
@@ -109,6 +111,7 @@ fn restore_while(
     }
     let recorded = without_guest(recorded, &GuestLines::read(store)?, sysfs);
     let enabled = for_each(&recorded, |bdf| {
+        // A driver that has bound since has set INTx itself.
         if is_undriven(bdf, sysfs) {
             change(bdf, sysfs, |command| command & !command::INTX_DISABLE)?;
         }
@@ -162,6 +165,7 @@ enum GuestLines {
 impl GuestLines {
     fn read(store: &mut Store) -> Result<Self, RecordError> {
         let (attachments, damaged) = Attachment::all(store)?;
+        // In doubt INTx stays disabled: a function without a driver needs none.
         if !damaged.is_empty() {
             return Ok(Self::Any);
         }

@@ -77,6 +77,7 @@ pub fn dom0_sharers(gsi: u32, together: &[Bdf], sysfs: &Sysfs) -> io::Result<Sha
 pub fn line(bdf: Bdf, sysfs: &Sysfs) -> Option<u32> {
     let config = sysfs.config_bytes(bdf).ok()?;
     let pin = config.get(usize::from(register::INTERRUPT_PIN)).copied()?;
+    // A function without a pin raises no INTx, whatever its `irq` says.
     if pin == 0 { None } else { sysfs.irq(bdf) }
 }
 

@@ -70,6 +70,7 @@ pub fn reclaim_all<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -
         format_args!("cannot forget what dead guests had mapped"),
         forgotten,
     );
+    // The record goes last: if this process dies before, the next one finds it and does all of this again.
     inject::point(Point::Released);
     released.check(
         format_args!("cannot remove the record"),
@@ -133,6 +134,8 @@ fn reclaim_each<X: Hypervisor>(
                 false
             }
         };
+        // Recorded before anything is revoked: a process that dies in between must not leave the device free for
+        // others.
         if guest_lives {
             let recorded = records::record_mapped(&mut host.store, bdf, &attachment.guest);
             taken.check(
@@ -158,6 +161,7 @@ fn reclaim_each<X: Hypervisor>(
         let line = if reasons.is_empty() {
             outcome.unwrap_or_default()
         } else {
+            // Quarantined while the attachment is still recorded, so that the device is at no time free.
             let reason: String = reasons.join("; ").chars().take(REASON_LENGTH).collect();
             let recorded = records::quarantine(&mut host.store, bdf, &reason);
             taken.check(format_args!("{bdf}: cannot note its quarantine"), recorded);

@@ -77,6 +77,8 @@ impl Plan {
                 .split_whitespace()
                 .filter_map(|name| method(name).map(|&(_, _, method)| method))
                 .collect();
+            // Linux before 5.15 lists no methods, and a later one may list methods that are unknown here. Both can
+            // reset.
             if known.is_empty() {
                 vec![Method::Unnamed]
             } else {
@@ -121,6 +123,7 @@ impl fmt::Display for Plan {
 }
 
 fn neighbours(bdf: Bdf, sysfs: &Sysfs) -> Vec<Bdf> {
+    // Linux resets a bus through the bridge above it. On a root bus there is none.
     let bridge = sysfs
         .bridges_above(bdf)
         .ok()
@@ -175,6 +178,7 @@ pub fn quiesce(config: &impl ConfigAccess) -> io::Result<()> {
     let capabilities = capabilities(config)?;
     if let Some(power) = capabilities.power {
         let state = config.read16(power + PMCSR)?;
+        // Awake first: the way from D3hot to D0 may reset the function, and undo what is written below.
         if state & POWER_STATE != 0 {
             config.write16(power + PMCSR, state & !POWER_STATE)?;
             thread::sleep(WAKE_UP);
@@ -204,6 +208,7 @@ fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), Re
     ensure_present(config, ids, header)?;
     if let Some(power) = capabilities(config)?.power {
         let state = config.read16(power + PMCSR)? & POWER_STATE;
+        // Not woken here: a function that does not come back to D0 by its reset is not fit for anyone.
         if state != 0 {
             return Err(ResetError::Asleep { state });
         }

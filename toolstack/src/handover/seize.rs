@@ -134,8 +134,10 @@ pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Be
         } else {
             ""
         };
+        // Recorded before xl unbinds the driver: whoever finds the device held later knows whose it was.
         records::record_seized(&mut host.store, seizure, bdf, driver, by)?;
     } else if seizure == Seizure::ForGuest {
+        // A command that was killed may have seized it. From now on it is this command's to give back.
         records::adopt_seized(&mut host.store, bdf, by)?;
     }
     // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
@@ -167,6 +169,7 @@ fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
 /// Resets a device that xen-pciback holds, so that whoever comes next finds nothing of whoever was before. One that
 /// does not come back from that goes into quarantine. Returns the way taken; `None` if there is none.
 pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
+    // Read before anything is changed: this is what the reset compares with, and what it restores.
     let now = host.sysfs.config_bytes(bdf).and_then(|config| {
         let header: Vec<u8> = config.into_iter().take(register::HEADER_LENGTH).collect();
         Ok((host.sysfs.ids(bdf)?, header))
@@ -221,6 +224,7 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Rebound, SeizeError> {
 }
 
 fn rebind<X>(host: &mut Host<X>, bdf: Bdf, seizure: Seizure, driver: String) -> Result<Rebound, SeizeError> {
+    // Only what xen-pciback holds is unbound: a driver of dom0's that has the device by now keeps it.
     if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
         // Dom0 has removed it, and perhaps found it again: only the record is left to go.
         records::forget_seized(&mut host.store, seizure, bdf)?;

@@ -207,6 +207,7 @@ impl AckNodes {
 /// Has dom0 answer for a device that xen-pciback holds. Does nothing if it does already.
 pub fn start<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     let nodes = AckNodes::of(bdf);
+    // The connection and its handler outlive the process that made them.
     if nodes.exists(&mut host.store)? {
         return switch(&mut host.store, &host.sysfs, bdf, true);
     }
@@ -239,6 +240,7 @@ fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, nodes: &AckNodes) -> Result<(), AckE
         ("state-0", "1".into()),
         ("state", XenbusState::Initialising.as_str().into()),
     ];
+    // In one transaction: xen-pciback must not find a backend with half of its nodes.
     host.store.transaction(|store| {
         for (key, value) in &ours {
             store.write(&format!("{}/{key}", nodes.frontend), value)?;
@@ -264,6 +266,7 @@ fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, nodes: &AckNodes) -> Result<(), AckE
         ..Request::new(command, target)
     };
     let now = ask(&page, &port, &access(Command::ConfRead, 0), bdf)?;
+    // xen-pciback enables the device, and registers its handler, when a frontend turns decoding on.
     let on = now | u32::from(command::MEMORY | command::IO);
     ask(&page, &port, &access(Command::ConfWrite, on), bdf)?;
     wait_for(&mut host.store, |_| {
@@ -313,6 +316,7 @@ pub fn switch(store: &mut Store, sysfs: &Sysfs, bdf: Bdf, acking: bool) -> Resul
             if handler.acking == acking {
                 return Ok(());
             }
+            // The file only toggles, so it must not be written where nothing is to change.
             let toggled = sysfs.toggle_irq_handler(bdf);
             toggled.map_err(|source| AckError::Sysfs {
                 bdf,
@@ -333,6 +337,7 @@ pub fn stop<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     // Of a handler that is switched off xen-pciback forgets that it is registered.
     switch(&mut host.store, &host.sysfs, bdf, true)?;
     host.store.transaction(|store| {
+        // With `online` at 0, xen-pciback gives up the device when the frontend is closed, and so resets it.
         store.write(&format!("{}/online", nodes.backend), "0")?;
         store.write(&format!("{}/state", nodes.frontend), XenbusState::Closed.as_str())
     })?;

@@ -116,6 +116,7 @@ fn walk(place: &Place, sysfs: &Sysfs) -> Result<Bdf, NameError> {
     }
     for &step in &place.steps {
         let bridge = bdf;
+        // A bus number may change from boot to boot. The path by device and function below a bridge does not.
         let mut below = sysfs.below(bridge)?;
         below.retain(|bdf| bdf.devfn() == step.devfn());
         bdf = match below[..] {

@@ -51,6 +51,7 @@ impl Dmar {
         let mut found = Vec::new();
         let mut rest = table.get(HEADER..).unwrap_or_default();
         while let (Some(kind), Some(length)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+            // A structure shorter than its own type and length would never end the loop.
             let Some(structure) = rest.get(..usize::from(length)).filter(|_| length >= 4) else {
                 break;
             };

@@ -82,6 +82,7 @@ pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
         }
     }
     let domid = match (named, numbered) {
+        // xl would take the number. Refused instead, because a wrong guess may destroy a domain.
         (Some(named), Some((domid, numbered))) if named != domid => {
             let who = who.to_owned();
             return Err(DomainError::Ambiguous { who, named, numbered });
@@ -136,6 +137,7 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
         return Ok(false);
     }
     let uuid = uuid(store, domain.domid)?;
+    // Other toolstacks may write no `vm`. Then nothing tells another domain apart, and in doubt it lives.
     Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
 }
 

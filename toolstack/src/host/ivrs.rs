@@ -36,6 +36,7 @@ impl Ivrs {
     pub fn parse(table: &[u8]) -> Self {
         let mut found = Vec::new();
         let mut rest = table.get(HEADER..).unwrap_or_default();
+        // A block shorter than its own head would never end the loop.
         while let Some(length) = u16_at(rest, 2).map(usize::from).filter(|&length| length >= 4) {
             let Some(block) = rest.get(..length) else {
                 break;

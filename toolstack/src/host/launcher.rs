@@ -114,6 +114,7 @@ impl Launcher {
             if let Some(answer) = self.answer(ticket) {
                 return answer;
             }
+            // Other answers may come in meanwhile, so the time that is left shrinks.
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(LaunchError::Slow);
@@ -141,6 +142,7 @@ impl Launcher {
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
             self.others = true;
             self.files.extend(file.map(|file| (ticket, file)));
+            // Only the first answer is waited for.
             longest = Duration::ZERO;
         }
         Ok(())

@@ -44,6 +44,7 @@ pub fn start_unit() -> Result<bool, UnitError> {
     let shown = Command::new("systemctl")
         .args(["show", "--property=LoadState", "--value", UNIT])
         .output();
+    // A host without systemctl has no unit either.
     let known = shown.map_or(Unit::Missing, |shown| load_state(&shown.stdout));
     match known {
         Unit::Missing => return Ok(false),
@@ -74,6 +75,7 @@ pub fn notify_ready() -> io::Result<()> {
 
 fn notify(socket: &OsStr, message: &[u8]) -> io::Result<()> {
     let address = match socket.as_bytes() {
+        // `@` stands for the zero byte of an abstract socket (`sd_notify`).
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };

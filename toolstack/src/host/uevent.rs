@@ -70,6 +70,7 @@ impl Uevents {
                 Err(error) => return Err(error.into()),
             };
             let kernel = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
+            // Only the kernel sends from port 0. A process could send an event to this socket too.
             if kernel.is_some_and(|sender| sender.pid() == 0)
                 && let Some(event) = parse(&buffer[..length])
             {

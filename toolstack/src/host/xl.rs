@@ -83,6 +83,7 @@ fn parse_json(text: &str) -> Option<Value> {
     let starts_json = |line: &str| line.starts_with('{') || line.starts_with('[');
     let mut at = 0;
     for line in text.split_inclusive('\n') {
+        // xl may print other lines, such as warnings, before the JSON.
         if starts_json(line) {
             return serde_json::from_str(&text[at..]).ok();
         }

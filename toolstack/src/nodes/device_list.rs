@@ -143,6 +143,7 @@ pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Res
             Initialising => Some(Closed),
             _ => None,
         })?;
+        // Without a change for the guest the state stays: it would wait for a guest that has nothing to do.
         if list.has_any(bdfs) {
             set_state(store, hop, Reconfiguring)?;
         }
@@ -182,6 +183,7 @@ pub fn strike(store: &mut Store, kept: &Attachment) -> Result<(), StoreError> {
             let list = List::read_of(store, hop)?;
             let numbers = 0..list.entries.len();
             let stay: Vec<usize> = numbers.filter(|&number| stays(&list.entries[number])).collect();
+            // Upwards: `to` is never above `from`, so no node is overwritten before it was read.
             for (to, from) in stay.iter().copied().enumerate() {
                 for key in FIRST.into_iter().filter(|_| to != from) {
                     let (to, from) = (hop.backend_node(&key.at(to)), hop.backend_node(&key.at(from)));
@@ -223,6 +225,7 @@ fn write_second(store: &mut Transacted<'_>, attachment: &Attachment) -> Result<(
 /// The length of a hop's list; `None` if there is no such hop.
 fn length(store: &mut Transacted<'_>, hop: Hop) -> Result<Option<usize>, StoreError> {
     let text = store.read_optional(&hop.backend_node(key::NUM_DEVS))?;
+    // The stub owns the first hop's node, and may write any number.
     Ok(text.map(|text| text.parse().unwrap_or(0).min(LONGEST)))
 }
 

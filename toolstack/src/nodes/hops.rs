@@ -34,6 +34,8 @@ impl Directory {
                 store.remove(&stale)?;
             }
         }
+        // Made without a value and permitted before anything is in it, so that the nodes below belong to the right
+        // domain.
         store.mkdir(&self.path)?;
         // Nodes made below inherit this.
         store.set_permissions(&self.path, &Permission::owned_by(self.owner, self.reader))?;
@@ -201,6 +203,7 @@ pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Resu
     let state = first_hop(attachment).frontend_node(key::STATE);
     let errors = guest_errors(attachment);
     store.transaction(|store| {
+        // In the transaction again: the guest may have gone on since it was looked at.
         if waiting_port(store, attachment)? != Some(port) {
             return Ok(false);
         }

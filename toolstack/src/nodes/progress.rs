@@ -99,6 +99,7 @@ fn ended(store: &mut Store, attachment: &Attachment) -> Result<Option<Progress>,
     if is_alive(store, stub)? {
         return Ok(None);
     }
+    // The service brings a dead stub back, so its death alone is no failure.
     let log = console_log(&stub.name);
     Ok(Some(match Failed::of(store, guest.domid)? {
         Some(failed) => Progress::Failed(format!("{failed}; {log}")),
@@ -125,6 +126,7 @@ fn judge(states: States, guest: &str, stub: &str) -> Progress {
         let text = format!("the connection between {guest}, {stub} and dom0 was closed again ({states:?})");
         return Progress::Failed(format!("{text}; {}", console_log(stub)));
     }
+    // From the service to the guest: who comes first in this order keeps the others waiting.
     match (service, frontend, backend, pcifront) {
         (_, _, Connected, Connected) => Progress::Connected,
         (Initialising | Unknown, ..) => waiting("the service has not seen the stub".into(), service_log()),

@@ -126,9 +126,11 @@ pub fn claim<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<(), Er
 /// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has
 /// noted itself stays.
 pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::TransportError>> {
+    // Without our node beside it, `domid` is libxl's own.
     if store.read_optional(&path(bdf, HOLDER))?.is_none() {
         return Ok(());
     }
+    // Quarantine counts more than a mapping: it keeps the device from every guest.
     if Holder::Quarantine.is_recorded(store, bdf)? {
         return claim(store, bdf, Holder::Quarantine);
     }
@@ -138,6 +140,7 @@ pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::Transpo
     for key in [HOLDER, DOMID] {
         store.remove(&path(bdf, key))?;
     }
+    // libxl may have nodes of its own there, such as `driver_path`.
     if store.directory(&directory(bdf))?.is_empty() {
         store.remove(&directory(bdf))?;
     }

@@ -148,6 +148,7 @@ impl Attachment {
         make_root(store)?;
         let taken = store.transaction(|store| {
             for bdf in self.bdfs() {
+                // What libxl has given away by itself is not recorded: two domains would have the device.
                 if let Some(domid) = assignable::foreign(store, bdf)? {
                     return Ok(Some((bdf, domid)));
                 }
@@ -158,6 +159,7 @@ impl Attachment {
             for (index, (device, mode)) in self.devices_and_modes().enumerate() {
                 let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
                 store.write(&format!("{root}/{dev}"), &json(device))?;
+                // The service may have changed the mode since `self` was read.
                 if !recorded.contains(&irq) {
                     store.write(&format!("{root}/{irq}"), &mode.to_string())?;
                 }
@@ -165,6 +167,8 @@ impl Attachment {
                 nodes.extend([dev, irq]);
             }
             let stays = |key: &String| key == STUB_BACKUP || nodes.contains(key);
+            // Numbers close up when a device leaves. What lies beyond the list, and the modes of those that left,
+            // goes.
             for left_over in recorded.iter().filter(|key| !stays(key)) {
                 store.remove(&format!("{root}/{left_over}"))?;
                 if let Some(bdf) = bdf_of_mode(left_over) {
@@ -265,6 +269,7 @@ impl Attachment {
     pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
         let root = path(self.stub.domid);
         store.transaction(|store| {
+            // By what the record names now: `self` may be older.
             for bdf in children(store, &root)?.iter().filter_map(|key| bdf_of_mode(key)) {
                 assignable::unclaim(store, bdf)?;
             }

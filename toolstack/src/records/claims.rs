@@ -63,6 +63,7 @@ impl Claims {
             let Some(stub) = error.stub() else {
                 return Err(error.into());
             };
+            // A damaged record still names its devices by the keys of their modes.
             let bdfs = records::devices_of(store, stub)?;
             taken.extend(bdfs.into_iter().map(|bdf| unreadable_claim(bdf, stub, &error)));
         }

@@ -49,6 +49,7 @@ impl Failed {
     /// Reads the record of a guest.
     pub fn of(store: &mut Store, guest: DomId) -> Result<Option<Self>, StoreError> {
         let text = store.read_optional(&path(guest))?;
+        // A record that cannot be read is as good as none: it only explains.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
     }
 

@@ -51,6 +51,7 @@ pub fn record_seized(
 pub fn adopt_seized(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordError> {
     let path = Seizure::ForGuest.path(bdf);
     store.transaction(|store| match store.read_optional(&path)? {
+        // A device that no command has seized gets no record, so it stays held in the end.
         Some(_) => store.write(&format!("{path}/{BY}"), by),
         None => Ok(()),
     })?;

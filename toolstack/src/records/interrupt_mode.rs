@@ -108,6 +108,7 @@ impl FromStr for Mode {
         let mut words = text.split(' ');
         let kind = words.next();
         let mode = match kind {
+            // Until a change is recorded as done, the mode of before counts: changes begin from INTx only.
             Some("intx") if text.parse::<ModeChange>().is_ok() => return Ok(Self::Intx),
             Some("intx") => Self::Intx,
             Some("msi") => Self::Msi(words.next().and_then(|word| word.parse().ok()).ok_or(ModeError)?),

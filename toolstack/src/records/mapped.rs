@@ -48,6 +48,7 @@ pub fn forget_mapped(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     store.transaction(|store| {
         remove_from(store, MAPPED, &mapped_path(bdf))?;
         match assignable::holder(store, bdf)? {
+            // A device that a guest has again keeps its node.
             Some(Holder::Mapped { .. } | Holder::Quarantine) => assignable::unclaim(store, bdf),
             _ => Ok(()),
         }

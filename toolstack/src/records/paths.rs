@@ -105,6 +105,7 @@ pub fn make_root(store: &mut Store) -> Result<(), StoreError> {
         domid: 0,
         access: Access::None,
     };
+    // xenstore has a new node inherit its parent's permissions, so this closes all that is made below.
     store.set_permissions(ROOT, &[dom0_only])
 }
 

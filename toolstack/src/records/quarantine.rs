@@ -43,6 +43,7 @@ pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
             store.remove(&quarantine_path(bdf))?;
         }
         match assignable::holder(store, bdf)? {
+            // A device that is a guest's, or may be mapped, keeps its node.
             Some(Holder::Quarantine) => assignable::unclaim(store, bdf),
             _ => Ok(()),
         }

@@ -51,6 +51,7 @@ pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, 
                 None => false,
                 Some(text) => match text.parse::<Holder>() {
                     Ok(holder) => !holder.is_recorded(store, bdf)?,
+                    // A text that is not understood names no record.
                     Err(()) => true,
                 },
             };

@@ -61,6 +61,7 @@ pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
         }
         let now = read_all(store, &hop.backend_dir())?;
         let kept = read_all(store, &copy)?;
+        // Only what differs is written: each write is a round trip, and the stub may change its nodes often.
         for (key, value) in now.iter().filter(|&(key, value)| kept.get(key) != Some(value)) {
             store.write(&format!("{copy}/{key}"), value)?;
         }
@@ -85,6 +86,7 @@ fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Publ
     for key in store
         .directory(directory)?
         .into_iter()
+        // Filtered before the limit counts: nodes of other names must not crowd out those that are needed.
         .filter(|key| is_kept(key))
         .take(MOST)
     {

@@ -54,9 +54,11 @@ pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<V
         let Some(text) = store.read_optional(&path(&uuid))? else {
             continue;
         };
+        // A record that cannot be read names no domain, so nothing is destroyed for it.
         let Ok(recorded) = serde_json::from_str::<Unfinished>(&text) else {
             continue;
         };
+        // By UUID where there is such a domain: its name may have been another one's.
         let meant = match found {
             Some(found) => [&recorded.uuid, &recorded.guest].contains(&&found.uuid),
             None => recorded.name == who || recorded.guest_name == who,

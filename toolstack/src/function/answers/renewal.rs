@@ -61,6 +61,7 @@ impl<C: ConfigAccess> Function<C> {
         let found = if restore::addresses(config, &self.device.header)? {
             let recorded = restore::recorded(&self.device.header, register::COMMAND, 2).unwrap_or_default();
             let decode = recorded as u16 & (command::IO | command::MEMORY);
+            // Xen writes the MSI-X table through the BAR, which has to be decoded again first.
             config.write16(register::COMMAND, config.read16(register::COMMAND)? | decode)?;
             self.interrupts.restore(config, xen)?;
             Some("it had lost its addresses; they are back".to_owned())
@@ -90,6 +91,7 @@ impl<C: ConfigAccess> Function<C> {
         xen: &impl Hypervisor,
     ) -> io::Result<Done> {
         let (from, to) = (current & POWER_STATE, value & POWER_STATE);
+        // COMMAND as it is now: if the function resets itself on its way back, this is what is restored.
         if from == 0 && to != 0 {
             self.snapshot.update_command(&self.config)?;
         }
@@ -98,6 +100,7 @@ impl<C: ConfigAccess> Function<C> {
             thread::sleep(WAKE_UP);
             // One that does not answer has nothing to be written to.
             self.config.read_sound(register::COMMAND)?;
+            // Some functions lose their addresses, others MSI alone. Either means that they were reset.
             if self.snapshot.is_lost(&self.config)? || self.interrupts.is_lost(&self.config)? {
                 self.renew(xen)?;
             }

@@ -38,6 +38,7 @@ impl Interrupts {
                 // An error says that it is not mapped any more.
                 unmapped += usize::from(xen.unmap_pirq(guest, pirq.into()).is_ok());
             }
+            // MSI silenced the line. The guest has it again until it asks for MSI again.
             if self.line_offered {
                 enable_intx(config)?;
             }
@@ -63,9 +64,11 @@ impl Interrupts {
             ModeChange::Msi => None,
             ModeChange::Msix(_) => Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?)),
         };
+        // Mapped only to learn the number; nothing is turned on in the device.
         let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
         let (mut found, mut missed) = (0, 0);
         for pirq in (free + 1..=u16::MAX.into()).filter(|pirq| !known.contains(pirq)) {
+            // No more than the change can have mapped: what else there is, belongs to other functions.
             if found == change.pirqs() || missed == LONGEST_GAP {
                 break;
             }

@@ -29,6 +29,7 @@ pub(super) enum Owner {
 impl Owner {
     pub fn of(device: &Device, sysfs: &Sysfs) -> Self {
         let bdf = device.bdf;
+        // xen-pciback takes a slot again that it once held, so its driver alone does not tell (decision 78).
         let anew = device.inode.is_some() && sysfs.inode(bdf) != device.inode;
         match sysfs.driver(bdf) {
             Some(driver) if driver != PCIBACK => Self::Driver(driver),
@@ -63,6 +64,7 @@ pub(super) fn reclaim_held<X: Hypervisor>(
         .map_err(io::Error::other)
         .and_then(|config| quiesce(&config));
     taken.check(format_args!("{bdf}: cannot stop it"), quiesced);
+    // Of a dead guest Xen has taken all this back already.
     if let Some(guest) = share.guest {
         for pirq in mode.pirqs() {
             taken.check(
@@ -109,6 +111,7 @@ pub(super) fn reclaim_lost<X: Hypervisor>(
     );
     let forgotten = config_backup::forget(bdf);
     taken.check(format_args!("{bdf}: cannot forget its registers"), forgotten);
+    // Xen knows no device that is gone: dom0 has told it of the removal.
     if let Some(guest) = share.guest.filter(|_| *owner != Owner::Gone) {
         deassign(&host.xen, guest, bdf, taken);
     }

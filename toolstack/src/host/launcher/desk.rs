@@ -284,6 +284,7 @@ fn create_anew(
         .entry(domain.domid)
         .or_default()
         .push((connection, ticket));
+    // Released before the job is added: its end takes the same lock.
     drop(recreating);
     if !is_new {
         return Ok(());
@@ -292,8 +293,10 @@ fn create_anew(
     let added = desk.own.add(move || {
         let failure = recreate::run(&domain, &orders.spare).err();
         orders.end_recreation(domid, failure.as_deref());
+        // This order has used the spare up.
         orders.spare.prepare_soon();
     });
+    // Without a thread nobody would ever answer those who wait.
     added.inspect_err(|error| desk.end_recreation(domid, Some(&error.to_string())))
 }
 
@@ -310,6 +313,7 @@ fn open(order: &Order, orderer: &Connection, desk: &Arc<Desk>) -> io::Result<Own
         }
         _ => {
             let (ours, theirs) = pair()?;
+            // Admitted before the thread starts, so that a worker that dies now takes this connection along.
             let further = desk.admit(ours, orderer.worker, Some(orderer));
             let further = further.ok_or_else(|| io::Error::other("the worker has ended"))?;
             let desk = Arc::clone(desk);

@@ -131,6 +131,7 @@ pub fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
     let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&longest)) {
         Ok(ready) => Ok(ready > 0),
+        // A signal may ask this process to end: the caller looks again.
         Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }
@@ -151,6 +152,7 @@ pub fn tell(
         control.push(SendAncillaryMessage::ScmRights(&files));
     }
     let text = [IoSlice::new(text.as_bytes())];
+    // A peer that is gone is an error of this call, and no SIGPIPE for the process.
     sendmsg(socket, &text, &mut control, flags | SendFlags::NOSIGNAL)?;
     Ok(())
 }
@@ -185,10 +187,12 @@ fn receive<T: DeserializeOwned>(
         let pieces = &mut [IoSliceMut::new(&mut buffer)];
         match recvmsg(socket, pieces, control, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
+            // A peer that ends with messages unread resets the connection.
             Err(Errno::CONNRESET) => return Ok(None),
             received => break received?.bytes,
         }
     };
+    // A closed end reads as an empty message; nobody sends one.
     if length == 0 {
         return Ok(None);
     }

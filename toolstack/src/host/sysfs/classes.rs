@@ -37,6 +37,7 @@ impl Sysfs {
             }
         }
         let hidden = |path: &Path| is_one(&path.join("hidden"));
+        // Hidden devices are the paths below a namespace that several controllers share.
         disks.retain(|(_, path)| !hidden(path));
         disks
             .into_iter()
@@ -55,6 +56,7 @@ impl Sysfs {
         let holders = entries(&path.join("holders"))
             .into_iter()
             .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        // The device mapper's name says more to people than `dm-0`.
         let holders = holders.map(|name| {
             let mapped = self.root.join("class/block").join(&name).join("dm/name");
             let label = fs::read_to_string(mapped)
