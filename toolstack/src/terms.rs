@@ -1,7 +1,7 @@
-//! On what terms a guest has a device.
+//! Terms: what a guest may do with a device.
 //!
-//! They are decided when the device is given, from the policy file and the command line, and recorded: the service
-//! holds the stub to what the record says, whatever the files say by then.
+//! They are decided when the device is given, from the policy file and the command line, and recorded. The service
+//! goes by the record, whatever the files say later.
 
 use crate::serde_text;
 use bulkhead_config::options::AerFate;
@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 use xenbus::device::Quirks;
 
-/// What a guest may do with a device beyond the usual, or less.
+/// The terms on which a guest has a device: what it may do beyond the usual, or less.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Terms {
@@ -21,9 +21,10 @@ pub struct Terms {
     pub quirks: Quirks,
     /// Whether the guest may use MSI and MSI-X.
     pub msi: Msi,
-    /// Whether the INTx line is given to the guest although others use it; `None`: if it has no other interrupts.
+    /// True: the guest gets the INTx line although others use it. False: it does not. `None`: it does if the device
+    /// has no other interrupts.
     pub share_intx: Option<bool>,
-    /// What becomes of the device after an error that the guest does not handle.
+    /// Fate of the device after an error without recovery.
     pub aer: AerFate,
 }
 
@@ -36,7 +37,7 @@ impl FromStr for Terms {
 }
 
 impl Terms {
-    /// The same as one word, by which a command that gives the device again is told.
+    /// The terms as one argument for a command that gives the device again.
     pub fn to_word(&self) -> String {
         serde_text::json(self)
     }
@@ -51,21 +52,21 @@ impl Terms {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Msi {
-    /// It may.
+    /// MSI and MSI-X are allowed.
     #[default]
     On,
-    /// It may not, by the rule in these words.
+    /// MSI and MSI-X are refused, by the rule in these words.
     Off(String),
 }
 
 impl Msi {
-    /// True if the guest may.
+    /// True if MSI and MSI-X are allowed.
     pub fn is_on(&self) -> bool {
         *self == Self::On
     }
 }
 
-/// What is not as usual, for people; empty if all is.
+/// The terms that differ from the usual, in words; empty if none does.
 impl fmt::Display for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut unusual = Vec::new();

@@ -1,4 +1,4 @@
-//! What a host is made of and looked at through: its chipset, its display, its keyboard.
+//! Functions that the host itself needs: its chipset, its display, its keyboard.
 
 use super::mounts::Use;
 use crate::host::sysfs::Sysfs;
@@ -15,7 +15,7 @@ const BESIDE: [(u16, u16, &str); 2] = [
     (0xffff, 0x0c80, "the bus of its firmware's flash memory"),
 ];
 
-/// What a function is to the mainboard, if it is a part of that.
+/// The part of the mainboard that a function is; `None` if it is none.
 pub fn part_of_mainboard(bdf: Bdf, sysfs: &Sysfs) -> Option<&'static str> {
     let class = class_of(bdf, sysfs);
     if class == SMBUS {

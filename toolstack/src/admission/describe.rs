@@ -1,4 +1,4 @@
-//! What a device that can be given away is like, and what the administrator should know about it.
+//! Describes devices for the record, and collects what the administrator should know about them.
 
 use super::acs::without_acs;
 use super::console::has_only_keyboard;
@@ -56,7 +56,7 @@ pub enum Notice {
         others: String,
         /// Why it is given.
         why: &'static str,
-        /// That dom0 answers, if it hears the line.
+        /// A remark that dom0 answers for the line, or nothing.
         answer: &'static str,
     },
     /// A function that nobody drives asserts INTx.
@@ -78,7 +78,7 @@ pub enum Notice {
     ManyVectors {
         /// The sum over the devices.
         vectors: u32,
-        /// What a guest has.
+        /// The pirqs that Xen allows a guest.
         spare: u32,
     },
     /// State survives from guest to guest.
@@ -105,7 +105,7 @@ pub enum Notice {
         /// The functions that may pass DMA on.
         at: Vec<Bdf>,
     },
-    /// The host has no picture any more.
+    /// The host loses its display.
     #[error(
         "{bdf} is the display that this host booted with: without it the host is reached by network or serial line only"
     )]
@@ -113,7 +113,7 @@ pub enum Notice {
         /// The device.
         bdf: Bdf,
     },
-    /// The host has no keyboard any more.
+    /// The host loses its keyboard.
     #[error(
         "behind {bdf} is the only keyboard of dom0's console: without it the host is reached by network or serial line \
          only"
@@ -132,7 +132,7 @@ pub enum Notice {
         bdf: Bdf,
         /// The other functions, separated by commas.
         others: String,
-        /// How it is reset.
+        /// The reset method.
         method: Method,
     },
 }
@@ -172,7 +172,7 @@ fn names(bdfs: &[Bdf]) -> String {
     bdfs.iter().map(Bdf::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What there is to say about a device's line.
+/// The notice about a device's INTx line, if there is one.
 fn about_line(device: &Device, offer: Offer, sharers: &Sharers) -> Option<Notice> {
     let (bdf, gsi, others) = (device.bdf, device.gsi?, sharers.to_string());
     let why = match offer {
@@ -207,7 +207,7 @@ fn about_idle(device: &Device, together: &[Bdf], around: &Surroundings) -> Resul
     Ok(notices.collect())
 }
 
-/// What there is to say about a device's reset, for a guest that has `together`.
+/// The notice about a device's reset, for a guest that has the devices `together`.
 fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
     let plan = Plan::of(bdf, sysfs);
     let Some(method) = plan.used() else {
@@ -223,7 +223,7 @@ fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
     })
 }
 
-/// What there is to say about what the host loses, and who else the device may reach.
+/// Notices about what the host loses without the device, and what the device may reach past the IOMMU.
 fn about_host(bdf: Bdf, sysfs: &Sysfs) -> Vec<Notice> {
     let at = without_acs(bdf, sysfs);
     let notices = [

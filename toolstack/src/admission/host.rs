@@ -1,9 +1,9 @@
-//! Whether the host itself can keep a guest's device apart.
+//! Checks that the host can isolate a guest's device.
 
 use super::refusal::Refusal;
 use crate::host::xl::HostInfo;
 
-/// What `extra_guest_irqs` is for a guest if Xen is not told otherwise.
+/// Xen's default of `extra_guest_irqs` for a guest.
 const SPARE_PIRQS: u32 = 32;
 
 /// Checks that the host can keep a device's DMA and configuration space apart.
@@ -61,7 +61,8 @@ fn option<'a>(host: &'a HostInfo, name: &str) -> Option<&'a str> {
     options.filter_map(|option| option.strip_prefix(name)).next_back()
 }
 
-/// How many pirqs Xen has for a guest besides those of the lines: the first number of its option `extra_guest_irqs`.
+/// Number of pirqs that Xen allows a guest besides those of INTx lines: the first number of its option
+/// `extra_guest_irqs`.
 pub fn spare_pirqs(host: &HostInfo) -> u32 {
     let mut options = host.command_line.split_whitespace();
     let numbers = options.find_map(|option| option.strip_prefix("extra_guest_irqs="));

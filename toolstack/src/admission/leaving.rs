@@ -1,4 +1,4 @@
-//! What ties devices of a guest together, so that they leave it together: a page, a bridge, the IOMMU.
+//! Devices that can only leave a guest together: because of a page, a bridge, or the IOMMU.
 
 use super::group::Groups;
 use super::refusal::Refusal;

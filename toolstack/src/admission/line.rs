@@ -9,7 +9,7 @@ use crate::records::claims::Claim;
 use crate::terms::{Msi, Terms};
 use pci::bdf::Bdf;
 
-/// Who shares the interrupt line of a device with the devices `together`, which one guest has or gets.
+/// The sharers of a device's INTx line. The devices `together` do not count: one guest has or gets them.
 pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result<Sharers, Refusal> {
     let sysfs = &around.sysfs;
     let Some(gsi) = line(bdf, sysfs) else {

@@ -23,7 +23,7 @@ const BACKENDS: &str = "/local/domain/0/backend";
 const DISK_BACKENDS: [&str; 3] = ["vbd", "vbd3", "qdisk"];
 /// Directories without which dom0 does not run.
 const ESSENTIAL: [&str; 5] = ["/", "/usr", "/var", "/etc", "/nix"];
-/// How many block devices may lie one on top of another.
+/// Limit of block devices that lie one on top of another.
 const DEPTH: u32 = 16;
 /// A program that looks at disks, as udev does, may claim one for a moment.
 const TRIES: u32 = 3;
@@ -56,13 +56,13 @@ struct Lent {
     guest: String,
 }
 
-/// Who says whether a block device is in use.
+/// Where the answer comes from whether a block device is in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Kernel {
     /// This machine's kernel.
     #[default]
     Asked,
-    /// Nobody; these devices answer with an error.
+    /// A model for tests: opening these devices fails with an error.
     #[cfg(test)]
     Pretended(BTreeMap<String, Errno>),
 }
@@ -206,13 +206,13 @@ impl Mounts {
     }
 }
 
-/// The uses of guests' disks could not be found out.
+/// Why the uses of disks could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MountsError {
-    /// No table of mounts.
+    /// The table of mounts cannot be read.
     #[error("cannot read what is mounted: is /proc there?")]
     Proc(#[source] io::Error),
-    /// In xenstore.
+    /// xenstore cannot be read.
     #[error("cannot see in xenstore which disks guests have")]
     Store(#[from] StoreError),
 }

@@ -1,4 +1,4 @@
-//! From what the command line, the policy file and Linux say to the terms of a device.
+//! Decides the terms of a device from the command line, the policy file and Linux.
 
 use crate::host::device_names::{self, NameError};
 use crate::host::sysfs::{Sysfs, SysfsError};
@@ -10,14 +10,14 @@ use pci::bdf::Bdf;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// What a command says of all its devices.
+/// Options of a command that concern all its devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choices {
     /// The policy file, if not the installed one.
     pub file: Option<PathBuf>,
-    /// No MSI for any of them.
+    /// `--no-msi`: no device gets MSI.
     pub no_msi: bool,
-    /// No MSI for those below these bridges.
+    /// `--no-msi-below`: no device below these bridges gets MSI.
     pub no_msi_below: Vec<Name>,
     /// The terms on which a guest had the devices, in their order, as they were recorded. If there are any, nothing else
     /// is asked.
@@ -39,12 +39,12 @@ pub enum TermsError {
         /// The bridge.
         bridge: Bdf,
     },
-    /// Not as many recorded terms as devices.
+    /// The number of recorded terms is not that of the devices.
     #[error("{terms} recorded terms for {devices} devices: each needs its own")]
     Recorded {
-        /// How many terms.
+        /// Number of terms.
         terms: usize,
-        /// How many devices.
+        /// Number of devices.
         devices: usize,
     },
     /// sysfs cannot be read.
@@ -52,7 +52,7 @@ pub enum TermsError {
     Sysfs(#[from] SysfsError),
 }
 
-/// A bridge of the policy file that this host has not: its rule is of no effect.
+/// A bridge of the policy file that this host does not have. Its rule has no effect.
 #[derive(Debug, Error)]
 #[error("{file} speaks of bridge {name}, but {cause}")]
 pub struct NoBridge {
@@ -149,7 +149,7 @@ fn recorded(wanted: &[Wanted], terms: &[Terms], sysfs: &Sysfs) -> Result<Decided
     })
 }
 
-/// What the file is called in a rule.
+/// The name of the policy file in a rule's text.
 fn label(file: Option<&Path>) -> String {
     let path = file.unwrap_or(Path::new(policy::PATH));
     let name = path.file_name().unwrap_or(path.as_os_str());
@@ -166,8 +166,9 @@ fn terms(options: Options, msi: Msi) -> Terms {
     }
 }
 
-/// What is said of a device's MSI, the strongest first: the command line before the file, the device before its
-/// bridges, those before all devices. Linux speaks of bridges.
+/// What decides whether a device gets MSI, in order of precedence: command line over policy file, device over bridge
+/// over all devices. Linux's `msi_bus` of a bridge comes after the file's bridges, and before the file's rule for all
+/// devices.
 #[derive(Clone, Debug, Default)]
 struct MsiSources<'a> {
     /// `msi=` of the device on the command line.
@@ -187,7 +188,7 @@ struct MsiSources<'a> {
 }
 
 impl MsiSources<'_> {
-    /// What counts, with the words for its rule.
+    /// The decision. An `Off` names its rule.
     fn msi(&self, file: &str) -> Msi {
         let rules = [
             self.option.map(|on| (on, "command line, msi=0".into())),

@@ -34,7 +34,7 @@ pub enum Refusal {
         /// Such as PVH.
         kind: String,
     },
-    /// Guests are kept from each other wholly.
+    /// Xen runs with `xsm=silo`, which forbids two guests to share memory and events.
     #[error(
         "Xen was booted with xsm=silo, which keeps a guest and its stub from sharing memory and events: boot Xen without \
          that option"
@@ -51,7 +51,7 @@ pub enum Refusal {
         /// The quirk.
         quirk: Quirk,
     },
-    /// A device that could not interrupt.
+    /// The device could not interrupt its guest.
     #[error(
         "{bdf} could not interrupt its guest: {without}, and its INTx line (GSI {gsi}) is shared with {others}, which \
          share-intx=0 forbids: leave share-intx=0 out, or free the line of the others"
@@ -133,21 +133,21 @@ pub enum Refusal {
         /// The header type.
         kind: u8,
     },
-    /// What the mainboard is made of.
+    /// The device is a part of the mainboard.
     #[error("{bdf} is a part of the mainboard, {what}: it stays in dom0")]
     Chipset {
         /// The device.
         bdf: Bdf,
-        /// What it is.
+        /// The part.
         what: &'static str,
     },
-    /// All ones.
+    /// The configuration space reads all-ones: the device does not answer.
     #[error("{bdf} does not answer (its configuration space reads all ones): power-cycle the host")]
     Dead {
         /// The device.
         bdf: Bdf,
     },
-    /// No page to read configuration space from.
+    /// The device has no ECAM page, from which the stub could read.
     #[error(
         "{bdf} has no memory-mapped configuration space (the ACPI table MCFG has no entry for its bus), \
          and the stub reads nothing else: turn on MMCONFIG in the firmware"
@@ -156,17 +156,17 @@ pub enum Refusal {
         /// The device.
         bdf: Bdf,
     },
-    /// Someone else's.
+    /// Another guest, or dom0, uses the device.
     #[error("{bdf} is in use {by}: {next}")]
     InUse {
         /// The device.
         bdf: Bdf,
-        /// Who has it.
+        /// The user, in words.
         by: String,
-        /// How to get it.
+        /// The next step, in words.
         next: String,
     },
-    /// It did not recover from its last guest.
+    /// The device is in quarantine.
     #[error(
         "{bdf} is in quarantine, because {reason}: `bulkhead release {bdf}` tries its reset again and frees it if it \
          answers, otherwise power-cycle the host"
@@ -174,7 +174,7 @@ pub enum Refusal {
     Quarantined {
         /// The device.
         bdf: Bdf,
-        /// What happened.
+        /// The reason, in words.
         reason: String,
     },
     /// A guest that runs may still have its memory mapped.
@@ -189,7 +189,7 @@ pub enum Refusal {
         /// The guest.
         guest: String,
     },
-    /// The parent of others.
+    /// A physical function that has virtual ones.
     #[error(
         "{bdf} has the virtual functions {list}, which need it and its driver in dom0: give these away, or remove them \
          first (`echo 0 >/sys/bus/pci/devices/{bdf}/sriov_numvfs`){users}",
@@ -201,10 +201,10 @@ pub enum Refusal {
         bdf: Bdf,
         /// Its virtual functions.
         virtuals: Vec<Bdf>,
-        /// Who has some of them, in words.
+        /// The users of some of them, in words.
         users: Vec<String>,
     },
-    /// Its parent is not where it must be.
+    /// The physical function of a virtual one is not with its driver in dom0.
     #[error(
         "{bdf} is a virtual function of {physical}, which {by}: it works only while that one is with its driver in dom0"
     )]
@@ -213,10 +213,10 @@ pub enum Refusal {
         bdf: Bdf,
         /// Its physical function.
         physical: Bdf,
-        /// Where that is, in words.
+        /// The user of the physical function, in words.
         by: String,
     },
-    /// Access is given by the page.
+    /// The device shares a page of memory with one that stays elsewhere: access is given by the page.
     #[error(
         "{bdf} shares the 4 KiB page at {address:#x} with {other}, which stays elsewhere, and memory is given away \
          by the page: give both to the guest (--device {bdf} --device {other}), or neither",
@@ -230,7 +230,7 @@ pub enum Refusal {
         /// The shared machine frame.
         frame: u64,
     },
-    /// The IOMMU cannot keep them apart.
+    /// The IOMMU cannot tell the device's DMA from that of one that stays elsewhere.
     #[error(
         "the IOMMU cannot tell the DMA of {bdf} from that of {other}, which stays elsewhere (they are behind one bridge \
          to conventional PCI): give both to the guest (--device {bdf} --device {other}), or neither"

@@ -1,4 +1,4 @@
-//! All that the checks look at, as it is at one moment.
+//! What the checks read: the state of host and devices at one moment.
 
 use super::group::Groups;
 use super::host::{check_host, spare_pirqs};
@@ -12,48 +12,48 @@ use pci::bdf::Bdf;
 use std::{fs, io};
 use thiserror::Error;
 
-/// What there is around the devices that are checked.
+/// The state of the host that the checks read.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
     /// The devices themselves.
     pub sysfs: Sysfs,
-    /// Where their configuration space is mapped.
+    /// The ECAM areas.
     pub mcfg: Mcfg,
-    /// Who has them.
+    /// Which domain has which device.
     pub claims: Claims,
-    /// What dom0 does with them.
+    /// What dom0 mounts, swaps to and lends to guests.
     pub mounts: Mounts,
-    /// Whose DMA cannot be told from theirs.
+    /// The IOMMU groups.
     pub groups: Groups,
-    /// How many pirqs Xen has for a guest besides those of the lines.
+    /// Number of pirqs that Xen allows a guest besides those of INTx lines.
     pub spare_pirqs: u32,
 }
 
-/// Something around the devices could not be looked at.
+/// A part of the host's state could not be read.
 #[derive(Debug, Error)]
 pub enum SurroundingsError {
-    /// No table of configuration space.
+    /// There is no ACPI table MCFG.
     #[error(
         "cannot read {}: this host maps no configuration space in memory, and the stub reads no other",
         mcfg::PATH
     )]
     NoMcfg(#[source] io::Error),
-    /// It makes no sense.
+    /// The table MCFG is malformed.
     #[error("{} cannot be used", mcfg::PATH)]
     Mcfg(#[from] McfgError),
-    /// The claims.
+    /// The claims on devices could not be read.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
-    /// What dom0 uses.
+    /// The uses that dom0 makes of devices could not be read.
     #[error(transparent)]
     Mounts(#[from] MountsError),
-    /// Xen does not say.
+    /// Xen did not list an IOMMU group.
     #[error("Xen does not tell the IOMMU groups of the devices")]
     Groups(#[source] io::Error),
 }
 
 impl Surroundings {
-    /// Looks around for checks of `bdfs` on a host of which Xen says `info`.
+    /// Reads the state for checks of `bdfs`. `info` is what Xen says of the host.
     pub fn read(host: &mut Host, bdfs: &[Bdf], info: &HostInfo) -> Result<Self, SurroundingsError> {
         let table = fs::read(mcfg::PATH).map_err(SurroundingsError::NoMcfg)?;
         let claims = Claims::read(&mut host.store)?;

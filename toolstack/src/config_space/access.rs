@@ -27,7 +27,7 @@ pub trait ConfigAccess {
         self.read(offset, 2).map(|value| value as u16)
     }
 
-    /// Reads a 16-bit register that has bits which read 0; all-ones is an error.
+    /// Reads a 16-bit register some of whose bits always read 0. All-ones is an error: the device does not answer.
     fn read_sound(&self, offset: u16) -> io::Result<u16> {
         match self.read16(offset)? {
             SILENT => Err(io::Error::other(
@@ -43,8 +43,8 @@ pub trait ConfigAccess {
     }
 }
 
-/// A value of the command register without DMA and INTx. A bridge does none of its own: its bus master bit stays, by
-/// which it passes on that of the devices behind it, and dom0 would not think of turning on again.
+/// A value of COMMAND without DMA and INTx. A bridge keeps its bus master bit: it does no DMA of its own, and passes
+/// on that of the devices behind it. Dom0 would not turn the bit on again.
 pub fn quiet(command: u16, bridge: bool) -> u16 {
     if bridge {
         command & !command::INVALIDATE
@@ -53,8 +53,8 @@ pub fn quiet(command: u16, bridge: bool) -> u16 {
     }
 }
 
-/// Forbids the function DMA and its INTx line: one that is left waiting for its driver may hold down a
-/// line that others share. Linux allows both again for the next driver.
+/// Turns DMA and INTx of the function off: a function that waits for its driver may hold down a line that others
+/// share. Linux turns both on again for the next driver.
 pub fn quieten(config: &impl ConfigAccess) -> io::Result<()> {
     let now = config.read16(register::COMMAND)?;
     // A device that does not answer has nothing to be stopped, and must not get all-ones back.

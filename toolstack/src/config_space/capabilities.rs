@@ -1,9 +1,9 @@
-//! The capabilities of a function that matter here, found in its configuration space.
+//! Finds the capabilities of a function that matter here.
 
 use pci::registers::{EXTENDED, capability, express, msi, msix, register, status};
 use std::ops::Range;
 
-/// Offsets of the first instance of each capability, and what is not a guest's to write.
+/// Offsets of the first instance of each capability, and the ranges that no guest may write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Power management (id 0x01).
@@ -20,11 +20,11 @@ pub struct Capabilities {
     pub aer: Option<u16>,
     /// Access control services (extended, id 0x000d).
     pub acs: Option<u16>,
-    /// PCI Express has the registers of its version 2.
+    /// True if PCI Express has the registers of its version 2.
     pub express_2: bool,
     /// The registers of every instance of MSI and MSI-X.
     pub interrupts: Vec<Range<u16>>,
-    /// Those of every instance of a capability that is dom0's alone.
+    /// The registers of every instance of a capability that is dom0's alone.
     pub kept: Vec<Range<u16>>,
 }
 
@@ -60,7 +60,7 @@ const KEPT_EXTENDED: [(u16, u16); 13] = [
 const AER: u16 = 0x0001;
 const ACS: u16 = 0x000d;
 
-/// How many entries of eight bytes the extended list has room for.
+/// Limit of entries in the extended list, of eight bytes at least.
 const MOST_EXTENDED: usize = 480;
 
 impl Capabilities {

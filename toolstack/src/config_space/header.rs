@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 /// The address registers of a device: six base addresses and the ROM's.
 const DEVICE_ADDRESSES: [u16; 7] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30];
-/// Those of a bridge (PCI-to-PCI Bridge Architecture 1.2, section 3.2): two, and the ROM's.
+/// The same of a bridge (PCI-to-PCI Bridge Architecture 1.2, section 3.2): two, and the ROM's.
 const BRIDGE_ADDRESSES: [u16; 3] = [0x10, 0x14, 0x38];
 /// What a bridge is besides: its buses, and the windows of memory and I/O ports that it passes on. Offset and bytes;
 /// the status beside the I/O window is not among them, where a written 1 clears bits.

@@ -1,16 +1,16 @@
-//! What configuration space says of a function's interrupts, and the bits that turn them on and off.
+//! The registers of a function's interrupts: what they say, and how to turn interrupts on and off.
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
 use pci::registers::{SILENT, command, msi, msix, register};
 use std::io;
-/// How many MSI-X entries a function has; 0 without MSI-X.
+/// Number of a function's MSI-X entries; 0 without MSI-X.
 pub fn msix_entries(config: &[u8]) -> u16 {
     let control = control(config, Capabilities::find(config).msix, msix::CONTROL);
     control.map_or(0, |control| (control & msix::LAST_ENTRY) + 1)
 }
 
-/// True if MSI or MSI-X is on, so that the function raises no line.
+/// True if MSI or MSI-X is on, so that the function raises no INTx.
 pub fn sends_msi(config: &[u8]) -> bool {
     let Capabilities { msi, msix, .. } = Capabilities::find(config);
     let on = |at, offset, bit| control(config, at, offset).is_some_and(|control| control & bit != 0);
@@ -23,7 +23,7 @@ fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
     Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// How many messages the MSI capability of a function can send; 0 without MSI.
+/// Number of vectors of a function's MSI capability, 1 to 32; 0 without MSI.
 pub fn msi_vectors(config: &[u8]) -> u32 {
     let control = control(config, Capabilities::find(config).msi, msi::CONTROL);
     // Bits 1 to 3 hold the logarithm; 6 and 7 are reserved.
@@ -43,7 +43,7 @@ pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::
     Ok(())
 }
 
-/// Forbids the function its INTx line.
+/// Disables INTx of the function.
 pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value & command::INTX_DISABLE == 0 {
@@ -52,7 +52,7 @@ pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
     Ok(())
 }
 
-/// Allows the function its INTx line again.
+/// Enables INTx of the function again.
 pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
     let value = config.read16(register::COMMAND)?;
     if value != SILENT && value & command::INTX_DISABLE != 0 {

@@ -1,4 +1,4 @@
-//! What a configuration space says. Its bytes come by a trait, or as a slice.
+//! Configuration space: its registers and how to access them. The bytes come through a trait, or as a slice.
 
 pub mod access;
 pub mod bytes;

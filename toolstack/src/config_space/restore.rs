@@ -1,11 +1,11 @@
-//! Putting the header of a configuration space back to what was recorded.
+//! Restores the header of a configuration space from the record.
 
 use crate::config_space::access::{ConfigAccess, quiet};
 use crate::config_space::header as layout;
 use pci::registers::register;
 use std::io;
 
-/// Writes the recorded addresses, and a bridge's buses and windows, back where they were lost; true if any was.
+/// Restores the recorded addresses, and a bridge's buses and windows, where they were lost. Returns true if any was.
 pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> {
     let mut lost = false;
     let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
@@ -21,14 +21,14 @@ pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> 
     Ok(lost)
 }
 
-/// A register of the record, if it reaches that far.
+/// A register of the recorded header; `None` if the header is too short.
 pub fn recorded(header: &[u8], offset: u16, width: u8) -> Option<u32> {
     let bytes = header.get(usize::from(offset)..)?.get(..usize::from(width))?;
     let value = bytes.iter().rev();
     Some(value.fold(0, |value, &byte| value << 8 | u32::from(byte)))
 }
 
-/// Puts the whole header back, with DMA and INTx off: addresses, command, cache line, latency, interrupt line.
+/// Restores the whole header, with DMA and INTx off: addresses, COMMAND, cache line, latency, interrupt line.
 pub fn header(config: &impl ConfigAccess, header: &[u8]) -> io::Result<()> {
     addresses(config, header)?;
     for offset in [register::CACHE_LINE, register::LATENCY, register::INTERRUPT_LINE] {

@@ -1,6 +1,6 @@
-//! What is done about an error of a device, step by step: the order of things, without doing any of them.
+//! Decides what is done about an error of a device, step by step. It acts on nothing itself.
 //!
-//! dom0's kernel hears of the error first, and deals with it as for any device whose driver has nothing to say. When
+//! Dom0's kernel hears of the error first, and handles it as for any device whose driver has no error handlers. When
 //! it is done, or takes too long, it is the guest's turn:
 //!
 //! | the device | is told | verdict | then |
@@ -11,11 +11,11 @@
 //! | | | needs a reset | `aer_slotreset`; recovered: `aer_resume` |
 //! | answers no more | | | given up |
 //!
-//! Any other verdict, none in time, and errors that keep coming: given up. What that means the terms of the device
-//! say; here is only decided that it is so.
+//! After any other verdict, after none in time, and if errors keep coming, the device is given up. The terms of the
+//! device say what that means.
 //!
-//! One device is dealt with at a time, because a page has room for one request. Errors that come meanwhile are folded
-//! into one for each device.
+//! One device is handled at a time, because a page has room for one request. Errors that come meanwhile count as one
+//! for each device.
 
 use pci::bdf::Bdf;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,18 +23,18 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use xenbus::pciif::aer::{Channel, Notice, Verdict};
 
-/// How long dom0's kernel may take: it may reset the bus and wait for all devices on it.
+/// Limit for dom0's kernel, which may reset the bus and wait for all devices on it.
 pub const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the guest may think about each notice. xen-pciback waits for 300 s, in dom0's kernel.
+/// Limit for the guest's answer to a notice. xen-pciback waits for 300 s, in dom0's kernel.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A device with more recoveries than this many in [`STORM`] is given up.
 const MOST: usize = 5;
 const STORM: Duration = Duration::from_secs(60);
 
-/// What a device was found like.
+/// State of a device after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// As it was.
+    /// It has kept its configuration.
     Sound,
     /// It had lost its configuration, and has it again.
     Restored,
@@ -42,50 +42,50 @@ pub enum Health {
     Gone,
 }
 
-/// What became of a notice.
+/// Result of telling the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// The guest has it.
+    /// The guest has the notice.
     Yes,
-    /// The guest, or its stub, still has one of before.
+    /// The guest, or its stub, has not answered an earlier notice.
     Busy,
-    /// Nobody is there who handles errors.
+    /// The guest handles no errors, or there is no guest.
     Nobody,
 }
 
-/// What has happened.
+/// An event that the recovery takes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// dom0's kernel has begun to deal with an error of this device.
+    /// Dom0's kernel has begun to handle an error of this device.
     Begun(Bdf),
-    /// It is done with it.
+    /// Dom0's kernel is done with this device.
     Ended(Bdf),
-    /// To [`RecoveryStep::Inspect`].
+    /// Result of [`RecoveryStep::Inspect`].
     Found(Health),
-    /// To [`RecoveryStep::Tell`].
+    /// Result of [`RecoveryStep::Tell`].
     Told(Told),
     /// The guest's answer to a notice.
     Verdict(Verdict),
-    /// To [`RecoveryStep::Reset`]: whether the device has been reset and is itself again.
+    /// Result of [`RecoveryStep::Reset`]: true if the device was reset and has its configuration again.
     Reset(bool),
-    /// To [`RecoveryStep::Reset`]: something else is being done for the stub, so that the reset has to wait.
+    /// Result of [`RecoveryStep::Reset`]: another job of the stub is under way, so the reset has to wait.
     ResetWaits,
-    /// Nothing but that time has passed.
+    /// Time has passed.
     Time,
 }
 
-/// What is to be done next.
+/// The next step, which the caller does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecoveryStep {
-    /// See what the device is like, and restore it if it was reset.
+    /// Find out the state of the device, and restore it if it was reset.
     Inspect(Bdf),
     /// Tell the guest.
     Tell(Bdf, Notice),
     /// Reset the device, and restore it.
     Reset(Bdf),
-    /// Nothing more: the guest goes on with the device.
+    /// Nothing: the guest goes on with the device.
     Recovered(Bdf, Way),
-    /// Let the device have its fate.
+    /// Give the device up, by its terms.
     GiveUp(Bdf, Cause),
 }
 
@@ -114,15 +114,15 @@ pub enum Cause {
     Verdict(Verdict),
     /// The guest has not answered in time.
     Silent,
-    /// The guest still thinks about an error of before.
+    /// The guest has not answered to an earlier error.
     Busy,
-    /// There is no stub or no guest that could be told, or it handles no errors.
+    /// There is no stub or no guest to tell, or the guest handles no errors.
     Nobody,
     /// The device does not answer.
     Gone,
-    /// It cannot be reset, or is not itself afterwards.
+    /// The reset failed, or the device did not come back from it.
     ResetFailed,
-    /// One error follows the other.
+    /// There were too many errors in a short time.
     Storm,
 }
 
@@ -140,11 +140,11 @@ impl fmt::Display for Cause {
     }
 }
 
-/// What is being waited for about the device that is dealt with.
+/// What the recovery waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RecoveryStage {
     Inspecting,
-    /// `aer_detected` is being told or thought about. `reset`: the device has been reset already.
+    /// For the verdict on `aer_detected`. `reset`: the device has been reset already.
     Detected {
         reset: bool,
     },
@@ -155,30 +155,30 @@ enum RecoveryStage {
     Resume(Way),
 }
 
-/// The device that is dealt with.
+/// The device that is handled now.
 #[derive(Clone, Copy, Debug)]
 struct Current {
     bdf: Bdf,
     stage: RecoveryStage,
-    /// When the guest was told; `None` while it has nothing to think about.
+    /// When the guest was told; `None` if no verdict is due.
     told: Option<Instant>,
 }
 
-/// An error that is not dealt with yet.
+/// An error that is not handled yet.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     begun: Instant,
     ended: bool,
 }
 
-/// What there is to tell of a device.
+/// Counts and the last outcome of a device's errors, for `bulkhead status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Errors that dom0's kernel dealt with.
+    /// Errors that dom0's kernel handled.
     pub errors: u64,
-    /// How often the device recovered from some.
+    /// Number of recoveries.
     pub recovered: u64,
-    /// How the last ones ended.
+    /// Outcome of the last errors, in words.
     pub last: String,
 }
 
@@ -198,8 +198,7 @@ pub struct Recovery {
 }
 
 impl Recovery {
-    /// Takes in what has happened; returns what is to be done about it now. What comes at the wrong time changes
-    /// nothing.
+    /// Takes in an event, and returns the next step. An event that comes at the wrong time changes nothing.
     pub fn on(&mut self, input: Input, now: Instant) -> Option<RecoveryStep> {
         match input {
             Input::Begun(bdf) => {
@@ -228,17 +227,17 @@ impl Recovery {
         }
     }
 
-    /// True while the guest thinks about a notice.
+    /// True while a verdict of the guest is due.
     pub fn awaits_verdict(&self) -> bool {
         self.current.is_some_and(|current| current.told.is_some())
     }
 
-    /// True if time alone will bring something to do.
+    /// True if time alone will bring a next step.
     pub fn is_busy(&self) -> bool {
         self.current.is_some() || self.devices.values().any(|device| device.pending.is_some())
     }
 
-    /// What there is to tell, by device.
+    /// The counts and outcomes, by device.
     pub fn tallies(&self) -> impl Iterator<Item = (Bdf, &Tally)> {
         self.devices.iter().map(|(&bdf, device)| (bdf, &device.tally))
     }
@@ -248,7 +247,7 @@ impl Recovery {
         self.devices.entry(bdf).or_default().tally.last = outcome;
     }
 
-    /// Keeps what is known of these devices only.
+    /// Forgets all devices but these.
     pub fn keep(&mut self, kept: impl Fn(Bdf) -> bool) {
         self.devices.retain(|&bdf, _| kept(bdf));
         self.current = self.current.filter(|current| kept(current.bdf));

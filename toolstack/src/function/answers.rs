@@ -1,7 +1,7 @@
-//! The answers about one device: what a stub asks of it over the second hop.
+//! Answers a stub's requests for one device, over the second hop.
 //!
-//! The stub has judged each request already; here it is judged again, because the stub may be the
-//! guest's by now. Reads are not answered: a stub reads configuration space by itself.
+//! The stub has judged each request already. It is judged again here, because the guest may have taken the stub over.
+//! Reads are not answered: a stub reads configuration space by itself.
 
 use crate::config_space::access::{ConfigAccess, EXTENDED_SPACE, SPACE};
 use crate::config_space::capabilities::Capabilities;
@@ -23,9 +23,9 @@ use xenbus::pciif::{Command, OpError, Request};
 
 mod renewal;
 
-/// The space that a write may lie in.
+/// Bytes of configuration space with the extended space.
 const CONFIG_SPACE: i32 = 4096;
-/// The most refusals that are told one by one. A sound stub brings about none; one that was taken over can have every
+/// Limit of refusals that are listed one by one. A sound stub causes none. One that was taken over can have every
 /// register refused, and the status of the whole host would grow with that.
 const MOST_TOLD: usize = 32;
 
@@ -43,21 +43,22 @@ pub enum Done {
 pub struct Function<C> {
     device: Device,
     pub(super) config: C,
-    /// Of the physical function, if this is a virtual one, and where its power management lies.
+    /// The physical function of a virtual one: its configuration space, and its power management capability.
     physical: Option<(C, Option<u16>)>,
-    /// Where that of this function lies.
+    /// This function's power management capability.
     power: Option<u16>,
     guard: Guard,
     interrupts: Interrupts,
     snapshot: Snapshot,
     refused: BTreeMap<(u16, Denial), u64>,
-    /// Beyond [`MOST_TOLD`].
+    /// Refusals beyond [`MOST_TOLD`].
     refused_besides: u64,
 }
 
 impl<C: ConfigAccess> Function<C> {
-    /// Takes a device into service that is now in `mode`; `physical` is the configuration space of the physical
-    /// function of a virtual one. A line that is withheld is silenced, one that is offered is allowed.
+    /// Takes a device into service that is now in `mode`. `physical` is the configuration space of the physical
+    /// function of a virtual one. INTx is disabled if the line is withheld, and enabled if it is offered and MSI is
+    /// off.
     pub fn new(device: Device, config: C, physical: Option<C>, mode: Mode) -> io::Result<Self> {
         let mut capabilities = Capabilities::find(&config.read_space(SPACE)?);
         if device.terms.reach_unlisted() || capabilities.express.is_some() {
@@ -106,7 +107,7 @@ impl<C: ConfigAccess> Function<C> {
             .map(|(&(offset, denial), &count)| (offset, denial, count))
     }
 
-    /// How many more were refused, in registers that are not told one by one.
+    /// Number of refused writes to registers that are not listed one by one.
     pub const fn refused_besides(&self) -> u64 {
         self.refused_besides
     }

@@ -1,4 +1,4 @@
-//! All devices of one attachment: finds the one that a request is about.
+//! The devices of one attachment: finds the one that a request names.
 
 use crate::config_space::access::ConfigAccess;
 use crate::function::answers::{Done, Function};
@@ -33,8 +33,8 @@ impl<C: ConfigAccess> Functions<C> {
         Ok(functions)
     }
 
-    /// Takes those devices into service that the attachment has got, and drops those that it has lost. What is
-    /// known of the others stays.
+    /// Takes devices into service that the attachment has gained, and drops those that it has lost. The state of the
+    /// others stays.
     pub fn follow<E: From<io::Error>>(
         &mut self,
         attachment: &Attachment,
@@ -74,9 +74,9 @@ impl<C: ConfigAccess> Functions<C> {
         self.functions.iter()
     }
 
-    /// Finishes what a process that served these devices before has left unfinished, if it died over it. `changes` are
-    /// the changes of interrupt modes whose end was not recorded, `known` the pirqs of the guest by its record. For each
-    /// device where there was something it says what.
+    /// Finishes what an earlier process left undone when it died. `changes` are the changes of interrupt modes whose
+    /// end was not recorded, `known` the pirqs of the guest by its record. Returns what was found, for each device
+    /// where there was something.
     pub fn resolve_unknown(
         &mut self,
         xen: &impl Hypervisor,
@@ -94,9 +94,9 @@ impl<C: ConfigAccess> Functions<C> {
         self.functions.iter_mut().filter_map(resolve).collect()
     }
 
-    /// Prepares for a request that was there before this process: it may have been carried out already, wholly or in
-    /// part. One that turns messages on begins with turning them off, because nobody has heard of the pirqs; all others
-    /// can be carried out twice.
+    /// Prepares for a request that is older than this process. It may have been carried out already, wholly or in
+    /// part. For a request that turns MSI or MSI-X on, MSI is turned off first, because nobody knows the pirqs. All
+    /// others can be carried out twice.
     pub fn begin_again(
         &mut self,
         request: &Request,

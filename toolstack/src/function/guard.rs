@@ -1,12 +1,11 @@
-//! The second wall: which configuration writes of a stub reach a device.
+//! Judgement 2: which configuration writes of a stub reach a device.
 //!
-//! The stub filters what its guest asks for; the guest may have taken the stub over. So dom0 judges
-//! every write again, by a rule per register and nothing else: a register that is not in the table,
-//! or is written in another width, is refused. The rules are those of xen-pciback's conf_space
-//! tables, seen from below: what its policy lets through to hardware.
+//! The stub filters its guest's requests, but the guest may have taken the stub over. So dom0 judges every write
+//! again, by one rule per register. A register that is not in the table, or that is written in another width, is
+//! refused. The rules allow what xen-pciback's conf_space tables let through to hardware.
 //!
-//! The record of the device may widen that. A quirk is one more rule, for some bits of one register that has none. A
-//! permissive device may be written wherever no rule is and nothing is dom0's or Xen's.
+//! The record of the device may widen that. A quirk is one more rule, for some bits of a register that has none. A
+//! permissive device may be written wherever there is no rule and nothing belongs to dom0 or Xen.
 
 use crate::config_space::capabilities::Capabilities;
 use crate::config_space::header;
@@ -74,7 +73,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// True if the verdict depends on what the register holds now.
+    /// True if the verdict depends on the register's present value.
     pub fn needs_current(self) -> bool {
         matches!(self, Self::Command | Self::SelfTest | Self::Power | Self::Bits(_))
     }
@@ -101,8 +100,8 @@ impl Rule {
     }
 }
 
-/// Registers without a rule that stay dom0's, whatever the record says: ids, the latency timer, the interrupt line and
-/// pin. Of a bridge its buses and windows stay so too.
+/// Registers without a rule that stay dom0's, whatever the record says: ids, latency timer, interrupt line and pin. A
+/// bridge's buses and windows stay dom0's too.
 const KEPT: [Range<u16>; 3] = [0x00..0x04, 0x0d..0x0e, 0x3c..0x3e];
 
 /// PCI Express: device control and that of version 2, and the bits of them that can be a guest's. The others stay dom0's:
@@ -188,7 +187,7 @@ impl Guard {
         self.power.map(|at| at + 4)
     }
 
-    /// The quirks that are of no effect, because their registers have rules or are kept.
+    /// The quirks without effect: their registers have rules, or are dom0's or Xen's.
     pub fn unfit_quirks(&self) -> &[Quirk] {
         &self.unfit
     }

@@ -30,8 +30,8 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// The interrupts of a function that is now in `mode`. `line_offered` is false where the INTx
-    /// line must stay silent because others use it.
+    /// The interrupts of a function that is now in `mode`. `line_offered` is false if INTx must stay disabled because
+    /// others use the line.
     pub fn new(bdf: Bdf, capabilities: Capabilities, bars: Bars, line_offered: bool, mode: Mode) -> Self {
         Self {
             bdf,
@@ -47,8 +47,8 @@ impl Interrupts {
         &self.mode
     }
 
-    /// Turns MSI on, for one message, and returns its pirq. `record` writes down what is to outlive this process: the
-    /// change before Xen maps anything, the mode before the device can send a message.
+    /// Turns MSI on with one vector, and returns its pirq. `record` writes what must outlive this process: the change
+    /// before Xen maps anything, and the mode before the device can send anything.
     pub fn enable_msi(
         &mut self,
         config: &impl ConfigAccess,
@@ -133,7 +133,7 @@ impl Interrupts {
         Ok(pirqs)
     }
 
-    /// Notes the mode, whose messages are mapped, and has the device send them: `change` says what becomes of the
+    /// Records the mode, whose vectors are mapped, and turns it on in the device. `change` makes the new value of the
     /// register `control`.
     fn turn_on(
         &mut self,
@@ -183,12 +183,12 @@ impl Interrupts {
         off.and(unmapped).and(line)
     }
 
-    /// True if the device has forgotten that it is to send messages, as it does in a reset.
+    /// True if MSI or MSI-X is recorded as on, and off in the device, as after a reset.
     pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         Ok(self.mode != Mode::Intx && !self.is_on(config)?)
     }
 
-    /// True if the device sends messages in the way of the mode.
+    /// True if the mode is MSI or MSI-X, and on in the device.
     fn is_on(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let (control, enable) = match self.mode {
             Mode::Intx => return Ok(false),
@@ -201,8 +201,7 @@ impl Interrupts {
         Ok(config.read16(control)? & enable != 0)
     }
 
-    /// Brings the messages back that the device has lost in a reset, for the pirqs that the guest has. The device must
-    /// decode memory.
+    /// Restores MSI or MSI-X after a reset, for the pirqs that the guest has. The device must decode memory.
     pub fn restore(&self, config: &impl ConfigAccess, xen: &impl Hypervisor) -> io::Result<()> {
         let control = match self.mode {
             Mode::Intx if self.line_offered => return Ok(()),

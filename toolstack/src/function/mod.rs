@@ -1,4 +1,4 @@
-//! What a stub may do to one of its devices: the second wall, which does not trust the first, in the stub.
+//! What a stub may do to one of its devices: the second judgement, which does not trust the first one in the stub.
 
 pub mod aer;
 mod answers;

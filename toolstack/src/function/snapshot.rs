@@ -1,4 +1,5 @@
-//! What a reset takes from a function's configuration, remembered, so that it can be put back while a guest has it.
+//! Registers of a function that a reset clears, remembered so that they can be restored while a guest has the
+//! function.
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
@@ -13,13 +14,13 @@ const HEADER: [(u16, u8); 3] = [
     (register::LATENCY, 1),
     (register::INTERRUPT_LINE, 1),
 ];
-/// Of the PCI Express capability: device control, link control, and both again of version 2.
+/// Registers of the PCI Express capability: device control, link control, and those two of version 2.
 const EXPRESS: [(u16, u8); 4] = [(DEVICE_CONTROL, 2), (0x10, 2), (0x28, 2), (0x30, 2)];
 const DEVICE_CONTROL: u16 = 0x08;
-/// How many of them version 1 has.
+/// Number of those in version 1.
 const EXPRESS_1: usize = 2;
 const EXPRESS_VERSION: u16 = 0xf;
-/// Of the error reporting capability: masks, severities, control.
+/// Registers of the AER capability: masks, severities, control.
 const AER: [(u16, u8); 4] = [(0x08, 4), (0x0c, 4), (0x14, 4), (0x18, 4)];
 /// Device control: report correctable, non-fatal and fatal errors.
 const REPORT_ERRORS: u16 = 0x7;
@@ -40,15 +41,15 @@ pub struct Snapshot {
     /// The addresses, and a bridge's windows, as they are recorded: they come back first.
     addresses: Vec<Register>,
     registers: Vec<Register>,
-    /// It comes back last.
+    /// COMMAND, which is restored last.
     command: u16,
     /// The PCI Express capability of a function with error reporting.
     reporting: Option<u16>,
 }
 
 impl Snapshot {
-    /// Takes down what the function has now, and its addresses from the header that was recorded of it. Of one that does
-    /// not answer, nothing but that header is known.
+    /// Reads the registers as they are now. The addresses are those of the recorded `header`. For a function that
+    /// does not answer there is only that header.
     pub fn take(config: &impl ConfigAccess, header: &[u8], capabilities: &Capabilities) -> io::Result<Self> {
         let mut places = HEADER.to_vec();
         let mut reporting = None;
@@ -104,7 +105,7 @@ impl Snapshot {
         }
     }
 
-    /// Takes the command register down again, if the device answers.
+    /// Reads COMMAND again, if the device answers.
     pub fn update_command(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
         let command = config.read16(register::COMMAND)?;
         if command != SILENT {
@@ -113,7 +114,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Turns on that the function reports its errors; nothing where it cannot.
+    /// Turns error reporting on in the function, if it has AER.
     pub fn report_errors(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
         let Some(express) = self.reporting else {
             return Ok(());
@@ -127,7 +128,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// True if the function has lost an address, or that it answers to its addresses: it has been reset.
+    /// True if the function has lost an address or its decode bits: it has been reset.
     pub fn is_lost(&self, config: &impl ConfigAccess) -> io::Result<bool> {
         let now = config.read16(register::COMMAND)?;
         // The guard lets no guest turn decoding off, so a function that does not decode has been reset.
@@ -142,7 +143,7 @@ impl Snapshot {
         Ok(false)
     }
 
-    /// Puts back what differs.
+    /// Writes back all registers that differ.
     pub fn restore(&self, config: &impl ConfigAccess) -> io::Result<()> {
         for &Register { offset, width, value } in self.addresses.iter().chain(&self.registers) {
             if config.read(offset, width)? != value {

@@ -1,7 +1,7 @@
-//! The registers that a guest may write beyond the usual: what they held before, put back when the device leaves.
+//! Backup of the registers that a guest may write beyond the usual. They are restored when the device leaves.
 //!
-//! A reset does not see to that: Linux saves the registers that it knows before, as the guest left them, and restores
-//! them after. What is kept lies in a file for each device, which like the records goes away with a reboot.
+//! A reset does not do that: Linux saves the registers that it knows before the reset, as the guest left them, and
+//! restores them after it. The backup is one file for each device. Like the records it goes away with a reboot.
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
@@ -36,12 +36,12 @@ pub fn keep(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Result<()> {
     keep_in(&home(), bdf, terms, sysfs)
 }
 
-/// Puts back what has changed since in the registers that the guest could write.
+/// Restores what has changed since in the registers that the guest could write.
 pub fn restore(device: &Device, sysfs: &Sysfs) -> io::Result<()> {
     restore_from(&home(), device, sysfs)
 }
 
-/// Forgets what was kept: the device is in other hands, and nothing is put back.
+/// Removes the backup without restoring: the device is in other hands.
 pub fn forget(bdf: Bdf) -> io::Result<()> {
     match fs::remove_file(file(&home(), bdf)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

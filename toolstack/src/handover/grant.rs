@@ -22,11 +22,11 @@ pub enum AttachError {
     /// Xen refused.
     #[error("Xen refused {what} of {bdf} to domain {domain}{hint}", hint = hint(source))]
     Xen {
-        /// What was given.
+        /// What was to be granted.
         what: &'static str,
         /// The device.
         bdf: Bdf,
-        /// The domain that it was given to.
+        /// The domain that was to get it.
         domain: DomId,
         /// The errno.
         #[source]
@@ -37,20 +37,20 @@ pub enum AttachError {
     Nodes {
         /// `first` or `second`.
         hop: &'static str,
-        /// What xenstore said.
+        /// The cause.
         #[source]
         source: StoreError,
     },
     /// The record could not be written.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Dom0 would lose the line.
+    /// Dom0 cannot be made to answer for a shared line.
     #[error("dom0 cannot be made to answer for a shared line, so it would lose it: leave share-intx=1 out")]
     Ack(#[from] AckError),
-    /// A line would be held down.
+    /// INTx of a function without a driver could not be disabled.
     #[error("cannot keep an interrupt line free of functions that nobody drives")]
     Idle(#[from] IdleIntxError),
-    /// Nobody knows who has which device.
+    /// The claims on devices could not be read.
     #[error(transparent)]
     Claims(#[from] ClaimsError),
     /// sysfs cannot be read.

@@ -1,4 +1,4 @@
-//! INTx of functions that nobody drives.
+//! INTx of functions without a driver.
 //!
 //! Firmware can leave a function with its interrupt asserted. Nobody minds as long as nobody listens to its line. But a
 //! guest that gets another device on that line hears an interrupt that never ends, and its kernel, or dom0's, turns
@@ -130,7 +130,7 @@ fn restore_while(
     enabled.and(disabled).map(|()| stay)
 }
 
-/// Does it for all functions, whether it fails for one or not. Returns the first error.
+/// Calls `work` for all functions, whether it fails for one or not. Returns the first error.
 fn for_each(
     functions: &[Bdf],
     mut work: impl FnMut(Bdf) -> Result<(), IdleIntxError>,
@@ -146,7 +146,7 @@ fn is_undriven(bdf: Bdf, sysfs: &Sysfs) -> bool {
     sysfs.exists(bdf) && sysfs.driver(bdf).is_none()
 }
 
-/// Those of the functions whose line no guest can have.
+/// The functions whose line no guest can have.
 fn without_guest(mut functions: Vec<Bdf>, guests: &GuestLines, sysfs: &Sysfs) -> Vec<Bdf> {
     functions.retain(|&bdf| match guests {
         GuestLines::Any => false,

@@ -1,4 +1,4 @@
-//! INTx lines: which one a function has, and what of dom0 uses it.
+//! INTx lines: which one a function has, and who in dom0 uses it.
 
 use crate::config_space::interrupts::sends_msi;
 use crate::host::sysfs::{PCIBACK, Sysfs};
@@ -10,7 +10,7 @@ use std::io;
 /// The base class of network controllers (PCI Code and ID Assignment, 1.3).
 pub const NETWORK: u8 = 0x02;
 
-/// Who has a handler on an interrupt line, or is about to have one.
+/// The users of an INTx line: they have a handler on it, or are about to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharers {
     /// Functions with a driver in dom0.
@@ -42,7 +42,7 @@ impl fmt::Display for Sharers {
     }
 }
 
-/// What of dom0 uses an interrupt line, `together` apart.
+/// The users of an INTx line in dom0. The functions `together` do not count.
 ///
 /// Only a function with a driver counts: one that firmware or an earlier owner left enabled has no handler. Nor has
 /// one whose driver turned MSI on. A network driver requests its interrupt when its interface goes up, so its function

@@ -1,4 +1,4 @@
-//! Taking devices back: whatever an attachment's record says was given, wholly or in part.
+//! Takes devices back from a guest: all that the attachment's record names, whether it was given wholly or in part.
 //!
 //! It can be run after any failure and more than once; what is not there any more is passed over.
 //! Every step is tried, because a device that is left half quiesced is the worst outcome. A device with which any
@@ -26,7 +26,7 @@ use device::{Owner, Share, reclaim_held, reclaim_lost};
 pub use outcome::Released;
 use revoke::line_stays;
 pub use revoke::revoke_removed;
-/// How much of the reasons for a quarantine is kept: a node of xenstore has 4 KiB at most.
+/// Limit for the recorded reasons of a quarantine, in characters: a node of xenstore has 4 KiB at most.
 const REASON_LENGTH: usize = 1000;
 
 /// Takes everything back and destroys the stub. The guest may be dead, or must have let go.

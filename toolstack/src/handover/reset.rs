@@ -1,4 +1,4 @@
-//! How a function is reset: the ways that Linux knows, the one that it takes, and what stands in its way.
+//! Resets of functions: the methods that Linux offers, the one that works, and what prevents it.
 
 use crate::config_space::access::{ConfigAccess, SPACE, quieten};
 use crate::config_space::capabilities::Capabilities;
@@ -20,28 +20,28 @@ const POWER_STATE: u16 = 0x3;
 /// From D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
 const WAKE_UP: Duration = Duration::from_millis(10);
 
-/// A way of resetting a function.
+/// A reset method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// By code that Linux has for this very device.
+    /// A method that Linux has for this very device.
     DeviceSpecific,
-    /// By the firmware.
+    /// The firmware's method.
     Acpi,
     /// Function level reset.
     Flr,
     /// Function level reset of conventional PCI ("advanced features").
     AfFlr,
-    /// To D3hot and back.
+    /// Change to D3hot and back.
     Pm,
-    /// Of the whole bus that it is alone on.
+    /// Reset of the bus, on which the function must be alone.
     Bus,
-    /// Of the whole CXL bus.
+    /// Reset of the CXL bus.
     CxlBus,
-    /// Some way: before Linux 5.15 there is no list.
+    /// A method that is not named: Linux before 5.15 has no list.
     Unnamed,
 }
 
-/// Each method: its name in sysfs, and the one for people.
+/// Each method: its name in sysfs, and the name in messages.
 const METHODS: [(&str, &str, Method); 7] = [
     ("device_specific", "a method of its own", Method::DeviceSpecific),
     ("acpi", "ACPI", Method::Acpi),
@@ -62,7 +62,7 @@ impl fmt::Display for Method {
 /// What a reset of a function would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The ways that Linux lists, in the order in which it tries them.
+    /// The methods that Linux lists, in the order in which it tries them.
     pub methods: Vec<Method>,
     /// The other functions on its bus, without which the bus could be reset; empty on a root bus, which cannot be.
     pub neighbours: Vec<Bdf>,
@@ -91,14 +91,14 @@ impl Plan {
         }
     }
 
-    /// The way that works: the first that Linux lists. It lists a bus reset for whichever function of a bus it found
-    /// first, and refuses it once there is a second one.
+    /// The first listed method that works. Linux lists a bus reset for the function of a bus that it found first, and
+    /// refuses it once there is a second one.
     pub fn used(&self) -> Option<Method> {
         let works = |method: &Method| *method != Method::Bus || self.neighbours.is_empty();
         self.methods.iter().copied().find(works)
     }
 
-    /// Why there is no reset, if it is not the device that lacks one.
+    /// The functions that prevent a bus reset, if there is no other method.
     pub fn blocked_by(&self) -> &[Bdf] {
         if self.used().is_none() {
             &self.neighbours
@@ -108,7 +108,7 @@ impl Plan {
     }
 }
 
-/// For people: the way, or why there is none.
+/// The method in words, or why there is none.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.used(), self.blocked_by()) {
@@ -141,34 +141,34 @@ pub enum ResetError {
     /// Linux failed.
     #[error("its reset by {method} failed ({source})")]
     Failed {
-        /// The way tried.
+        /// The method tried.
         method: Method,
-        /// What Linux said.
+        /// The cause.
         source: SysfsError,
     },
-    /// It is another device, or none.
+    /// The ids are not those of the device.
     #[error("after its reset it answers as {:04x}:{:04x}, not as {expected}", found & 0xffff, found >> 16)]
     Mute {
-        /// What it should be.
+        /// The recorded ids.
         expected: Ids,
-        /// What it says: vendor in the low half.
+        /// The ids read: vendor in the low half.
         found: u32,
     },
-    /// It is a virtual function no more, or another one.
+    /// Class and revision of a virtual function are not the recorded ones.
     #[error("after its reset its class and revision read {found:08x}, not {expected:08x}")]
     Gone {
-        /// What they should be.
+        /// The recorded value.
         expected: u32,
-        /// What they are.
+        /// The value read.
         found: u32,
     },
-    /// It sleeps.
+    /// The function is not in D0.
     #[error("after its reset it stays in power state D{state}, not in D0")]
     Asleep {
-        /// 1 to 3.
+        /// The power state, 1 to 3.
         state: u16,
     },
-    /// Its configuration space is out of reach.
+    /// The configuration space cannot be read or written.
     #[error("its configuration could not be restored after its reset ({0})")]
     Restore(#[from] io::Error),
 }
@@ -188,8 +188,8 @@ pub fn quiesce(config: &impl ConfigAccess) -> io::Result<()> {
     turn_off(config, &capabilities)
 }
 
-/// Resets a function that is quiet, puts its header back, and checks that it answers in D0. Returns the way taken;
-/// `None` if there is none.
+/// Resets a quiesced function, restores its header, and checks that it answers in D0. Returns the method used; `None`
+/// if there is none.
 pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<Method>, ResetError> {
     let method = Plan::of(bdf, sysfs).used();
     if let Some(method) = method {
@@ -202,7 +202,7 @@ pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<
     Ok(method)
 }
 
-/// Puts the header of a function back, and checks that it answers in D0.
+/// Restores the header of a function, and checks that it answers in D0.
 fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
     // First of all: nothing is written to a device that is not the one, or that answers all ones.
     ensure_present(config, ids, header)?;

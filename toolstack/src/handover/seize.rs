@@ -1,4 +1,4 @@
-//! Taking a device from dom0's driver, and giving it back.
+//! Takes a device from dom0's driver, and gives it back.
 //!
 //! While a device is passed through, dom0's xen-pciback holds it, for three things: no other driver
 //! of dom0 binds to it, its MSI-X is prepared in Xen, and Xen keeps it in quarantine between guests.
@@ -18,25 +18,25 @@ use std::io;
 use std::process::{Command, Stdio};
 use thiserror::Error;
 
-/// Why a device could not be taken or given back.
+/// Why a device could not be seized or given back.
 #[derive(Debug, Error)]
 pub enum SeizeError {
-    /// The module is missing.
+    /// The kernel has no xen-pciback.
     #[error(
         "dom0's kernel has no xen-pciback, and `modprobe xen-pciback` did not bring it: install the module that \
          fits the running kernel"
     )]
     NoPciback,
-    /// xl failed.
+    /// `xl pci-assignable-add` failed.
     #[error("cannot take {bdf} from dom0")]
     Add {
         /// The device.
         bdf: Bdf,
-        /// What xl said.
+        /// The cause.
         #[source]
         source: XlError,
     },
-    /// Its command register cannot be written.
+    /// COMMAND of a device without a driver could not be written.
     #[error("cannot stop DMA and INTx of {bdf}, which has no driver that would")]
     Quieten {
         /// The device.
@@ -45,7 +45,7 @@ pub enum SeizeError {
         #[source]
         source: io::Error,
     },
-    /// xl did not fail, yet the device is elsewhere.
+    /// xl succeeded, and xen-pciback does not hold the device.
     #[error(
         "{bdf} is bound to {driver} after `xl pci-assignable-add {bdf}`: does another program bind drivers?",
         driver = driver.as_deref().unwrap_or("no driver")
@@ -56,16 +56,16 @@ pub enum SeizeError {
         /// Its driver.
         driver: Option<String>,
     },
-    /// xl failed.
+    /// `xl pci-assignable-remove` failed.
     #[error("cannot give {bdf} back to dom0: `xl pci-assignable-remove -r {bdf}` tries it again")]
     Remove {
         /// The device.
         bdf: Bdf,
-        /// What xl said.
+        /// The cause.
         #[source]
         source: XlError,
     },
-    /// It cannot be used.
+    /// The device did not come back from its reset.
     #[error(
         "{bdf} is in quarantine now, because {reason}: `bulkhead release {bdf}` tries its reset again, otherwise \
          power-cycle the host"
@@ -73,10 +73,10 @@ pub enum SeizeError {
     Quarantined {
         /// The device.
         bdf: Bdf,
-        /// What happened.
+        /// The reason, in words.
         reason: String,
     },
-    /// Linux does not look for a driver.
+    /// The kernel could not be asked to probe the device.
     #[error("{bdf} is dom0's again, but its kernel does not look for a driver: bind one by sysfs")]
     Probe {
         /// The device.
@@ -90,7 +90,7 @@ pub enum SeizeError {
     Record(#[from] RecordError),
 }
 
-/// What a device was before it was taken.
+/// State of a device before it was seized.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
     /// Held by xen-pciback already.
@@ -101,20 +101,20 @@ pub enum Before {
     Idle,
 }
 
-/// Where a device is after it was to be given back to dom0.
+/// Where a device is after [`rebind_driver`] or [`release`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rebound {
     /// With this driver of dom0's.
     Driver(String),
     /// In dom0, without a driver.
     Undriven,
-    /// Where it was: it was held before, or is in quarantine, or dom0 has it already.
+    /// Unchanged: it was held before, is in quarantine, or dom0 has it already.
     Stays,
-    /// Held, for this guest lives and may still have the device's memory mapped.
+    /// Held: this guest lives and may still have the device's memory mapped.
     MappedBy(Domain),
 }
 
-/// Makes xen-pciback hold the device. `by` tells the command that does it from others.
+/// Makes xen-pciback hold the device. `by` identifies the command.
 pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Before, SeizeError> {
     load_pciback(host)?;
     let before = match host.sysfs.driver(bdf) {
@@ -166,8 +166,8 @@ fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
         .map_err(|source| SeizeError::Quieten { bdf, source })
 }
 
-/// Resets a device that xen-pciback holds, so that whoever comes next finds nothing of whoever was before. One that
-/// does not come back from that goes into quarantine. Returns the way taken; `None` if there is none.
+/// Resets a device that xen-pciback holds, so that its next owner finds no state of the last one. A device that does
+/// not come back goes into quarantine. Returns the method used; `None` if there is none.
 pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
     // Read before anything is changed: this is what the reset compares with, and what it restores.
     let now = host.sysfs.config_bytes(bdf).and_then(|config| {
@@ -190,8 +190,8 @@ pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, Sei
     }
 }
 
-/// Gives a device that was taken for a guest back to the driver that it was taken from. One that was held before, that
-/// is in quarantine, or that a guest may still have mapped, stays held.
+/// Gives a device that was seized for a guest back to the driver that it was seized from. A device stays held if it
+/// was held before, is in quarantine, or may still be mapped by a guest.
 pub fn rebind_driver<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Rebound, SeizeError> {
     if records::quarantine_reason(&mut host.store, bdf)?.is_some() {
         return Ok(Rebound::Stays);
@@ -205,8 +205,8 @@ pub fn rebind_driver<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Rebound, SeizeEr
     }
 }
 
-/// Gives a device back to dom0 whoever it is held for: to the driver that it was taken from, or to the one that takes
-/// it.
+/// Gives a held device back to dom0, whatever it was seized for: to the driver that it was seized from, or to any
+/// that takes it.
 pub fn release(host: &mut Host, bdf: Bdf) -> Result<Rebound, SeizeError> {
     for seizure in [Seizure::ToKeep, Seizure::ForGuest] {
         if let Some(driver) = records::seized_from(&mut host.store, seizure, bdf)? {

@@ -23,20 +23,20 @@ use xenbus::pciif::frontend::post;
 use xenbus::pciif::{Command, MAGIC, OpError, Request};
 use xenbus::state::XenbusState;
 
-/// How long xen-pciback may take for a step; the longest is the reset of a bus, of a second.
+/// Limit for a step of xen-pciback's. The longest is the reset of a bus, which takes a second.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Why dom0 does not answer, or cannot be stopped from it.
 #[derive(Debug, Error)]
 pub enum AckError {
-    /// xenstore said no.
+    /// A request to xenstore failed.
     #[error("cannot use the nodes by which xen-pciback is asked")]
     Store(#[from] StoreError),
-    /// The kernel said no.
+    /// A page or an event channel could not be had.
     #[error("cannot share a page with xen-pciback: is the module xen-gntalloc loaded?")]
     Page(#[source] io::Error),
-    /// The kernel said no.
+    /// A sysfs file could not be read or written.
     #[error("cannot ask xen-pciback about {bdf} (its sysfs file {file})")]
     Sysfs {
         /// The device.
@@ -47,23 +47,23 @@ pub enum AckError {
         #[source]
         source: io::Error,
     },
-    /// It took too long.
+    /// xen-pciback did not do a step in time.
     #[error("xen-pciback does not answer about {bdf} ({what}): dom0's kernel log says why")]
     Silent {
         /// The device.
         bdf: Bdf,
-        /// What was waited for.
+        /// The step, in words.
         what: &'static str,
     },
-    /// It said no.
+    /// xen-pciback refused the request.
     #[error("xen-pciback refuses to turn {bdf} on: {error:?}")]
     Refused {
         /// The device.
         bdf: Bdf,
-        /// Its answer.
+        /// xen-pciback's answer.
         error: OpError,
     },
-    /// It has no handler.
+    /// xen-pciback has no handler for the device.
     #[error(
         "dom0 has no handler for {bdf}: its line is not offered to a guest, or no driver of dom0's uses it"
     )]
@@ -78,9 +78,9 @@ pub enum AckError {
 pub struct Handler {
     /// The device.
     pub bdf: Bdf,
-    /// Whether it says of interrupts that they were meant.
+    /// True if it answers the kernel that interrupts were handled.
     pub acking: bool,
-    /// Of how many it did.
+    /// Number of interrupts that it answered.
     pub handled: u64,
 }
 
@@ -108,22 +108,22 @@ pub fn handler(bdf: Bdf, sysfs: &Sysfs) -> Option<Handler> {
 /// A line that a guest's device has, as dom0 sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineStatus {
-    /// Its number.
+    /// The GSI.
     pub gsi: u32,
     /// The drivers of dom0's that use it too.
     pub dom0: Vec<String>,
     /// Whether dom0 answers for the device.
     pub acking: bool,
-    /// How many of its interrupts dom0 answered.
+    /// Number of the device's interrupts that dom0 answered.
     pub answered: u64,
-    /// How many of the line's last interrupts, at most 100,000, there were in dom0.
+    /// Number of the line's interrupts since dom0's kernel began to count, 100,000 at most.
     pub seen: u32,
-    /// How many of those nobody in dom0 wanted; 99,901 turn the line off.
+    /// Number of those that no handler in dom0 wanted. At 99,901 the kernel turns the line off.
     pub unwanted: u32,
 }
 
 impl LineStatus {
-    /// Finds out; `None` if nobody in dom0 uses the line, nor answers for the device.
+    /// Reads the status from sysfs. `None` if nobody in dom0 uses the line, nor answers for the device.
     pub fn of(bdf: Bdf, gsi: u32, sysfs: &Sysfs) -> Option<Self> {
         let dom0 = sysfs.line_users(gsi);
         let handler = handler(bdf, sysfs);
@@ -294,7 +294,7 @@ fn ask(page: &OfferedPage, port: &LocalPort, request: &Request, bdf: Bdf) -> Res
     }
 }
 
-/// Waits until something is so; `None` if it does not become so.
+/// Waits until `is_so` returns true; `None` after [`TIMEOUT`].
 fn wait_for(
     store: &mut Store,
     mut is_so: impl FnMut(&mut Store) -> Result<bool, StoreError>,

@@ -1,4 +1,4 @@
-//! Which device of this host a name means.
+//! Finds the device that a name means on this host.
 
 use crate::host::sysfs::{Sysfs, SysfsError};
 use bulkhead_config::name::{Name, Place, Step};
@@ -10,13 +10,13 @@ use xenbus::device::Ids;
 /// Why a name means no device.
 #[derive(Debug, Error)]
 pub enum NameError {
-    /// Nothing there.
+    /// There is no device at the address.
     #[error("there is no PCI device {bdf} on this host: `lspci -D` lists those that are")]
     NoDevice {
         /// The address.
         bdf: Bdf,
     },
-    /// Something else there.
+    /// The device at the address has other ids.
     #[error(
         "{bdf} is {found} and not {expected}: addresses change when cards come and go; `lspci -nD` shows which device \
          is where"
@@ -24,26 +24,26 @@ pub enum NameError {
     Other {
         /// The address.
         bdf: Bdf,
-        /// What the device is.
+        /// The ids of the device.
         found: Ids,
-        /// What it should be.
+        /// The ids in the name.
         expected: Ids,
     },
-    /// No such device anywhere.
+    /// No device has these ids.
     #[error("no device on this host is {ids}: `lspci -nD` lists those that are")]
     None {
-        /// What it should be.
+        /// The ids in the name.
         ids: Ids,
     },
-    /// More than one.
+    /// Several devices have these ids.
     #[error("{ids} is not one device of this host, but each of {which}: name one by its address, such as {ids}@{first}", which = list(bdfs), first = bdfs.first().map_or_else(String::new, Bdf::to_string))]
     Many {
-        /// What they are.
+        /// The ids in the name.
         ids: Ids,
-        /// Where they are.
+        /// The addresses of the devices.
         bdfs: Vec<Bdf>,
     },
-    /// A path that leads nowhere.
+    /// A step of the path leads to no device.
     #[error("there is no device {step} on the bus below {bridge}: `lspci -tD` shows what is there")]
     NoStep {
         /// The last device that is there.
@@ -51,16 +51,16 @@ pub enum NameError {
         /// The step from there.
         step: Step,
     },
-    /// A path that forks.
+    /// A step of the path leads to several devices.
     #[error(
         "below {bridge} there is more than one device {step}: {which}; name it by its address", which = list(bdfs)
     )]
     Fork {
-        /// Where it forks.
+        /// The bridge above the devices.
         bridge: Bdf,
         /// The step from there.
         step: Step,
-        /// Where that leads.
+        /// The devices.
         bdfs: Vec<Bdf>,
     },
     /// sysfs cannot be read.
@@ -101,7 +101,7 @@ pub fn resolve(name: &Name, sysfs: &Sysfs) -> Result<Bdf, NameError> {
     }
 }
 
-/// True if a device is meant, or is one of those that are.
+/// True if the name means this device, or it is one of several with the ids in the name.
 pub fn means(name: &Name, bdf: Bdf, sysfs: &Sysfs) -> bool {
     match name {
         Name::Ids(ids) => sysfs.ids(bdf).is_ok_and(|found| found == *ids),

@@ -1,4 +1,4 @@
-//! Memory that the firmware reserves for the DMA of devices: the RMRR structures of the ACPI table `DMAR`.
+//! Memory that Intel firmware reserves for the DMA of devices: the RMRR structures of the ACPI table `DMAR`.
 //!
 //! Intel Virtualization Technology for Directed I/O, sections 8.1, 8.3.1 and 8.4. Xen hides the table from dom0 by
 //! spelling its signature backwards, so Linux shows it as `RMAD`.
@@ -46,7 +46,7 @@ impl Dmar {
         tables.map(|table| Self::parse(&table)).next()
     }
 
-    /// Reads the table as far as it makes sense.
+    /// Parses the table, up to the first structure that is malformed.
     pub fn parse(table: &[u8]) -> Self {
         let mut found = Vec::new();
         let mut rest = table.get(HEADER..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Finding domains, and telling whether one still lives.
+//! Finds domains, tells whether one still lives, and destroys one.
 
 use crate::host::Host;
 use crate::host::launcher::LaunchError;
@@ -9,7 +9,7 @@ use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::home;
 
-/// A domain, told apart from a later one with the same number.
+/// A domain, with what tells it from a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Domain {
     /// Its number.
@@ -23,31 +23,31 @@ pub struct Domain {
 /// Why a domain was not found.
 #[derive(Debug, Error)]
 pub enum DomainError {
-    /// No such domain.
+    /// There is no such domain.
     #[error("there is no domain {who}: `xl list` shows those that run")]
     NotFound {
         /// The name or number asked for.
         who: String,
     },
-    /// One has it for its name, another for its number.
+    /// It is the name of one domain and the number of another.
     #[error(
         "{who} is the name of domain {named}, and the number of domain {numbered}: say {named} or {numbered}, whichever \
          is meant"
     )]
     Ambiguous {
-        /// What was asked for.
+        /// The name or number asked for.
         who: String,
         /// The number of the domain with this name.
         named: DomId,
         /// The name of the domain with this number.
         numbered: String,
     },
-    /// xenstore said no.
+    /// A request to xenstore failed.
     #[error("cannot look for domain {who} in xenstore")]
     Store {
         /// The name or number asked for.
         who: String,
-        /// What xenstore said.
+        /// The cause.
         #[source]
         source: StoreError,
     },
@@ -56,15 +56,15 @@ pub enum DomainError {
 /// Why a domain was not destroyed.
 #[derive(Debug, Error)]
 pub enum DestroyError {
-    /// xl could not.
+    /// `xl destroy` failed.
     #[error(transparent)]
     Xl(#[from] LaunchError),
-    /// Whether it lives is unknown.
+    /// xenstore did not tell whether it lives.
     #[error("cannot see in xenstore whether the domain lives")]
     Store(#[from] StoreError),
 }
 
-/// Finds a domain by its name or number. A name may look like a number, and be another domain's: then neither is taken.
+/// Finds a domain by its name or number. If the name of one is the number of another, neither is taken.
 pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
     let failed = |source| DomainError::Store {
         who: who.to_owned(),

@@ -1,6 +1,6 @@
-//! Libxl's list of numbers that domains had in the last minute, which it gives to no new domain: a tool that still means
-//! the old domain would take the new one for it. A stub that comes back with its number is meant to be taken for the old
-//! one, so its number, and no other, is struck from the list.
+//! libxl's list of domain numbers that were in use in the last minute. libxl gives them to no new domain, because a
+//! tool that still means the old domain would take the new one for it. A stub that comes back with its number is
+//! meant to be taken for the old one, so its number, and no other, is removed from the list.
 
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
@@ -9,16 +9,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use xen::xenctrl::DomId;
 
-/// Where libxl keeps its run-time files, by how it was built.
+/// Directories of libxl's run-time files, by how it was built.
 const DIRECTORIES: [&str; 2] = ["/run/xen", "/var/run/xen"];
-/// Lines `SECONDS NUMBER`.
+/// The list: lines `SECONDS NUMBER`.
 const LIST: &str = "domid-history";
 /// Locked by who changes the list, and replaced with it (`libxl__lock_file`).
 const LOCK: &str = "domid-history.lock";
-/// How the new list is called until it takes the place of the old one. Libxl's own is called otherwise.
+/// Name of the new list until it replaces the old one. libxl uses another name.
 const NEW: &str = "domid-history.bulkhead";
 
-/// Strikes a number from the list. Without a list there is nothing to strike.
+/// Removes a number from the list. It is no error if there is no list.
 pub fn strike(domid: DomId) -> io::Result<()> {
     DIRECTORIES
         .iter()

@@ -1,4 +1,4 @@
-//! What the configuration of a guest, or of a stub, says that matters for passthrough, from the JSON that xl prints.
+//! The parts of a guest's or stub's configuration that matter for passthrough, from the JSON that xl prints.
 
 use serde_json::Value;
 use std::path::Path;
@@ -8,12 +8,12 @@ use thiserror::Error;
 /// for the guest, and no device can be assigned later.
 pub const PASSTHROUGH: &str = r#"passthrough="enabled""#;
 
-/// The part of a configuration that is looked at.
+/// The parts of a guest's configuration that matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestConfig {
     /// The guest's name.
     pub name: String,
-    /// Its UUID: of a file without one, another each time that xl reads it.
+    /// Its UUID. For a file without one, xl makes up another each time.
     pub uuid: Option<String>,
     kind: String,
     e820_host: bool,
@@ -27,7 +27,7 @@ pub enum GuestRefusal {
     /// xl printed a configuration without a name.
     #[error("xl prints no name in the configuration: is it a domain's?")]
     NoName,
-    /// Not a PV guest.
+    /// The guest is no PV guest.
     #[error(
         "guest {name} is of type {kind}, and only PV guests have pcifront: set type=\"pv\" in its configuration"
     )]
@@ -37,7 +37,7 @@ pub enum GuestRefusal {
         /// Its type.
         kind: String,
     },
-    /// No hole for BARs in its memory map.
+    /// The guest's memory map has no room for BARs.
     #[error(
         "guest {name} has no e820_host=1: without the host's memory map it finds no place for the \
          device's memory. Add the line e820_host=1 to its configuration"
@@ -46,7 +46,7 @@ pub enum GuestRefusal {
         /// The guest.
         name: String,
     },
-    /// Devices through xen-pciback.
+    /// The guest has devices through xen-pciback.
     #[error(
         "guest {name} has a pci= line of its own: a guest has one PCI backend, and xl's would be dom0. \
          Remove the line and name those devices with --device"
@@ -55,7 +55,7 @@ pub enum GuestRefusal {
         /// The guest.
         name: String,
     },
-    /// Created without an IOMMU context.
+    /// The guest was created without an IOMMU context.
     #[error(
         "guest {name} was created without {PASSTHROUGH}, so Xen cannot assign devices to it: \
          add the line to its configuration and create it again"
@@ -117,7 +117,7 @@ pub struct NoStub {
     why: String,
 }
 
-/// More than any stub needs.
+/// Limit of a stub's memory, in KiB: more than any stub needs.
 const STUB_MEMORY_KIB: u64 = 64 << 10;
 
 /// Checks by what `xl list -l` says of a domain that it is a stub: a PV guest without devices, of little memory, with

@@ -1,4 +1,4 @@
-//! Memory that the firmware reserves for the DMA of devices on AMD's hosts: the IVMD blocks of the ACPI table `IVRS`.
+//! Memory that AMD firmware reserves for the DMA of devices: the IVMD blocks of the ACPI table `IVRS`.
 //!
 //! AMD I/O Virtualization Technology (IOMMU) Specification, revision 3, sections 5.2.1 and 5.2.3.
 
@@ -32,7 +32,7 @@ impl Ivrs {
         fs::read(PATH).ok().map(|table| Self::parse(&table))
     }
 
-    /// Reads the table as far as it makes sense.
+    /// Parses the table, up to the first block that is malformed.
     pub fn parse(table: &[u8]) -> Self {
         let mut found = Vec::new();
         let mut rest = table.get(HEADER..).unwrap_or_default();

@@ -1,8 +1,9 @@
-//! The service's launcher, its first process: it alone runs other programs, so that the workers, which deal with what stubs
-//! say, need not be able to.
+//! The service's launcher: its first process. Only the launcher runs other programs, so that the workers, which
+//! handle the stubs' data, need no privileges for that.
 //!
-//! It starts the workers (`serve::workers`). Each asks it over a pair of sockets, one message an order and one an answer.
-//! The launcher knows the few [orders](Order) and nothing else ([`desk`]). When a worker dies, what it has ordered goes on.
+//! It starts the workers (`serve::workers`). Each sends it orders over a pair of sockets, one message for an order
+//! and one for an answer. The launcher knows the few [orders](Order) and nothing else ([`desk`]). When a worker dies,
+//! its orders are still carried out.
 
 pub mod desk;
 pub mod messages;
@@ -17,33 +18,33 @@ use std::io;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// How long a worker waits for the end of an order, at most: guests wait meanwhile.
+/// Limit for a worker to wait for the end of an order: guests wait meanwhile.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An order that was not carried out.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    /// It does not answer.
+    /// The launcher does not answer.
     #[error("the service's launcher is gone: the service has to be started again")]
     Gone(#[source] io::Error),
-    /// It takes too long.
+    /// The order takes longer than [`TIMEOUT`].
     #[error("it has not ended after {} s, and goes on", TIMEOUT.as_secs())]
     Slow,
-    /// The program failed.
+    /// The order failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// A worker's end.
+/// A worker's end of its connection to the launcher.
 #[derive(Debug)]
 pub struct Launcher {
     socket: OwnedFd,
     next: u64,
-    /// Answers that nobody has asked for yet.
+    /// Answers that were received and not asked for yet.
     answers: BTreeMap<Ticket, Result<(), String>>,
     /// Files that came with them.
     files: BTreeMap<Ticket, OwnedFd>,
-    /// True if some came in while another was waited for, so that the socket does not show them.
+    /// True if answers were received while another one was waited for, so that the socket is not ready for them.
     others: bool,
 }
 
@@ -59,7 +60,7 @@ impl Launcher {
         }
     }
 
-    /// Has a connection to xenstore opened, for [`over`](crate::host::store::over).
+    /// Orders a connection to xenstore, for [`over`](crate::host::store::over).
     pub fn open_store(&mut self) -> Result<OwnedFd, LaunchError> {
         self.open(Order::Store)
     }
@@ -95,7 +96,7 @@ impl Launcher {
         Ok(ticket)
     }
 
-    /// What became of an order; `None` while it is under way.
+    /// The result of an order; `None` while it is under way.
     pub fn poll(&mut self, ticket: Ticket) -> Result<Option<Result<(), LaunchError>>, LaunchError> {
         self.listen(Duration::ZERO)?;
         Ok(self.answer(ticket))
@@ -133,7 +134,7 @@ impl Launcher {
         Some(answer.map_err(LaunchError::Failed))
     }
 
-    /// Takes in the answers that have come, waiting for so long for the first one.
+    /// Receives the answers that have come. Waits for the first one for `longest` at most.
     fn listen(&mut self, mut longest: Duration) -> Result<(), LaunchError> {
         while ready(&self.socket, longest).map_err(LaunchError::Gone)? {
             let heard: Option<(Answered, _)> = hear(&self.socket).map_err(LaunchError::Gone)?;
@@ -149,7 +150,7 @@ impl Launcher {
     }
 }
 
-/// To be waited for: it becomes ready when an order has ended, or the launcher.
+/// The socket, which becomes ready when an order has ended, or the launcher.
 impl AsFd for Launcher {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -1,4 +1,4 @@
-//! Where the configuration space of a function lies in memory: the ACPI table `MCFG`.
+//! The ACPI table `MCFG`: where configuration space lies in memory.
 //!
 //! PCI Firmware Specification 3.3, section 4.1.2: after the 36-byte ACPI header
 //! and 8 reserved bytes follow allocations of 16 bytes each: base address (8),
@@ -8,7 +8,7 @@
 use pci::bdf::Bdf;
 use thiserror::Error;
 
-/// Where Linux shows the table.
+/// File in which Linux shows the table.
 pub const PATH: &str = "/sys/firmware/acpi/tables/MCFG";
 
 const HEADER: usize = 44;

@@ -1,4 +1,4 @@
-//! The host that a command works on: its privileges, and handles to what it is made of.
+//! The host that a command works on: the check of privileges, and handles to xenstore, Xen and sysfs.
 
 pub mod device_names;
 pub mod dmar;
@@ -26,33 +26,33 @@ use store::{NoStore, Store};
 use thiserror::Error;
 use xen::xenctrl::{DomId, Xenctrl, XenctrlError};
 
-/// Why nothing can be done here.
+/// Why the host cannot be used.
 #[derive(Debug, Error)]
 pub enum HostError {
-    /// Not root.
+    /// The process is not root's.
     #[error("this needs root: run it with sudo, or as root")]
     NotRoot,
-    /// Not dom0.
+    /// The machine is no control domain.
     #[error(
         "this is not the control domain of a Xen host (/proc/xen/capabilities does not say control_d): \
          run it in dom0"
     )]
     NotDom0,
-    /// No way to tell.
+    /// xenfs cannot be read.
     #[error(
         "this machine does not run under Xen, or xenfs is not mounted: boot it under Xen, and \
          `mount -t xenfs xenfs /proc/xen` if that is missing"
     )]
     NoXen(#[source] io::Error),
-    /// No xenstore.
+    /// xenstore cannot be reached.
     #[error(transparent)]
     Store(#[from] NoStore),
-    /// No control interface.
+    /// Xen's control interface cannot be opened.
     #[error(transparent)]
     Xenctrl(#[from] XenctrlError),
 }
 
-/// Handles to xenstore, the hypervisor and sysfs. Tests have a hypervisor of their own.
+/// Handles to xenstore, the hypervisor and sysfs. Tests use a model of the hypervisor.
 pub struct Host<X = Xenctrl> {
     /// Xenstore.
     pub store: Store,
@@ -60,16 +60,16 @@ pub struct Host<X = Xenctrl> {
     pub xen: X,
     /// The PCI devices.
     pub sysfs: Sysfs,
-    /// Whoever runs other programs.
+    /// The runner of other programs.
     pub runner: Runner,
 }
 
-/// Who runs other programs for this process.
+/// How other programs are run.
 #[derive(Debug)]
 pub enum Runner {
-    /// It does so itself, as commands do.
+    /// By this process, as in commands.
     Itself,
-    /// A process that was left with the privileges for that.
+    /// By the service's launcher, which alone has the privileges for that.
     Launcher(Launcher),
     /// A model for tests: the domains that were to be destroyed.
     #[cfg(test)]
@@ -95,12 +95,12 @@ impl Runner {
 }
 
 impl Host {
-    /// Opens the host that this process runs on, which takes root in dom0.
+    /// Opens the host. The process must be root's in dom0.
     pub fn open() -> Result<Self, HostError> {
         Self::open_with(Runner::Itself)
     }
 
-    /// Opens the host for a process whose programs are run by `runner`.
+    /// Opens the host with this `runner` for other programs.
     pub fn open_with(runner: Runner) -> Result<Self, HostError> {
         check_privilege()?;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! What devices are called: the host's copy of the list `pci.ids` (<https://pci-ids.ucw.cz>), which comes with lspci.
+//! Names of devices: the host's copy of the list `pci.ids` (<https://pci-ids.ucw.cz>), which comes with lspci.
 
 use std::fs;
 use xenbus::device::Ids;
@@ -23,8 +23,8 @@ impl PciIds {
         Self(text.unwrap_or_default())
     }
 
-    /// Vendor and device, as far as they are known. A line of a vendor begins with its four digits, those of its devices
-    /// follow with a tab before theirs, those of subsystems with two.
+    /// Names of vendor and device, as far as they are known. In the file, a vendor's line begins with its four
+    /// digits. Lines of its devices follow, with a tab before the digits; lines of subsystems have two.
     pub fn name(&self, ids: Ids) -> Option<String> {
         let named = |line: &str, id: u16| {
             let rest = line.strip_prefix(format!("{id:04x}").as_str())?;

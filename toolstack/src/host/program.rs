@@ -3,14 +3,14 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// A command that runs this program again: the very file, also when another one has taken its name meanwhile, as when a
-/// package is upgraded.
+/// A command that runs this program again: the same file, even if another one has its name by now, as after the
+/// upgrade of a package.
 pub fn own() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("bulkhead");
     command
 }
 
-/// The variable in the environment of a command that the service has ordered: such a command starts no service, for the one
-/// that it belongs to may be about to end.
+/// Environment variable of a command that the service has ordered. Such a command starts no service: the one that
+/// ordered it may be about to end.
 pub const ORDERED: &str = "BULKHEAD_ORDERED";

@@ -1,5 +1,5 @@
-//! Creating a stub anew, with the number that it had: what the service's launcher has a short-lived process do
-//! (`bulkhead recreate`), so that libxl's processes, signals and memory are none of theirs.
+//! Creates a stub anew, with the number that it had. The service's launcher runs a short-lived process for it
+//! (`bulkhead recreate`), so that libxl's processes, signals and memory stay out of the launcher.
 
 use crate::host::{domid_history, program};
 use crate::say;
@@ -27,13 +27,13 @@ pub struct NewStub {
     pub config: Value,
 }
 
-/// How it went.
+/// The result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recreated {
     domid: DomId,
-    /// Until the old domain was gone.
+    /// Time until the old domain was gone.
     waited: Duration,
-    /// From then on.
+    /// Time from then until the new domain was there.
     took: Duration,
     attempts: u32,
 }
@@ -55,25 +55,25 @@ impl fmt::Display for Recreated {
     }
 }
 
-/// Why it was not done.
+/// Why the domain was not created.
 #[derive(Debug, Error)]
 pub enum RecreateError {
-    /// The order is nonsense.
+    /// The order cannot be parsed.
     #[error("cannot read the order")]
     Order(#[source] io::Error),
-    /// No lock.
+    /// The lock cannot be had.
     #[error("cannot lock {LOCK}")]
     Lock(#[source] io::Error),
-    /// The configuration is none.
+    /// The configuration has no `c_info`.
     #[error("the stub's configuration was kept without `c_info`")]
     Config,
-    /// Xen's version is unknown.
+    /// Xen's version cannot be read.
     #[error("cannot read Xen's version")]
     Version(#[source] io::Error),
-    /// No control interface.
+    /// Xen's control interface cannot be opened.
     #[error(transparent)]
     Xenctrl(#[from] XenctrlError),
-    /// Xen will not tell.
+    /// Xen did not tell the domain's state.
     #[error("cannot ask Xen about domain {domid}")]
     DomainState {
         /// The domain.
@@ -87,38 +87,39 @@ pub enum RecreateError {
     Taken {
         /// The number.
         domid: DomId,
-        /// What Xen says of it.
+        /// The domain's state, by Xen.
         state: DomainState,
     },
-    /// libxl refused.
+    /// libxl failed.
     #[error(transparent)]
     Xenlight(#[from] XenlightError),
 }
 
 /// Locked, shared, by each process that creates a stub.
 const LOCK: &str = "/run/bulkhead/recreate.lock";
-/// How long Xen may take to let go of the old domain. Who waits for the new one has two seconds in all.
+/// Limit for Xen to let go of the old domain. The guest that waits for the new one has two seconds in all.
 const TIMEOUT: Duration = Duration::from_millis(1500);
 /// Between two looks whether it has.
 const POLL: Duration = Duration::from_millis(2);
-/// How often libxl is asked. Xen may refuse a number for a moment after the domain has gone.
+/// Limit of attempts by libxl. Xen may refuse a number for a moment after the domain has gone.
 const ATTEMPTS: u32 = 5;
-/// How long after the last start a spare process is started.
+/// Delay before a spare process is started, after the last order.
 const SPARE_DELAY: Duration = Duration::from_secs(2);
-/// How many of the last lines of what libxl complains of are shown.
+/// Number of last lines of libxl's messages that are shown.
 const LINES_SHOWN: usize = 4;
-/// How often the number alone is struck from libxl's list of recent ones before all are.
+/// Number of attempts for which only this number is removed from libxl's list of recent ones. Later attempts clear
+/// the list.
 const STRIKES: u32 = 2;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A process that is ready to create a domain, with libxl loaded: guests wait for what comes after that only. It ends
-/// with the process that holds it.
+/// A process that is ready to create a domain, with libxl loaded, so that guests do not wait for that. It ends with
+/// the process that holds it.
 #[derive(Debug, Default)]
 pub struct Spare(Mutex<Option<Child>>);
 
 impl Spare {
-    /// Has the process started in a while, if there is none: what was started last has the processor first.
+    /// Starts the process after [`SPARE_DELAY`], if there is none. What was started last has the processor first.
     pub fn prepare_soon(self: &Arc<Self>) {
         let spare = Arc::clone(self);
         thread::spawn(move || {
@@ -131,7 +132,7 @@ impl Spare {
         });
     }
 
-    /// Has the process end, and waits for that.
+    /// Ends the process, and waits for its end.
     pub fn end(&self) {
         if let Some(mut process) = self.lock().take() {
             let _ = process.kill();
@@ -237,7 +238,8 @@ pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
     }
 }
 
-/// Waits until no process creates a stub any more: that of a launcher whose service has died goes on.
+/// Waits until no process creates a stub. One that a launcher of before has started goes on after the launcher's
+/// death.
 pub fn wait_for_all() -> io::Result<()> {
     lock(FlockOperation::LockExclusive).map(drop)
 }

@@ -13,12 +13,12 @@ pub type Store = Client<Stream>;
 /// A failed request of [`Store`].
 pub type StoreError = xenbus::client::Error<io::Error>;
 
-/// Where the daemon listens.
+/// Sockets of the daemon.
 const SOCKETS: [&str; 2] = ["/run/xenstored/socket", "/var/run/xenstored/socket"];
-/// How a xenstore in a domain of its own is reached.
+/// The kernel's device, for a xenstore in a domain of its own.
 const DEVICE: &str = "/dev/xen/xenbus";
 
-/// No xenstore.
+/// xenstore cannot be reached.
 #[derive(Debug, Error)]
 #[error("cannot reach xenstore by {socket} or {DEVICE}: is xenstored running? Start Xen's services first", socket = SOCKETS[0])]
 pub struct NoStore(#[source] io::Error);
@@ -28,7 +28,7 @@ pub fn open() -> Result<Store, NoStore> {
     connect().map(over)
 }
 
-/// A connection for a [`Store`], which may be another process's.
+/// A connection for a [`Store`] of this process or another one.
 pub fn connect() -> Result<OwnedFd, NoStore> {
     let sockets = SOCKETS
         .iter()

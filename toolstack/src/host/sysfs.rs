@@ -38,7 +38,7 @@ impl SysfsError {
 #[derive(Clone, Debug)]
 pub struct Sysfs {
     root: PathBuf,
-    /// Of interrupt lines there is more in `/proc`.
+    /// `/proc`, which has more about interrupt lines.
     proc: PathBuf,
 }
 
@@ -51,7 +51,7 @@ impl Sysfs {
         }
     }
 
-    /// One that is mounted elsewhere, with what is of `/proc` in it.
+    /// A sysfs that is mounted elsewhere, with the files of `/proc` in it.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
         Self {
@@ -91,7 +91,7 @@ impl Sysfs {
         Some(std::os::unix::fs::MetadataExt::ino(&directory))
     }
 
-    /// What the function is. Linux knows that of a virtual function too, which does not answer it.
+    /// Vendor and device. Linux knows them of a virtual function too, whose own registers read all-ones.
     pub fn ids(&self, bdf: Bdf) -> Result<Ids, SysfsError> {
         Ok(Ids {
             vendor: self.id(bdf, "vendor")?,
@@ -261,7 +261,7 @@ impl Sysfs {
     }
 }
 
-/// What is in a directory, sorted; nothing if it is not there.
+/// The entries of a directory, sorted; none if it does not exist.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();

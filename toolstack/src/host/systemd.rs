@@ -1,4 +1,4 @@
-//! The service under systemd: commands start its unit, and it says when it is ready.
+//! The service under systemd: starts its unit, and notifies systemd that it is ready.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,28 +11,28 @@ use thiserror::Error;
 
 /// The unit of the service.
 pub const UNIT: &str = "bulkhead.service";
-/// There where systemd is the host's first process (`sd_booted`).
+/// Directory that exists if systemd is the host's first process (`sd_booted`).
 const BOOTED: &str = "/run/systemd/system";
-/// Where the service says that it is ready, if somebody wants to hear of it (`sd_notify`).
+/// Environment variable with the socket on which the service says that it is ready (`sd_notify`).
 const NOTIFY: &str = "NOTIFY_SOCKET";
 
 /// Why the unit was not started.
 #[derive(Debug, Error)]
 pub enum UnitError {
-    /// It is not to be started.
+    /// The unit is masked.
     #[error("the unit {UNIT} is masked: `systemctl unmask {UNIT}` lets the service start")]
     Masked,
-    /// systemd could not.
+    /// `systemctl start` failed.
     #[error("`systemctl start {UNIT}` failed ({0}): `systemctl status {UNIT}` says why")]
     Start(String),
 }
 
-/// What systemd knows of the unit.
+/// The unit's state in systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     Loaded,
     Masked,
-    /// Whoever installed this command did without it.
+    /// The unit is not installed.
     Missing,
 }
 
@@ -68,7 +68,7 @@ fn load_state(shown: &[u8]) -> Unit {
     }
 }
 
-/// Says that the service is ready, to whoever has started it and wants to know.
+/// Says that the service is ready, if the process that started it asks for that.
 pub fn notify_ready() -> io::Result<()> {
     std::env::var_os(NOTIFY).map_or(Ok(()), |socket| notify(&socket, b"READY=1"))
 }

@@ -1,7 +1,7 @@
-//! What Linux tells of errors of PCI functions, and of their end: events of its kernel, over a netlink socket.
+//! The kernel's events about errors and removal of PCI functions, over a netlink socket.
 //!
-//! For each function below the port that heard of an uncorrectable error Linux sends one event when it begins to deal
-//! with it and one when it is done (`pci_uevent_ers` in `drivers/pci/pci-driver.c`).
+//! For each function below the port that heard of an uncorrectable error, Linux sends one event when it begins to
+//! handle it, and one when it is done (`pci_uevent_ers` in `drivers/pci/pci-driver.c`).
 
 use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,14 +15,14 @@ const KERNEL_GROUP: u32 = 1;
 /// The largest event that Linux makes is 2 KiB and its path.
 const LARGEST: usize = 8192;
 
-/// What Linux does about an error.
+/// Phase of Linux's error handling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It has begun.
+    /// Linux has begun to handle the error.
     Begun,
-    /// It is done, well or not.
+    /// Linux is done, with success or without.
     Ended,
-    /// It has removed the function, as it does with virtual functions when their physical one is told to end them.
+    /// Linux has removed the function, as it does with virtual functions when `sriov_numvfs` is set to 0.
     Removed,
 }
 
@@ -31,16 +31,16 @@ pub enum Phase {
 pub struct ErrorEvent {
     /// The function.
     pub bdf: Bdf,
-    /// How far Linux is.
+    /// The phase.
     pub phase: Phase,
 }
 
-/// The way by which events come.
+/// The socket by which events come.
 #[derive(Debug)]
 pub struct Uevents(OwnedFd);
 
 impl Uevents {
-    /// Listens from now on. What is not read waits.
+    /// Opens a socket that receives events from now on. Events wait until they are read.
     pub fn listen() -> io::Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(
@@ -53,12 +53,12 @@ impl Uevents {
         Ok(socket)
     }
 
-    /// What comes in by a socket that [listens](Self::listen).
+    /// The events of a socket from [`Self::listen`].
     pub const fn over(socket: OwnedFd) -> Self {
         Self(socket)
     }
 
-    /// The next event about an error; `None` if there is none now. Others are passed over.
+    /// The next event about an error; `None` if there is none now. Other events are dropped.
     pub fn next(&self) -> io::Result<Option<ErrorEvent>> {
         let mut buffer = [0; LARGEST];
         loop {

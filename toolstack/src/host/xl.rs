@@ -1,4 +1,4 @@
-//! Running `xl`, Xen's own command, for everything that it does better.
+//! Runs `xl`, Xen's own command.
 
 use inject::Point;
 use pci::bdf::Bdf;
@@ -13,28 +13,28 @@ use thiserror::Error;
 /// A failed run of `xl`.
 #[derive(Debug, Error)]
 pub enum XlError {
-    /// It is not there.
+    /// `xl` cannot be run.
     #[error("cannot run xl: install Xen's tools (Debian: xen-utils)")]
     Missing(#[source] io::Error),
-    /// It said no.
+    /// `xl` failed.
     #[error("`{command}` failed: {message}")]
     Failed {
-        /// What was run.
+        /// The command.
         command: String,
         /// The last lines that it printed.
         message: String,
     },
-    /// It printed something else than promised.
+    /// `xl` printed something unexpected.
     #[error("`{command}` printed no {expected}")]
     Output {
-        /// What was run.
+        /// The command.
         command: String,
-        /// What should have been there.
+        /// The output that was expected.
         expected: &'static str,
     },
 }
 
-/// How many of the last lines of a failed run are shown.
+/// Number of last lines of a failed run that are shown.
 const LINES_SHOWN: usize = 6;
 
 /// Runs `xl` with the given arguments and returns what it printed.
@@ -99,11 +99,11 @@ pub struct HostInfo {
     pub capabilities: Vec<String>,
     /// Xen's own command line.
     pub command_line: String,
-    /// How dom0 runs: `PV`, `PVH` or `HVM`; empty if its kernel does not say.
+    /// Type of dom0: `PV`, `PVH` or `HVM`; empty if its kernel does not say.
     pub dom0_type: String,
 }
 
-/// Where Linux says how it runs under Xen.
+/// File in which Linux says how it runs under Xen.
 const GUEST_TYPE: &str = "/sys/hypervisor/guest_type";
 
 impl HostInfo {

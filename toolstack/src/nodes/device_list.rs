@@ -1,8 +1,9 @@
-//! The list of devices of a connection that stands: adding to it, asking for devices back, closing the gaps.
+//! The list of devices of a connection: adds devices, asks for them back, closes gaps.
 //!
-//! The order is libxl's, and Linux' pcifront and the stub follow it: one transaction changes the list and sets the
-//! backend's state to Reconfiguring; the guest lets go of what is leaving and goes there too; the stub changes what
-//! it exports and goes to Reconfigured; guest, then stub, go back to Connected. Only then the list may change again.
+//! The order is libxl's; Linux's pcifront and the stub follow it. One transaction changes the list and sets the
+//! backend's state to Reconfiguring. The guest lets go of what is leaving and goes there too. The stub changes what
+//! it exports and goes to Reconfigured. The guest, then the stub, go back to Connected. Only then the list may change
+//! again.
 
 use crate::host::store::{Store, StoreError, Stream};
 use crate::nodes::hops::{first_hop, of_first, of_second};
@@ -13,7 +14,7 @@ use xenbus::client::{Store as _, Transaction};
 use xenbus::path::{Device as Hop, Numbered, key};
 use xenbus::state::XenbusState;
 
-/// All that the first hop says of one device.
+/// The nodes of one device in the first hop.
 const FIRST: [Numbered; 5] = [
     Numbered::Key,
     Numbered::Device,
@@ -21,7 +22,7 @@ const FIRST: [Numbered; 5] = [
     Numbered::State,
     Numbered::Error,
 ];
-/// All that the second hop says of one device.
+/// The nodes of one device in the second hop.
 const SECOND: [Numbered; 10] = [
     Numbered::Device,
     Numbered::Ids,
@@ -40,13 +41,13 @@ const SECOND: [Numbered; 10] = [
 pub struct Entry {
     /// Its real address; `None` if the node with that is damaged.
     pub bdf: Option<Bdf>,
-    /// Initialising: new. Initialised: exported. Closing: asked back. Closed: not exported.
+    /// State: Initialising, new; Initialised, exported; Closing, asked back; Closed, not exported.
     pub state: XenbusState,
     /// Why the stub refused it.
     pub error: Option<String>,
 }
 
-/// The list of a first hop, and how far both ends are with it.
+/// The list of a first hop, with the states of both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List {
     /// The stub's state.
@@ -57,7 +58,7 @@ pub struct List {
     pub entries: Vec<Entry>,
 }
 
-/// The longest list that is read: a bus full. The stub could write anything here.
+/// Limit of devices that are read: one bus. The stub could write any number.
 const LONGEST: usize = 256;
 
 impl List {
@@ -91,7 +92,7 @@ impl List {
         (self.backend, self.guest) == (XenbusState::Connected, XenbusState::Connected)
     }
 
-    /// What the list says of a device.
+    /// The entry of a device.
     pub fn entry(&self, bdf: Bdf) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.bdf == Some(bdf))
     }
@@ -105,8 +106,8 @@ impl List {
     }
 }
 
-/// Adds `new`, which the attachment names already, and has both ends follow. False, and nothing is changed, while
-/// another change is under way or the connection does not stand.
+/// Adds the devices `new`, which the attachment names already, and has both ends follow. Returns false, and changes
+/// nothing, while another change is under way or an end is not connected.
 pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result<bool, StoreError> {
     let hop = first_hop(attachment);
     store.transaction(|store| {
@@ -127,8 +128,8 @@ pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result
     })
 }
 
-/// Asks the guest to let go of devices. Of those that it does not have, nothing is asked. False, and nothing is
-/// changed, as for [`add`].
+/// Asks the guest to let go of devices. Devices that it does not have are left out. Returns false, and changes
+/// nothing, as [`add`] does.
 pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Result<bool, StoreError> {
     use XenbusState::{Closed, Closing, Initialised, Initialising, Reconfiguring};
     let hop = first_hop(attachment);
@@ -151,11 +152,11 @@ pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Res
     })
 }
 
-/// Takes a change of these devices back that the guest has not looked at. False, and nothing is changed, if there
-/// is none, or the guest has.
+/// Withdraws a change of these devices that the guest has not seen. Returns false, and changes nothing, if there is
+/// none, or the guest has seen it.
 ///
-/// A guest that looks at this very moment goes to Reconfiguring all the same. The stub answers that, and what the
-/// guest has let go of, it finds again.
+/// A guest that sees it at this very moment goes to Reconfiguring all the same. The stub answers that, and the guest
+/// finds again what it has let go of.
 pub fn withdraw(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Result<bool, StoreError> {
     use XenbusState::{Closed, Closing, Connected, Initialised, Initialising, Reconfiguring};
     let hop = first_hop(attachment);
@@ -174,7 +175,7 @@ pub fn withdraw(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Res
     })
 }
 
-/// Takes all devices off both lists that the attachment does not name any more, and closes the gaps.
+/// Removes all devices from both lists that the attachment does not name, and closes the gaps.
 pub fn strike(store: &mut Store, kept: &Attachment) -> Result<(), StoreError> {
     let hop = first_hop(kept);
     let stays = |entry: &Entry| kept.bdfs().any(|bdf| entry.bdf == Some(bdf));
@@ -247,7 +248,7 @@ fn remove_numbers(
     Ok(())
 }
 
-/// Changes the states of some devices to what `next` says, where it says anything.
+/// Sets the state of each of these devices to what `next` returns for it, if anything.
 fn change_states(
     store: &mut Transacted<'_>,
     hop: Hop,

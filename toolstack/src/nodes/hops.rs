@@ -9,7 +9,7 @@ use xenbus::path::{Device, Numbered, home, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
-/// One end's directory: its owner, its reader, and the nodes in it.
+/// The directory of one end: its owner, its reader, and the nodes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     path: String,
@@ -19,7 +19,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Where the owner tells of errors with this device (`xenbus_dev_error` of Linux): beside it, below `error`.
+    /// The directory in which the owner reports errors of this device: beside it, below `error` (Linux's
+    /// `xenbus_dev_error`).
     fn errors(&self) -> Option<String> {
         let home = home(self.owner);
         self.path
@@ -27,7 +28,7 @@ impl Directory {
             .map(|device| format!("{home}/error{device}"))
     }
 
-    /// Writes the nodes. What was there is removed, with the errors that were told of it.
+    /// Writes the nodes. Earlier nodes are removed, with the errors that were reported.
     fn write(&self, store: &mut Transaction<'_, Stream>) -> Result<(), StoreError> {
         for stale in [Some(self.path.clone()), self.errors()].into_iter().flatten() {
             if store.read_optional(&stale)?.is_some() {
@@ -46,7 +47,7 @@ impl Directory {
     }
 }
 
-/// What a backend reads of a frontend's nodes.
+/// The frontend's nodes that a backend reads.
 const FRONTEND_NODES: [&str; 6] = [
     key::BACKEND,
     key::BACKEND_ID,
@@ -55,7 +56,7 @@ const FRONTEND_NODES: [&str; 6] = [
     key::MAGIC,
     key::STATE,
 ];
-/// How often the nodes of a stub that lives are tried to be written, before it counts as one that prevents it.
+/// Limit of attempts to write the nodes of a stub that runs. After that the stub counts as one that prevents it.
 const TRIES: u32 = 8;
 
 /// Both ends of a hop.
@@ -124,8 +125,8 @@ impl HopNodes {
         Self::new(Device::second_hop(attachment.stub.domid), nodes)
     }
 
-    /// Writes the nodes, all at one moment but for the frontend's state. What was there of an earlier hop between the
-    /// same two is removed, with the errors that were told of it.
+    /// Writes the nodes in one transaction, but for the frontend's state. Nodes of an earlier hop between the same
+    /// two are removed, with the errors that were reported.
     ///
     /// The frontend's state comes last, in a write of its own. Linux probes a device as soon as its state reads
     /// Initialising, and has one more look at it for each node of its directory that changed, be it in one transaction.
@@ -140,8 +141,8 @@ impl HopNodes {
         store.write(&state, XenbusState::Initialising.as_str())
     }
 
-    /// Writes the backend's directory of a first hop for the next life of the stub, with what the last one left there.
-    /// The guest's directory is its own and stays as it is.
+    /// Writes the backend's directory of a first hop for the stub's new domain, as the last one left it. The guest's
+    /// directory is its own and stays as it is.
     ///
     /// Permissions older than a domain say nothing of it, even if they name its number (XSA-322): those of the guest's
     /// nodes are set again, when the new domain is there; of those that a stub reads, and one by one: a guest that writes
@@ -173,7 +174,7 @@ impl HopNodes {
     }
 }
 
-/// Where a guest tells of errors with its devices.
+/// The directory in which a guest reports errors of its devices.
 pub fn guest_errors(attachment: &Attachment) -> String {
     format!("{}/error/device/pci/0", home(attachment.guest.domid))
 }
@@ -191,14 +192,14 @@ pub fn waiting_port<S: xenbus::client::Store>(
     Ok(port.and_then(|port| port.parse().ok()))
 }
 
-/// True if a guest says that its connection stands.
+/// True if a guest's end is Connected.
 pub fn is_connected(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let state = store.read_state(&first_hop(attachment).frontend_node(key::STATE))?;
     Ok(state == XenbusState::Connected)
 }
 
-/// Has the guest's frontend begin anew, if it still waits with this port for its connection. What it has told of errors
-/// is forgotten.
+/// Makes the guest's frontend start anew, if it still waits with this port for its connection. Errors that it has
+/// reported are removed.
 pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Result<bool, StoreError> {
     let state = first_hop(attachment).frontend_node(key::STATE);
     let errors = guest_errors(attachment);
@@ -231,8 +232,8 @@ pub fn of_first(number: usize, device: &records::Device) -> [(String, String); 3
     .map(|(key, value)| (key.at(number), value))
 }
 
-/// The nodes of device `number` in the backend's directory of the second hop: all that there can be, `None` where
-/// the absent node says it.
+/// All nodes that device `number` can have in the backend's directory of the second hop. `None` stands for a node
+/// that must be absent.
 pub fn of_second(number: usize, device: &records::Device) -> [(String, Option<String>); 10] {
     let terms = &device.terms;
     [
@@ -253,7 +254,7 @@ pub fn of_second(number: usize, device: &records::Device) -> [(String, Option<St
     .map(|(key, value)| (key.at(number), value))
 }
 
-/// Where the service says why it does not serve a stub.
+/// The node in which the service says why it does not serve a stub.
 pub fn error_node(stub: DomId) -> String {
     format!("{}/0/error", error_directory(stub))
 }

@@ -1,4 +1,4 @@
-//! How far a guest and its stub have come to a connection, and what hangs.
+//! How far a guest and its stub are connected, and what is missing.
 
 use crate::host::domains::is_alive;
 use crate::host::store::{Store, StoreError};
@@ -25,18 +25,18 @@ pub struct States {
     pub guest: XenbusState,
 }
 
-/// What to make of them.
+/// What the states mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// The guest has its devices.
     Connected,
-    /// Who is expected to do what, and where to look if it does not happen.
+    /// Not yet: what is waited for, and where to look if it does not happen.
     Waiting(String),
-    /// It will not happen.
+    /// The connection failed: why.
     Failed(String),
 }
 
-/// Looks how far an attachment has come.
+/// How far the connection of an attachment is.
 pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
     let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
     if let Some(ended) = ended(store, attachment)? {
@@ -76,8 +76,8 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     ))
 }
 
-/// Adds what the guest has told of an error. By itself that decides nothing: Linux tells of one whenever it gives a
-/// frontend up, also one that begins anew.
+/// Adds the error that the guest has reported. It decides nothing by itself: Linux reports one whenever it gives up a
+/// frontend, even if that starts anew.
 fn with_word_of_guest(progress: Progress, guest: &str, said: Option<&str>) -> Progress {
     let add = |text: String| match said {
         Some(error) => format!("domain {guest} says: {}; {text}", quoted(error)),
@@ -154,7 +154,7 @@ fn judge(states: States, guest: &str, stub: &str) -> Progress {
     }
 }
 
-/// Looks how far a change of the list of devices has come; connected again, it has been taken in.
+/// How far a change of the list of devices is. `Connected` means that both ends have followed it.
 pub fn change_progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, StoreError> {
     if let Some(ended) = ended(store, attachment)? {
         return Ok(ended);
@@ -206,8 +206,8 @@ pub fn is_exported(store: &mut Store, attachment: &Attachment) -> Result<bool, S
     ))
 }
 
-/// True if nothing but the guest is waited for: the stub offers the devices, and the guest has not looked at them or has
-/// not finished with them.
+/// True if only the guest is waited for: the stub offers the devices, and the guest has not found them or not
+/// connected yet.
 pub fn awaits_guest(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let hop = Hop::first_hop(attachment.stub.domid, attachment.guest.domid);
     let mut state = |path: String| store.read_state(&path);
@@ -222,7 +222,7 @@ pub fn awaits_guest(store: &mut Store, attachment: &Attachment) -> Result<bool, 
     ))
 }
 
-/// Why a stub does not have a device; `error` is its own word.
+/// Why a stub does not export a device. `error` is the stub's own text.
 pub fn stub_says(stub: &str, bdf: Bdf, error: Option<&str>) -> String {
     let log = console_log(stub);
     match error {
@@ -239,7 +239,7 @@ fn domain_says(name: &str, error: &str) -> String {
 /// The longest text of a domain that is shown.
 const LONGEST: usize = 200;
 
-/// A text of a domain that is not trusted: it must not steer a terminal, nor fill it.
+/// Escapes and shortens a text of a domain that is not trusted, so that it cannot control or fill a terminal.
 fn quoted(text: &str) -> String {
     let escaped: String = text.escape_debug().take(LONGEST).collect();
     if escaped.len() < text.len() && escaped.chars().count() == LONGEST {
@@ -249,14 +249,14 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// Where xenconsoled keeps what domains print, if it is told to (`--log=guest`); Debian's is not.
+/// Directories where xenconsoled logs what domains print, if it runs with `--log=guest`. Debian's does not.
 const CONSOLE_LOGS: [&str; 2] = ["/var/log/xen/console", "/var/log/xen"];
 
 fn console_log(domain: &str) -> String {
     console_log_in(&CONSOLE_LOGS.map(Path::new), domain)
 }
 
-/// Where to see what a domain has printed.
+/// Tells where to see what a domain has printed.
 fn console_log_in(directories: &[&Path], domain: &str) -> String {
     let file = format!("guest-{domain}.log");
     // A name may hold what leads elsewhere.

@@ -1,10 +1,10 @@
-//! What libxl is told of the devices that guests have through stubs: `/libxl/pci/SSSS-BB-DD-F/domid`.
+//! libxl's nodes of the devices that guests have through stubs: `/libxl/pci/SSSS-BB-DD-F/domid`.
 //!
-//! libxl takes a device for free if xen-pciback holds it and it has no such node. It then resets the device, whoever has
-//! it, and gives another guest its address ranges, before Xen refuses the assignment (`xl pci-attach`, `pci = […]`,
-//! libvirt). So a device has the node from the transaction that records its attachment to the one that ends the record;
-//! one in quarantine has it too, and one that a guest may still have mapped. A second node beside it tells whose it is;
-//! libxl does not look at that one.
+//! libxl takes a device for free if xen-pciback holds it and it has no such node. It then resets the device, whoever
+//! has it, and gives another guest its address ranges, before Xen refuses the assignment (`xl pci-attach`, `pci =
+//! […]`, libvirt). So a device has the node from the transaction that records its attachment to the one that ends the
+//! record. A device in quarantine has it too, and one that a guest may still have mapped. A second node beside it
+//! names the holder; libxl does not read that one.
 //!
 //! libxl removes `domid` whenever it fails to add a device, also where it refused because of that very node. The service
 //! watches [`DEVICES`] and writes what is missing again ([`super::renewal`]); until it has, libxl would take the device for free.
@@ -19,9 +19,9 @@ use xenbus::client::{Error, Store as Nodes};
 
 /// Libxl's directory of devices.
 pub const DEVICES: &str = "/libxl/pci";
-/// Where libxl notes the guest of a device.
+/// libxl's node of a device: the domid of its guest.
 const DOMID: &str = "domid";
-/// Our note beside it.
+/// Our node beside it: the [`Holder`].
 pub const HOLDER: &str = "bulkhead";
 
 /// Why a device is in use.
@@ -34,9 +34,9 @@ pub enum Holder {
         /// Its stub, by which the record is found.
         stub: DomId,
     },
-    /// Nobody may have it.
+    /// The device is in quarantine: no guest may have it.
     Quarantine,
-    /// No other guest may have it than this one, which had it and may still have it mapped.
+    /// A guest had it and may still have it mapped: no other guest may have it.
     Mapped {
         /// The guest.
         guest: DomId,
@@ -75,7 +75,7 @@ impl FromStr for Holder {
 }
 
 impl Holder {
-    /// What libxl reads. It only looks whether there is anything; a device in quarantine is dom0's.
+    /// The value for libxl, which only tests that the node exists. For a device in quarantine it is dom0's number.
     fn domid(self) -> DomId {
         match self {
             Self::Guest { guest, .. } | Self::Mapped { guest } => guest,
@@ -83,7 +83,8 @@ impl Holder {
         }
     }
 
-    /// True if records say the same. A note is only as good as they are: whoever wrote it may have been killed.
+    /// True if the records agree. A node alone proves nothing: the process that wrote it may have been killed before
+    /// it changed the record.
     pub fn is_recorded<S: Nodes>(self, store: &mut S, bdf: Bdf) -> Result<bool, Error<S::TransportError>> {
         let path = match self {
             Self::Guest { stub, .. } => mode_path(stub, bdf),
@@ -98,18 +99,18 @@ fn directory(bdf: Bdf) -> String {
     format!("{DEVICES}/{}", node_name(bdf))
 }
 
-/// A note of libxl's, or ours, of a device.
+/// The path of a node of a device, libxl's or ours.
 pub fn path(bdf: Bdf, key: &str) -> String {
     format!("{}/{key}", directory(bdf))
 }
 
-/// Whose a device is by our note; `None` if libxl's is its own, or there is none.
+/// The holder of a device by our node. `None` if there is no node, or only libxl's own.
 pub fn holder<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<Holder>, Error<S::TransportError>> {
     let text = store.read_optional(&path(bdf, HOLDER))?;
     Ok(text.and_then(|text| text.parse().ok()))
 }
 
-/// The domain that libxl itself has given a device to; `None` if there is no such, or the note is ours.
+/// The domain to which libxl itself has given a device; `None` if there is none, or the device is held through us.
 pub fn foreign<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<String>, Error<S::TransportError>> {
     match store.read_optional(&path(bdf, HOLDER))? {
         Some(_) => Ok(None),
@@ -123,8 +124,8 @@ pub fn claim<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<(), Er
     store.write(&path(bdf, DOMID), &holder.domid().to_string())
 }
 
-/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. What libxl has
-/// noted itself stays.
+/// Tells libxl that a device is free, unless it is in quarantine, or a guest may still have it mapped. libxl's own
+/// nodes stay.
 pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::TransportError>> {
     // Without our node beside it, `domid` is libxl's own.
     if store.read_optional(&path(bdf, HOLDER))?.is_none() {
@@ -147,7 +148,7 @@ pub fn unclaim<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<(), Error<S::Transpo
     Ok(())
 }
 
-/// True if libxl reads of a device what this holder would have it read.
+/// True if both nodes of a device are those of this holder.
 pub fn is_told<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<bool, Error<S::TransportError>> {
     let told = store.read_optional(&path(bdf, DOMID))?;
     let by_us = self::holder(store, bdf)? == Some(holder);

@@ -1,8 +1,8 @@
-//! What dom0 remembers of an attachment, so that any process of dom0 can undo it.
+//! The record of an attachment, by which any process of dom0 can undo it.
 //!
-//! The record is written before anything is given away, and removed after everything is taken back:
-//! whatever process dies in between, the next one knows what to undo. It lies in xenstore, below
-//! [`ROOT`](super::ROOT), which no other domain may read, and goes away with a reboot as all that it describes.
+//! The record is written before anything is given away, and removed after everything is taken back. Whatever process
+//! dies in between, the next one knows what to undo. The record lies in xenstore, below [`ROOT`](super::ROOT), which
+//! no other domain may read. It goes away with a reboot, as does all that it describes.
 
 use super::assignable::{self, Holder};
 use super::error::RecordError;
@@ -38,18 +38,18 @@ pub struct Device {
     pub ecam: u64,
     /// The INTx line, if there is one.
     pub gsi: Option<u32>,
-    /// False if the line stays silent because others use it.
+    /// False if INTx stays disabled because others use the line.
     pub line_offered: bool,
     /// The first 64 bytes of configuration space, as they were before the guest got the device.
     #[serde(with = "serde_text::hex")]
     pub header: Vec<u8>,
-    /// On what terms the guest has it.
+    /// The terms on which the guest has it.
     #[serde(default)]
     pub terms: Terms,
     /// The physical function of a virtual one (SR-IOV), which stays in dom0.
     #[serde(default, with = "serde_text::optional_text")]
     pub physical: Option<Bdf>,
-    /// The inode of its directory in sysfs: another one means that dom0 has removed it and found it again.
+    /// The inode of its directory in sysfs. If it differs, dom0 has removed the device and found it again.
     #[serde(default)]
     pub inode: Option<u64>,
 }
@@ -61,7 +61,7 @@ pub struct Attachment {
     pub guest: Domain,
     /// The stub that serves it.
     pub stub: Domain,
-    /// How the guest addresses them.
+    /// The addresses at which the guest sees them.
     pub slots: SlotMode,
     /// The devices, in the order of their numbers in xenstore.
     pub devices: Vec<Device>,
@@ -69,10 +69,11 @@ pub struct Attachment {
     pub modes: Vec<Mode>,
 }
 
-/// The version of records that is written. One that only adds what an earlier `bulkhead` may pass over keeps it.
+/// The version of records that this program writes. It stays the same when fields are added that an earlier
+/// `bulkhead` may ignore.
 const VERSION: u32 = 1;
 
-/// Of records from before there were versions.
+/// The version of records that name none.
 fn first_version() -> u32 {
     1
 }
@@ -99,7 +100,7 @@ impl Attachment {
         self.devices.iter().map(|device| device.bdf)
     }
 
-    /// What libxl is told of its devices.
+    /// The holder of its devices, for libxl.
     pub fn holder(&self) -> Holder {
         Holder::Guest {
             guest: self.guest.domid,
@@ -112,7 +113,7 @@ impl Attachment {
         self.devices.iter().zip(&self.modes)
     }
 
-    /// The same attachment with more devices, whose messages are off.
+    /// The same attachment with more devices, whose MSI is off.
     pub fn with(&self, devices: Vec<Device>) -> Self {
         let mut more = self.clone();
         more.modes.extend(devices.iter().map(|_| Mode::Intx));
@@ -135,8 +136,8 @@ impl Attachment {
         }
     }
 
-    /// Writes the record down, and tells libxl ([`assignable`]), in one transaction. Of a device that is recorded already,
-    /// the mode is left as it is: the service may have recorded another one since `self` was read.
+    /// Writes the record and libxl's nodes ([`assignable`]) in one transaction. The mode of a device that is recorded
+    /// already is left as it is: the service may have recorded another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
         let ends = Ends {
             version: VERSION,
@@ -265,7 +266,7 @@ impl Attachment {
         Ok((attachments, errors))
     }
 
-    /// Removes the record, and tells libxl that its devices are free, in one transaction.
+    /// Removes the record and libxl's nodes in one transaction.
     pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
         let root = path(self.stub.domid);
         store.transaction(|store| {
@@ -279,7 +280,7 @@ impl Attachment {
     }
 }
 
-/// The devices of a record, which may be damaged.
+/// The devices of a record, even of a damaged one.
 pub fn devices_of(store: &mut Store, stub: DomId) -> Result<Vec<Bdf>, RecordError> {
     let keys = children(store, &path(stub))?;
     Ok(keys.iter().filter_map(|key| bdf_of_mode(key)).collect())

@@ -1,4 +1,4 @@
-//! Who has which devices: guests of ours and of `xl`, and the quarantine.
+//! Claims on devices: by guests of ours and of `xl`, and by the quarantine.
 
 use crate::host::domains::Domain;
 use crate::host::store::{Store, StoreError};
@@ -9,7 +9,7 @@ use thiserror::Error;
 use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 
-/// Who has a device, and how to get it back.
+/// A claim on a device, with the way to end it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The device.
@@ -18,44 +18,44 @@ pub struct Claim {
     pub domain: Option<DomId>,
     /// Such as `by guest web (through stub web-bulkhead)`.
     pub by: String,
-    /// What to do about it.
+    /// The next step, in words.
     pub next: String,
-    /// Whether the domain has the device's INTx line.
+    /// True if the domain has the device's INTx line.
     pub uses_line: bool,
 }
 
-/// The devices that are taken, by whomever.
+/// All claims on devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// By a guest.
+    /// Devices that a guest has.
     pub taken: Vec<Claim>,
-    /// By nobody, because they did not recover: with the reason.
+    /// Devices in quarantine, with the reason.
     pub quarantined: Vec<(Bdf, String)>,
-    /// By nobody, but a guest that had them and lives may still have their memory mapped.
+    /// Devices that a guest which lives had, and may still have mapped.
     pub mapped: Vec<(Bdf, Domain)>,
 }
 
 /// The claims on devices could not be read.
 #[derive(Debug, Error)]
 pub enum ClaimsError {
-    /// In xenstore.
+    /// xenstore could not be read.
     #[error("cannot see in xenstore which devices are in use")]
     Store(#[from] StoreError),
-    /// In the records.
+    /// A record could not be read.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
 
-/// Where xen-pciback's devices are: `GUEST/NUMBER/dev-N`.
+/// Directory of xen-pciback's devices: `GUEST/NUMBER/dev-N`.
 const PCIBACK_BACKENDS: &str = "/local/domain/0/backend/pci";
 
 impl Claims {
-    /// Leaves out what this guest may have mapped, for checks whether it can have that again.
+    /// Removes the claims by which this guest may have devices mapped, to check whether it can have them again.
     pub fn forgive(&mut self, guest: DomId) {
         self.mapped.retain(|(_, other)| other.domid != guest);
     }
 
-    /// Collects what xenstore says: our records, those of libxl, and the nodes of xen-pciback.
+    /// Reads the claims from xenstore: our records, libxl's nodes, and xen-pciback's nodes.
     pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
         let (attachments, damaged) = Attachment::all(store)?;
         let mut taken: Vec<Claim> = attachments.iter().flat_map(attachment_claims).collect();
@@ -114,7 +114,7 @@ pub(crate) fn attachment_claims(attachment: &Attachment) -> impl Iterator<Item =
     )
 }
 
-/// Of a device whose record cannot be read.
+/// The claim on a device whose record cannot be read.
 fn unreadable_claim(bdf: Bdf, stub: DomId, error: &RecordError) -> Claim {
     Claim {
         bdf,

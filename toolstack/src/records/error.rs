@@ -1,4 +1,4 @@
-//! Why a record is of no use.
+//! Errors of records.
 
 use super::paths;
 use crate::host::store::StoreError;
@@ -9,10 +9,10 @@ use xen::xenctrl::DomId;
 /// A record that could not be read or written.
 #[derive(Debug, Error)]
 pub enum RecordError {
-    /// xenstore said no.
+    /// A request to xenstore failed.
     #[error("cannot use the records of attachments in xenstore")]
     Store(#[from] StoreError),
-    /// A record that nobody of ours wrote.
+    /// The record cannot be parsed.
     #[error(
         "the record {path} is damaged ({cause}): end the guest that has its devices and domain {stub}, its stub, with \
          `xl destroy`, then remove it with `xenstore-rm {root}`; `bulkhead release` gives its devices back to dom0",
@@ -23,7 +23,7 @@ pub enum RecordError {
         stub: DomId,
         /// The node.
         path: String,
-        /// What is wrong with it.
+        /// The cause.
         cause: String,
     },
     /// A record by a later version of this program.

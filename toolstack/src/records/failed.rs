@@ -1,4 +1,4 @@
-//! The guests that lost their devices because their stub could not be brought back: what `bulkhead status` calls
+//! Guests that lost their devices because their stub could not be brought back. `bulkhead status` calls them
 //! `failed`.
 //!
 //! A record is written before the guest's devices are unplugged, and goes when the guest gets devices anew, or ends.
@@ -26,7 +26,7 @@ pub struct Failed {
     /// The devices.
     #[serde(with = "serde_text::texts")]
     pub devices: Vec<Bdf>,
-    /// Why, and what has become of it.
+    /// The reason, and what was done, in words.
     pub reason: String,
 }
 
@@ -65,7 +65,7 @@ impl Failed {
     }
 }
 
-/// For people, with the next step.
+/// In words, with the next step.
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let devices: Vec<_> = self.devices.iter().map(Bdf::to_string).collect();

@@ -1,4 +1,4 @@
-//! Devices that were taken from dom0's drivers.
+//! Devices that were seized from dom0's drivers.
 
 use super::error::RecordError;
 use super::paths::{ROOT, make_root, node_name};
@@ -6,17 +6,17 @@ use crate::host::store::Store;
 use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
-/// What a device was taken from dom0 for.
+/// The purpose for which a device was seized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seizure {
-    /// A guest: it goes back after that.
+    /// For one guest: the device goes back to dom0 after that.
     ForGuest,
-    /// Guests to come: it stays held until it is released in words.
+    /// For later guests: the device stays held until `bulkhead release`.
     ToKeep,
 }
 
 impl Seizure {
-    /// The node of a device that was taken for this, with the name of the driver that it was taken from.
+    /// The node of a device that was seized for this purpose. Its value is the driver that it was seized from.
     fn path(self, bdf: Bdf) -> String {
         let directory = match self {
             Self::ForGuest => "seized",
@@ -26,11 +26,11 @@ impl Seizure {
     }
 }
 
-/// Below the node of a device that was taken: the command that took it.
+/// Below that node: the command that seized the device.
 const BY: &str = "by";
 
-/// Remembers that a device was taken from a driver of dom0's; the name is empty if it had none. `by` tells the command
-/// from others.
+/// Records that a device was seized from a driver of dom0's. The name is empty if there was none. `by` identifies the
+/// command.
 pub fn record_seized(
     store: &mut Store,
     seizure: Seizure,
@@ -47,7 +47,7 @@ pub fn record_seized(
     Ok(())
 }
 
-/// Remembers that another command goes on with a device that one which was killed had taken for a guest.
+/// Records that another command goes on with a device that a killed command had seized for a guest.
 pub fn adopt_seized(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordError> {
     let path = Seizure::ForGuest.path(bdf);
     store.transaction(|store| match store.read_optional(&path)? {
@@ -58,18 +58,18 @@ pub fn adopt_seized(store: &mut Store, bdf: Bdf, by: &str) -> Result<(), RecordE
     Ok(())
 }
 
-/// True if a device is taken for a guest, by this command and by none since.
+/// True if a device was seized for a guest by this command, and by none since.
 pub fn is_seized_by(store: &mut Store, bdf: Bdf, by: &str) -> Result<bool, RecordError> {
     let path = Seizure::ForGuest.path(bdf);
     Ok(store.read_optional(&format!("{path}/{BY}"))?.as_deref() == Some(by))
 }
 
-/// The driver that a device was taken from; `None` if it was not taken for that.
+/// The driver that a device was seized from; `None` if it was not seized for this purpose.
 pub fn seized_from(store: &mut Store, seizure: Seizure, bdf: Bdf) -> Result<Option<String>, RecordError> {
     Ok(store.read_optional(&seizure.path(bdf))?)
 }
 
-/// Forgets that a device was taken.
+/// Removes the record that a device was seized.
 pub fn forget_seized(store: &mut Store, seizure: Seizure, bdf: Bdf) -> Result<(), RecordError> {
     Ok(store.remove(&seizure.path(bdf))?)
 }

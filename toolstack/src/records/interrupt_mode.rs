@@ -1,18 +1,18 @@
-//! How a function interrupts its guest, and how that is written down.
+//! The interrupt mode of a function, and its form in the record.
 
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// How a function interrupts its guest.
+/// The interrupt mode of a function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// By its INTx line, if it has one.
+    /// INTx, if the function has a line.
     #[default]
     Intx,
-    /// By one message; the pirq.
+    /// MSI, with the pirq of its one vector.
     Msi(u16),
-    /// By the entries of its MSI-X table; entry and pirq of each that is mapped.
+    /// MSI-X: entry and pirq of each mapped vector.
     Msix(Vec<(u16, u16)>),
 }
 
@@ -38,7 +38,7 @@ pub enum ModeChange {
 }
 
 impl ModeChange {
-    /// How many pirqs it maps.
+    /// Number of pirqs that it maps.
     pub fn pirqs(self) -> usize {
         match self {
             Self::Msi => 1,
@@ -76,7 +76,7 @@ impl FromStr for ModeChange {
 pub enum ModeRecord<'a> {
     /// A change is about to be made.
     Change(ModeChange),
-    /// This is the mode.
+    /// The mode that is on.
     Mode(&'a Mode),
 }
 

@@ -1,4 +1,4 @@
-//! Functions without a driver whose INTx was disabled for the sake of a line ([`crate::handover::idle_intx`]).
+//! Functions without a driver whose INTx was disabled ([`crate::handover::idle_intx`]).
 
 use super::error::RecordError;
 use super::paths::{INTX_DISABLED, bdf_of, children, intx_disabled_path, make_root, remove_from};
@@ -6,7 +6,7 @@ use crate::host::store::Store;
 use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
-/// Remembers that INTx of a function without a driver was disabled.
+/// Records that INTx of a function without a driver was disabled.
 pub fn record_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     make_root(store)?;
     Ok(store.write(&intx_disabled_path(bdf), "")?)
@@ -18,7 +18,7 @@ pub fn intx_disabled(store: &mut Store) -> Result<Vec<Bdf>, RecordError> {
     Ok(names.iter().filter_map(|name| bdf_of(name)).collect())
 }
 
-/// Forgets that INTx of a function was disabled.
+/// Removes the record that INTx of a function was disabled.
 pub fn forget_intx_disabled(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     Ok(store.transaction(|store| remove_from(store, INTX_DISABLED, &intx_disabled_path(bdf)))?)
 }

@@ -1,4 +1,4 @@
-//! Devices that a guest which lives on may still have mapped.
+//! Devices that were taken from a guest which lives and may still have them mapped.
 
 use super::assignable::{self, Holder};
 use super::error::RecordError;
@@ -10,8 +10,8 @@ use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 
-/// Remembers that a device was taken from a guest that lives on. Xen forbids the guest to map the device's memory from
-/// then on, but leaves the mappings that it has.
+/// Records that a device was taken from a guest that lives. Xen forbids the guest new mappings of the device's
+/// memory, but leaves those that it has.
 pub fn record_mapped(store: &mut Store, bdf: Bdf, guest: &Domain) -> Result<(), RecordError> {
     make_root(store)?;
     Ok(store.write(&mapped_path(bdf), &json(guest))?)
@@ -43,7 +43,7 @@ pub fn mapped_by(store: &mut Store, bdf: Bdf) -> Result<Option<Domain>, RecordEr
     }
 }
 
-/// Forgets that a guest may have a device mapped: the guest is dead, or trusted.
+/// Removes the record that a guest may have a device mapped. The guest must be dead, or trusted.
 pub fn forget_mapped(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     store.transaction(|store| {
         remove_from(store, MAPPED, &mapped_path(bdf))?;
@@ -56,7 +56,7 @@ pub fn forget_mapped(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// Forgets what guests had mapped that have ended.
+/// Removes the records of guests that have ended.
 pub fn forget_dead_mappings(store: &mut Store) -> Result<(), RecordError> {
     for bdf in children(store, MAPPED)?.iter().filter_map(|name| bdf_of(name)) {
         if mapped_by(store, bdf)?.is_none() {

@@ -1,4 +1,4 @@
-//! What outlives a process of dom0: nodes in xenstore that no other domain may read, below [`ROOT`].
+//! Records that outlive a process of dom0: nodes in xenstore below [`ROOT`], which no other domain may read.
 
 pub mod assignable;
 mod attachment;

@@ -1,4 +1,4 @@
-//! Where the records lie in xenstore.
+//! Paths of the records in xenstore.
 
 use crate::host::store::{Store, StoreError, Stream};
 use pci::bdf::Bdf;
@@ -10,7 +10,7 @@ use xenbus::permission::{Access, Permission};
 pub const ROOT: &str = "/local/domain/0/bulkhead";
 /// Directory of the attachments, by the stub's domid.
 pub const ATTACHMENTS: &str = "/local/domain/0/bulkhead/attachment";
-/// Below a record: the directory of the stub's [backup](mod@crate::records::stub_backup).
+/// The directory of the stub's [backup](mod@crate::records::stub_backup), below a record.
 pub const STUB_BACKUP: &str = "keepsake";
 /// Directory of the devices that did not recover: by [`node_name`], with the reason.
 pub const QUARANTINE: &str = "/local/domain/0/bulkhead/quarantine";
@@ -24,7 +24,7 @@ pub fn mode_key(bdf: Bdf) -> String {
     format!("{MODE}{}", node_name(bdf))
 }
 
-/// How a [`mode_key`] begins.
+/// The beginning of a [`mode_key`].
 pub const MODE: &str = "irq-";
 
 /// The device of a [`mode_key`].
@@ -93,7 +93,7 @@ pub fn attachment(stub: DomId) -> String {
     format!("{ATTACHMENTS}/{stub}")
 }
 
-/// Where a stub's [backup](mod@crate::records::stub_backup) lies: it goes with the record.
+/// The directory of a stub's [backup](mod@crate::records::stub_backup). It goes with the record.
 pub fn stub_backup_dir(stub: DomId) -> String {
     format!("{}/{STUB_BACKUP}", attachment(stub))
 }

@@ -1,4 +1,4 @@
-//! Devices that nobody may have.
+//! Devices in quarantine, which nobody may have.
 
 use super::assignable::{self, Holder};
 use super::error::RecordError;
@@ -7,7 +7,7 @@ use crate::host::store::Store;
 use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
-/// Remembers that a device must not be given to anyone.
+/// Puts a device into quarantine: it must not be given to anyone.
 pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), RecordError> {
     make_root(store)?;
     store.transaction(|store| {
@@ -31,12 +31,12 @@ pub fn quarantined(store: &mut Store) -> Result<Vec<(Bdf, String)>, RecordError>
     Ok(devices)
 }
 
-/// Why a device is in quarantine, if it is.
+/// The reason for a device's quarantine; `None` if it is in none.
 pub fn quarantine_reason(store: &mut Store, bdf: Bdf) -> Result<Option<String>, RecordError> {
     Ok(store.read_optional(&quarantine_path(bdf))?)
 }
 
-/// Lets a device be given away again.
+/// Ends a device's quarantine.
 pub fn lift_quarantine(store: &mut Store, bdf: Bdf) -> Result<(), RecordError> {
     store.transaction(|store| {
         if store.read_optional(&quarantine_path(bdf))?.is_some() {

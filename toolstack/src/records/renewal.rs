@@ -1,4 +1,4 @@
-//! Libxl's notes of devices, made what the records say.
+//! Brings libxl's nodes of devices in line with the records.
 
 use super::assignable::{DEVICES, HOLDER, Holder, claim, is_told, path, unclaim};
 use super::attachment::Attachment;
@@ -10,8 +10,8 @@ use crate::host::store::Store;
 use pci::bdf::Bdf;
 use xenbus::client::Store as _;
 
-/// Makes libxl's notes what the records say, and removes ours that no record explains. Returns the devices of which
-/// libxl had lost the note.
+/// Writes the nodes that the records call for, and removes those of ours that no record explains. Returns the devices
+/// whose nodes were missing or wrong.
 pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, RecordError> {
     let mut expected: Vec<(Bdf, Holder)> = attachments
         .iter()

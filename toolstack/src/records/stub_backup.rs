@@ -1,11 +1,11 @@
-//! What dom0 keeps of a stub besides the record, so that it can be made again after its death.
+//! dom0's backup of a stub, by which the stub can be created again after its death.
 //!
-//! A stub that is destroyed takes its home in xenstore along, and with it what it published there: where each device
-//! stands on the guest's bus, and how far a change of the list had come. The service keeps a copy. The configuration
-//! that the domain was created with is kept when it gets its first devices.
+//! The home of a stub in xenstore goes with its domain, and with it what the stub published there: the guest address
+//! of each device, and the state of a change of the list. The service keeps a copy. The configuration of the domain
+//! is kept when it gets its first devices.
 //!
-//! All of it lies below the stub's record and goes with that. The copy, and what the stub has left in its page, are its
-//! own word: they are given back to the next life of the same stub and to nobody else.
+//! The backup lies below the stub's record and goes with it. The copy, and what the stub has left in its page, are
+//! the stub's own data and not trusted: they go to the next domain of the same stub and to nobody else.
 
 use crate::host::store::{Store, StoreError, Stream};
 use crate::records;
@@ -24,7 +24,7 @@ const LONGEST_VALUE: usize = 256;
 const NUMBERS: usize = 256;
 /// The most nodes that are copied. A stub may make as many as it likes, and each takes the service some time.
 const MOST: usize = 6 * 64;
-/// How often a copy is tried before its turn comes again: a stub may write without a pause.
+/// Limit of attempts for one copy: a stub may write without a pause. The service tries again later.
 const TRIES: u32 = 3;
 const CONFIG: &str = "config";
 const BACKEND: &str = "backend";
@@ -41,17 +41,17 @@ pub fn config(store: &mut Store, stub: DomId) -> Result<Option<Value>, StoreErro
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
-/// Keeps what a dead stub has left in its page for the next one: [`xenbus::handover_block`], as text.
+/// Keeps the handover block that a dead stub has left in its page, as text: see [`xenbus::handover_block`].
 pub fn keep_handover_block(store: &mut Store, stub: DomId, handover_block: &str) -> Result<(), StoreError> {
     store.write(&format!("{}/{HANDOVER_BLOCK}", directory(stub)), handover_block)
 }
 
-/// What the last stub that left anything has left.
+/// The handover block of the last stub that left one.
 pub fn handover_block(store: &mut Store, stub: DomId) -> Result<Option<String>, StoreError> {
     store.read_optional(&format!("{}/{HANDOVER_BLOCK}", directory(stub)))
 }
 
-/// Brings the copy of the backend's directory up to date. What vanishes with the stub stays in the copy.
+/// Updates the copy of the backend's directory. If the directory has gone with the stub, the copy stays.
 pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
     let copy = format!("{}/{BACKEND}", directory(hop.backend()));
     store.transaction_within(TRIES, |store| {
@@ -77,7 +77,7 @@ pub fn published(store: &mut Store, stub: DomId) -> Result<Published, StoreError
     store.transaction(|store| read_all(store, &format!("{}/{BACKEND}", directory(stub))))
 }
 
-/// The nodes of a directory that are worth keeping.
+/// The nodes of a directory that are copied.
 fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Published, StoreError> {
     let mut nodes = Published::new();
     if store.read_optional(directory)?.is_none() {

@@ -1,4 +1,4 @@
-//! The domains that `run` and `attach` create and are not done with.
+//! Domains that `run` and `attach` create and have not recorded in an attachment yet.
 //!
 //! Each is recorded by its UUID before it is created, until its devices are recorded ([`crate::records`]) or it is destroyed
 //! again. So what a command that was killed has left is known, and nothing else is taken for that: not a paused guest of
@@ -38,7 +38,7 @@ pub fn record(store: &mut Store, domain: &Unfinished) -> Result<(), RecordError>
     Ok(store.write(&path(&domain.uuid), &serde_text::json(domain))?)
 }
 
-/// Forgets a domain: it is part of an attachment, or no more.
+/// Removes the record of a domain: it is part of an attachment, or has ended.
 pub fn forget(store: &mut Store, uuid: &str) -> Result<(), RecordError> {
     match store.remove(&path(uuid)) {
         Err(error) if !error.is_not_found() => Err(error.into()),
@@ -46,8 +46,9 @@ pub fn forget(store: &mut Store, uuid: &str) -> Result<(), RecordError> {
     }
 }
 
-/// The domains that live, and that a command which was killed has left of the guest `who`: the guest itself, which never
-/// ran, and its stub. `found` is the domain that `who` means now, if there is one. Records of domains that live no more go.
+/// The domains that a killed command has left of the guest `who`, and that live: the guest itself, which never ran,
+/// and its stub. `found` is the domain that `who` means now, if there is one. Records of domains that have ended are
+/// removed.
 pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<Vec<Domain>, RecordError> {
     let mut left = Vec::new();
     for uuid in children(store, UNFINISHED)? {

@@ -18,7 +18,8 @@ const POWER_STATE: u32 = 0x3;
 const WAKE_UP: Duration = Duration::from_millis(10);
 
 impl<C: ConfigAccess> Function<C> {
-    /// Sees what the function is like after an error. One that was reset gets its configuration and its messages back.
+    /// Finds out the state of the function after an error. A function that was reset gets its configuration and its
+    /// MSI back.
     pub fn inspect(&self, xen: &impl Hypervisor) -> io::Result<Health> {
         if is_silent(&self.config)? {
             return Ok(Health::Gone);
@@ -30,14 +31,14 @@ impl<C: ConfigAccess> Function<C> {
         Ok(Health::Restored)
     }
 
-    /// Gives the function its configuration and its messages back after a reset.
+    /// Gives the function its configuration and its MSI back after a reset.
     pub fn renew(&self, xen: &impl Hypervisor) -> io::Result<()> {
         self.snapshot.restore(&self.config)?;
         self.interrupts.restore(&self.config, xen)
     }
 
-    /// Finishes what a process that served this function before has left unfinished, if it died over it: a wake-up
-    /// that took the addresses, or a change of the interrupt mode. For `change` and `known` see
+    /// Finishes what an earlier process left undone when it died: a wake-up that lost the addresses, or a change of
+    /// the interrupt mode. For `change` and `known` see
     /// [`Interrupts::resolve_unknown`](crate::function::interrupts::Interrupts::resolve_unknown). Says what it found.
     pub(in crate::function) fn resolve_unknown(
         &mut self,
@@ -81,8 +82,8 @@ impl<C: ConfigAccess> Function<C> {
         Ok(found)
     }
 
-    /// Writes the power state. A function that comes back from D3hot may have been reset on the way (No_Soft_Reset is 0):
-    /// then it gets its configuration and its messages back, which neither the guest nor the stub may write.
+    /// Writes the power state. A function that comes back from D3hot may have been reset on the way (No_Soft_Reset is
+    /// 0). Then it gets its configuration and its MSI back, which neither the guest nor the stub may write.
     pub(super) fn write_power(
         &mut self,
         offset: u16,

@@ -1,4 +1,4 @@
-//! What a process that died has left of a change of the interrupt mode.
+//! Pirqs and modes that a process has left behind by dying in a change of the interrupt mode.
 
 use super::Interrupts;
 use crate::config_space::access::ConfigAccess;
@@ -9,14 +9,14 @@ use std::collections::BTreeSet;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
 
-/// How many numbers in a row may be no pirqs of a guest among those that it has: Xen keeps the number of an unmapped
-/// one from it as long as the guest has it bound.
+/// Limit of numbers in a row that are no pirqs of the guest, between those that are. Xen does not give the number of
+/// an unmapped pirq away as long as the guest has it bound.
 const LONGEST_GAP: usize = 256;
 
 impl Interrupts {
-    /// Finishes what a process that died has begun: `change` is the one that it had recorded, `known` are the pirqs that
-    /// the guest has for all of its functions, by the record. A mode that is recorded and not on in the device was on
-    /// its way on or off; the guest has no answer yet, and asks again.
+    /// Finishes what a process that died has begun. `change` is the change that it had recorded, `known` are the
+    /// pirqs that the guest has for all of its functions, by the record. A mode that is recorded and not on in the
+    /// device was being turned on or off. The guest has no answer yet, and asks again.
     ///
     /// Returns how many pirqs were found and unmapped.
     pub fn resolve_unknown(
@@ -49,9 +49,9 @@ impl Interrupts {
         Ok(unmapped)
     }
 
-    /// Unmaps the pirqs of a change that nobody recorded the end of. Xen cannot be asked which pirqs a domain has, but it
-    /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`): so they lie above the next one
-    /// that it gives, and whatever lies there is taken.
+    /// Unmaps the pirqs of a change whose end was not recorded. Xen cannot be asked which pirqs a domain has, but it
+    /// gives the highest number that is free (`get_free_pirq` in `xen/arch/x86/irq.c`). So they lie above the next
+    /// number that it gives, and all numbers above that are in use.
     fn reclaim(
         &self,
         config: &impl ConfigAccess,

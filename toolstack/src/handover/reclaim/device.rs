@@ -12,7 +12,7 @@ use crate::records::Device;
 use crate::records::interrupt_mode::Mode;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
-/// Who has a device at the moment when it is to be taken back. Dom0 may have removed it under its guest, and found it
+/// The owner of a device at the moment when it is taken back. Dom0 may have removed it under its guest, and found it
 /// again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -20,9 +20,9 @@ pub(super) enum Owner {
     Pciback,
     /// Dom0, which has found it again, by this driver.
     Driver(String),
-    /// Nobody that drives it: it was found again, and has no driver, or xen-pciback as a function that is dom0's.
+    /// Dom0, which has found it again, without a driver, or held by xen-pciback as a function of dom0's.
     Undriven,
-    /// It is not there.
+    /// Nobody: the device is gone.
     Gone,
 }
 
@@ -39,7 +39,7 @@ impl Owner {
         }
     }
 }
-/// What there is to take from whom.
+/// The domains that have a part of the device.
 pub(super) struct Share {
     /// The guest, if it lives.
     pub guest: Option<DomId>,

@@ -1,5 +1,5 @@
 //! What became of the devices that were taken back.
-/// What happened to one device, and what did not work.
+/// What became of devices, and which steps failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
     /// One line for each device: how it was reset, or that it is in quarantine.

@@ -78,13 +78,13 @@ pub(super) fn deassign(xen: &impl Hypervisor, guest: DomId, bdf: Bdf, released: 
     );
 }
 
-/// What an earlier attempt has taken already, one that was cut short, Xen does not know any more: a pirq (`EINVAL`),
-/// a device of that guest's (`ENODEV`).
+/// Passes over what an earlier attempt has taken already: Xen then knows no such pirq (`EINVAL`), or no such device
+/// of the guest (`ENODEV`).
 pub(super) fn unless_gone(taken: io::Result<()>) -> io::Result<()> {
     unless(&[Errno::INVAL, Errno::NODEV, Errno::SRCH], taken)
 }
 
-/// Of a domain that has died meanwhile there is nothing to take.
+/// Passes over a domain that has died meanwhile: Xen has taken all from it.
 fn unless_dead(taken: io::Result<()>) -> io::Result<()> {
     unless(&[Errno::SRCH], taken)
 }

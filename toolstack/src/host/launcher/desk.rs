@@ -1,7 +1,7 @@
-//! The launcher's end: what it does with the orders of its workers.
+//! The launcher's side: carries out the orders of its workers.
 //!
-//! Only so many orders are carried out at once; further ones wait for their turn ([`super::queue`]). None is refused: a
-//! stub that nobody destroys would live on without a record.
+//! A limited number of orders is carried out at once; further ones wait for their turn ([`super::queue`]). None is
+//! refused: a stub that nobody destroys would live on without a record.
 
 use super::messages::{Answered, PlacedOrder, hear_without_file, pair, tell};
 use super::queue::Queue;
@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 use xen::xenctrl::DomId;
 
-/// How many orders of each kind may be under way at once; see [`Desk`].
+/// Limit of orders of each kind that are under way at once; see [`Desk`].
 const MOST_AT_ONCE: usize = 32;
-/// Between two looks whether all is done.
+/// Interval of the checks whether all is done.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Which of the launcher's workers.
+/// Number of a worker.
 pub type WorkerId = u64;
 
 /// The files that the workers have in common.
@@ -48,7 +48,7 @@ impl SharedFiles {
     }
 }
 
-/// What a worker says of itself.
+/// News of a worker.
 pub enum News {
     /// It is set up, and waits for its turn.
     Ready(Turn),
@@ -58,7 +58,7 @@ pub enum News {
 
 /// The turn of a worker that is set up: it may serve when no other one does.
 pub struct Turn {
-    /// Which.
+    /// The worker.
     pub worker: WorkerId,
     connection: Arc<Connection>,
     ticket: Ticket,
@@ -71,7 +71,7 @@ impl Turn {
     }
 }
 
-/// Who waits for the end of an order.
+/// An order whose end a worker waits for.
 type Waiting = (Arc<Connection>, Ticket);
 
 /// A worker's connection to the launcher.
@@ -104,14 +104,14 @@ impl Connection {
     }
 }
 
-/// What all connections of a launcher have in common.
+/// The state that all connections of a launcher share.
 pub struct Desk {
     /// For orders to create a stub anew.
     spare: Arc<Spare>,
     /// None when the service ends.
     files: Mutex<Option<SharedFiles>>,
     connections: Mutex<Vec<Weak<Connection>>>,
-    /// Hears what workers say of themselves.
+    /// Called with news of workers.
     news: Box<dyn Fn(News) + Send + Sync>,
     /// The stubs that are being created anew, each with those who wait for that: a worker that has just begun may order
     /// what the one before it has ordered.
@@ -124,12 +124,12 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A desk that gives these files out, and tells `news` what workers say of themselves.
+    /// A desk that hands out these files, and calls `news` with news of workers.
     pub fn new(files: SharedFiles, news: impl Fn(News) + Send + Sync + 'static) -> Self {
         Self::with_limit(files, news, MOST_AT_ONCE)
     }
 
-    /// One that carries `limit` orders of each kind out at once.
+    /// A desk that carries out `limit` orders of each kind at once.
     pub(super) fn with_limit(
         files: SharedFiles,
         news: impl Fn(News) + Send + Sync + 'static,
@@ -146,7 +146,7 @@ impl Desk {
         }
     }
 
-    /// Has a process started in a while that creates the next stub.
+    /// Starts a spare process after a while, which creates the next stub.
     pub fn prepare_spare(&self) {
         self.spare.prepare_soon();
     }
@@ -197,7 +197,7 @@ impl Desk {
         Some(connection)
     }
 
-    /// Tells all who wait for a stub what has come of it. The next order creates it anew again.
+    /// Answers all orders for a stub. The next order creates it anew again.
     fn end_recreation(&self, stub: DomId, failure: Option<&str>) {
         let waiting = lock(&self.recreating).remove(&stub);
         for (connection, ticket) in waiting.into_iter().flatten() {
@@ -225,7 +225,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Carries out what comes over `socket`, until that ends.
 ///
 /// # Errors
-/// It is ended here if what comes is no order, or none that may be given.
+/// The connection ends with an error if a message is no order, or one that may not be given.
 pub fn attend(socket: OwnedFd, worker: WorkerId, desk: &Arc<Desk>) -> io::Result<()> {
     match desk.admit(socket, worker, None) {
         Some(connection) => attend_connection(&connection, desk, true),
@@ -271,7 +271,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
     Ok(())
 }
 
-/// Has a stub created anew. If that is under way already, both who ordered it hear the same of it.
+/// Has a stub created anew. If that is under way already, all who ordered it get the same answer.
 fn create_anew(
     domain: NewStub,
     connection: Arc<Connection>,
@@ -300,7 +300,7 @@ fn create_anew(
     added.inspect_err(|error| desk.end_recreation(domid, Some(&error.to_string())))
 }
 
-/// Opens what a worker cannot.
+/// Opens a file or connection that a worker cannot open itself.
 fn open(order: &Order, orderer: &Connection, desk: &Arc<Desk>) -> io::Result<OwnedFd> {
     match order {
         Order::Store => store::connect().map_err(io::Error::other),
@@ -353,7 +353,7 @@ fn carry_out(order: &Order) -> Result<(), String> {
     }
 }
 
-/// Runs a subcommand of this program; what it says goes where our own words go.
+/// Runs a subcommand of this program. Its output goes to this process's.
 fn bulkhead(words: &[&str]) -> Result<(), String> {
     let failed = |why: &dyn Display| format!("`bulkhead {}` failed: {why}", words.join(" "));
     let status = program::own()

@@ -22,7 +22,7 @@ use xenbus::device::SlotMode;
 /// The longest message.
 const LONGEST: usize = 64 << 10;
 
-/// What all workers of a launcher have in common. It outlives each of them.
+/// Files that all workers of a launcher share. They outlive each worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SharedFile {
@@ -34,7 +34,7 @@ pub enum SharedFile {
     Uevents,
 }
 
-/// What can be ordered.
+/// The orders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "order")]
 pub enum Order {
@@ -57,21 +57,21 @@ pub enum Order {
     },
     /// `bulkhead recreate`: a stub with a number of our choice.
     Recreate(NewStub),
-    /// Nothing, once no stub is being created by a launcher of before.
+    /// Answered when no earlier launcher's process creates a stub any more.
     #[serde(rename = "settle")]
     AwaitCreations,
     /// A connection to xenstore, which a worker cannot open itself.
     Store,
-    /// A file of all workers.
+    /// A file that all workers share.
     Share {
-        /// Which.
+        /// The file.
         file: SharedFile,
     },
     /// A further connection to this launcher, for another thread.
     Connection,
-    /// Nothing, once no other worker serves: from then on this one does.
+    /// Answered when no other worker serves: from then on this one does.
     Serve,
-    /// Nothing: the worker has begun to serve.
+    /// Tells that the worker has begun to serve.
     Begun,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
@@ -97,36 +97,36 @@ impl Order {
     }
 }
 
-/// An order on its way.
+/// Number of an order, by which its answer is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
-/// An order.
+/// An order with its number.
 #[derive(Serialize, Deserialize)]
 pub struct PlacedOrder {
-    /// By which its answer is known.
+    /// The number of the order.
     pub ticket: Ticket,
     #[serde(flatten)]
-    /// What is ordered.
+    /// The order.
     pub order: Order,
 }
 
-/// What became of an order.
+/// The answer to an order.
 #[derive(Serialize, Deserialize)]
 pub struct Answered {
-    /// The order's.
+    /// The number of the order.
     pub ticket: Ticket,
-    /// Why it was not carried out.
+    /// The reason if the order failed.
     pub failure: Option<String>,
 }
 
-/// Two ends of a connection that keeps messages apart.
+/// The two ends of a connection that preserves message boundaries.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     Ok(socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
 }
 
-/// True if there is a message, or the end, within so long.
+/// True if there is a message, or the end, within `longest`.
 pub fn ready(socket: &impl AsFd, longest: Duration) -> io::Result<bool> {
     let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
     match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&longest)) {
@@ -173,7 +173,7 @@ pub fn hear<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<(T, Op
     Ok(Some((message, file)))
 }
 
-/// The same, where none comes along: a file that is sent all the same is closed.
+/// The next message, for a receiver that expects no file. A file that is sent all the same is closed.
 pub fn hear_without_file<T: DeserializeOwned>(socket: &impl AsFd) -> io::Result<Option<T>> {
     receive(socket, &mut RecvAncillaryBuffer::default())
 }

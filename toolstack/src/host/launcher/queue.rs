@@ -8,7 +8,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// The jobs that run, and those that wait.
 pub struct Queue {
-    /// How many may run at once.
+    /// Limit of jobs that run at once.
     limit: usize,
     state: Mutex<State>,
 }
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Queue {
-    /// No job; `limit` may run at once.
+    /// An empty queue; `limit` jobs may run at once.
     pub fn new(limit: usize) -> Self {
         Self {
             limit,

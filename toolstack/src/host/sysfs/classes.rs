@@ -1,4 +1,4 @@
-//! What dom0's programs use of a function: network interfaces, disks, screens, keyboards, shared directories.
+//! Devices of a function that dom0's programs use: network interfaces, disks, screens, keyboards, shared directories.
 
 use super::{Sysfs, entries, is_one};
 use pci::bdf::Bdf;
@@ -24,8 +24,8 @@ impl Sysfs {
         interfaces.collect()
     }
 
-    /// The disks and partitions of the function. A path to an NVMe namespace that several controllers may lead to is
-    /// none: the namespace itself is, which belongs to the subsystem of the function's controller.
+    /// The disks and partitions of the function. For an NVMe namespace that several controllers may lead to, it is
+    /// the namespace itself, which belongs to the controller's subsystem, and not one of the paths to it.
     pub fn disks(&self, bdf: Bdf) -> Vec<BlockDevice> {
         let mut disks = self.class_devices("block", bdf);
         let controllers = self.class_devices("nvme", bdf);

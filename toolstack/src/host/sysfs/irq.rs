@@ -5,7 +5,7 @@ use pci::bdf::Bdf;
 use std::fs;
 use std::io;
 
-/// How the names of xen-pciback's handlers begin; the device's address follows.
+/// The beginning of the names of xen-pciback's handlers. The device's address follows.
 const PCIBACK_HANDLER: &str = "xen-pciback[";
 
 impl Sysfs {
@@ -27,8 +27,8 @@ impl Sysfs {
         names.map(str::to_owned).collect()
     }
 
-    /// How many of the last interrupts of a line there were, and how many of them nobody in dom0 wanted. At 100,000
-    /// Linux counts anew, and if then more than 99,900 were unwanted, it turns the line off. `None` if dom0 does not
+    /// Number of a line's interrupts since Linux began to count, and of those that no handler in dom0 wanted. At
+    /// 100,000 Linux counts anew; if more than 99,900 were unwanted, it turns the line off. `None` if dom0 does not
     /// use the line.
     pub fn unwanted_interrupts(&self, irq: u32) -> Option<(u32, u32)> {
         let text = fs::read_to_string(self.proc.join("irq").join(irq.to_string()).join("spurious")).ok()?;
