@@ -5,39 +5,23 @@
 
 use crate::host::store::{Store, StoreError};
 use crate::host::sysfs::Sysfs;
-use crate::host::sysfs::classes::{BlockDevice, DeviceNumber, device_number};
+use crate::host::sysfs::classes::BlockDevice;
 use pci::bdf::Bdf;
-use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-#[cfg(test)]
-use std::collections::BTreeMap;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
-use std::time::Duration;
-use std::{fs, io, thread};
-use xenbus::client::Store as _;
+use std::{fs, io};
 
-/// Directory of the backends that dom0 has for its guests.
-const BACKENDS: &str = "/local/domain/0/backend";
-/// Kinds of backends by which a guest has a disk of dom0's: in dom0's kernel, and in programs.
-const DISK_BACKENDS: [&str; 3] = ["vbd", "vbd3", "qdisk"];
+mod kernel;
+mod lent;
+mod table;
+
+use kernel::Kernel;
+use lent::{Lent, lent};
+use table::Mount;
+
 /// Directories without which dom0 does not run.
 const ESSENTIAL: [&str; 5] = ["/", "/usr", "/var", "/etc", "/nix"];
 /// Limit of block devices that lie one on top of another.
 const DEPTH: u32 = 16;
-/// A program that looks at disks, as udev does, may claim one for a moment.
-const TRIES: u32 = 3;
-const BETWEEN_TRIES: Duration = Duration::from_millis(100);
-
-/// A mounted file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    device: Option<DeviceNumber>,
-    /// Such as `/dev/sda1`, or a tag.
-    source: String,
-    kind: String,
-    directory: String,
-}
 
 /// What dom0 mounts, swaps to, and lends to guests.
 #[derive(Clone, Debug, Default)]
@@ -47,24 +31,6 @@ pub struct Mounts {
     swaps: Vec<String>,
     lent: Vec<Lent>,
     kernel: Kernel,
-}
-
-/// A block device that a guest has by a backend in dom0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Lent {
-    device: DeviceNumber,
-    guest: String,
-}
-
-/// Where the answer comes from whether a block device is in use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Kernel {
-    /// This machine's kernel.
-    #[default]
-    Asked,
-    /// A model for tests: opening these devices fails with an error.
-    #[cfg(test)]
-    Pretended(BTreeMap<String, Errno>),
 }
 
 /// A use that dom0 makes of a device.
@@ -217,110 +183,6 @@ pub enum MountsError {
     Store(#[from] StoreError),
 }
 
-/// The block devices that guests have by backends in dom0.
-fn lent(store: &mut Store) -> Result<Vec<Lent>, StoreError> {
-    let mut found = Vec::new();
-    for kind in DISK_BACKENDS {
-        let kind = format!("{BACKENDS}/{kind}");
-        for guest in crate::records::children(store, &kind)? {
-            for disk in crate::records::children(store, &format!("{kind}/{guest}"))? {
-                let disk = format!("{kind}/{guest}/{disk}");
-                let number = store.read_optional(&format!("{disk}/physical-device"))?;
-                // A backend in QEMU writes no number of the device, but the file that it has open.
-                let mut device = number.as_deref().and_then(physical_device);
-                if device.is_none() {
-                    let file = store.read_optional(&format!("{disk}/params"))?;
-                    device = file.as_deref().and_then(file_of).and_then(number_of);
-                }
-                found.extend(device.map(|device| Lent {
-                    device,
-                    guest: guest.clone(),
-                }));
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Such as `103:1`, in hexadecimal digits.
-fn physical_device(text: &str) -> Option<DeviceNumber> {
-    let (major, minor) = text.split_once(':')?;
-    let number = |digits| u32::from_str_radix(digits, 16).ok();
-    Some((number(major)?, number(minor)?))
-}
-
-/// The file that a backend of QEMU's has, such as `raw:/dev/sda3`.
-fn file_of(params: &str) -> Option<&Path> {
-    params.find('/').map(|at| Path::new(&params[at..]))
-}
-
-fn number_of(path: &Path) -> Option<DeviceNumber> {
-    let file = fs::metadata(path).ok()?;
-    let number = file.rdev();
-    let block = file.file_type().is_block_device();
-    block.then(|| (rustix::fs::major(number), rustix::fs::minor(number)))
-}
-
-impl Kernel {
-    /// Claims a block device for a moment.
-    fn claim(&self, disk: &BlockDevice) -> Result<(), Errno> {
-        match self {
-            Self::Asked => claim(&disk.node()),
-            #[cfg(test)]
-            Self::Pretended(errors) => errors.get(&disk.name).map_or(Ok(()), |error| Err(*error)),
-        }
-    }
-}
-
-fn claim(node: &str) -> Result<(), Errno> {
-    // A drive with its tray open is not to close it, and not to be waited for.
-    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    claim_by(|| open(node, flags, Mode::empty()).map(drop))
-}
-
-fn claim_by(mut open: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
-    let mut tries = TRIES;
-    loop {
-        tries -= 1;
-        match open() {
-            // No medium, or the disk has just gone: nobody can use it.
-            Ok(()) | Err(Errno::NOMEDIUM | Errno::NXIO | Errno::NODEV) => return Ok(()),
-            Err(Errno::BUSY) if tries > 0 => thread::sleep(BETWEEN_TRIES),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-impl Mount {
-    /// A line of `mountinfo`: …, device number (third), root, directory, options, …, a hyphen, kind, source, ….
-    fn parse(line: &str) -> Option<Self> {
-        let (mount, what) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(2);
-        let (number, directory) = (mount.next()?, mount.nth(1)?);
-        let mut what = what.split(' ');
-        let (kind, source) = (what.next()?, what.next()?);
-        Some(Self {
-            device: device_number(number),
-            source: unescape(source),
-            kind: kind.to_owned(),
-            directory: unescape(directory),
-        })
-    }
-}
-
-/// Undoes the octal escapes of `/proc`, such as `\040` for a space.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..3).filter(|_| *first == b'\\');
-        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(value.unwrap_or(*first));
-        rest = if value.is_some() { &tail[3..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 fn mounted(what: &str, mounts: &[&Mount]) -> Use {
     let directories: Vec<&str> = mounts.iter().map(|mount| mount.directory.as_str()).collect();
     let essential = directories.iter().find(|directory| ESSENTIAL.contains(directory));
@@ -360,10 +222,8 @@ impl Mounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::store::tests::dom0;
     use crate::host::sysfs::tests::Tree;
     use std::os::unix::fs::symlink;
-    use xenbus::model::Xenstored;
 
     const MOUNTS: &str = "\
 22 28 0:20 / /proc rw - proc proc rw
@@ -587,65 +447,5 @@ mod tests {
             }
             assert_eq!(used(&tree, BDF).as_deref(), expected, "{driver} {tag:?}");
         }
-    }
-
-    #[test]
-    fn the_disks_of_guests_are_those_of_every_backend_in_dom0() {
-        let mut store = dom0(&Xenstored::new());
-        assert_eq!(lent(&mut store).unwrap(), []);
-        for (node, value) in [
-            ("vbd/7/51712/physical-device", "103:1f"),
-            ("vbd/8/51712/params", "/dev/null"),
-            ("qdisk/9/51712/params", "raw:/nonexistent"),
-            ("vif/7/0/physical-device", "8:0"),
-        ] {
-            store.write(&format!("{BACKENDS}/{node}"), value).unwrap();
-        }
-        let found = lent(&mut store).unwrap();
-        assert_eq!(
-            found,
-            [Lent {
-                device: (0x103, 0x1f),
-                guest: "7".into()
-            }]
-        );
-        assert_eq!(file_of("aio:/dev/sda3"), Some(Path::new("/dev/sda3")));
-        assert_eq!(file_of("nothing"), None);
-        assert_eq!(number_of(Path::new("/dev/null")), None, "no block device");
-    }
-
-    #[test]
-    fn a_line_that_makes_no_sense_is_no_mount() {
-        for line in ["", " - ", "1 2 3 - ext4", "a b c d e f - ext4 /dev/sda1"] {
-            let parsed = Mount::parse(line);
-            assert!(
-                parsed.as_ref().is_none_or(|mount| mount.device.is_none()),
-                "{parsed:?}"
-            );
-        }
-        assert_eq!(unescape(r"a\040b\134\9"), r"a b\\9");
-    }
-
-    #[test]
-    fn the_kernel_is_asked_by_opening_the_node() {
-        assert_eq!(claim("/nonexistent/disk"), Err(Errno::NOENT));
-        assert_eq!(claim("/dev/null"), Ok(()));
-    }
-
-    #[test]
-    fn a_disk_without_a_medium_is_free_and_one_that_is_busy_is_tried_again() {
-        let claimed = |answers: &[Errno]| {
-            let mut answers = answers.iter();
-            claim_by(|| answers.next().map_or(Ok(()), |&error| Err(error)))
-        };
-        for gone in [Errno::NOMEDIUM, Errno::NXIO, Errno::NODEV] {
-            assert_eq!(claimed(&[gone]), Ok(()), "{gone}");
-        }
-        for doubt in [Errno::IO, Errno::ACCESS, Errno::PERM, Errno::NOENT] {
-            assert_eq!(claimed(&[doubt]), Err(doubt), "at once");
-        }
-        assert_eq!(claimed(&[Errno::BUSY; 2]), Ok(()), "busy for a moment");
-        assert_eq!(claimed(&[Errno::BUSY; 3]), Err(Errno::BUSY));
-        assert_eq!(claimed(&[Errno::BUSY, Errno::IO]), Err(Errno::IO));
     }
 }

@@ -183,7 +183,7 @@ pub struct Tally {
 }
 
 #[derive(Debug, Default)]
-struct DeviceErrors {
+struct ErrorHistory {
     pending: Option<Pending>,
     /// When the last recoveries began, [`MOST`] at most.
     begun: VecDeque<Instant>,
@@ -193,7 +193,7 @@ struct DeviceErrors {
 /// The recoveries of one stub's devices.
 #[derive(Debug, Default)]
 pub struct Recovery {
-    devices: BTreeMap<Bdf, DeviceErrors>,
+    devices: BTreeMap<Bdf, ErrorHistory>,
     current: Option<Current>,
 }
 

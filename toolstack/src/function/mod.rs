@@ -9,6 +9,7 @@ mod functions;
 pub mod guard;
 pub mod interrupts;
 pub mod msix_table;
+pub mod rule;
 pub mod snapshot;
 
 pub use answers::{Done, Function};

@@ -5,7 +5,8 @@
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
-use crate::function::guard::{Guard, Rule};
+use crate::function::guard::Guard;
+use crate::function::rule::Rule;
 use crate::host::sysfs::Sysfs;
 use crate::paths::RUN;
 use crate::records::Device;
