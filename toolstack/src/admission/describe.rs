@@ -201,6 +201,7 @@ fn about_idle(device: &Device, together: &[Bdf], around: &Surroundings) -> Resul
         return Ok(Vec::new());
     }
     let (bdf, sysfs) = (device.bdf, &around.sysfs);
+    // As long as the line is unknown it may be any, so every function that asserts INTx counts.
     let gsi = device.gsi.filter(|_| line_is_known(bdf, sysfs));
     let idle = idle_intx::asserting(gsi, together, &around.claims, sysfs).map_err(Refusal::NoSysfs)?;
     let notices = idle.into_iter().map(|idle| Notice::IdleAsserts { bdf, idle });
@@ -216,6 +217,7 @@ fn about_reset(bdf: Bdf, together: &[Bdf], sysfs: &Sysfs) -> Option<Notice> {
     };
     let mut others = sysfs.slot_of(bdf);
     others.retain(|other| !together.contains(other));
+    // A reset of one function leaves alone what all functions of a card share.
     (!others.is_empty()).then(|| Notice::PartOfSlot {
         bdf,
         others: names(&others),
@@ -246,6 +248,7 @@ pub fn describe(bdf: Bdf, terms: &Terms, offer: Offer, around: &Surroundings) ->
         ecam: around.mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
         gsi: line(bdf, sysfs),
         line_offered: offer.is_given(),
+        // As it is before the guest gets the device: this is what resets restore.
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
         physical: sysfs.physical_function(bdf),

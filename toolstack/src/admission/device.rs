@@ -69,6 +69,7 @@ fn check_device(
         return Err(Refusal::StillMapped { bdf, guest });
     }
     let config = sysfs.config_bytes(bdf)?;
+    // A register beyond what can be read counts as all-ones, like one of a device that does not answer.
     let byte = |at: u16| config.get(usize::from(at)).copied().unwrap_or(0xff);
     // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
     let telling = if sysfs.physical_function(bdf).is_some() {
@@ -121,13 +122,16 @@ fn check_bridge(
 ) -> Result<(), Refusal> {
     let express = Capabilities::find(config).express.map(usize::from);
     let kind = express.and_then(|at| config.get(at + 2)).map(|flags| flags >> 4);
+    // The guest's kernel would drive the port's slot, which it cannot control (decision 25).
     if kind.is_some_and(|kind| EXPRESS_PORTS.contains(&kind)) {
         return Err(Refusal::ExpressPort { bdf });
     }
+    // On the one virtual bus, Linux gives the devices behind the bridge no memory (decision 22).
     if slots == SlotMode::Vpci {
         return Err(Refusal::VirtualBridge { bdf });
     }
     match elsewhere.find(|&other| header::leads_to(bdf, config, other)) {
+        // A guest could stop the DMA of what is behind its bridge (decision 24).
         Some(other) => Err(Refusal::BehindBridge { bdf, other }),
         None => Ok(()),
     }

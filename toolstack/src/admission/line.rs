@@ -15,6 +15,7 @@ pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result
     let Some(gsi) = line(bdf, sysfs) else {
         return Ok(Sharers::default());
     };
+    // Handlers in dom0, and devices of other guests: a function without either never handles anything (decision 12).
     let mut sharers = dom0_sharers(gsi, together, sysfs).map_err(Refusal::NoSysfs)?;
     let taken = around.claims.taken.iter().filter(|claim| claim.uses_line);
     let mut guests: Vec<Bdf> = taken.map(|claim: &Claim| claim.bdf).collect();

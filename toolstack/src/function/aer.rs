@@ -265,6 +265,7 @@ impl Recovery {
             if device.begun.front().is_some_and(|&first| now < first + STORM) {
                 return Some(RecoveryStep::GiveUp(bdf, Cause::Storm));
             }
+            // Only as many times are kept as the limit compares.
             device.begun.pop_front();
         }
         device.begun.push_back(now);
@@ -299,6 +300,7 @@ impl Recovery {
             }
             (RecoveryStage::ResetDue, Input::Time) => Some(self.reset(bdf)),
             (_, Input::Told(told)) => match told {
+                // The guest's time begins now, not when the notice was decided on.
                 Told::Yes => {
                     self.current = Some(Current {
                         told: Some(now),

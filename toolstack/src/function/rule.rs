@@ -71,15 +71,19 @@ impl Rule {
         let (allowed, denial) = match self {
             Self::Any => return Ok(()),
             Self::Command => {
+                // Decode may be turned on and never off: accesses to a device that does not decode can raise an NMI in
+                // the host (XSA-120).
                 let turned_on = changed & value & COMMAND_DECODE;
                 (changed & !COMMAND_GUEST & !turned_on == 0, Denial::Command)
             }
             Self::SelfTest => (
+                // The start bit by itself too, as xen-pciback allows.
                 changed & !BIST_START == 0 || value == BIST_START,
                 Denial::SelfTest,
             ),
             Self::Exactly(recorded) => (value == recorded, Denial::BaseAddress),
             Self::Power => (changed & !PMCSR_GUEST == 0, Denial::Power),
+            // This bit makes the access a write of product data.
             Self::VpdAddress => (value & VPD_WRITE == 0, Denial::VpdWrite),
             Self::Bits(mask) => (changed & !mask == 0, Denial::Quirk),
         };

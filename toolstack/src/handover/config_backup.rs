@@ -54,6 +54,7 @@ fn keep_in(directory: &Path, bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Resu
     if !terms.reach_unlisted() {
         return Ok(());
     }
+    // All of it: the registers without a rule lie anywhere.
     let config = sysfs.config_bytes(bdf).map_err(io::Error::other)?;
     fs::create_dir_all(directory)?;
     fs::write(file(directory, bdf), config)

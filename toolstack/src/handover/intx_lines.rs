@@ -54,6 +54,8 @@ pub fn dom0_sharers(gsi: u32, together: &[Bdf], sysfs: &Sysfs) -> io::Result<Sha
         let Ok(config) = sysfs.config_bytes(bdf) else {
             return false;
         };
+        // A network driver requests its interrupt only when its interface goes up, so its function counts before
+        // (decision 12).
         let is_network = config.get(usize::from(register::BASE_CLASS)) == Some(&NETWORK);
         sysfs.is_enabled(bdf) && !sends_msi(&config) && (is_network || !handlers.is_empty())
     };

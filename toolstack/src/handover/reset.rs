@@ -94,6 +94,7 @@ impl Plan {
     /// The first listed method that works. Linux lists a bus reset for the function of a bus that it found first, and
     /// refuses it once there is a second one.
     pub fn used(&self) -> Option<Method> {
+        // Linux lists a bus reset that it would refuse (decision 32).
         let works = |method: &Method| *method != Method::Bus || self.neighbours.is_empty();
         self.methods.iter().copied().find(works)
     }

@@ -189,6 +189,7 @@ impl AckNodes {
 
     fn exists(&self, store: &mut Store) -> Result<bool, StoreError> {
         Ok(store
+            // By the frontend's end, which lies below the records: only this program writes there.
             .read_optional(&format!("{}/state", self.frontend))?
             .is_some())
     }

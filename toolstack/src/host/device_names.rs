@@ -92,6 +92,8 @@ pub fn resolve(name: &Name, sysfs: &Sysfs) -> Result<Bdf, NameError> {
         Name::At { ids, ref place } => {
             let bdf = walk(place, sysfs)?;
             match (ids, sysfs.ids(bdf)?) {
+                // Addresses change when cards come and go: with ids in the name, no other card is taken for the one
+                // that is meant.
                 (Some(expected), found) if found != expected => {
                     Err(NameError::Other { bdf, found, expected })
                 }

@@ -86,6 +86,7 @@ impl Scope {
     fn end(&self, secondary_bus: impl Fn(u8, u8) -> Option<u8>) -> Option<(u8, u8)> {
         let (&last, bridges) = self.path.split_last()?;
         let devfn = |(device, function): (u8, u8)| (device & 0x1f) << 3 | function & 7;
+        // The table numbers only the first bus. Those behind bridges have the numbers that dom0 has set.
         let mut bus = self.bus;
         for &step in bridges {
             bus = secondary_bus(bus, devfn(step))?;

@@ -73,6 +73,7 @@ pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
     let number: Option<DomId> = who.parse().ok();
     let mut named = None;
     let mut numbered = None;
+    // All domains are read: one may have the name, and another one the number.
     for (domid, name) in names(store).map_err(failed)? {
         if name == who {
             named = Some(domid);
@@ -159,6 +160,7 @@ pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
     if store.is_introduced(domid)? {
         return Ok(false);
     }
+    // Tested in the transaction that removes: libxl may make the home of a new domain at this moment.
     store.transaction(|store| {
         let path = home(domid);
         if store.read_optional(&format!("{path}/vm"))?.is_some() {

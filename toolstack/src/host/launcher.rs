@@ -78,6 +78,7 @@ impl Launcher {
     fn open(&mut self, order: Order) -> Result<OwnedFd, LaunchError> {
         let ticket = self.order(order)?;
         self.wait(ticket)?;
+        // A launcher that says yes and sends no file has broken off.
         let file = self.files.remove(&ticket);
         file.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))
     }

@@ -116,6 +116,7 @@ pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result
             return Ok(false);
         }
         write_second(store, attachment)?;
+        // Earlier devices keep their numbers: new ones go to the end.
         let first = list.entries.len();
         for (number, device) in (first..).zip(new) {
             for (key, value) in of_first(number, device) {

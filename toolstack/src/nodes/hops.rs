@@ -154,6 +154,7 @@ impl HopNodes {
     ) -> Result<(), StoreError> {
         let mut hop = Self::first(attachment);
         if !published.is_empty() {
+            // The nodes that name the two ends are written anew; all others are as the dead stub left them.
             let fixed = |key: &str| [key::FRONTEND, key::FRONTEND_ID, key::ONLINE].contains(&key);
             hop.backend.nodes.retain(|(key, _)| fixed(key));
             let kept = published.iter().map(|(key, value)| (key.clone(), value.clone()));

@@ -68,6 +68,7 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     if let Some(error) = store.read_optional(&error_node(stub))? {
         return Ok(Progress::Failed(format!("the service says: {error}")));
     }
+    // The guest's own words come last: it may write anything.
     let said = store.read_optional(&format!("{}/error", guest_errors(attachment)))?;
     Ok(with_word_of_guest(
         progress,

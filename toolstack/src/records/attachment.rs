@@ -232,6 +232,7 @@ impl Attachment {
             let device: Device = serde_json::from_str(device)
                 .map_err(|error| damaged(&format!("{root}/dev-{index}"), &error))?;
             let key = mode_key(device.bdf);
+            // A device without a mode is a damaged record: the empty text is no mode.
             let mode = nodes.get(&key).map_or("", String::as_str);
             modes.push(
                 mode.parse()

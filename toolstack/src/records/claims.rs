@@ -121,6 +121,7 @@ fn unreadable_claim(bdf: Bdf, stub: DomId, error: &RecordError) -> Claim {
         domain: None,
         by: format!("by a guest, through the stub with number {stub}"),
         next: error.to_string(),
+        // Nobody can tell, so in doubt it has the line.
         uses_line: true,
     }
 }
@@ -131,6 +132,7 @@ pub(crate) fn xl_claim(bdf: Bdf, domid: &str) -> Claim {
         domain: domid.parse().ok(),
         by: format!("by domain {domid} (through dom0's xen-pciback)"),
         next: format!("`xl pci-detach {domid} {bdf}` frees it"),
+        // xen-pciback does not withhold lines.
         uses_line: true,
     }
 }

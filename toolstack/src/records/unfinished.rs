@@ -67,6 +67,8 @@ pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<V
         if !meant {
             continue;
         }
+        // By UUID: neither a paused guest of somebody else's nor one that has got the name since is taken for it
+        // (decision 64).
         match domains::with_uuid(store, &recorded.uuid)? {
             Some(domain) => left.push(domain),
             None => forget(store, &recorded.uuid)?,

@@ -81,6 +81,7 @@ pub(super) fn reclaim_held<X: Hypervisor>(
         format_args!("{bdf}: dom0 still answers for its line, and will not give it back"),
         stopped,
     );
+    // After all is revoked that Xen can revoke: a guest that lives could set the device up again.
     let outcome = reset(&host.sysfs, device, taken);
     if let Some(guest) = share.guest {
         deassign(&host.xen, guest, bdf, taken);

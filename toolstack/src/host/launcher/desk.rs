@@ -259,7 +259,9 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
                 (desk.news)(News::Began(worker));
                 connection.answer(ticket, None, None);
             }
+            // A second time, or over another connection, these are no orders: see above.
             Order::Serve | Order::Begun => return Err(io::ErrorKind::InvalidData.into()),
+            // Apart from the queue's other jobs: two workers may order the same stub.
             Order::Recreate(domain) => create_anew(domain, Arc::clone(connection), ticket, desk)?,
             order => {
                 let connection = Arc::clone(connection);
@@ -335,6 +337,7 @@ fn carry_out(order: &Order) -> Result<(), String> {
             kernel,
         } => {
             let (guest, slots) = (guest.to_string(), slots.to_string());
+            // The recorded terms, whatever the policy file says by now.
             let terms: Vec<String> = devices.iter().map(|(_, terms)| terms.to_word()).collect();
             let mut words = vec!["attach", &guest, "--slots", &slots, "--kernel", kernel];
             for ((device, _), terms) in devices.iter().zip(&terms) {

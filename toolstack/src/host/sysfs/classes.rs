@@ -29,6 +29,7 @@ impl Sysfs {
     pub fn disks(&self, bdf: Bdf) -> Vec<BlockDevice> {
         let mut disks = self.class_devices("block", bdf);
         let controllers = self.class_devices("nvme", bdf);
+        // Namespaces that several controllers share lie below their subsystem, not below a function.
         for subsystem in entries(&self.root.join("class/nvme-subsystem")) {
             if controllers.iter().any(|(name, _)| subsystem.join(name).exists()) {
                 let subsystem = fs::canonicalize(&subsystem).unwrap_or(subsystem);
