@@ -29,6 +29,7 @@ pub fn without_acs(bdf: Bdf, sysfs: &Sysfs) -> Vec<Bdf> {
     if may_pass_on(bdf, sysfs) {
         found.push(bdf);
     }
+    // Any port on the way to the root may turn the access around.
     let above = sysfs.bridges_above(bdf).unwrap_or_default();
     found.extend(above.into_iter().filter(|&bridge| may_pass_on(bridge, sysfs)));
     found

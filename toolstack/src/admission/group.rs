@@ -30,6 +30,7 @@ impl Groups {
         for &bdf in bdfs {
             let mut others = Vec::new();
             for &owner in owners {
+                // Xen lists only those members of the group that this domain owns.
                 match xen.group(owner, bdf) {
                     Ok(group) => others.extend(group),
                     // A domain that has died meanwhile has no devices any more.

@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 const DEVICE_ADDRESSES: [u16; 7] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x30];
 /// The same of a bridge (PCI-to-PCI Bridge Architecture 1.2, section 3.2): two, and the ROM's.
 const BRIDGE_ADDRESSES: [u16; 3] = [0x10, 0x14, 0x38];
-/// What a bridge is besides: its buses, and the windows of memory and I/O ports that it passes on. Offset and bytes;
-/// the status beside the I/O window is not among them, where a written 1 clears bits.
+/// A bridge's bus numbers, and the windows of memory and I/O ports that it passes on: offset and bytes. Secondary
+/// Status, beside the I/O window, is left out: a written 1 clears its bits.
 const BRIDGE_WINDOWS: [(u16, u8); 8] = [
     (0x18, 4),
     (0x1c, 2),
@@ -34,7 +34,7 @@ pub fn is_bridge(header: &[u8]) -> bool {
     kind(header) == header_type::BRIDGE
 }
 
-/// The registers, 32 bits each, that hold the function's own addresses: a guest may have them put back.
+/// The registers, 32 bits each, that hold the function's own addresses. A guest may restore them.
 pub fn addresses(header: &[u8]) -> &'static [u16] {
     if is_bridge(header) {
         &BRIDGE_ADDRESSES
@@ -43,15 +43,16 @@ pub fn addresses(header: &[u8]) -> &'static [u16] {
     }
 }
 
-/// The registers, each with its bytes, of which dom0 alone decides: a bridge's buses and windows.
+/// The registers of a bridge's buses and windows, each with its bytes. Only dom0 writes them.
 pub fn windows(header: &[u8]) -> &'static [(u16, u8)] {
     if is_bridge(header) { &BRIDGE_WINDOWS } else { &[] }
 }
 
-/// The numbers of the buses behind the bridge at `bdf`; `None` if it is no bridge, or leads nowhere.
+/// The buses behind the bridge at `bdf`; `None` if it is no bridge, or is not configured.
 pub fn buses_behind(bdf: Bdf, header: &[u8]) -> Option<RangeInclusive<u8>> {
     let secondary = *header.get(usize::from(register::SECONDARY_BUS))?;
     let subordinate = *header.get(usize::from(register::SUBORDINATE_BUS))?;
+    // A bus behind a bridge has a higher number than the bus before it. A bridge that is not configured has 0.
     (is_bridge(header) && secondary > bdf.bus()).then_some(secondary..=subordinate)
 }
 

@@ -4,6 +4,7 @@ use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
 use pci::registers::{SILENT, command, msi, msix, register};
 use std::io;
+
 /// Number of a function's MSI-X entries; 0 without MSI-X.
 pub fn msix_entries(config: &[u8]) -> u16 {
     let control = control(config, Capabilities::find(config).msix, msix::CONTROL);
@@ -65,6 +66,7 @@ pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::config_space::capabilities::tests::space;
+
     #[test]
     fn the_messages_of_msi_are_counted_by_the_power_of_two() {
         let mut config = space(&[(0x50, 5)]);

@@ -283,6 +283,7 @@ impl Recovery {
             (RecoveryStage::Inspecting, Input::Found(Health::Gone)) => Some(self.give_up(bdf, Cause::Gone)),
             (RecoveryStage::Inspecting, Input::Found(health)) => {
                 let reset = health == Health::Restored;
+                // Frozen tells the driver that the device has lost its state.
                 let channel = if reset { Channel::Frozen } else { Channel::Normal };
                 Some(self.tell(bdf, RecoveryStage::Detected { reset }, Notice::Detected(channel)))
             }
@@ -325,6 +326,7 @@ impl Recovery {
     fn judge(&mut self, bdf: Bdf, stage: RecoveryStage, verdict: Verdict) -> RecoveryStep {
         match (stage, verdict) {
             (RecoveryStage::Detected { .. }, Verdict::CanRecover | Verdict::Recovered) => {
+                // Without `aer_mmio` in between: Linux before 6.12 may crash on it (decision 35).
                 self.tell(bdf, RecoveryStage::Resume(Way::Resumed), Notice::Resume)
             }
             (RecoveryStage::Detected { reset: true }, Verdict::NeedReset) => {

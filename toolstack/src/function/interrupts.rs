@@ -128,6 +128,7 @@ impl Interrupts {
         }
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
+        // The guest cannot write this register, so nobody else would take the mask over all entries away.
         let turn_on = |control| (control | msix::ENABLE) & !msix::MASK_ALL;
         self.turn_on(config, xen, guest, table.control, turn_on, record)?;
         Ok(pirqs)
@@ -234,6 +235,7 @@ pub(super) mod tests {
     use crate::config_space::capabilities::tests::space;
     use pci::registers::{command, register};
     use xen::model::Xen;
+
     pub const GUEST: DomId = 3;
     pub const MSI: u16 = 0x50;
     pub const MSIX: u16 = 0x70;
@@ -257,6 +259,7 @@ pub(super) mod tests {
     pub fn own(config: &Model) -> Decoder<'_, Model> {
         Decoder { config, power: None }
     }
+
     #[test]
     fn msix_maps_every_entry_then_silences_the_line_then_enables() {
         let (config, mut interrupts) = function();
@@ -564,6 +567,7 @@ pub(super) mod tests {
         );
         assert_eq!(xen.calls()[2..], ["unmap 3 55", "unmap 3 54"]);
     }
+
     /// What the record says then.
     pub fn text(mode: ModeRecord<'_>) -> String {
         match mode {
@@ -571,6 +575,7 @@ pub(super) mod tests {
             ModeRecord::Mode(mode) => mode.to_string(),
         }
     }
+
     #[test]
     fn messages_that_were_lost_in_a_reset_come_back_for_the_same_pirqs() {
         for (msix, control, value) in [(true, MSIX + 2, 0x8004), (false, MSI + 2, 0x0001)] {

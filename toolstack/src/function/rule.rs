@@ -2,6 +2,7 @@
 
 use pci::registers::command;
 use thiserror::Error;
+
 /// COMMAND bits that belong to the guest: bus master, special cycles, memory write and invalidate,
 /// VGA palette snoop, stepping, fast back-to-back.
 const COMMAND_GUEST: u32 = 0x02bc;

@@ -119,6 +119,7 @@ impl Snapshot {
         let Some(express) = self.reporting else {
             return Ok(());
         };
+        // Older Linux leaves this to the driver, whose writes to this register are dropped (decision 37).
         let control = config.read_sound(express + DEVICE_CONTROL)?;
         let reporting = control | REPORT_ERRORS;
         if reporting != control {

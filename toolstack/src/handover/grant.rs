@@ -80,6 +80,7 @@ pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Res
     // The guest has devices again, so `bulkhead status` must not call it failed any more.
     failed::forget(&mut host.store, attachment.guest.domid).map_err(RecordError::from)?;
     for device in &attachment.devices {
+        // Admission has refused the device for any other guest that may still have it mapped.
         forget_mapped(&mut host.store, device.bdf)?;
         grant(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }

@@ -109,6 +109,7 @@ fn restore_idle_intx<X>(host: &mut Host<X>, released: &mut Released) {
         idle_intx::restore(&mut host.store, &host.sysfs),
     );
 }
+
 /// Stops and resets those devices of an attachment that are `leaving`, and takes them from the guest if it lives;
 /// true if it does.
 fn reclaim_each<X: Hypervisor>(
@@ -172,6 +173,7 @@ fn reclaim_each<X: Hypervisor>(
     }
     alive.unwrap_or(false)
 }
+
 fn remove_if_there<X>(host: &mut Host<X>, path: &str) -> Result<(), crate::host::store::StoreError> {
     match host.store.remove(path) {
         Err(error) if error.is_not_found() => Ok(()),
@@ -186,6 +188,7 @@ mod tests {
     use crate::host::Runner;
     use crate::records::tests::{device, domain};
     use rustix::io::Errno;
+
     #[test]
     fn a_guest_that_lives_loses_interrupts_ranges_and_dma_and_is_recorded() {
         for part in [false, true] {

@@ -99,7 +99,7 @@ pub enum RecreateError {
 const LOCK: &str = "/run/bulkhead/recreate.lock";
 /// Limit for Xen to let go of the old domain. The guest that waits for the new one has two seconds in all.
 const TIMEOUT: Duration = Duration::from_millis(1500);
-/// Between two looks whether it has.
+/// Interval of the checks whether it has.
 const POLL: Duration = Duration::from_millis(2);
 /// Limit of attempts by libxl. Xen may refuse a number for a moment after the domain has gone.
 const ATTEMPTS: u32 = 5;

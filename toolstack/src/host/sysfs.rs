@@ -63,6 +63,7 @@ impl Sysfs {
     /// All functions, in the order of their addresses.
     pub fn functions(&self) -> io::Result<Vec<Bdf>> {
         let mut functions = functions_in(&self.root.join("bus/pci/devices"))?;
+        // sysfs lists its entries in no particular order.
         functions.sort_unstable();
         Ok(functions)
     }
@@ -151,6 +152,7 @@ impl Sysfs {
     /// False if Linux has turned MSI off for all that is below a bridge.
     pub fn msi_below(&self, bridge: Bdf) -> bool {
         let text = fs::read_to_string(self.path(bridge, "msi_bus"));
+        // Without the file Linux forbids nothing.
         text.map_or(true, |text| text.trim() != "0")
     }
 

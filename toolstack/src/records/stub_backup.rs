@@ -110,6 +110,7 @@ fn is_kept(name: &str) -> bool {
         Numbered::Error,
         Numbered::Root,
     ];
+    // The stub may write any name. Only names of this form, with a small number, are copied.
     let number = name
         .rsplit_once('-')
         .and_then(|(_, number)| number.parse::<usize>().ok());

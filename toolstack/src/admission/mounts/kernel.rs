@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
+
 /// A program that looks at disks, as udev does, may claim one for a moment.
 const TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
@@ -55,6 +56,7 @@ fn claim_by(mut open: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn the_kernel_is_asked_by_opening_the_node() {
         assert_eq!(claim("/nonexistent/disk"), Err(Errno::NOENT));

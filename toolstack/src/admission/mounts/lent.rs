@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use xenbus::client::Store as _;
+
 /// Directory of the backends that dom0 has for its guests.
 const BACKENDS: &str = "/local/domain/0/backend";
 /// Kinds of backends by which a guest has a disk of dom0's: in dom0's kernel, and in programs.
@@ -67,6 +68,7 @@ mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
     use xenbus::model::Xenstored;
+
     #[test]
     fn the_disks_of_guests_are_those_of_every_backend_in_dom0() {
         let mut store = dom0(&Xenstored::new());

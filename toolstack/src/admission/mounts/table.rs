@@ -1,6 +1,7 @@
 //! The table of mounts, `/proc/self/mountinfo`.
 
 use crate::host::sysfs::classes::{DeviceNumber, device_number};
+
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -44,6 +45,7 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn a_line_that_makes_no_sense_is_no_mount() {
         for line in ["", " - ", "1 2 3 - ext4", "a b c d e f - ext4 /dev/sda1"] {

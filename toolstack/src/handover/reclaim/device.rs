@@ -12,6 +12,7 @@ use crate::records::Device;
 use crate::records::interrupt_mode::Mode;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
+
 /// The owner of a device at the moment when it is taken back. Dom0 may have removed it under its guest, and found it
 /// again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,7 @@ impl Owner {
         }
     }
 }
+
 /// The domains that have a part of the device.
 pub(super) struct Share {
     /// The guest, if it lives.
@@ -156,6 +158,7 @@ mod tests {
     use super::super::fixture::{BDF, Fixture, MSI, PMCSR, TAKEN};
     use super::*;
     use xenbus::client::Store as _;
+
     #[test]
     fn a_device_that_comes_back_is_awake_and_quiet_and_reset_with_its_header() {
         let mut fixture = Fixture::new();

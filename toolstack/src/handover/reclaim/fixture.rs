@@ -16,6 +16,7 @@ use xen::model::Xen;
 use xenbus::client::Store as _;
 use xenbus::device::SlotMode;
 use xenbus::model::Xenstored;
+
 pub const BDF: &str = "0000:00:05.0";
 pub const PMCSR: usize = 0x54;
 pub const MSI: usize = 0x60;

@@ -29,6 +29,7 @@ impl Released {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn a_failed_step_is_told_with_its_causes() {
         let mut released = Released::default();

@@ -8,6 +8,7 @@ use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
+
 /// Takes from a guest that lives, and from its stub, the memory of a device that dom0 has removed: Linux may place the
 /// next card there. Interrupts are left alone, because Xen 4.17 stops the host when one of a removed function is
 /// unmapped. Returns what did not work.
@@ -19,6 +20,7 @@ pub fn revoke_removed(xen: &impl Hypervisor, attachment: &Attachment, bdf: Bdf) 
     }
     released.problems
 }
+
 /// True if the guest has another device with the interrupt line of device number `index`: one that is not leaving,
 /// or one whose turn has not come.
 pub(super) fn line_stays(devices: &[Device], index: usize, leaving: &dyn Fn(&Device) -> bool) -> bool {
@@ -28,6 +30,7 @@ pub(super) fn line_stays(devices: &[Device], index: usize, leaving: &dyn Fn(&Dev
         .filter(|&(number, other)| number > index || number < index && !leaving(other));
     others.any(|(_, other)| other.line_offered && other.gsi == devices[index].gsi)
 }
+
 /// Takes the interrupt line from a guest that lives on, unless another device of its own uses that too.
 pub(super) fn revoke_line(
     xen: &impl Hypervisor,
@@ -104,6 +107,7 @@ mod tests {
     use crate::handover::reclaim::fixture::TAKEN;
     use crate::records::tests::device;
     use xen::model::Xen;
+
     #[test]
     fn what_died_meanwhile_or_was_taken_before_is_no_problem() {
         for (call, error) in [

@@ -171,6 +171,7 @@ impl Desk {
                 connection.cut();
             }
         }
+        // Connections that have ended leave an entry behind.
         connections.retain(|connection| connection.strong_count() > 0);
     }
 
@@ -250,6 +251,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
                 let failure = opened.as_ref().err().map(ToString::to_string);
                 connection.answer(ticket, failure, opened.ok().as_ref());
             }
+            // Answered by `Turn::give`, when no other worker serves. This one waits until then.
             Order::Serve if std::mem::take(&mut may_be_ready) => (desk.news)(News::Ready(Turn {
                 worker,
                 connection: Arc::clone(connection),
