@@ -4,16 +4,10 @@
 //! A switch, or a device with several functions, may pass memory accesses from one function to another by itself. ACS
 //! is what forbids that. Xen does not look at it when it tells IOMMU groups.
 
-use crate::config_space::capabilities::Capabilities;
+use crate::config_space::bytes::u16_at;
+use crate::config_space::capabilities::{Capabilities, port};
 use crate::host::sysfs::Sysfs;
 use pci::bdf::Bdf;
-
-/// Kinds of PCI Express functions (section 7.8.2).
-mod kind {
-    pub const ROOT_PORT: u8 = 4;
-    pub const UPSTREAM_PORT: u8 = 5;
-    pub const DOWNSTREAM_PORT: u8 = 6;
-}
 
 /// Offsets in the capability (section 7.16).
 const ACS_CAPABILITY: usize = 4;
@@ -40,12 +34,10 @@ pub fn without_acs(bdf: Bdf, sysfs: &Sysfs) -> Vec<Bdf> {
 fn may_pass_on(bdf: Bdf, sysfs: &Sysfs) -> bool {
     let config = sysfs.config_bytes(bdf).unwrap_or_default();
     let capabilities = Capabilities::find(&config);
-    let express = capabilities.express.map(usize::from);
-    let kind = express.and_then(|at| config.get(at + 2)).map(|flags| flags >> 4);
-    let has_peers = match kind {
-        Some(kind::ROOT_PORT | kind::DOWNSTREAM_PORT) => true,
+    let has_peers = match capabilities.express_kind(&config) {
+        Some(port::ROOT | port::DOWNSTREAM) => true,
         // One way in, and its only peers are functions in its slot.
-        Some(kind::UPSTREAM_PORT) => !sysfs.slot_of(bdf).is_empty(),
+        Some(port::UPSTREAM) => !sysfs.slot_of(bdf).is_empty(),
         _ if crate::config_space::header::is_bridge(&config) => false,
         _ => !sysfs.slot_of(bdf).is_empty(),
     };
@@ -57,10 +49,7 @@ fn redirects(config: &[u8], acs: Option<u16>) -> bool {
     let Some(acs) = acs.map(usize::from) else {
         return false;
     };
-    let word = |at: usize| {
-        let bytes = config.get(at..at + 2)?;
-        Some(u16::from_le_bytes([bytes[0], bytes[1]]))
-    };
+    let word = |at: usize| u16_at(config, at);
     let needed = word(acs + ACS_CAPABILITY).map(|capability| capability & REDIRECTION);
     let on = word(acs + ACS_CONTROL);
     needed.zip(on).is_some_and(|(needed, on)| on & needed == needed)

@@ -5,7 +5,7 @@ use super::page::page_sharer;
 use super::refusal::Refusal;
 use super::sriov::check_sriov;
 use super::surroundings::Surroundings;
-use crate::config_space::capabilities::Capabilities;
+use crate::config_space::capabilities::{Capabilities, port};
 use crate::config_space::header;
 use crate::host::sysfs::Sysfs;
 use pci::bdf::Bdf;
@@ -14,10 +14,6 @@ use xenbus::device::SlotMode;
 
 /// Base class of all bridges (PCI Local Bus Specification 3.0, appendix D).
 const CLASS_BRIDGE: u8 = 0x06;
-
-/// Kinds of PCI Express functions (PCI Express Base 3.0, section 7.8.2) that are ports: a root port, and both ends of a
-/// switch.
-const EXPRESS_PORTS: [u8; 3] = [4, 5, 6];
 
 /// Checks that the devices can be given to a guest that has the devices `already`, and addresses all in this way; all
 /// that speaks against it is returned.
@@ -120,10 +116,9 @@ fn check_bridge(
     mut elsewhere: impl Iterator<Item = Bdf>,
     slots: SlotMode,
 ) -> Result<(), Refusal> {
-    let express = Capabilities::find(config).express.map(usize::from);
-    let kind = express.and_then(|at| config.get(at + 2)).map(|flags| flags >> 4);
+    let kind = Capabilities::find(config).express_kind(config);
     // The guest's kernel would drive the port's slot, which it cannot control (decision 25).
-    if kind.is_some_and(|kind| EXPRESS_PORTS.contains(&kind)) {
+    if let Some(port::ROOT | port::UPSTREAM | port::DOWNSTREAM) = kind {
         return Err(Refusal::ExpressPort { bdf });
     }
     // On the one virtual bus, Linux gives the devices behind the bridge no memory (decision 22).

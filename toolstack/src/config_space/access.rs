@@ -5,11 +5,15 @@ use pci::registers::{SILENT, command, header_type, register};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 /// Bytes of the configuration space that every function has.
 pub const SPACE: usize = 256;
 /// Bytes of it with the extended space of PCI Express.
 pub const EXTENDED_SPACE: usize = 4096;
+
+/// Time that a function may take from D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
+pub const WAKE_UP: Duration = Duration::from_millis(10);
 
 /// Reads and writes of naturally aligned registers, 1, 2 or 4 bytes wide.
 pub trait ConfigAccess {

@@ -63,6 +63,16 @@ const ACS: u16 = 0x000d;
 /// Limit of entries in the extended list, of eight bytes at least.
 const MOST_EXTENDED: usize = 480;
 
+/// Kinds of PCI Express functions that are ports (PCI Express Base 3.0, section 7.8.2).
+pub mod port {
+    /// A root port.
+    pub const ROOT: u8 = 4;
+    /// The upstream port of a switch.
+    pub const UPSTREAM: u8 = 5;
+    /// A downstream port of a switch.
+    pub const DOWNSTREAM: u8 = 6;
+}
+
 impl Capabilities {
     /// Walks the lists in a copy of the first 256 bytes, or of all 4096. A list that leaves the space, points into
     /// the header or runs in a circle ends there.
@@ -70,6 +80,13 @@ impl Capabilities {
         let mut found = Self::find_usual(config);
         found.find_extended(config);
         found
+    }
+
+    /// The kind of PCI Express function, such as one of [`port`]; `None` without PCI Express.
+    pub fn express_kind(&self, config: &[u8]) -> Option<u8> {
+        let express = usize::from(self.express?);
+        let flags = config.get(express + usize::from(express::CAPABILITIES))?;
+        Some(flags >> 4)
     }
 
     fn find_usual(config: &[u8]) -> Self {

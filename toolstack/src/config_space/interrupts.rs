@@ -1,6 +1,7 @@
 //! The registers of a function's interrupts: what they say, and how to turn interrupts on and off.
 
 use crate::config_space::access::ConfigAccess;
+use crate::config_space::bytes::u16_at;
 use crate::config_space::capabilities::Capabilities;
 use pci::registers::{SILENT, command, msi, msix, register};
 use std::io;
@@ -20,8 +21,7 @@ pub fn sends_msi(config: &[u8]) -> bool {
 
 /// The control word of a capability.
 fn control(config: &[u8], capability: Option<u16>, offset: u16) -> Option<u16> {
-    let at = usize::from(capability? + offset);
-    Some(u16::from_le_bytes(config.get(at..at + 2)?.try_into().ok()?))
+    u16_at(config, usize::from(capability? + offset))
 }
 
 /// Number of vectors of a function's MSI capability, 1 to 32; 0 without MSI.

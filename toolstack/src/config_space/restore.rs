@@ -1,6 +1,7 @@
 //! Restores the header of a configuration space from the record.
 
 use crate::config_space::access::{ConfigAccess, quiet};
+use crate::config_space::bytes::register_at;
 use crate::config_space::header as layout;
 use pci::registers::register;
 use std::io;
@@ -10,7 +11,7 @@ pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> 
     let mut lost = false;
     let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
     for (offset, width) in addresses.chain(layout::windows(header).iter().copied()) {
-        if let Some(recorded) = recorded(header, offset, width)
+        if let Some(recorded) = register_at(header, offset, width)
             // Only what differs is written: each write of a BAR moves what the function answers to.
             && config.read(offset, width)? != recorded
         {
@@ -21,25 +22,18 @@ pub fn addresses(config: &impl ConfigAccess, header: &[u8]) -> io::Result<bool> 
     Ok(lost)
 }
 
-/// A register of the recorded header; `None` if the header is too short.
-pub fn recorded(header: &[u8], offset: u16, width: u8) -> Option<u32> {
-    let bytes = header.get(usize::from(offset)..)?.get(..usize::from(width))?;
-    let value = bytes.iter().rev();
-    Some(value.fold(0, |value, &byte| value << 8 | u32::from(byte)))
-}
-
 /// Restores the whole header, with DMA and INTx off: addresses, COMMAND, cache line, latency, interrupt line.
 pub fn header(config: &impl ConfigAccess, header: &[u8]) -> io::Result<()> {
     addresses(config, header)?;
     for offset in [register::CACHE_LINE, register::LATENCY, register::INTERRUPT_LINE] {
-        if let Some(recorded) = recorded(header, offset, 1)
+        if let Some(recorded) = register_at(header, offset, 1)
             && config.read(offset, 1)? != recorded
         {
             config.write(offset, 1, recorded)?;
         }
     }
     // COMMAND last: the function must not decode memory before its addresses are right.
-    if let Some(command) = recorded(header, register::COMMAND, 2) {
+    if let Some(command) = register_at(header, register::COMMAND, 2) {
         let bridge = layout::is_bridge(header);
         config.write16(register::COMMAND, quiet(command as u16, bridge))?;
     }

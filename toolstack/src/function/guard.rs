@@ -7,11 +7,12 @@
 //! The record of the device may widen that. A quirk is one more rule, for some bits of a register that has none. A
 //! permissive device may be written wherever there is no rule and nothing belongs to dom0 or Xen.
 
+use crate::config_space::bytes::u32_at;
 use crate::config_space::capabilities::Capabilities;
 use crate::config_space::header;
 use crate::function::rule::{Denial, Rule};
 use crate::terms::Terms;
-use pci::registers::register;
+use pci::registers::{power, register};
 use std::ops::Range;
 use xenbus::device::Quirk;
 
@@ -52,18 +53,17 @@ impl Guard {
             (register::BIST, 1, Rule::SelfTest),
         ];
         for &offset in header::addresses(recorded) {
-            let at = usize::from(offset);
-            if let Some(raw) = recorded.get(at..at + 4).and_then(|raw| raw.try_into().ok()) {
+            if let Some(address) = u32_at(recorded, offset.into()) {
                 // A device may lose its addresses in a reset. The guest's driver may write them back, and no others:
                 // those would be another device's memory.
-                rules.push((offset, 4, Rule::Exactly(u32::from_le_bytes(raw))));
+                rules.push((offset, 4, Rule::Exactly(address)));
             }
         }
         let windows = header::windows(recorded).iter();
         let windows = windows.map(|&(offset, width)| offset..offset + u16::from(width));
         let mut kept: Vec<_> = KEPT.into_iter().chain(windows).collect();
         if let Some(power) = capabilities.power {
-            rules.push((power + 4, 2, Rule::Power));
+            rules.push((power + power::CONTROL, 2, Rule::Power));
             kept.push(power..power + POWER_LENGTH);
         }
         if let Some(vpd) = capabilities.vpd {
@@ -99,7 +99,7 @@ impl Guard {
 
     /// Where the power management control register lies, if there is one.
     pub fn pmcsr(&self) -> Option<u16> {
-        self.power.map(|at| at + 4)
+        self.power.map(|at| at + power::CONTROL)
     }
 
     /// The quirks without effect: their registers have rules, or are dom0's or Xen's.

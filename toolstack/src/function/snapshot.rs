@@ -2,10 +2,10 @@
 //! function.
 
 use crate::config_space::access::ConfigAccess;
+use crate::config_space::bytes::register_at;
 use crate::config_space::capabilities::Capabilities;
 use crate::config_space::header as layout;
-use crate::config_space::restore::recorded;
-use pci::registers::{SILENT, command, register};
+use pci::registers::{SILENT, command, express, register};
 use std::io;
 
 /// Registers of the header that hold no addresses.
@@ -19,7 +19,6 @@ const EXPRESS: [(u16, u8); 4] = [(DEVICE_CONTROL, 2), (0x10, 2), (0x28, 2), (0x3
 const DEVICE_CONTROL: u16 = 0x08;
 /// Number of those in version 1.
 const EXPRESS_1: usize = 2;
-const EXPRESS_VERSION: u16 = 0xf;
 /// Registers of the AER capability: masks, severities, control.
 const AER: [(u16, u8); 4] = [(0x08, 4), (0x0c, 4), (0x14, 4), (0x18, 4)];
 /// Device control: report correctable, non-fatal and fatal errors.
@@ -59,7 +58,7 @@ impl Snapshot {
             // It reads all-ones now, which must never be written back.
             places.clear();
         } else if let Some(express) = capabilities.express {
-            let version = config.read16(express + 2)? & EXPRESS_VERSION;
+            let version = config.read16(express + express::CAPABILITIES)? & express::VERSION;
             let known = if version < 2 { EXPRESS_1 } else { EXPRESS.len() };
             places.extend(EXPRESS[..known].iter().map(|&(at, width)| (express + at, width)));
             if let Some(aer) = capabilities.aer {
@@ -74,13 +73,14 @@ impl Snapshot {
         };
         let addresses = layout::addresses(header).iter().map(|&offset| (offset, 4));
         let addresses = addresses.chain(layout::windows(header).iter().copied());
-        let address =
-            |(offset, width)| recorded(header, offset, width).map(|value| Register { offset, width, value });
+        let address = |(offset, width)| {
+            register_at(header, offset, width).map(|value| Register { offset, width, value })
+        };
         Ok(Self {
             addresses: addresses.filter_map(address).collect(),
             registers: places.into_iter().filter_map(read).collect(),
             command: if silent {
-                recorded(header, register::COMMAND, 2).unwrap_or_default() as u16
+                register_at(header, register::COMMAND, 2).unwrap_or_default() as u16
             } else {
                 command
             },

@@ -4,6 +4,7 @@
 //! restores them after it. The backup is one file for each device. Like the records it goes away with a reboot.
 
 use crate::config_space::access::ConfigAccess;
+use crate::config_space::bytes::register_at;
 use crate::config_space::capabilities::Capabilities;
 use crate::function::guard::Guard;
 use crate::function::rule::Rule;
@@ -82,7 +83,12 @@ fn restore_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<
 
 /// The writes that make `current` what it was, of what the guard lets the guest write beyond the usual.
 fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) -> Vec<RegisterWrite> {
-    let values = |offset, width| Some((value(original, offset, width)?, value(current, offset, width)?));
+    let values = |offset, width| {
+        Some((
+            register_at(original, offset, width)?,
+            register_at(current, offset, width)?,
+        ))
+    };
     let mut writes = Vec::new();
     for quirk in terms.quirks.as_slice() {
         let (offset, width) = (quirk.offset(), quirk.width());
@@ -116,18 +122,6 @@ fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) ->
         }
     }
     writes
-}
-
-/// A register, if the space reaches that far.
-fn value(config: &[u8], offset: u16, width: u8) -> Option<u32> {
-    let at = usize::from(offset);
-    let bytes = config.get(at..at + usize::from(width))?;
-    Some(
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |value, &byte| value << 8 | u32::from(byte)),
-    )
 }
 
 #[cfg(test)]

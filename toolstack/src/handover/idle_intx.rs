@@ -7,6 +7,7 @@
 //! (`do_pci_enable_device` in `drivers/pci/pci.c`).
 
 use crate::config_space::access::ConfigAccess as _;
+use crate::config_space::bytes::u16_at;
 use crate::handover::intx_lines;
 use crate::host::store::Store;
 use crate::host::sysfs::{PCIBACK, Sysfs, SysfsError};
@@ -71,12 +72,7 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
     let Ok(config) = sysfs.config_bytes(bdf) else {
         return false;
     };
-    let word = |offset: u16| {
-        let at = usize::from(offset);
-        config
-            .get(at..at + 2)
-            .map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
-    };
+    let word = |offset: u16| u16_at(&config, offset.into());
     let (Some(command), Some(status)) = (word(register::COMMAND), word(register::STATUS)) else {
         return false;
     };

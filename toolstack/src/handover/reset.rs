@@ -1,24 +1,18 @@
 //! Resets of functions: the methods that Linux offers, the one that works, and what prevents it.
 
-use crate::config_space::access::{ConfigAccess, SPACE, quieten};
+use crate::config_space::access::{ConfigAccess, SPACE, WAKE_UP, quieten};
+use crate::config_space::bytes::u32_at;
 use crate::config_space::capabilities::Capabilities;
 use crate::config_space::interrupts::turn_off;
 use crate::config_space::restore;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use pci::bdf::Bdf;
-use pci::registers::register;
+use pci::registers::{power, register};
 use std::fmt;
 use std::io;
 use std::thread;
-use std::time::Duration;
 use thiserror::Error;
 use xenbus::device::Ids;
-
-/// Power state bits of PMCSR, which lies here in the power management capability.
-const PMCSR: u16 = 4;
-const POWER_STATE: u16 = 0x3;
-/// From D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
-const WAKE_UP: Duration = Duration::from_millis(10);
 
 /// A reset method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,10 +172,10 @@ pub enum ResetError {
 pub fn quiesce(config: &impl ConfigAccess) -> io::Result<()> {
     let capabilities = capabilities(config)?;
     if let Some(power) = capabilities.power {
-        let state = config.read16(power + PMCSR)?;
+        let state = config.read16(power + power::CONTROL)?;
         // Awake first: the way from D3hot to D0 may reset the function, and undo what is written below.
-        if state & POWER_STATE != 0 {
-            config.write16(power + PMCSR, state & !POWER_STATE)?;
+        if state & power::STATE != 0 {
+            config.write16(power + power::CONTROL, state & !power::STATE)?;
             thread::sleep(WAKE_UP);
         }
     }
@@ -208,7 +202,7 @@ fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), Re
     // First of all: nothing is written to a device that is not the one, or that answers all ones.
     ensure_present(config, ids, header)?;
     if let Some(power) = capabilities(config)?.power {
-        let state = config.read16(power + PMCSR)? & POWER_STATE;
+        let state = config.read16(power + power::CONTROL)? & power::STATE;
         // Not woken here: a function that does not come back to D0 by its reset is not fit for anyone.
         if state != 0 {
             return Err(ResetError::Asleep { state });
@@ -219,10 +213,7 @@ fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), Re
 
 /// Checks that the function whose `header` was recorded is there.
 fn ensure_present(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
-    let recorded = |at: u16| {
-        let raw = header.get(usize::from(at)..usize::from(at) + 4)?;
-        raw.try_into().ok().map(u32::from_le_bytes)
-    };
+    let recorded = |at: u16| u32_at(header, at.into());
     let found = config.read(register::VENDOR, 4)?;
     if recorded(register::VENDOR) == Some(u32::MAX) {
         // The ids of a virtual function read all ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.

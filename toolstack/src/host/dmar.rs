@@ -6,6 +6,7 @@
 use crate::config_space::bytes::{u16_at, u64_at};
 use crate::host::sysfs::Sysfs;
 use pci::bdf::Bdf;
+use pci::registers::register;
 use std::fs;
 use std::ops::RangeInclusive;
 
@@ -18,8 +19,6 @@ const TYPE_RMRR: u16 = 1;
 const RMRR_HEADER: usize = 24;
 /// A device scope before its path: type, length (at 1), …, first bus (5).
 const SCOPE_HEADER: usize = 6;
-/// Register of a bridge: the bus behind it (PCI-to-PCI Bridge Architecture 1.2, section 3.2.5.4).
-const SECONDARY_BUS: usize = 0x19;
 
 /// The parsed structures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,7 +97,7 @@ impl Scope {
 /// The bus behind the bridge at `bus` and `devfn` of segment 0.
 pub fn secondary_bus(bus: u8, devfn: u8, sysfs: &Sysfs) -> Option<u8> {
     let config = sysfs.config_bytes(Bdf::from_devfn(0, bus, devfn)).ok()?;
-    config.get(SECONDARY_BUS).copied()
+    config.get(usize::from(register::SECONDARY_BUS)).copied()
 }
 
 fn parse_rmrr(structure: &[u8]) -> Option<Reserved> {

@@ -45,7 +45,7 @@ pub struct Launcher {
     /// Files that came with them.
     files: BTreeMap<Ticket, OwnedFd>,
     /// True if answers were received while another one was waited for, so that the socket is not ready for them.
-    others: bool,
+    unseen: bool,
 }
 
 impl Launcher {
@@ -56,7 +56,7 @@ impl Launcher {
             next: 0,
             answers: BTreeMap::new(),
             files: BTreeMap::new(),
-            others: false,
+            unseen: false,
         }
     }
 
@@ -126,8 +126,8 @@ impl Launcher {
     }
 
     /// True, once, if answers have come in that the socket does not show any more.
-    pub fn take_others(&mut self) -> bool {
-        std::mem::take(&mut self.others)
+    pub fn take_unseen(&mut self) -> bool {
+        std::mem::take(&mut self.unseen)
     }
 
     fn answer(&mut self, ticket: Ticket) -> Option<Result<(), LaunchError>> {
@@ -142,7 +142,7 @@ impl Launcher {
             let (Answered { ticket, failure }, file) =
                 heard.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
-            self.others = true;
+            self.unseen = true;
             self.files.extend(file.map(|file| (ticket, file)));
             // Only the first answer is waited for.
             longest = Duration::ZERO;
@@ -343,8 +343,8 @@ mod tests {
             first.connect().unwrap();
         }
         // It came in while something else was waited for: nobody would see it at the socket.
-        assert!(first.take_others());
-        assert!(!first.take_others());
+        assert!(first.take_unseen());
+        assert!(!first.take_unseen());
         assert!(matches!(first.wait(ticket), Err(LaunchError::Failed(_))));
         drop(first);
         assert!(

@@ -5,6 +5,7 @@
 //! segment group (2), first bus (1), last bus (1), reserved (4). The base is the
 //! address of bus 0, even where the first bus is another one.
 
+use crate::config_space::bytes::{u16_at, u32_at, u64_at};
 use pci::bdf::Bdf;
 use thiserror::Error;
 
@@ -53,15 +54,15 @@ impl Mcfg {
             return Err(McfgError::Signature);
         }
         let got = table.len();
-        let said = field::<4>(table, 4).map_or(0, |raw| u32::from_le_bytes(raw) as usize);
+        let said = u32_at(table, 4).map_or(0, |said| said as usize);
         let body = match table.get(HEADER..said) {
             Some(body) => body,
             None => return Err(McfgError::Length { said, got }),
         };
         let allocation = |raw: &[u8]| {
             Some(Allocation {
-                base: u64::from_le_bytes(field(raw, 0)?),
-                segment: u16::from_le_bytes(field(raw, 8)?),
+                base: u64_at(raw, 0)?,
+                segment: u16_at(raw, 8)?,
                 first_bus: *raw.get(10)?,
                 last_bus: *raw.get(11)?,
             })
@@ -79,10 +80,6 @@ impl Mcfg {
         let function = u64::from(bdf.bus()) << 8 | u64::from(bdf.devfn());
         (allocation.base >> PAGE_SHIFT).checked_add(function)
     }
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
 }
 
 #[cfg(test)]

@@ -443,7 +443,7 @@ impl Service {
         ];
         let mut unseen = self.host.store.has_events();
         if let Runner::Launcher(launcher) = &mut self.host.runner {
-            unseen |= launcher.take_others();
+            unseen |= launcher.take_unseen();
             // Its end is this service's end; of its answers others than ours are looked for by those who asked.
             let answers = if self.revivals.expect_answers() {
                 PollFlags::IN

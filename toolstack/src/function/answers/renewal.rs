@@ -1,21 +1,19 @@
 //! A function that has lost its configuration: in a reset, on its way from D3hot to D0, or while no process served it.
 
 use super::{Done, Function, is_silent};
-use crate::config_space::access::ConfigAccess;
+use crate::config_space::access::{ConfigAccess, WAKE_UP};
+use crate::config_space::bytes::register_at;
 use crate::config_space::restore;
 use crate::function::aer::Health;
 use crate::records::interrupt_mode::{ModeChange, ModeRecord};
-use pci::registers::{command, register};
+use pci::registers::{command, power, register};
 use std::collections::BTreeSet;
 use std::io;
 use std::thread;
-use std::time::Duration;
 use xen::xenctrl::{DomId, Hypervisor};
 
 /// Power state in PMCSR: 0 is D0, 3 is D3hot.
-const POWER_STATE: u32 = 0x3;
-/// How long a function may take from D3hot to D0 (PCI Power Management 1.2, section 5.6.1).
-const WAKE_UP: Duration = Duration::from_millis(10);
+const POWER_STATE: u32 = power::STATE as u32;
 
 impl<C: ConfigAccess> Function<C> {
     /// Finds out the state of the function after an error. A function that was reset gets its configuration and its
@@ -60,7 +58,7 @@ impl<C: ConfigAccess> Function<C> {
             return Ok(None);
         }
         let found = if restore::addresses(config, &self.device.header)? {
-            let recorded = restore::recorded(&self.device.header, register::COMMAND, 2).unwrap_or_default();
+            let recorded = register_at(&self.device.header, register::COMMAND, 2).unwrap_or_default();
             let decode = recorded as u16 & (command::IO | command::MEMORY);
             // Xen writes the MSI-X table through the BAR, which has to be decoded again first.
             config.write16(register::COMMAND, config.read16(register::COMMAND)? | decode)?;
