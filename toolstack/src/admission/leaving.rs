@@ -22,6 +22,7 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device], groups: &Groups) -> Re
                 let other = other.bdf;
                 return Err(Refusal::GroupStays { bdf, other });
             }
+            // Xen takes memory away by the page (decision 20).
             if let Some(frame) = shared_frame(&device.bars, &other.bars) {
                 let other = other.bdf;
                 return Err(Refusal::PageStays { bdf, other, frame });

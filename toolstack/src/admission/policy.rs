@@ -75,9 +75,11 @@ pub struct Decided {
 /// # Errors
 /// A name that means no device, a policy that cannot be read, a bridge above none of the devices.
 pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Decided, TermsError> {
+    // The guest gets its devices again on the terms that it had, whatever the file says by now.
     if !choices.recorded.is_empty() {
         return recorded(wanted, &choices.recorded, sysfs);
     }
+    // A file that cannot be understood gives no device to anyone: half a policy may lack the line that matters.
     let policy = Policy::read(choices.file.as_deref())?;
     let file = label(choices.file.as_deref());
     let no_msi_below: Vec<Bdf> = choices

@@ -21,6 +21,7 @@ pub fn check_sriov(bdf: Bdf, claims: &Claims, sysfs: &Sysfs) -> Result<(), Refus
     let Some(physical) = sysfs.physical_function(bdf) else {
         return Ok(());
     };
+    // A virtual function works only while its physical one is with its driver in dom0.
     let by = match claim_of(physical) {
         Some(claim) => format!("is in use {}", claim.by),
         None if sysfs.driver(physical).as_deref() == Some(PCIBACK) => {

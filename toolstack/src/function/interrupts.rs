@@ -60,17 +60,20 @@ impl Interrupts {
             .capabilities
             .msi
             .ok_or_else(|| Failure::new(OpError::OpFailed, "the device has no MSI"))?;
+        // The errors are those that xen-pciback answers with.
         match self.mode {
             Mode::Intx => {}
             Mode::Msi(_) => return Err(Failure::new(OpError::EALREADY, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
+        // All-ones means that the device does not answer: nothing is mapped for it.
         config
             .read_sound(capability + msi::CONTROL)
             .map_err(Failure::config)?;
         if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
             return Err(Failure::asleep(OpError::OpFailed));
         }
+        // Recorded before Xen maps anything: this process may die between any two steps (decision 48).
         record(ModeRecord::Change(ModeChange::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
             // The mode of before: nothing was mapped.

@@ -70,6 +70,7 @@ impl MsixTable {
         if let Some(beyond) = entries.iter().find(|&&entry| entry > last) {
             return refuse(format!("entry {beyond}: the table ends with {last}"));
         }
+        // Xen would map an entry a second time, and nobody would ever unmap the first pirq.
         let mut seen = BTreeSet::new();
         match entries.iter().find(|&&entry| !seen.insert(entry)) {
             Some(twice) => refuse(format!("entry {twice} is asked for twice")),

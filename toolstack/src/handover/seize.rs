@@ -175,6 +175,7 @@ pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, Sei
         Ok((host.sysfs.ids(bdf)?, header))
     });
     let config = host.sysfs.open_config(bdf).map_err(io::Error::other);
+    // xen-pciback has reset it when it took it, but does not look at the result (decision 31).
     let ready = config
         .and_then(|config| reset::quiesce(&config))
         .and(now.map_err(io::Error::other))

@@ -134,6 +134,7 @@ fn names(store: &mut Store) -> Result<Vec<(DomId, String)>, StoreError> {
 /// A domain that xl is destroying counts as alive until Xen has taken it apart: before that its
 /// devices are still its own.
 pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
+    // xenstored lets a domain go only when Xen has taken it apart; its nodes may vanish earlier (decision 14).
     if !store.is_introduced(domain.domid)? {
         return Ok(false);
     }

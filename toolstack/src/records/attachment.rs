@@ -164,6 +164,7 @@ impl Attachment {
                 if !recorded.contains(&irq) {
                     store.write(&format!("{root}/{irq}"), &mode.to_string())?;
                 }
+                // In the same transaction: libxl must at no time take a recorded device for free (decision 62).
                 assignable::claim(store, device.bdf, self.holder())?;
                 nodes.extend([dev, irq]);
             }
