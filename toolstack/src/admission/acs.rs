@@ -36,7 +36,7 @@ fn may_pass_on(bdf: Bdf, sysfs: &Sysfs) -> bool {
     let capabilities = Capabilities::find(&config);
     let has_peers = match capabilities.express_kind(&config) {
         Some(port::ROOT | port::DOWNSTREAM) => true,
-        // One way in, and its only peers are functions in its slot.
+        // An upstream port has one way in. Its only peers are functions in its slot.
         Some(port::UPSTREAM) => !sysfs.slot_of(bdf).is_empty(),
         _ if crate::config_space::header::is_bridge(&config) => false,
         _ => !sysfs.slot_of(bdf).is_empty(),

@@ -25,7 +25,7 @@ pub fn part_of_mainboard(bdf: Bdf, sysfs: &Sysfs) -> Option<&'static str> {
         .into_iter()
         .find(|&(mask, wanted, _)| class & mask == wanted);
     let (_, _, what) = found?;
-    // Memory controllers and such buses exist on cards too. Beside the ISA bridge they are the chipset's.
+    // Memory controllers and such buses exist on cards too. Those beside the ISA bridge are the chipset's.
     let beside_isa = sysfs
         .slot_of(bdf)
         .into_iter()

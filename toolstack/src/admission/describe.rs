@@ -201,7 +201,7 @@ fn about_idle(device: &Device, together: &[Bdf], around: &Surroundings) -> Resul
         return Ok(Vec::new());
     }
     let (bdf, sysfs) = (device.bdf, &around.sysfs);
-    // As long as the line is unknown it may be any, so every function that asserts INTx counts.
+    // An unknown line may be any, so every function that asserts INTx counts.
     let gsi = device.gsi.filter(|_| line_is_known(bdf, sysfs));
     let idle = idle_intx::asserting(gsi, together, &around.claims, sysfs).map_err(Refusal::NoSysfs)?;
     let notices = idle.into_iter().map(|idle| Notice::IdleAsserts { bdf, idle });
@@ -248,7 +248,7 @@ pub fn describe(bdf: Bdf, terms: &Terms, offer: Offer, around: &Surroundings) ->
         ecam: around.mcfg.frame(bdf).ok_or(Refusal::NoEcam { bdf })?,
         gsi: line(bdf, sysfs),
         line_offered: offer.is_given(),
-        // As it is before the guest gets the device: this is what resets restore.
+        // The header as it is before the guest gets the device: resets restore it.
         header: config.into_iter().take(register::HEADER_LENGTH).collect(),
         terms: terms.clone(),
         physical: sysfs.physical_function(bdf),
@@ -267,7 +267,7 @@ pub fn describe_all(
     let mut notices = Vec::new();
     let bdfs: Vec<Bdf> = wanted.iter().map(|&(bdf, _)| bdf).collect();
     let together = [already, &bdfs].concat();
-    // Asked again here: only now dom0 has turned the devices on, and their lines are known.
+    // This check is repeated here: the lines are known only now, after dom0 has turned the devices on.
     if let Some(refusal) = check_lines(wanted, already, around).into_iter().next() {
         return Err(refusal);
     }

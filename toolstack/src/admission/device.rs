@@ -121,7 +121,7 @@ fn check_bridge(
     if let Some(port::ROOT | port::UPSTREAM | port::DOWNSTREAM) = kind {
         return Err(Refusal::ExpressPort { bdf });
     }
-    // On the one virtual bus, Linux gives the devices behind the bridge no memory (decision 22).
+    // Linux gives devices behind the bridge no memory on the one virtual bus (decision 22).
     if slots == SlotMode::Vpci {
         return Err(Refusal::VirtualBridge { bdf });
     }

@@ -1,6 +1,6 @@
 //! IOMMU groups: functions whose DMA the IOMMU cannot tell apart.
 //!
-//! Under Xen dom0's sysfs shows none, because Xen drives the IOMMU; Xen is asked.
+//! Xen is asked for them: it drives the IOMMU, so dom0's sysfs shows no groups.
 
 use crate::records::claims::Claims;
 use pci::bdf::Bdf;

@@ -12,7 +12,7 @@ pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
         let kind = host.dom0_type.clone();
         return Err(Refusal::Dom0Kind { kind });
     }
-    // Under silo a guest may share grants and events with dom0 alone.
+    // The policy silo lets a guest share memory and events with dom0 alone.
     if option(host, "xsm=") == Some("silo") {
         return Err(Refusal::Silo);
     }
@@ -36,7 +36,7 @@ pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
 /// reads it (`parse_params` in `xen/common/kernel.c`, `parse_mmcfg` in `xen/arch/x86/x86_64/mmconfig-shared.c`): a list,
 /// in which no word turns it on again.
 ///
-/// An early word to whoever types the command. The stub finds out for itself, by trying.
+/// This gives the administrator an early message. The stub finds out for itself, by trying.
 fn turns_mmcfg_off(option: &str) -> bool {
     const OFF: [&str; 5] = ["0", "no", "off", "false", "disable"];
     let (name, value) = option.split_once('=').unwrap_or((option, ""));

@@ -16,7 +16,7 @@ pub fn check_leaving(leaving: &[Device], kept: &[Device], groups: &Groups) -> Re
                 let other = other.bdf;
                 return Err(Refusal::BridgeLeaves { bdf, other });
             }
-            // Under a bridge's own address its devices have their DMA, and it none.
+            // A bridge does no DMA of its own: its address in the IOMMU stands for the devices behind it.
             let bridge = is_bridge(&device.header) || is_bridge(&other.header);
             if !bridge && groups.others(bdf).contains(&other.bdf) {
                 let other = other.bdf;

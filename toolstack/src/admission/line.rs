@@ -15,7 +15,8 @@ pub fn line_sharers(bdf: Bdf, together: &[Bdf], around: &Surroundings) -> Result
     let Some(gsi) = line(bdf, sysfs) else {
         return Ok(Sharers::default());
     };
-    // Handlers in dom0, and devices of other guests: a function without either never handles anything (decision 12).
+    // Sharers are handlers in dom0 and devices of other guests. A function without either never handles anything
+    // (decision 12).
     let mut sharers = dom0_sharers(gsi, together, sysfs).map_err(Refusal::NoSysfs)?;
     let taken = around.claims.taken.iter().filter(|claim| claim.uses_line);
     let mut guests: Vec<Bdf> = taken.map(|claim: &Claim| claim.bdf).collect();
@@ -55,7 +56,8 @@ impl Offer {
         let config = sysfs.config_bytes(bdf)?;
         let has_msi = terms.msi.is_on() && (msi_vectors(&config) > 0 || msix_entries(&config) > 0);
         Ok(match (terms.share_intx, has_msi) {
-            // Who shares risks both sides' interrupts, so it is done by word, or where the device is dead without it.
+            // Sharing risks the interrupts of both sides, so it needs `share-intx=1`, or a device that is dead without
+            // it.
             (Some(true), _) => Self::Shared,
             (_, true) => Self::Withheld,
             (None, false) => Self::OnlyInterrupt,
@@ -71,7 +73,7 @@ impl Offer {
 
 /// Refuses devices that could not interrupt at all. `wanted` go to a guest that has the devices `already`.
 ///
-/// Before dom0 has turned a device on nothing is known of its line, so this is asked again afterwards.
+/// The line of a device is unknown until dom0 has turned the device on, so this check is repeated afterwards.
 pub fn check_lines(wanted: &[(Bdf, &Terms)], already: &[Bdf], around: &Surroundings) -> Vec<Refusal> {
     let bdfs = wanted.iter().map(|&(bdf, _)| bdf);
     let together: Vec<Bdf> = already.iter().copied().chain(bdfs).collect();

@@ -187,7 +187,7 @@ fn mounted(what: &str, mounts: &[&Mount]) -> Use {
     let directories: Vec<&str> = mounts.iter().map(|mount| mount.directory.as_str()).collect();
     let essential = directories.iter().find(|directory| ESSENTIAL.contains(directory));
     let shown = essential.or(directories.first()).copied().unwrap_or_default();
-    // For what dom0 runs from, `umount` would be bad advice.
+    // `umount` would be bad advice for what dom0 runs from.
     let next = if essential.is_some() {
         "dom0 runs from it, and has to keep it".to_owned()
     } else {

@@ -104,9 +104,9 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
     for Wanted { name, options } in wanted {
         let bdf = device_names::resolve(name, sysfs)?;
         let above = sysfs.bridges_above(bdf)?;
-        // A bridge of the command line that is above no device is a mistake, and told.
+        // A bridge of the command line that is above no device is a mistake of the user's.
         unused.retain(|bridge| !above.contains(bridge));
-        // Of two entries the last counts; of two bridges the nearest.
+        // The last of two entries counts, and the nearest of two bridges.
         let entries = || {
             let matching = |entry: &&policy::Device| device_names::means(&entry.name, bdf, sysfs);
             policy.devices.iter().rev().filter(matching)
@@ -121,7 +121,8 @@ pub fn decide(wanted: &[Wanted], choices: &Choices, sysfs: &Sysfs) -> Result<Dec
             linux: above.iter().copied().find(|&bridge| !sysfs.msi_below(bridge)),
             file: policy.msi,
         };
-        // What is set stays: the command line comes first, then the file's entries from the last to the first.
+        // An option that is set stays: the command line comes first, then the file's entries from the last to the
+        // first.
         let options = entries().fold(options.clone(), |options, entry| {
             options.or(entry.options.clone())
         });

@@ -62,7 +62,7 @@ impl Surroundings {
             .copied()
             .filter(|&bdf| host.sysfs.exists(bdf))
             .collect();
-        // Where Xen drives no IOMMU there are none, and that is refused elsewhere.
+        // Without an IOMMU there are no groups. `check_host` refuses such a host.
         let groups = match check_host(info) {
             Ok(()) => Groups::read(&host.xen, &there, &claims).map_err(SurroundingsError::Groups)?,
             Err(_) => Groups::default(),

@@ -204,7 +204,7 @@ impl Recovery {
             Input::Begun(bdf) => {
                 let device = self.devices.entry(bdf).or_default();
                 device.tally.errors = device.tally.errors.saturating_add(1);
-                // One that waits already stands for this error too: its time goes on from the first.
+                // An error that waits already stands for this one too, with its own time.
                 device.pending.get_or_insert(Pending {
                     begun: now,
                     ended: false,
@@ -260,12 +260,12 @@ impl Recovery {
             .iter_mut()
             .find(|(_, device)| device.pending.is_some_and(due))?;
         device.pending = None;
-        // Counted at the beginning, not at the end: a recovery that never ends is one as well.
+        // Recoveries count from their beginning: one that never ends counts too.
         if device.begun.len() == MOST {
             if device.begun.front().is_some_and(|&first| now < first + STORM) {
                 return Some(RecoveryStep::GiveUp(bdf, Cause::Storm));
             }
-            // Only as many times are kept as the limit compares.
+            // No more times are kept than the limit compares.
             device.begun.pop_front();
         }
         device.begun.push_back(now);
@@ -291,7 +291,7 @@ impl Recovery {
                 Some(self.tell(bdf, RecoveryStage::SlotReset, Notice::SlotReset))
             }
             (RecoveryStage::Resetting, Input::Reset(false)) => Some(self.give_up(bdf, Cause::ResetFailed)),
-            // Without a fate: nothing is wrong with the device.
+            // The device is not given up: nothing is wrong with it.
             (RecoveryStage::Resetting, Input::ResetWaits) => {
                 self.current = Some(Current {
                     stage: RecoveryStage::ResetDue,
@@ -315,7 +315,7 @@ impl Recovery {
             (stage, Input::Verdict(verdict)) if current.told.is_some() => {
                 Some(self.judge(bdf, stage, verdict))
             }
-            // Checked with every input: a flood of events must not keep a guest from running out of time.
+            // The limit is checked with every input, so that a flood of events cannot extend it.
             _ if current.told.is_some_and(|told| now >= told + GUEST_TIMEOUT) => {
                 Some(self.give_up(bdf, Cause::Silent))
             }
@@ -326,7 +326,7 @@ impl Recovery {
     fn judge(&mut self, bdf: Bdf, stage: RecoveryStage, verdict: Verdict) -> RecoveryStep {
         match (stage, verdict) {
             (RecoveryStage::Detected { .. }, Verdict::CanRecover | Verdict::Recovered) => {
-                // Without `aer_mmio` in between: Linux before 6.12 may crash on it (decision 35).
+                // No `aer_mmio` comes in between: Linux before 6.12 may crash on it (decision 35).
                 self.tell(bdf, RecoveryStage::Resume(Way::Resumed), Notice::Resume)
             }
             (RecoveryStage::Detected { reset: true }, Verdict::NeedReset) => {

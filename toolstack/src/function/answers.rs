@@ -255,14 +255,14 @@ impl<C: ConfigAccess> Function<C> {
                 cause,
             });
         }
-        // Apart from other registers: the write may wake the function up, and that may reset it.
+        // PMCSR is written apart: the write may wake the function up, and that may reset it.
         if self.guard.pmcsr() == Some(offset) {
             return self
                 .write_power(offset, value, current, xen)
                 .map_err(Failure::config);
         }
         self.config.write(offset, width, value).map_err(Failure::config)?;
-        // After the write: a reset later is to restore what the device got.
+        // The snapshot follows the write, because a reset later must restore what the device got.
         self.snapshot.update(offset, width, value);
         Ok(Done::Value(0))
     }

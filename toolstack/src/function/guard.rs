@@ -85,7 +85,7 @@ impl Guard {
             permissive: terms.permissive,
             unfit: Vec::new(),
         };
-        // Last: a quirk gives nothing where there is a rule, or where dom0 or Xen has a hand.
+        // Quirks come last: they give nothing where there is a rule, or what belongs to dom0 or Xen.
         for &quirk in terms.quirks.as_slice() {
             let (offset, width) = (quirk.offset(), quirk.width());
             if guard.is_free(&span(offset, width), quirk.mask()) {
@@ -107,7 +107,7 @@ impl Guard {
         &self.unfit
     }
 
-    /// The words, each with its bits, of which a permissive guest may change no more than these.
+    /// The words of which a permissive guest may change some bits only, each with these bits.
     pub fn partly_free(&self) -> &[(u16, u32)] {
         if self.permissive { &self.partly } else { &[] }
     }
@@ -115,7 +115,7 @@ impl Guard {
     /// The rule for a write of `width` bytes at `offset`.
     pub fn rule(&self, offset: u16, width: u8) -> Result<Rule, Denial> {
         let written = span(offset, width);
-        // Before all rules: no term of the record gives these away.
+        // These come before all rules: no term of the record gives them away.
         if overlaps_any(&written, &self.interrupts) {
             return Err(Denial::Interrupts);
         }

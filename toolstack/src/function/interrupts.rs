@@ -73,10 +73,10 @@ impl Interrupts {
         if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
             return Err(Failure::asleep(OpError::OpFailed));
         }
-        // Recorded before Xen maps anything: this process may die between any two steps (decision 48).
+        // The record comes before Xen maps anything: this process may die between any two steps (decision 48).
         record(ModeRecord::Change(ModeChange::Msi));
         let pirq = xen.map_msi(guest, self.bdf, None).map_err(|error| {
-            // The mode of before: nothing was mapped.
+            // Nothing was mapped, so the earlier mode stays.
             record(ModeRecord::Mode(&self.mode));
             Failure::new(
                 OpError::OpFailed,
@@ -84,7 +84,7 @@ impl Interrupts {
             )
         })?;
         self.mode = Mode::Msi(pirq);
-        // One message was mapped, whatever number an earlier driver had set.
+        // One vector was mapped, whatever number an earlier driver had set.
         let turn_on = |control| control & !msi::SEVERAL | msi::ENABLE;
         self.turn_on(config, xen, guest, capability + msi::CONTROL, turn_on, record)?;
         Ok(pirq)
@@ -152,7 +152,7 @@ impl Interrupts {
         let written =
             disable_intx(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
         written.map_err(|error| {
-            // The mappings are of no use then; what cannot be undone either is left to the release.
+            // The mappings are of no use then. What cannot be undone here is left to `reclaim`.
             let _ = self.disable(config, xen, guest, record);
             Failure::config(error)
         })
@@ -172,7 +172,7 @@ impl Interrupts {
         if mode == Mode::Intx {
             return Ok(());
         }
-        // The device first: it must send nothing for a pirq that is gone.
+        // The device comes first: it must send nothing for a pirq that is gone.
         let off = turn_off(config, &self.capabilities);
         let mut unmapped = Ok(());
         for pirq in mode.pirqs() {

@@ -78,7 +78,7 @@ impl Rule {
                 (changed & !COMMAND_GUEST & !turned_on == 0, Denial::Command)
             }
             Self::SelfTest => (
-                // The start bit by itself too, as xen-pciback allows.
+                // The start bit may be written by itself too, as xen-pciback allows.
                 changed & !BIST_START == 0 || value == BIST_START,
                 Denial::SelfTest,
             ),

@@ -151,7 +151,7 @@ impl Snapshot {
                 config.write(offset, width, value)?;
             }
         }
-        // Last, when the addresses are right again.
+        // COMMAND comes last, when the addresses are right again.
         if config.read16(register::COMMAND)? != self.command {
             config.write16(register::COMMAND, self.command)?;
         }

@@ -55,7 +55,7 @@ fn keep_in(directory: &Path, bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Resu
     if !terms.reach_unlisted() {
         return Ok(());
     }
-    // All of it: the registers without a rule lie anywhere.
+    // The whole space is kept: registers without a rule lie anywhere.
     let config = sysfs.config_bytes(bdf).map_err(io::Error::other)?;
     fs::create_dir_all(directory)?;
     fs::write(file(directory, bdf), config)
@@ -67,7 +67,7 @@ fn restore_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<
     }
     let path = file(directory, device.bdf);
     let original = match fs::read(&path) {
-        // They are put back already.
+        // They are restored already.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         original => original?,
     };
@@ -77,7 +77,7 @@ fn restore_from(directory: &Path, device: &Device, sysfs: &Sysfs) -> io::Result<
     for (offset, width, value) in differences(&guard, &device.terms, &original, &current) {
         config.write(offset, width, value)?;
     }
-    // Last: a process that dies before this leaves the copy for the next one.
+    // The file goes last: a process that dies before this leaves it for the next one.
     fs::remove_file(path)
 }
 
@@ -113,7 +113,8 @@ fn differences(guard: &Guard, terms: &Terms, original: &[u8], current: &[u8]) ->
     };
     let length = u16::try_from(original.len()).unwrap_or(u16::MAX);
     for offset in (0..length).step_by(4) {
-        // By 32 bits where all of them are free, else byte by byte: a neighbour with a rule of its own is not written.
+        // Four bytes are written at once if all are free, else single ones: a neighbour with a rule of its own is not
+        // written.
         if free(&offset, 4) {
             writes.extend(changed(offset, 4));
         } else {

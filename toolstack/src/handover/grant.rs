@@ -121,7 +121,7 @@ fn prepare_lines<X>(host: &mut Host<X>, devices: &[Device]) -> Result<(), Attach
         let Some(gsi) = device.gsi.filter(|_| device.line_offered) else {
             continue;
         };
-        // Before the guest hears the line: a function that asserts INTx would hold it down.
+        // Idle functions come first: one that asserts INTx would hold the line down as soon as the guest uses it.
         for bdf in idle_intx::asserting(Some(gsi), &[device.bdf], &claims, &host.sysfs)
             .map_err(AttachError::Lines)?
         {

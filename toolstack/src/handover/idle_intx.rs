@@ -62,7 +62,7 @@ fn is_idle(bdf: Bdf, sysfs: &Sysfs) -> bool {
 
 fn may_be_on(bdf: Bdf, gsi: u32, sysfs: &Sysfs) -> bool {
     match intx_lines::line(bdf, sysfs) {
-        // Until dom0 has enabled the function, its line is what firmware guessed: it may be on any.
+        // The line of a function that dom0 has not enabled is the firmware's guess, so it may be any.
         Some(line) => line == gsi || !intx_lines::line_is_known(bdf, sysfs),
         None => false,
     }
@@ -76,7 +76,7 @@ fn asserts(bdf: Bdf, sysfs: &Sysfs) -> bool {
     let (Some(command), Some(status)) = (word(register::COMMAND), word(register::STATUS)) else {
         return false;
     };
-    // All-ones: no device answers.
+    // All-ones means that no device answers.
     // The status bit is set also while INTx is disabled (PCI Local Bus 3.0, section 6.2.3), so both bits count.
     status != u16::MAX && status & status::INTERRUPT != 0 && command & command::INTX_DISABLE == 0
 }

@@ -64,7 +64,7 @@ pub fn dom0_sharers(gsi: u32, together: &[Bdf], sysfs: &Sysfs) -> io::Result<Sha
         .filter(|&bdf| line(bdf, sysfs) == Some(gsi) && driven(bdf))
         .partition(|bdf| together.contains(bdf));
     let dom0: Vec<Bdf> = others.into_iter().filter(|&bdf| uses_line(bdf)).collect();
-    // sysfs names handlers by what their drivers say. They are taken for those of the functions that were found.
+    // sysfs names handlers by their drivers' words, not by function. They count as those of the functions found.
     if !dom0.is_empty() || !own.is_empty() {
         handlers.clear();
     }

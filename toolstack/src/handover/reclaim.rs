@@ -40,7 +40,7 @@ pub fn reclaim_all<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -
         format_args!("cannot destroy stub {}", attachment.stub.name),
         destroyed,
     );
-    // With the directories that hold nothing else, so that nothing piles up from guest to guest.
+    // Directories that hold nothing else are removed too, so that nothing piles up from guest to guest.
     let mut nodes = vec![format!(
         "{}/{}",
         DeviceType::Bulkhead.backends(0),
@@ -48,8 +48,8 @@ pub fn reclaim_all<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -
     )];
     nodes.push(error_directory(attachment.stub.domid));
     if guest_lives {
-        // One by one: Linux does not see a device go whose directory vanishes with the one above, and would take the
-        // next one for the same.
+        // These go one by one: Linux does not notice a device whose directory vanishes with the one above, and would
+        // take the next one for the same.
         nodes.push(first_hop(attachment).frontend_dir());
         nodes.push(DeviceType::Pci.frontends(guest));
     }
@@ -57,7 +57,7 @@ pub fn reclaim_all<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -
         let removed = remove_if_there(host, &path);
         released.check(format_args!("cannot remove {path}"), removed);
     }
-    // What was written for one of them in the moment when it ended.
+    // The homes may hold nodes that were written at the moment when the domain ended.
     for domid in [attachment.stub.domid, guest] {
         let cleared = domains::clear_home(&mut host.store, domid);
         released.check(
@@ -127,7 +127,7 @@ fn reclaim_each<X: Hypervisor>(
         let mut taken = Released::default();
         let guest_lives = match &alive {
             Ok(alive) => *alive,
-            // Its number may be another domain's by now, so nothing is taken from it; and the device is in doubt.
+            // Its number may be another domain's by now, so nothing is taken from it. The device goes into quarantine.
             Err(error) => {
                 let guest = &attachment.guest.name;
                 let problem = format!("{bdf}: cannot see whether its guest {guest} lives: {error}");
@@ -135,8 +135,8 @@ fn reclaim_each<X: Hypervisor>(
                 false
             }
         };
-        // Recorded before anything is revoked: a process that dies in between must not leave the device free for
-        // others.
+        // This is recorded before anything is revoked: a process that dies in between must not leave the device free
+        // for others.
         if guest_lives {
             let recorded = records::record_mapped(&mut host.store, bdf, &attachment.guest);
             taken.check(
@@ -162,7 +162,7 @@ fn reclaim_each<X: Hypervisor>(
         let line = if reasons.is_empty() {
             outcome.unwrap_or_default()
         } else {
-            // Quarantined while the attachment is still recorded, so that the device is at no time free.
+            // The quarantine begins while the attachment is still recorded, so that the device is free at no time.
             let reason: String = reasons.join("; ").chars().take(REASON_LENGTH).collect();
             let recorded = records::quarantine(&mut host.store, bdf, &reason);
             taken.check(format_args!("{bdf}: cannot note its quarantine"), recorded);

@@ -118,7 +118,7 @@ impl fmt::Display for Plan {
 }
 
 fn neighbours(bdf: Bdf, sysfs: &Sysfs) -> Vec<Bdf> {
-    // Linux resets a bus through the bridge above it. On a root bus there is none.
+    // Linux resets a bus through the bridge above it. A root bus has none.
     let bridge = sysfs
         .bridges_above(bdf)
         .ok()
@@ -173,7 +173,7 @@ pub fn quiesce(config: &impl ConfigAccess) -> io::Result<()> {
     let capabilities = capabilities(config)?;
     if let Some(power) = capabilities.power {
         let state = config.read16(power + power::CONTROL)?;
-        // Awake first: the way from D3hot to D0 may reset the function, and undo what is written below.
+        // The function is woken first: the way from D3hot to D0 may reset it, and undo what is written below.
         if state & power::STATE != 0 {
             config.write16(power + power::CONTROL, state & !power::STATE)?;
             thread::sleep(WAKE_UP);
@@ -199,11 +199,11 @@ pub fn reset(sysfs: &Sysfs, bdf: Bdf, ids: Ids, header: &[u8]) -> Result<Option<
 
 /// Restores the header of a function, and checks that it answers in D0.
 fn recover(config: &impl ConfigAccess, ids: Ids, header: &[u8]) -> Result<(), ResetError> {
-    // First of all: nothing is written to a device that is not the one, or that answers all ones.
+    // This comes first: nothing is written to another device, or to one that answers all-ones.
     ensure_present(config, ids, header)?;
     if let Some(power) = capabilities(config)?.power {
         let state = config.read16(power + power::CONTROL)? & power::STATE;
-        // Not woken here: a function that does not come back to D0 by its reset is not fit for anyone.
+        // The function is not woken here: one that its reset does not bring to D0 is unfit for any guest.
         if state != 0 {
             return Err(ResetError::Asleep { state });
         }

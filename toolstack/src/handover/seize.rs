@@ -134,13 +134,13 @@ pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Be
         } else {
             ""
         };
-        // Recorded before xl unbinds the driver: whoever finds the device held later knows whose it was.
+        // This is recorded before xl unbinds the driver, so that the device can be given back whatever happens.
         records::record_seized(&mut host.store, seizure, bdf, driver, by)?;
     } else if seizure == Seizure::ForGuest {
         // A command that was killed may have seized it. From now on it is this command's to give back.
         records::adopt_seized(&mut host.store, bdf, by)?;
     }
-    // Also of a device that is held already, which may not be in quarantine at Xen's level yet.
+    // xl runs also for a device that is held already: Xen may not have it in quarantine yet.
     if let Err(source) = xl::assignable_add(bdf) {
         if !held {
             // libxl may have taken it from its driver before it failed.
@@ -158,7 +158,7 @@ pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Be
     }
 }
 
-/// Stops the DMA and the line of a device that has no driver of dom0's. A driver does that itself.
+/// Stops DMA and INTx of a device without a driver in dom0. A driver does that itself.
 fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
     let config = sysfs.open_config(bdf).map_err(io::Error::other);
     config
@@ -169,7 +169,7 @@ fn quieten_idle(sysfs: &Sysfs, bdf: Bdf) -> Result<(), SeizeError> {
 /// Resets a device that xen-pciback holds, so that its next owner finds no state of the last one. A device that does
 /// not come back goes into quarantine. Returns the method used; `None` if there is none.
 pub fn make_ready<X>(host: &mut Host<X>, bdf: Bdf) -> Result<Option<Method>, SeizeError> {
-    // Read before anything is changed: this is what the reset compares with, and what it restores.
+    // Ids and header are read before anything is changed: the reset compares with them and restores them.
     let now = host.sysfs.config_bytes(bdf).and_then(|config| {
         let header: Vec<u8> = config.into_iter().take(register::HEADER_LENGTH).collect();
         Ok((host.sysfs.ids(bdf)?, header))
@@ -214,7 +214,7 @@ pub fn release(host: &mut Host, bdf: Bdf) -> Result<Rebound, SeizeError> {
             return rebind(host, bdf, seizure, driver);
         }
     }
-    // Held from the start of dom0's kernel on. Xen may count it as dom0's: first of all it is made to be held wholly.
+    // The device was held from the start of dom0's kernel. Xen may count it as dom0's, so xl adds it first.
     let removed = xl::assignable_add(bdf).and_then(|()| xl::assignable_remove(bdf, false));
     removed.map_err(|source| SeizeError::Remove { bdf, source })?;
     quieten_idle(&host.sysfs, bdf)?;
@@ -233,13 +233,13 @@ fn rebind<X>(host: &mut Host<X>, bdf: Bdf, seizure: Seizure, driver: String) -> 
     }
     let driver = Some(driver).filter(|driver| !driver.is_empty());
     let removed = xl::assignable_remove(bdf, driver.is_some()).or_else(|error| {
-        // Xen may count it as dom0's, which has removed it and found it again: first it is made to be held wholly.
+        // Dom0 may have removed the device and found it again. Xen then counts it as dom0's, so xl adds it first.
         xl::assignable_add(bdf).map_err(|_| error)?;
         xl::assignable_remove(bdf, driver.is_some())
     });
     removed.map_err(|source| SeizeError::Remove { bdf, source })?;
     if driver.is_none() {
-        // xen-pciback turned its line on. A device without a reset may still ask for the guest's driver.
+        // xen-pciback has turned INTx on, and a device without a reset may still assert it for the guest's driver.
         quieten_idle(&host.sysfs, bdf)?;
     }
     records::forget_seized(&mut host.store, seizure, bdf)?;
@@ -254,7 +254,7 @@ fn load_pciback(host: &Host) -> Result<(), SeizeError> {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // Whether it worked shows in sysfs.
+        // sysfs shows below whether it worked.
         let _ = modprobe.status();
     }
     if host.sysfs.has_pciback() {

@@ -171,7 +171,7 @@ impl LineStatus {
     }
 }
 
-/// The two directories in xenstore: of the backend, xen-pciback, and of the frontend, which is nowhere else.
+/// The directories of both ends in xenstore: of the backend, xen-pciback, and of our frontend.
 struct AckNodes {
     backend: String,
     frontend: String,
@@ -179,7 +179,7 @@ struct AckNodes {
 
 impl AckNodes {
     fn of(bdf: Bdf) -> Self {
-        // A number of its own for each device, as pcifront's are for each connection.
+        // Each device has a connection of its own, and so a device number of its own.
         let number = u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn());
         Self {
             backend: format!("/local/domain/0/backend/pci/0/{number}"),
@@ -189,7 +189,7 @@ impl AckNodes {
 
     fn exists(&self, store: &mut Store) -> Result<bool, StoreError> {
         Ok(store
-            // By the frontend's end, which lies below the records: only this program writes there.
+            // The frontend's end decides: it lies below the records, where only this program writes.
             .read_optional(&format!("{}/state", self.frontend))?
             .is_some())
     }
@@ -214,7 +214,7 @@ pub fn start<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     }
     let started = turn_on(host, bdf, &nodes);
     if started.is_err() {
-        // The first failure is the one to tell.
+        // The first failure is returned, not one of the clean-up.
         let _ = nodes.remove(&mut host.store);
     }
     started
@@ -241,7 +241,7 @@ fn turn_on<X>(host: &mut Host<X>, bdf: Bdf, nodes: &AckNodes) -> Result<(), AckE
         ("state-0", "1".into()),
         ("state", XenbusState::Initialising.as_str().into()),
     ];
-    // In one transaction: xen-pciback must not find a backend with half of its nodes.
+    // One transaction, because xen-pciback must not find a backend with half of its nodes.
     host.store.transaction(|store| {
         for (key, value) in &ours {
             store.write(&format!("{}/{key}", nodes.frontend), value)?;
@@ -335,10 +335,10 @@ pub fn stop<X>(host: &mut Host<X>, bdf: Bdf) -> Result<(), AckError> {
     if !nodes.exists(&mut host.store)? {
         return Ok(());
     }
-    // Of a handler that is switched off xen-pciback forgets that it is registered.
+    // xen-pciback forgets a handler that is switched off, so it is switched on before the connection ends.
     switch(&mut host.store, &host.sysfs, bdf, true)?;
     host.store.transaction(|store| {
-        // With `online` at 0, xen-pciback gives up the device when the frontend is closed, and so resets it.
+        // xen-pciback gives the device up, and so resets it, when the frontend is closed and `online` is 0.
         store.write(&format!("{}/online", nodes.backend), "0")?;
         store.write(&format!("{}/state", nodes.frontend), XenbusState::Closed.as_str())
     })?;

@@ -81,7 +81,7 @@ pub fn resolve(name: &Name, sysfs: &Sysfs) -> Result<Bdf, NameError> {
     match *name {
         Name::Ids(ids) => {
             let mut bdfs = sysfs.functions().map_err(NameError::NoSysfs)?;
-            // A device that goes away at this moment is none of them.
+            // A device that goes away at this moment does not count.
             bdfs.retain(|&bdf| sysfs.ids(bdf).is_ok_and(|found| found == ids));
             match bdfs[..] {
                 [] => Err(NameError::None { ids }),

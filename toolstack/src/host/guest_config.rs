@@ -80,7 +80,7 @@ impl GuestConfig {
             name: name.to_owned(),
             uuid: text("/c_info/uuid").map(str::to_owned),
             kind: kind.to_owned(),
-            // libxl prints a boolean that has a default as a text.
+            // libxl prints booleans that have a default as texts.
             e820_host: text("/b_info/type.pv/e820_host") == Some("True"),
             own_devices: devices.is_some_and(|devices| !devices.is_empty()),
             passthrough: !matches!(
@@ -93,7 +93,7 @@ impl GuestConfig {
     /// Checks that the guest can get devices by way of a stub.
     pub fn check(&self) -> Result<(), GuestRefusal> {
         let name = self.name.clone();
-        // The type first: for other types the settings below do not exist.
+        // The type comes first: the settings below do not exist for other types.
         if self.kind != "pv" {
             let kind = self.kind.clone();
             return Err(GuestRefusal::NotPv { name, kind });

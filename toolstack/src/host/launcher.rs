@@ -78,7 +78,7 @@ impl Launcher {
     fn open(&mut self, order: Order) -> Result<OwnedFd, LaunchError> {
         let ticket = self.order(order)?;
         self.wait(ticket)?;
-        // A launcher that says yes and sends no file has broken off.
+        // A launcher that reports success without a file has broken off.
         let file = self.files.remove(&ticket);
         file.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))
     }
@@ -144,7 +144,7 @@ impl Launcher {
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
             self.unseen = true;
             self.files.extend(file.map(|file| (ticket, file)));
-            // Only the first answer is waited for.
+            // Only the first answer is waited for; the others must be there already.
             longest = Duration::ZERO;
         }
         Ok(())

@@ -160,7 +160,7 @@ fn start() -> io::Result<Child> {
 pub fn run(domain: &NewStub, spare: &Spare) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot run `bulkhead recreate`: {error}");
     let mut process = spare.take().map_err(failed)?;
-    // The end of the input is seen when it is dropped.
+    // The process sees the end of its input when this is dropped.
     let told = process
         .stdin
         .take()
@@ -168,7 +168,7 @@ pub fn run(domain: &NewStub, spare: &Spare) -> Result<(), String> {
     let output = process.wait_with_output().map_err(failed)?;
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
-        // How long it took, and what libxl complained of on the way.
+        // The process prints how long it took, and libxl's complaints.
         say::progress(said.trim_end());
         return Ok(());
     }
@@ -187,17 +187,17 @@ pub fn run(domain: &NewStub, spare: &Spare) -> Result<(), String> {
 /// The process itself: creates the domain that comes in by `input`, paused, after what is left of the last one with its
 /// number is destroyed.
 pub fn recreate(input: &mut impl Read) -> Result<Recreated, RecreateError> {
-    // First what takes long: the order may come much later.
+    // Slow things come first: the order may come much later.
     let xen = Xenctrl::open()?;
     let mut xenlight = Xenlight::open(&xenctrl::version().map_err(RecreateError::Version)?)?;
     let order: NewStub =
         serde_json::from_reader(input).map_err(|error| RecreateError::Order(error.into()))?;
-    // Held until the process ends: whoever finds the domain half made knows that it is not done.
+    // The lock is held until the process ends: a service that finds the domain half made knows that it is not done.
     let _lock = lock(FlockOperation::LockShared).map_err(RecreateError::Lock)?;
     let domid = order.domid;
     let config = numbered(order.config, domid).ok_or(RecreateError::Config)?;
     if let DomainState::ShutDown(_) = domain_state(&xen, domid)? {
-        // Another one may be at it: what counts is that it goes.
+        // Another process may be destroying it too. Only its end counts.
         let _ = xenlight.destroy(domid);
     }
     let began = Instant::now();

@@ -145,14 +145,14 @@ impl Sysfs {
             .ancestors()
             .skip(1)
             .filter_map(|path| path.file_name()?.to_str());
-        // At the host bridge's directory, such as pci0000:00, the functions end.
+        // The functions end at the host bridge's directory, such as pci0000:00.
         Ok(above.map_while(|name| name.parse().ok()).collect())
     }
 
     /// False if Linux has turned MSI off for all that is below a bridge.
     pub fn msi_below(&self, bridge: Bdf) -> bool {
         let text = fs::read_to_string(self.path(bridge, "msi_bus"));
-        // Without the file Linux forbids nothing.
+        // Linux forbids nothing where the file is missing.
         text.map_or(true, |text| text.trim() != "0")
     }
 

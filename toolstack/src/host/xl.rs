@@ -40,7 +40,7 @@ const LINES_SHOWN: usize = 6;
 /// Runs `xl` with the given arguments and returns what it printed.
 fn xl(arguments: &[&OsStr]) -> Result<String, XlError> {
     let mut command = Command::new("xl");
-    // A group of its own: Ctrl-C ends us between two runs, never a run halfway.
+    // xl runs in a process group of its own: Ctrl-C ends this process between two runs, and no run halfway.
     command.args(arguments).stdin(Stdio::null()).process_group(0);
     let output = command.output().map_err(XlError::Missing)?;
     if output.status.success() {

@@ -141,11 +141,11 @@ pub fn ask_back(store: &mut Store, attachment: &Attachment, bdfs: &[Bdf]) -> Res
         }
         change_states(store, hop, &list, bdfs, |state| match state {
             Initialised => Some(Closing),
-            // One that the stub has never looked at.
+            // The stub has never seen this device.
             Initialising => Some(Closed),
             _ => None,
         })?;
-        // Without a change for the guest the state stays: it would wait for a guest that has nothing to do.
+        // The state changes only if the guest has something to do: else both ends would wait for it.
         if list.has_any(bdfs) {
             set_state(store, hop, Reconfiguring)?;
         }
@@ -185,7 +185,7 @@ pub fn strike(store: &mut Store, kept: &Attachment) -> Result<(), StoreError> {
             let list = List::read_of(store, hop)?;
             let numbers = 0..list.entries.len();
             let stay: Vec<usize> = numbers.filter(|&number| stays(&list.entries[number])).collect();
-            // Upwards: `to` is never above `from`, so no node is overwritten before it was read.
+            // `to` is never above `from`, so no node is overwritten before it was read.
             for (to, from) in stay.iter().copied().enumerate() {
                 for key in FIRST.into_iter().filter(|_| to != from) {
                     let (to, from) = (hop.backend_node(&key.at(to)), hop.backend_node(&key.at(from)));

@@ -35,8 +35,7 @@ impl Directory {
                 store.remove(&stale)?;
             }
         }
-        // Made without a value and permitted before anything is in it, so that the nodes below belong to the right
-        // domain.
+        // The directory gets its permissions while it is empty, so that the nodes below belong to the right domain.
         store.mkdir(&self.path)?;
         // Nodes made below inherit this.
         store.set_permissions(&self.path, &Permission::owned_by(self.owner, self.reader))?;
@@ -76,9 +75,9 @@ impl HopNodes {
             node(key::ONLINE, "1".into()),
         ];
         backend.extend(own);
-        // The state comes last: who sees it sees the rest.
+        // The state comes last: a reader that sees it sees the rest.
         backend.push(node(key::STATE, initialising.into()));
-        // Its state is written apart.
+        // The frontend's state is written apart: see `write`.
         let frontend = vec![
             node(key::BACKEND, device.backend_dir()),
             node(key::BACKEND_ID, device.backend().to_string()),
@@ -205,7 +204,7 @@ pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Resu
     let state = first_hop(attachment).frontend_node(key::STATE);
     let errors = guest_errors(attachment);
     store.transaction(|store| {
-        // In the transaction again: the guest may have gone on since it was looked at.
+        // The test is repeated in the transaction: the guest may have gone on meanwhile.
         if waiting_port(store, attachment)? != Some(port) {
             return Ok(false);
         }

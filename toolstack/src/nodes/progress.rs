@@ -52,10 +52,10 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     };
     let progress = judge(states, &attachment.guest.name, &attachment.stub.name);
     if progress == Progress::Connected {
-        // What was told before has passed.
+        // Errors that were reported before are over.
         return Ok(progress);
     }
-    // Where each end says what went wrong, as Linux's xenbus does.
+    // Each end reports errors in a node of its own, as Linux's xenbus does.
     let errors = [
         format!("{}/error/device/bulkhead/0/error", home(stub)),
         format!("{}/error/backend/pci/{guest}/0/error", home(stub)),
@@ -68,7 +68,7 @@ pub fn progress(store: &mut Store, attachment: &Attachment) -> Result<Progress, 
     if let Some(error) = store.read_optional(&error_node(stub))? {
         return Ok(Progress::Failed(format!("the service says: {error}")));
     }
-    // The guest's own words come last: it may write anything.
+    // The guest's own report decides nothing: the guest may write anything.
     let said = store.read_optional(&format!("{}/error", guest_errors(attachment)))?;
     Ok(with_word_of_guest(
         progress,
@@ -127,7 +127,7 @@ fn judge(states: States, guest: &str, stub: &str) -> Progress {
         let text = format!("the connection between {guest}, {stub} and dom0 was closed again ({states:?})");
         return Progress::Failed(format!("{text}; {}", console_log(stub)));
     }
-    // From the service to the guest: who comes first in this order keeps the others waiting.
+    // The order is from the service to the guest: an earlier end keeps the later ones waiting.
     match (service, frontend, backend, pcifront) {
         (_, _, Connected, Connected) => Progress::Connected,
         (Initialising | Unknown, ..) => waiting("the service has not seen the stub".into(), service_log()),
@@ -260,7 +260,7 @@ fn console_log(domain: &str) -> String {
 /// Tells where to see what a domain has printed.
 fn console_log_in(directories: &[&Path], domain: &str) -> String {
     let file = format!("guest-{domain}.log");
-    // A name may hold what leads elsewhere.
+    // A name with a slash would lead to another directory.
     let logs = directories.iter().filter(|_| !domain.contains('/'));
     match logs
         .map(|directory| directory.join(&file))

@@ -158,6 +158,6 @@ pub fn is_told<S: Nodes>(store: &mut S, bdf: Bdf, holder: Holder) -> Result<bool
 /// The guest that may have a device mapped, if it lives: its number.
 fn mapping_guest<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<DomId>, Error<S::TransportError>> {
     let text = store.read_optional(&mapped_path(bdf))?;
-    // One that cannot be read may be anybody's, and is dom0's for libxl.
+    // A damaged record names no guest. libxl then reads dom0's number.
     Ok(text.map(|text| serde_json::from_str(&text).map_or(0, |guest: Domain| guest.domid)))
 }

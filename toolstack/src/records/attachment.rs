@@ -164,13 +164,14 @@ impl Attachment {
                 if !recorded.contains(&irq) {
                     store.write(&format!("{root}/{irq}"), &mode.to_string())?;
                 }
-                // In the same transaction: libxl must at no time take a recorded device for free (decision 62).
+                // This belongs to the same transaction: libxl must at no time take a recorded device for free
+                // (decision 62).
                 assignable::claim(store, device.bdf, self.holder())?;
                 nodes.extend([dev, irq]);
             }
             let stays = |key: &String| key == STUB_BACKUP || nodes.contains(key);
-            // Numbers close up when a device leaves. What lies beyond the list, and the modes of those that left,
-            // goes.
+            // Numbers close up when a device leaves. Nodes beyond the list, and modes of devices that left, are
+            // removed.
             for left_over in recorded.iter().filter(|key| !stays(key)) {
                 store.remove(&format!("{root}/{left_over}"))?;
                 if let Some(bdf) = bdf_of_mode(left_over) {
@@ -195,7 +196,7 @@ impl Attachment {
             };
             let mut nodes = BTreeMap::new();
             for key in store.directory(&root)? {
-                // xenstored shows what others have removed since the listing; the end of the transaction tells that.
+                // A node may be gone since the listing. The end of the transaction fails then, and it is tried again.
                 if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
                     nodes.insert(key, value);
                 }
@@ -214,7 +215,7 @@ impl Attachment {
             path: path.to_owned(),
             cause: cause.to_string(),
         };
-        // First the version alone: what else there is may have another form.
+        // The version is read alone first: a newer record may have another form.
         let VersionOnly { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
         if version > VERSION {
             return Err(RecordError::Newer {
@@ -272,7 +273,7 @@ impl Attachment {
     pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
         let root = path(self.stub.domid);
         store.transaction(|store| {
-            // By what the record names now: `self` may be older.
+            // The devices are those that the record names now: `self` may be older.
             for bdf in children(store, &root)?.iter().filter_map(|key| bdf_of_mode(key)) {
                 assignable::unclaim(store, bdf)?;
             }

@@ -71,11 +71,11 @@ impl Claims {
             let Some(bdf) = records::bdf_of(&name) else {
                 continue;
             };
-            // Our own notes say no more than the records.
+            // Our own nodes say no more than the records.
             let domid = assignable::foreign(store, bdf)?;
             taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
         }
-        // Dom0 itself has none: what xen-pciback has for it is for the sake of a line (`crate::handover::shared_intx`).
+        // Dom0's own connections to xen-pciback are no claims: see `crate::handover::shared_intx`.
         let guests = records::children(store, PCIBACK_BACKENDS)?;
         for guest in guests.into_iter().filter(|guest| guest != "0") {
             for number in records::children(store, &format!("{PCIBACK_BACKENDS}/{guest}"))? {

@@ -34,7 +34,7 @@ pub fn mapped_by(store: &mut Store, bdf: Bdf) -> Result<Option<Domain>, RecordEr
     };
     match serde_json::from_str(&text) {
         Ok(guest) => Ok(is_alive(store, &guest)?.then_some(guest)),
-        // Whoever that was, it may live.
+        // The guest is unknown, so in doubt it lives.
         Err(_) => Ok(Some(Domain {
             domid: DomId::MAX,
             name: format!("of the damaged note {path}"),

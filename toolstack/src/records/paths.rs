@@ -19,7 +19,8 @@ pub const INTX_DISABLED: &str = "/local/domain/0/bulkhead/intx-disabled";
 /// Directory of the devices that were taken from a guest that lived on: by [`node_name`], with the guest.
 pub const MAPPED: &str = "/local/domain/0/bulkhead/mapped";
 
-/// By the device's address, which it keeps, whatever its number in the list becomes.
+/// The key of a device's mode in the record. It goes by the address, because the device's number in the list may
+/// change.
 pub fn mode_key(bdf: Bdf) -> String {
     format!("{MODE}{}", node_name(bdf))
 }

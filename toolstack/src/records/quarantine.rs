@@ -13,7 +13,7 @@ pub fn quarantine(store: &mut Store, bdf: Bdf, reason: &str) -> Result<(), Recor
     store.transaction(|store| {
         store.write(&quarantine_path(bdf), reason)?;
         match assignable::holder(store, bdf)? {
-            // It is about to leave its guest; from then on the quarantine counts.
+            // The device is about to leave its guest. `unclaim` then finds the quarantine.
             Some(_) => Ok(()),
             None => assignable::claim(store, bdf, Holder::Quarantine),
         }

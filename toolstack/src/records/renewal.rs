@@ -22,7 +22,7 @@ pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, 
     let mapped = mapped(store)?.into_iter();
     let mapped = mapped.map(|(bdf, guest)| (bdf, Holder::Mapped { guest: guest.domid }));
     for (bdf, holder) in quarantined.chain(mapped) {
-        // One that is taken back at this moment is still its guest's.
+        // A device that is being taken back is still its guest's.
         if expected.iter().all(|&(other, _)| other != bdf) {
             expected.push((bdf, holder));
         }

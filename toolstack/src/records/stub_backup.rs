@@ -55,13 +55,13 @@ pub fn handover_block(store: &mut Store, stub: DomId) -> Result<Option<String>, 
 pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
     let copy = format!("{}/{BACKEND}", directory(hop.backend()));
     store.transaction_within(TRIES, |store| {
-        // A directory without a state is on its way out.
+        // A directory without a state is being removed, so the copy stays.
         if store.read_optional(&hop.backend_node(key::STATE))?.is_none() {
             return Ok(());
         }
         let now = read_all(store, &hop.backend_dir())?;
         let kept = read_all(store, &copy)?;
-        // Only what differs is written: each write is a round trip, and the stub may change its nodes often.
+        // Unchanged nodes are not written: each write is a round trip, and the stub may change its nodes often.
         for (key, value) in now.iter().filter(|&(key, value)| kept.get(key) != Some(value)) {
             store.write(&format!("{copy}/{key}"), value)?;
         }
@@ -86,7 +86,7 @@ fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Publ
     for key in store
         .directory(directory)?
         .into_iter()
-        // Filtered before the limit counts: nodes of other names must not crowd out those that are needed.
+        // The filter comes before the limit: nodes of other names must not crowd out those that are needed.
         .filter(|key| is_kept(key))
         .take(MOST)
     {

@@ -59,7 +59,7 @@ pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<V
         let Ok(recorded) = serde_json::from_str::<Unfinished>(&text) else {
             continue;
         };
-        // By UUID where there is such a domain: its name may have been another one's.
+        // A domain that exists is compared by UUID: its name may have been another one's.
         let meant = match found {
             Some(found) => [&recorded.uuid, &recorded.guest].contains(&&found.uuid),
             None => recorded.name == who || recorded.guest_name == who,
@@ -67,14 +67,14 @@ pub fn left_of(store: &mut Store, who: &str, found: Option<&Domain>) -> Result<V
         if !meant {
             continue;
         }
-        // By UUID: neither a paused guest of somebody else's nor one that has got the name since is taken for it
-        // (decision 64).
+        // The UUID tells it from a paused guest of somebody else's, and from one that has got the name since (decision
+        // 64).
         match domains::with_uuid(store, &recorded.uuid)? {
             Some(domain) => left.push(domain),
             None => forget(store, &recorded.uuid)?,
         }
     }
-    // The guest first: a stub that goes before it would look like one that died.
+    // The guest comes first: a stub that goes before it would look like one that died.
     left.sort_by_key(|domain| domain.domid);
     Ok(left)
 }

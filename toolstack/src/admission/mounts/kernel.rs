@@ -12,7 +12,7 @@ use std::time::Duration;
 const TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(100);
 
-/// Where the answer comes from whether a block device is in use.
+/// Who is asked whether a block device is in use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Kernel {
     /// This machine's kernel.
@@ -35,7 +35,7 @@ impl Kernel {
 }
 
 fn claim(node: &str) -> Result<(), Errno> {
-    // A drive with its tray open is not to close it, and not to be waited for.
+    // NONBLOCK: a drive with its tray open must not close it, and is not waited for.
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
     claim_by(|| open(node, flags, Mode::empty()).map(drop))
 }

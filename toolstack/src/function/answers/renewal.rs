@@ -53,7 +53,7 @@ impl<C: ConfigAccess> Function<C> {
             .map(|pmcsr| config.read(pmcsr, 2))
             .transpose()?;
         let asleep = power.is_some_and(|power| power & POWER_STATE != 0);
-        // One that sleeps loses its addresses only when it wakes up.
+        // A function that sleeps loses its addresses only when it wakes up.
         if asleep || is_silent(config)? {
             return Ok(None);
         }
@@ -90,14 +90,14 @@ impl<C: ConfigAccess> Function<C> {
         xen: &impl Hypervisor,
     ) -> io::Result<Done> {
         let (from, to) = (current & POWER_STATE, value & POWER_STATE);
-        // COMMAND as it is now: if the function resets itself on its way back, this is what is restored.
+        // The snapshot gets COMMAND as it is now, in case the function resets itself on its way back.
         if from == 0 && to != 0 {
             self.snapshot.update_command(&self.config)?;
         }
         self.config.write(offset, 2, value)?;
         if from != 0 && to == 0 {
             thread::sleep(WAKE_UP);
-            // One that does not answer has nothing to be written to.
+            // A function that does not answer must not be written to.
             self.config.read_sound(register::COMMAND)?;
             // Some functions lose their addresses, others MSI alone. Either means that they were reset.
             if self.snapshot.is_lost(&self.config)? || self.interrupts.is_lost(&self.config)? {

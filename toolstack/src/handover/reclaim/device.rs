@@ -66,7 +66,7 @@ pub(super) fn reclaim_held<X: Hypervisor>(
         .map_err(io::Error::other)
         .and_then(|config| quiesce(&config));
     taken.check(format_args!("{bdf}: cannot stop it"), quiesced);
-    // Of a dead guest Xen has taken all this back already.
+    // Xen has already taken all this from a dead guest.
     if let Some(guest) = share.guest {
         for pirq in mode.pirqs() {
             taken.check(
@@ -83,7 +83,7 @@ pub(super) fn reclaim_held<X: Hypervisor>(
         format_args!("{bdf}: dom0 still answers for its line, and will not give it back"),
         stopped,
     );
-    // After all is revoked that Xen can revoke: a guest that lives could set the device up again.
+    // The reset comes after Xen has revoked all that it can: a guest that lives could set the device up again.
     let outcome = reset(&host.sysfs, device, taken);
     if let Some(guest) = share.guest {
         deassign(&host.xen, guest, bdf, taken);

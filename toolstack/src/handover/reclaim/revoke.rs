@@ -42,7 +42,7 @@ pub(super) fn revoke_line(
     let bdf = device.bdf;
     if let Some(gsi) = device.gsi.filter(|_| device.line_offered && !line_stays) {
         released.check(
-            // Before the mapping goes: the guest must not be able to map the GSI again.
+            // The permission goes before the mapping: the guest must not be able to map the GSI again.
             format_args!("{bdf}: cannot revoke GSI {gsi}"),
             unless_dead(xen.allow_pirq(guest, gsi, false)),
         );
