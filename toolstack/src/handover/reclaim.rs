@@ -96,7 +96,7 @@ pub fn reclaim_devices<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachmen
     inject::point(Point::Released);
     released.check(
         format_args!("cannot change the record"),
-        kept.write(&mut host.store),
+        Attachment::remove_devices(&mut host.store, attachment.stub.domid, bdfs),
     );
     restore_idle_intx(host, &mut released);
     released

@@ -5,7 +5,7 @@
 //! no other domain may read. It goes away with a reboot, as does all that it describes.
 
 use super::assignable::{self, Holder};
-use super::error::RecordError;
+use super::error::{Conflict, RecordError};
 use super::paths::{
     ATTACHMENTS, STUB_BACKUP, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
 };
@@ -19,7 +19,7 @@ use pci::bdf::Bdf;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use xen::xenctrl::DomId;
-use xenbus::client::Store as _;
+use xenbus::client::{Error, Store as Nodes};
 use xenbus::device::{Bars, Ids, SlotMode};
 
 /// One device of an attachment.
@@ -139,6 +139,18 @@ impl Attachment {
     /// Writes the record and libxl's nodes ([`assignable`]) in one transaction. The mode of a device that is recorded
     /// already is left as it is: the service may have recorded another one since `self` was read.
     pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
+        make_root(store)?;
+        match store.transaction(|store| self.write_nodes(store))? {
+            Some(conflict) => Err(conflict.into()),
+            None => {
+                inject::point(Point::Recorded);
+                Ok(())
+            }
+        }
+    }
+
+    /// The nodes of [`Attachment::write`], unless another domain has one of the devices.
+    fn write_nodes<S: Nodes>(&self, store: &mut S) -> Result<Option<Conflict>, Error<S::TransportError>> {
         let ends = Ends {
             version: VERSION,
             guest: self.guest.clone(),
@@ -146,66 +158,73 @@ impl Attachment {
             slots: self.slots,
         };
         let root = path(self.stub.domid);
-        make_root(store)?;
-        let taken = store.transaction(|store| {
-            for bdf in self.bdfs() {
-                // What libxl has given away by itself is not recorded: two domains would have the device.
-                if let Some(domid) = assignable::foreign(store, bdf)? {
-                    return Ok(Some((bdf, domid)));
-                }
+        for bdf in self.bdfs() {
+            // What another domain has is not recorded: two domains would have the device.
+            if let Some(domid) = assignable::foreign(store, bdf)? {
+                return Ok(Some(Conflict::Libxl { bdf, domid }));
             }
-            store.write(&root, &json(&ends))?;
-            let recorded = store.directory(&root)?;
-            let mut nodes = BTreeSet::new();
-            for (index, (device, mode)) in self.devices_and_modes().enumerate() {
-                let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
-                store.write(&format!("{root}/{dev}"), &json(device))?;
-                // The service may have changed the mode since `self` was read.
-                if !recorded.contains(&irq) {
-                    store.write(&format!("{root}/{irq}"), &mode.to_string())?;
-                }
-                // This belongs to the same transaction: libxl must at no time take a recorded device for free
-                // (decision 62).
-                assignable::claim(store, device.bdf, self.holder())?;
-                nodes.extend([dev, irq]);
+            if let Some(holder @ Holder::Guest { guest, stub }) = assignable::holder(store, bdf)?
+                && stub != self.stub.domid
+                && holder.is_recorded(store, bdf)?
+            {
+                return Ok(Some(Conflict::Guest { bdf, guest, stub }));
             }
-            let stays = |key: &String| key == STUB_BACKUP || nodes.contains(key);
-            // Numbers close up when a device leaves. Nodes beyond the list, and modes of devices that left, are
-            // removed.
-            for left_over in recorded.iter().filter(|key| !stays(key)) {
-                store.remove(&format!("{root}/{left_over}"))?;
-                if let Some(bdf) = bdf_of_mode(left_over) {
-                    assignable::unclaim(store, bdf)?;
-                }
-            }
-            Ok(None)
-        })?;
-        if let Some((bdf, domid)) = taken {
-            return Err(RecordError::Taken { bdf, domid });
         }
-        inject::point(Point::Recorded);
-        Ok(())
+        store.write(&root, &json(&ends))?;
+        let recorded = store.directory(&root)?;
+        let mut nodes = BTreeSet::new();
+        for (index, (device, mode)) in self.devices_and_modes().enumerate() {
+            let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
+            store.write(&format!("{root}/{dev}"), &json(device))?;
+            // The service may have changed the mode since `self` was read.
+            if !recorded.contains(&irq) {
+                store.write(&format!("{root}/{irq}"), &mode.to_string())?;
+            }
+            // This belongs to the same transaction: libxl must at no time take a recorded device for free
+            // (decision 62).
+            assignable::claim(store, device.bdf, self.holder())?;
+            nodes.extend([dev, irq]);
+        }
+        let stays = |key: &String| key == STUB_BACKUP || nodes.contains(key);
+        // Numbers close up when a device leaves. Nodes beyond the list, and modes of devices that left, are
+        // removed.
+        for left_over in recorded.iter().filter(|key| !stays(key)) {
+            store.remove(&format!("{root}/{left_over}"))?;
+            if let Some(bdf) = bdf_of_mode(left_over) {
+                assignable::unclaim(store, bdf)?;
+            }
+        }
+        Ok(None)
     }
 
     /// Reads the record of a stub; `None` if there is none.
     pub fn read(store: &mut Store, stub: DomId) -> Result<Option<Self>, RecordError> {
-        let root = path(stub);
-        let nodes = store.transaction(|store| {
-            let Some(ends) = store.read_optional(&root)? else {
-                return Ok(None);
-            };
-            let mut nodes = BTreeMap::new();
-            for key in store.directory(&root)? {
-                // A node may be gone since the listing. The end of the transaction fails then, and it is tried again.
-                if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
-                    nodes.insert(key, value);
-                }
-            }
-            Ok(Some((ends, nodes)))
-        })?;
-        nodes
-            .map(|(ends, nodes)| Self::from_nodes(stub, &ends, &nodes))
+        store
+            .transaction(|store| Self::read_nodes(store, stub))?
             .transpose()
+    }
+
+    /// The outer error is xenstore's, the inner one is of the record.
+    #[expect(
+        clippy::type_complexity,
+        reason = "a transaction goes on over a damaged record"
+    )]
+    fn read_nodes<S: Nodes>(
+        store: &mut S,
+        stub: DomId,
+    ) -> Result<Option<Result<Self, RecordError>>, Error<S::TransportError>> {
+        let root = path(stub);
+        let Some(ends) = store.read_optional(&root)? else {
+            return Ok(None);
+        };
+        let mut nodes = BTreeMap::new();
+        for key in store.directory(&root)? {
+            // A node may be gone since the listing. The end of the transaction fails then, and it is tried again.
+            if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
+                nodes.insert(key, value);
+            }
+        }
+        Ok(Some(Self::from_nodes(stub, &ends, &nodes)))
     }
 
     fn from_nodes(stub: DomId, ends: &str, nodes: &BTreeMap<String, String>) -> Result<Self, RecordError> {
@@ -269,17 +288,39 @@ impl Attachment {
         Ok((attachments, errors))
     }
 
-    /// Removes the record and libxl's nodes in one transaction.
+    /// Removes the devices of this attachment from the record, and the record with the last one, in one transaction.
+    /// Devices that were added since `self` was read stay: nobody has taken them back. A record that cannot be read is
+    /// removed.
     pub fn remove(&self, store: &mut Store) -> Result<(), RecordError> {
+        let bdfs: Vec<Bdf> = self.bdfs().collect();
         let root = path(self.stub.domid);
         store.transaction(|store| {
-            // The devices are those that the record names now: `self` may be older.
-            for bdf in children(store, &root)?.iter().filter_map(|key| bdf_of_mode(key)) {
-                assignable::unclaim(store, bdf)?;
+            if let Some(Ok(recorded)) = Self::read_nodes(store, self.stub.domid)? {
+                let left = recorded.without(&bdfs);
+                if !left.devices.is_empty() {
+                    return left.write_nodes(store).map(drop);
+                }
+            }
+            for key in children(store, &root)? {
+                if let Some(bdf) = bdf_of_mode(&key) {
+                    assignable::unclaim(store, bdf)?;
+                }
             }
             store.remove(&root)
         })?;
         Ok(())
+    }
+
+    /// Removes some devices from the record of a stub, which stays also without any. Devices that were added meanwhile
+    /// stay. A record that is not there any more is no error.
+    pub fn remove_devices(store: &mut Store, stub: DomId, bdfs: &[Bdf]) -> Result<(), RecordError> {
+        let removed = store.transaction(|store| match Self::read_nodes(store, stub)? {
+            Some(Ok(recorded)) => recorded.without(bdfs).write_nodes(store).map(|_| Ok(())),
+            Some(Err(damaged)) => Ok(Err(damaged)),
+            None => Ok(Ok(())),
+        })?;
+        inject::point(Point::Recorded);
+        removed
     }
 }
 
@@ -521,6 +562,57 @@ pub(crate) mod tests {
         read.with(vec![device("00:05.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
         assert_eq!(read.modes[2], Mode::Intx);
+    }
+
+    #[test]
+    fn what_was_added_while_devices_were_taken_back_stays_recorded() {
+        let mut store = dom0(&Xenstored::new());
+        let before = attachment();
+        before.write(&mut store).unwrap();
+        before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
+        let five = "00:05.0".parse().unwrap();
+        let seven = "00:07.0".parse().unwrap();
+        let holder = Some(before.holder());
+
+        Attachment::remove_devices(&mut store, 4, &[five]).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        let left: Vec<_> = read.bdfs().map(|bdf| bdf.to_string()).collect();
+        assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
+        assert_eq!(assignable::holder(&mut store, five).unwrap(), None);
+
+        before.remove(&mut store).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.bdfs().collect::<Vec<_>>(), [seven]);
+        assert_eq!(assignable::holder(&mut store, seven).unwrap(), holder);
+
+        read.remove(&mut store).unwrap();
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), None);
+        assert_eq!(assignable::holder(&mut store, seven).unwrap(), None);
+        Attachment::remove_devices(&mut store, 4, &[five]).expect("a record that is gone");
+        assert_eq!(
+            Attachment::read(&mut store, 4).unwrap(),
+            None,
+            "it is not made again"
+        );
+    }
+
+    #[test]
+    fn a_device_is_in_one_record_only() {
+        let mut store = dom0(&Xenstored::new());
+        attachment().write(&mut store).unwrap();
+        let other = Attachment {
+            guest: domain(9, "mail"),
+            stub: domain(10, "mail-bulkhead"),
+            ..attachment()
+        };
+        let error = other.write(&mut store).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "domain 3 has 0000:00:05.0 through stub 4 since a moment ago: `bulkhead detach 0000:00:05.0` frees it"
+        );
+        assert_eq!(Attachment::read(&mut store, 10).unwrap(), None);
+        attachment().remove(&mut store).unwrap();
+        other.write(&mut store).unwrap();
     }
 
     #[test]

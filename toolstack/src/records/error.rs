@@ -40,15 +40,35 @@ pub enum RecordError {
         /// The latest version that this program knows.
         known: u32,
     },
-    /// libxl has given a device away.
+    /// Another domain has a device.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+}
+
+/// A domain that has a device which was to be recorded for another one.
+#[derive(Debug, Error)]
+pub enum Conflict {
+    /// libxl has given it away.
     #[error(
         "domain {domid} has {bdf} through dom0's xen-pciback since a moment ago: `xl pci-detach {domid} {bdf}` frees it"
     )]
-    Taken {
+    Libxl {
         /// The device.
         bdf: Bdf,
-        /// The domain, by libxl's note.
+        /// The domain, by libxl's node.
         domid: String,
+    },
+    /// It is in the record of another stub.
+    #[error(
+        "domain {guest} has {bdf} through stub {stub} since a moment ago: `bulkhead detach {bdf}` frees it"
+    )]
+    Guest {
+        /// The device.
+        bdf: Bdf,
+        /// The guest that has it.
+        guest: DomId,
+        /// The stub of that guest.
+        stub: DomId,
     },
 }
 
@@ -57,7 +77,7 @@ impl RecordError {
     pub fn stub(&self) -> Option<DomId> {
         match self {
             Self::Damaged { stub, .. } | Self::Newer { stub, .. } => Some(*stub),
-            Self::Store(_) | Self::Taken { .. } => None,
+            Self::Store(_) | Self::Conflict(_) => None,
         }
     }
 }
