@@ -205,10 +205,6 @@ impl Attachment {
     }
 
     /// The outer error is xenstore's, the inner one is of the record.
-    #[expect(
-        clippy::type_complexity,
-        reason = "a transaction goes on over a damaged record"
-    )]
     fn read_nodes<S: Nodes>(
         store: &mut S,
         stub: DomId,
