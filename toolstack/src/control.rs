@@ -91,6 +91,15 @@ pub enum Reply {
     },
 }
 
+impl Reply {
+    /// What was asked for failed with this error, which is told with its causes.
+    pub fn error(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Error {
+            message: format!("{:#}", anyhow::Error::from(error)),
+        }
+    }
+}
+
 impl From<Released> for Reply {
     fn from(Released { devices, problems }: Released) -> Self {
         Self::Released { devices, problems }

@@ -6,6 +6,7 @@
 
 use super::jobs::Jobs;
 use super::link::Link;
+use super::links::Links;
 use crate::function::aer::{Condition, Input, Recovery, Step, Told};
 use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
@@ -14,14 +15,14 @@ use crate::host::sysfs::Sysfs;
 use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
 use crate::records::Attachment;
-use crate::serve::log_limit::LogLimit;
+use crate::serve::log_limit::{LogLimit, more};
 use crate::status::DeviceErrors;
 use bulkhead_config::options::AerFate;
 use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use xen::xenctrl::{DomId, Xenctrl};
+use xen::xenctrl::DomId;
 use xenbus::pciif::aer::AerRequest;
 
 /// Between two looks for a verdict, or for the end of a command.
@@ -34,9 +35,7 @@ pub struct Context<'a> {
     /// xenstore and sysfs.
     pub host: &'a mut Host,
     /// The stubs that are served.
-    pub links: &'a BTreeMap<DomId, Link>,
-    /// The hypervisor.
-    pub xen: &'a Xenctrl,
+    pub links: &'a Links,
     /// What takes long.
     pub jobs: &'a mut Jobs,
 }
@@ -102,7 +101,7 @@ impl Errors {
         let stubs: Vec<DomId> = self.stubs.keys().copied().collect();
         for stub in stubs {
             let awaits = self.stubs.get(&stub).is_some_and(Recovery::awaits_verdict);
-            let link = cx.links.get(&stub).filter(|_| awaits);
+            let link = cx.links.get(stub).filter(|_| awaits);
             let verdict = link.and_then(Link::verdict).map(Input::Verdict);
             self.advance(&mut cx, stub, verdict.unwrap_or(Input::Time));
         }
@@ -173,10 +172,10 @@ impl Errors {
         recovery: &mut Recovery,
         step: Step,
     ) -> Option<Input> {
-        let link = cx.links.get(&stub);
+        let link = cx.links.get(stub);
         match step {
             Step::Inspect(bdf) => {
-                let inspected = link.map_or(Ok(Condition::Sound), |link| link.inspect(bdf, cx.xen));
+                let inspected = link.map_or(Ok(Condition::Sound), |link| link.inspect(bdf, cx.links.xen()));
                 Some(Input::Found(inspected.unwrap_or_else(|error| {
                     let outcome = format!("it cannot be restored after a reset: {error}");
                     self.log(log::Level::Error, bdf, &outcome);
@@ -215,9 +214,9 @@ impl Errors {
 
     /// Restores a device that was reset.
     fn renew(&mut self, cx: &Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) -> Input {
-        let link = cx.links.get(&stub);
+        let link = cx.links.get(stub);
         let renewed = reset.and_then(|()| {
-            link.map_or(Ok(()), |link| link.renew(bdf, cx.xen))
+            link.map_or(Ok(()), |link| link.renew(bdf, cx.links.xen()))
                 .map_err(|error| error.to_string())
         });
         if let Err(error) = &renewed {
@@ -269,10 +268,8 @@ impl Errors {
     }
 
     fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
-        match self.limit.allow(Instant::now()) {
-            Some(0) => log::log!(level, "{bdf}: error: {outcome}"),
-            Some(missed) => log::log!(level, "{bdf}: error: {outcome} (and {missed} messages not shown)"),
-            None => {}
+        if let Some(missed) = self.limit.allow(Instant::now()) {
+            log::log!(level, "{bdf}: error: {outcome}{}", more(missed));
         }
     }
 }

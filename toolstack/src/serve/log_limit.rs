@@ -48,6 +48,14 @@ impl LogLimit {
     }
 }
 
+/// What a message says of `missed` ones before it that were not logged.
+pub fn more(missed: u64) -> String {
+    match missed {
+        0 => String::new(),
+        missed => format!(" (and {missed} messages not shown)"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

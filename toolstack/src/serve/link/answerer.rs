@@ -1,0 +1,207 @@
+//! The thread of a link: it answers the stub's requests.
+
+use super::limits::Limits;
+use super::shared::{Shared, lock};
+use crate::function::Done;
+use crate::function::interrupts::Failure;
+use crate::host::store::Store;
+use crate::records::interrupt_mode::{Change, Note};
+use crate::records::{self, Attachment, RecordError};
+use crate::serve::log_limit::more;
+use crate::serve::throttle::Burst;
+use inject::Point;
+use pci::bdf::Bdf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+use xen::xenctrl::{DomId, Xenctrl};
+use xen::xendev::{Event, EventChannel};
+use xenbus::pciif::Request;
+use xenbus::pciif::backend::{Delivery, Success, Taken, take};
+
+/// What the thread of a link works with.
+pub struct Answerer {
+    pub stub: DomId,
+    pub name: String,
+    pub shared: Arc<Mutex<Shared>>,
+    pub channel: Arc<EventChannel>,
+    pub xen: Xenctrl,
+    pub limits: Arc<Mutex<Limits>>,
+}
+
+impl Answerer {
+    /// Answers until the channel is stopped.
+    pub fn run(mut self, mut store: Store) {
+        let ended = self
+            .take_up(&mut store)
+            .and_then(|()| Ok(self.serve(&mut store)?));
+        if let Err(error) = ended {
+            log::error!("stub {} is served no more: {error:#}", self.name);
+        }
+    }
+
+    /// Finishes what a service that died has left unfinished, and answers the request that waits.
+    fn take_up(&mut self, store: &mut Store) -> anyhow::Result<()> {
+        inject::point(Point::TakeUp);
+        let (changes, known) = unfinished(store, self.stub)?;
+        let shared = Arc::clone(&self.shared);
+        let mut shared = lock(&shared);
+        let mut noter = Noter {
+            store,
+            stub: self.stub,
+            name: &self.name,
+            limits: &self.limits,
+        };
+        let settled = shared
+            .functions
+            .settle(&self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
+        for (bdf, settled) in settled {
+            match settled {
+                Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
+                Err(error) => log::error!(
+                    "stub {}: {bdf}: what a service before this one left unfinished stays so: {error}",
+                    self.name
+                ),
+            }
+        }
+        if let Some(taken) = take(&shared.page) {
+            let mut noter = Noter {
+                store,
+                stub: self.stub,
+                name: &self.name,
+                limits: &self.limits,
+            };
+            shared
+                .functions
+                .begin_again(taken.request(), &self.xen, |bdf, note| noter.note(bdf, note));
+            self.answer(&mut shared, taken, store)?;
+        }
+        // An answer that was given, but not told of.
+        self.channel.notify()?;
+        Ok(())
+    }
+
+    /// Serves until it is stopped; interrupt modes are noted in `store`.
+    fn serve(&mut self, store: &mut Store) -> io::Result<()> {
+        while self.channel.wait()? == Event::Peer {
+            // An event without a request counts as one.
+            let requests = self.burst(store)?.max(1);
+            let wait = lock(&self.limits).throttle.spend(requests, Instant::now());
+            if !wait.is_zero() {
+                // Not a sleep: who ends the link wakes this thread up, and does not wait for the stub's sake.
+                thread::park_timeout(wait);
+            }
+            self.channel.unmask()?;
+        }
+        Ok(())
+    }
+
+    /// Answers requests until there is none, and says how many there were. The channel stays masked meanwhile, so that
+    /// the stub's events cost dom0 nothing.
+    ///
+    /// It does not look for a next one before it sleeps: the processor is better left to the stub, which has to
+    /// pass the answer on before its guest can ask again (measured: looking made writes slower).
+    ///
+    /// A burst without end is cut, so that others get at what is shared: the events of the requests
+    /// that follow wait behind the mask.
+    fn burst(&mut self, store: &mut Store) -> io::Result<u32> {
+        let shared = Arc::clone(&self.shared);
+        let mut shared = lock(&shared);
+        let mut burst = Burst::new(Instant::now());
+        while burst.goes_on(Instant::now())
+            && let Some(taken) = take(&shared.page)
+        {
+            self.answer(&mut shared, taken, store)?;
+            burst.count();
+        }
+        Ok(burst.answered())
+    }
+
+    fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
+        let request = *taken.request();
+        inject::point(Point::Taken);
+        let mut noter = Noter {
+            store,
+            stub: self.stub,
+            name: &self.name,
+            limits: &self.limits,
+        };
+        let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
+        let done = shared.functions.answer(&taken, &self.xen, note);
+        let answer = match &done {
+            Ok(Done::Value(value)) => Ok(Success::Value(*value)),
+            Ok(Done::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
+            Err(failure) => Err(failure.error),
+        };
+        let delivery = taken.answer(&shared.page, answer);
+        inject::call(Point::Answered)?;
+        self.channel.notify()?;
+        shared.requests += 1;
+        if let Err(failure) = done {
+            shared.failed += 1;
+            self.complain(&request, &failure);
+        }
+        if delivery == Delivery::Late
+            && let Some(missed) = lock(&self.limits).complaints.allow(Instant::now())
+        {
+            log::warn!("stub {}: {request}: answered too late{}", self.name, more(missed));
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, request: &Request, failure: &Failure) {
+        if let Some(missed) = lock(&self.limits).complaints.allow(Instant::now()) {
+            let Failure { error, cause } = failure;
+            log::warn!("stub {}: {request}: {error}: {cause}{}", self.name, more(missed));
+        }
+    }
+}
+
+/// Writes interrupt modes down, and tells of them.
+struct Noter<'a> {
+    store: &'a mut Store,
+    stub: DomId,
+    name: &'a str,
+    limits: &'a Mutex<Limits>,
+}
+
+impl Noter<'_> {
+    fn note(&mut self, bdf: Bdf, note: Note<'_>) {
+        inject::point(Point::Note);
+        let noted = records::note_mode(self.store, self.stub, bdf, note);
+        inject::point(Point::Noted);
+        let mode = match (note, &noted) {
+            // Its end will be told.
+            (Note::Change(_), Ok(())) => return,
+            (Note::Change(change), Err(_)) => change.to_string(),
+            (Note::Mode(mode), _) => mode.to_string(),
+        };
+        let Some(missed) = lock(self.limits).notes.allow(Instant::now()) else {
+            return;
+        };
+        let (name, more) = (self.name, more(missed));
+        match noted {
+            Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
+            Err(error) => {
+                log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
+            }
+        }
+    }
+}
+
+/// The changes of interrupt modes whose end a service before this one did not note, and the pirqs that the guest has by
+/// the record.
+fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, BTreeSet<u32>), RecordError> {
+    let mut changes = BTreeMap::new();
+    let mut known = BTreeSet::new();
+    if let Some(attachment) = Attachment::read(store, stub)? {
+        for (device, mode) in attachment.devices_and_modes() {
+            let change = records::unfinished_change(store, stub, device.bdf)?;
+            changes.extend(change.map(|change| (device.bdf, change)));
+            known.extend(mode.pirqs().into_iter().map(u32::from).chain(device.gsi));
+        }
+    }
+    Ok((changes, known))
+}

@@ -1,0 +1,67 @@
+//! The part of a link that its thread shares with the main thread, with clients, and with jobs.
+
+use crate::function::Functions;
+use crate::pci::config_space::ConfigFile;
+use crate::status::{RefusedWrite, Served};
+use pci::bdf::Bdf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use xen::xendev::GrantedPage;
+use xenbus::counters::Counters;
+use xenbus::handover_block::HandoverBlock;
+
+/// The part of a link that the status looks at too.
+pub struct Shared {
+    pub page: GrantedPage,
+    pub functions: Functions<ConfigFile>,
+    pub requests: u64,
+    pub failed: u64,
+}
+
+/// What of a link other threads may use, and may have to wait for while a request is answered.
+#[derive(Clone)]
+pub struct Handle(pub Arc<Mutex<Shared>>);
+
+impl Handle {
+    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+        lock(&self.0)
+    }
+
+    /// Serves these devices no more. No request for them is under way when this returns.
+    pub fn drop_devices(&self, bdfs: &[Bdf]) {
+        self.lock().functions.drop_devices(bdfs);
+    }
+
+    /// What there is to tell of it.
+    pub fn served(&self) -> Served {
+        let shared = self.lock();
+        let mut served = Served {
+            requests: shared.requests,
+            failed: shared.failed,
+            ..Served::default()
+        };
+        for function in shared.functions.iter() {
+            served.refused_besides += function.refused_besides();
+            served
+                .refused
+                .extend(function.refused().map(|(offset, refusal, count)| RefusedWrite {
+                    bdf: function.bdf().to_string(),
+                    offset,
+                    reason: refusal.to_string(),
+                    count,
+                }));
+        }
+        if let Ok(counters) = Counters::collect(&shared.page) {
+            served.add_counters(&counters);
+        }
+        if let Some(handover_block) = HandoverBlock::from_page(&shared.page) {
+            served.add_poisonous(handover_block.refused());
+        }
+        served
+    }
+}
+
+/// Locks what threads of the service share.
+pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // After a panic in a thread its link only waits to be dropped.
+    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

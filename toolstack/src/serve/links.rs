@@ -1,0 +1,244 @@
+//! The links of all stubs. A link is made when its stub is ready, replaced when the stub has restarted in place, and given
+//! up when its thread fails again and again.
+
+use super::agenda::Agenda;
+use super::connections::open_store;
+use super::link::{self, Limits, Link, LinkError};
+use super::wake::Wake;
+use crate::host::Host;
+use crate::host::store::{Store, StoreError};
+use crate::nodes::hops::error_node;
+use crate::records::Attachment;
+use crate::serve::error::ServeError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use xen::xenctrl::{DomId, Xenctrl};
+use xenbus::client::Store as _;
+use xenbus::path::{Device as Hop, key};
+use xenbus::state::XenbusState;
+
+/// How often in a row the thread of a link may fail.
+const MOST_BREAKS: u32 = 3;
+/// One that has lived so long was sound.
+const SOUND: Duration = Duration::from_secs(60);
+
+/// The links, and what is known of stubs that have none.
+pub struct Links {
+    /// A handle of their own: a thread that is in a hypercall keeps no other one waiting.
+    xen: Xenctrl,
+    wake: Wake,
+    links: BTreeMap<DomId, Link>,
+    /// The stubs that could not be linked, each with the reason: said once, then left alone.
+    broken: BTreeMap<DomId, String>,
+    /// How often the thread of a stub's link has failed, in a row.
+    breaks: BTreeMap<DomId, u32>,
+    /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
+    /// once more, so that they are tried again at their next step. Said once.
+    between: BTreeSet<DomId>,
+    /// What is left to each stub of what it may have logged and done.
+    limits: BTreeMap<DomId, Arc<Mutex<Limits>>>,
+}
+
+impl Links {
+    /// There are none. The threads of those that come use `xen`, and call `wake` when they end.
+    pub fn new(xen: Xenctrl, wake: Wake) -> Self {
+        Self {
+            xen,
+            wake,
+            links: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            breaks: BTreeMap::new(),
+            between: BTreeSet::new(),
+            limits: BTreeMap::new(),
+        }
+    }
+
+    /// The hypervisor, as the links use it.
+    pub fn xen(&self) -> &Xenctrl {
+        &self.xen
+    }
+
+    /// The link of a stub that is served.
+    pub fn get(&self, stub: DomId) -> Option<&Link> {
+        self.links.get(&stub)
+    }
+
+    /// All links.
+    pub fn iter(&self) -> impl Iterator<Item = (DomId, &Link)> {
+        self.links.iter().map(|(&stub, link)| (stub, link))
+    }
+
+    /// Ends the service of a stub. Its last request is done when the link is dropped.
+    pub fn remove(&mut self, stub: DomId) -> Option<Link> {
+        self.links.remove(&stub)
+    }
+
+    /// Drops all that belongs to a stub without a record.
+    pub fn forget(&mut self, stub: DomId) {
+        self.broken.remove(&stub);
+        self.between.remove(&stub);
+        self.breaks.remove(&stub);
+        self.limits.remove(&stub);
+        self.links.remove(&stub);
+    }
+
+    /// Ends the link of a stub that has died, and returns its handover block as text. The next domain starts with a clean
+    /// slate.
+    pub fn bury(&mut self, stub: DomId) -> Option<String> {
+        self.broken.remove(&stub);
+        self.breaks.remove(&stub);
+        self.links.remove(&stub).and_then(|link| link.handover_block())
+    }
+
+    /// Why a stub is not served any more, if it was given up.
+    pub fn why_given_up(&self, stub: DomId) -> Option<&str> {
+        self.broken.get(&stub).map(String::as_str)
+    }
+
+    /// The stubs whose links have threads that have failed.
+    pub fn failed(&self) -> Vec<DomId> {
+        let failed = self.links.iter().filter(|(_, link)| link.has_ended());
+        failed.map(|(&stub, _)| stub).collect()
+    }
+
+    /// Drops a link whose thread has failed. Returns why the stub is to be given up, if that has happened too often.
+    pub fn drop_failed(&mut self, stub: DomId) -> Option<String> {
+        let link = self.links.remove(&stub)?;
+        let breaks = self.breaks.entry(stub).or_default();
+        if link.age() > SOUND {
+            *breaks = 0;
+        }
+        *breaks += 1;
+        log::error!("stub {stub}: the thread that serves it has failed, {breaks} times in a row");
+        drop(link);
+        (*breaks >= MOST_BREAKS)
+            .then(|| format!("the thread that serves it has failed {breaks} times in a row"))
+    }
+
+    /// Serves a stub no more, and says why.
+    pub fn give_up(&mut self, store: &mut Store, stub: DomId, text: &str) -> Result<(), StoreError> {
+        self.broken.insert(stub, text.to_owned());
+        store.write(&error_node(stub), text)?;
+        set_state(store, Hop::second_hop(stub), XenbusState::Closing)
+    }
+
+    /// Whether something may be logged that this stub brings about as often as it likes.
+    pub fn may_tell(&mut self, stub: DomId) -> bool {
+        link::may_tell(&self.limits(stub))
+    }
+
+    fn limits(&mut self, stub: DomId) -> Arc<Mutex<Limits>> {
+        let limits = self.limits.entry(stub);
+        let limits = limits.or_insert_with(|| Arc::new(Mutex::new(Limits::new(Instant::now()))));
+        Arc::clone(limits)
+    }
+
+    /// The backend's part of the xenbus states.
+    pub fn follow(
+        &mut self,
+        host: &mut Host,
+        agenda: &mut Agenda,
+        attachment: &Attachment,
+    ) -> Result<(), ServeError> {
+        use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
+        let stub = attachment.stub.domid;
+        let hop = Hop::second_hop(stub);
+        let own = host.store.read_state(&hop.backend_node(key::STATE))?;
+        let theirs = host.store.read_state(&hop.frontend_node(key::STATE))?;
+        match (own, theirs) {
+            (Initialising, Initialising) => Ok(set_state(&mut host.store, hop, InitWait)?),
+            // State 4 without a link: an earlier service served this stub.
+            (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
+                if self.is_outdated(&mut host.store, stub)? {
+                    if self.may_tell(stub) {
+                        log::info!("stub {} has begun anew", attachment.stub.name);
+                    }
+                    // The last request of before is done when this returns.
+                    self.links.remove(&stub);
+                    // Interrupt modes that the link has noted are in the record of now.
+                    let attachment = current(&mut host.store, attachment);
+                    return self.connect(host, agenda, &attachment, own);
+                }
+                if !self.links.contains_key(&stub) && !self.broken.contains_key(&stub) {
+                    return self.connect(host, agenda, attachment, own);
+                }
+                Ok(())
+            }
+            (Initialising | InitWait | Initialised | Connected | Closing, Closing | Closed) => {
+                self.links.remove(&stub);
+                log::info!("stub {} has closed its connection", attachment.stub.name);
+                Ok(set_state(&mut host.store, hop, Closed)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// True if a stub offers another page and port than those that its link uses: it has restarted in place.
+    fn is_outdated(&self, store: &mut Store, stub: DomId) -> Result<bool, StoreError> {
+        let Some(link) = self.links.get(&stub) else {
+            return Ok(false);
+        };
+        let used = link.particulars();
+        let offered = link::particulars(store, Hop::second_hop(stub))?;
+        Ok(offered.is_some_and(|offered| offered.is_ok_and(|offered| offered != used)))
+    }
+
+    fn connect(
+        &mut self,
+        host: &mut Host,
+        agenda: &mut Agenda,
+        attachment: &Attachment,
+        own: XenbusState,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let hop = Hop::second_hop(stub);
+        let Some(particulars) = link::particulars(&mut host.store, hop)? else {
+            // It is still at it.
+            agenda.later(stub, false, Instant::now());
+            return Ok(());
+        };
+        let store = open_store(host)?;
+        let linked = particulars.map_err(LinkError::from).and_then(|particulars| {
+            let (xen, wake, limits) = (self.xen.clone(), self.wake.clone(), self.limits(stub));
+            Link::start(attachment, particulars, &host.sysfs, xen, store, wake, limits)
+        });
+        match linked {
+            Ok(link) => {
+                self.between.remove(&stub);
+                self.links.insert(stub, link);
+                if self.may_tell(stub) {
+                    let (stub, guest) = (&attachment.stub.name, &attachment.guest.name);
+                    log::info!("serving stub {stub} of guest {guest}");
+                }
+                Ok(set_state(&mut host.store, hop, XenbusState::Connected)?)
+            }
+            // A stub that was connected has restarted in place, and may have done so again before its offer was read.
+            Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
+                if self.between.insert(stub) && self.may_tell(stub) {
+                    let text = format!("{:#}", anyhow::Error::from(error));
+                    log::warn!(
+                        "stub {}: {text}; waiting for its next offer",
+                        attachment.stub.name
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let text = format!("{:#}", anyhow::Error::from(error));
+                log::error!("cannot serve stub {}: {text}", attachment.stub.name);
+                Ok(self.give_up(&mut host.store, stub, &text)?)
+            }
+        }
+    }
+}
+
+fn set_state(store: &mut Store, hop: Hop, state: XenbusState) -> Result<(), StoreError> {
+    store.write(&hop.backend_node(key::STATE), state.as_str())
+}
+
+/// The attachment as it is recorded now, when nothing changes it any more: its link may have noted other modes since.
+pub fn current(store: &mut Store, attachment: &Attachment) -> Attachment {
+    let current = Attachment::read(store, attachment.stub.domid);
+    current.ok().flatten().unwrap_or_else(|| attachment.clone())
+}

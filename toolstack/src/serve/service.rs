@@ -1,0 +1,647 @@
+//! The loop of the worker that serves, and what it knows of each stub. [`super`] says what it does.
+
+use super::abandoned::Abandoned;
+use super::agenda::{self, Agenda, Concern, Errand, Work};
+use super::clients::{Asked, Client, Clients};
+use super::connections::{open_host, open_store};
+use super::errors::{self, Errors};
+use super::jobs::{Jobs, Outcome};
+use super::link::Link;
+use super::links::Links;
+use super::reclaim::{self, reclaim_all, reclaim_some};
+use super::report::{Linked, report};
+use super::revive::{Afterwards, Revivals, Verdict};
+use super::wake::{Wake, signal};
+use crate::control::{Listener, Reply, Request};
+use crate::handover::reclaim::Released;
+use crate::host::domains::is_alive;
+use crate::host::launcher::{LaunchError, Launcher, Order, Shared};
+use crate::host::store::StoreError;
+use crate::host::uevent::Uevents;
+use crate::host::{Host, Runner};
+use crate::nodes::hops::first_hop;
+use crate::paths;
+use crate::records::assignable;
+use crate::records::failed::{self, Failed};
+use crate::records::stub_backup;
+use crate::records::{self, ATTACHMENTS, Attachment};
+use crate::serve::error::ServeError;
+use crate::serve::log_limit::{LogLimit, more};
+use pci::bdf::Bdf;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::thread::set_name;
+use signal_hook::consts::SIGTERM;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use xen::xenctrl::{DomId, Xenctrl};
+use xenbus::path::{Device as Hop, DeviceType, key};
+
+/// Names of a worker in a list of processes: while it stands by, and while it serves.
+const SPARE: &CStr = c"bulkhead-spare";
+const SERVING: &CStr = c"bulkhead-worker";
+
+/// Between two times that events are taken in, at least: a stub may write as often as it likes.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The most events taken in at once.
+const MOST_EVENTS: usize = 1024;
+
+/// All that the serving worker works with.
+pub struct Service {
+    host: Host,
+    /// For jobs, which make long calls.
+    job_xen: Xenctrl,
+    jobs: Jobs,
+    clients: Clients,
+    wake: Wake,
+    /// Ready when the service is to end.
+    end: UnixStream,
+    links: Links,
+    /// The stubs whose state is watched.
+    known: BTreeSet<DomId>,
+    /// Who waits until devices of a stub are taken back.
+    reclaims: reclaim::Waiting,
+    /// What comes after that.
+    replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
+    errors: Errors,
+    revivals: Revivals,
+    abandoned: Abandoned,
+    agenda: Agenda,
+    /// Of what every look finds again.
+    complaints: LogLimit,
+}
+
+impl Service {
+    /// Opens all that the service works with, as a worker of the launcher at the other end of `socket`.
+    pub fn new(socket: OwnedFd) -> Result<Self, ServeError> {
+        let mut launcher = Launcher::over(socket);
+        let wake = Wake::new().map_err(ServeError::Wake)?;
+        let end = signal(SIGTERM).map_err(ServeError::Signal)?;
+        let listener = Listener::over(launcher.share(Shared::Socket)?, launcher.share(Shared::Lock)?);
+        let uevents = Uevents::over(launcher.share(Shared::Uevents)?);
+        Ok(Self {
+            host: Host::open_with(Runner::Launcher(launcher))?,
+            links: Links::new(Xenctrl::open()?, wake.clone()),
+            job_xen: Xenctrl::open()?,
+            jobs: Jobs::new(wake.clone()),
+            clients: Clients::new(listener, wake.clone()),
+            wake,
+            end,
+            known: BTreeSet::new(),
+            reclaims: reclaim::Waiting::default(),
+            replugs: BTreeMap::new(),
+            errors: Errors::new(uevents),
+            revivals: Revivals::new(),
+            abandoned: Abandoned::default(),
+            agenda: Agenda::default(),
+            complaints: LogLimit::new(Instant::now()),
+        })
+    }
+
+    /// Waits until no other worker serves; false if this one is to end before that.
+    pub fn wait_for_turn(&mut self) -> Result<bool, ServeError> {
+        let Runner::Launcher(launcher) = &mut self.host.runner else {
+            return Ok(true);
+        };
+        let ticket = launcher.order(Order::Serve)?;
+        let _ = set_name(SPARE);
+        loop {
+            if let Some(turn) = launcher.poll(ticket)? {
+                turn?;
+                let _ = set_name(SERVING);
+                // A worker before this one may have had them wait.
+                ioctl_fionbio(&self.clients, true).map_err(|error| ServeError::Wait(error.into()))?;
+                ioctl_fionbio(&self.errors, true).map_err(|error| ServeError::Wait(error.into()))?;
+                launcher.order(Order::Begun)?;
+                return Ok(true);
+            }
+            let mut fds = [
+                PollFd::new(&self.end, PollFlags::IN),
+                PollFd::new(&*launcher, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(ServeError::Wait(error.into())),
+            }
+        }
+    }
+
+    /// Serves until the service is told to end.
+    pub fn serve(&mut self) -> Result<(), ServeError> {
+        for path in [
+            DeviceType::Bulkhead.backends(0).as_str(),
+            ATTACHMENTS,
+            "@releaseDomain",
+        ] {
+            self.host.store.watch(path, "")?;
+        }
+        self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
+        log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+        let mut listen = Instant::now();
+        loop {
+            if Instant::now() >= listen {
+                self.take_events()?;
+                listen = Instant::now() + PAUSE;
+            }
+            self.turn()?;
+            if self.wait(listen)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes in what has happened in xenstore.
+    fn take_events(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        for _ in 0..MOST_EVENTS {
+            let Some(event) = self.host.store.next_event()? else {
+                break;
+            };
+            self.agenda.mark(agenda::concern(&event), now);
+        }
+        Ok(())
+    }
+
+    /// Does one piece of each kind of work.
+    fn turn(&mut self) -> Result<(), ServeError> {
+        let now = Instant::now();
+        let Host { runner, store, .. } = &mut self.host;
+        for stub in self.revivals.ready(runner, store)? {
+            self.agenda.mark(Concern::Stub(stub), now);
+        }
+        match self.agenda.next(now) {
+            Some(Work::Errand(errand)) => self.run_errand(errand)?,
+            Some(Work::Look { stub, published }) => {
+                let looked = self.look(stub, published);
+                let is_good = looked.is_ok();
+                if let Err(error) = looked {
+                    self.excuse(error, Some(stub))?;
+                    self.agenda.later(stub, published, Instant::now());
+                }
+                self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
+            }
+            None => {}
+        }
+        self.mend()?;
+        let (errors, context) = self.errors();
+        errors.step(context);
+        while let Some((stub, outcome)) = self.jobs.ended() {
+            self.finish(stub, outcome);
+        }
+        self.answer_waiting()?;
+        while let Some(Asked { request, client }) = self.clients.next() {
+            self.answer(request, client)?;
+        }
+        Ok(())
+    }
+
+    /// Does work that is of no stub in particular.
+    fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
+        let done = match errand {
+            Errand::List => self.list(),
+            Errand::Tidy => self.tidy(),
+            Errand::Libxl => self.tell_libxl(),
+        };
+        if let Err(error) = done {
+            self.excuse(error, None)?;
+            self.agenda.errand_later(errand, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn errors(&mut self) -> (&mut Errors, errors::Context<'_>) {
+        let context = errors::Context {
+            host: &mut self.host,
+            links: &self.links,
+            jobs: &mut self.jobs,
+        };
+        (&mut self.errors, context)
+    }
+
+    /// Drops the links whose threads have failed. Each is made again, until that has happened too often.
+    fn mend(&mut self) -> Result<(), ServeError> {
+        for stub in self.links.failed() {
+            if let Some(why) = self.links.drop_failed(stub) {
+                let given_up = self.links.give_up(&mut self.host.store, stub, &why);
+                if let Err(error) = given_up {
+                    self.excuse(error.into(), Some(stub))?;
+                }
+            }
+            self.agenda.mark(Concern::Stub(stub), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Takes in how a job has ended, and turns to what has waited for that.
+    fn finish(&mut self, stub: DomId, outcome: Outcome) {
+        match outcome {
+            Outcome::Released(released) => {
+                self.forget_errors_of_gone(stub);
+                for client in self.reclaims.end(stub) {
+                    client.reply(released.clone().into());
+                }
+                if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
+                    self.revivals.replug(&mut self.host, &attachment, kernel);
+                }
+            }
+            Outcome::Reset(bdf, reset) => {
+                let (errors, context) = self.errors();
+                errors.reset(context, stub, bdf, reset);
+            }
+        }
+        // What it published meanwhile was not looked at.
+        self.agenda.mark(Concern::Published(stub), Instant::now());
+    }
+
+    /// Forgets the errors of devices that a stub has no more. A reset that waited would hit them, and from now on they
+    /// may be dom0's.
+    fn forget_errors_of_gone(&mut self, stub: DomId) {
+        match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => self.errors.keep(&attachment),
+            _ => self.errors.forget(stub),
+        }
+    }
+
+    /// Passes over what only one stub has brought about, or is to blame for.
+    fn excuse(&mut self, error: ServeError, stub: Option<DomId>) -> Result<(), ServeError> {
+        if !self.host.store.is_usable() || matches!(error, ServeError::Launch(LaunchError::Gone(_))) {
+            return Err(error);
+        }
+        if let Some(missed) = self.complaints.allow(Instant::now()) {
+            let error = anyhow::Error::from(error);
+            let more = more(missed);
+            match stub {
+                Some(stub) => log::warn!("stub {stub}: {error:#}; it is looked at again later{more}"),
+                None => log::warn!("{error:#}; tried again{more}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do; true if that is to end. To xenstore it does not listen before `listen`.
+    fn wait(&mut self, listen: Instant) -> Result<bool, ServeError> {
+        let now = Instant::now();
+        let mut fds = vec![
+            PollFd::new(&self.clients, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.errors, PollFlags::IN),
+            PollFd::new(&self.end, PollFlags::IN),
+        ];
+        let mut unseen = self.host.store.has_events();
+        if let Runner::Launcher(launcher) = &mut self.host.runner {
+            unseen |= launcher.take_others();
+            // Its end is this service's end; of its answers others than ours are looked for by those who asked.
+            let answers = if self.revivals.expect_answers() {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            fds.push(PollFd::new(&*launcher, answers));
+        }
+        let launcher = 4..fds.len();
+        let deaf = listen.saturating_duration_since(now);
+        let store = self.host.store.transport();
+        if deaf.is_zero() {
+            fds.push(PollFd::new(store, PollFlags::IN));
+        }
+        let mut longest = [self.errors.due(), self.revivals.due(), self.agenda.idle(now)]
+            .into_iter()
+            .flatten()
+            .min();
+        // What has come in with the answer to something else is not seen at its descriptor.
+        if !deaf.is_zero() || unseen {
+            longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
+        }
+        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        match poll(&mut fds, longest.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(ServeError::Wait(error.into())),
+        }
+        let is = |index: usize, flags| fds[index].revents().intersects(flags);
+        if launcher.clone().any(|index| is(index, PollFlags::HUP)) {
+            return Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into());
+        }
+        if is(1, PollFlags::IN) {
+            self.wake.clear();
+        }
+        if is(0, PollFlags::IN)
+            && let Err(error) = self.clients.accept()
+        {
+            // As when there are no descriptors left: it would be ready again at once.
+            if self.complaints.allow(now).is_some() {
+                log::warn!("cannot let a client of the control socket in: {error}");
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(is(3, PollFlags::IN))
+    }
+
+    /// Reads which stubs there are, all of which are to be looked at.
+    fn list(&mut self) -> Result<(), ServeError> {
+        let names = records::children(&mut self.host.store, ATTACHMENTS)?;
+        let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let gone: Vec<DomId> = self.known.difference(&stubs).copied().collect();
+        for stub in gone {
+            self.forget(stub)?;
+        }
+        self.agenda.keep(&stubs, Instant::now());
+        self.revivals.keep(&stubs);
+        Ok(())
+    }
+
+    /// Removes what is left of guests that have ended.
+    fn tidy(&mut self) -> Result<(), ServeError> {
+        self.forget_failures()?;
+        Ok(records::forget_dead_mappings(&mut self.host.store)?)
+    }
+
+    /// Brings the link of a stub in line with what its record and xenstore say.
+    fn look(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return Ok(self.forget(stub)?),
+            Err(error) => {
+                if error.stub().is_some() {
+                    self.forget(stub)?;
+                }
+                return Err(error.into());
+            }
+        };
+        if !self.known.contains(&stub) {
+            let store = &mut self.host.store;
+            for (path, token) in watches(stub) {
+                store.watch(&path, &token)?;
+            }
+            self.abandoned
+                .watch(store, &attachment, &agenda::state_token(stub))?;
+            self.known.insert(stub);
+        }
+        self.errors.keep(&attachment);
+        if self.jobs.is_closed(stub) {
+            // Its end comes back to here.
+            return Ok(());
+        }
+        if !is_alive(&mut self.host.store, &attachment.guest)? {
+            if !self.is_held_up(stub) {
+                log::info!("guest {} is dead", attachment.guest.name);
+                self.release(attachment, None)?;
+            }
+            return Ok(());
+        }
+        // A reset after an error; what takes devices back has ended, as seen above.
+        let is_busy = self.jobs.is_busy(stub);
+        let bury = || self.links.bury(stub);
+        let verdict = self.revivals.look(&mut self.host, &attachment, is_busy, bury)?;
+        match verdict {
+            Verdict::Leave => Ok(()),
+            Verdict::Release(afterwards) => self.end(attachment, afterwards),
+            Verdict::Serve => {
+                // Its connection comes first: the copy is for the time after its death.
+                self.links.follow(&mut self.host, &mut self.agenda, &attachment)?;
+                self.look_after(&attachment)?;
+                if published {
+                    stub_backup::keep_published(&mut self.host.store, first_hop(&attachment))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes libxl's notes of devices right again.
+    fn tell_libxl(&mut self) -> Result<(), ServeError> {
+        let (attachments, _) = Attachment::all(&mut self.host.store)?;
+        for bdf in records::renew(&mut self.host.store, &attachments)? {
+            if self.complaints.allow(Instant::now()).is_some() {
+                log::warn!(
+                    "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another \
+                     guest: written again"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
+    /// have another stub.
+    fn end(&mut self, attachment: Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        if afterwards == Afterwards::Replug {
+            let config = stub_backup::config(&mut self.host.store, stub)?;
+            let kernel =
+                config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
+            self.replugs.insert(stub, (attachment.clone(), kernel));
+        }
+        self.release(attachment, None)
+    }
+
+    /// Forgets the failures of guests that have ended.
+    fn forget_failures(&mut self) -> Result<(), StoreError> {
+        for failed in Failed::all(&mut self.host.store)? {
+            if !is_alive(&mut self.host.store, &failed.guest)? {
+                failed::forget(&mut self.host.store, failed.guest.domid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops all that belongs to a stub without a record.
+    fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
+        self.agenda.forget(stub);
+        self.links.forget(stub);
+        self.revivals.drop_stub(stub);
+        self.errors.forget(stub);
+        self.abandoned
+            .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
+        if self.known.remove(&stub) {
+            for (path, token) in watches(stub) {
+                match self.host.store.unwatch(&path, &token) {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest begin anew if it gave its frontend up before the connection stood.
+    fn look_after(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        let xen = self.host.xen.clone();
+        let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
+        if self
+            .abandoned
+            .look(&mut self.host.store, attachment, is_port_for)?
+            && self.links.may_tell(attachment.stub.domid)
+        {
+            log::info!(
+                "guest {} gave its frontend up before the connection stood: told to begin anew",
+                attachment.guest.name
+            );
+        }
+        Ok(())
+    }
+
+    /// True while the devices of a stub cannot be taken back, for something else is done for it.
+    fn is_held_up(&self, stub: DomId) -> bool {
+        self.jobs.is_busy(stub) || self.revivals.is_creating(stub)
+    }
+
+    /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
+    fn release(&mut self, attachment: Attachment, client: Option<Client>) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let host = open_host(&mut self.host, &self.job_xen)?;
+        let link = self.links.remove(stub);
+        self.revivals.drop_stub(stub);
+        let job = move || reclaim_all(&mut host(), link, &attachment);
+        self.begin(stub, true, job, client)
+    }
+
+    /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
+    fn take_back(
+        &mut self,
+        attachment: Attachment,
+        bdfs: Vec<Bdf>,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let host = open_host(&mut self.host, &self.job_xen)?;
+        let link = self.links.get(stub).map(Link::handle);
+        let job = move || reclaim_some(&mut host(), link, &attachment, &bdfs);
+        self.begin(stub, false, job, client)
+    }
+
+    fn begin(
+        &mut self,
+        stub: DomId,
+        all: bool,
+        job: impl FnOnce() -> Released + Send + 'static,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        self.jobs.release(stub, job).map_err(ServeError::Thread)?;
+        self.reclaims.begin(stub, all, client);
+        Ok(())
+    }
+
+    /// Serves what the record of a stub says now.
+    fn follow_record(&mut self, stub: DomId, attachment: &Attachment) -> Reply {
+        let Some(link) = self.links.get(stub) else {
+            return Reply::Error {
+                message: format!(
+                    "stub {} is not served: see the log {}",
+                    attachment.stub.name,
+                    paths::LOG
+                ),
+            };
+        };
+        match link.follow(attachment, &self.host.sysfs) {
+            Ok(()) => Reply::Followed,
+            Err(error) => Reply::error(error),
+        }
+    }
+
+    fn answer(&mut self, request: Request, client: Client) -> Result<(), ServeError> {
+        let stub = match request {
+            Request::Status => return self.answer_status(client),
+            Request::Release { stub } | Request::TakeBack { stub, .. } | Request::Follow { stub } => stub,
+        };
+        if let Request::Release { .. } = request
+            && let Some(clients) = self.reclaims.for_all(stub)
+        {
+            clients.push(client);
+            return Ok(());
+        }
+        if self.is_held_up(stub) {
+            self.jobs.wait(stub, request, client);
+            return Ok(());
+        }
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => {
+                let message = format!("domain {stub} is no stub of a guest");
+                client.reply(Reply::Error { message });
+                return Ok(());
+            }
+            Err(error) => {
+                client.reply(Reply::error(error));
+                return Ok(());
+            }
+        };
+        let waiting = client.clone();
+        let begun = match request {
+            Request::Release { .. } => self.release(attachment, Some(client)),
+            Request::TakeBack { devices, .. } => self.take_back(attachment, devices, Some(client)),
+            Request::Follow { .. } | Request::Status => {
+                client.reply(self.follow_record(stub, &attachment));
+                Ok(())
+            }
+        };
+        if let Err(error) = begun {
+            let reply = Reply::Error {
+                message: error.to_string(),
+            };
+            self.excuse(error, Some(stub))?;
+            waiting.reply(reply);
+        }
+        Ok(())
+    }
+
+    /// Answers requests that had to wait, if nothing holds them up any more.
+    fn answer_waiting(&mut self) -> Result<(), ServeError> {
+        for stub in self.jobs.waited_for() {
+            if !self.is_held_up(stub) {
+                for (request, client) in self.jobs.waited(stub) {
+                    self.answer(request, client)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the client's thread find out the status.
+    fn answer_status(&mut self, client: Client) -> Result<(), ServeError> {
+        let store = match open_store(&mut self.host) {
+            Ok(store) => store,
+            Err(error) => {
+                let reply = Reply::Error {
+                    message: error.to_string(),
+                };
+                self.excuse(error, None)?;
+                client.reply(reply);
+                return Ok(());
+            }
+        };
+        let linked = self.links.iter().map(|(stub, link)| Linked {
+            stub,
+            link: link.handle(),
+            errors: self.errors.tell(stub),
+            revivals: self.revivals.count(stub),
+        });
+        let linked: Vec<Linked> = linked.collect();
+        let mut remarks = BTreeMap::new();
+        for &stub in &self.known {
+            let given_up = self.links.why_given_up(stub).map(|why| {
+                format!("not served any more: {why}; `xl destroy` of this stub has a new one come, which is served")
+            });
+            if let Some(remark) = self.jobs.tell(stub).or(given_up) {
+                remarks.insert(stub, remark);
+            }
+        }
+        client.finish(move || report(store, linked, remarks));
+        Ok(())
+    }
+}
+
+/// What is watched of a stub, each with its token.
+fn watches(stub: DomId) -> [(String, String); 2] {
+    [
+        (
+            Hop::second_hop(stub).frontend_node(key::STATE),
+            agenda::state_token(stub),
+        ),
+        (DeviceType::Pci.backends(stub), agenda::published_token(stub)),
+    ]
+}
