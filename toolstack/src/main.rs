@@ -16,8 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
+use toolstack::commands::check::{self, Check};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, check, destroy, detach, irq, seize};
+use toolstack::commands::{Ended, destroy, detach, irq, seize};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
@@ -324,7 +325,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             json,
         } => {
             let choices = terms.into();
-            let report = check::check(&check::Request {
+            let report = check::check(&Check {
                 devices,
                 guest,
                 slots,
@@ -407,14 +408,14 @@ const JSON_VERSION: u32 = 1;
 
 /// What programs read: the version of its form, then the fields in the order in which they are declared.
 #[derive(Serialize)]
-struct Versioned<'a, T> {
+struct JsonDocument<'a, T> {
     version: u32,
     #[serde(flatten)]
     found: &'a T,
 }
 
-fn versioned<T: Serialize>(found: &T) -> Versioned<'_, T> {
-    Versioned {
+fn versioned<T: Serialize>(found: &T) -> JsonDocument<'_, T> {
+    JsonDocument {
         version: JSON_VERSION,
         found,
     }

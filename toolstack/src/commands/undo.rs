@@ -11,13 +11,13 @@ use std::fs;
 use std::io;
 
 /// Undoes one step.
-type Step = Box<dyn FnOnce(&mut Host) -> Result<()>>;
+type UndoStep = Box<dyn FnOnce(&mut Host) -> Result<()>>;
 
 /// What was done so far, to be undone in the reverse order.
 pub struct Undo {
     /// Tells this command from all others.
     command: String,
-    steps: Vec<Step>,
+    steps: Vec<UndoStep>,
 }
 
 /// A text that nobody else has.

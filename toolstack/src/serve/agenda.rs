@@ -109,7 +109,7 @@ pub fn concern(event: &WatchEvent) -> Concern {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct StubWork {
     marked: bool,
     published: bool,
     throttle: Throttle,
@@ -122,7 +122,7 @@ struct Entry {
 /// The stubs, and which are to be looked at.
 #[derive(Debug, Default)]
 pub struct Agenda {
-    stubs: BTreeMap<DomId, Entry>,
+    stubs: BTreeMap<DomId, StubWork>,
     /// Whose turn was last.
     last: DomId,
     /// When each errand is to be done.
@@ -144,8 +144,8 @@ impl Agenda {
         }
     }
 
-    fn entry(&mut self, stub: DomId, now: Instant) -> &mut Entry {
-        self.stubs.entry(stub).or_insert_with(|| Entry {
+    fn entry(&mut self, stub: DomId, now: Instant) -> &mut StubWork {
+        self.stubs.entry(stub).or_insert_with(|| StubWork {
             marked: false,
             published: false,
             throttle: Throttle::new(Limit::LOOKS, now),
@@ -191,7 +191,7 @@ impl Agenda {
     }
 
     fn next_look(&mut self, now: Instant) -> Option<Work> {
-        let due = |(_, entry): &(&DomId, &Entry)| entry.marked && entry.due <= now;
+        let due = |(_, entry): &(&DomId, &StubWork)| entry.marked && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
             .stubs

@@ -18,7 +18,7 @@ const MOST: usize = 32;
 pub type Answer = Box<dyn FnOnce() -> Reply + Send>;
 
 /// A request of a client, who waits for the answer.
-pub struct Asked {
+pub struct ClientRequest {
     /// What is asked.
     pub request: Request,
     /// Who waits. If it is dropped, the client hears that nothing was done.
@@ -45,13 +45,13 @@ impl Client {
 /// All clients.
 pub struct Clients {
     listener: Listener,
-    requests: Receiver<Asked>,
+    requests: Receiver<ClientRequest>,
     door: Door,
 }
 
 /// Where clients come in.
 struct Door {
-    sender: Sender<Asked>,
+    sender: Sender<ClientRequest>,
     wake: Wake,
     present: Arc<AtomicUsize>,
 }
@@ -80,7 +80,7 @@ impl Clients {
     }
 
     /// A request that waits.
-    pub fn next(&self) -> Option<Asked> {
+    pub fn next(&self) -> Option<ClientRequest> {
         self.requests.try_recv().ok()
     }
 }
@@ -111,7 +111,7 @@ impl AsFd for Clients {
 }
 
 /// Reads a client's request, has it answered, and sends the answer.
-fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Result<()> {
+fn attend(mut stream: UnixStream, sender: &Sender<ClientRequest>, wake: &Wake) -> io::Result<()> {
     let Some(request) = control::read_request(&stream)? else {
         return Ok(());
     };
@@ -120,7 +120,7 @@ fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Re
             let (client, answer) = channel();
             let client = Client(client);
             // Without a main thread there is no answer either.
-            let _ = sender.send(Asked { request, client });
+            let _ = sender.send(ClientRequest { request, client });
             wake.wake();
             answer.recv().map_or_else(
                 |_| Reply::Error {
@@ -163,7 +163,7 @@ pub(crate) mod tests {
     use std::time::{Duration, Instant};
 
     /// A client whose thread is started by the caller's.
-    pub fn attend_in_thread(stream: UnixStream, wake: &Wake) -> Receiver<Asked> {
+    pub fn attend_in_thread(stream: UnixStream, wake: &Wake) -> Receiver<ClientRequest> {
         let (sender, requests) = channel();
         let wake = wake.clone();
         thread::spawn(move || attend(stream, &sender, &wake).unwrap());
@@ -173,7 +173,7 @@ pub(crate) mod tests {
     fn client() -> (
         UnixStream,
         std::thread::JoinHandle<io::Result<()>>,
-        Receiver<Asked>,
+        Receiver<ClientRequest>,
     ) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (sender, requests) = channel();

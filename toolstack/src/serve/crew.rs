@@ -1,5 +1,5 @@
 //! Which of the service's workers serves, which one stands by, and when the next is started. Nothing here starts or kills
-//! one: time is an argument, and [`super::workers`] does what a [`Step`] says.
+//! one: time is an argument, and [`super::workers`] does what a [`CrewAction`] says.
 
 use crate::host::launcher::desk::WorkerId;
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Which worker serves, which one stands by, and when the next is to be started.
 #[derive(Debug)]
 pub struct Crew {
-    serving: Option<Serving>,
-    spare: Option<Spare>,
+    serving: Option<ServingWorker>,
+    spare: Option<SpareWorker>,
     /// When to start the next spare one, if there is none.
     start: Instant,
     /// When one was started last.
@@ -36,14 +36,14 @@ pub struct Crew {
 }
 
 #[derive(Debug)]
-struct Serving {
+struct ServingWorker {
     worker: WorkerId,
     since: Instant,
     has_begun: bool,
 }
 
 #[derive(Debug)]
-struct Spare {
+struct SpareWorker {
     worker: WorkerId,
     since: Instant,
     is_ready: bool,
@@ -51,7 +51,7 @@ struct Spare {
 
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum CrewAction {
     /// Start a worker, which is called so.
     Start(WorkerId),
     /// Have this one serve.
@@ -62,7 +62,7 @@ pub enum Step {
 
 /// Who has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Role {
     /// A spare one, while another serves.
     Spare,
     /// The one that served, or was to be the first or the next to do so.
@@ -85,35 +85,35 @@ impl Crew {
 
     /// The next step, which is taken as done; `None` if there is nothing to do before something happens, or before
     /// [`Self::idle`] is over.
-    pub fn step(&mut self, now: Instant) -> Option<Step> {
+    pub fn step(&mut self, now: Instant) -> Option<CrewAction> {
         if let Some(worker) = self.late(now) {
-            return Some(Step::Kill(worker));
+            return Some(CrewAction::Kill(worker));
         }
         if self.serving.is_none()
-            && let Some(Spare {
+            && let Some(SpareWorker {
                 worker,
                 is_ready: true,
                 ..
             }) = self.spare
         {
-            self.serving = Some(Serving {
+            self.serving = Some(ServingWorker {
                 worker,
                 since: now,
                 has_begun: false,
             });
             (self.spare, self.start) = (None, now + SETTLED);
-            return Some(Step::Serve(worker));
+            return Some(CrewAction::Serve(worker));
         }
         if self.spare.is_none() && now >= self.start {
             let worker = self.next;
             self.next += 1;
             self.started = Some(now);
-            self.spare = Some(Spare {
+            self.spare = Some(SpareWorker {
                 worker,
                 since: now,
                 is_ready: false,
             });
-            return Some(Step::Start(worker));
+            return Some(CrewAction::Start(worker));
         }
         None
     }
@@ -162,7 +162,7 @@ impl Crew {
     }
 
     /// A worker has ended, or could not be started.
-    pub fn ended(&mut self, worker: WorkerId, now: Instant) -> Ended {
+    pub fn ended(&mut self, worker: WorkerId, now: Instant) -> Role {
         if let Some(serving) = self.serving.take_if(|serving| serving.worker == worker) {
             let is_sound = serving.has_begun && now >= serving.since + SOUND;
             self.early_deaths = if is_sound { 0 } else { self.early_deaths + 1 };
@@ -171,7 +171,7 @@ impl Crew {
             if self.serving.is_some() {
                 // One that cannot be set up now cannot be so soon.
                 self.start = now + if was_ready { SETTLED } else { RETRY };
-                return Ended::Spare;
+                return Role::Spare;
             }
             self.early_deaths += 1;
         }
@@ -179,7 +179,7 @@ impl Crew {
             .started
             .map_or(now, |started| now.max(started + self.pause()));
         self.start = soon;
-        Ended::Server
+        Role::Server
     }
 
     fn pause(&self) -> Duration {
@@ -199,11 +199,11 @@ mod tests {
     /// A crew of which the first worker serves since `now`, and the second is ready.
     fn complete(now: Instant) -> Crew {
         let mut crew = Crew::new(now);
-        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Start(0)));
         crew.is_ready(0);
-        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         crew
     }
@@ -213,14 +213,14 @@ mod tests {
         let now = Instant::now();
         let mut crew = Crew::new(now);
         assert_eq!(crew.idle(now), Some(ms(0)));
-        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Start(0)));
         assert_eq!(crew.step(now), None, "it is not set up yet");
         crew.is_ready(0);
-        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
         assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
         let later = now + SETTLED;
-        assert_eq!(crew.step(later), Some(Step::Start(1)));
+        assert_eq!(crew.step(later), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         assert_eq!(
             (crew.step(later), crew.idle(later)),
@@ -234,10 +234,10 @@ mod tests {
         let now = Instant::now();
         let mut crew = complete(now);
         let death = now + ms(5000);
-        assert_eq!(crew.ended(0, death), Ended::Server);
-        assert_eq!(crew.step(death), Some(Step::Serve(1)));
+        assert_eq!(crew.ended(0, death), Role::Server);
+        assert_eq!(crew.step(death), Some(CrewAction::Serve(1)));
         assert_eq!(crew.step(death), None);
-        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.step(death + SETTLED), Some(CrewAction::Start(2)));
     }
 
     #[test]
@@ -247,11 +247,11 @@ mod tests {
         crew.step(now);
         crew.is_ready(0);
         crew.step(now);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
-        assert_eq!(crew.ended(0, now + SETTLED), Ended::Server);
+        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Start(1)));
+        assert_eq!(crew.ended(0, now + SETTLED), Role::Server);
         assert_eq!(crew.step(now + SETTLED), None);
         crew.is_ready(1);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Serve(1)));
     }
 
     #[test]
@@ -259,18 +259,18 @@ mod tests {
         let now = Instant::now();
         let mut crew = Crew::new(now);
         crew.step(now);
-        assert_eq!(crew.ended(0, now + ms(30)), Ended::Server, "nobody serves");
+        assert_eq!(crew.ended(0, now + ms(30)), Role::Server, "nobody serves");
         assert_eq!(
             (crew.step(now + ms(30)), crew.idle(now + ms(30))),
             (None, Some(ms(70)))
         );
-        assert_eq!(crew.step(now + PAUSE), Some(Step::Start(1)));
+        assert_eq!(crew.step(now + PAUSE), Some(CrewAction::Start(1)));
         crew.is_ready(1);
-        assert_eq!(crew.step(now + PAUSE), Some(Step::Serve(1)));
-        assert_eq!(crew.ended(1, now + ms(400)), Ended::Server);
+        assert_eq!(crew.step(now + PAUSE), Some(CrewAction::Serve(1)));
+        assert_eq!(crew.ended(1, now + ms(400)), Role::Server);
         assert_eq!(
             crew.step(now + ms(400)),
-            Some(Step::Start(2)),
+            Some(CrewAction::Start(2)),
             "the last start is long ago"
         );
     }
@@ -280,16 +280,16 @@ mod tests {
         let now = Instant::now();
         let death = now + ms(5000);
         let mut crew = complete(now);
-        assert_eq!(crew.ended(1, death), Ended::Spare);
+        assert_eq!(crew.ended(1, death), Role::Spare);
         assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SETTLED)));
-        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.step(death + SETTLED), Some(CrewAction::Start(2)));
         // It could not be set up.
-        assert_eq!(crew.ended(2, death + SETTLED), Ended::Spare);
+        assert_eq!(crew.ended(2, death + SETTLED), Role::Spare);
         assert_eq!(crew.idle(death + SETTLED), Some(RETRY));
-        assert_eq!(crew.ended(0, death + SETTLED), Ended::Server);
+        assert_eq!(crew.ended(0, death + SETTLED), Role::Server);
         assert_eq!(
             crew.step(death + SETTLED + PAUSE),
-            Some(Step::Start(3)),
+            Some(CrewAction::Start(3)),
             "nobody waits for a retry"
         );
     }
@@ -300,11 +300,11 @@ mod tests {
         let mut crew = Crew::new(now);
         let mut pauses = Vec::new();
         for worker in 0..14 {
-            assert_eq!(crew.step(now), Some(Step::Start(worker)));
+            assert_eq!(crew.step(now), Some(CrewAction::Start(worker)));
             crew.is_ready(worker);
-            assert_eq!(crew.step(now), Some(Step::Serve(worker)));
+            assert_eq!(crew.step(now), Some(CrewAction::Serve(worker)));
             crew.has_begun(worker, now);
-            assert_eq!(crew.ended(worker, now), Ended::Server);
+            assert_eq!(crew.ended(worker, now), Role::Server);
             let pause = crew.idle(now).unwrap();
             pauses.push(pause.as_millis());
             now += pause;
@@ -319,7 +319,7 @@ mod tests {
         crew.is_ready(14);
         crew.step(now);
         crew.has_begun(14, now);
-        assert_eq!(crew.ended(14, now + SOUND), Ended::Server);
+        assert_eq!(crew.ended(14, now + SOUND), Role::Server);
         assert_eq!(crew.idle(now + SOUND), Some(ms(0)));
     }
 
@@ -330,23 +330,23 @@ mod tests {
         let mut crew = Crew::new(now);
         crew.step(now);
         assert_eq!(crew.step(now + SET_UP - ms(1)), None);
-        assert_eq!(crew.step(now + SET_UP), Some(Step::Kill(0)));
+        assert_eq!(crew.step(now + SET_UP), Some(CrewAction::Kill(0)));
         assert_eq!(
             (crew.step(now + SET_UP), crew.idle(now + SET_UP)),
             (None, Some(SET_UP))
         );
-        assert_eq!(crew.ended(0, now + SET_UP), Ended::Server);
-        assert_eq!(crew.step(now + SET_UP), Some(Step::Start(1)));
+        assert_eq!(crew.ended(0, now + SET_UP), Role::Server);
+        assert_eq!(crew.step(now + SET_UP), Some(CrewAction::Start(1)));
         // One that does not begin when its turn has come.
         let mut crew = complete(now);
         crew.ended(0, now + SETTLED);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Serve(1)));
         assert_eq!(crew.idle(now + SETTLED), Some(SETTLED), "the next spare one");
-        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(Step::Start(2)));
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Kill(1)));
+        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(CrewAction::Start(2)));
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(CrewAction::Kill(1)));
         crew.is_ready(2);
-        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Ended::Server);
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Serve(2)));
+        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Role::Server);
+        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(CrewAction::Serve(2)));
         // One that stands by may take its time.
         let mut crew = Crew::new(now);
         crew.step(now);

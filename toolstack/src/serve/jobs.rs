@@ -111,7 +111,7 @@ impl Jobs {
         if self.is_busy(stub) {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        let end = End {
+        let end = JobEnd {
             stub,
             outcome: Some(failed),
             sender: self.sender.clone(),
@@ -158,14 +158,14 @@ impl Jobs {
 }
 
 /// Tells of a job's end, a panic included.
-struct End {
+struct JobEnd {
     stub: DomId,
     outcome: Option<Outcome>,
     sender: Sender<(DomId, Outcome)>,
     wake: Wake,
 }
 
-impl Drop for End {
+impl Drop for JobEnd {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome.take() {
             // Without a main thread nobody cares.

@@ -44,7 +44,7 @@ fn logged(released: Released) -> Released {
 
 /// The clients that wait until devices are taken back, by the stub that serves them.
 #[derive(Default)]
-pub struct Waiting(BTreeMap<DomId, Reclaimed>);
+pub struct Waiters(BTreeMap<DomId, Reclaimed>);
 
 struct Reclaimed {
     /// True if all devices of the attachment are taken back.
@@ -52,7 +52,7 @@ struct Reclaimed {
     clients: Vec<Client>,
 }
 
-impl Waiting {
+impl Waiters {
     /// Devices are taken back from now on: all of the attachment's, or some. `client` waits for that.
     pub fn begin(&mut self, stub: DomId, all: bool, client: Option<Client>) {
         let clients = client.into_iter().collect();

@@ -2,7 +2,7 @@
 
 use super::abandoned::Abandoned;
 use super::agenda::{self, Agenda, Concern, Errand, Work};
-use super::clients::{Asked, Client, Clients};
+use super::clients::{Client, ClientRequest, Clients};
 use super::connections::{open_host, open_store};
 use super::errors::{self, Errors};
 use super::jobs::{Jobs, Outcome};
@@ -10,7 +10,7 @@ use super::link::Link;
 use super::links::Links;
 use super::reclaim::{self, reclaim_all, reclaim_some};
 use super::report::{Linked, report};
-use super::revive::{Afterwards, Revivals, Verdict};
+use super::revive::{Afterwards, Revivals, StubAction};
 use super::wake::{Wake, signal};
 use crate::control::{Listener, Reply, Request};
 use crate::handover::reclaim::Released;
@@ -64,7 +64,7 @@ pub struct Service {
     /// The stubs whose state is watched.
     known: BTreeSet<DomId>,
     /// Who waits until devices of a stub are taken back.
-    reclaims: reclaim::Waiting,
+    reclaims: reclaim::Waiters,
     /// What comes after that.
     replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
     errors: Errors,
@@ -92,7 +92,7 @@ impl Service {
             wake,
             end,
             known: BTreeSet::new(),
-            reclaims: reclaim::Waiting::default(),
+            reclaims: reclaim::Waiters::default(),
             replugs: BTreeMap::new(),
             errors: Errors::new(uevents),
             revivals: Revivals::new(),
@@ -194,7 +194,7 @@ impl Service {
             self.finish(stub, outcome);
         }
         self.answer_waiting()?;
-        while let Some(Asked { request, client }) = self.clients.next() {
+        while let Some(ClientRequest { request, client }) = self.clients.next() {
             self.answer(request, client)?;
         }
         Ok(())
@@ -398,9 +398,9 @@ impl Service {
         let bury = || self.links.bury(stub);
         let verdict = self.revivals.look(&mut self.host, &attachment, is_busy, bury)?;
         match verdict {
-            Verdict::Leave => Ok(()),
-            Verdict::Release(afterwards) => self.end(attachment, afterwards),
-            Verdict::Serve => {
+            StubAction::Leave => Ok(()),
+            StubAction::Release(afterwards) => self.end(attachment, afterwards),
+            StubAction::Serve => {
                 // Its connection comes first: the copy is for the time after its death.
                 self.links.follow(&mut self.host, &mut self.agenda, &attachment)?;
                 self.look_after(&attachment)?;

@@ -10,7 +10,7 @@ use crate::host::launcher::desk::{Desk, News, SharedFiles, Turn, WorkerId, atten
 use crate::host::launcher::messages::pair;
 use crate::host::uevent::Uevents;
 use crate::host::{HostError, check_privilege, program, systemd};
-use crate::serve::crew::{Crew, Ended, Step};
+use crate::serve::crew::{Crew, CrewAction, Role};
 use crate::serve::wake::{Wake, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -146,9 +146,9 @@ impl Workers {
             }
             self.see_ends()?;
             match self.crew.step(Instant::now()) {
-                Some(Step::Start(worker)) => self.start(worker)?,
-                Some(Step::Serve(worker)) => self.serve(worker),
-                Some(Step::Kill(worker)) => self.kill(worker),
+                Some(CrewAction::Start(worker)) => self.start(worker)?,
+                Some(CrewAction::Serve(worker)) => self.serve(worker),
+                Some(CrewAction::Kill(worker)) => self.kill(worker),
                 None if self.wait()? => return Ok(()),
                 None => {}
             }
@@ -182,7 +182,7 @@ impl Workers {
             Ok(process) => _ = self.processes.insert(worker, process),
             Err(error) => {
                 let ended = self.crew.ended(worker, Instant::now());
-                if ended == Ended::Server && !self.crew.has_served {
+                if ended == Role::Server && !self.crew.has_served {
                     return Err(WorkersError::Start(error));
                 }
                 log::warn!("cannot start a worker: {error}; tried again");
@@ -219,11 +219,11 @@ impl Workers {
             self.desk.cut(worker);
             self.waiting.remove(&worker);
             match self.crew.ended(worker, Instant::now()) {
-                Ended::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
-                Ended::Server => {
+                Role::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
+                Role::Server => {
                     log::warn!("worker {process} has ended: {status}; another one takes its place")
                 }
-                Ended::Spare => {
+                Role::Spare => {
                     log::warn!(
                         "worker {process}, which stood by, has ended: {status}; another one is started later"
                     );

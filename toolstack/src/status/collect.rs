@@ -1,7 +1,8 @@
 //! How the status is found out.
 
 use super::model::{
-    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
+    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, ServiceStatus, Status, StatusError,
+    StubStatus,
 };
 use crate::handover::reset::Plan;
 use crate::handover::shared_intx::LineStatus;
@@ -27,7 +28,7 @@ pub fn collect(
 ) -> Result<Status, StatusError> {
     let (attachments, damaged) = Attachment::all(store)?;
     let mut status = Status {
-        service: Service {
+        service: ServiceStatus {
             running: service_running,
             holds: None,
         },

@@ -20,7 +20,7 @@ use xenbus::pciif::Request;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Dom0's end of all stubs.
-    pub service: Service,
+    pub service: ServiceStatus,
     /// One for each stub that serves a guest.
     pub stubs: Vec<StubStatus>,
     /// Devices that xen-pciback holds for guests to come.
@@ -49,7 +49,7 @@ pub struct Mapped {
 
 /// The service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceStatus {
     /// If not, guests' writes and changes of their interrupt mode fail.
     pub running: bool,
     /// What it holds; absent if it does not run, or cannot tell.
@@ -293,7 +293,7 @@ pub(super) mod tests {
             count: 2,
         });
         Status {
-            service: Service {
+            service: ServiceStatus {
                 running: true,
                 holds: None,
             },

@@ -2,7 +2,7 @@
 
 mod report;
 
-pub use report::{Device, Entry, Guest, Line, Report, Reset};
+pub use report::{DeviceFacts, DeviceReport, Guest, Line, Report, Reset};
 
 use crate::admission::policy::{self, Choices};
 use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
@@ -29,7 +29,7 @@ use xenbus::device::SlotMode;
 
 /// What `check` is asked for.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Check {
     /// The devices, as they were named.
     pub devices: Vec<String>,
     /// The guest that they are meant for, by name or number.
@@ -41,7 +41,7 @@ pub struct Request {
 }
 
 /// Checks devices by the very checks that `run` and `attach` make.
-pub fn check(request: &Request) -> Result<Report> {
+pub fn check(request: &Check) -> Result<Report> {
     let mut host = Host::open()?;
     let named: Vec<Result<(Bdf, Terms)>> = request
         .devices
@@ -94,14 +94,14 @@ pub fn check(request: &Request) -> Result<Report> {
     report.fit &= refusals.iter().all(|refusal| refusal.bdf().is_some());
     for (name, named) in request.devices.iter().zip(&named) {
         let entry = match named {
-            Ok((bdf, terms)) => Entry {
+            Ok((bdf, terms)) => DeviceReport {
                 name: name.clone(),
                 fit: refused(*bdf).next().is_none(),
                 refusals: refused(*bdf).map(Refusal::to_string).collect(),
                 notes: notes(*bdf, &notices, &around),
                 device: device(*bdf, terms, &together, &around, &firmware, &names).ok(),
             },
-            Err(error) => Entry {
+            Err(error) => DeviceReport {
                 name: name.clone(),
                 fit: false,
                 refusals: vec![format!("{error:#}")],
@@ -163,7 +163,7 @@ fn device(
     around: &Surroundings,
     firmware: &Firmware,
     names: &PciIds,
-) -> Result<Device, Refusal> {
+) -> Result<DeviceFacts, Refusal> {
     let sysfs = &around.sysfs;
     let config = sysfs.config_bytes(bdf)?;
     let bars = sysfs.bars(bdf)?;
@@ -175,7 +175,7 @@ fn device(
         }
     }
     let class = |offset| config.get(usize::from(offset)).copied().unwrap_or(0xff);
-    Ok(Device {
+    Ok(DeviceFacts {
         bdf: bdf.to_string(),
         ids: sysfs.ids(bdf)?.to_string(),
         called: names.name(sysfs.ids(bdf)?),

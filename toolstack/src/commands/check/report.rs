@@ -15,7 +15,7 @@ pub struct Report {
     /// How many messages (MSI, MSI-X) Xen allows a guest.
     pub spare_pirqs: u32,
     /// The devices, in the order in which they were named.
-    pub devices: Vec<Entry>,
+    pub devices: Vec<DeviceReport>,
     /// What the administrator should know about all of them together.
     pub notes: Vec<String>,
 }
@@ -33,7 +33,7 @@ pub struct Guest {
 
 /// What was named, and what is known about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
+pub struct DeviceReport {
     /// As it was named.
     pub name: String,
     /// True if it would be accepted.
@@ -44,12 +44,12 @@ pub struct Entry {
     pub notes: Vec<String>,
     /// Absent if there is no such device.
     #[serde(flatten)]
-    pub device: Option<Device>,
+    pub device: Option<DeviceFacts>,
 }
 
 /// A device as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Device {
+pub struct DeviceFacts {
     /// Its address.
     pub bdf: String,
     /// Vendor and device.
@@ -175,7 +175,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.name)?;
         if let Some(device) = &self.device {
@@ -193,7 +193,7 @@ impl fmt::Display for Entry {
     }
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |title: &str, text: String| writeln!(f, "  {title:<12} {text}");
         row(
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let device = Device {
+        let device = DeviceFacts {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),
             called: Some("Intel Corporation 82574L".into()),
@@ -299,14 +299,14 @@ mod tests {
             guest: None,
             spare_pirqs: 32,
             devices: vec![
-                Entry {
+                DeviceReport {
                     name: "0000:00:05.0".into(),
                     fit: true,
                     refusals: vec![],
                     notes: vec!["mind the line".into()],
                     device: Some(device),
                 },
-                Entry {
+                DeviceReport {
                     name: "00:5".into(),
                     fit: false,
                     refusals: vec!["\"00:5\" is no device".into()],

@@ -1,7 +1,7 @@
 //! The thread of a link: it answers the stub's requests.
 
 use super::limits::Limits;
-use super::shared::{Shared, lock};
+use super::state::{LinkState, lock};
 use crate::function::Done;
 use crate::function::interrupts::Failure;
 use crate::host::store::Store;
@@ -25,7 +25,7 @@ use xenbus::pciif::backend::{Delivery, Success, Taken, take};
 pub struct Answerer {
     pub stub: DomId,
     pub name: String,
-    pub shared: Arc<Mutex<Shared>>,
+    pub shared: Arc<Mutex<LinkState>>,
     pub channel: Arc<EventChannel>,
     pub xen: Xenctrl,
     pub limits: Arc<Mutex<Limits>>,
@@ -119,7 +119,7 @@ impl Answerer {
         Ok(burst.answered())
     }
 
-    fn answer(&mut self, shared: &mut Shared, taken: Taken, store: &mut Store) -> io::Result<()> {
+    fn answer(&mut self, shared: &mut LinkState, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
         inject::point(Point::Taken);
         let mut noter = Noter {

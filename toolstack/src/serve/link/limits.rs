@@ -1,6 +1,6 @@
 //! How much of dom0's log and time one stub may take.
 
-use super::shared::lock;
+use super::state::lock;
 use crate::serve::log_limit::LogLimit;
 use crate::serve::throttle::{Limit, Throttle};
 use std::sync::Mutex;

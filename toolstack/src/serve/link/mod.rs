@@ -3,11 +3,11 @@
 mod answerer;
 mod limits;
 mod ring_params;
-mod shared;
+mod state;
 
 pub use limits::{Limits, may_tell};
 pub use ring_params::{NodeError, Particulars, particulars};
-pub use shared::Handle;
+pub use state::Handle;
 
 use super::wake::Wake;
 use crate::function::Functions;
@@ -18,7 +18,7 @@ use crate::pci::config_space::ConfigFile;
 use crate::records::Attachment;
 use answerer::Answerer;
 use pci::bdf::Bdf;
-use shared::Shared;
+use state::LinkState;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,12 +82,12 @@ pub struct Link {
 }
 
 /// Tells of the end of a link's thread, however it comes.
-struct End {
+struct ThreadEnd {
     ended: Arc<AtomicBool>,
     wake: Wake,
 }
 
-impl Drop for End {
+impl Drop for ThreadEnd {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
         self.wake.wake();
@@ -112,7 +112,7 @@ impl Link {
         report_errors(&mut functions, sysfs);
         let page = GrantedPage::map(stub, grant).map_err(|source| LinkError::Page { grant, source })?;
         let channel = EventChannel::bind(stub, port).map_err(|source| LinkError::Port { port, source })?;
-        let shared = Arc::new(Mutex::new(Shared {
+        let shared = Arc::new(Mutex::new(LinkState {
             page,
             functions,
             requests: 0,
@@ -128,7 +128,7 @@ impl Link {
             limits,
         };
         let ended = Arc::new(AtomicBool::new(false));
-        let end = End {
+        let end = ThreadEnd {
             ended: Arc::clone(&ended),
             wake,
         };

@@ -12,7 +12,7 @@ mod stub;
 mod stub_domain;
 mod unplug;
 
-pub use stub::{Afterwards, Verdict};
+pub use stub::{Afterwards, StubAction};
 
 use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::host::store::Store;
@@ -133,7 +133,7 @@ impl Revivals {
         attachment: &Attachment,
         is_busy: bool,
         bury: impl FnOnce() -> Option<String>,
-    ) -> Result<Verdict, RecordError> {
+    ) -> Result<StubAction, RecordError> {
         let now = Instant::now();
         let revival = self
             .stubs

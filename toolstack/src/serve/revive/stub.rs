@@ -1,7 +1,7 @@
 //! One stub from its death to its return, or to the end of its connection: a state machine, whose steps [`super`] asks for.
 
 use super::backoff::{Decision, Lives};
-use super::stub_domain::{Condition, ReviveError, condition, create, settle, settle_in};
+use super::stub_domain::{ReviveError, StubState, create, settle, settle_in, stub_state};
 use super::unplug;
 use crate::host::domains;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -125,7 +125,7 @@ pub struct Revival {
 
 /// What is to be done about a stub now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StubAction {
     /// It lives and can be served.
     Serve,
     /// Nothing, for now.
@@ -155,9 +155,9 @@ impl Revival {
         stage: Stage,
         Moment { now, clock, is_busy }: Moment,
         bury: impl FnOnce() -> Option<String>,
-    ) -> Result<(Verdict, Stage), RecordError> {
+    ) -> Result<(StubAction, Stage), RecordError> {
         let name = &attachment.stub.name;
-        let stay = |stage| Ok((Verdict::Leave, stage));
+        let stay = |stage| Ok((StubAction::Leave, stage));
         let error = match stage {
             Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. } | Stage::Stuck => {
                 return stay(stage);
@@ -172,10 +172,10 @@ impl Revival {
             Stage::Unplugging(unplugging) => {
                 return unplugging.look(&mut host.store, attachment, is_busy, now);
             }
-            Stage::Lives | Stage::Off => match self.condition(host, attachment)? {
-                Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
-                Condition::Dying => return stay(stage),
-                Condition::Off => {
+            Stage::Lives | Stage::Off => match self.state(host, attachment)? {
+                StubState::Alive => return Ok((StubAction::Serve, Stage::Lives)),
+                StubState::Dying => return stay(stage),
+                StubState::Off => {
                     if matches!(stage, Stage::Lives) {
                         keep(host, attachment, bury());
                         log::warn!(
@@ -186,7 +186,7 @@ impl Revival {
                     }
                     return stay(Stage::Off);
                 }
-                Condition::Dead(how) => {
+                StubState::Dead(how) => {
                     keep(host, attachment, bury());
                     (self.died, self.how) = (now, how);
                     log::error!("stub {name} {how}");
@@ -200,19 +200,19 @@ impl Revival {
                     };
                 }
                 // Whoever creates it may be at it still, a launcher whose service was killed.
-                Condition::Naked => match settle(host) {
+                StubState::Naked => match settle(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
             // The launcher of a service that was killed may have finished what that one had begun.
-            Stage::Due(_) => match self.condition(host, attachment)? {
-                Condition::Alive => return Ok((Verdict::Serve, Stage::Lives)),
-                Condition::Naked => match settle(host) {
+            Stage::Due(_) => match self.state(host, attachment)? {
+                StubState::Alive => return Ok((StubAction::Serve, Stage::Lives)),
+                StubState::Naked => match settle(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
-                Condition::Dying | Condition::Off | Condition::Dead(_) => match create(host, attachment) {
+                StubState::Dying | StubState::Off | StubState::Dead(_) => match create(host, attachment) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
@@ -226,7 +226,7 @@ impl Revival {
                             log::warn!(
                                 "stub {name} was half made by a service before this one, and serves now"
                             );
-                            return Ok((Verdict::Serve, Stage::Lives));
+                            return Ok((StubAction::Serve, Stage::Lives));
                         }
                         self.lives.begin(clock);
                         log::warn!(
@@ -234,7 +234,7 @@ impl Revival {
                             self.died.elapsed().as_millis(),
                             self.lives.revivals()
                         );
-                        return Ok((Verdict::Serve, Stage::Lives));
+                        return Ok((StubAction::Serve, Stage::Lives));
                     }
                     Err(error) => error,
                 }
@@ -258,10 +258,10 @@ impl Revival {
         stay(Stage::Cleared { is_final })
     }
 
-    fn condition(&mut self, host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
-        let (condition, equipped) = equipped(condition(host, attachment)?, self.equipped);
+    fn state(&mut self, host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
+        let (state, equipped) = equipped(stub_state(host, attachment)?, self.equipped);
         self.equipped = equipped;
-        Ok(condition)
+        Ok(state)
     }
 
     /// Has the guest let go of its devices.
@@ -271,7 +271,7 @@ impl Revival {
         attachment: &Attachment,
         afterwards: Afterwards,
         now: Instant,
-    ) -> Result<(Verdict, Stage), RecordError> {
+    ) -> Result<(StubAction, Stage), RecordError> {
         let guest = &attachment.guest.name;
         if afterwards == Afterwards::Nothing {
             let reason = format!("{}, {} times in a row", self.how, self.lives.short() + 1);
@@ -285,7 +285,7 @@ impl Revival {
             deadline: now + UNPLUG_PATIENCE,
             afterwards,
         });
-        Ok((Verdict::Leave, stage))
+        Ok((StubAction::Leave, stage))
     }
 }
 
@@ -298,7 +298,7 @@ impl Unplugging {
         attachment: &Attachment,
         is_busy: bool,
         now: Instant,
-    ) -> Result<(Verdict, Stage), RecordError> {
+    ) -> Result<(StubAction, Stage), RecordError> {
         let guest = &attachment.guest.name;
         let again = Stage::Unplugging(Self {
             look: now + UNPLUG_LOOK,
@@ -306,28 +306,28 @@ impl Unplugging {
         });
         if unplug::is_over(store, attachment)? {
             if is_busy {
-                return Ok((Verdict::Leave, again));
+                return Ok((StubAction::Leave, again));
             }
             unplug::clear(store, attachment)?;
             log::warn!("guest {guest} has let go of its devices");
             // Until its devices are taken back.
-            return Ok((Verdict::Release(self.afterwards), again));
+            return Ok((StubAction::Release(self.afterwards), again));
         }
         if now < self.deadline {
-            return Ok((Verdict::Leave, again));
+            return Ok((StubAction::Leave, again));
         }
         log::error!("guest {guest} does not let go of its devices: `bulkhead destroy {guest}` frees them");
-        Ok((Verdict::Leave, Stage::Stuck))
+        Ok((StubAction::Leave, Stage::Stuck))
     }
 }
 
 /// What a domain is like of which it is known whether it has had all that it needs; and whether it has by now. One that
 /// has is not half made, whatever it has removed of its nodes since.
-fn equipped(found: Condition, before: bool) -> (Condition, bool) {
+fn equipped(found: StubState, before: bool) -> (StubState, bool) {
     match found {
-        Condition::Naked if before => (Condition::Alive, true),
-        Condition::Alive => (found, true),
-        Condition::Dead(_) => (found, false),
+        StubState::Naked if before => (StubState::Alive, true),
+        StubState::Alive => (found, true),
+        StubState::Dead(_) => (found, false),
         _ => (found, before),
     }
 }
@@ -390,15 +390,15 @@ mod tests {
                 if *look == now + UNPLUG_LOOK)
         };
         let (verdict, stage) = look(XenbusState::Closing, false, now);
-        assert!(verdict == Verdict::Leave && comes_again(&stage, now));
+        assert!(verdict == StubAction::Leave && comes_again(&stage, now));
         // As when a device is reset after an error, which may take longer than the guest has.
         let late = now + AGES;
         let (verdict, stage) = look(XenbusState::Closed, true, late);
-        assert!(verdict == Verdict::Leave && comes_again(&stage, late));
+        assert!(verdict == StubAction::Leave && comes_again(&stage, late));
         let (verdict, stage) = look(XenbusState::Closed, false, late);
-        assert!(verdict == Verdict::Release(Afterwards::Replug) && comes_again(&stage, late));
+        assert!(verdict == StubAction::Release(Afterwards::Replug) && comes_again(&stage, late));
         let (verdict, stage) = look(XenbusState::Closing, false, late);
-        assert!(verdict == Verdict::Leave && matches!(stage, Stage::Stuck));
+        assert!(verdict == StubAction::Leave && matches!(stage, Stage::Stuck));
     }
 
     #[test]
@@ -417,15 +417,15 @@ mod tests {
 
     #[test]
     fn a_stub_that_has_had_all_does_not_pass_for_half_made() {
-        let (alive, naked, dead) = (Condition::Alive, Condition::Naked, Condition::Dead("crashed"));
+        let (alive, naked, dead) = (StubState::Alive, StubState::Naked, StubState::Dead("crashed"));
         // Created by a service that was killed: it is, once.
         assert_eq!(equipped(naked, false), (naked, false));
         assert_eq!(equipped(naked, true), (alive, true));
         assert_eq!(equipped(alive, false), (alive, true));
         // Its next domain.
         assert_eq!(equipped(dead, true), (dead, false));
-        for condition in [Condition::Dying, Condition::Off] {
-            assert_eq!(equipped(condition, true), (condition, true));
+        for state in [StubState::Dying, StubState::Off] {
+            assert_eq!(equipped(state, true), (state, true));
         }
     }
 }

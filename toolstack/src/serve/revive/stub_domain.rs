@@ -57,7 +57,7 @@ impl ReviveError {
 
 /// What a stub's domain is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum StubState {
     /// It runs.
     Alive,
     /// Xen is taking it apart.
@@ -71,7 +71,7 @@ pub enum Condition {
 }
 
 /// Looks at a stub's domain.
-pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
+pub fn stub_state(host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
     let life = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
         log::error!("cannot ask Xen about stub {}: {error}", stub.name);
@@ -80,16 +80,16 @@ pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, 
     judge(&mut host.store, life, attachment)
 }
 
-fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Result<Condition, StoreError> {
+fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
     if !is_alive(store, stub)? {
-        return Ok(Condition::Dead("was destroyed"));
+        return Ok(StubState::Dead("was destroyed"));
     }
     match life {
         DomainState::ShutDown(reason) => {
-            return Ok(why_shut_down(reason).map_or(Condition::Off, Condition::Dead));
+            return Ok(why_shut_down(reason).map_or(StubState::Off, StubState::Dead));
         }
-        DomainState::Dying | DomainState::Absent => return Ok(Condition::Dying),
+        DomainState::Dying | DomainState::Absent => return Ok(StubState::Dying),
         DomainState::Alive => {}
     }
     let state = first_hop(attachment).backend_node(key::STATE);
@@ -98,7 +98,7 @@ fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Resul
         // Without a home it is being destroyed.
         && store.read_optional(&home)?.is_some()
         && !stub_backup::published(store, stub.domid)?.is_empty();
-    Ok(if naked { Condition::Naked } else { Condition::Alive })
+    Ok(if naked { StubState::Naked } else { StubState::Alive })
 }
 
 /// By `SHUTDOWN_*` of `xen/include/public/sched.h`: what went wrong, or nothing if it was asked to power off or to
@@ -173,17 +173,17 @@ mod tests {
         introduce(&daemon, 4, "web-bulkhead");
         let mut store = dom0(&daemon);
         for (life, condition) in [
-            (DomainState::ShutDown(0), Condition::Off),
-            (DomainState::ShutDown(1), Condition::Off),
-            (DomainState::ShutDown(2), Condition::Dead("shut itself down")),
-            (DomainState::ShutDown(3), Condition::Dead("crashed")),
+            (DomainState::ShutDown(0), StubState::Off),
+            (DomainState::ShutDown(1), StubState::Off),
+            (DomainState::ShutDown(2), StubState::Dead("shut itself down")),
+            (DomainState::ShutDown(3), StubState::Dead("crashed")),
             (
                 DomainState::ShutDown(4),
-                Condition::Dead("hung, and Xen's watchdog ended it"),
+                StubState::Dead("hung, and Xen's watchdog ended it"),
             ),
-            (DomainState::Dying, Condition::Dying),
-            (DomainState::Absent, Condition::Dying),
-            (DomainState::Alive, Condition::Alive),
+            (DomainState::Dying, StubState::Dying),
+            (DomainState::Absent, StubState::Dying),
+            (DomainState::Alive, StubState::Alive),
         ] {
             assert_eq!(
                 judge(&mut store, life, &attachment()).unwrap(),
@@ -194,7 +194,7 @@ mod tests {
         daemon.release(4);
         for life in [DomainState::Alive, DomainState::Absent] {
             let dead = judge(&mut store, life, &attachment()).unwrap();
-            assert_eq!(dead, Condition::Dead("was destroyed"));
+            assert_eq!(dead, StubState::Dead("was destroyed"));
         }
     }
 
@@ -209,19 +209,19 @@ mod tests {
         let look = |daemon: &Xenstored| judge(&mut dom0(daemon), DomainState::Alive, &attachment).unwrap();
         assert_eq!(
             look(&daemon),
-            Condition::Alive,
+            StubState::Alive,
             "its first hop is not written yet"
         );
         Hop::first(&attachment).write(&mut store).unwrap();
         stub_backup::keep_published(&mut store, first_hop(&attachment)).unwrap();
-        assert_eq!(look(&daemon), Condition::Alive);
+        assert_eq!(look(&daemon), StubState::Alive);
         // Bytes that mean nothing are a state all the same.
         let state = first_hop(&attachment).backend_node(key::STATE);
         connect(&daemon, 4).write_bytes(&state, b"\xff").unwrap();
-        assert_eq!(look(&daemon), Condition::Alive);
+        assert_eq!(look(&daemon), StubState::Alive);
         store.remove(&first_hop(&attachment).backend_dir()).unwrap();
-        assert_eq!(look(&daemon), Condition::Naked);
+        assert_eq!(look(&daemon), StubState::Naked);
         store.remove(&xenbus::path::home(4)).unwrap();
-        assert_eq!(look(&daemon), Condition::Alive, "it is being destroyed");
+        assert_eq!(look(&daemon), StubState::Alive, "it is being destroyed");
     }
 }

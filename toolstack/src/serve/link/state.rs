@@ -10,7 +10,7 @@ use xenbus::counters::Counters;
 use xenbus::handover_block::HandoverBlock;
 
 /// The part of a link that the status looks at too.
-pub struct Shared {
+pub struct LinkState {
     pub page: GrantedPage,
     pub functions: Functions<ConfigFile>,
     pub requests: u64,
@@ -19,10 +19,10 @@ pub struct Shared {
 
 /// What of a link other threads may use, and may have to wait for while a request is answered.
 #[derive(Clone)]
-pub struct Handle(pub Arc<Mutex<Shared>>);
+pub struct Handle(pub Arc<Mutex<LinkState>>);
 
 impl Handle {
-    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub fn lock(&self) -> MutexGuard<'_, LinkState> {
         lock(&self.0)
     }
 
