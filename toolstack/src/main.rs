@@ -18,7 +18,7 @@ use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, destroy, detach, irq, seize};
+use toolstack::commands::{Ended, destroy, detach, irq, release, seize};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
@@ -345,7 +345,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Release {
             devices,
             trusted_guest,
-        } => seize::release(&devices, trusted_guest),
+        } => release::release(&devices, trusted_guest),
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Worker => {

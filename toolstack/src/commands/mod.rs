@@ -9,6 +9,7 @@ mod hand_back;
 mod hotplug;
 pub mod irq;
 mod prepare;
+pub mod release;
 pub mod run;
 pub mod seize;
 mod select;
