@@ -15,7 +15,7 @@ use crate::records::Attachment;
 use crate::say::{note, say};
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_config::options::Wanted;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use xenbus::device::SlotMode;
 
@@ -48,7 +48,8 @@ pub fn run(request: &Run) -> Result<Ended> {
         file.display()
     );
     check_kernel(&request.kernel)?;
-    let (config, overrides) = guest_config(file)?;
+    let config = GuestConfig::from_json(&xl::parse_config(file)?)?;
+    let overrides = lacking_lines(&config)?;
     let guest = NewDomain::guest(config)?;
     let stub = stub_name(&guest.name);
     for name in [&guest.name, &stub] {
@@ -75,7 +76,7 @@ pub fn run(request: &Run) -> Result<Ended> {
 
     let mut undo = Undo::new()?;
     let made = run_checked(
-        &mut host, request, &guest, &overrides, &checked, &interrupt, &mut undo,
+        &mut host, request, &guest, overrides, &checked, &interrupt, &mut undo,
     );
     let mut lock = Some(lock);
     let result = made.and_then(|attachment| {
@@ -149,19 +150,43 @@ fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -
     Ok(Ended::GuestStillBoots)
 }
 
-/// The configuration as xl will see it, and the lines that we add for that.
-fn guest_config(file: &Path) -> Result<(GuestConfig, Vec<&'static str>)> {
-    let config = GuestConfig::from_json(&xl::parse_config(file, &[])?)?;
+/// Lines that the guest's configuration lacks for passthrough and that `run` adds; a guest that lacks anything else is
+/// refused. Xl is not asked to parse the file again with them: the check for passthrough comes after all others.
+fn lacking_lines(config: &GuestConfig) -> Result<&'static [&'static str], GuestRefusal> {
     match config.check() {
-        Err(GuestRefusal::NoPassthrough { .. }) => {
-            let overrides = vec![PASSTHROUGH];
-            let config = GuestConfig::from_json(&xl::parse_config(file, &overrides)?)?;
-            config.check()?;
-            Ok((config, overrides))
-        }
-        checked => {
-            checked?;
-            Ok((config, Vec::new()))
+        Ok(()) => Ok(&[]),
+        Err(GuestRefusal::NoPassthrough { .. }) => Ok(&[PASSTHROUGH]),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn lacking(config: &Value) -> Result<&'static [&'static str], String> {
+        let config = GuestConfig::from_json(config).unwrap();
+        lacking_lines(&config).map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn a_guest_without_passthrough_gets_the_line_and_one_that_lacks_more_is_refused() {
+        let mut config = json!({
+            "c_info": { "type": "pv", "name": "web", "passthrough": "enabled" },
+            "b_info": { "type.pv": { "e820_host": "True" } }
+        });
+        assert_eq!(lacking(&config), Ok(&[][..]));
+        config["c_info"]["passthrough"] = json!("disabled");
+        assert_eq!(lacking(&config), Ok(&[PASSTHROUGH][..]));
+        for (pointer, value, refusal) in [
+            ("/b_info/type.pv", json!({}), "has no e820_host=1"),
+            ("/c_info/type", json!("hvm"), "is of type hvm"),
+        ] {
+            let mut config = config.clone();
+            *config.pointer_mut(pointer).unwrap() = value;
+            let text = lacking(&config).unwrap_err();
+            assert!(text.contains(refusal), "{text}");
         }
     }
 }
