@@ -15,7 +15,7 @@ use crate::host::sysfs::Sysfs;
 use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
 use crate::records::Attachment;
-use crate::serve::log_limit::{LogLimit, more};
+use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::status::DeviceErrors;
 use bulkhead_config::options::AerFate;
 use pci::bdf::Bdf;
@@ -268,9 +268,7 @@ impl Errors {
     }
 
     fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
-        if let Some(missed) = self.limit.allow(Instant::now()) {
-            log::log!(level, "{bdf}: error: {outcome}{}", more(missed));
-        }
+        log_limited!(self.limit, level, "{bdf}: error: {outcome}");
     }
 }
 

@@ -3,14 +3,17 @@
 
 use super::agenda::Agenda;
 use super::connections::open_store;
-use super::link::{self, Limits, Link, LinkError};
+use super::link::{self, Limits, Link, LinkError, lock};
 use super::wake::Wake;
 use crate::host::Host;
 use crate::host::store::{Store, StoreError};
 use crate::nodes::hops::error_node;
 use crate::records::Attachment;
 use crate::serve::error::ServeError;
+use crate::serve::log_limit::log_limited;
+use log::Level;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen::xenctrl::{DomId, Xenctrl};
@@ -123,9 +126,9 @@ impl Links {
         set_state(store, Hop::second_hop(stub), XenbusState::Closing)
     }
 
-    /// Whether something may be logged that this stub brings about as often as it likes.
-    pub fn may_tell(&mut self, stub: DomId) -> bool {
-        link::may_tell(&self.limits(stub))
+    /// Logs something that this stub can bring about as often as it likes.
+    pub fn log(&mut self, stub: DomId, level: Level, message: fmt::Arguments<'_>) {
+        log_limited!(lock(&self.limits(stub)).complaints, level, "{message}");
     }
 
     fn limits(&mut self, stub: DomId) -> Arc<Mutex<Limits>> {
@@ -151,9 +154,8 @@ impl Links {
             // State 4 without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(&mut host.store, stub)? {
-                    if self.may_tell(stub) {
-                        log::info!("stub {} has begun anew", attachment.stub.name);
-                    }
+                    let name = &attachment.stub.name;
+                    self.log(stub, Level::Info, format_args!("stub {name} has begun anew"));
                     // The last request of before is done when this returns.
                     self.links.remove(&stub);
                     // Interrupt modes that the link has noted are in the record of now.
@@ -207,20 +209,20 @@ impl Links {
             Ok(link) => {
                 self.between.remove(&stub);
                 self.links.insert(stub, link);
-                if self.may_tell(stub) {
-                    let (stub, guest) = (&attachment.stub.name, &attachment.guest.name);
-                    log::info!("serving stub {stub} of guest {guest}");
-                }
+                let (name, guest) = (&attachment.stub.name, &attachment.guest.name);
+                self.log(
+                    stub,
+                    Level::Info,
+                    format_args!("serving stub {name} of guest {guest}"),
+                );
                 Ok(set_state(&mut host.store, hop, XenbusState::Connected)?)
             }
             // A stub that was connected has restarted in place, and may have done so again before its offer was read.
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
-                if self.between.insert(stub) && self.may_tell(stub) {
-                    let text = format!("{:#}", anyhow::Error::from(error));
-                    log::warn!(
-                        "stub {}: {text}; waiting for its next offer",
-                        attachment.stub.name
-                    );
+                if self.between.insert(stub) {
+                    let (name, error) = (&attachment.stub.name, anyhow::Error::from(error));
+                    let message = format_args!("stub {name}: {error:#}; waiting for its next offer");
+                    self.log(stub, Level::Warn, message);
                 }
                 Ok(())
             }

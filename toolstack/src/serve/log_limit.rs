@@ -48,11 +48,23 @@ impl LogLimit {
     }
 }
 
-/// What a message says of `missed` ones before it that were not logged.
-pub fn more(missed: u64) -> String {
-    match missed {
+/// Logs a message as `log::log!` does, if the limit allows it now. The message tells how many before it were not logged.
+macro_rules! log_limited {
+    ($limit:expr, $level:expr, $($message:tt)+) => {
+        if let Some(suppressed) = $limit.allow(std::time::Instant::now()) {
+            let more = $crate::serve::log_limit::more(suppressed);
+            log::log!($level, "{}{more}", format_args!($($message)+));
+        }
+    };
+}
+
+pub(super) use log_limited;
+
+/// The end of a message before which so many were not logged.
+pub(super) fn more(suppressed: u64) -> String {
+    match suppressed {
         0 => String::new(),
-        missed => format!(" (and {missed} messages not shown)"),
+        suppressed => format!(" (and {suppressed} messages not shown)"),
     }
 }
 

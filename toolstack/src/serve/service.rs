@@ -26,7 +26,8 @@ use crate::records::failed::{self, Failed};
 use crate::records::stub_backup;
 use crate::records::{self, ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
-use crate::serve::log_limit::{LogLimit, more};
+use crate::serve::log_limit::{LogLimit, log_limited};
+use log::Level;
 use pci::bdf::Bdf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
@@ -272,13 +273,11 @@ impl Service {
         if !self.host.store.is_usable() || matches!(error, ServeError::Launch(LaunchError::Gone(_))) {
             return Err(error);
         }
-        if let Some(missed) = self.complaints.allow(Instant::now()) {
-            let error = anyhow::Error::from(error);
-            let more = more(missed);
-            match stub {
-                Some(stub) => log::warn!("stub {stub}: {error:#}; it is looked at again later{more}"),
-                None => log::warn!("{error:#}; tried again{more}"),
-            }
+        let error = anyhow::Error::from(error);
+        let again = "tried again later";
+        match stub {
+            Some(stub) => log_limited!(self.complaints, Level::Warn, "stub {stub}: {error:#}; {again}"),
+            None => log_limited!(self.complaints, Level::Warn, "{error:#}; {again}"),
         }
         Ok(())
     }
@@ -333,9 +332,8 @@ impl Service {
             && let Err(error) = self.clients.accept()
         {
             // As when there are no descriptors left: it would be ready again at once.
-            if self.complaints.allow(now).is_some() {
-                log::warn!("cannot let a client of the control socket in: {error}");
-            }
+            let what = "cannot accept a client of the control socket";
+            log_limited!(self.complaints, Level::Warn, "{what}: {error}");
             std::thread::sleep(PAUSE);
         }
         Ok(is(3, PollFlags::IN))
@@ -416,12 +414,12 @@ impl Service {
     fn tell_libxl(&mut self) -> Result<(), ServeError> {
         let (attachments, _) = Attachment::all(&mut self.host.store)?;
         for bdf in records::renew(&mut self.host.store, &attachments)? {
-            if self.complaints.allow(Instant::now()).is_some() {
-                log::warn!(
-                    "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another \
-                     guest: written again"
-                );
-            }
+            log_limited!(
+                self.complaints,
+                Level::Warn,
+                "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another guest: \
+                 written again"
+            );
         }
         Ok(())
     }
@@ -475,11 +473,14 @@ impl Service {
         if self
             .abandoned
             .look(&mut self.host.store, attachment, is_port_for)?
-            && self.links.may_tell(attachment.stub.domid)
         {
-            log::info!(
-                "guest {} gave its frontend up before the connection stood: told to begin anew",
-                attachment.guest.name
+            let guest = &attachment.guest.name;
+            self.links.log(
+                attachment.stub.domid,
+                Level::Info,
+                format_args!(
+                    "guest {guest} gave its frontend up before the connection stood: told to begin anew"
+                ),
             );
         }
         Ok(())

@@ -7,9 +7,10 @@ use crate::function::interrupts::Failure;
 use crate::host::store::Store;
 use crate::records::interrupt_mode::{Change, Note};
 use crate::records::{self, Attachment, RecordError};
-use crate::serve::log_limit::more;
+use crate::serve::log_limit::log_limited;
 use crate::serve::throttle::Burst;
 use inject::Point;
+use log::Level;
 use pci::bdf::Bdf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -143,19 +144,26 @@ impl Answerer {
             shared.failed += 1;
             self.complain(&request, &failure);
         }
-        if delivery == Delivery::Late
-            && let Some(missed) = lock(&self.limits).complaints.allow(Instant::now())
-        {
-            log::warn!("stub {}: {request}: answered too late{}", self.name, more(missed));
+        if delivery == Delivery::Late {
+            let mut limits = lock(&self.limits);
+            let name = &self.name;
+            log_limited!(
+                limits.complaints,
+                Level::Warn,
+                "stub {name}: {request}: answered too late"
+            );
         }
         Ok(())
     }
 
     fn complain(&mut self, request: &Request, failure: &Failure) {
-        if let Some(missed) = lock(&self.limits).complaints.allow(Instant::now()) {
-            let Failure { error, cause } = failure;
-            log::warn!("stub {}: {request}: {error}: {cause}{}", self.name, more(missed));
-        }
+        let mut limits = lock(&self.limits);
+        let (name, Failure { error, cause }) = (&self.name, failure);
+        log_limited!(
+            limits.complaints,
+            Level::Warn,
+            "stub {name}: {request}: {error}: {cause}"
+        );
     }
 }
 
@@ -178,15 +186,18 @@ impl Noter<'_> {
             (Note::Change(change), Err(_)) => change.to_string(),
             (Note::Mode(mode), _) => mode.to_string(),
         };
-        let Some(missed) = lock(self.limits).notes.allow(Instant::now()) else {
-            return;
-        };
-        let (name, more) = (self.name, more(missed));
+        let (name, mut limits) = (self.name, lock(self.limits));
         match noted {
-            Ok(()) => log::info!("stub {name}: {bdf} now interrupts by {mode}{more}"),
-            Err(error) => {
-                log::error!("stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}{more}");
-            }
+            Ok(()) => log_limited!(
+                limits.notes,
+                Level::Info,
+                "stub {name}: {bdf} now interrupts by {mode}"
+            ),
+            Err(error) => log_limited!(
+                limits.notes,
+                Level::Error,
+                "stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"
+            ),
         }
     }
 }

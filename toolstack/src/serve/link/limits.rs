@@ -1,9 +1,7 @@
 //! How much of dom0's log and time one stub may take.
 
-use super::state::lock;
 use crate::serve::log_limit::LogLimit;
 use crate::serve::throttle::{Limit, Throttle};
-use std::sync::Mutex;
 use std::time::Instant;
 
 /// What a stub may do so often and no more. They are the stub's, and not its connection's: one that was taken over can
@@ -25,9 +23,4 @@ impl Limits {
             throttle: Throttle::new(Limit::REQUESTS, now),
         }
     }
-}
-
-/// Whether one more complaint of a stub may be logged.
-pub fn may_tell(limits: &Mutex<Limits>) -> bool {
-    lock(limits).complaints.allow(Instant::now()).is_some()
 }

@@ -5,9 +5,9 @@ mod limits;
 mod ring_params;
 mod state;
 
-pub use limits::{Limits, may_tell};
+pub use limits::Limits;
 pub use ring_params::{NodeError, Particulars, particulars};
-pub use state::Handle;
+pub use state::{Handle, lock};
 
 use super::wake::Wake;
 use crate::function::Functions;
