@@ -32,7 +32,7 @@ const LOG_DIRECTORY: &str = "/var/log/bulkhead";
 /// The longest line that either side reads.
 const LONGEST_LINE: u64 = 1 << 20;
 /// The longest number of a process, in bytes.
-const LONGEST_HOLDER: u64 = 20;
+const LONGEST_PID: u64 = 20;
 /// How long a service may take to start.
 const START: Duration = Duration::from_secs(10);
 /// How long a client waits for the status.
@@ -177,12 +177,12 @@ pub struct ServiceLock {
     _file: File,
 }
 
-/// The same as [`insist`] for what a command can do itself, but never while a service is about to start, which may begin
+/// The same as [`ask_again`] for what a command can do itself, but never while a service is about to start, which may begin
 /// with the same.
-pub fn insist_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
+pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
     let deadline = Instant::now() + RESTART;
     loop {
-        match insist(request) {
+        match ask_again(request) {
             Err(error @ ControlError::NotRunning(_)) => {
                 make_directory(RUN)?;
                 let lock = open_lock(SERVICE_LOCK)?;
@@ -200,7 +200,7 @@ pub fn insist_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> 
 }
 
 /// Asks the service for something that can be asked for twice. If it dies over that, the next one is asked.
-pub fn insist(request: &Request) -> Result<Reply, ControlError> {
+pub fn ask_again(request: &Request) -> Result<Reply, ControlError> {
     for _ in 1..ATTEMPTS {
         match ask(request.clone()) {
             Err(error @ ControlError::NoAnswer(_)) => {
@@ -291,9 +291,9 @@ impl AsFd for Listener {
 /// Which files the socket and the lock of the service are. Who takes one of them away keeps commands from the service, or
 /// lets another service start beside it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Place([Option<(u64, u64)>; 2]);
+pub struct ServiceFiles([Option<(u64, u64)>; 2]);
 
-impl Place {
+impl ServiceFiles {
     /// As they are now.
     pub fn now() -> Self {
         Self([SOCKET, SERVICE_LOCK].map(|path| {
@@ -434,7 +434,7 @@ fn lock_or_wait(lock: File, busy: impl FnOnce(Option<u32>)) -> io::Result<Comman
 /// The process that has a lock, as far as it has written that.
 fn holder(lock: &File) -> Option<u32> {
     let mut text = String::new();
-    lock.take(LONGEST_HOLDER).read_to_string(&mut text).ok()?;
+    lock.take(LONGEST_PID).read_to_string(&mut text).ok()?;
     let process = text.parse().ok()?;
     Path::new("/proc").join(text).exists().then_some(process)
 }

@@ -1,6 +1,6 @@
 //! `bulkhead attach`: devices for a guest that exists.
 
-use super::create::{attach_checked, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
+use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
 use super::hotplug;
 use super::prepare;
 use super::select::attachments;
@@ -100,18 +100,18 @@ fn attach_first(
     let stub = find_stub(host, &guest, request, attachments)?;
     check_no_frontend(host, &guest)?;
     let slots = request.slots.unwrap_or_default();
-    let checked = prepare::check(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
+    let admitted = prepare::admit(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
     let steps = || {
-        checked.take_from_dom0(host, interrupt, &mut undo)?;
+        admitted.seize(host, interrupt, &mut undo)?;
         let (stub, is_ours) = match stub {
             Some(stub) => (stub, false),
             None => (create_stub(host, &guest, &request.kernel, &mut undo)?, true),
         };
         interrupt.check()?;
-        let attachment = attach_checked(host, guest, stub, slots, &checked, is_ours, &mut undo)?;
+        let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
         let paused = xl::is_paused(&domid)?;
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;

@@ -1,7 +1,7 @@
 //! Domains that are created, and guests that get their first devices.
 
-use super::hand_back::{release_once, take_back_once};
-use super::prepare::Checked;
+use super::prepare::Admitted;
+use super::return_devices::{reclaim_attachment, reclaim_devices};
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
 use crate::handover::grant;
@@ -136,16 +136,16 @@ pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Un
     Ok(stub)
 }
 
-pub fn attach_checked(
+pub fn attach_admitted(
     host: &mut Host,
     guest: Domain,
     stub: Domain,
     slots: SlotMode,
-    checked: &Checked,
+    admitted: &Admitted,
     stub_is_ours: bool,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    let devices = checked.describe()?;
+    let devices = admitted.describe()?;
     let attachment = Attachment {
         guest,
         stub,
@@ -190,10 +190,10 @@ pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Inter
 pub fn wait_for_guest(
     host: &mut Host,
     attachment: &Attachment,
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<Ended> {
-    wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
+    wait(timeout, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
     Ok(Ended::Done)
 }
 
@@ -210,7 +210,7 @@ fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> 
         return Ok(());
     }
     let released = if stub_is_ours {
-        release_once(host, attachment)?
+        reclaim_attachment(host, attachment)?
     } else {
         leave_stub(host, attachment)?
     };
@@ -221,7 +221,7 @@ fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> 
 /// Takes all devices of an attachment back, and leaves the stub running, which was there before.
 fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    let released = take_back_once(host, attachment, &bdfs)?;
+    let released = reclaim_devices(host, attachment, &bdfs)?;
     remove_nodes(&mut host.store, attachment)?;
     note!(
         "stub {0} was there before, and is left running: `xl destroy {0}` ends it",

@@ -1,6 +1,6 @@
 //! `bulkhead destroy`: the end of a guest and its stub.
 
-use super::hand_back::{hand_back, release_once};
+use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
 use super::waiting::{GUEST_TIMEOUT, POLL};
 use crate::control;
@@ -41,8 +41,8 @@ pub fn destroy(who: &str) -> Result<()> {
         );
         thread::sleep(POLL);
     }
-    let released = release_once(&mut host, attachment)?;
-    hand_back(&mut host, &bdfs, released, false)
+    let released = reclaim_attachment(&mut host, attachment)?;
+    rebind_drivers(&mut host, &bdfs, released, false)
 }
 
 /// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there

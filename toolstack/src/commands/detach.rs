@@ -1,7 +1,7 @@
 //! `bulkhead detach`: devices back from a guest that runs.
 
-use super::hand_back::{hand_back, release_once};
 use super::hotplug;
+use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{attachments, select};
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::control;
@@ -70,7 +70,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
     });
     let_go?;
     say!("guest {} has let go", guest.name);
-    let released = release_once(host, attachment)?;
+    let released = reclaim_attachment(host, attachment)?;
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    hand_back(host, &bdfs, released, trusted)
+    rebind_drivers(host, &bdfs, released, trusted)
 }

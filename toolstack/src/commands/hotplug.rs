@@ -1,7 +1,7 @@
 //! Devices that come to, and leave, a guest whose connection stands.
 
-use super::hand_back::{hand_back, take_back_once};
-use super::prepare::{self, Checked};
+use super::prepare::{self, Admitted};
+use super::return_devices::{rebind_drivers, reclaim_devices};
 use super::undo::Undo;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::admission::policy::Choices;
@@ -27,21 +27,21 @@ pub fn grow(
     attachment: &Attachment,
     wanted: &[Wanted],
     choices: &Choices,
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
     let guest = Some(&attachment.guest);
-    let checked = prepare::check(host, wanted, choices, guest, &already, attachment.slots)?;
+    let admitted = prepare::admit(host, wanted, choices, guest, &already, attachment.slots)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
-    settle(host, attachment, patience, interrupt)?;
+    wait_settled(host, attachment, timeout, interrupt)?;
 
     let mut undo = Undo::new()?;
-    match add(host, attachment, &checked, patience, interrupt, &mut undo) {
+    match add(host, attachment, &admitted, timeout, interrupt, &mut undo) {
         Ok(()) => {
             let guest = &attachment.guest.name;
-            let bdfs = checked.bdfs().iter();
+            let bdfs = admitted.bdfs().iter();
             bdfs.for_each(|bdf| say!("guest {guest} has {bdf}"));
             Ok(())
         }
@@ -55,28 +55,28 @@ pub fn grow(
 fn add(
     host: &mut Host,
     attachment: &Attachment,
-    checked: &Checked,
-    patience: Duration,
+    admitted: &Admitted,
+    timeout: Duration,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<()> {
-    checked.take_from_dom0(host, interrupt, undo)?;
-    let devices = checked.describe()?;
+    admitted.seize(host, interrupt, undo)?;
+    let devices = admitted.describe()?;
     let grown = attachment.with(devices.clone());
-    let (attachment_of_undo, bdfs) = (grown.clone(), checked.bdfs().to_vec());
+    let (attachment_of_undo, bdfs) = (grown.clone(), admitted.bdfs().to_vec());
     undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
     grant::extend(host, &grown, &devices)?;
-    control::insist(&Request::Follow {
+    control::ask_again(&Request::Follow {
         stub: attachment.stub.domid,
     })?;
     interrupt.check()?;
     let added = device_list::add(&mut host.store, &grown, &devices)?;
     ensure!(added, busy(attachment));
     inject::point(Point::Listed);
-    settle(host, &grown, patience, interrupt)?;
+    wait_settled(host, &grown, timeout, interrupt)?;
 
     let list = List::read(&mut host.store, &grown)?;
-    for &bdf in checked.bdfs() {
+    for &bdf in admitted.bdfs() {
         let entry = list.entry(bdf);
         let exported = entry.is_some_and(|entry| entry.state == XenbusState::Initialised);
         let why = entry.and_then(|entry| entry.error.as_deref());
@@ -109,26 +109,26 @@ pub fn shrink(
     for bdf in bdfs {
         say!("guest {} has let go of {bdf}", attachment.guest.name);
     }
-    let released = take_back_once(host, attachment, bdfs)?;
-    hand_back(host, bdfs, released, trusted)
+    let released = reclaim_devices(host, attachment, bdfs)?;
+    rebind_drivers(host, bdfs, released, trusted)
 }
 
 /// Takes devices back whose coming was interrupted somewhere.
 fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
     device_list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
-    let problems = take_back_once(host, attachment, bdfs)?.problems;
+    let problems = reclaim_devices(host, attachment, bdfs)?.problems;
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(())
 }
 
 /// Has guest and stub let go of devices.
 fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
-    settle(host, attachment, GUEST_TIMEOUT, interrupt)?;
+    wait_settled(host, attachment, GUEST_TIMEOUT, interrupt)?;
     let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
-    if let Err(error) = settle(host, attachment, GUEST_TIMEOUT, interrupt) {
+    if let Err(error) = wait_settled(host, attachment, GUEST_TIMEOUT, interrupt) {
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
             "guest {0} {1}; `bulkhead destroy {0}` does not ask",
@@ -147,8 +147,13 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
 }
 
 /// Waits until no change of the devices is under way.
-fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrupt: &Interrupt) -> Result<()> {
-    wait(patience, interrupt, || Ok(settling(&mut host.store, attachment)?))
+fn wait_settled(
+    host: &mut Host,
+    attachment: &Attachment,
+    timeout: Duration,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    wait(timeout, interrupt, || Ok(settling(&mut host.store, attachment)?))
 }
 
 fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {

@@ -1,6 +1,6 @@
-//! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
+//! What comes before devices are given to a guest: they are admitted, taken from dom0, and described.
 
-use super::hand_back::stays_held;
+use super::return_devices::why_held;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::policy::{self, Choices, Decided};
@@ -21,7 +21,7 @@ use pci::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// Devices that have passed all checks.
-pub struct Checked {
+pub struct Admitted {
     bdfs: Vec<Bdf>,
     /// For each, on what terms the guest gets it.
     terms: Vec<Terms>,
@@ -32,14 +32,14 @@ pub struct Checked {
 
 /// Checks devices for a guest that has the devices `already`, and addresses all in this way. `guest` is absent if it is
 /// still to be made.
-pub fn check(
+pub fn admit(
     host: &mut Host,
     wanted: &[Wanted],
     choices: &Choices,
     guest: Option<&Domain>,
     already: &[Bdf],
     slots: SlotMode,
-) -> Result<Checked> {
+) -> Result<Admitted> {
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
     notices.iter().for_each(|notice| note!("{notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
@@ -57,7 +57,7 @@ pub fn check(
     refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
     refusals.extend(admission::check_lines(&wanted, already, &around));
     match refusals.len() {
-        0 => Ok(Checked {
+        0 => Ok(Admitted {
             bdfs,
             terms,
             already: already.to_vec(),
@@ -77,14 +77,14 @@ pub fn check(
     }
 }
 
-impl Checked {
+impl Admitted {
     /// The devices.
     pub fn bdfs(&self) -> &[Bdf] {
         &self.bdfs
     }
 
     /// Takes the devices from dom0's drivers.
-    pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
+    pub fn seize(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
             let seized = seize(host, bdf, Taken::ForGuest, undo.command());
             let command = undo.command().to_owned();
@@ -120,7 +120,7 @@ fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
     if is_to_go_back(&mut host.store, bdf, command)?
         && let Back::MappedBy(guest) = give_back(host, bdf)?
     {
-        note!("{}", stays_held(bdf, &guest));
+        note!("{}", why_held(bdf, &guest));
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! `bulkhead run`: a guest is created with its devices.
 
-use super::create::{Ended, NewDomain, attach_checked, check_kernel, create_stub, stub_name, wait_for_guest};
-use super::prepare::{self, Checked};
+use super::create::{
+    Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
+};
+use super::prepare::{self, Admitted};
 use super::undo::Undo;
 use super::waiting::{Interrupt, TimedOut};
 use crate::admission::policy::Choices;
@@ -64,7 +66,7 @@ pub fn run(request: &Run) -> Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = prepare::check(
+    let admitted = prepare::admit(
         &mut host,
         &request.devices,
         &request.choices,
@@ -75,8 +77,8 @@ pub fn run(request: &Run) -> Result<Ended> {
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
-    let made = run_checked(
-        &mut host, request, &guest, overrides, &checked, &interrupt, &mut undo,
+    let made = run_admitted(
+        &mut host, request, &guest, overrides, &admitted, &interrupt, &mut undo,
     );
     let mut lock = Some(lock);
     let result = made.and_then(|attachment| {
@@ -108,16 +110,16 @@ pub fn run(request: &Run) -> Result<Ended> {
 }
 
 /// The part of [`run`] that changes things; what it did is in `undo`.
-fn run_checked(
+fn run_admitted(
     host: &mut Host,
     request: &Run,
     guest: &NewDomain,
     overrides: &[&str],
-    checked: &Checked,
+    admitted: &Admitted,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    checked.take_from_dom0(host, interrupt, undo)?;
+    admitted.seize(host, interrupt, undo)?;
     let created = guest.create(host, &request.config, overrides, true, undo);
     let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
@@ -126,7 +128,7 @@ fn run_checked(
     let stub = create_stub(host, &guest, &request.kernel, undo)?;
     interrupt.check()?;
 
-    let attachment = attach_checked(host, guest, stub, request.slots, checked, true, undo)?;
+    let attachment = attach_admitted(host, guest, stub, request.slots, admitted, true, undo)?;
     interrupt.check()?;
     xl::unpause(&attachment.guest.domid.to_string())?;
     Ok(attachment)

@@ -19,28 +19,28 @@ pub const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long something was waited for in vain.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("gave up after {} s: {what}", .patience.as_secs())]
+#[error("gave up after {} s: {what}", .timeout.as_secs())]
 pub struct TimedOut {
-    patience: Duration,
+    timeout: Duration,
     /// What was still waited for.
     pub what: String,
 }
 
 /// Looks again and again until it is done, will not happen, or has taken too long ([`TimedOut`]).
 pub fn wait(
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
     mut look: impl FnMut() -> Result<Progress>,
 ) -> Result<()> {
     // None if that is later than time goes.
-    let deadline = Instant::now().checked_add(patience);
+    let deadline = Instant::now().checked_add(timeout);
     loop {
         interrupt.check()?;
         match look()? {
             Progress::Connected => return Ok(()),
             Progress::Failed(why) => bail!("{why}"),
             Progress::Waiting(what) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                return Err(TimedOut { patience, what }.into());
+                return Err(TimedOut { timeout, what }.into());
             }
             Progress::Waiting(_) => thread::sleep(POLL),
         }

@@ -59,7 +59,7 @@ impl Abandoned {
 
     /// Has the guest begin anew if its frontend waits with a port that it has closed; true if it is told.
     /// `is_port_for` says whether a domain's port leads to another domain.
-    pub fn look(
+    pub fn check(
         &mut self,
         store: &mut Store,
         attachment: &Attachment,
@@ -126,7 +126,7 @@ mod tests {
             assert_eq!((guest, port, stub), (3, 8, 4));
             Ok(false)
         };
-        assert!(abandoned.look(&mut store, &attachment(), asked).unwrap());
+        assert!(abandoned.check(&mut store, &attachment(), asked).unwrap());
         assert_eq!(store.read(STATE).unwrap(), "1");
         assert_eq!(store.read_optional(ERROR).unwrap(), None);
     }
@@ -143,7 +143,11 @@ mod tests {
         ] {
             let (_daemon, mut store) = guest_at(state);
             let mut abandoned = looking_after(&mut store);
-            assert!(!abandoned.look(&mut store, &attachment(), |_, _, _| port).unwrap());
+            assert!(
+                !abandoned
+                    .check(&mut store, &attachment(), |_, _, _| port)
+                    .unwrap()
+            );
             assert_eq!(store.read(STATE).unwrap(), state);
         }
     }
@@ -155,7 +159,9 @@ mod tests {
         let mut guest = connect(&daemon, 3);
         let mut told = |store: &mut Store, guest_state| {
             guest.write(STATE, guest_state).unwrap();
-            abandoned.look(store, &attachment(), |_, _, _| Ok(false)).unwrap()
+            abandoned
+                .check(store, &attachment(), |_, _, _| Ok(false))
+                .unwrap()
         };
         let times = (0..10).filter(|_| told(&mut store, "3")).count();
         assert_eq!(times, 3);

@@ -53,7 +53,7 @@ pub enum Errand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Look at a stub.
-    Look {
+    Stub {
         /// The stub.
         stub: DomId,
         /// True if what it publishes has changed.
@@ -148,7 +148,7 @@ impl Agenda {
         self.stubs.entry(stub).or_insert_with(|| StubWork {
             marked: false,
             published: false,
-            throttle: Throttle::new(Limit::LOOKS, now),
+            throttle: Throttle::new(Limit::STUB_TURNS, now),
             due: now,
             retry: RETRY,
         })
@@ -179,7 +179,7 @@ impl Agenda {
             due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
         };
         self.next_errand(is_due)
-            .or_else(|| self.next_look(now))
+            .or_else(|| self.next_stub(now))
             .or_else(|| self.next_errand(|_, due| due <= now))
     }
 
@@ -190,7 +190,7 @@ impl Agenda {
         Some(Work::Errand(errand))
     }
 
-    fn next_look(&mut self, now: Instant) -> Option<Work> {
+    fn next_stub(&mut self, now: Instant) -> Option<Work> {
         let due = |(_, entry): &(&DomId, &StubWork)| entry.marked && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
@@ -202,11 +202,11 @@ impl Agenda {
         let entry = self.stubs.get_mut(&stub)?;
         entry.marked = false;
         let published = std::mem::take(&mut entry.published);
-        Some(Work::Look { stub, published })
+        Some(Work::Stub { stub, published })
     }
 
     /// A look at a stub was good or not, and has taken so long.
-    pub fn looked(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
+    pub fn done(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
         if let Some(entry) = self.stubs.get_mut(&stub) {
             if is_good {
                 entry.retry = RETRY;
@@ -248,7 +248,7 @@ mod tests {
     const BURST: u32 = 40;
 
     fn look(stub: DomId, published: bool) -> Option<Work> {
-        Some(Work::Look { stub, published })
+        Some(Work::Stub { stub, published })
     }
 
     /// An agenda that has read the list, and has tidied up.
@@ -328,11 +328,11 @@ mod tests {
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
             assert_eq!(agenda.next(start), look(3, true));
-            agenda.looked(3, true, took, start);
+            agenda.done(3, true, took, start);
         }
         agenda.mark(Concern::Published(3), start);
         assert_eq!(agenda.next(start), look(3, true));
-        agenda.looked(3, true, took, start);
+        agenda.done(3, true, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
         assert_eq!(agenda.next(start), look(4, false), "others do not wait for it");
@@ -360,7 +360,7 @@ mod tests {
             now += RETRY * expected;
             assert!(agenda.next(now).is_some());
         }
-        agenda.looked(3, true, Duration::ZERO, now);
+        agenda.done(3, true, Duration::ZERO, now);
         agenda.later(3, false, now);
         assert_eq!(agenda.idle(now), Some(RETRY));
     }

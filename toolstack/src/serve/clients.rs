@@ -46,11 +46,11 @@ impl Client {
 pub struct Clients {
     listener: Listener,
     requests: Receiver<ClientRequest>,
-    door: Door,
+    acceptor: Acceptor,
 }
 
 /// Where clients come in.
-struct Door {
+struct Acceptor {
     sender: Sender<ClientRequest>,
     wake: Wake,
     present: Arc<AtomicUsize>,
@@ -63,7 +63,7 @@ impl Clients {
         Self {
             listener,
             requests,
-            door: Door {
+            acceptor: Acceptor {
                 sender,
                 wake,
                 present: Arc::default(),
@@ -71,10 +71,10 @@ impl Clients {
         }
     }
 
-    /// Lets one in who waits at the door.
+    /// Lets one in who waits at the acceptor.
     pub fn accept(&self) -> io::Result<()> {
         match self.listener.accept()? {
-            Some(stream) => self.door.let_in(stream),
+            Some(stream) => self.acceptor.accept(stream),
             None => Ok(()),
         }
     }
@@ -85,17 +85,17 @@ impl Clients {
     }
 }
 
-impl Door {
+impl Acceptor {
     /// Gives a client a thread, unless there are too many.
-    fn let_in(&self, mut stream: UnixStream) -> io::Result<()> {
-        let guest = Presence::new(&self.present);
-        if guest.number > MOST {
+    fn accept(&self, mut stream: UnixStream) -> io::Result<()> {
+        let presence = Presence::new(&self.present);
+        if presence.number > MOST {
             let message = format!("{MOST} commands are waiting for the service already: try again later");
             return control::reply(&mut stream, &Reply::Error { message });
         }
         let (sender, wake) = (self.sender.clone(), self.wake.clone());
         thread::Builder::new().name("client".into()).spawn(move || {
-            let _guest = guest;
+            let _presence = presence;
             if let Err(error) = attend(stream, &sender, &wake) {
                 log::warn!("a client of the control socket went away: {error}");
             }
@@ -224,7 +224,7 @@ pub(crate) mod tests {
     #[test]
     fn one_too_many_is_refused_until_another_has_gone() {
         let (sender, requests) = channel();
-        let door = Door {
+        let acceptor = Acceptor {
             sender,
             wake: Wake::new().unwrap(),
             present: Arc::default(),
@@ -233,7 +233,7 @@ pub(crate) mod tests {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             ours.write_all(b"{\"request\":\"status\"}\n").unwrap();
             ours.set_read_timeout(Some(control::TIMEOUT)).unwrap();
-            door.let_in(theirs).unwrap();
+            acceptor.accept(theirs).unwrap();
             ours
         };
         let mut inside: Vec<_> = (0..MOST).map(|_| come()).collect();
@@ -247,7 +247,7 @@ pub(crate) mod tests {
         assert!(requests.try_recv().is_err());
         // Whose turn comes first is open: the requests are all the same.
         waiting.pop().unwrap().client.reply(Reply::Followed);
-        while door.present.load(Ordering::Acquire) == MOST {
+        while acceptor.present.load(Ordering::Acquire) == MOST {
             thread::yield_now();
         }
         inside.push(come());

@@ -5,7 +5,7 @@ use crate::host::launcher::desk::WorkerId;
 use std::time::{Duration, Instant};
 
 /// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
-const SETTLED: Duration = Duration::from_secs(1);
+const SPARE_DELAY: Duration = Duration::from_secs(1);
 /// Between two starts of workers, at least; twice as long after each worker more that dies soon, once so many in a row have.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -101,7 +101,7 @@ impl Crew {
                 since: now,
                 has_begun: false,
             });
-            (self.spare, self.start) = (None, now + SETTLED);
+            (self.spare, self.start) = (None, now + SPARE_DELAY);
             return Some(CrewAction::Serve(worker));
         }
         if self.spare.is_none() && now >= self.start {
@@ -170,7 +170,7 @@ impl Crew {
             let was_ready = self.spare.take().is_some_and(|spare| spare.is_ready);
             if self.serving.is_some() {
                 // One that cannot be set up now cannot be so soon.
-                self.start = now + if was_ready { SETTLED } else { RETRY };
+                self.start = now + if was_ready { SPARE_DELAY } else { RETRY };
                 return Role::Spare;
             }
             self.early_deaths += 1;
@@ -203,7 +203,7 @@ mod tests {
         crew.is_ready(0);
         assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
-        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Start(1)));
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         crew
     }
@@ -218,8 +218,8 @@ mod tests {
         crew.is_ready(0);
         assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
-        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
-        let later = now + SETTLED;
+        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SPARE_DELAY)));
+        let later = now + SPARE_DELAY;
         assert_eq!(crew.step(later), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         assert_eq!(
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(crew.ended(0, death), Role::Server);
         assert_eq!(crew.step(death), Some(CrewAction::Serve(1)));
         assert_eq!(crew.step(death), None);
-        assert_eq!(crew.step(death + SETTLED), Some(CrewAction::Start(2)));
+        assert_eq!(crew.step(death + SPARE_DELAY), Some(CrewAction::Start(2)));
     }
 
     #[test]
@@ -247,11 +247,11 @@ mod tests {
         crew.step(now);
         crew.is_ready(0);
         crew.step(now);
-        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Start(1)));
-        assert_eq!(crew.ended(0, now + SETTLED), Role::Server);
-        assert_eq!(crew.step(now + SETTLED), None);
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Start(1)));
+        assert_eq!(crew.ended(0, now + SPARE_DELAY), Role::Server);
+        assert_eq!(crew.step(now + SPARE_DELAY), None);
         crew.is_ready(1);
-        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Serve(1)));
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Serve(1)));
     }
 
     #[test]
@@ -281,14 +281,14 @@ mod tests {
         let death = now + ms(5000);
         let mut crew = complete(now);
         assert_eq!(crew.ended(1, death), Role::Spare);
-        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SETTLED)));
-        assert_eq!(crew.step(death + SETTLED), Some(CrewAction::Start(2)));
+        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SPARE_DELAY)));
+        assert_eq!(crew.step(death + SPARE_DELAY), Some(CrewAction::Start(2)));
         // It could not be set up.
-        assert_eq!(crew.ended(2, death + SETTLED), Role::Spare);
-        assert_eq!(crew.idle(death + SETTLED), Some(RETRY));
-        assert_eq!(crew.ended(0, death + SETTLED), Role::Server);
+        assert_eq!(crew.ended(2, death + SPARE_DELAY), Role::Spare);
+        assert_eq!(crew.idle(death + SPARE_DELAY), Some(RETRY));
+        assert_eq!(crew.ended(0, death + SPARE_DELAY), Role::Server);
         assert_eq!(
-            crew.step(death + SETTLED + PAUSE),
+            crew.step(death + SPARE_DELAY + PAUSE),
             Some(CrewAction::Start(3)),
             "nobody waits for a retry"
         );
@@ -339,21 +339,28 @@ mod tests {
         assert_eq!(crew.step(now + SET_UP), Some(CrewAction::Start(1)));
         // One that does not begin when its turn has come.
         let mut crew = complete(now);
-        crew.ended(0, now + SETTLED);
-        assert_eq!(crew.step(now + SETTLED), Some(CrewAction::Serve(1)));
-        assert_eq!(crew.idle(now + SETTLED), Some(SETTLED), "the next spare one");
-        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(CrewAction::Start(2)));
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(CrewAction::Kill(1)));
+        crew.ended(0, now + SPARE_DELAY);
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Serve(1)));
+        assert_eq!(
+            crew.idle(now + SPARE_DELAY),
+            Some(SPARE_DELAY),
+            "the next spare one"
+        );
+        assert_eq!(
+            crew.step(now + SPARE_DELAY + SPARE_DELAY),
+            Some(CrewAction::Start(2))
+        );
+        assert_eq!(crew.step(now + SPARE_DELAY + BEGIN), Some(CrewAction::Kill(1)));
         crew.is_ready(2);
-        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Role::Server);
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(CrewAction::Serve(2)));
+        assert_eq!(crew.ended(1, now + SPARE_DELAY + BEGIN), Role::Server);
+        assert_eq!(crew.step(now + SPARE_DELAY + BEGIN), Some(CrewAction::Serve(2)));
         // One that stands by may take its time.
         let mut crew = Crew::new(now);
         crew.step(now);
         crew.is_ready(0);
         crew.step(now);
         crew.has_begun(0, now);
-        crew.step(now + SETTLED);
+        crew.step(now + SPARE_DELAY);
         assert_eq!(
             (crew.step(now + SET_UP * 10), crew.idle(now + SET_UP * 10)),
             (None, None)
@@ -375,6 +382,6 @@ mod tests {
         );
         let mut crew = complete(now);
         crew.is_ready(0);
-        assert_eq!(crew.step(now + SETTLED), None, "it serves already");
+        assert_eq!(crew.step(now + SPARE_DELAY), None, "it serves already");
     }
 }

@@ -79,7 +79,7 @@ impl Errors {
     }
 
     /// What there is to tell of a stub's devices.
-    pub fn tell(&self, stub: DomId) -> Vec<DeviceErrors> {
+    pub fn status(&self, stub: DomId) -> Vec<DeviceErrors> {
         let recovery = self.stubs.get(&stub);
         let tallies = recovery.into_iter().flat_map(Recovery::tallies);
         tallies
@@ -356,7 +356,7 @@ mod tests {
             gate.recv().unwrap();
             Released::default()
         };
-        jobs.release(STUB, other_leaves).unwrap();
+        jobs.reclaim(STUB, other_leaves).unwrap();
 
         let now = Instant::now();
         let mut recovery = Recovery::default();
@@ -376,7 +376,7 @@ mod tests {
             step = recovery.on(Input::Time, now);
         }
         go_on.send(()).unwrap();
-        assert!(matches!(ended(&mut jobs), Outcome::Released(_)));
+        assert!(matches!(ended(&mut jobs), Outcome::Reclaimed(_)));
         assert_eq!(step, Some(Step::Reset(bdf)));
         let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
         assert_eq!(attempt, Attempt::Begun);
@@ -388,7 +388,7 @@ mod tests {
         let (tree, bdf) = (Tree::new(), NAME.parse().unwrap());
         tree.add(NAME, &[]);
         let mut jobs = Jobs::new(Wake::new().unwrap());
-        jobs.release(STUB, Released::default).unwrap();
+        jobs.reclaim(STUB, Released::default).unwrap();
         assert_eq!(begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf), Attempt::Waits);
         ended(&mut jobs);
         assert_eq!(

@@ -21,7 +21,7 @@ use xen::xenctrl::DomId;
 #[derive(Debug)]
 pub enum Outcome {
     /// Devices were taken back.
-    Released(Released),
+    Reclaimed(Released),
     /// A device was reset after an error, or not.
     Reset(Bdf, Result<(), String>),
 }
@@ -66,13 +66,13 @@ impl Jobs {
     }
 
     /// What runs for it, in words.
-    pub fn tell(&self, stub: DomId) -> Option<String> {
+    pub fn status(&self, stub: DomId) -> Option<String> {
         let Running { what, since, .. } = self.running.get(&stub)?;
         Some(format!("{what}, for {} s so far", since.elapsed().as_secs()))
     }
 
     /// Takes devices of an attachment back. Nothing else is done for it meanwhile.
-    pub fn release(
+    pub fn reclaim(
         &mut self,
         stub: DomId,
         work: impl FnOnce() -> Released + Send + 'static,
@@ -82,8 +82,8 @@ impl Jobs {
             problems: vec!["the thread that takes the devices back has failed: try again".into()],
             ..Released::default()
         };
-        self.start(stub, what, true, Outcome::Released(failed), || {
-            Outcome::Released(work())
+        self.start(stub, what, true, Outcome::Reclaimed(failed), || {
+            Outcome::Reclaimed(work())
         })
     }
 
@@ -199,27 +199,27 @@ mod tests {
             wait.recv().unwrap();
             Released::default()
         };
-        jobs.release(4, slow).unwrap();
-        assert!(jobs.release(4, Released::default).is_err());
+        jobs.reclaim(4, slow).unwrap();
+        assert!(jobs.reclaim(4, Released::default).is_err());
         assert!(jobs.is_closed(4) && !jobs.is_busy(5));
         assert_eq!(
-            jobs.tell(4).unwrap(),
+            jobs.status(4).unwrap(),
             "its devices are taken back, for 0 s so far"
         );
-        jobs.release(5, Released::default).unwrap();
-        assert!(matches!(end(&mut jobs), (5, Outcome::Released(_))));
+        jobs.reclaim(5, Released::default).unwrap();
+        assert!(matches!(end(&mut jobs), (5, Outcome::Reclaimed(_))));
         assert!(jobs.ended().is_none());
         go_on.send(()).unwrap();
-        assert!(matches!(end(&mut jobs), (4, Outcome::Released(_))));
+        assert!(matches!(end(&mut jobs), (4, Outcome::Reclaimed(_))));
         assert!(!jobs.is_busy(4));
-        assert_eq!(jobs.tell(4), None);
+        assert_eq!(jobs.status(4), None);
     }
 
     #[test]
     fn a_job_that_panics_ends_with_a_problem() {
         let mut jobs = Jobs::new(Wake::new().unwrap());
-        jobs.release(4, || panic!("as ordered")).unwrap();
-        let (stub, Outcome::Released(released)) = end(&mut jobs) else {
+        jobs.reclaim(4, || panic!("as ordered")).unwrap();
+        let (stub, Outcome::Reclaimed(released)) = end(&mut jobs) else {
             panic!("another job's end");
         };
         assert_eq!(stub, 4);

@@ -22,7 +22,7 @@ use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
 /// How often in a row the thread of a link may fail.
-const MOST_BREAKS: u32 = 3;
+const MOST_FAILURES: u32 = 3;
 /// One that has lived so long was sound.
 const SOUND: Duration = Duration::from_secs(60);
 
@@ -33,12 +33,12 @@ pub struct Links {
     wake: Wake,
     links: BTreeMap<DomId, Link>,
     /// The stubs that could not be linked, each with the reason: said once, then left alone.
-    broken: BTreeMap<DomId, String>,
+    given_up: BTreeMap<DomId, String>,
     /// How often the thread of a stub's link has failed, in a row.
-    breaks: BTreeMap<DomId, u32>,
+    failures: BTreeMap<DomId, u32>,
     /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
     /// once more, so that they are tried again at their next step. Said once.
-    between: BTreeSet<DomId>,
+    awaiting_offer: BTreeSet<DomId>,
     /// What is left to each stub of what it may have logged and done.
     limits: BTreeMap<DomId, Arc<Mutex<Limits>>>,
 }
@@ -50,9 +50,9 @@ impl Links {
             xen,
             wake,
             links: BTreeMap::new(),
-            broken: BTreeMap::new(),
-            breaks: BTreeMap::new(),
-            between: BTreeSet::new(),
+            given_up: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            awaiting_offer: BTreeSet::new(),
             limits: BTreeMap::new(),
         }
     }
@@ -79,24 +79,24 @@ impl Links {
 
     /// Drops all that belongs to a stub without a record.
     pub fn forget(&mut self, stub: DomId) {
-        self.broken.remove(&stub);
-        self.between.remove(&stub);
-        self.breaks.remove(&stub);
+        self.given_up.remove(&stub);
+        self.awaiting_offer.remove(&stub);
+        self.failures.remove(&stub);
         self.limits.remove(&stub);
         self.links.remove(&stub);
     }
 
     /// Ends the link of a stub that has died, and returns its handover block as text. The next domain starts with a clean
     /// slate.
-    pub fn bury(&mut self, stub: DomId) -> Option<String> {
-        self.broken.remove(&stub);
-        self.breaks.remove(&stub);
+    pub fn on_death(&mut self, stub: DomId) -> Option<String> {
+        self.given_up.remove(&stub);
+        self.failures.remove(&stub);
         self.links.remove(&stub).and_then(|link| link.handover_block())
     }
 
     /// Why a stub is not served any more, if it was given up.
     pub fn why_given_up(&self, stub: DomId) -> Option<&str> {
-        self.broken.get(&stub).map(String::as_str)
+        self.given_up.get(&stub).map(String::as_str)
     }
 
     /// The stubs whose links have threads that have failed.
@@ -108,20 +108,20 @@ impl Links {
     /// Drops a link whose thread has failed. Returns why the stub is to be given up, if that has happened too often.
     pub fn drop_failed(&mut self, stub: DomId) -> Option<String> {
         let link = self.links.remove(&stub)?;
-        let breaks = self.breaks.entry(stub).or_default();
+        let failures = self.failures.entry(stub).or_default();
         if link.age() > SOUND {
-            *breaks = 0;
+            *failures = 0;
         }
-        *breaks += 1;
-        log::error!("stub {stub}: the thread that serves it has failed, {breaks} times in a row");
+        *failures += 1;
+        log::error!("stub {stub}: the thread that serves it has failed, {failures} times in a row");
         drop(link);
-        (*breaks >= MOST_BREAKS)
-            .then(|| format!("the thread that serves it has failed {breaks} times in a row"))
+        (*failures >= MOST_FAILURES)
+            .then(|| format!("the thread that serves it has failed {failures} times in a row"))
     }
 
     /// Serves a stub no more, and says why.
     pub fn give_up(&mut self, store: &mut Store, stub: DomId, text: &str) -> Result<(), StoreError> {
-        self.broken.insert(stub, text.to_owned());
+        self.given_up.insert(stub, text.to_owned());
         store.write(&error_node(stub), text)?;
         set_state(store, Hop::second_hop(stub), XenbusState::Closing)
     }
@@ -138,7 +138,7 @@ impl Links {
     }
 
     /// The backend's part of the xenbus states.
-    pub fn follow(
+    pub fn reconcile(
         &mut self,
         host: &mut Host,
         agenda: &mut Agenda,
@@ -162,7 +162,7 @@ impl Links {
                     let attachment = current(&mut host.store, attachment);
                     return self.connect(host, agenda, &attachment, own);
                 }
-                if !self.links.contains_key(&stub) && !self.broken.contains_key(&stub) {
+                if !self.links.contains_key(&stub) && !self.given_up.contains_key(&stub) {
                     return self.connect(host, agenda, attachment, own);
                 }
                 Ok(())
@@ -181,8 +181,8 @@ impl Links {
         let Some(link) = self.links.get(&stub) else {
             return Ok(false);
         };
-        let used = link.particulars();
-        let offered = link::particulars(store, Hop::second_hop(stub))?;
+        let used = link.ring_params();
+        let offered = link::ring_params(store, Hop::second_hop(stub))?;
         Ok(offered.is_some_and(|offered| offered.is_ok_and(|offered| offered != used)))
     }
 
@@ -195,19 +195,19 @@ impl Links {
     ) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         let hop = Hop::second_hop(stub);
-        let Some(particulars) = link::particulars(&mut host.store, hop)? else {
+        let Some(ring_params) = link::ring_params(&mut host.store, hop)? else {
             // It is still at it.
             agenda.later(stub, false, Instant::now());
             return Ok(());
         };
         let store = open_store(host)?;
-        let linked = particulars.map_err(LinkError::from).and_then(|particulars| {
+        let linked = ring_params.map_err(LinkError::from).and_then(|ring_params| {
             let (xen, wake, limits) = (self.xen.clone(), self.wake.clone(), self.limits(stub));
-            Link::start(attachment, particulars, &host.sysfs, xen, store, wake, limits)
+            Link::start(attachment, ring_params, &host.sysfs, xen, store, wake, limits)
         });
         match linked {
             Ok(link) => {
-                self.between.remove(&stub);
+                self.awaiting_offer.remove(&stub);
                 self.links.insert(stub, link);
                 let (name, guest) = (&attachment.stub.name, &attachment.guest.name);
                 self.log(
@@ -219,7 +219,7 @@ impl Links {
             }
             // A stub that was connected has restarted in place, and may have done so again before its offer was read.
             Err(error) if own == XenbusState::Connected && error.is_of_offer() => {
-                if self.between.insert(stub) {
+                if self.awaiting_offer.insert(stub) {
                     let (name, error) = (&attachment.stub.name, anyhow::Error::from(error));
                     let message = format_args!("stub {name}: {error:#}; waiting for its next offer");
                     self.log(stub, Level::Warn, message);

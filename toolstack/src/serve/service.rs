@@ -63,7 +63,7 @@ pub struct Service {
     end: UnixStream,
     links: Links,
     /// The stubs whose state is watched.
-    known: BTreeSet<DomId>,
+    watched: BTreeSet<DomId>,
     /// Who waits until devices of a stub are taken back.
     reclaims: reclaim::Waiters,
     /// What comes after that.
@@ -92,7 +92,7 @@ impl Service {
             clients: Clients::new(listener, wake.clone()),
             wake,
             end,
-            known: BTreeSet::new(),
+            watched: BTreeSet::new(),
             reclaims: reclaim::Waiters::default(),
             replugs: BTreeMap::new(),
             errors: Errors::new(uevents),
@@ -177,14 +177,14 @@ impl Service {
         }
         match self.agenda.next(now) {
             Some(Work::Errand(errand)) => self.run_errand(errand)?,
-            Some(Work::Look { stub, published }) => {
-                let looked = self.look(stub, published);
+            Some(Work::Stub { stub, published }) => {
+                let looked = self.reconcile(stub, published);
                 let is_good = looked.is_ok();
                 if let Err(error) = looked {
                     self.excuse(error, Some(stub))?;
                     self.agenda.later(stub, published, Instant::now());
                 }
-                self.agenda.looked(stub, is_good, now.elapsed(), Instant::now());
+                self.agenda.done(stub, is_good, now.elapsed(), Instant::now());
             }
             None => {}
         }
@@ -241,7 +241,7 @@ impl Service {
     /// Takes in how a job has ended, and turns to what has waited for that.
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
         match outcome {
-            Outcome::Released(released) => {
+            Outcome::Reclaimed(released) => {
                 self.forget_errors_of_gone(stub);
                 for client in self.reclaims.end(stub) {
                     client.reply(released.clone().into());
@@ -343,7 +343,7 @@ impl Service {
     fn list(&mut self) -> Result<(), ServeError> {
         let names = records::children(&mut self.host.store, ATTACHMENTS)?;
         let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        let gone: Vec<DomId> = self.known.difference(&stubs).copied().collect();
+        let gone: Vec<DomId> = self.watched.difference(&stubs).copied().collect();
         for stub in gone {
             self.forget(stub)?;
         }
@@ -359,7 +359,7 @@ impl Service {
     }
 
     /// Brings the link of a stub in line with what its record and xenstore say.
-    fn look(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
+    fn reconcile(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
         let attachment = match Attachment::read(&mut self.host.store, stub) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return Ok(self.forget(stub)?),
@@ -370,14 +370,14 @@ impl Service {
                 return Err(error.into());
             }
         };
-        if !self.known.contains(&stub) {
+        if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
             for (path, token) in watches(stub) {
                 store.watch(&path, &token)?;
             }
             self.abandoned
                 .watch(store, &attachment, &agenda::state_token(stub))?;
-            self.known.insert(stub);
+            self.watched.insert(stub);
         }
         self.errors.keep(&attachment);
         if self.jobs.is_closed(stub) {
@@ -387,21 +387,24 @@ impl Service {
         if !is_alive(&mut self.host.store, &attachment.guest)? {
             if !self.is_held_up(stub) {
                 log::info!("guest {} is dead", attachment.guest.name);
-                self.release(attachment, None)?;
+                self.reclaim_attachment(attachment, None)?;
             }
             return Ok(());
         }
         // A reset after an error; what takes devices back has ended, as seen above.
         let is_busy = self.jobs.is_busy(stub);
-        let bury = || self.links.bury(stub);
-        let verdict = self.revivals.look(&mut self.host, &attachment, is_busy, bury)?;
+        let on_death = || self.links.on_death(stub);
+        let verdict = self
+            .revivals
+            .advance(&mut self.host, &attachment, is_busy, on_death)?;
         match verdict {
             StubAction::Leave => Ok(()),
-            StubAction::Release(afterwards) => self.end(attachment, afterwards),
+            StubAction::Reclaim(afterwards) => self.reclaim_unplugged(attachment, afterwards),
             StubAction::Serve => {
                 // Its connection comes first: the copy is for the time after its death.
-                self.links.follow(&mut self.host, &mut self.agenda, &attachment)?;
-                self.look_after(&attachment)?;
+                self.links
+                    .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
+                self.restart_abandoned(&attachment)?;
                 if published {
                     stub_backup::keep_published(&mut self.host.store, first_hop(&attachment))?;
                 }
@@ -426,7 +429,11 @@ impl Service {
 
     /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
     /// have another stub.
-    fn end(&mut self, attachment: Attachment, afterwards: Afterwards) -> Result<(), ServeError> {
+    fn reclaim_unplugged(
+        &mut self,
+        attachment: Attachment,
+        afterwards: Afterwards,
+    ) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
             let config = stub_backup::config(&mut self.host.store, stub)?;
@@ -434,7 +441,7 @@ impl Service {
                 config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
             self.replugs.insert(stub, (attachment.clone(), kernel));
         }
-        self.release(attachment, None)
+        self.reclaim_attachment(attachment, None)
     }
 
     /// Forgets the failures of guests that have ended.
@@ -455,7 +462,7 @@ impl Service {
         self.errors.forget(stub);
         self.abandoned
             .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
-        if self.known.remove(&stub) {
+        if self.watched.remove(&stub) {
             for (path, token) in watches(stub) {
                 match self.host.store.unwatch(&path, &token) {
                     Err(error) if !error.is_not_found() => return Err(error),
@@ -467,12 +474,12 @@ impl Service {
     }
 
     /// Has the guest begin anew if it gave its frontend up before the connection stood.
-    fn look_after(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+    fn restart_abandoned(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
         let xen = self.host.xen.clone();
         let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
         if self
             .abandoned
-            .look(&mut self.host.store, attachment, is_port_for)?
+            .check(&mut self.host.store, attachment, is_port_for)?
         {
             let guest = &attachment.guest.name;
             self.links.log(
@@ -492,17 +499,21 @@ impl Service {
     }
 
     /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
-    fn release(&mut self, attachment: Attachment, client: Option<Client>) -> Result<(), ServeError> {
+    fn reclaim_attachment(
+        &mut self,
+        attachment: Attachment,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         let host = open_host(&mut self.host, &self.job_xen)?;
         let link = self.links.remove(stub);
         self.revivals.drop_stub(stub);
         let job = move || reclaim_all(&mut host(), link, &attachment);
-        self.begin(stub, true, job, client)
+        self.start_reclaim(stub, true, job, client)
     }
 
     /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
-    fn take_back(
+    fn reclaim_devices(
         &mut self,
         attachment: Attachment,
         bdfs: Vec<Bdf>,
@@ -512,17 +523,17 @@ impl Service {
         let host = open_host(&mut self.host, &self.job_xen)?;
         let link = self.links.get(stub).map(Link::handle);
         let job = move || reclaim_some(&mut host(), link, &attachment, &bdfs);
-        self.begin(stub, false, job, client)
+        self.start_reclaim(stub, false, job, client)
     }
 
-    fn begin(
+    fn start_reclaim(
         &mut self,
         stub: DomId,
         all: bool,
         job: impl FnOnce() -> Released + Send + 'static,
         client: Option<Client>,
     ) -> Result<(), ServeError> {
-        self.jobs.release(stub, job).map_err(ServeError::Thread)?;
+        self.jobs.reclaim(stub, job).map_err(ServeError::Thread)?;
         self.reclaims.begin(stub, all, client);
         Ok(())
     }
@@ -573,8 +584,8 @@ impl Service {
         };
         let waiting = client.clone();
         let begun = match request {
-            Request::Release { .. } => self.release(attachment, Some(client)),
-            Request::TakeBack { devices, .. } => self.take_back(attachment, devices, Some(client)),
+            Request::Release { .. } => self.reclaim_attachment(attachment, Some(client)),
+            Request::TakeBack { devices, .. } => self.reclaim_devices(attachment, devices, Some(client)),
             Request::Follow { .. } | Request::Status => {
                 client.reply(self.follow_record(stub, &attachment));
                 Ok(())
@@ -618,16 +629,16 @@ impl Service {
         let linked = self.links.iter().map(|(stub, link)| Linked {
             stub,
             link: link.handle(),
-            errors: self.errors.tell(stub),
+            errors: self.errors.status(stub),
             revivals: self.revivals.count(stub),
         });
         let linked: Vec<Linked> = linked.collect();
         let mut remarks = BTreeMap::new();
-        for &stub in &self.known {
+        for &stub in &self.watched {
             let given_up = self.links.why_given_up(stub).map(|why| {
                 format!("not served any more: {why}; `xl destroy` of this stub has a new one come, which is served")
             });
-            if let Some(remark) = self.jobs.tell(stub).or(given_up) {
+            if let Some(remark) = self.jobs.status(stub).or(given_up) {
                 remarks.insert(stub, remark);
             }
         }

@@ -21,7 +21,7 @@ impl Limit {
         interval: Duration::from_millis(4),
     };
     /// Looks at a stub, which each change of its state brings about.
-    pub const LOOKS: Self = Self {
+    pub const STUB_TURNS: Self = Self {
         burst: 40,
         interval: Duration::from_millis(100),
     };

@@ -69,7 +69,7 @@ mod tests {
         io::Write::write_all(&mut ours, b"{\"request\":\"follow\",\"stub\":4}\n").unwrap();
         let done = confined(move || {
             let mut jobs = Jobs::new(wake.clone());
-            jobs.release(4, Released::default)
+            jobs.reclaim(4, Released::default)
                 .map_err(|error| format!("job: {error}"))?;
             let requests = clients::tests::attend_in_thread(theirs, &wake);
             let asked = requests.recv().map_err(|error| format!("request: {error}"))?;

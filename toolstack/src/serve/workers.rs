@@ -5,7 +5,7 @@
 //! error cannot do its work on this host as it is now: then the service ends with it, and whoever supervises the service
 //! decides.
 
-use crate::control::{ControlError, Listener, Place};
+use crate::control::{ControlError, Listener, ServiceFiles};
 use crate::host::launcher::desk::{Desk, News, SharedFiles, Turn, WorkerId, attend};
 use crate::host::launcher::messages::pair;
 use crate::host::uevent::Uevents;
@@ -49,7 +49,7 @@ pub enum WorkersError {
     #[error(
         "the socket or the lock of the service was taken away from /run/bulkhead: start the service again"
     )]
-    Place,
+    Files,
     /// The worker could not go on.
     #[error("the worker has ended ({0}) and has said why")]
     Worker(ExitStatus),
@@ -58,7 +58,7 @@ pub enum WorkersError {
 /// How long the service waits for its workers when it ends, and as long for what they have ordered.
 const END: Duration = Duration::from_secs(10);
 /// Between two looks whether a process has ended.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 /// The exit status of a Rust program whose main thread has panicked.
 const PANICKED: i32 = 101;
 
@@ -91,7 +91,7 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         processes: BTreeMap::new(),
         waiting: BTreeMap::new(),
         news,
-        place: Place::now(),
+        files: ServiceFiles::now(),
         desk,
         wake,
         end: signal(SIGTERM).map_err(WorkersError::Events)?,
@@ -128,7 +128,7 @@ struct Workers {
     /// The workers that are set up, and wait for their turn.
     waiting: BTreeMap<WorkerId, Turn>,
     news: Receiver<News>,
-    place: Place,
+    files: ServiceFiles,
     desk: Arc<Desk>,
     wake: Wake,
     /// Ready when the service is to end.
@@ -230,8 +230,8 @@ impl Workers {
                 }
             }
         }
-        if !ended.is_empty() && Place::now() != self.place {
-            return Err(WorkersError::Place);
+        if !ended.is_empty() && ServiceFiles::now() != self.files {
+            return Err(WorkersError::Files);
         }
         Ok(())
     }
@@ -270,7 +270,7 @@ impl Workers {
             while let Ok(None) = process.try_wait()
                 && Instant::now() < deadline
             {
-                thread::sleep(LOOK);
+                thread::sleep(POLL);
             }
             // Nothing happens if it has ended.
             let _ = process.kill();
@@ -309,7 +309,7 @@ mod tests {
             processes: BTreeMap::new(),
             waiting: BTreeMap::new(),
             news,
-            place: Place::now(),
+            files: ServiceFiles::now(),
             desk: Arc::new(Desk::new(files, move |news| sender.send(news).unwrap())),
             wake: Wake::new().unwrap(),
             end,

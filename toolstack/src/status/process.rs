@@ -87,7 +87,7 @@ impl ProcessStats {
         let capabilities = u64::from_str_radix(&field("CapEff"), 16).map_err(io::Error::other)?;
         let named = CAPABILITIES.iter().enumerate();
         let named = named.filter(|(number, _)| capabilities >> number & 1 != 0);
-        let mut holdings = Self {
+        let mut stats = Self {
             pid: field("Pid").parse().map_err(io::Error::other)?,
             capabilities: named.map(|(_, name)| (*name).to_owned()).collect(),
             no_new_privileges: field("NoNewPrivs") == "1",
@@ -95,14 +95,14 @@ impl ProcessStats {
             ..Self::default()
         };
         let maps = fs::read_to_string(process.join("maps"))?;
-        holdings.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
+        stats.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
         for file in fs::read_dir(process.join("fd"))? {
             // One that is closed meanwhile is not held.
             if let Ok(target) = fs::read_link(file?.path()) {
-                holdings.count(&target);
+                stats.count(&target);
             }
         }
-        Ok(holdings)
+        Ok(stats)
     }
 
     fn count(&mut self, file: &Path) {
@@ -171,7 +171,7 @@ mod tests {
         for (number, target) in targets.iter().enumerate() {
             symlink(target, files.join(number.to_string())).unwrap();
         }
-        let holdings = ProcessStats::read(process.path()).unwrap();
+        let stats = ProcessStats::read(process.path()).unwrap();
         let expected = ProcessStats {
             pid: 77,
             capabilities: vec!["sys_admin".into()],
@@ -182,9 +182,9 @@ mod tests {
             pirqs: 0,
             devices: [("0000:00:05.0".to_owned(), 2)].into(),
         };
-        assert_eq!(holdings, expected);
+        assert_eq!(stats, expected);
         assert_eq!(
-            holdings.to_string(),
+            stats.to_string(),
             "process 77, capabilities: sys_admin, system calls filtered; it holds 1 pages of stubs, 1 event channels, \
              0 pirqs, configuration spaces open: 2 (0000:00:05.0: 2)"
         );
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn this_process_can_be_asked_about() {
-        let holdings = ProcessStats::read(Path::new("/proc/self")).unwrap();
-        assert_eq!(holdings.pid, std::process::id());
+        let stats = ProcessStats::read(Path::new("/proc/self")).unwrap();
+        assert_eq!(stats.pid, std::process::id());
     }
 }

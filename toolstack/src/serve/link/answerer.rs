@@ -49,15 +49,15 @@ impl Answerer {
         let (changes, known) = unfinished(store, self.stub)?;
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
-        let mut noter = Noter {
+        let mut recorder = ModeRecorder {
             store,
             stub: self.stub,
             name: &self.name,
             limits: &self.limits,
         };
-        let settled = shared
-            .functions
-            .settle(&self.xen, &changes, &known, |bdf, note| noter.note(bdf, note));
+        let settled = shared.functions.settle(&self.xen, &changes, &known, |bdf, note| {
+            recorder.record(bdf, note)
+        });
         for (bdf, settled) in settled {
             match settled {
                 Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
@@ -68,7 +68,7 @@ impl Answerer {
             }
         }
         if let Some(taken) = take(&shared.page) {
-            let mut noter = Noter {
+            let mut recorder = ModeRecorder {
                 store,
                 stub: self.stub,
                 name: &self.name,
@@ -76,7 +76,7 @@ impl Answerer {
             };
             shared
                 .functions
-                .begin_again(taken.request(), &self.xen, |bdf, note| noter.note(bdf, note));
+                .begin_again(taken.request(), &self.xen, |bdf, note| recorder.record(bdf, note));
             self.answer(&mut shared, taken, store)?;
         }
         // An answer that was given, but not told of.
@@ -123,13 +123,13 @@ impl Answerer {
     fn answer(&mut self, shared: &mut LinkState, taken: Taken, store: &mut Store) -> io::Result<()> {
         let request = *taken.request();
         inject::point(Point::Taken);
-        let mut noter = Noter {
+        let mut recorder = ModeRecorder {
             store,
             stub: self.stub,
             name: &self.name,
             limits: &self.limits,
         };
-        let note = |bdf: Bdf, note: Note<'_>| noter.note(bdf, note);
+        let note = |bdf: Bdf, note: Note<'_>| recorder.record(bdf, note);
         let done = shared.functions.answer(&taken, &self.xen, note);
         let answer = match &done {
             Ok(Done::Value(value)) => Ok(Success::Value(*value)),
@@ -168,15 +168,15 @@ impl Answerer {
 }
 
 /// Writes interrupt modes down, and tells of them.
-struct Noter<'a> {
+struct ModeRecorder<'a> {
     store: &'a mut Store,
     stub: DomId,
     name: &'a str,
     limits: &'a Mutex<Limits>,
 }
 
-impl Noter<'_> {
-    fn note(&mut self, bdf: Bdf, note: Note<'_>) {
+impl ModeRecorder<'_> {
+    fn record(&mut self, bdf: Bdf, note: Note<'_>) {
         inject::point(Point::Note);
         let noted = records::note_mode(self.store, self.stub, bdf, note);
         inject::point(Point::Noted);
@@ -189,12 +189,12 @@ impl Noter<'_> {
         let (name, mut limits) = (self.name, lock(self.limits));
         match noted {
             Ok(()) => log_limited!(
-                limits.notes,
+                limits.mode_changes,
                 Level::Info,
                 "stub {name}: {bdf} now interrupts by {mode}"
             ),
             Err(error) => log_limited!(
-                limits.notes,
+                limits.mode_changes,
                 Level::Error,
                 "stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"
             ),

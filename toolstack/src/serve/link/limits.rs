@@ -10,7 +10,7 @@ pub struct Limits {
     /// Of complaints.
     pub complaints: LogLimit,
     /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
-    pub notes: LogLimit,
+    pub mode_changes: LogLimit,
     pub throttle: Throttle,
 }
 
@@ -19,7 +19,7 @@ impl Limits {
     pub fn new(now: Instant) -> Self {
         Self {
             complaints: LogLimit::new(now),
-            notes: LogLimit::new(now),
+            mode_changes: LogLimit::new(now),
             throttle: Throttle::new(Limit::REQUESTS, now),
         }
     }

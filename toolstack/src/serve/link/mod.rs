@@ -6,7 +6,7 @@ mod ring_params;
 mod state;
 
 pub use limits::Limits;
-pub use ring_params::{NodeError, Particulars, particulars};
+pub use ring_params::{NodeError, RingParams, ring_params};
 pub use state::{Handle, lock};
 
 use super::wake::Wake;
@@ -73,7 +73,7 @@ impl LinkError {
 
 /// A stub that is served, until this is dropped.
 pub struct Link {
-    particulars: Particulars,
+    ring_params: RingParams,
     handle: Handle,
     channel: Arc<EventChannel>,
     thread: Option<JoinHandle<()>>,
@@ -98,14 +98,14 @@ impl Link {
     /// Maps, binds, and starts to answer. Interrupt modes are noted in xenstore over `store`; the end of the thread calls `wake`.
     pub fn start(
         attachment: &Attachment,
-        particulars: Particulars,
+        ring_params: RingParams,
         sysfs: &Sysfs,
         xen: Xenctrl,
         store: OwnedFd,
         wake: Wake,
         limits: Arc<Mutex<Limits>>,
     ) -> Result<Self, LinkError> {
-        let Particulars { grant, port } = particulars;
+        let RingParams { grant, port } = ring_params;
         let stub = attachment.stub.domid;
         let mut functions =
             Functions::new(attachment, |bdf| sysfs.open_config(bdf).map_err(LinkError::from))?;
@@ -139,7 +139,7 @@ impl Link {
                 answerer.run(store::over(store));
             })?;
         Ok(Self {
-            particulars,
+            ring_params,
             handle: Handle(shared),
             channel,
             thread: Some(thread),
@@ -164,8 +164,8 @@ impl Link {
     }
 
     /// The stub's page and port.
-    pub fn particulars(&self) -> Particulars {
-        self.particulars
+    pub fn ring_params(&self) -> RingParams {
+        self.ring_params
     }
 
     /// Serves the devices that the attachment has now.

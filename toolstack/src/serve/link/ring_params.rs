@@ -21,7 +21,7 @@ pub struct NodeError {
 
 /// What a stub publishes in xenstore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Particulars {
+pub struct RingParams {
     pub grant: u32,
     pub port: u32,
 }
@@ -29,12 +29,12 @@ pub struct Particulars {
 /// The longest value of a stub's that is told.
 const LONGEST_TOLD: usize = 60;
 
-/// Reads a stub's particulars, all of one moment; `None` while it rewrites them. A transaction would say the same, but
+/// Reads a stub's ring_params, all of one moment; `None` while it rewrites them. A transaction would say the same, but
 /// one that only reads can be kept from its end for ever by whoever writes without a pause.
-pub fn particulars(
+pub fn ring_params(
     store: &mut impl Nodes<TransportError = io::Error>,
     hop: Hop,
-) -> Result<Option<Result<Particulars, NodeError>>, StoreError> {
+) -> Result<Option<Result<RingParams, NodeError>>, StoreError> {
     let mut read = || {
         let mut values = [const { String::new() }; 3];
         for (value, key) in values
@@ -46,10 +46,10 @@ pub fn particulars(
         Ok(values)
     };
     let values = read()?;
-    Ok((read()? == values).then(|| parse_particulars(&values)))
+    Ok((read()? == values).then(|| parse(&values)))
 }
 
-fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, NodeError> {
+fn parse([magic, grant, port]: &[String; 3]) -> Result<RingParams, NodeError> {
     let nonsense = |node, value: &String, expected| NodeError {
         node,
         value: value.chars().take(LONGEST_TOLD).collect(),
@@ -63,7 +63,7 @@ fn parse_particulars([magic, grant, port]: &[String; 3]) -> Result<Particulars, 
         ));
     }
     let number = |node, text: &String, expected| text.parse().map_err(|_| nonsense(node, text, expected));
-    Ok(Particulars {
+    Ok(RingParams {
         grant: number(key::PCI_OP_REF, grant, "grant reference")?,
         port: number(key::EVENT_CHANNEL, port, "event channel port")?,
     })
@@ -75,13 +75,13 @@ mod tests {
     use super::*;
     use crate::host::store::{self, Store};
 
-    fn parse(magic: &str, grant: &str, port: &str) -> Result<Particulars, String> {
-        parse_particulars(&[magic, grant, port].map(str::to_owned)).map_err(|error| error.to_string())
+    fn parse(magic: &str, grant: &str, port: &str) -> Result<RingParams, String> {
+        super::parse(&[magic, grant, port].map(str::to_owned)).map_err(|error| error.to_string())
     }
 
     #[test]
     fn particulars_are_a_grant_and_a_port() {
-        assert_eq!(parse("7", "8", "15"), Ok(Particulars { grant: 8, port: 15 }));
+        assert_eq!(parse("7", "8", "15"), Ok(RingParams { grant: 8, port: 15 }));
     }
 
     /// A connection to xenstore during which somebody else writes.
@@ -97,8 +97,8 @@ mod tests {
         }
     }
 
-    /// Particulars of stub 4, which writes `grants` one after the other, one before each further reading of a node.
-    fn read_while_written(grants: &[&[u8]]) -> Option<Result<Particulars, NodeError>> {
+    /// RingParams of stub 4, which writes `grants` one after the other, one before each further reading of a node.
+    fn read_while_written(grants: &[&[u8]]) -> Option<Result<RingParams, NodeError>> {
         let daemon = xenbus::model::Xenstored::new();
         daemon.introduce(4);
         let hop = Hop::second_hop(4);
@@ -117,14 +117,14 @@ mod tests {
                     .unwrap();
             }
         };
-        particulars(&mut Meanwhile(store::tests::dom0(&daemon), write), hop).unwrap()
+        ring_params(&mut Meanwhile(store::tests::dom0(&daemon), write), hop).unwrap()
     }
 
     #[test]
     fn particulars_are_of_one_moment_or_come_later() {
         assert_eq!(
             read_while_written(&[]).unwrap().unwrap(),
-            Particulars { grant: 8, port: 15 }
+            RingParams { grant: 8, port: 15 }
         );
         let numbers: Vec<String> = (0..12).map(|number| number.to_string()).collect();
         let numbers: Vec<&[u8]> = numbers.iter().map(|number| number.as_bytes()).collect();

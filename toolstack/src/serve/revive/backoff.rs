@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A life that ends sooner than this after its beginning counts as short.
-pub const SHORT_LIFE: Duration = Duration::from_secs(3);
+pub const EARLY_DEATH: Duration = Duration::from_secs(3);
 /// What is waited after so many short lives in a row, counted from the first one. When these are used up, the stub
 /// stays dead.
 ///
@@ -27,46 +27,46 @@ pub enum Decision {
 
 /// The lives of a stub, as far as they matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lives {
+pub struct Backoff {
     /// When the last one began, on a clock of the caller's; `None` for one that was not seen to begin.
-    begun: Option<Duration>,
+    since: Option<Duration>,
     /// Short lives in a row.
-    short: usize,
+    early_deaths: usize,
     /// How often it was brought back.
     revivals: u64,
 }
 
-impl Lives {
+impl Backoff {
     /// A life begins at `now`.
-    pub fn begin(&mut self, now: Duration) {
-        self.begun = Some(now);
+    pub fn returned(&mut self, now: Duration) {
+        self.since = Some(now);
         self.revivals += 1;
     }
 
     /// It has ended. One whose beginning nobody saw was long.
-    pub fn end(&mut self, now: Duration) -> Decision {
-        let begun = self.begun.take();
-        let short = begun.is_some_and(|begun| now.saturating_sub(begun) < SHORT_LIFE);
-        self.short = if short { self.short + 1 } else { 0 };
+    pub fn died(&mut self, now: Duration) -> Decision {
+        let since = self.since.take();
+        let short = since.is_some_and(|since| now.saturating_sub(since) < EARLY_DEATH);
+        self.early_deaths = if short { self.early_deaths + 1 } else { 0 };
         self.decide()
     }
 
     /// It could not begin.
-    pub fn fail(&mut self) -> Decision {
-        self.short += 1;
+    pub fn failed(&mut self) -> Decision {
+        self.early_deaths += 1;
         self.decide()
     }
 
     fn decide(&self) -> Decision {
-        match DELAYS.get(self.short) {
+        match DELAYS.get(self.early_deaths) {
             Some(&delay) => Decision::After(delay),
             None => Decision::GiveUp,
         }
     }
 
     /// Short lives in a row.
-    pub fn short(&self) -> usize {
-        self.short
+    pub fn early_deaths(&self) -> usize {
+        self.early_deaths
     }
 
     /// How often it was brought back.
@@ -85,51 +85,51 @@ mod tests {
 
     #[test]
     fn a_stub_that_is_killed_now_and_then_comes_back_at_once_each_time() {
-        let mut lives = Lives::default();
+        let mut backoff = Backoff::default();
         for round in 0..1000 {
             let now = seconds(f64::from(round) * 4.0);
-            assert_eq!(lives.end(now), Decision::After(Duration::ZERO));
-            lives.begin(now + seconds(0.5));
+            assert_eq!(backoff.died(now), Decision::After(Duration::ZERO));
+            backoff.returned(now + seconds(0.5));
         }
-        assert_eq!(lives.revivals(), 1000);
+        assert_eq!(backoff.revivals(), 1000);
     }
 
     #[test]
     fn one_that_dies_again_and_again_is_waited_for_longer_each_time_and_given_up_in_the_end() {
-        let mut lives = Lives::default();
+        let mut backoff = Backoff::default();
         let mut now = Duration::ZERO;
         let mut waited = Vec::new();
-        while let Decision::After(delay) = lives.end(now) {
+        while let Decision::After(delay) = backoff.died(now) {
             waited.push(delay);
-            lives.begin(now + delay);
+            backoff.returned(now + delay);
             now += delay + seconds(1.0);
         }
         assert_eq!(waited, DELAYS);
-        assert_eq!(lives.revivals(), 5);
+        assert_eq!(backoff.revivals(), 5);
     }
 
     #[test]
     fn one_that_cannot_be_created_is_given_up_as_well() {
-        let mut lives = Lives::default();
-        assert_eq!(lives.end(Duration::ZERO), Decision::After(Duration::ZERO));
-        let decisions: Vec<_> = DELAYS.iter().map(|_| lives.fail()).collect();
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.died(Duration::ZERO), Decision::After(Duration::ZERO));
+        let decisions: Vec<_> = DELAYS.iter().map(|_| backoff.failed()).collect();
         let (last, before) = decisions.split_last().unwrap();
         assert_eq!(*last, Decision::GiveUp);
         assert!(!before.contains(&Decision::GiveUp));
-        assert_eq!(lives.revivals(), 0);
+        assert_eq!(backoff.revivals(), 0);
     }
 
     #[test]
     fn a_life_that_lasted_makes_the_short_ones_before_it_forgotten() {
-        let mut lives = Lives::default();
-        lives.end(Duration::ZERO);
+        let mut backoff = Backoff::default();
+        backoff.died(Duration::ZERO);
         for _ in 0..4 {
-            lives.begin(Duration::ZERO);
-            lives.end(seconds(1.0));
+            backoff.returned(Duration::ZERO);
+            backoff.died(seconds(1.0));
         }
-        assert_eq!(lives.short(), 4);
-        lives.begin(seconds(2.0));
-        assert_eq!(lives.end(seconds(5.0)), Decision::After(Duration::ZERO));
-        assert_eq!(lives.short(), 0);
+        assert_eq!(backoff.early_deaths(), 4);
+        backoff.returned(seconds(2.0));
+        assert_eq!(backoff.died(seconds(5.0)), Decision::After(Duration::ZERO));
+        assert_eq!(backoff.early_deaths(), 0);
     }
 }

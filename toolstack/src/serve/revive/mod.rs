@@ -30,7 +30,7 @@ pub struct Revivals {
     stubs: BTreeMap<DomId, Revival>,
     /// Guests that get their devices back from a stub with another number.
     replugs: Vec<(Failed, Ticket)>,
-    /// What the times of [`Lives`](backoff::Lives) count from.
+    /// What the times of [`Backoff`](backoff::Backoff) count from.
     epoch: Instant,
 }
 
@@ -58,7 +58,7 @@ impl Revivals {
     pub fn count(&self, stub: DomId) -> u64 {
         self.stubs
             .get(&stub)
-            .map_or(0, |revival| revival.lives.revivals())
+            .map_or(0, |revival| revival.backoff.revivals())
     }
 
     /// True while a stub is being created: what is under way cannot be stopped, and what comes of it has to be destroyed.
@@ -125,14 +125,14 @@ impl Revivals {
         Ok(ready)
     }
 
-    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `bury` is called at its death, and
+    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `on_death` is called at its death, and
     /// returns what it has left in its page. `is_busy` says that something else is being done for it.
-    pub fn look(
+    pub fn advance(
         &mut self,
         host: &mut Host,
         attachment: &Attachment,
         is_busy: bool,
-        bury: impl FnOnce() -> Option<String>,
+        on_death: impl FnOnce() -> Option<String>,
     ) -> Result<StubAction, RecordError> {
         let now = Instant::now();
         let revival = self
@@ -140,11 +140,11 @@ impl Revivals {
             .entry(attachment.stub.domid)
             .or_insert_with(|| Revival::new(now));
         revival.called = false;
-        let stage = mem::replace(&mut revival.stage, Stage::Lives);
+        let stage = mem::replace(&mut revival.stage, Stage::Running);
         let before = stage.at_rest();
         let clock = now.duration_since(self.epoch);
         let moment = Moment { now, clock, is_busy };
-        match revival.step(host, attachment, stage, moment, bury) {
+        match revival.step(host, attachment, stage, moment, on_death) {
             Ok((verdict, stage)) => {
                 revival.stage = stage;
                 Ok(verdict)
@@ -218,10 +218,10 @@ mod tests {
         revivals
     }
 
-    fn unplugging(look: Instant) -> Stage {
+    fn unplugging(next_poll: Instant) -> Stage {
         Stage::Unplugging(Unplugging {
-            look,
-            deadline: look + AGES,
+            next_poll,
+            deadline: next_poll + AGES,
             afterwards: Afterwards::Replug,
         })
     }
@@ -245,7 +245,7 @@ mod tests {
             assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
             assert_eq!(revivals.due(), None);
         }
-        for stage in [Stage::Lives, Stage::Off, Stage::Stuck] {
+        for stage in [Stage::Running, Stage::Off, Stage::Stuck] {
             assert_eq!(at(stage).ready(&mut runner, &mut store).unwrap(), [0; 0]);
         }
         for stage in [Stage::Due(now + AGES), unplugging(now + AGES)] {
@@ -315,7 +315,7 @@ mod tests {
         revivals.stubs.get_mut(&STUB).unwrap().called = false;
         assert_eq!(revivals.due(), None);
         assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
-        assert!(!at(Stage::Lives).is_creating(STUB + 1));
+        assert!(!at(Stage::Running).is_creating(STUB + 1));
     }
 
     #[test]

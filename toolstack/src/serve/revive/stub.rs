@@ -1,7 +1,7 @@
 //! One stub from its death to its return, or to the end of its connection: a state machine, whose steps [`super`] asks for.
 
-use super::backoff::{Decision, Lives};
-use super::stub_domain::{ReviveError, StubState, create, settle, settle_in, stub_state};
+use super::backoff::{Backoff, Decision};
+use super::stub_domain::{ReviveError, StubState, await_creations, create, provision, stub_state};
 use super::unplug;
 use crate::host::domains;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 /// How long the creation of a stub may keep others from taking its devices back.
 pub const CREATION: Duration = Duration::from_secs(30);
 /// How long a guest may take to let go of its devices when nobody answers: some dozen accesses of two seconds.
-const UNPLUG_PATIENCE: Duration = Duration::from_secs(300);
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks whether it has.
-const UNPLUG_LOOK: Duration = Duration::from_millis(250);
+const UNPLUG_POLL: Duration = Duration::from_millis(250);
 
 /// How far the return of a stub has come.
 pub enum Stage {
     /// It lives, as far as is known.
-    Lives,
+    Running,
     /// It was shut down on purpose, and stays so until it is destroyed.
     Off,
     /// It is dead, and waited for.
@@ -56,7 +56,7 @@ pub enum Stage {
 #[derive(Clone, Copy, Debug)]
 pub struct Unplugging {
     /// When it is looked at next.
-    pub look: Instant,
+    pub next_poll: Instant,
     /// When it should have let go.
     pub deadline: Instant,
     /// What comes then.
@@ -76,11 +76,11 @@ impl Stage {
     /// When the next step is to be taken; `None` if an event brings it.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         match *self {
-            Self::Due(due) | Self::Unplugging(Unplugging { look: due, .. }) => Some(due),
+            Self::Due(due) | Self::Unplugging(Unplugging { next_poll: due, .. }) => Some(due),
             // Its devices can be taken back from then on, which somebody may wait for.
             Self::Creating(_, since) => Some(since + CREATION),
             Self::Created(_) | Self::Cleared { .. } => Some(now),
-            Self::Lives | Self::Off | Self::Overdue(_) | Self::Clearing { .. } | Self::Stuck => None,
+            Self::Running | Self::Off | Self::Overdue(_) | Self::Clearing { .. } | Self::Stuck => None,
         }
     }
 
@@ -95,7 +95,7 @@ impl Stage {
             Self::Cleared { is_final } => Self::Cleared { is_final },
             Self::Unplugging(unplugging) => Self::Unplugging(unplugging),
             Self::Stuck => Self::Stuck,
-            Self::Lives | Self::Created(_) => Self::Lives,
+            Self::Running | Self::Created(_) => Self::Running,
         }
     }
 }
@@ -104,14 +104,14 @@ impl Stage {
 #[derive(Clone, Copy)]
 pub struct Moment {
     pub now: Instant,
-    /// The same on the clock of [`Lives`].
+    /// The same on the clock of [`Backoff`].
     pub clock: Duration,
     /// True while something else is being done for the stub.
     pub is_busy: bool,
 }
 
 pub struct Revival {
-    pub lives: Lives,
+    pub backoff: Backoff,
     pub stage: Stage,
     /// When the stub was found dead.
     died: Instant,
@@ -120,7 +120,7 @@ pub struct Revival {
     /// True from the moment that it is called ready until it is looked at.
     pub called: bool,
     /// True once its domain has had all that it needs.
-    equipped: bool,
+    is_provisioned: bool,
 }
 
 /// What is to be done about a stub now.
@@ -131,19 +131,19 @@ pub enum StubAction {
     /// Nothing, for now.
     Leave,
     /// The guest has let go: its devices are to be taken back.
-    Release(Afterwards),
+    Reclaim(Afterwards),
 }
 
 impl Revival {
     /// A stub that lives, as far as is known.
     pub fn new(now: Instant) -> Self {
         Self {
-            lives: Lives::default(),
-            stage: Stage::Lives,
+            backoff: Backoff::default(),
+            stage: Stage::Running,
             died: now,
             how: "",
             called: false,
-            equipped: false,
+            is_provisioned: false,
         }
     }
 
@@ -154,7 +154,7 @@ impl Revival {
         attachment: &Attachment,
         stage: Stage,
         Moment { now, clock, is_busy }: Moment,
-        bury: impl FnOnce() -> Option<String>,
+        on_death: impl FnOnce() -> Option<String>,
     ) -> Result<(StubAction, Stage), RecordError> {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((StubAction::Leave, stage));
@@ -163,21 +163,21 @@ impl Revival {
                 return stay(stage);
             }
             Stage::Cleared { is_final } => {
-                return match self.lives.fail() {
+                return match self.backoff.failed() {
                     Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
                     _ => self.unplug(host, attachment, Afterwards::Replug, now),
                 };
             }
             Stage::Due(due) if due > now => return stay(stage),
             Stage::Unplugging(unplugging) => {
-                return unplugging.look(&mut host.store, attachment, is_busy, now);
+                return unplugging.poll(&mut host.store, attachment, is_busy, now);
             }
-            Stage::Lives | Stage::Off => match self.state(host, attachment)? {
-                StubState::Alive => return Ok((StubAction::Serve, Stage::Lives)),
+            Stage::Running | Stage::Off => match self.state(host, attachment)? {
+                StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
                 StubState::Dying => return stay(stage),
                 StubState::Off => {
-                    if matches!(stage, Stage::Lives) {
-                        keep(host, attachment, bury());
+                    if matches!(stage, Stage::Running) {
+                        keep(host, attachment, on_death());
                         log::warn!(
                             "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
                              `xl destroy {name}` has a new one come",
@@ -187,28 +187,28 @@ impl Revival {
                     return stay(Stage::Off);
                 }
                 StubState::Dead(how) => {
-                    keep(host, attachment, bury());
+                    keep(host, attachment, on_death());
                     (self.died, self.how) = (now, how);
                     log::error!("stub {name} {how}");
                     if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
                         // A service before this one has given it up.
                         return self.unplug(host, attachment, Afterwards::Nothing, now);
                     }
-                    return match self.lives.end(clock) {
+                    return match self.backoff.died(clock) {
                         Decision::After(delay) => stay(Stage::Due(now + delay)),
                         Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
                     };
                 }
                 // Whoever creates it may be at it still, a launcher whose service was killed.
-                StubState::Naked => match settle(host) {
+                StubState::Unprovisioned => match await_creations(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
             // The launcher of a service that was killed may have finished what that one had begun.
             Stage::Due(_) => match self.state(host, attachment)? {
-                StubState::Alive => return Ok((StubAction::Serve, Stage::Lives)),
-                StubState::Naked => match settle(host) {
+                StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
+                StubState::Unprovisioned => match await_creations(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
@@ -219,22 +219,22 @@ impl Revival {
             },
             Stage::Created(created) => {
                 let created = created.map_err(ReviveError::from);
-                match created.and_then(|()| settle_in(host, attachment)) {
+                match created.and_then(|()| provision(host, attachment)) {
                     Ok(()) => {
-                        self.equipped = true;
+                        self.is_provisioned = true;
                         if self.how.is_empty() {
                             log::warn!(
                                 "stub {name} was half made by a service before this one, and serves now"
                             );
-                            return Ok((StubAction::Serve, Stage::Lives));
+                            return Ok((StubAction::Serve, Stage::Running));
                         }
-                        self.lives.begin(clock);
+                        self.backoff.returned(clock);
                         log::warn!(
                             "stub {name} is back after {} ms, for the {}. time",
                             self.died.elapsed().as_millis(),
-                            self.lives.revivals()
+                            self.backoff.revivals()
                         );
-                        return Ok((StubAction::Serve, Stage::Lives));
+                        return Ok((StubAction::Serve, Stage::Running));
                     }
                     Err(error) => error,
                 }
@@ -259,8 +259,8 @@ impl Revival {
     }
 
     fn state(&mut self, host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
-        let (state, equipped) = equipped(stub_state(host, attachment)?, self.equipped);
-        self.equipped = equipped;
+        let (state, is_provisioned) = provisioned(stub_state(host, attachment)?, self.is_provisioned);
+        self.is_provisioned = is_provisioned;
         Ok(state)
     }
 
@@ -274,15 +274,15 @@ impl Revival {
     ) -> Result<(StubAction, Stage), RecordError> {
         let guest = &attachment.guest.name;
         if afterwards == Afterwards::Nothing {
-            let reason = format!("{}, {} times in a row", self.how, self.lives.short() + 1);
+            let reason = format!("{}, {} times in a row", self.how, self.backoff.early_deaths() + 1);
             Failed::new(attachment, &reason).note(&mut host.store)?;
             log::error!("stub {} is given up: it {reason}", attachment.stub.name);
         }
         log::warn!("the devices of guest {guest} are unplugged");
         unplug::begin(&mut host.store, attachment)?;
         let stage = Stage::Unplugging(Unplugging {
-            look: now + UNPLUG_LOOK,
-            deadline: now + UNPLUG_PATIENCE,
+            next_poll: now + UNPLUG_POLL,
+            deadline: now + UNPLUG_TIMEOUT,
             afterwards,
         });
         Ok((StubAction::Leave, stage))
@@ -292,7 +292,7 @@ impl Revival {
 impl Unplugging {
     /// Sees whether the guest has let go. While the stub `is_busy`, because something else is being done for it, its
     /// devices cannot be taken back: that comes later.
-    fn look(
+    fn poll(
         self,
         store: &mut Store,
         attachment: &Attachment,
@@ -301,7 +301,7 @@ impl Unplugging {
     ) -> Result<(StubAction, Stage), RecordError> {
         let guest = &attachment.guest.name;
         let again = Stage::Unplugging(Self {
-            look: now + UNPLUG_LOOK,
+            next_poll: now + UNPLUG_POLL,
             ..self
         });
         if unplug::is_over(store, attachment)? {
@@ -311,7 +311,7 @@ impl Unplugging {
             unplug::clear(store, attachment)?;
             log::warn!("guest {guest} has let go of its devices");
             // Until its devices are taken back.
-            return Ok((StubAction::Release(self.afterwards), again));
+            return Ok((StubAction::Reclaim(self.afterwards), again));
         }
         if now < self.deadline {
             return Ok((StubAction::Leave, again));
@@ -323,9 +323,9 @@ impl Unplugging {
 
 /// What a domain is like of which it is known whether it has had all that it needs; and whether it has by now. One that
 /// has is not half made, whatever it has removed of its nodes since.
-fn equipped(found: StubState, before: bool) -> (StubState, bool) {
+fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
     match found {
-        StubState::Naked if before => (StubState::Alive, true),
+        StubState::Unprovisioned if before => (StubState::Alive, true),
         StubState::Alive => (found, true),
         StubState::Dead(_) => (found, false),
         _ => (found, before),
@@ -360,10 +360,10 @@ mod tests {
 
     const AGES: Duration = Duration::from_secs(3600);
 
-    fn unplugging(look: Instant) -> Stage {
+    fn unplugging(next_poll: Instant) -> Stage {
         Stage::Unplugging(Unplugging {
-            look,
-            deadline: look + AGES,
+            next_poll,
+            deadline: next_poll + AGES,
             afterwards: Afterwards::Replug,
         })
     }
@@ -377,27 +377,27 @@ mod tests {
         let frontend = first_hop(&attachment).frontend_node(key::STATE);
         let now = Instant::now();
         let unplugging = Unplugging {
-            look: now,
+            next_poll: now,
             deadline: now + AGES,
             afterwards: Afterwards::Replug,
         };
-        let mut look = |state: XenbusState, is_busy, now| {
+        let mut poll = |state: XenbusState, is_busy, now| {
             connect(&daemon, 3).write(&frontend, state.as_str()).unwrap();
-            unplugging.look(&mut store, &attachment, is_busy, now).unwrap()
+            unplugging.poll(&mut store, &attachment, is_busy, now).unwrap()
         };
         let comes_again = |stage: &Stage, now: Instant| {
-            matches!(stage, Stage::Unplugging(Unplugging { look, afterwards: Afterwards::Replug, .. })
-                if *look == now + UNPLUG_LOOK)
+            matches!(stage, Stage::Unplugging(Unplugging { next_poll, afterwards: Afterwards::Replug, .. })
+                if *next_poll == now + UNPLUG_POLL)
         };
-        let (verdict, stage) = look(XenbusState::Closing, false, now);
+        let (verdict, stage) = poll(XenbusState::Closing, false, now);
         assert!(verdict == StubAction::Leave && comes_again(&stage, now));
         // As when a device is reset after an error, which may take longer than the guest has.
         let late = now + AGES;
-        let (verdict, stage) = look(XenbusState::Closed, true, late);
+        let (verdict, stage) = poll(XenbusState::Closed, true, late);
         assert!(verdict == StubAction::Leave && comes_again(&stage, late));
-        let (verdict, stage) = look(XenbusState::Closed, false, late);
-        assert!(verdict == StubAction::Release(Afterwards::Replug) && comes_again(&stage, late));
-        let (verdict, stage) = look(XenbusState::Closing, false, late);
+        let (verdict, stage) = poll(XenbusState::Closed, false, late);
+        assert!(verdict == StubAction::Reclaim(Afterwards::Replug) && comes_again(&stage, late));
+        let (verdict, stage) = poll(XenbusState::Closing, false, late);
         assert!(verdict == StubAction::Leave && matches!(stage, Stage::Stuck));
     }
 
@@ -406,26 +406,30 @@ mod tests {
         let now = Instant::now();
         assert!(matches!(Stage::Due(now).at_rest(), Stage::Due(due) if due == now));
         assert!(
-            matches!(unplugging(now).at_rest(), Stage::Unplugging(Unplugging { look, .. }) if look == now)
+            matches!(unplugging(now).at_rest(), Stage::Unplugging(Unplugging { next_poll, .. }) if next_poll == now)
         );
         assert!(matches!(Stage::Off.at_rest(), Stage::Off));
         let ticket = Launcher::to_a_thread().0.order(Order::Settle).unwrap();
         assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
         // What there is of it by now is seen by a look at its domain.
-        assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Lives));
+        assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Running));
     }
 
     #[test]
     fn a_stub_that_has_had_all_does_not_pass_for_half_made() {
-        let (alive, naked, dead) = (StubState::Alive, StubState::Naked, StubState::Dead("crashed"));
+        let (alive, unprovisioned, dead) = (
+            StubState::Alive,
+            StubState::Unprovisioned,
+            StubState::Dead("crashed"),
+        );
         // Created by a service that was killed: it is, once.
-        assert_eq!(equipped(naked, false), (naked, false));
-        assert_eq!(equipped(naked, true), (alive, true));
-        assert_eq!(equipped(alive, false), (alive, true));
+        assert_eq!(provisioned(unprovisioned, false), (unprovisioned, false));
+        assert_eq!(provisioned(unprovisioned, true), (alive, true));
+        assert_eq!(provisioned(alive, false), (alive, true));
         // Its next domain.
-        assert_eq!(equipped(dead, true), (dead, false));
+        assert_eq!(provisioned(dead, true), (dead, false));
         for state in [StubState::Dying, StubState::Off] {
-            assert_eq!(equipped(state, true), (state, true));
+            assert_eq!(provisioned(state, true), (state, true));
         }
     }
 }

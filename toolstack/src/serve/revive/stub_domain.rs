@@ -67,38 +67,42 @@ pub enum StubState {
     /// It was shut down on purpose.
     Off,
     /// It was created anew, and whoever did that died before it had all.
-    Naked,
+    Unprovisioned,
 }
 
 /// Looks at a stub's domain.
 pub fn stub_state(host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
-    let life = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
+    let state = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
         log::error!("cannot ask Xen about stub {}: {error}", stub.name);
         DomainState::Alive
     });
-    judge(&mut host.store, life, attachment)
+    judge(&mut host.store, state, attachment)
 }
 
-fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Result<StubState, StoreError> {
+fn judge(store: &mut Store, state: DomainState, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
     if !is_alive(store, stub)? {
         return Ok(StubState::Dead("was destroyed"));
     }
-    match life {
+    match state {
         DomainState::ShutDown(reason) => {
             return Ok(why_shut_down(reason).map_or(StubState::Off, StubState::Dead));
         }
         DomainState::Dying | DomainState::Absent => return Ok(StubState::Dying),
         DomainState::Alive => {}
     }
-    let state = first_hop(attachment).backend_node(key::STATE);
+    let node = first_hop(attachment).backend_node(key::STATE);
     let home = xenbus::path::home(stub.domid);
-    let naked = store.read_optional(&state)?.is_none()
+    let unprovisioned = store.read_optional(&node)?.is_none()
         // Without a home it is being destroyed.
         && store.read_optional(&home)?.is_some()
         && !stub_backup::published(store, stub.domid)?.is_empty();
-    Ok(if naked { StubState::Naked } else { StubState::Alive })
+    Ok(if unprovisioned {
+        StubState::Unprovisioned
+    } else {
+        StubState::Alive
+    })
 }
 
 /// By `SHUTDOWN_*` of `xen/include/public/sched.h`: what went wrong, or nothing if it was asked to power off or to
@@ -129,7 +133,7 @@ pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, Revive
 
 /// Waits until nobody creates stubs any more: the answer comes when one that was found half made is done, or never will
 /// be.
-pub fn settle(host: &mut Host) -> Result<Ticket, ReviveError> {
+pub fn await_creations(host: &mut Host) -> Result<Ticket, ReviveError> {
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
     };
@@ -137,7 +141,7 @@ pub fn settle(host: &mut Host) -> Result<Ticket, ReviveError> {
 }
 
 /// Gives a stub that was created anew all that the last one had, and lets it run.
-pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
+pub fn provision(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
     let stub = attachment.stub.domid;
     for device in &attachment.devices {
         let bdf = device.bdf;
@@ -172,7 +176,7 @@ mod tests {
         let daemon = Xenstored::new();
         introduce(&daemon, 4, "web-bulkhead");
         let mut store = dom0(&daemon);
-        for (life, condition) in [
+        for (state, expected) in [
             (DomainState::ShutDown(0), StubState::Off),
             (DomainState::ShutDown(1), StubState::Off),
             (DomainState::ShutDown(2), StubState::Dead("shut itself down")),
@@ -186,14 +190,14 @@ mod tests {
             (DomainState::Alive, StubState::Alive),
         ] {
             assert_eq!(
-                judge(&mut store, life, &attachment()).unwrap(),
-                condition,
-                "{life:?}"
+                judge(&mut store, state, &attachment()).unwrap(),
+                expected,
+                "{state:?}"
             );
         }
         daemon.release(4);
-        for life in [DomainState::Alive, DomainState::Absent] {
-            let dead = judge(&mut store, life, &attachment()).unwrap();
+        for state in [DomainState::Alive, DomainState::Absent] {
+            let dead = judge(&mut store, state, &attachment()).unwrap();
             assert_eq!(dead, StubState::Dead("was destroyed"));
         }
     }
@@ -220,7 +224,7 @@ mod tests {
         connect(&daemon, 4).write_bytes(&state, b"\xff").unwrap();
         assert_eq!(look(&daemon), StubState::Alive);
         store.remove(&first_hop(&attachment).backend_dir()).unwrap();
-        assert_eq!(look(&daemon), StubState::Naked);
+        assert_eq!(look(&daemon), StubState::Unprovisioned);
         store.remove(&xenbus::path::home(4)).unwrap();
         assert_eq!(look(&daemon), StubState::Alive, "it is being destroyed");
     }

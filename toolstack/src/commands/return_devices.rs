@@ -13,7 +13,7 @@ use xen::xenctrl::DomId;
 
 /// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
 /// mapped that is not `trusted`.
-pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
+pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
@@ -22,7 +22,7 @@ pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, truste
         }
         match give_back(host, bdf) {
             Ok(Back::Driver(driver)) => say!("gave {bdf} back to {driver}"),
-            Ok(Back::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
+            Ok(Back::MappedBy(guest)) => say!("{}", why_held(bdf, &guest)),
             Ok(Back::Undriven | Back::Stays) => {}
             Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
         }
@@ -36,7 +36,7 @@ pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, truste
 }
 
 /// Why a device stays held that a guest had which lives on.
-pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
+pub fn why_held(bdf: Bdf, guest: &Domain) -> String {
     format!(
         "{bdf} stays held: guest {} runs and may still have its memory mapped. `bulkhead release {bdf}` gives it to dom0 \
          when the guest has ended, with --trusted-guest at once",
@@ -45,19 +45,19 @@ pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
 }
 
 /// Has the attachment released, unless that has happened.
-pub fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+pub fn reclaim_attachment(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
-    ask_release(host, stub, Request::Release { stub }, release)
+    reclaim(host, stub, Request::Release { stub }, release)
 }
 
 /// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
-fn ask_release(
+fn reclaim(
     host: &mut Host,
     stub: DomId,
     request: Request,
     ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
 ) -> Result<Released> {
-    let answered = control::insist_or_keep_stopped(&request);
+    let answered = control::ask_or_keep_stopped(&request);
     if let Ok(Asked::Answered(reply)) = answered {
         return match *reply {
             Reply::Released { devices, problems } => Ok(Released { devices, problems }),
@@ -73,10 +73,10 @@ fn ask_release(
 }
 
 /// Has the devices taken back from a guest that has let go of them, by the service or by this process.
-pub fn take_back_once(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
+pub fn reclaim_devices(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
     let stub = attachment.stub.domid;
     let devices = bdfs.to_vec();
-    ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
+    reclaim(host, stub, Request::TakeBack { stub, devices }, |host, left| {
         take_back(host, left, bdfs)
     })
 }
@@ -110,7 +110,7 @@ mod tests {
             let store = &mut host.store;
             records::note_taken(store, Taken::ForGuest, bdf, "e1000e", "test").unwrap();
             records::note_mapped(store, bdf, &domain(3, "web")).unwrap();
-            hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
+            rebind_drivers(&mut host, &[bdf], Released::default(), trusted).unwrap();
             let store = &mut host.store;
             let is_held = records::taken_from(store, Taken::ForGuest, bdf)
                 .unwrap()
@@ -132,7 +132,7 @@ mod tests {
             problems: vec!["it is mute".into()],
             ..Released::default()
         };
-        let error = hand_back(&mut host, &[], released, false).unwrap_err();
+        let error = rebind_drivers(&mut host, &[], released, false).unwrap_err();
         assert!(error.to_string().ends_with("it is mute"), "{error}");
     }
 }
