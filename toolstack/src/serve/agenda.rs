@@ -1,10 +1,10 @@
-//! What the service does next: a look at one stub, or an errand.
+//! What the service does next: the turn of one stub, or an errand.
 //!
-//! Whatever happens in xenstore marks one stub, or all. The marked ones take turns, and one that is marked again and
-//! again, as it can bring about itself, soon has to wait for its turn: a flood costs the stub that makes it.
+//! Each event of xenstore marks one stub, or all. Marked stubs take turns. A stub can cause events without end; it is slowed
+//! down after a burst, so that a flood costs the stub that makes it.
 //!
-//! Errands but the list wait until no stub is due, for a guest may wait for its stub; but not for ever, or stubs that
-//! flood would keep them from being done.
+//! An errand concerns no single stub. All errands but the list wait until no stub is due, for a guest may wait for its stub.
+//! They do not wait for ever, or stubs that flood would keep them from being done.
 
 use crate::records::ATTACHMENTS;
 use crate::serve::throttle::{Limit, Throttle};
@@ -15,11 +15,10 @@ use xen::xenctrl::DomId;
 use xenbus::client::WatchEvent;
 use xenbus::path::DeviceType;
 
-/// When work that failed comes again. A stub is looked at again twice as long after each further look that failed, up to
-/// [`MOST_RETRY`].
+/// Delay before work that failed is repeated. For a stub it doubles with each further failure, up to [`MOST_RETRY`].
 const RETRY: Duration = Duration::from_millis(100);
 const MOST_RETRY: Duration = Duration::from_secs(5);
-/// A stub that has used up its burst gets at most one part in so many of the service's time.
+/// A stub that has used up its burst gets at most this fraction, 1 in 5, of the service's time.
 const SHARE: u32 = 5;
 
 /// What an event is about.
@@ -29,30 +28,29 @@ pub enum Concern {
     All,
     /// One stub.
     Stub(DomId),
-    /// What one stub publishes to its guest, of which a copy is kept.
+    /// What one stub publishes to its guest, and the service backs up.
     Published(DomId),
-    /// What libxl notes of devices.
+    /// libxl's notes of devices.
     Libxl,
-    /// Nothing: the service's own notes.
+    /// Nothing: the service wrote that node itself.
     Nothing,
 }
 
-/// Work that is of no stub in particular. Each kind is [marked](Agenda::mark) by the concern of its events, and tidying by
-/// the list.
+/// Work that concerns no single stub. Events [mark](Agenda::mark) the first and the last; the list marks tidying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Errand {
     /// Read the list of stubs.
     List,
     /// Remove what is left of guests that have ended.
     Tidy,
-    /// Look at what libxl notes of devices.
+    /// Check libxl's notes of devices.
     Libxl,
 }
 
 /// One piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Look at a stub.
+    /// The turn of a stub.
     Stub {
         /// The stub.
         stub: DomId,
@@ -63,25 +61,25 @@ pub enum Work {
     Errand(Errand),
 }
 
-/// How long an errand waits for stubs.
+/// Longest time that an errand waits for stubs.
 const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
-/// The token for the watch on what libxl notes of devices.
+/// Token of the watch on libxl's notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
 const PUBLISHED: &str = "published-";
 
-/// The token for a watch on a stub's state.
+/// Token of the watch on a stub's state.
 pub fn state_token(stub: DomId) -> String {
     format!("{STATE}{stub}")
 }
 
-/// The token for a watch on what a stub publishes.
+/// Token of the watch on what a stub publishes.
 pub fn published_token(stub: DomId) -> String {
     format!("{PUBLISHED}{stub}")
 }
 
-/// What an event is about, by its token, or else by the node that changed.
+/// What an event is about: by its token if that names a stub or libxl, otherwise by the node that changed.
 pub fn concern(event: &WatchEvent) -> Concern {
     if event.token == LIBXL_TOKEN {
         return Concern::Libxl;
@@ -108,29 +106,31 @@ pub fn concern(event: &WatchEvent) -> Concern {
     Concern::All
 }
 
+/// What is to be done for one stub, and when.
 #[derive(Debug)]
 struct StubWork {
     marked: bool,
+    /// True if what it publishes has changed.
     published: bool,
     throttle: Throttle,
-    /// Not before.
+    /// Its next turn does not come before this time.
     due: Instant,
-    /// When to look again if the next look fails.
+    /// Delay if its next turn fails.
     retry: Duration,
 }
 
-/// The stubs, and which are to be looked at.
+/// The stubs and errands, and which of them are due.
 #[derive(Debug, Default)]
 pub struct Agenda {
     stubs: BTreeMap<DomId, StubWork>,
-    /// Whose turn was last.
+    /// The stub that had the last turn.
     last: DomId,
     /// When each errand is to be done.
     errands: BTreeMap<Errand, Instant>,
 }
 
 impl Agenda {
-    /// Takes in what has happened.
+    /// Marks what an event is about.
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
             Concern::All => self.mark_errand(Errand::List, now),
@@ -155,16 +155,16 @@ impl Agenda {
     }
 
     fn mark_errand(&mut self, errand: Errand, now: Instant) {
-        // One that failed keeps its pause, whatever happens meanwhile.
+        // An errand that failed keeps its delay, whatever events come meanwhile.
         self.errands.entry(errand).or_insert(now);
     }
 
-    /// An errand has failed: it comes again, in a while.
+    /// An errand has failed. It is repeated after a delay.
     pub fn errand_later(&mut self, errand: Errand, now: Instant) {
         self.errands.insert(errand, now + RETRY);
     }
 
-    /// Has all these stubs looked at, forgets all others, and has what is left of guests tidied up.
+    /// Marks all these stubs, forgets all others, and marks the tidying.
     pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
         self.mark_errand(Errand::Tidy, now);
         self.stubs.retain(|stub, _| stubs.contains(stub));
@@ -173,7 +173,7 @@ impl Agenda {
         }
     }
 
-    /// What to do next, which is struck off.
+    /// Takes the next piece of work; `None` if nothing is due.
     pub fn next(&mut self, now: Instant) -> Option<Work> {
         let is_due = |errand: Errand, due: Instant| {
             due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
@@ -205,7 +205,7 @@ impl Agenda {
         Some(Work::Stub { stub, published })
     }
 
-    /// A look at a stub was good or not, and has taken so long.
+    /// The turn of a stub has ended. It has succeeded (`is_good`) or failed, and has taken this time.
     pub fn done(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
         if let Some(entry) = self.stubs.get_mut(&stub) {
             if is_good {
@@ -218,7 +218,7 @@ impl Agenda {
         }
     }
 
-    /// A look at a stub has failed: it comes again, and no sooner than in a while.
+    /// The turn of a stub has failed, or came too early. It is repeated after a delay, for the same work.
     pub fn later(&mut self, stub: DomId, published: bool, now: Instant) {
         let entry = self.entry(stub, now);
         entry.marked = true;
@@ -232,7 +232,7 @@ impl Agenda {
         self.stubs.remove(&stub);
     }
 
-    /// How long there is nothing to look at without a further event; `None` if that is for ever.
+    /// Time until work is due without a further event; `None` if there is none.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let marked = self.stubs.values().filter(|entry| entry.marked);
         let stubs = marked.map(|entry| entry.due);
@@ -247,7 +247,7 @@ mod tests {
 
     const BURST: u32 = 40;
 
-    fn look(stub: DomId, published: bool) -> Option<Work> {
+    fn turn(stub: DomId, published: bool) -> Option<Work> {
         Some(Work::Stub { stub, published })
     }
 
@@ -310,12 +310,12 @@ mod tests {
         let mut agenda = agenda_of([3, 5, 9], now);
         for expected in [3, 5, 9, 3, 3, 3] {
             agenda.mark(Concern::Stub(3), now);
-            assert_eq!(agenda.next(now), look(expected, false));
+            assert_eq!(agenda.next(now), turn(expected, false));
         }
         agenda.mark(Concern::Stub(9), now);
         agenda.mark(Concern::Stub(3), now);
-        assert_eq!(agenda.next(now), look(9, false));
-        assert_eq!(agenda.next(now), look(3, false));
+        assert_eq!(agenda.next(now), turn(9, false));
+        assert_eq!(agenda.next(now), turn(3, false));
         assert_eq!(agenda.next(now), None);
         assert_eq!(agenda.idle(now), None);
     }
@@ -327,32 +327,32 @@ mod tests {
         let took = Duration::from_millis(50);
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
-            assert_eq!(agenda.next(start), look(3, true));
+            assert_eq!(agenda.next(start), turn(3, true));
             agenda.done(3, true, took, start);
         }
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), look(3, true));
+        assert_eq!(agenda.next(start), turn(3, true));
         agenda.done(3, true, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
-        assert_eq!(agenda.next(start), look(4, false), "others do not wait for it");
+        assert_eq!(agenda.next(start), turn(4, false), "others do not wait for it");
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(took * 4));
-        assert_eq!(agenda.next(start + took * 4), look(3, false));
+        assert_eq!(agenda.next(start + took * 4), turn(3, false));
     }
 
     #[test]
-    fn a_look_that_failed_comes_again_with_all_that_it_was_for() {
+    fn a_turn_that_failed_comes_again_with_all_that_it_was_for() {
         let start = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), look(3, true));
+        assert_eq!(agenda.next(start), turn(3, true));
         agenda.later(3, true, start);
         agenda.mark(Concern::Stub(3), start);
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(RETRY));
-        assert_eq!(agenda.next(start + RETRY), look(3, true));
-        // One that goes on failing is looked at less and less, until a look is good.
+        assert_eq!(agenda.next(start + RETRY), turn(3, true));
+        // One that goes on failing gets its turn less and less often, until a turn succeeds.
         let mut now = start + RETRY;
         for expected in [2, 4, 8, 16, 32, 50, 50] {
             agenda.later(3, false, now);
@@ -400,8 +400,8 @@ mod tests {
         assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
         agenda.keep(&[3, 5].into(), now);
         let order = [
-            look(3, false),
-            look(5, false),
+            turn(3, false),
+            turn(5, false),
             Some(Work::Errand(Errand::Tidy)),
             Some(Work::Errand(Errand::Libxl)),
             None,
@@ -419,7 +419,7 @@ mod tests {
         }
         let late = now + ERRAND_WAITS;
         assert_eq!(agenda.next(late), Some(Work::Errand(Errand::Libxl)));
-        assert_eq!(agenda.next(late), look(3, false));
+        assert_eq!(agenda.next(late), turn(3, false));
     }
 
     #[test]
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(agenda.errands.remove(&Errand::Tidy), Some(now));
         agenda.forget(5);
         agenda.mark(Concern::Nothing, now);
-        assert_eq!(agenda.next(now), look(4, false));
+        assert_eq!(agenda.next(now), turn(4, false));
         assert_eq!(agenda.next(now), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The clients of the control socket, each with a thread of its own: one that says nothing, or does not take its answer,
-//! keeps nobody else waiting.
+//! The clients of the control socket. Each has a thread of its own, so that a client that sends nothing, or does not take its
+//! answer, keeps nobody else waiting.
 
 use super::wake::Wake;
 use crate::control::{self, Listener, Reply, Request};
@@ -11,17 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// How many clients may be there at once.
+/// Most clients at one time.
 const MOST: usize = 32;
 
 /// How a request is answered: at once, or by more work in the client's thread.
 pub type Answer = Box<dyn FnOnce() -> Reply + Send>;
 
-/// A request of a client, who waits for the answer.
+/// A request of a client that waits for the answer.
 pub struct ClientRequest {
-    /// What is asked.
     pub request: Request,
-    /// Who waits. If it is dropped, the client hears that nothing was done.
+    /// If this is dropped, the client hears that nothing was done.
     pub client: Client,
 }
 
@@ -37,19 +36,19 @@ impl Client {
 
     /// Has the client's own thread find the answer out.
     pub fn finish(self, answer: impl FnOnce() -> Reply + Send + 'static) {
-        // One that has gone away needs none.
+        // A client that has gone away needs no answer.
         let _ = self.0.send(Box::new(answer));
     }
 }
 
-/// All clients.
+/// The control socket, and the requests that have come in over it.
 pub struct Clients {
     listener: Listener,
     requests: Receiver<ClientRequest>,
     acceptor: Acceptor,
 }
 
-/// Where clients come in.
+/// Gives each client its thread.
 struct Acceptor {
     sender: Sender<ClientRequest>,
     wake: Wake,
@@ -57,7 +56,7 @@ struct Acceptor {
 }
 
 impl Clients {
-    /// The clients of this socket. Their requests wake the main thread.
+    /// The clients of this socket. Their requests call `wake`.
     pub fn new(listener: Listener, wake: Wake) -> Self {
         let (sender, requests) = channel();
         Self {
@@ -71,7 +70,7 @@ impl Clients {
         }
     }
 
-    /// Lets one in who waits at the acceptor.
+    /// Accepts a client that waits.
     pub fn accept(&self) -> io::Result<()> {
         match self.listener.accept()? {
             Some(stream) => self.acceptor.accept(stream),
@@ -119,7 +118,7 @@ fn attend(mut stream: UnixStream, sender: &Sender<ClientRequest>, wake: &Wake) -
         Ok(request) => {
             let (client, answer) = channel();
             let client = Client(client);
-            // Without a main thread there is no answer either.
+            // If the main thread has ended, `recv` fails below.
             let _ = sender.send(ClientRequest { request, client });
             wake.wake();
             answer.recv().map_or_else(
@@ -134,7 +133,7 @@ fn attend(mut stream: UnixStream, sender: &Sender<ClientRequest>, wake: &Wake) -
     control::reply(&mut stream, &reply)
 }
 
-/// Counts those who are there.
+/// Counts the clients.
 struct Presence {
     present: Arc<AtomicUsize>,
     number: usize,

@@ -1,21 +1,23 @@
-//! Which of the service's workers serves, which one stands by, and when the next is started. Nothing here starts or kills
-//! one: time is an argument, and [`super::workers`] does what a [`CrewAction`] says.
+//! Decides which of the service's workers serves, which one stands by, and when the next is started. Time is an argument.
+//! [`super::workers`] carries the decisions out.
 
 use crate::host::launcher::desk::WorkerId;
 use std::time::{Duration, Instant};
 
-/// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
+/// Delay from the moment when a spare worker takes over to the start of the next spare one. A new process would take the
+/// processor from the worker that guests wait for.
 const SPARE_DELAY: Duration = Duration::from_secs(1);
-/// Between two starts of workers, at least; twice as long after each worker more that dies soon, once so many in a row have.
+/// Shortest time between two starts of workers. After [`EARLY_DEATHS`] in a row it doubles with each further one, up to
+/// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const EARLY_DEATHS: u32 = 5;
-/// A worker that has served so long has not died soon.
+/// A worker that dies later than this after it began to serve has not died early.
 const SOUND: Duration = Duration::from_secs(1);
-/// How long a worker may take to be set up while nobody serves, and to begin when its turn has come. It is killed then.
+/// A worker is killed if it takes longer to be set up while nobody serves, or to begin when its turn has come.
 const SET_UP: Duration = Duration::from_secs(30);
 const BEGIN: Duration = Duration::from_secs(5);
-/// When a spare worker that could not be set up is tried again.
+/// Delay after a spare worker that could not be set up.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Which worker serves, which one stands by, and when the next is to be started.
@@ -23,15 +25,15 @@ const RETRY: Duration = Duration::from_secs(10);
 pub struct Crew {
     serving: Option<ServingWorker>,
     spare: Option<SpareWorker>,
-    /// When to start the next spare one, if there is none.
+    /// When to start the next spare worker, if there is none.
     start: Instant,
-    /// When one was started last.
+    /// When a worker was started last.
     started: Option<Instant>,
-    /// How many in a row have died soon.
+    /// Workers in a row that have died early.
     early_deaths: u32,
     /// True once one has begun to serve.
     pub has_served: bool,
-    /// What the next one is called.
+    /// Number of the next worker.
     pub next: WorkerId,
 }
 
@@ -49,28 +51,28 @@ struct SpareWorker {
     is_ready: bool,
 }
 
-/// What is to be done next.
+/// What has to be done next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CrewAction {
-    /// Start a worker, which is called so.
+    /// Start a worker with this number.
     Start(WorkerId),
-    /// Have this one serve.
+    /// Have this worker serve.
     Serve(WorkerId),
-    /// Kill this one, which takes too long: another is to take its place.
+    /// Kill this worker, which takes too long. Another one takes its place.
     Kill(WorkerId),
 }
 
-/// Who has ended.
+/// Role of a worker that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A spare one, while another serves.
+    /// It stood by, or was being set up, while another one serves.
     Spare,
-    /// The one that served, or was to be the first or the next to do so.
+    /// It served, or was the one to serve next while no other did.
     Server,
 }
 
 impl Crew {
-    /// A crew without a worker: the first is to be started now.
+    /// A crew without a worker. The first one is to be started now.
     pub const fn new(now: Instant) -> Self {
         Self {
             serving: None,
@@ -83,7 +85,7 @@ impl Crew {
         }
     }
 
-    /// The next step, which is taken as done; `None` if there is nothing to do before something happens, or before
+    /// The next action, which counts as done; `None` if there is nothing to do before a worker tells something, or before
     /// [`Self::idle`] is over.
     pub fn step(&mut self, now: Instant) -> Option<CrewAction> {
         if let Some(worker) = self.late(now) {
@@ -118,7 +120,7 @@ impl Crew {
         None
     }
 
-    /// The worker that guests wait for, and until when they do.
+    /// The worker that guests wait for, and when it is given up.
     fn awaited(&self) -> Option<(WorkerId, Instant)> {
         match (&self.serving, &self.spare) {
             (Some(serving), _) => (!serving.has_begun).then(|| (serving.worker, serving.since + BEGIN)),
@@ -127,9 +129,10 @@ impl Crew {
         }
     }
 
+    /// A worker that is to be killed now.
     fn late(&mut self, now: Instant) -> Option<WorkerId> {
         let (worker, _) = self.awaited().filter(|&(_, until)| now >= until)?;
-        // Once, for its death is waited for.
+        // The time starts again: the next call must not kill it once more before its end is seen.
         if let Some(serving) = &mut self.serving {
             serving.since = now;
         } else if let Some(spare) = &mut self.spare {
@@ -138,7 +141,7 @@ impl Crew {
         Some(worker)
     }
 
-    /// How long there is nothing to do, if nothing happens; `None` for ever.
+    /// Time until the next action, if no worker tells anything; `None` if there is none.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let start = self.spare.is_none().then_some(self.start);
         let late = self.awaited().map(|(_, until)| until);
@@ -169,7 +172,8 @@ impl Crew {
         } else {
             let was_ready = self.spare.take().is_some_and(|spare| spare.is_ready);
             if self.serving.is_some() {
-                // One that cannot be set up now cannot be so soon.
+                // A worker that stood by has crashed; the next one may do better soon. What kept one from being set up
+                // lasts longer.
                 self.start = now + if was_ready { SPARE_DELAY } else { RETRY };
                 return Role::Spare;
             }

@@ -12,37 +12,37 @@ use xen::xenctrl::XenctrlError;
 /// Why a worker ended.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Not on this host.
+    /// This is no host that can be served.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// No second handle to the hypervisor.
+    /// A further handle to the hypervisor cannot be opened.
     #[error(transparent)]
     Xenctrl(#[from] XenctrlError),
     /// The launcher is gone.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// It would outlive the launcher, or be open to other processes.
+    /// It could outlive the launcher, or other processes could read its memory.
     #[error("cannot tie the worker to its launcher (prctl)")]
     Tie(#[source] io::Error),
-    /// It would have privileges that it does not need.
+    /// It would keep rights that it does not need.
     #[error("the service cannot give up what it does not need")]
     Confine(#[from] ConfineError),
-    /// xenstore is gone.
+    /// xenstored is gone.
     #[error("xenstore failed (if xenstored has ended: restart the service when it runs again)")]
     Store(#[from] StoreError),
     /// The records cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// No way for threads to call each other.
+    /// Threads cannot wake the main thread.
     #[error("cannot make an event descriptor (eventfd)")]
     Wake(#[source] io::Error),
-    /// No thread for what takes long.
+    /// No thread for a job.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
-    /// No way to be told to end.
+    /// It could not be told to end.
     #[error("cannot catch SIGTERM")]
     Signal(#[source] io::Error),
-    /// The kernel will not wait.
+    /// The kernel refuses to wait.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
 }

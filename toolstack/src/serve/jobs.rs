@@ -1,8 +1,8 @@
-//! What takes long, each in a thread of its own: devices that are taken back, stubs that are destroyed on the way, and
-//! resets after errors. Linux waits for a minute for a device that does not come back from its reset.
+//! Work that takes long, each piece in a thread of its own: devices that are taken back, with the end of their stub, and
+//! resets after errors. Linux waits up to a minute for a device that does not come back from its reset.
 //!
-//! One attachment has one job at a time. If the service dies in the middle, the record is still there, and the next one
-//! begins anew.
+//! One attachment has one job at a time. If the service dies in the middle, the record is still there, and the next service
+//! does the work again.
 
 use super::clients::Client;
 use super::wake::Wake;
@@ -20,9 +20,9 @@ use xen::xenctrl::DomId;
 /// How a job has ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Devices were taken back.
+    /// Devices were taken back, as far as that was possible.
     Reclaimed(Released),
-    /// A device was reset after an error, or not.
+    /// A device was reset after an error, or could not be.
     Reset(Bdf, Result<(), String>),
 }
 
@@ -43,7 +43,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// None runs. The end of each wakes the main thread.
+    /// No jobs yet. The end of each will call `wake`.
     pub fn new(wake: Wake) -> Self {
         let (sender, outcomes) = channel();
         Self {
@@ -60,12 +60,12 @@ impl Jobs {
         self.running.contains_key(&stub)
     }
 
-    /// True while nothing else may be done for it.
+    /// True while a job runs that allows nothing else to be done for the attachment.
     pub fn is_closed(&self, stub: DomId) -> bool {
         self.running.get(&stub).is_some_and(|running| running.alone)
     }
 
-    /// What runs for it, in words.
+    /// What runs for it, in words, for the status.
     pub fn status(&self, stub: DomId) -> Option<String> {
         let Running { what, since, .. } = self.running.get(&stub)?;
         Some(format!("{what}, for {} s so far", since.elapsed().as_secs()))
@@ -121,6 +121,7 @@ impl Jobs {
             .name(format!("job {stub}"))
             .spawn(move || {
                 let mut end = end;
+                // Until then `end` says that the thread has failed, which is what a panic leaves.
                 end.outcome = Some(work());
                 drop(end);
             })?;
@@ -168,7 +169,7 @@ struct JobEnd {
 impl Drop for JobEnd {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome.take() {
-            // Without a main thread nobody cares.
+            // Fails only if the main thread has ended.
             let _ = self.sender.send((self.stub, outcome));
         }
         self.wake.wake();

@@ -21,30 +21,30 @@ use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
-/// How often in a row the thread of a link may fail.
+/// A stub is given up when the thread of its link has failed so often in a row.
 const MOST_FAILURES: u32 = 3;
-/// One that has lived so long was sound.
+/// A link that has lived so long was sound: failures before it no longer count.
 const SOUND: Duration = Duration::from_secs(60);
 
 /// The links, and what is known of stubs that have none.
 pub struct Links {
-    /// A handle of their own: a thread that is in a hypercall keeps no other one waiting.
+    /// A handle of the links' own. Calls of one handle wait for one another, and the main thread's may take long.
     xen: Xenctrl,
     wake: Wake,
     links: BTreeMap<DomId, Link>,
-    /// The stubs that could not be linked, each with the reason: said once, then left alone.
+    /// The stubs that are not served any more, each with the reason. They are left alone, and the reason is logged once.
     given_up: BTreeMap<DomId, String>,
     /// How often the thread of a stub's link has failed, in a row.
     failures: BTreeMap<DomId, u32>,
-    /// The stubs that have begun anew, and whose new page or port could not be had: most likely they have begun anew
-    /// once more, so that they are tried again at their next step. Said once.
+    /// The stubs that have restarted in place, and whose new page or port could not be mapped or bound. Most likely they have
+    /// restarted once more: the next offer is tried. That is logged once.
     awaiting_offer: BTreeSet<DomId>,
-    /// What is left to each stub of what it may have logged and done.
+    /// What each stub may still have logged and done. It is kept over restarts in place.
     limits: BTreeMap<DomId, Arc<Mutex<Limits>>>,
 }
 
 impl Links {
-    /// There are none. The threads of those that come use `xen`, and call `wake` when they end.
+    /// No links yet. The threads of later ones use `xen`, and call `wake` when they end.
     pub fn new(xen: Xenctrl, wake: Wake) -> Self {
         Self {
             xen,
@@ -72,7 +72,7 @@ impl Links {
         self.links.iter().map(|(&stub, link)| (stub, link))
     }
 
-    /// Ends the service of a stub. Its last request is done when the link is dropped.
+    /// Removes the link of a stub. Its last request is done when the link is dropped.
     pub fn remove(&mut self, stub: DomId) -> Option<Link> {
         self.links.remove(&stub)
     }
@@ -86,8 +86,8 @@ impl Links {
         self.links.remove(&stub);
     }
 
-    /// Ends the link of a stub that has died, and returns its handover block as text. The next domain starts with a clean
-    /// slate.
+    /// Ends the link of a stub that has died, and returns its handover block as text. Failures of links do not count against
+    /// the next domain.
     pub fn on_death(&mut self, stub: DomId) -> Option<String> {
         self.given_up.remove(&stub);
         self.failures.remove(&stub);
@@ -99,13 +99,13 @@ impl Links {
         self.given_up.get(&stub).map(String::as_str)
     }
 
-    /// The stubs whose links have threads that have failed.
+    /// The stubs whose link has a thread that has failed.
     pub fn failed(&self) -> Vec<DomId> {
         let failed = self.links.iter().filter(|(_, link)| link.has_ended());
         failed.map(|(&stub, _)| stub).collect()
     }
 
-    /// Drops a link whose thread has failed. Returns why the stub is to be given up, if that has happened too often.
+    /// Drops a link whose thread has failed. If that has happened too often, returns why the stub is to be given up.
     pub fn drop_failed(&mut self, stub: DomId) -> Option<String> {
         let link = self.links.remove(&stub)?;
         let failures = self.failures.entry(stub).or_default();
@@ -119,7 +119,7 @@ impl Links {
             .then(|| format!("the thread that serves it has failed {failures} times in a row"))
     }
 
-    /// Serves a stub no more, and says why.
+    /// Gives a stub up. Its error node and its state tell the stub.
     pub fn give_up(&mut self, store: &mut Store, stub: DomId, text: &str) -> Result<(), StoreError> {
         self.given_up.insert(stub, text.to_owned());
         store.write(&error_node(stub), text)?;
@@ -137,7 +137,8 @@ impl Links {
         Arc::clone(limits)
     }
 
-    /// The backend's part of the xenbus states.
+    /// Plays the backend's part of the xenbus states of a second hop: makes a link when the stub is ready, replaces it when
+    /// the stub has restarted in place, drops it when the stub closes.
     pub fn reconcile(
         &mut self,
         host: &mut Host,
@@ -151,14 +152,13 @@ impl Links {
         let theirs = host.store.read_state(&hop.frontend_node(key::STATE))?;
         match (own, theirs) {
             (Initialising, Initialising) => Ok(set_state(&mut host.store, hop, InitWait)?),
-            // State 4 without a link: an earlier service served this stub.
+            // The own state may be Connected without a link: an earlier service served this stub.
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(&mut host.store, stub)? {
                     let name = &attachment.stub.name;
                     self.log(stub, Level::Info, format_args!("stub {name} has begun anew"));
-                    // The last request of before is done when this returns.
+                    // Dropped before the record is read: the link's last request may still change it.
                     self.links.remove(&stub);
-                    // Interrupt modes that the link has noted are in the record of now.
                     let attachment = current(&mut host.store, attachment);
                     return self.connect(host, agenda, &attachment, own);
                 }
@@ -196,7 +196,7 @@ impl Links {
         let stub = attachment.stub.domid;
         let hop = Hop::second_hop(stub);
         let Some(ring_params) = link::ring_params(&mut host.store, hop)? else {
-            // It is still at it.
+            // The stub is still writing them.
             agenda.later(stub, false, Instant::now());
             return Ok(());
         };
@@ -239,7 +239,8 @@ fn set_state(store: &mut Store, hop: Hop, state: XenbusState) -> Result<(), Stor
     store.write(&hop.backend_node(key::STATE), state.as_str())
 }
 
-/// The attachment as it is recorded now, when nothing changes it any more: its link may have noted other modes since.
+/// The attachment as its record is now. To be called when its link is dropped: that may have recorded other interrupt modes
+/// since `attachment` was read.
 pub fn current(store: &mut Store, attachment: &Attachment) -> Attachment {
     let current = Attachment::read(store, attachment.stub.domid);
     current.ok().flatten().unwrap_or_else(|| attachment.clone())

@@ -1,13 +1,13 @@
-//! The service: dom0's end of every stub's second hop. Its [workers], of which one serves at a time, do the work that is
-//! here.
+//! The service: dom0's end of every stub's second hop.
 //!
-//! One thread, the [`service`], watches xenstore, and starts a `link` with a thread of its own for each stub that is ready.
-//! It also hears of [`errors`] of devices from the kernel, and brings dead stubs back ([`mod@revive`]). What it knows it
-//! reads from the records and the xenbus states, so a service that is started again takes up where the last one ended.
+//! Its first process is the launcher with its [`workers`]. One [`worker`] serves at a time; everything else here is its work.
+//! The main thread ([`service`]) watches xenstore, and starts a [`link`] with a thread of its own for each stub that is ready.
+//! It also hears of [`errors`] of devices from the kernel, and brings dead stubs back ([`mod@revive`]). What it knows it reads
+//! from the records and the xenbus states, so a service that starts takes up where the last one ended.
 //!
-//! What a stub or a guest writes can make a look at it fail, and can bring looks about without end. Each turn of the loop
-//! looks at one stub only ([`agenda`]), and a look that fails comes again later: it costs nobody else. Only the loss of
-//! xenstored or of the launcher ends the service.
+//! What a stub or a guest writes can make the work on that stub fail, and can cause work without end. Each turn of the loop
+//! works on one stub only ([`agenda`]), and work that fails is repeated later, so that no other stub pays for it. Only the loss
+//! of xenstored or of the launcher ends the service.
 
 mod abandoned;
 mod agenda;

@@ -1,4 +1,4 @@
-//! Devices that are taken back from a guest: what the jobs do, and which clients wait for that.
+//! Devices that are taken back from a guest: the work of the jobs, and the clients that wait for it.
 
 use super::clients::Client;
 use super::link::{Handle, Link};
@@ -12,7 +12,7 @@ use xen::xenctrl::DomId;
 
 /// Takes the devices of an attachment back.
 pub fn reclaim_all(host: &mut Host, link: Option<Link>, attachment: &Attachment) -> Released {
-    // The last request is done when this returns, and nothing changes the record any more.
+    // The link's thread ends with its last request. From then on nothing changes the record.
     drop(link);
     let current = current(&mut host.store, attachment);
     logged(release(host, &current))
@@ -53,19 +53,19 @@ struct Reclaimed {
 }
 
 impl Waiters {
-    /// Devices are taken back from now on: all of the attachment's, or some. `client` waits for that.
+    /// A job begins that takes back all devices of the attachment, or some. `client` waits for its end.
     pub fn begin(&mut self, stub: DomId, all: bool, client: Option<Client>) {
         let clients = client.into_iter().collect();
         self.0.insert(stub, Reclaimed { all, clients });
     }
 
-    /// The clients that wait until all devices are taken back, if that is under way.
+    /// The clients that wait for a job that takes back all devices; `None` if there is no such job.
     pub fn for_all(&mut self, stub: DomId) -> Option<&mut Vec<Client>> {
         let reclaimed = self.0.get_mut(&stub).filter(|reclaimed| reclaimed.all);
         reclaimed.map(|reclaimed| &mut reclaimed.clients)
     }
 
-    /// The devices are taken back: the clients that have waited.
+    /// The job has ended. Returns the clients that have waited for it.
     pub fn end(&mut self, stub: DomId) -> Vec<Client> {
         let reclaimed = self.0.remove(&stub);
         reclaimed.map_or_else(Vec::new, |reclaimed| reclaimed.clients)

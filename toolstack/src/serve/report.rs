@@ -1,5 +1,5 @@
-//! The service's answer to `bulkhead status`. It is made in the client's thread: a link may be busy, and there may be many
-//! stubs.
+//! The service's answer to `bulkhead status`. The client's thread makes it: a link may be busy for a while, and there may be
+//! many stubs.
 
 use super::link::Handle;
 use crate::control::Reply;
@@ -49,7 +49,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
     }
 }
 
-/// What this process holds.
+/// What this process holds; `None` if its kernel does not tell.
 fn process_stats(status: &Status) -> Option<ProcessStats> {
     match ProcessStats::read(Path::new("/proc/self")) {
         Ok(stats) => Some(ProcessStats {

@@ -1,4 +1,8 @@
-//! The loop of the worker that serves, and what it knows of each stub. [`super`] says what it does.
+//! The loop of the worker that serves. [`super`] describes its work.
+//!
+//! One turn does one piece of each kind of work, so that nothing waits for more than one piece of any other kind. What may
+//! take long runs elsewhere: requests in the threads of links, resets and the return of devices in [`Jobs`], programs in the
+//! launcher.
 
 use super::abandoned::Abandoned;
 use super::agenda::{self, Agenda, Concern, Errand, Work};
@@ -46,15 +50,15 @@ use xenbus::path::{Device as Hop, DeviceType, key};
 const SPARE: &CStr = c"bulkhead-spare";
 const SERVING: &CStr = c"bulkhead-worker";
 
-/// Between two times that events are taken in, at least: a stub may write as often as it likes.
+/// Shortest time between two readings of xenstore's events. A stub may cause events as often as it likes.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The most events taken in at once.
+/// Most events taken in at one reading.
 const MOST_EVENTS: usize = 1024;
 
 /// All that the serving worker works with.
 pub struct Service {
     host: Host,
-    /// For jobs, which make long calls.
+    /// A handle of the jobs' own: calls of one handle wait for one another.
     job_xen: Xenctrl,
     jobs: Jobs,
     clients: Clients,
@@ -64,15 +68,15 @@ pub struct Service {
     links: Links,
     /// The stubs whose state is watched.
     watched: BTreeSet<DomId>,
-    /// Who waits until devices of a stub are taken back.
+    /// The clients that wait until devices of a stub are taken back.
     reclaims: reclaim::Waiters,
-    /// What comes after that.
+    /// The attachments that get a new stub after that, each with the image of the old one.
     replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
     errors: Errors,
     revivals: Revivals,
     abandoned: Abandoned,
     agenda: Agenda,
-    /// Of what every look finds again.
+    /// For failures that come again at each attempt.
     complaints: LogLimit,
 }
 
@@ -103,7 +107,7 @@ impl Service {
         })
     }
 
-    /// Waits until no other worker serves; false if this one is to end before that.
+    /// Waits until no other worker serves. Returns false if this one is told to end before.
     pub fn wait_for_turn(&mut self) -> Result<bool, ServeError> {
         let Runner::Launcher(launcher) = &mut self.host.runner else {
             return Ok(true);
@@ -114,7 +118,7 @@ impl Service {
             if let Some(turn) = launcher.poll(ticket)? {
                 turn?;
                 let _ = set_name(SERVING);
-                // A worker before this one may have had them wait.
+                // The flag belongs to the open file, which all workers share. An earlier worker may have cleared it.
                 ioctl_fionbio(&self.clients, true).map_err(|error| ServeError::Wait(error.into()))?;
                 ioctl_fionbio(&self.errors, true).map_err(|error| ServeError::Wait(error.into()))?;
                 launcher.order(Order::Begun)?;
@@ -143,6 +147,7 @@ impl Service {
         }
         self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
         log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+        // xenstored sends an event for each new watch, so that the first turns find every stub.
         let mut listen = Instant::now();
         loop {
             if Instant::now() >= listen {
@@ -156,7 +161,7 @@ impl Service {
         }
     }
 
-    /// Takes in what has happened in xenstore.
+    /// Marks what xenstore's events are about.
     fn take_events(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
         for _ in 0..MOST_EVENTS {
@@ -178,9 +183,9 @@ impl Service {
         match self.agenda.next(now) {
             Some(Work::Errand(errand)) => self.run_errand(errand)?,
             Some(Work::Stub { stub, published }) => {
-                let looked = self.reconcile(stub, published);
-                let is_good = looked.is_ok();
-                if let Err(error) = looked {
+                let reconciled = self.reconcile(stub, published);
+                let is_good = reconciled.is_ok();
+                if let Err(error) = reconciled {
                     self.excuse(error, Some(stub))?;
                     self.agenda.later(stub, published, Instant::now());
                 }
@@ -238,7 +243,7 @@ impl Service {
         Ok(())
     }
 
-    /// Takes in how a job has ended, and turns to what has waited for that.
+    /// Takes in how a job has ended, and answers the clients that have waited for it.
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
         match outcome {
             Outcome::Reclaimed(released) => {
@@ -255,12 +260,12 @@ impl Service {
                 errors.reset(context, stub, bdf, reset);
             }
         }
-        // What it published meanwhile was not looked at.
+        // While the job ran, changes of the stub's nodes were not followed.
         self.agenda.mark(Concern::Published(stub), Instant::now());
     }
 
-    /// Forgets the errors of devices that a stub has no more. A reset that waited would hit them, and from now on they
-    /// may be dom0's.
+    /// Forgets the errors of devices that a stub has no more. A reset that still waits would hit a device that may be dom0's
+    /// by now.
     fn forget_errors_of_gone(&mut self, stub: DomId) {
         match Attachment::read(&mut self.host.store, stub) {
             Ok(Some(attachment)) => self.errors.keep(&attachment),
@@ -268,7 +273,8 @@ impl Service {
         }
     }
 
-    /// Passes over what only one stub has brought about, or is to blame for.
+    /// Logs an error that concerns one stub or one errand alone, and goes on. Without xenstored or the launcher nothing can go
+    /// on: then the error is returned.
     fn excuse(&mut self, error: ServeError, stub: Option<DomId>) -> Result<(), ServeError> {
         if !self.host.store.is_usable() || matches!(error, ServeError::Launch(LaunchError::Gone(_))) {
             return Err(error);
@@ -282,7 +288,8 @@ impl Service {
         Ok(())
     }
 
-    /// Waits for something to do; true if that is to end. To xenstore it does not listen before `listen`.
+    /// Waits for something to do. Returns true if the service is told to end. Events of xenstore do not end the wait before
+    /// `listen`.
     fn wait(&mut self, listen: Instant) -> Result<bool, ServeError> {
         let now = Instant::now();
         let mut fds = vec![
@@ -294,7 +301,8 @@ impl Service {
         let mut unseen = self.host.store.has_events();
         if let Runner::Launcher(launcher) = &mut self.host.runner {
             unseen |= launcher.take_others();
-            // Its end is this service's end; of its answers others than ours are looked for by those who asked.
+            // The end of the launcher ends the service. POLLHUP comes unasked; answers are waited for only if the main thread
+            // has ordered something, for jobs have connections of their own.
             let answers = if self.revivals.expect_answers() {
                 PollFlags::IN
             } else {
@@ -312,7 +320,7 @@ impl Service {
             .into_iter()
             .flatten()
             .min();
-        // What has come in with the answer to something else is not seen at its descriptor.
+        // Messages that were read together with another answer lie in this process: their descriptors do not become ready.
         if !deaf.is_zero() || unseen {
             longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
         }
@@ -331,7 +339,7 @@ impl Service {
         if is(0, PollFlags::IN)
             && let Err(error) = self.clients.accept()
         {
-            // As when there are no descriptors left: it would be ready again at once.
+            // As when there are no descriptors left. The socket stays ready, so without a pause the loop would spin.
             let what = "cannot accept a client of the control socket";
             log_limited!(self.complaints, Level::Warn, "{what}: {error}");
             std::thread::sleep(PAUSE);
@@ -339,7 +347,7 @@ impl Service {
         Ok(is(3, PollFlags::IN))
     }
 
-    /// Reads which stubs there are, all of which are to be looked at.
+    /// Reads which stubs there are, and marks them all.
     fn list(&mut self) -> Result<(), ServeError> {
         let names = records::children(&mut self.host.store, ATTACHMENTS)?;
         let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
@@ -358,7 +366,8 @@ impl Service {
         Ok(records::forget_dead_mappings(&mut self.host.store)?)
     }
 
-    /// Brings the link of a stub in line with what its record and xenstore say.
+    /// Brings the link of a stub in line with its record and with xenstore, or takes the next step of its return or its end.
+    /// `published`: what it publishes to its guest has changed.
     fn reconcile(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
         let attachment = match Attachment::read(&mut self.host.store, stub) {
             Ok(Some(attachment)) => attachment,
@@ -381,7 +390,7 @@ impl Service {
         }
         self.errors.keep(&attachment);
         if self.jobs.is_closed(stub) {
-            // Its end comes back to here.
+            // The job's end marks the stub again.
             return Ok(());
         }
         if !is_alive(&mut self.host.store, &attachment.guest)? {
@@ -391,7 +400,7 @@ impl Service {
             }
             return Ok(());
         }
-        // A reset after an error; what takes devices back has ended, as seen above.
+        // A reset after an error. A job that takes devices back has returned above.
         let is_busy = self.jobs.is_busy(stub);
         let on_death = || self.links.on_death(stub);
         let verdict = self
@@ -401,7 +410,7 @@ impl Service {
             StubAction::Leave => Ok(()),
             StubAction::Reclaim(afterwards) => self.reclaim_unplugged(attachment, afterwards),
             StubAction::Serve => {
-                // Its connection comes first: the copy is for the time after its death.
+                // The guest waits for the connection; the copy is for the time after the stub's death.
                 self.links
                     .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
                 self.restart_abandoned(&attachment)?;
@@ -413,7 +422,7 @@ impl Service {
         }
     }
 
-    /// Makes libxl's notes of devices right again.
+    /// Writes libxl's notes of devices again where they are missing. Without its note, libxl takes a device for free.
     fn tell_libxl(&mut self) -> Result<(), ServeError> {
         let (attachments, _) = Attachment::all(&mut self.host.store)?;
         for bdf in records::renew(&mut self.host.store, &attachments)? {
@@ -427,8 +436,8 @@ impl Service {
         Ok(())
     }
 
-    /// Takes back the devices that a guest has let go of because its stub is dead, and gives them to it anew if they can
-    /// have another stub.
+    /// Takes back the devices that a guest has let go of because its stub is dead. Notes that they are to be given to it
+    /// again, if they can have another stub.
     fn reclaim_unplugged(
         &mut self,
         attachment: Attachment,
@@ -473,7 +482,7 @@ impl Service {
         Ok(())
     }
 
-    /// Has the guest begin anew if it gave its frontend up before the connection stood.
+    /// Has the guest start its connection again if it gave its frontend up before the connection stood ([`Abandoned`]).
     fn restart_abandoned(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
         let xen = self.host.xen.clone();
         let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
@@ -493,12 +502,12 @@ impl Service {
         Ok(())
     }
 
-    /// True while the devices of a stub cannot be taken back, for something else is done for it.
+    /// True while the devices of a stub cannot be taken back, because something else is being done for it.
     fn is_held_up(&self, stub: DomId) -> bool {
         self.jobs.is_busy(stub) || self.revivals.is_creating(stub)
     }
 
-    /// Takes the devices of an attachment back. Its stub is not served any more from the first moment.
+    /// Starts a job that takes the devices of an attachment back. Its stub is not served any more from now on.
     fn reclaim_attachment(
         &mut self,
         attachment: Attachment,
@@ -512,7 +521,7 @@ impl Service {
         self.start_reclaim(stub, true, job, client)
     }
 
-    /// Takes some devices of an attachment back. Nothing is done for them any more from the first moment.
+    /// Starts a job that takes some devices of an attachment back.
     fn reclaim_devices(
         &mut self,
         attachment: Attachment,
@@ -538,7 +547,7 @@ impl Service {
         Ok(())
     }
 
-    /// Serves what the record of a stub says now.
+    /// Serves the devices that the record of a stub names now.
     fn follow_record(&mut self, stub: DomId, attachment: &Attachment) -> Reply {
         let Some(link) = self.links.get(stub) else {
             return Reply::Error {
@@ -555,6 +564,7 @@ impl Service {
         }
     }
 
+    /// Answers a request, or has it wait for the end of what is under way for its stub.
     fn answer(&mut self, request: Request, client: Client) -> Result<(), ServeError> {
         let stub = match request {
             Request::Status => return self.answer_status(client),
@@ -563,6 +573,7 @@ impl Service {
         if let Request::Release { .. } = request
             && let Some(clients) = self.reclaims.for_all(stub)
         {
+            // The guest's death may have begun it already: this client hears how that ends.
             clients.push(client);
             return Ok(());
         }
@@ -601,7 +612,7 @@ impl Service {
         Ok(())
     }
 
-    /// Answers requests that had to wait, if nothing holds them up any more.
+    /// Answers requests that have waited for the end of a job or of a creation.
     fn answer_waiting(&mut self) -> Result<(), ServeError> {
         for stub in self.jobs.waited_for() {
             if !self.is_held_up(stub) {
@@ -636,7 +647,9 @@ impl Service {
         let mut remarks = BTreeMap::new();
         for &stub in &self.watched {
             let given_up = self.links.why_given_up(stub).map(|why| {
-                format!("not served any more: {why}; `xl destroy` of this stub has a new one come, which is served")
+                format!(
+                    "not served any more: {why}; `xl destroy` of this stub brings a new one, which is served"
+                )
             });
             if let Some(remark) = self.jobs.status(stub).or(given_up) {
                 remarks.insert(stub, remark);
@@ -647,7 +660,7 @@ impl Service {
     }
 }
 
-/// What is watched of a stub, each with its token.
+/// The nodes of a stub that are watched, each with its token.
 fn watches(stub: DomId) -> [(String, String); 2] {
     [
         (

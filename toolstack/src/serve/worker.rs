@@ -1,5 +1,4 @@
-//! One worker, from its start to its end: it is tied to its launcher, set up and confined, stands by until no other worker
-//! serves, and serves.
+//! One worker: it is tied to its launcher, set up and confined. It stands by until no other worker serves, then serves.
 
 use super::service::Service;
 use crate::serve::confine::confine;
@@ -16,13 +15,13 @@ const STARTING: &CStr = c"bulkhead-start";
 /// Serves all stubs of this host as a worker of the launcher at the other end of `socket`: sets all up, and waits until no
 /// other worker serves. Returns on errors, and when it is told to end (SIGTERM).
 pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
-    // It never outlives the launcher, whatever it waits for: the lock would be held for ever.
+    // A worker must not outlive the launcher: it has a copy of the service's lock, and no other service could start.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| ServeError::Tie(error.into()))?;
-    // No other process of this user's reads or writes its memory.
+    // No other process of the same user can attach to it, or read its memory.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| ServeError::Tie(error.into()))?;
     let _ = set_name(STARTING);
     let mut service = Service::new(socket)?;
-    // From here on guests have a say in what it does.
+    // What needs more rights is open by now. What follows handles what guests and stubs write.
     match confine()? {
         RulesetStatus::FullyEnforced => {}
         RulesetStatus::PartiallyEnforced => {
@@ -59,7 +58,7 @@ mod tests {
     use std::path::Path;
     use std::thread;
 
-    /// What the service does besides its work on devices, with no more than it may do once it serves.
+    /// All that the service does besides its work on devices, under the filters that it serves with.
     #[test]
     fn all_that_the_service_waits_for_works_when_it_is_confined() {
         let wake = Wake::new().unwrap();

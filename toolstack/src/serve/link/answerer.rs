@@ -43,7 +43,7 @@ impl Answerer {
         }
     }
 
-    /// Finishes what a service that died has left unfinished, and answers the request that waits.
+    /// Finishes what a service that died has left unfinished, and answers the request that waits in the page.
     fn take_up(&mut self, store: &mut Store) -> anyhow::Result<()> {
         inject::point(Point::TakeUp);
         let (changes, known) = unfinished(store, self.stub)?;
@@ -79,19 +79,19 @@ impl Answerer {
                 .begin_again(taken.request(), &self.xen, |bdf, note| recorder.record(bdf, note));
             self.answer(&mut shared, taken, store)?;
         }
-        // An answer that was given, but not told of.
+        // The service that died may have given an answer without an event.
         self.channel.notify()?;
         Ok(())
     }
 
-    /// Serves until it is stopped; interrupt modes are noted in `store`.
+    /// Serves until it is stopped. Interrupt modes are recorded in `store`.
     fn serve(&mut self, store: &mut Store) -> io::Result<()> {
         while self.channel.wait()? == Event::Peer {
-            // An event without a request counts as one.
+            // An event without a request counts as one: it costs dom0 nearly as much.
             let requests = self.burst(store)?.max(1);
             let wait = lock(&self.limits).throttle.spend(requests, Instant::now());
             if !wait.is_zero() {
-                // Not a sleep: who ends the link wakes this thread up, and does not wait for the stub's sake.
+                // Not a sleep: the end of the link wakes this thread, so that it does not wait because of the stub.
                 thread::park_timeout(wait);
             }
             self.channel.unmask()?;
@@ -99,14 +99,14 @@ impl Answerer {
         Ok(())
     }
 
-    /// Answers requests until there is none, and says how many there were. The channel stays masked meanwhile, so that
+    /// Answers requests until there is none, and returns how many there were. The channel stays masked meanwhile, so that
     /// the stub's events cost dom0 nothing.
     ///
-    /// It does not look for a next one before it sleeps: the processor is better left to the stub, which has to
-    /// pass the answer on before its guest can ask again (measured: looking made writes slower).
+    /// The thread does not poll for a next request before it sleeps. The stub needs the processor, for it has to pass the
+    /// answer on before its guest can ask again. Measured: polling made writes slower.
     ///
-    /// A burst without end is cut, so that others get at what is shared: the events of the requests
-    /// that follow wait behind the mask.
+    /// A long burst is cut, so that other threads get at the shared state. The event of a request that is left waits behind
+    /// the mask.
     fn burst(&mut self, store: &mut Store) -> io::Result<u32> {
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
@@ -167,7 +167,7 @@ impl Answerer {
     }
 }
 
-/// Writes interrupt modes down, and tells of them.
+/// Records interrupt modes in xenstore, and logs them.
 struct ModeRecorder<'a> {
     store: &'a mut Store,
     stub: DomId,
@@ -181,7 +181,7 @@ impl ModeRecorder<'_> {
         let noted = records::note_mode(self.store, self.stub, bdf, note);
         inject::point(Point::Noted);
         let mode = match (note, &noted) {
-            // Its end will be told.
+            // The mode that it ends in is logged.
             (Note::Change(_), Ok(())) => return,
             (Note::Change(change), Err(_)) => change.to_string(),
             (Note::Mode(mode), _) => mode.to_string(),
@@ -202,8 +202,8 @@ impl ModeRecorder<'_> {
     }
 }
 
-/// The changes of interrupt modes whose end a service before this one did not note, and the pirqs that the guest has by
-/// the record.
+/// What an earlier service may have left: changes of interrupt modes whose end is not recorded, and the pirqs that the guest
+/// has by the record.
 fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, BTreeSet<u32>), RecordError> {
     let mut changes = BTreeMap::new();
     let mut known = BTreeSet::new();

@@ -4,12 +4,12 @@ use crate::serve::log_limit::LogLimit;
 use crate::serve::throttle::{Limit, Throttle};
 use std::time::Instant;
 
-/// What a stub may do so often and no more. They are the stub's, and not its connection's: one that was taken over can
-/// have a new connection as often as it likes.
+/// Limits of one stub. They belong to the stub and not to its connection: a stub that was taken over can make a new
+/// connection as often as it likes.
 pub struct Limits {
-    /// Of complaints.
+    /// Of messages about the stub and its requests.
     pub complaints: LogLimit,
-    /// Of changes of interrupt modes, which a guest can bring about as often as it likes.
+    /// Of messages about interrupt modes. A guest can change them as often as it likes, and must not hide complaints that way.
     pub mode_changes: LogLimit,
     pub throttle: Throttle,
 }

@@ -1,4 +1,4 @@
-//! One stub's connection: its page, its event channel, and the thread that answers.
+//! The service's end of one second hop: the stub's page, its event channel, and the thread that answers.
 
 mod answerer;
 mod limits;
@@ -35,7 +35,7 @@ use xenbus::pciif::{AER_HANDLER, SharedPage as _, layout};
 /// Why a stub is not served.
 #[derive(Debug, Error)]
 pub enum LinkError {
-    /// What it has published makes no sense.
+    /// A node that it has published makes no sense.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// Its page cannot be mapped.
@@ -65,13 +65,13 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// True if it is about what the stub has published: it may do better with the next.
+    /// True if the error is about what the stub has published. Its next offer may be better.
     pub const fn is_of_offer(&self) -> bool {
         matches!(self, Self::Node(_) | Self::Page { .. } | Self::Port { .. })
     }
 }
 
-/// A stub that is served, until this is dropped.
+/// A stub that is served. The thread ends when this is dropped, after the request that it is at.
 pub struct Link {
     ring_params: RingParams,
     handle: Handle,
@@ -81,7 +81,7 @@ pub struct Link {
     began: Instant,
 }
 
-/// Tells of the end of a link's thread, however it comes.
+/// Tells of the end of a link's thread, a panic included.
 struct ThreadEnd {
     ended: Arc<AtomicBool>,
     wake: Wake,
@@ -95,7 +95,8 @@ impl Drop for ThreadEnd {
 }
 
 impl Link {
-    /// Maps, binds, and starts to answer. Interrupt modes are noted in xenstore over `store`; the end of the thread calls `wake`.
+    /// Maps the stub's page, binds its port, and starts to answer. The thread records interrupt modes over `store`, and calls
+    /// `wake` when it ends.
     pub fn start(
         attachment: &Attachment,
         ring_params: RingParams,
@@ -153,12 +154,12 @@ impl Link {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// How long the stub is served.
+    /// Time since the link was made.
     pub fn age(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// For other threads.
+    /// A handle for other threads.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -177,7 +178,7 @@ impl Link {
         Ok(())
     }
 
-    /// Tells the guest of an error.
+    /// Passes an error of a device on to the guest, by way of the stub.
     pub fn tell(&self, request: &AerRequest) -> Told {
         let page = &self.handle.lock().page;
         if page.load(layout::FLAGS) & AER_HANDLER == 0 {
@@ -190,12 +191,12 @@ impl Link {
         }
     }
 
-    /// What the guest says to that.
+    /// The guest's answer to that; `None` while there is none.
     pub fn verdict(&self) -> Option<Verdict> {
         aer::verdict(&self.handle.lock().page).map(Verdict::from_raw)
     }
 
-    /// Sees what a device is like after an error, and restores it if it was reset.
+    /// Finds out how a device is after an error, and restores it if it was reset.
     pub fn inspect(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Condition> {
         let shared = self.handle.lock();
         let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
@@ -209,13 +210,13 @@ impl Link {
         function.renew(xen)
     }
 
-    /// What the stub leaves to the one that takes its place, as text.
+    /// The stub's handover block, as text.
     pub fn handover_block(&self) -> Option<String> {
         handover_block::to_hex(&self.handle.lock().page)
     }
 }
 
-/// Has those devices report their errors of whose errors dom0's kernel hears.
+/// Turns error reporting on in the devices whose errors reach dom0's kernel.
 fn report_errors(functions: &mut Functions<ConfigFile>, sysfs: &Sysfs) {
     for function in functions
         .iter_mut()
@@ -230,9 +231,10 @@ fn report_errors(functions: &mut Functions<ConfigFile>, sysfs: &Sysfs) {
 impl Drop for Link {
     fn drop(&mut self) {
         if let Err(error) = self.channel.stop() {
-            // Then it cannot be waited for either.
+            // Nor can the thread be waited for then: it may never end.
             log::error!("the thread of a stub cannot be stopped: {error}");
         } else if let Some(thread) = self.thread.take() {
+            // It may be parked, because its stub has sent too many requests.
             thread.thread().unpark();
             if thread.join().is_err() {
                 log::error!("the thread of a stub has failed");

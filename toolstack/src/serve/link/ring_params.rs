@@ -19,18 +19,20 @@ pub struct NodeError {
     expected: &'static str,
 }
 
-/// What a stub publishes in xenstore.
+/// Page and event channel port of a stub's second hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingParams {
     pub grant: u32,
     pub port: u32,
 }
 
-/// The longest value of a stub's that is told.
+/// A value of a stub's is quoted up to this many characters.
 const LONGEST_TOLD: usize = 60;
 
-/// Reads a stub's ring_params, all of one moment; `None` while it rewrites them. A transaction would say the same, but
-/// one that only reads can be kept from its end for ever by whoever writes without a pause.
+/// Reads what a stub has published, all of one moment; `None` while it rewrites that.
+///
+/// The nodes are read twice and compared. A transaction would do as well, but one that only reads can be kept from its end
+/// for ever by a stub that writes without a pause.
 pub fn ring_params(
     store: &mut impl Nodes<TransportError = io::Error>,
     hop: Hop,

@@ -9,7 +9,7 @@ use xen::xendev::GrantedPage;
 use xenbus::counters::Counters;
 use xenbus::handover_block::HandoverBlock;
 
-/// The part of a link that the status looks at too.
+/// Page, devices and counts of one stub.
 pub struct LinkState {
     pub page: GrantedPage,
     pub functions: Functions<ConfigFile>,
@@ -17,7 +17,7 @@ pub struct LinkState {
     pub failed: u64,
 }
 
-/// What of a link other threads may use, and may have to wait for while a request is answered.
+/// Part of a link that other threads may use. They wait while a request is answered.
 #[derive(Clone)]
 pub struct Handle(pub Arc<Mutex<LinkState>>);
 
@@ -26,12 +26,12 @@ impl Handle {
         lock(&self.0)
     }
 
-    /// Serves these devices no more. No request for them is under way when this returns.
+    /// Stops serving these devices. No request for them is under way when this returns.
     pub fn drop_devices(&self, bdfs: &[Bdf]) {
         self.lock().functions.drop_devices(bdfs);
     }
 
-    /// What there is to tell of it.
+    /// What the service has seen of the stub, for the status.
     pub fn served(&self) -> Served {
         let shared = self.lock();
         let mut served = Served {
@@ -62,6 +62,6 @@ impl Handle {
 
 /// Locks what threads of the service share.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    // After a panic in a thread its link only waits to be dropped.
+    // A mutex is poisoned if a thread has panicked. The link of that thread is not used any more, only dropped.
     shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,13 +1,12 @@
-//! Whether, and when, a dead stub is brought back. Pure: the time comes in.
+//! Whether and when a dead stub is brought back. Time is an argument.
 
 use std::time::Duration;
 
-/// A life that ends sooner than this after its beginning counts as short.
+/// A stub that dies sooner than this after its return has died early.
 pub const EARLY_DEATH: Duration = Duration::from_secs(3);
-/// What is waited after so many short lives in a row, counted from the first one. When these are used up, the stub
-/// stays dead.
+/// Delay before the next return, by the number of early deaths in a row. When these are used up, the stub stays dead.
 ///
-/// The guest's access waits two seconds in all, so the first delays let it succeed all the same.
+/// pcifront waits two seconds for an answer. The first delays are short enough that an access succeeds all the same.
 const DELAYS: [Duration; 5] = [
     Duration::ZERO,
     Duration::ZERO,
@@ -16,34 +15,34 @@ const DELAYS: [Duration; 5] = [
     Duration::from_secs(3),
 ];
 
-/// What to do about a death.
+/// What to do about a stub that has died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Bring the stub back, after this long.
     After(Duration),
-    /// Do not: it would only die again.
+    /// Leave it dead. It would only die again.
     GiveUp,
 }
 
-/// The lives of a stub, as far as they matter.
+/// Returns and deaths of one stub.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
-    /// When the last one began, on a clock of the caller's; `None` for one that was not seen to begin.
+    /// When it returned, on a clock of the caller's; `None` if it was not brought back since its last death.
     since: Option<Duration>,
-    /// Short lives in a row.
+    /// Early deaths in a row, failed attempts to bring it back included.
     early_deaths: usize,
-    /// How often it was brought back.
+    /// Number of returns.
     revivals: u64,
 }
 
 impl Backoff {
-    /// A life begins at `now`.
+    /// It was brought back.
     pub fn returned(&mut self, now: Duration) {
         self.since = Some(now);
         self.revivals += 1;
     }
 
-    /// It has ended. One whose beginning nobody saw was long.
+    /// It has died. Without a return before, that is no early death.
     pub fn died(&mut self, now: Duration) -> Decision {
         let since = self.since.take();
         let short = since.is_some_and(|since| now.saturating_sub(since) < EARLY_DEATH);
@@ -51,7 +50,7 @@ impl Backoff {
         self.decide()
     }
 
-    /// It could not begin.
+    /// An attempt to bring it back has failed.
     pub fn failed(&mut self) -> Decision {
         self.early_deaths += 1;
         self.decide()
@@ -64,12 +63,12 @@ impl Backoff {
         }
     }
 
-    /// Short lives in a row.
+    /// Early deaths in a row.
     pub fn early_deaths(&self) -> usize {
         self.early_deaths
     }
 
-    /// How often it was brought back.
+    /// Number of returns.
     pub fn revivals(&self) -> u64 {
         self.revivals
     }

@@ -1,11 +1,11 @@
-//! Bringing dead stubs back, each with the number that it had: their guests notice no more than a slow access.
+//! Brings dead stubs back, each with the number that it had. Their guests notice a slow access at most.
 //!
-//! A guest's pcifront asks for two seconds, and what it has open towards its stub (the grant, the event channel, the
-//! watch) holds for any domain of the same number. So a new domain gets the number, and finds in xenstore what the
-//! old one left: states 5, 6 and 7 of the first hop are never written on the way.
+//! pcifront waits two seconds for an answer. What it has open towards its stub (grant, event channel, watch) holds for any
+//! domain of the same number. So a new domain gets the number, and finds in xenstore what the old one left. States 5, 6 and 7
+//! of the first hop are never written on the way.
 //!
-//! Where that cannot be had, the guest sees an orderly hot unplug ([`unplug`]). If it was only the number that could not
-//! be had, its devices come back with a stub of another number; if the stub dies again and again, they do not.
+//! If that fails, the guest sees an orderly hot unplug ([`unplug`]). If only the number could not be had, the devices come
+//! back with a stub of another number. If the stub died again and again, they do not.
 
 mod backoff;
 mod stub;
@@ -25,17 +25,17 @@ use std::time::{Duration, Instant};
 use stub::{Moment, Revival, Stage};
 use xen::xenctrl::DomId;
 
-/// The stubs that died, and those that might.
+/// What is known of each stub, dead or alive.
 pub struct Revivals {
     stubs: BTreeMap<DomId, Revival>,
-    /// Guests that get their devices back from a stub with another number.
+    /// Orders for guests that get their devices back through a stub of another number.
     replugs: Vec<(Failed, Ticket)>,
     /// What the times of [`Backoff`](backoff::Backoff) count from.
     epoch: Instant,
 }
 
 impl Revivals {
-    /// Nobody has died.
+    /// No stub is known yet.
     pub fn new() -> Self {
         Self {
             stubs: BTreeMap::new(),
@@ -61,14 +61,14 @@ impl Revivals {
             .map_or(0, |revival| revival.backoff.revivals())
     }
 
-    /// True while a stub is being created: what is under way cannot be stopped, and what comes of it has to be destroyed.
-    /// Not if that takes too long.
+    /// True while a stub is being created, but for no longer than [`stub::CREATION`]. A creation cannot be stopped, and its
+    /// domain would have to be destroyed afterwards.
     pub fn is_creating(&self, stub: DomId) -> bool {
         let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
         matches!(stage, Some(Stage::Creating(..)))
     }
 
-    /// True if the launcher's answers are to be waited for.
+    /// True if an answer of the launcher is outstanding.
     pub fn expect_answers(&self) -> bool {
         let mut stages = self.stubs.values().map(|revival| &revival.stage);
         !self.replugs.is_empty()
@@ -80,7 +80,7 @@ impl Revivals {
             })
     }
 
-    /// When there is something to do at the latest.
+    /// Time until the next step of any stub; `None` if only an event can bring one.
     pub fn due(&self) -> Option<Duration> {
         let now = Instant::now();
         let waiting = self.stubs.values().filter(|revival| !revival.called);
@@ -88,7 +88,7 @@ impl Revivals {
         due.min().map(|due| due.saturating_duration_since(now))
     }
 
-    /// The stubs that have become ready for their next step, each once until it is looked at.
+    /// The stubs that have become ready for their next step. Each is called once until [`Self::advance`] has taken that step.
     pub fn ready(&mut self, runner: &mut Runner, store: &mut Store) -> Result<Vec<DomId>, LaunchError> {
         let now = Instant::now();
         let Runner::Launcher(launcher) = runner else {
@@ -116,7 +116,7 @@ impl Revivals {
             let is_ready = revival.stage.due(now).is_some_and(|due| due <= now);
             if is_ready && !mem::replace(&mut revival.called, true) {
                 if let Stage::Creating(ticket, _) = revival.stage {
-                    // Called once: the next call is for what becomes of it.
+                    // The next call is for the launcher's answer.
                     revival.stage = Stage::Overdue(ticket);
                 }
                 ready.push(stub);
@@ -125,8 +125,8 @@ impl Revivals {
         Ok(ready)
     }
 
-    /// Looks at a stub whose guest lives, and takes the next step if it is dead. `on_death` is called at its death, and
-    /// returns what it has left in its page. `is_busy` says that something else is being done for it.
+    /// Takes the next step for a stub whose guest lives. `on_death` is called when the stub is found dead, and returns its
+    /// handover block as text. `is_busy`: something else is being done for the stub.
     pub fn advance(
         &mut self,
         host: &mut Host,
@@ -156,7 +156,7 @@ impl Revivals {
         }
     }
 
-    /// Gives the devices of an attachment, which were taken back, to its guest by a new stub.
+    /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
     pub fn replug(&mut self, host: &mut Host, attachment: &Attachment, kernel: Option<String>) {
         let failed = Failed::new(attachment, "could not be brought back with its number");
         let devices = attachment.devices.iter();
@@ -177,7 +177,7 @@ impl Revivals {
         }
     }
 
-    /// Takes in what has become of replugs.
+    /// Takes in the launcher's answers about replugs.
     fn finish_replugs(&mut self, launcher: &mut Launcher, store: &mut Store) -> Result<(), LaunchError> {
         let mut under_way = Vec::new();
         for (failed, ticket) in self.replugs.drain(..) {

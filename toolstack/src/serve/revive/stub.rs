@@ -13,53 +13,52 @@ use crate::records::stub_backup;
 use crate::records::{Attachment, RecordError};
 use std::time::{Duration, Instant};
 
-/// How long the creation of a stub may keep others from taking its devices back.
+/// After this time a creation that has not ended no longer keeps the stub's devices from being taken back.
 pub const CREATION: Duration = Duration::from_secs(30);
 /// How long a guest may take to let go of its devices when nobody answers: some dozen accesses of two seconds.
 const UNPLUG_TIMEOUT: Duration = Duration::from_secs(300);
-/// Between two looks whether it has.
+/// Interval at which the guest's state is polled meanwhile.
 const UNPLUG_POLL: Duration = Duration::from_millis(250);
 
 /// How far the return of a stub has come.
 pub enum Stage {
-    /// It lives, as far as is known.
+    /// The stub lives, as far as is known.
     Running,
-    /// It was shut down on purpose, and stays so until it is destroyed.
+    /// The stub was shut down on purpose. It stays off until it is destroyed.
     Off,
-    /// It is dead, and waited for.
+    /// The stub is dead, and is created at this time.
     Due(Instant),
-    /// It is being created, since then.
+    /// The launcher creates the stub, since this time.
     Creating(Ticket, Instant),
-    /// Its creation takes too long, and goes on.
+    /// The launcher still creates the stub, for longer than [`CREATION`].
     Overdue(Ticket),
-    /// It was created, or not.
+    /// The launcher has created the stub, or has failed to.
     Created(Result<(), LaunchError>),
-    /// What there is of it is destroyed, because it could not be brought back.
+    /// The launcher destroys what a failed attempt has left.
     Clearing {
         /// The order.
         ticket: Ticket,
-        /// True if it is not tried again.
+        /// True if no further attempt is made.
         is_final: bool,
     },
-    /// It is destroyed.
+    /// A failed attempt has left nothing.
     Cleared {
-        /// True if it is not tried again.
+        /// True if no further attempt is made.
         is_final: bool,
     },
-    /// It does not come back, and the guest is to let go of its devices.
+    /// The stub does not come back. The guest is to let go of its devices.
     Unplugging(Unplugging),
-    /// The guest has not.
+    /// The guest has not let go in time.
     Stuck,
 }
 
 /// A guest that is to let go of its devices.
 #[derive(Clone, Copy, Debug)]
 pub struct Unplugging {
-    /// When it is looked at next.
     pub next_poll: Instant,
-    /// When it should have let go.
+    /// When the guest should have let go.
     pub deadline: Instant,
-    /// What comes then.
+    /// What comes when it has.
     pub afterwards: Afterwards,
 }
 
@@ -68,7 +67,7 @@ pub struct Unplugging {
 pub enum Afterwards {
     /// A stub with another number.
     Replug,
-    /// Nothing: stubs of this guest die too often.
+    /// Nothing. Stubs of this guest die too often.
     Nothing,
 }
 
@@ -77,14 +76,15 @@ impl Stage {
     pub fn due(&self, now: Instant) -> Option<Instant> {
         match *self {
             Self::Due(due) | Self::Unplugging(Unplugging { next_poll: due, .. }) => Some(due),
-            // Its devices can be taken back from then on, which somebody may wait for.
+            // From then on its devices can be taken back. A client may wait for that, so the loop has to wake up.
             Self::Creating(_, since) => Some(since + CREATION),
             Self::Created(_) | Self::Cleared { .. } => Some(now),
             Self::Running | Self::Off | Self::Overdue(_) | Self::Clearing { .. } | Self::Stuck => None,
         }
     }
 
-    /// Where to begin again after a step that failed. A domain that has been created is found as it is.
+    /// The stage from which a step that failed is repeated. From [`Self::Running`] the next step looks what there is of the
+    /// domain.
     pub fn at_rest(&self) -> Self {
         match *self {
             Self::Off => Self::Off,
@@ -100,7 +100,7 @@ impl Stage {
     }
 }
 
-/// When a stub is looked at, and what else goes on.
+/// Time of a step, and what else goes on for the stub.
 #[derive(Clone, Copy)]
 pub struct Moment {
     pub now: Instant,
@@ -110,32 +110,33 @@ pub struct Moment {
     pub is_busy: bool,
 }
 
+/// What is known of one stub.
 pub struct Revival {
     pub backoff: Backoff,
     pub stage: Stage,
     /// When the stub was found dead.
     died: Instant,
-    /// How.
+    /// How it died, in words; empty while it was not seen to die.
     how: &'static str,
-    /// True from the moment that it is called ready until it is looked at.
+    /// True from the moment that the stub is called ready until its next step.
     pub called: bool,
-    /// True once its domain has had all that it needs.
+    /// True once its present domain has had its nodes and its pages.
     is_provisioned: bool,
 }
 
-/// What is to be done about a stub now.
+/// What the service has to do about a stub now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StubAction {
-    /// It lives and can be served.
+    /// Serve it.
     Serve,
-    /// Nothing, for now.
+    /// Nothing for now.
     Leave,
-    /// The guest has let go: its devices are to be taken back.
+    /// Take its devices back, for the guest has let go of them.
     Reclaim(Afterwards),
 }
 
 impl Revival {
-    /// A stub that lives, as far as is known.
+    /// A stub of which nothing is known but that it has a record.
     pub fn new(now: Instant) -> Self {
         Self {
             backoff: Backoff::default(),
@@ -147,7 +148,8 @@ impl Revival {
         }
     }
 
-    /// What is to be done, and the next stage.
+    /// Takes the step that is due in `stage`. Returns what the service has to do, and the next stage. `on_death` is called
+    /// when the stub is found dead or shut down, and returns its handover block as text.
     pub fn step(
         &mut self,
         host: &mut Host,
@@ -159,6 +161,7 @@ impl Revival {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((StubAction::Leave, stage));
         let error = match stage {
+            // The launcher's answer, or the guest's end, brings the next step.
             Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. } | Stage::Stuck => {
                 return stay(stage);
             }
@@ -180,7 +183,7 @@ impl Revival {
                         keep(host, attachment, on_death());
                         log::warn!(
                             "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
-                             `xl destroy {name}` has a new one come",
+                             `xl destroy {name}` brings a new one",
                             attachment.guest.name
                         );
                     }
@@ -191,7 +194,7 @@ impl Revival {
                     (self.died, self.how) = (now, how);
                     log::error!("stub {name} {how}");
                     if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
-                        // A service before this one has given it up.
+                        // An earlier service has given it up. The count of early deaths is lost with that service.
                         return self.unplug(host, attachment, Afterwards::Nothing, now);
                     }
                     return match self.backoff.died(clock) {
@@ -199,13 +202,13 @@ impl Revival {
                         Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
                     };
                 }
-                // Whoever creates it may be at it still, a launcher whose service was killed.
+                // The launcher of a service that was killed may still be creating it.
                 StubState::Unprovisioned => match await_creations(host) {
                     Ok(ticket) => return stay(Stage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
-            // The launcher of a service that was killed may have finished what that one had begun.
+            // Asked once more: the launcher of a service that was killed may have finished what that service had ordered.
             Stage::Due(_) => match self.state(host, attachment)? {
                 StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
                 StubState::Unprovisioned => match await_creations(host) {
@@ -222,9 +225,10 @@ impl Revival {
                 match created.and_then(|()| provision(host, attachment)) {
                     Ok(()) => {
                         self.is_provisioned = true;
+                        // This service did not see it die, so that it does not count as a return.
                         if self.how.is_empty() {
                             log::warn!(
-                                "stub {name} was half made by a service before this one, and serves now"
+                                "stub {name} was left unfinished by an earlier service, and serves now"
                             );
                             return Ok((StubAction::Serve, Stage::Running));
                         }
@@ -245,26 +249,28 @@ impl Revival {
             "stub {name} is not brought back: {:#}",
             anyhow::Error::from(error)
         );
-        // One that was created and could not be given what it needs; else there is nothing to destroy.
+        // A domain that was created but could not be given its nodes or pages goes; the next attempt needs its number.
         if domains::is_alive(&mut host.store, &attachment.stub)?
             && let Runner::Launcher(launcher) = &mut host.runner
         {
             let domid = attachment.stub.domid;
             match launcher.order(Order::DestroyDomain { domid }) {
                 Ok(ticket) => return stay(Stage::Clearing { ticket, is_final }),
-                Err(error) => log::error!("cannot destroy what there is of stub {name}: {error}"),
+                Err(error) => log::error!("cannot destroy what was created of stub {name}: {error}"),
             }
         }
         stay(Stage::Cleared { is_final })
     }
 
+    /// State of the domain, by what Xen and xenstore say and by what is known of it.
     fn state(&mut self, host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
         let (state, is_provisioned) = provisioned(stub_state(host, attachment)?, self.is_provisioned);
         self.is_provisioned = is_provisioned;
         Ok(state)
     }
 
-    /// Has the guest let go of its devices.
+    /// Begins an orderly unplug. If nothing is to come afterwards, the failure is recorded first: a service that starts in
+    /// between must not create the stub again.
     fn unplug(
         &self,
         host: &mut Host,
@@ -290,8 +296,8 @@ impl Revival {
 }
 
 impl Unplugging {
-    /// Sees whether the guest has let go. While the stub `is_busy`, because something else is being done for it, its
-    /// devices cannot be taken back: that comes later.
+    /// Checks whether the guest has let go. While something else is being done for the stub (`is_busy`), its devices cannot
+    /// be taken back, so that the check is repeated.
     fn poll(
         self,
         store: &mut Store,
@@ -310,7 +316,7 @@ impl Unplugging {
             }
             unplug::clear(store, attachment)?;
             log::warn!("guest {guest} has let go of its devices");
-            // Until its devices are taken back.
+            // The stage stays, in case the devices cannot be taken back at once.
             return Ok((StubAction::Reclaim(self.afterwards), again));
         }
         if now < self.deadline {
@@ -321,8 +327,8 @@ impl Unplugging {
     }
 }
 
-/// What a domain is like of which it is known whether it has had all that it needs; and whether it has by now. One that
-/// has is not half made, whatever it has removed of its nodes since.
+/// State of a domain, and whether it has been provisioned. `before` says whether it had been when it was last asked. A
+/// provisioned stub stays so, even if it removes nodes of its own.
 fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
     match found {
         StubState::Unprovisioned if before => (StubState::Alive, true),
@@ -332,8 +338,8 @@ fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
     }
 }
 
-/// Keeps what a dead stub has left: in its home, if it still has one, and in its page. What cannot be kept is lost, and
-/// the stub comes back all the same: the next one reads from the devices what it can.
+/// Backs up what a dead stub has left: the nodes in its home, if it still has one, and its handover block. A failure does not
+/// stop the return: the next stub reads from the devices what it can.
 fn keep(host: &mut Host, attachment: &Attachment, handover_block: Option<String>) {
     let published = stub_backup::keep_published(&mut host.store, first_hop(attachment));
     let page = handover_block.map(|handover_block| {

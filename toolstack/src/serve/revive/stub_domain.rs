@@ -1,4 +1,4 @@
-//! What the domain of a stub is like, and how it is made again.
+//! The domain of a stub: its state, and how it is created again.
 
 use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -19,7 +19,7 @@ use xenbus::path::{Device as Second, key};
 /// Why a stub was not brought back.
 #[derive(Debug, Error)]
 pub enum ReviveError {
-    /// Nothing to create it from.
+    /// There is nothing to create it from.
     #[error("its configuration was not kept")]
     NoConfig,
     /// There is another domain with its number.
@@ -31,7 +31,7 @@ pub enum ReviveError {
     /// It cannot be created.
     #[error("cannot create it")]
     Create(#[from] LaunchError),
-    /// It has no device to serve.
+    /// It cannot read its device.
     #[error("Xen refused it the configuration page of {bdf}")]
     Page {
         /// The device.
@@ -55,26 +55,27 @@ impl ReviveError {
     }
 }
 
-/// What a stub's domain is like.
+/// State of a stub's domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StubState {
     /// It runs.
     Alive,
-    /// Xen is taking it apart.
+    /// Xen is destroying it.
     Dying,
-    /// It is dead, in these words.
+    /// It is dead. The text says how.
     Dead(&'static str),
     /// It was shut down on purpose.
     Off,
-    /// It was created anew, and whoever did that died before it had all.
+    /// It was created again, and the service that did so died before it had written all nodes.
     Unprovisioned,
 }
 
-/// Looks at a stub's domain.
+/// Asks Xen and xenstore about a stub's domain.
 pub fn stub_state(host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
     let state = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
         log::error!("cannot ask Xen about stub {}: {error}", stub.name);
+        // A stub is not taken for dead because a question has failed.
         DomainState::Alive
     });
     judge(&mut host.store, state, attachment)
@@ -94,8 +95,9 @@ fn judge(store: &mut Store, state: DomainState, attachment: &Attachment) -> Resu
     }
     let node = first_hop(attachment).backend_node(key::STATE);
     let home = xenbus::path::home(stub.domid);
+    // `provision` writes the first hop last.
     let unprovisioned = store.read_optional(&node)?.is_none()
-        // Without a home it is being destroyed.
+        // A domain without a home is being destroyed.
         && store.read_optional(&home)?.is_some()
         && !stub_backup::published(store, stub.domid)?.is_empty();
     Ok(if unprovisioned {
@@ -105,8 +107,7 @@ fn judge(store: &mut Store, state: DomainState, attachment: &Attachment) -> Resu
     })
 }
 
-/// By `SHUTDOWN_*` of `xen/include/public/sched.h`: what went wrong, or nothing if it was asked to power off or to
-/// restart.
+/// What went wrong, by `SHUTDOWN_*` of `xen/include/public/sched.h`; `None` if it was asked to power off or to restart.
 fn why_shut_down(reason: u8) -> Option<&'static str> {
     match reason {
         0 | 1 => None,
@@ -116,7 +117,7 @@ fn why_shut_down(reason: u8) -> Option<&'static str> {
     }
 }
 
-/// Has the domain created anew.
+/// Has the launcher create the domain again, with the same number.
 pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, ReviveError> {
     let domid = attachment.stub.domid;
     if matches!(host.xen.domain_state(domid), Ok(DomainState::Alive))
@@ -131,8 +132,8 @@ pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, Revive
     Ok(launcher.order(Order::Recreate(Domain { domid, config }))?)
 }
 
-/// Waits until nobody creates stubs any more: the answer comes when one that was found half made is done, or never will
-/// be.
+/// Has the launcher answer when it creates no stub any more. A domain that was found without its nodes is complete by then,
+/// or never will be.
 pub fn await_creations(host: &mut Host) -> Result<Ticket, ReviveError> {
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
@@ -140,7 +141,7 @@ pub fn await_creations(host: &mut Host) -> Result<Ticket, ReviveError> {
     Ok(launcher.order(Order::Settle)?)
 }
 
-/// Gives a stub that was created anew all that the last one had, and lets it run.
+/// Gives a stub that was created again all that the last one had, and lets it run.
 pub fn provision(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
     let stub = attachment.stub.domid;
     for device in &attachment.devices {
@@ -149,15 +150,15 @@ pub fn provision(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveE
         allowed.map_err(|source| ReviveError::Page { bdf, source })?;
     }
     let published = stub_backup::published(&mut host.store, stub)?;
-    // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
-    // it, whoever looks knows that not all is done.
+    // The second hop comes first, for the stub needs it before it can answer the guest. The first hop comes last, for its
+    // state tells a service that starts in between that all is done.
     Hop::second(attachment).write(&mut host.store)?;
     if let Some(handover_block) = stub_backup::handover_block(&mut host.store, stub)? {
         let node = Second::second_hop(stub).backend_node(key::HANDOVER_BLOCK);
         host.store.write(&node, &handover_block)?;
     }
     match host.xen.unpause(stub) {
-        // It runs already: this was cut short before.
+        // It runs already: an earlier service got as far as this.
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
         unpaused => unpaused.map_err(ReviveError::Unpause)?,
     }
