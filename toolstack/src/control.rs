@@ -1,5 +1,4 @@
-//! How the commands talk to the service: one line of JSON each way, over a socket that only root may
-//! use.
+//! How the commands talk to the service: one line of JSON each way, over a socket that only root can use.
 
 use crate::handover::reclaim::Released;
 use crate::host::program;
@@ -29,17 +28,17 @@ const SOCKET: &str = "/run/bulkhead/serve.sock";
 const SERVICE_LOCK: &str = "/run/bulkhead/serve.lock";
 const COMMAND_LOCK: &str = "/run/bulkhead/command.lock";
 const LOG_DIRECTORY: &str = "/var/log/bulkhead";
-/// The longest line that either side reads.
+/// Longest line that either side reads, in bytes.
 const LONGEST_LINE: u64 = 1 << 20;
-/// The longest number of a process, in bytes.
+/// Longest number of a process, in bytes.
 const LONGEST_PID: u64 = 20;
-/// How long a service may take to start.
+/// Time limit for a service to start.
 const START: Duration = Duration::from_secs(10);
-/// How long a client waits for the status.
+/// Time limit for the answer to a request for the status.
 const STATUS: Duration = Duration::from_secs(30);
-/// How long a client may take to say what it wants, and to take its answer.
+/// Time limit for a client to send its request, and to take its answer.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a service that dies over a request is asked, and how long its supervisor has to start it again.
+/// Number of times that a service that dies over a request is asked, and time limit for its supervisor to start it again.
 const ATTEMPTS: u32 = 3;
 const RESTART: Duration = Duration::from_secs(5);
 
@@ -47,7 +46,7 @@ const RESTART: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
-    /// Everything about all attachments.
+    /// Tell all about all attachments.
     Status,
     /// Take the devices of this stub back.
     Release {
@@ -106,22 +105,22 @@ impl From<Released> for Reply {
     }
 }
 
-/// Why the service did not answer.
+/// Why the service did not answer, or could not be started.
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// Nobody listens.
     #[error("the service is not running (nobody listens on {SOCKET}): start it with `bulkhead serve`")]
     NotRunning(#[source] io::Error),
-    /// It stopped in between.
+    /// The connection ended without an answer.
     #[error("the service did not answer: its log is {LOG}, or `journalctl -u bulkhead`")]
     NoAnswer(#[source] io::Error),
-    /// It answered something else.
+    /// The answer makes no sense.
     #[error("the service answered {line:?}: are service and command of one version? Restart the service")]
     Nonsense {
         /// Its answer.
         line: String,
     },
-    /// It said no.
+    /// The service could not do it.
     #[error("the service says: {0}")]
     Refused(String),
     /// Its unit does not start.
@@ -144,11 +143,11 @@ pub enum ControlError {
     Running,
 }
 
-/// Asks the service, and waits for its answer.
+/// Asks the service, and waits for its answer. An answer about devices may take minutes.
 pub fn ask(request: Request) -> Result<Reply, ControlError> {
     let mut stream = UnixStream::connect(SOCKET).map_err(ControlError::NotRunning)?;
     if request == Request::Status {
-        // Taking devices back may take long; what there is to tell does not.
+        // No limit for the others: taking devices back may take long.
         let limited = stream.set_read_timeout(Some(STATUS));
         limited.map_err(ControlError::NoAnswer)?;
     }
@@ -168,7 +167,7 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
 pub enum Asked {
     /// The service has answered.
     Answered(Box<Reply>),
-    /// None runs, and none starts as long as this is held.
+    /// No service runs, and none starts as long as this is held.
     Stopped(ServiceLock),
 }
 
@@ -177,8 +176,8 @@ pub struct ServiceLock {
     _file: File,
 }
 
-/// The same as [`ask_again`] for what a command can do itself, but never while a service is about to start, which may begin
-/// with the same.
+/// As [`ask_again`], for what a command can do by itself if no service runs. The service's lock keeps one from starting
+/// meanwhile: it would begin with the same work.
 pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
     let deadline = Instant::now() + RESTART;
     loop {
@@ -199,13 +198,13 @@ pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
     }
 }
 
-/// Asks the service for something that can be asked for twice. If it dies over that, the next one is asked.
+/// Asks the service for something that may be asked for twice. If the service dies over that, the next one is asked.
 pub fn ask_again(request: &Request) -> Result<Reply, ControlError> {
     for _ in 1..ATTEMPTS {
         match ask(request.clone()) {
             Err(error @ ControlError::NoAnswer(_)) => {
                 note!("{error}; it is asked again");
-                // Whoever supervises it comes first.
+                // A supervisor, if there is one, starts the next service; a second start would get in its way.
                 let deadline = Instant::now() + RESTART;
                 while UnixStream::connect(SOCKET).is_err() && Instant::now() < deadline {
                     thread::sleep(Duration::from_millis(20));
@@ -224,16 +223,16 @@ fn send(stream: &mut UnixStream, message: &impl Serialize) -> io::Result<()> {
     stream.write_all(line.as_bytes())
 }
 
-/// The service's end: the launcher's, and a copy of each worker's.
+/// The service's end of the socket. The launcher has it, and each worker a copy.
 pub struct Listener {
     socket: UnixListener,
-    /// Held as long as one of them runs.
+    /// Held as long as one of these processes runs.
     lock: File,
 }
 
 impl Listener {
-    /// Becomes the one service of this host. While there is another one it fails, or waits for its end if it was
-    /// started by a supervisor, which would only start it again and again.
+    /// Becomes the one service of this host. If there is another one, waits for its end if `supervised`, and fails otherwise.
+    /// A supervisor would start a service that fails again and again.
     pub fn bind(supervised: bool) -> Result<Self, ControlError> {
         make_directory(RUN)?;
         let lock = open_lock(SERVICE_LOCK)?;
@@ -249,7 +248,7 @@ impl Listener {
             })?;
         }
         let failed = |source| ControlError::Directory { path: SOCKET, source };
-        // The lock is ours, so a socket that is there belongs to a service that has died.
+        // This process has the lock, so a socket that exists was left by a service that has died.
         match fs::remove_file(SOCKET) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -260,7 +259,7 @@ impl Listener {
         Ok(Self { socket, lock })
     }
 
-    /// A copy of another process's, by its [files](Self::into_files).
+    /// A copy of another process's listener, made of its [files](Self::into_files).
     pub fn over(socket: OwnedFd, lock: OwnedFd) -> Self {
         let (socket, lock) = (socket.into(), lock.into());
         Self { socket, lock }
@@ -271,7 +270,7 @@ impl Listener {
         (self.socket.into(), self.lock.into())
     }
 
-    /// The next client; `None` if there is none after all.
+    /// The next client; `None` if there is none.
     pub fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.socket.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
@@ -281,20 +280,20 @@ impl Listener {
     }
 }
 
-/// To be waited for: it becomes ready when there is a client.
+/// Becomes ready to be read when there is a client.
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// Which files the socket and the lock of the service are. Who takes one of them away keeps commands from the service, or
-/// lets another service start beside it.
+/// Identity (device and inode) of the service's socket and lock. If the socket is replaced, commands do not find the service;
+/// if the lock is, another service can start beside it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServiceFiles([Option<(u64, u64)>; 2]);
 
 impl ServiceFiles {
-    /// As they are now.
+    /// The files that have these names now.
     pub fn now() -> Self {
         Self([SOCKET, SERVICE_LOCK].map(|path| {
             let file = fs::symlink_metadata(path).ok()?;
@@ -303,8 +302,8 @@ impl ServiceFiles {
     }
 }
 
-/// Reads a client's request, within [`TIMEOUT`]; `None` from one that only wanted to know whether somebody listens, and
-/// a refusal if it is no request.
+/// Reads a client's request, within [`TIMEOUT`]. `None`: the client only tried whether somebody listens. `Err`: the answer to
+/// a line that is no request.
 pub fn read_request(stream: &UnixStream) -> io::Result<Option<Result<Request, Reply>>> {
     let line = read_line(stream, Instant::now() + TIMEOUT)?;
     if line.is_empty() {
@@ -320,6 +319,7 @@ fn read_line(mut stream: &UnixStream, deadline: Instant) -> io::Result<Vec<u8>> 
     let mut line = Vec::new();
     let mut piece = [0; 1024];
     while !line.ends_with(b"\n") && line.len() < LONGEST_LINE as usize {
+        // A limit for the whole line: a client that sends a byte now and then would pass one for each read.
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
@@ -339,8 +339,8 @@ pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     send(stream, reply)
 }
 
-/// Starts the service if it does not run: its unit where there is systemd, so that it has the unit's bounds and the next
-/// one does not wait for the end of this one; else in the background.
+/// Starts the service if it does not run. Where there is systemd its unit is started, so that it has the unit's limits and no
+/// later start has to wait for its end. Elsewhere it is started in the background.
 pub fn ensure_running() -> Result<(), ControlError> {
     match UnixStream::connect(SOCKET) {
         Ok(_) => return Ok(()),
@@ -373,7 +373,7 @@ pub fn ensure_running() -> Result<(), ControlError> {
     })
 }
 
-/// Waits until the service listens, or will not by what `has_ended` finds.
+/// Waits until the service listens. Fails after [`START`], or when `has_ended` does.
 fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(), ControlError> {
     let deadline = Instant::now() + START;
     loop {
@@ -383,7 +383,7 @@ fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
         if let Err(error) = has_ended() {
-            // Another command may have started one at the same moment.
+            // Another command may have started a service at the same moment, which has the lock.
             return UnixStream::connect(SOCKET)
                 .map(drop)
                 .map_err(|_| ControlError::NoStart(error));
@@ -391,7 +391,7 @@ fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(),
     }
 }
 
-/// Held by a command that changes something, so that two do not take the same device.
+/// Lock of the commands that change something: two of them must not take the same device.
 #[derive(Debug)]
 pub struct CommandLock(File);
 
@@ -402,7 +402,7 @@ impl Drop for CommandLock {
     }
 }
 
-/// Waits until no other command changes anything, and says so if it has to wait.
+/// Waits until no other command changes anything, and tells the administrator if it has to wait.
 pub fn lock_commands() -> Result<CommandLock, ControlError> {
     make_directory(RUN)?;
     let lock = open_lock(COMMAND_LOCK)?;
@@ -416,8 +416,8 @@ pub fn lock_commands() -> Result<CommandLock, ControlError> {
     })
 }
 
-/// Locks a file and writes our process into it; `busy` hears whose the lock is, if it is another's. Only the lock itself
-/// can fail: the rest is for people, and a full disk must not stop a command.
+/// Locks a file and writes the number of this process into it. If another process has the lock, `busy` is called with its
+/// number. Only locking itself can fail: the number is for people, and a full disk must not stop a command.
 fn lock_or_wait(lock: File, busy: impl FnOnce(Option<u32>)) -> io::Result<CommandLock> {
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
@@ -431,7 +431,7 @@ fn lock_or_wait(lock: File, busy: impl FnOnce(Option<u32>)) -> io::Result<Comman
     Ok(CommandLock(lock))
 }
 
-/// The process that has a lock, as far as it has written that.
+/// The process that has the lock; `None` if the file does not say, or names one that is gone.
 fn holder(lock: &File) -> Option<u32> {
     let mut text = String::new();
     lock.take(LONGEST_PID).read_to_string(&mut text).ok()?;

@@ -1,4 +1,4 @@
-//! `bulkhead destroy`: the end of a guest and its stub.
+//! `bulkhead destroy`: ends a guest and its stub.
 
 use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
@@ -23,7 +23,7 @@ pub fn destroy(who: &str) -> Result<()> {
         Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
-    // What it has now, and what it had and may still have mapped.
+    // Its present devices, and those that it had and may still have mapped.
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
     let mapped = records::mapped(&mut host.store)?.into_iter();
     let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
@@ -31,7 +31,7 @@ pub fn destroy(who: &str) -> Result<()> {
     bdfs.extend(mapped);
     domains::destroy(&mut host, &attachment.guest)?;
     say!("guest {} is destroyed", attachment.guest.name);
-    // Its devices are its own until Xen has taken it apart.
+    // Its devices and memory stay assigned to it until Xen has destroyed it.
     let deadline = Instant::now() + GUEST_TIMEOUT;
     while is_alive(&mut host.store, &attachment.guest)? {
         ensure!(
@@ -45,8 +45,8 @@ pub fn destroy(who: &str) -> Result<()> {
     rebind_drivers(&mut host, &bdfs, released, false)
 }
 
-/// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there
-/// was anything. Its devices are held for the next one.
+/// Ends what a killed command of Bulkhead's has left: a guest that never ran, a stub without a guest. Returns true if there was
+/// anything. Devices that were taken for it stay held.
 fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
     let found = match domains::find(&mut host.store, who) {
         Ok(domain) => Some(domain),

@@ -1,4 +1,4 @@
-//! `bulkhead detach`: devices back from a guest that runs.
+//! `bulkhead detach`: takes devices back from a running guest.
 
 use super::hotplug;
 use super::return_devices::{rebind_drivers, reclaim_attachment};
@@ -16,9 +16,9 @@ use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
-/// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
-/// devices, or some of its devices. If the guest is `trusted` to leave alone what it may still have mapped, they go back
-/// to dom0's drivers; else they stay held.
+/// Takes devices back from a running guest, after its pcifront has let go of them. `who` is a guest, for all of its devices, or
+/// names some of its devices. They stay held, because the guest may still have their memory mapped. If it is `trusted` not to
+/// use that, they go back to dom0's drivers.
 pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
@@ -38,7 +38,7 @@ pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     }
 }
 
-/// Ends the connection.
+/// Ends the connection, and with it the stub.
 fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt: &Interrupt) -> Result<()> {
     let guest = &attachment.guest;
     ensure!(
@@ -48,7 +48,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
         attachment.stub.name,
         guest.name
     );
-    // The guest's drivers turn their devices off, which takes writes.
+    // The guest's drivers turn their devices off, and only the service writes registers.
     control::ensure_running()?;
     let hop = Hop::first_hop(attachment.stub.domid, guest.domid);
     let closing = XenbusState::Closing.as_str();
@@ -59,7 +59,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
             return Ok(Progress::Connected);
         }
         Ok(match host.store.read_state(&hop.frontend_node(key::STATE))? {
-            // A guest that has never looked has nothing to let go of.
+            // A guest whose pcifront has never connected has nothing to let go of.
             XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown => Progress::Connected,
             state => Progress::Waiting(format!(
                 "guest {0} does not let go of its devices ({state:?}): does a program in it use them? \

@@ -1,4 +1,4 @@
-//! Devices that come to, and leave, a guest whose connection stands.
+//! Hotplug: devices are added to, or removed from, a guest whose connection stands.
 
 use super::prepare::{self, Admitted};
 use super::return_devices::{rebind_drivers, reclaim_devices};
@@ -21,7 +21,7 @@ use pci::bdf::Bdf;
 use std::time::Duration;
 use xenbus::state::XenbusState;
 
-/// Gives a guest more devices. On any failure it has those that it had.
+/// Gives a guest more devices. On any failure it keeps those that it had.
 pub fn grow(
     host: &mut Host,
     attachment: &Attachment,
@@ -52,6 +52,7 @@ pub fn grow(
     }
 }
 
+/// The part of [`grow`] that changes things. `undo` has what it did.
 fn add(
     host: &mut Host,
     attachment: &Attachment,
@@ -85,7 +86,7 @@ fn add(
     Ok(())
 }
 
-/// Takes some of a guest's devices back, orderly: its drivers let go first. On failure it keeps them.
+/// Takes some of a guest's devices back, after its drivers have let go of them. On failure the guest keeps them.
 pub fn shrink(
     host: &mut Host,
     attachment: &Attachment,
@@ -103,7 +104,7 @@ pub fn shrink(
         Groups::among(&host.xen, bdfs, &[attachment.guest.domid]).context("cannot ask Xen for groups")?;
     check_leaving(&leave, &stay, &groups)?;
     ensure_stub(host, attachment)?;
-    // The guest's drivers turn their devices off, which takes writes.
+    // The guest's drivers turn their devices off, and only the service writes registers.
     control::ensure_running()?;
     let_go(host, attachment, bdfs, interrupt)?;
     for bdf in bdfs {
@@ -113,7 +114,7 @@ pub fn shrink(
     rebind_drivers(host, bdfs, released, trusted)
 }
 
-/// Takes devices back whose coming was interrupted somewhere.
+/// Takes devices back that [`add`] has given as far as it came.
 fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
     device_list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
@@ -122,7 +123,7 @@ fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()
     Ok(())
 }
 
-/// Has guest and stub let go of devices.
+/// Asks guest and stub to let go of devices, and waits for that.
 fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
     wait_settled(host, attachment, GUEST_TIMEOUT, interrupt)?;
     let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
@@ -156,6 +157,7 @@ fn wait_settled(
     wait(timeout, interrupt, || Ok(settling(&mut host.store, attachment)?))
 }
 
+/// Checks that the stub lives. Without it nobody takes part in a change of the devices.
 fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
     let guest = &attachment.guest.name;
     ensure!(
@@ -167,6 +169,7 @@ fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
     Ok(())
 }
 
+/// Why the list of devices could not be changed.
 fn busy(attachment: &Attachment) -> String {
     let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
     format!("guest {guest} and stub {stub} changed their connection at this very moment: try again")

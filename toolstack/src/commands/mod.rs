@@ -1,4 +1,4 @@
-//! What the subcommands of `bulkhead` do, one file for each, and what they share.
+//! The subcommands of `bulkhead`, one public file for each, and what they share.
 
 pub mod attach;
 pub mod check;

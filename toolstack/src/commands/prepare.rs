@@ -1,4 +1,4 @@
-//! What comes before devices are given to a guest: they are admitted, taken from dom0, and described.
+//! The steps before devices are given to a guest: they are admitted, taken from dom0, and described.
 
 use super::return_devices::why_held;
 use super::undo::Undo;
@@ -23,9 +23,9 @@ use xenbus::device::SlotMode;
 /// Devices that have passed all checks.
 pub struct Admitted {
     bdfs: Vec<Bdf>,
-    /// For each, on what terms the guest gets it.
+    /// The terms of each of them.
     terms: Vec<Terms>,
-    /// The devices that the guest has besides.
+    /// The devices that the guest has already.
     already: Vec<Bdf>,
     around: Surroundings,
 }
@@ -102,7 +102,8 @@ impl Admitted {
         Ok(())
     }
 
-    /// Describes the devices, once they are taken, and tells what the administrator should know.
+    /// Describes the devices for the record, once they are taken. Tells what the administrator should know, and backs up the
+    /// registers that the guest may change.
     pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
@@ -125,8 +126,8 @@ fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
     Ok(())
 }
 
-/// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
-/// guest has it yet, and that is an error.
+/// True if the device was taken by `command`, and no other command and no guest has it. Fails if a guest still has it, because
+/// an earlier step could not be undone.
 fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
     if !records::is_taken_by(store, bdf, command)? {
         return Ok(false);

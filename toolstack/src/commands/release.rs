@@ -12,8 +12,8 @@ use anyhow::{Result, anyhow, bail, ensure};
 use bulkhead_config::name::Name;
 use pci::bdf::Bdf;
 
-/// Gives devices that no guest has back to dom0's drivers. One in quarantine has to pass its reset first, and one that a
-/// guest may still have mapped stays until that has ended, unless the guest is `trusted`.
+/// Gives devices that no guest has back to dom0's drivers. A device in quarantine has to pass its reset first. A device that a
+/// guest may still have mapped stays held until the guest has ended, unless it is `trusted`.
 pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
@@ -41,7 +41,7 @@ fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
     })
 }
 
-/// Sees to it that nothing speaks against giving a device to dom0. Returns what there is to say if dom0 has it already.
+/// Checks that a device may go to dom0, and removes what keeps it from that. Returns a message if dom0 has it already.
 fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String>> {
     let claims = Claims::read(&mut host.store)?;
     if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
@@ -58,7 +58,7 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
             quarantine.is_some(),
             "{bdf} is not held for guests: dom0 has it, {driver}"
         );
-        // Someone has judged it sound and given it to dom0 by other means.
+        // The administrator has given it to dom0 by other means, and so judged that it works.
         records::lift_quarantine(&mut host.store, bdf)?;
         return Ok(Some(format!(
             "{bdf} is in quarantine no more: dom0 has it, {driver}"

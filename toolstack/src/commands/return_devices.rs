@@ -1,4 +1,5 @@
-//! Devices that come back from a guest: by the service, or by this process where there is none.
+//! Devices that return from a guest: the service takes them back, or this process if no service runs. Then dom0's drivers get
+//! them.
 
 use crate::control::{self, Asked, Reply, Request};
 use crate::handover::reclaim::{Released, release, take_back};
@@ -11,8 +12,8 @@ use anyhow::{Result, bail, ensure};
 use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
 
-/// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
-/// mapped that is not `trusted`.
+/// Gives devices that were taken back to dom0's drivers. Devices in quarantine stay there. Devices that a guest may still have
+/// mapped stay held, unless it is `trusted`.
 pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
@@ -35,7 +36,7 @@ pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, t
     Ok(())
 }
 
-/// Why a device stays held that a guest had which lives on.
+/// Why a device stays held whose last guest lives on.
 pub fn why_held(bdf: Bdf, guest: &Domain) -> String {
     format!(
         "{bdf} stays held: guest {} runs and may still have its memory mapped. `bulkhead release {bdf}` gives it to dom0 \
@@ -44,13 +45,13 @@ pub fn why_held(bdf: Bdf, guest: &Domain) -> String {
     )
 }
 
-/// Has the attachment released, unless that has happened.
+/// Has all devices of an attachment taken back, unless that has happened already.
 pub fn reclaim_attachment(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
     reclaim(host, stub, Request::Release { stub }, release)
 }
 
-/// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
+/// Has devices taken back by the service, as `request` says, or by `ourselves` if no service runs.
 fn reclaim(
     host: &mut Host,
     stub: DomId,
@@ -65,14 +66,14 @@ fn reclaim(
         };
     }
     let Some(left) = Attachment::read(&mut host.store, stub)? else {
-        // The service saw the guest die, or the attach never got that far.
+        // The service saw the guest die and has done it, or no record was written.
         return Ok(Released::default());
     };
     let _stopped = answered?;
     Ok(ourselves(host, &left))
 }
 
-/// Has the devices taken back from a guest that has let go of them, by the service or by this process.
+/// Has some devices taken back from a guest that has let go of them.
 pub fn reclaim_devices(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
     let stub = attachment.stub.domid;
     let devices = bdfs.to_vec();

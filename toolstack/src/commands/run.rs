@@ -1,4 +1,4 @@
-//! `bulkhead run`: a guest is created with its devices.
+//! `bulkhead run`: creates a guest with devices.
 
 use super::create::{
     Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
@@ -21,24 +21,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 use xenbus::device::SlotMode;
 
-/// What `run` is asked for.
+/// Arguments of `run`.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The guest's configuration file.
     pub config: PathBuf,
     /// The devices that it gets.
     pub devices: Vec<Wanted>,
-    /// What is said of all of them.
+    /// Choices for all of them.
     pub choices: Choices,
     /// How the guest addresses them.
     pub slots: SlotMode,
     /// The stub's image.
     pub kernel: PathBuf,
-    /// How long the guest may take to connect.
+    /// Time limit for the guest to boot and connect.
     pub wait: Duration,
 }
 
-/// From "device in dom0" to "guest up with device". On any failure all is as before; a guest that is slow is none.
+/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
 pub fn run(request: &Run) -> Result<Ended> {
     let mut host = Host::open()?;
     let lock = control::lock_commands()?;
@@ -82,7 +82,7 @@ pub fn run(request: &Run) -> Result<Ended> {
     );
     let mut lock = Some(lock);
     let result = made.and_then(|attachment| {
-        // Others may work while the guest boots.
+        // Other commands may work while the guest boots.
         lock = None;
         wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
             .or_else(|error| still_boots(&mut host, &attachment, error))
@@ -109,7 +109,7 @@ pub fn run(request: &Run) -> Result<Ended> {
     }
 }
 
-/// The part of [`run`] that changes things; what it did is in `undo`.
+/// The part of [`run`] that changes things. `undo` has what it did.
 fn run_admitted(
     host: &mut Host,
     request: &Run,
@@ -134,8 +134,8 @@ fn run_admitted(
     Ok(attachment)
 }
 
-/// What to make of a guest that was waited for in vain. If all that hangs is the guest itself, it may be slow: what it
-/// has is left to it.
+/// What to make of a guest that has not connected in time. If everything waits for the guest alone, it is only slow, and keeps
+/// its devices.
 fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -> Result<Ended> {
     let Some(TimedOut { what, .. }) = error.downcast_ref() else {
         return Err(error);

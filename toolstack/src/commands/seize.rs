@@ -18,7 +18,7 @@ use pci::bdf::Bdf;
 use std::path::Path;
 use xenbus::device::SlotMode;
 
-/// Takes devices from dom0's drivers. One that is refused does not keep the others from being taken.
+/// Takes devices from dom0's drivers. A refusal of one does not stop the others.
 pub fn seize(devices: &[Name]) -> Result<()> {
     let mut host = Host::open()?;
     let bdfs = devices
@@ -28,7 +28,7 @@ pub fn seize(devices: &[Name]) -> Result<()> {
     seize_all(&mut host, &bdfs, Vec::new())
 }
 
-/// Takes the devices that the policy marks with `seize = true`: the file that is named, or the installed one.
+/// Takes the devices that a policy file marks with `seize = true`. Without `file`, the installed one counts.
 pub fn seize_marked(file: Option<&Path>) -> Result<()> {
     let mut host = Host::open()?;
     let policy = Policy::read(file)?;
@@ -58,7 +58,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
     let info = xl::info()?;
     admission::check_host(&info)?;
     let around = Surroundings::read(host, bdfs, &info)?;
-    // Whether the guest's way of addressing them fits is for later.
+    // No guest is known yet. Whether its slot mode fits is checked by `run` and `attach`.
     let refusals = admission::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
     problems.extend(refusals.iter().map(ToString::to_string));
     for &bdf in bdfs {

@@ -1,4 +1,4 @@
-//! Which guest, and which of its devices, the words of a command mean.
+//! Finds the guest and the devices that the words of a command line mean.
 
 use crate::host::Host;
 use crate::host::device_names::{self, NameError};
@@ -12,7 +12,7 @@ use bulkhead_config::name::Name;
 use pci::bdf::Bdf;
 use thiserror::Error;
 
-/// Why words mean nothing that Bulkhead has given away.
+/// Why the words mean no guest or device of an attachment.
 #[derive(Debug, Error)]
 pub enum SelectError {
     /// No word at all.
@@ -95,7 +95,7 @@ impl Selected<'_> {
     }
 }
 
-/// What words mean: one guest, or devices of one guest, each by any of its names.
+/// The guest or the devices that words mean: one guest, or devices of one guest, each by any of its names.
 pub fn select<'a>(
     store: &mut Store,
     sysfs: &Sysfs,
@@ -132,7 +132,7 @@ pub fn select<'a>(
     Ok(selected)
 }
 
-/// The attachment of a guest, by the name or number that it has now. One that has ended has those that were recorded.
+/// The attachment of a guest, by its present name or number. For a guest that has ended, the recorded ones count.
 fn of_guest<'a>(
     store: &mut Store,
     attachments: &'a [Attachment],

@@ -42,7 +42,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
     }
     match status::collect(&mut store::over(store), &Sysfs::host(), true, seen) {
         Ok(mut status) => {
-            status.service.holds = process_stats(&status);
+            status.service.process = process_stats(&status);
             Reply::Status(status)
         }
         Err(error) => Reply::error(error),

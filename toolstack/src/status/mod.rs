@@ -1,4 +1,4 @@
-//! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
+//! What `bulkhead status` shows: stubs, guests, devices, interrupt modes, counters.
 
 mod collect;
 mod model;

@@ -1,4 +1,4 @@
-//! What a process holds, as its kernel tells it in `/proc`: privileges, pages of other domains, event channels, files.
+//! What a process holds, by its directory in `/proc`: privileges, pages of other domains, event channels, files.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,11 +56,11 @@ const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
 /// What a process holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStats {
-    /// Its number.
+    /// Its process id.
     pub pid: u32,
     /// Its capabilities, such as `sys_admin`.
     pub capabilities: Vec<String>,
-    /// True if no program that it runs can have more.
+    /// True if no program that it runs can have more privileges.
     pub no_new_privileges: bool,
     /// True if its system calls are filtered.
     pub filtered: bool,
@@ -68,14 +68,14 @@ pub struct ProcessStats {
     pub pages: usize,
     /// Open connections of event channels to stubs.
     pub event_channels: usize,
-    /// Pirqs of guests that it keeps account of, besides lines.
+    /// Pirqs of guests for MSI and MSI-X that it keeps account of.
     pub pirqs: usize,
     /// Configuration spaces that are open: how often, by device.
     pub devices: BTreeMap<String, usize>,
 }
 
 impl ProcessStats {
-    /// Asks the kernel about a process, by its directory in `/proc`. The pirqs are Xen's, so they are not told.
+    /// Reads about a process from its directory in `/proc`. `pirqs` stays 0, for the kernel does not know them.
     pub fn read(process: &Path) -> io::Result<Self> {
         let status = fs::read_to_string(process.join("status"))?;
         let field = |name: &str| {
@@ -97,7 +97,7 @@ impl ProcessStats {
         let maps = fs::read_to_string(process.join("maps"))?;
         stats.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
         for file in fs::read_dir(process.join("fd"))? {
-            // One that is closed meanwhile is not held.
+            // A file may be closed meanwhile.
             if let Ok(target) = fs::read_link(file?.path()) {
                 stats.count(&target);
             }
@@ -119,7 +119,6 @@ impl ProcessStats {
     }
 }
 
-/// For people.
 impl fmt::Display for ProcessStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let capabilities = match self.capabilities.len() {

@@ -1,4 +1,4 @@
-//! The status as people read it.
+//! The status as text, for people.
 
 use super::model::{
     DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use xenbus::device::SlotMode;
 
-/// For people.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let service = if self.service.running {
@@ -19,8 +18,8 @@ impl fmt::Display for Status {
             "DOWN: guests' writes and interrupt changes fail (start it with `bulkhead serve`)"
         };
         writeln!(f, "service: {service}")?;
-        if let Some(holds) = &self.service.holds {
-            writeln!(f, "{holds}")?;
+        if let Some(process) = &self.service.process {
+            writeln!(f, "{process}")?;
         }
         if self.stubs.is_empty() {
             writeln!(f, "no devices are passed through")?;
@@ -78,7 +77,7 @@ impl fmt::Display for Status {
 }
 
 impl Status {
-    /// The physical functions whose virtual ones guests have, with these.
+    /// The physical functions of which guests have virtual functions, with these.
     fn physical_functions(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut physical_functions = BTreeMap::<_, Vec<_>>::new();
         for device in self.stubs.iter().flat_map(|stub| &stub.devices) {

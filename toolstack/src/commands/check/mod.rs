@@ -1,4 +1,4 @@
-//! `bulkhead check`: all that would be told when devices are given to a guest, without giving or changing anything.
+//! `bulkhead check`: tells all that `run` or `attach` would tell about devices, without changing anything.
 
 mod report;
 
@@ -27,20 +27,20 @@ use pci::registers::register;
 use std::ops::RangeInclusive;
 use xenbus::device::SlotMode;
 
-/// What `check` is asked for.
+/// Arguments of `check`.
 #[derive(Clone, Debug)]
 pub struct Check {
     /// The devices, as they were named.
     pub devices: Vec<String>,
-    /// The guest that they are meant for, by name or number.
+    /// The guest that they are for, by name or number.
     pub guest: Option<String>,
     /// How the guest's devices are to be addressed.
     pub slots: SlotMode,
-    /// What is said of all of them.
+    /// Choices for all of them.
     pub choices: Choices,
 }
 
-/// Checks devices by the very checks that `run` and `attach` make.
+/// Checks devices with the same functions as `run` and `attach`.
 pub fn check(request: &Check) -> Result<Report> {
     let mut host = Host::open()?;
     let named: Vec<Result<(Bdf, Terms)>> = request
@@ -53,7 +53,7 @@ pub fn check(request: &Check) -> Result<Report> {
     let host_refusal = admission::check_host(&info).err();
     let around = Surroundings::read(&mut host, &bdfs, &info);
     let mut around = match (around, &host_refusal) {
-        // What is missing may be so because the host is of the wrong kind: that is to be told first.
+        // What cannot be read may be missing because the host is of the wrong kind. That refusal says more.
         (Err(_), Some(refusal)) => bail!("{refusal}"),
         (around, _) => around?,
     };
@@ -86,7 +86,7 @@ pub fn check(request: &Check) -> Result<Report> {
     };
     report.notes.extend(guest_refusal);
     report.notes.extend(admission::host_notes(&info));
-    // What speaks of no single device.
+    // What concerns no single device.
     let general = refusals.iter().filter(|refusal| refusal.bdf().is_none());
     report.notes.extend(general.map(Refusal::to_string));
     let general = notices.iter().filter(|notice| notice.bdf().is_none());
@@ -115,7 +115,7 @@ pub fn check(request: &Check) -> Result<Report> {
     Ok(report)
 }
 
-/// The one device that a text means, and on what terms it would be given.
+/// The device that a text names, and the terms on which it would be given.
 fn resolve(text: &str, choices: &Choices, host: &Host) -> Result<(Bdf, Terms)> {
     let wanted: Wanted = text.parse()?;
     let decided = policy::decide(&[wanted], choices, &host.sysfs)?;
@@ -147,6 +147,7 @@ fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>,
     Ok((Some(guest), already, refusal))
 }
 
+/// What the administrator should know about a device.
 fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
     let known = line_is_known(bdf, &around.sysfs);
     let about = notices.iter().filter(|notice| notice.bdf() == Some(bdf));
@@ -156,6 +157,7 @@ fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
         .collect()
 }
 
+/// Facts about a device.
 fn device(
     bdf: Bdf,
     terms: &Terms,
@@ -198,11 +200,11 @@ fn device(
     })
 }
 
-/// What the firmware tells of memory that it reserves for the DMA of devices: by Intel's table, or by AMD's.
+/// The firmware's table of memory that is reserved for the DMA of devices.
 enum Firmware {
     Intel(Dmar),
     Amd(Ivrs),
-    /// By neither: unknown, which is not none.
+    /// There is no table: reserved memory is unknown, which is not the same as none.
     Silent,
 }
 
@@ -227,7 +229,7 @@ impl Firmware {
     }
 }
 
-/// Who has the device now, in words.
+/// What holds the device now, in words.
 fn holder(bdf: Bdf, around: &Surroundings) -> String {
     if let Some(claim) = around.claims.taken.iter().find(|claim| claim.bdf == bdf) {
         return claim.by.trim_start_matches("by ").to_owned();

@@ -1,18 +1,18 @@
-//! What `bulkhead check` tells, for people and for programs.
+//! The report of `bulkhead check`, as text and as JSON.
 
 use serde::Serialize;
 use std::fmt;
 
-/// All about the devices asked for.
+/// All about the devices that were named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// True if all of them would be accepted.
     pub fit: bool,
     /// Why the host can give away no device at all.
     pub host: Option<String>,
-    /// The guest that they are for, if one was named.
+    /// The guest, if one was named.
     pub guest: Option<Guest>,
-    /// How many messages (MSI, MSI-X) Xen allows a guest.
+    /// Number of MSI and MSI-X interrupts that Xen allows a guest.
     pub spare_pirqs: u32,
     /// The devices, in the order in which they were named.
     pub devices: Vec<DeviceReport>,
@@ -27,11 +27,11 @@ pub struct Guest {
     pub name: String,
     /// Its number.
     pub domid: u16,
-    /// The messages that it uses now.
+    /// Number of MSI and MSI-X interrupts that it uses now.
     pub pirqs_used: u32,
 }
 
-/// What was named, and what is known about it.
+/// One of the names, and what is known about its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceReport {
     /// As it was named.
@@ -54,7 +54,7 @@ pub struct DeviceFacts {
     pub bdf: String,
     /// Vendor and device.
     pub ids: String,
-    /// What it is called, where the host has the list of names.
+    /// Its product name, if the host has the list of names (`pci.ids`).
     pub called: Option<String>,
     /// Base class, subclass and programming interface, hex.
     pub class: String,
@@ -64,24 +64,24 @@ pub struct DeviceFacts {
     pub reset: Reset,
     /// The other functions whose DMA the IOMMU cannot tell from its own.
     pub group: Vec<String>,
-    /// The functions that may pass its DMA on past the IOMMU, for want of ACS.
+    /// The functions that may pass its DMA on past the IOMMU, because their ACS is missing or off.
     pub without_acs: Vec<String>,
     /// The functions whose memory lies in a page with its own.
     pub shares_page_with: Vec<String>,
     /// Its interrupt line; absent if it has none.
     pub line: Option<Line>,
-    /// The messages of its MSI capability; the guest gets one.
+    /// Number of interrupts of its MSI capability. The guest gets one.
     pub msi: u32,
     /// The entries of its MSI-X table.
     pub msix: u32,
     /// Memory that the firmware has reserved for its DMA, which its guest's DMA can reach too; absent if the firmware
     /// has no table of it.
     pub reserved: Option<Vec<String>>,
-    /// What is not usual in the terms that it would be given on; empty if all is.
+    /// Its terms as far as they are not the defaults; empty if they are.
     pub terms: String,
 }
 
-/// Resets.
+/// Reset methods of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Reset {
     /// The ways that Linux lists, in its order.
@@ -92,10 +92,10 @@ pub struct Reset {
     pub blocked_by: Vec<String>,
 }
 
-/// An interrupt line.
+/// INTx line of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// Its number; absent as long as dom0 has not turned the device on.
+    /// Its GSI; absent as long as dom0 has not enabled the device.
     pub gsi: Option<u32>,
     /// Who uses it too.
     pub shared_with: Vec<String>,
