@@ -152,12 +152,14 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
         limited.map_err(ControlError::NoAnswer)?;
     }
     let mut line = String::new();
+    // Bounded, although the service is trusted: a line without an end would fill dom0's memory.
     let asked = send(&mut stream, &request)
         .and_then(|()| BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line));
     asked.map_err(ControlError::NoAnswer)?;
     match serde_json::from_str(&line) {
         Ok(Reply::Error { message }) => Err(ControlError::Refused(message)),
         Ok(reply) => Ok(reply),
+        // The service has closed the connection: it has died over the request, or is at its end.
         Err(_) if line.is_empty() => Err(ControlError::NoAnswer(io::ErrorKind::UnexpectedEof.into())),
         Err(_) => Err(ControlError::Nonsense { line }),
     }
@@ -183,6 +185,7 @@ pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
     loop {
         match ask_again(request) {
             Err(error @ ControlError::NotRunning(_)) => {
+                // Nobody listens, but a service may be about to: it takes the lock before it binds the socket.
                 make_directory(RUN)?;
                 let lock = open_lock(SERVICE_LOCK)?;
                 if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -255,6 +258,7 @@ impl Listener {
         }
         let socket = UnixListener::bind(SOCKET).map_err(failed)?;
         fs::set_permissions(SOCKET, Permissions::from_mode(0o600)).map_err(failed)?;
+        // A client that has gone again must not have the main thread wait in `accept`.
         socket.set_nonblocking(true).map_err(failed)?;
         Ok(Self { socket, lock })
     }
@@ -344,6 +348,7 @@ pub fn reply(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
 pub fn ensure_running() -> Result<(), ControlError> {
     match UnixStream::connect(SOCKET) {
         Ok(_) => return Ok(()),
+        // The service has ordered this command, and may be about to end. It must not get a successor from here.
         Err(error) if env::var_os(program::ORDERED).is_some() => {
             return Err(ControlError::NotRunning(error));
         }
@@ -365,6 +370,7 @@ pub fn ensure_running() -> Result<(), ControlError> {
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(second)
+        // The directory of the command may be on a file system that is to be unmounted later.
         .current_dir("/");
     let mut service = service.spawn().map_err(ControlError::NoStart)?;
     wait_for_service(|| match service.try_wait() {
@@ -421,11 +427,13 @@ pub fn lock_commands() -> Result<CommandLock, ControlError> {
 fn lock_or_wait(lock: File, busy: impl FnOnce(Option<u32>)) -> io::Result<CommandLock> {
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
+            // Told before the wait, which may be long.
             busy(holder(&lock));
             flock(&lock, FlockOperation::LockExclusive)?;
         }
         locked => locked?,
     }
+    // Emptied first: the number before may have been longer.
     let _ = lock.set_len(0);
     let _ = lock.write_all_at(std::process::id().to_string().as_bytes(), 0);
     Ok(CommandLock(lock))
@@ -442,6 +450,7 @@ fn holder(lock: &File) -> Option<u32> {
 fn open_lock(path: &'static str) -> Result<File, ControlError> {
     let open = OpenOptions::new()
         .create(true)
+        // It may be locked by another process, whose number is in it.
         .truncate(false)
         .read(true)
         .write(true)
@@ -452,6 +461,7 @@ fn open_lock(path: &'static str) -> Result<File, ControlError> {
 
 fn make_directory(path: &'static str) -> Result<(), ControlError> {
     let failed = |source| ControlError::Directory { path, source };
+    // Whatever the umask is, others get no access.
     fs::create_dir_all(path).map_err(failed)?;
     fs::set_permissions(Path::new(path), Permissions::from_mode(0o750)).map_err(failed)
 }

@@ -235,7 +235,9 @@ fn apart(
     mut words: Vec<String>,
 ) -> Result<(String, Vec<Wanted>), clap::Error> {
     let is_device = |word: &String| word.parse::<Wanted>().is_ok();
+    // Only the last word: anything else that is no device is a mistake in a device.
     let alone = alone.or_else(|| words.pop_if(|last| !is_device(last)));
+    // With the usage line of the subcommand, as clap's own errors have it.
     let usage = |kind, text: String| {
         let mut cli = Cli::command();
         cli.build();
@@ -349,6 +351,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Status { json } => show_status(json),
         Command::Worker => {
             log_as_service();
+            // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
             serve::work(socket).inspect_err(|error| log::error!("{error}"))?;
@@ -379,6 +382,7 @@ fn show_status(json: bool) -> Result<()> {
     let status = match control::ask(Request::Status) {
         Ok(Reply::Status(status)) => status,
         Ok(_) => anyhow::bail!("the service answered something else than asked: restart it"),
+        // Without a service the records still tell what guests have.
         Err(ControlError::NotRunning(_)) => {
             let mut host = Host::open()?;
             status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?

@@ -58,6 +58,7 @@ pub fn attach(request: &Attach) -> Result<()> {
         .iter()
         .find(|attachment| attachment.guest.domid == guest.domid)
     {
+        // A guest has one backend, so further devices come through the stub that it has.
         Some(attachment) => {
             let stub = &attachment.stub;
             let named = request.stub.as_deref();
@@ -98,6 +99,7 @@ fn attach_first(
     GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
     check_kernel(&request.kernel)?;
     let stub = find_stub(host, &guest, request, attachments)?;
+    // Devices by xl and by Bulkhead at once would be two backends.
     check_no_frontend(host, &guest)?;
     let slots = request.slots.unwrap_or_default();
     let admitted = prepare::admit(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
@@ -163,6 +165,7 @@ fn find_stub(
         }
     };
     check_is_free(&stub, guest, attachments)?;
+    // Stubs are preserved when they crash, so that a dead one still has its name and number.
     let state = host
         .xen
         .domain_state(stub.domid)
@@ -172,6 +175,7 @@ fn find_stub(
         "stub {0} is dead ({state:?}): `xl destroy {0}`, and try again",
         stub.name
     );
+    // By dom0's own record of how the domain was created. Its name and its nodes could be anybody's.
     let config = xl::config_of(&stub.domid.to_string())?;
     check_stub(&config, &stub.name, &request.kernel).with_context(|| match named {
         Some(_) => {

@@ -91,6 +91,7 @@ impl NewDomain {
             guest_name,
         };
         unfinished::note(&mut host.store, &noted)?;
+        // The file's UUID, or one of ours: of a file without one xl would make another each time that it reads it.
         let uuid = format!("uuid=\"{}\"", self.uuid);
         let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
         let created = xl::create(file, &overrides, paused);
@@ -167,6 +168,7 @@ pub fn attach_admitted(
     for domain in [&attachment.guest, &attachment.stub] {
         unfinished::forget(&mut host.store, &domain.uuid)?;
     }
+    // No reason to fail: the guest has its devices all the same.
     if let Err(error) = keep_config(host, &attachment.stub) {
         note!(
             "should stub {} die, it cannot be brought back as it was: {error:#}",
@@ -215,6 +217,7 @@ fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host) -> Result<()> {
 
 /// Takes all devices of an attachment back, and ends the stub if it is the command's own.
 fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> Result<()> {
+    // The service may have taken the devices back meanwhile, and another attachment may have the stub's number.
     if !is_recorded(&mut host.store, attachment)? {
         return Ok(());
     }
@@ -230,6 +233,7 @@ fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> 
 /// Takes all devices of an attachment back, and leaves the stub running, because it was there before the command.
 fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
+    // Not the whole attachment, for that would end the stub.
     let released = reclaim_devices(host, attachment, &bdfs)?;
     remove_nodes(&mut host.store, attachment)?;
     note!(
@@ -243,6 +247,7 @@ fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
 fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
     let (first, stub) = (first_hop(attachment), attachment.stub.domid);
     let second = Hop::second_hop(stub);
+    // Linux does not see a device go whose directory vanishes together with the one above, so the directory goes first.
     for path in [
         first.frontend_dir(),
         DeviceType::Pci.frontends(attachment.guest.domid),
@@ -256,6 +261,7 @@ fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
             _ => {}
         }
     }
+    // The record last: as long as it is there, this can be done again.
     Ok(attachment.remove(store)?)
 }
 

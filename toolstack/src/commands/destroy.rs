@@ -29,6 +29,7 @@ pub fn destroy(who: &str) -> Result<()> {
     let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
     let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
     bdfs.extend(mapped);
+    // The guest before the stub: a stub that goes first looks like one that has died, and is brought back.
     domains::destroy(&mut host, &attachment.guest)?;
     say!("guest {} is destroyed", attachment.guest.name);
     // Its devices and memory stay assigned to it until Xen has destroyed it.
@@ -54,6 +55,7 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
         Err(error) => return Err(error.into()),
     };
     let left = unfinished::left_of(&mut host.store, who, found.as_ref())?;
+    // The record of each goes after the domain. If this is cut short it can be done again.
     for domain in &left {
         domains::destroy(host, domain)?;
         unfinished::forget(&mut host.store, &domain.uuid)?;

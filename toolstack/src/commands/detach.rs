@@ -55,6 +55,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
     host.store.write(&hop.backend_node(key::STATE), closing)?;
     let let_go = wait(GUEST_TIMEOUT, interrupt, || {
+        // A guest that dies meanwhile has let go too.
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
         }

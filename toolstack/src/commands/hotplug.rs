@@ -35,6 +35,7 @@ pub fn grow(
     let admitted = prepare::admit(host, wanted, choices, guest, &already, attachment.slots)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
+    // The list can change only while both ends are Connected. An earlier change may still be under way.
     wait_settled(host, attachment, timeout, interrupt)?;
 
     let mut undo = Undo::new()?;
@@ -66,6 +67,7 @@ fn add(
     let grown = attachment.with(devices.clone());
     let (attachment_of_undo, bdfs) = (grown.clone(), admitted.bdfs().to_vec());
     undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
+    // The record, then the service, then the lists: the stub asks for a device as soon as it is in its list.
     grant::extend(host, &grown, &devices)?;
     control::ask_again(&Request::Follow {
         stub: attachment.stub.domid,
@@ -77,6 +79,7 @@ fn add(
     wait_settled(host, &grown, timeout, interrupt)?;
 
     let list = List::read(&mut host.store, &grown)?;
+    // A bad device is refused alone. All that were asked for count here, so that the command undoes the others.
     for &bdf in admitted.bdfs() {
         let entry = list.entry(bdf);
         let exported = entry.is_some_and(|entry| entry.state == XenbusState::Initialised);
@@ -102,6 +105,7 @@ pub fn shrink(
         .partition(|device| leaving(&device.bdf));
     let groups =
         Groups::among(&host.xen, bdfs, &[attachment.guest.domid]).context("cannot ask Xen for groups")?;
+    // Memory is taken away by the page, and DMA by the group: some devices leave only together.
     check_leaving(&leave, &stay, &groups)?;
     ensure_stub(host, attachment)?;
     // The guest's drivers turn their devices off, and only the service writes registers.
@@ -116,6 +120,7 @@ pub fn shrink(
 
 /// Takes devices back that [`add`] has given as far as it came.
 fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
+    // Withdrawn if the guest has not looked yet; else it is asked to let go, without heed of signals.
     device_list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
     let problems = reclaim_devices(host, attachment, bdfs)?.problems;
@@ -130,6 +135,7 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
     if let Err(error) = wait_settled(host, attachment, GUEST_TIMEOUT, interrupt) {
+        // The request is withdrawn, or the guest would let go of the devices much later, unasked.
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
             "guest {0} {1}; `bulkhead destroy {0}` does not ask",

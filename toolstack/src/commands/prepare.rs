@@ -49,6 +49,7 @@ pub fn admit(
         .iter()
         .for_each(|text| note!("{text}"));
     let mut around = Surroundings::read(host, &bdfs, &info)?;
+    // What this guest had before, and may still have mapped, it can have again.
     if let Some(guest) = guest {
         around.claims.forgive(guest.domid);
     }
@@ -56,6 +57,7 @@ pub fn admit(
     let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
     refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
     refusals.extend(admission::check_lines(&wanted, already, &around));
+    // All refusals at once, so that the administrator need not try again for each.
     match refusals.len() {
         0 => Ok(Admitted {
             bdfs,
@@ -86,6 +88,7 @@ impl Admitted {
     /// Takes the devices from dom0's drivers.
     pub fn seize(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
+            // Undone also if it fails halfway: the record says whether this command has taken the device.
             let seized = seize(host, bdf, Taken::ForGuest, undo.command());
             let command = undo.command().to_owned();
             undo.push(move |host| undo_seize(host, bdf, &command));
@@ -108,6 +111,7 @@ impl Admitted {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| note!("{notice}"));
+        // Before the guest has the device: what it changes is put back when the device returns.
         for Device { bdf, terms, .. } in &devices {
             config_backup::keep(*bdf, terms, &self.around.sysfs)
                 .with_context(|| format!("cannot keep what the registers of {bdf} hold in {}", paths::RUN))?;
@@ -133,6 +137,7 @@ fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
         return Ok(false);
     }
     let (attachments, damaged) = Attachment::all(store)?;
+    // A record that cannot be read may name this device.
     if let Some(error) = damaged.into_iter().next() {
         return Err(error).with_context(|| format!("{bdf} stays held: a guest may have it"));
     }

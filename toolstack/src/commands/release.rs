@@ -22,6 +22,7 @@ pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
         let released = device_names::resolve(name, &host.sysfs)
             .map_err(anyhow::Error::from)
             .and_then(|bdf| release_one(&mut host, bdf, trusted));
+        // A problem with one device does not keep the others.
         match released {
             Ok(line) => say!("{line}"),
             Err(error) => problems.push(format!("{error:#}")),
@@ -72,8 +73,10 @@ fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String
             guest.name
         );
     }
+    // That guest has ended, or is trusted.
     records::forget_mapped(&mut host.store, bdf)?;
     if let Some(reason) = quarantine {
+        // The reset that failed before is tried once more. The device leaves quarantine only if it succeeds.
         make_ready(host, bdf).map_err(|error| {
             anyhow!(
                 "{error:#} (it was kept because {reason}): power-cycle the host, which resets every device"

@@ -18,6 +18,7 @@ pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, t
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
+        // `give_back` keeps a device that a guest may have mapped.
         if trusted {
             records::forget_mapped(&mut host.store, bdf)?;
         }
@@ -69,6 +70,7 @@ fn reclaim(
         // The service saw the guest die and has done it, or no record was written.
         return Ok(Released::default());
     };
+    // Held until the end: a service that starts in between would begin with the same work.
     let _stopped = answered?;
     Ok(ourselves(host, &left))
 }

@@ -41,7 +41,9 @@ pub struct Run {
 /// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
 pub fn run(request: &Run) -> Result<Ended> {
     let mut host = Host::open()?;
+    // Before anything is checked: what is true now must be true when the devices are taken.
     let lock = control::lock_commands()?;
+    // After the lock: until then Ctrl-C may end the command at once.
     let interrupt = Interrupt::catch()?;
     let file = &request.config;
     ensure!(
@@ -54,6 +56,7 @@ pub fn run(request: &Run) -> Result<Ended> {
     let overrides = lacking_lines(&config)?;
     let guest = NewDomain::guest(config)?;
     let stub = stub_name(&guest.name);
+    // xl would refuse the guest's name too, but only after the devices are taken.
     for name in [&guest.name, &stub] {
         match domains::find(&mut host.store, name) {
             Err(DomainError::NotFound { .. }) => {}
@@ -74,6 +77,7 @@ pub fn run(request: &Run) -> Result<Ended> {
         &[],
         request.slots,
     )?;
+    // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
@@ -97,6 +101,7 @@ pub fn run(request: &Run) -> Result<Ended> {
         }
         Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
+            // Undoing changes things, so it needs the lock again if the guest was waited for.
             match lock.map_or_else(control::lock_commands, Ok) {
                 Ok(_lock) => undo.undo(&mut host),
                 Err(no_lock) => note!(
@@ -125,6 +130,7 @@ fn run_admitted(
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
     interrupt.check()?;
 
+    // The guest stays paused until the nodes are written: it looks for its devices when it boots.
     let stub = create_stub(host, &guest, &request.kernel, undo)?;
     interrupt.check()?;
 

@@ -45,6 +45,7 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
             problems.push(format!("the policy has {} seized: {why}", device.name));
         }
     }
+    // Two entries of the policy may name one device.
     bdfs.sort_unstable();
     bdfs.dedup();
     if bdfs.is_empty() && problems.is_empty() {
@@ -62,6 +63,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
     let refusals = admission::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
     problems.extend(refusals.iter().map(ToString::to_string));
     for &bdf in bdfs {
+        // It is among the problems already.
         if refusals.iter().any(|refusal| refusal.bdf() == Some(bdf)) {
             continue;
         }

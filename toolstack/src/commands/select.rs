@@ -144,7 +144,9 @@ fn of_guest<'a>(
         Err(error) => return Err(error.into()),
     };
     let who = || who.to_owned();
+    // A domain that lives counts before recorded names: its number and name are its own now.
     if let Some(domain) = found {
+        // The UUID too, for a number is given again.
         let same =
             |other: &crate::host::domains::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
         if let Some(attachment) = attachments.iter().find(|attachment| same(&attachment.stub)) {

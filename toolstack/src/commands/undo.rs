@@ -52,6 +52,7 @@ impl Undo {
         if !self.steps.is_empty() {
             say::progress("undoing what was done");
         }
+        // One that fails does not stop the others: each leaves less behind.
         for step in self.steps.into_iter().rev() {
             if let Err(error) = step(host) {
                 note!("while undoing: {error:#}");

@@ -71,6 +71,7 @@ impl Abandoned {
             return Ok(false);
         };
         let Some(port) = hops::waiting_port(store, attachment)? else {
+            // Only a connection starts the count again; a frontend that goes back and forth does not.
             if hops::is_connected(store, attachment)? {
                 known.told = 0;
             }

@@ -95,6 +95,7 @@ pub fn concern(event: &WatchEvent) -> Concern {
         let below = event.path.strip_prefix(directory);
         if let Some(below) = below.and_then(|below| below.strip_prefix('/')) {
             let (stub, node) = below.split_once('/').unwrap_or((below, ""));
+            // The service writes these itself, while it works on that stub.
             let own = directory == ATTACHMENTS && (node.starts_with("irq-") || node.starts_with("keepsake"));
             return match stub.parse() {
                 Ok(_) if own => Concern::Nothing,
@@ -167,6 +168,7 @@ impl Agenda {
     /// Marks all these stubs, forgets all others, and marks the tidying.
     pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
         self.mark_errand(Errand::Tidy, now);
+        // Stubs that stay keep their throttle, or a new list would give each of them a new burst.
         self.stubs.retain(|stub, _| stubs.contains(stub));
         for &stub in stubs {
             self.mark(Concern::Stub(stub), now);
@@ -178,6 +180,7 @@ impl Agenda {
         let is_due = |errand: Errand, due: Instant| {
             due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
         };
+        // The list first, and errands that have waited long enough; then stubs; then the other errands.
         self.next_errand(is_due)
             .or_else(|| self.next_stub(now))
             .or_else(|| self.next_errand(|_, due| due <= now))
@@ -191,6 +194,7 @@ impl Agenda {
     }
 
     fn next_stub(&mut self, now: Instant) -> Option<Work> {
+        // The next number after the last turn, then from the lowest: each marked stub comes before any comes twice.
         let due = |(_, entry): &(&DomId, &StubWork)| entry.marked && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
@@ -212,6 +216,7 @@ impl Agenda {
                 entry.retry = RETRY;
             }
             let wait = entry.throttle.spend(1, now);
+            // In proportion to the time that the turn took: a stub with many nodes costs more, and waits longer.
             if !wait.is_zero() {
                 entry.due = entry.due.max(now + wait.max(took * (SHARE - 1)));
             }
@@ -221,6 +226,7 @@ impl Agenda {
     /// The turn of a stub has failed, or came too early. It is repeated after a delay, for the same work.
     pub fn later(&mut self, stub: DomId, published: bool, now: Instant) {
         let entry = self.entry(stub, now);
+        // The mark was taken off when the turn began.
         entry.marked = true;
         entry.published |= published;
         entry.due = entry.due.max(now + entry.retry);

@@ -87,6 +87,7 @@ impl Clients {
 impl Acceptor {
     /// Gives a client a thread, unless there are too many.
     fn accept(&self, mut stream: UnixStream) -> io::Result<()> {
+        // Counted here and not in the thread: a burst of clients must not start more threads than that.
         let presence = Presence::new(&self.present);
         if presence.number > MOST {
             let message = format!("{MOST} commands are waiting for the service already: try again later");
@@ -94,6 +95,7 @@ impl Acceptor {
         }
         let (sender, wake) = (self.sender.clone(), self.wake.clone());
         thread::Builder::new().name("client".into()).spawn(move || {
+            // Until the thread ends, however it does.
             let _presence = presence;
             if let Err(error) = attend(stream, &sender, &wake) {
                 log::warn!("a client of the control socket went away: {error}");

@@ -28,6 +28,7 @@ pub fn open_host(host: &mut Host, xen: &Xenctrl) -> Result<impl FnOnce() -> Host
         #[cfg(test)]
         Runner::Noting(_) => Runner::Noting(Vec::new()),
     };
+    // The rest is made in the job's thread: a connection to xenstore is not shared between threads.
     let xen = xen.clone();
     Ok(|| Host {
         store: store::over(store),

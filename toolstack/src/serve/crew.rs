@@ -106,6 +106,7 @@ impl Crew {
             (self.spare, self.start) = (None, now + SPARE_DELAY);
             return Some(CrewAction::Serve(worker));
         }
+        // While a spare worker is being set up, no further one is started, whatever the times say.
         if self.spare.is_none() && now >= self.start {
             let worker = self.next;
             self.next += 1;
@@ -123,6 +124,7 @@ impl Crew {
     /// The worker that guests wait for, and when it is given up.
     fn awaited(&self) -> Option<(WorkerId, Instant)> {
         match (&self.serving, &self.spare) {
+            // While one serves, nobody waits for a spare one that is being set up.
             (Some(serving), _) => (!serving.has_begun).then(|| (serving.worker, serving.since + BEGIN)),
             (None, Some(spare)) => (!spare.is_ready).then(|| (spare.worker, spare.since + SET_UP)),
             (None, None) => None,
@@ -179,6 +181,7 @@ impl Crew {
             }
             self.early_deaths += 1;
         }
+        // From the last start, not from the death: one that has lived long enough is replaced at once.
         let soon = self
             .started
             .map_or(now, |started| now.max(started + self.pause()));
@@ -187,6 +190,7 @@ impl Crew {
     }
 
     fn pause(&self) -> Duration {
+        // The exponent is bounded, so that the power cannot overflow.
         let doublings = self.early_deaths.saturating_sub(EARLY_DEATHS).min(16);
         (PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
     }

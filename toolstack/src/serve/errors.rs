@@ -117,6 +117,7 @@ impl Errors {
         if events.is_empty() {
             return Ok(());
         }
+        // Read once for all events, and only if there are some: each reading is many requests to xenstored.
         let (attachments, _) = Attachment::all(&mut cx.host.store)?;
         for ErrorEvent { bdf, phase } in events {
             let owner = attachments
@@ -154,6 +155,7 @@ impl Errors {
 
     /// Takes steps until the next input has to come from the guest, from a job or with time.
     fn advance(&mut self, cx: &mut Context<'_>, stub: DomId, input: Input) {
+        // Taken out, because a step needs all of `self`.
         let Some(mut recovery) = self.stubs.remove(&stub) else {
             return;
         };
@@ -258,6 +260,7 @@ impl Errors {
         self.fates.retain(|&(bdf, ticket)| match ended(ticket) {
             Ok(None) => true,
             Ok(Some(())) => false,
+            // The command has failed, such as when the guest does not let go.
             Err(error @ LaunchError::Failed(_)) => {
                 log::error!("{bdf}: {error}: its guest keeps it");
                 false

@@ -108,6 +108,7 @@ impl Jobs {
         failed: Outcome,
         work: impl FnOnce() -> Outcome + Send + 'static,
     ) -> io::Result<()> {
+        // The callers ask first. Two jobs for one attachment would work on the same devices.
         if self.is_busy(stub) {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
@@ -125,6 +126,7 @@ impl Jobs {
                 end.outcome = Some(work());
                 drop(end);
             })?;
+        // After the thread has started: without one nothing runs, and nothing would end it.
         let since = Instant::now();
         self.running.insert(stub, Running { what, since, alone });
         Ok(())

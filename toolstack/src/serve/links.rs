@@ -114,6 +114,7 @@ impl Links {
         }
         *failures += 1;
         log::error!("stub {stub}: the thread that serves it has failed, {failures} times in a row");
+        // Waits for the thread, which has ended.
         drop(link);
         (*failures >= MOST_FAILURES)
             .then(|| format!("the thread that serves it has failed {failures} times in a row"))
@@ -122,6 +123,7 @@ impl Links {
     /// Gives a stub up. Its error node and its state tell the stub.
     pub fn give_up(&mut self, store: &mut Store, stub: DomId, text: &str) -> Result<(), StoreError> {
         self.given_up.insert(stub, text.to_owned());
+        // The text first: whoever sees the state change reads the node then.
         store.write(&error_node(stub), text)?;
         set_state(store, Hop::second_hop(stub), XenbusState::Closing)
     }
@@ -150,6 +152,7 @@ impl Links {
         let hop = Hop::second_hop(stub);
         let own = host.store.read_state(&hop.backend_node(key::STATE))?;
         let theirs = host.store.read_state(&hop.frontend_node(key::STATE))?;
+        // What a stub writes counts only in pairs with the own state, so that any other state of it changes nothing.
         match (own, theirs) {
             (Initialising, Initialising) => Ok(set_state(&mut host.store, hop, InitWait)?),
             // The own state may be Connected without a link: an earlier service served this stub.
@@ -200,6 +203,7 @@ impl Links {
             agenda.later(stub, false, Instant::now());
             return Ok(());
         };
+        // A connection of the thread's own: a reply for one thread must not wait for the requests of another.
         let store = open_store(host)?;
         let linked = ring_params.map_err(LinkError::from).and_then(|ring_params| {
             let (xen, wake, limits) = (self.xen.clone(), self.wake.clone(), self.limits(stub));

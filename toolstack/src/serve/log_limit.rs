@@ -31,6 +31,7 @@ impl LogLimit {
         let due = u32::try_from(waited.as_secs() / REFILL.as_secs())
             .unwrap_or(BURST)
             .min(BURST);
+        // The time since the last refill counts on until it is worth a message.
         if due > 0 {
             self.left = (self.left + due).min(BURST);
             self.refilled = now;

@@ -15,6 +15,7 @@ pub fn reclaim_all(host: &mut Host, link: Option<Link>, attachment: &Attachment)
     // The link's thread ends with its last request. From then on nothing changes the record.
     drop(link);
     let current = current(&mut host.store, attachment);
+    // Logged here, for there may be no client: a guest has died.
     logged(release(host, &current))
 }
 
@@ -25,6 +26,7 @@ pub fn reclaim_some(
     attachment: &Attachment,
     bdfs: &[Bdf],
 ) -> Released {
+    // The stub stays served for its other devices. Those that leave answer no request any more.
     if let Some(link) = link {
         link.drop_devices(bdfs);
     }

@@ -42,6 +42,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
     }
     match status::collect(&mut store::over(store), &Sysfs::host(), true, seen) {
         Ok(mut status) => {
+            // Read here, for `/proc/self` of the command would be the command's.
             status.service.process = process_stats(&status);
             Reply::Status(status)
         }

@@ -112,6 +112,7 @@ impl Service {
         let Runner::Launcher(launcher) = &mut self.host.runner else {
             return Ok(true);
         };
+        // The launcher answers when this worker's turn has come.
         let ticket = launcher.order(Order::Serve)?;
         let _ = set_name(SPARE);
         loop {
@@ -164,6 +165,7 @@ impl Service {
     /// Marks what xenstore's events are about.
     fn take_events(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
+        // Bounded, or a stub that writes without a pause would keep the loop here.
         for _ in 0..MOST_EVENTS {
             let Some(event) = self.host.store.next_event()? else {
                 break;
@@ -176,6 +178,7 @@ impl Service {
     /// Does one piece of each kind of work.
     fn turn(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
+        // Answers of the launcher first: a dead stub's guest waits two seconds in all.
         let Host { runner, store, .. } = &mut self.host;
         for stub in self.revivals.ready(runner, store)? {
             self.agenda.mark(Concern::Stub(stub), now);
@@ -215,6 +218,7 @@ impl Service {
         };
         if let Err(error) = done {
             self.excuse(error, None)?;
+            // Its events are read, so nothing else would bring it again.
             self.agenda.errand_later(errand, Instant::now());
         }
         Ok(())
@@ -251,6 +255,7 @@ impl Service {
                 for client in self.reclaims.end(stub) {
                     client.reply(released.clone().into());
                 }
+                // Only now: the devices are given by a command, which would find them still taken.
                 if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
                     self.revivals.replug(&mut self.host, &attachment, kernel);
                 }
@@ -373,12 +378,14 @@ impl Service {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return Ok(self.forget(stub)?),
             Err(error) => {
+                // A damaged record stays damaged. Its stub is served no more, and its limits and watches go.
                 if error.stub().is_some() {
                     self.forget(stub)?;
                 }
                 return Err(error.into());
             }
         };
+        // Before the states are read: a change after the reading then brings another turn.
         if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
             for (path, token) in watches(stub) {
@@ -394,6 +401,7 @@ impl Service {
             return Ok(());
         }
         if !is_alive(&mut self.host.store, &attachment.guest)? {
+            // The end of what holds it up marks the stub again.
             if !self.is_held_up(stub) {
                 log::info!("guest {} is dead", attachment.guest.name);
                 self.reclaim_attachment(attachment, None)?;
@@ -445,6 +453,7 @@ impl Service {
     ) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
+            // Read before the record goes, and the backup with it.
             let config = stub_backup::config(&mut self.host.store, stub)?;
             let kernel =
                 config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
@@ -514,8 +523,10 @@ impl Service {
         client: Option<Client>,
     ) -> Result<(), ServeError> {
         let stub = attachment.stub.domid;
+        // Connections first: if they cannot be had, the stub stays served.
         let host = open_host(&mut self.host, &self.job_xen)?;
         let link = self.links.remove(stub);
+        // The stub does not come back from now on: the job destroys it.
         self.revivals.drop_stub(stub);
         let job = move || reclaim_all(&mut host(), link, &attachment);
         self.start_reclaim(stub, true, job, client)
@@ -578,6 +589,7 @@ impl Service {
             return Ok(());
         }
         if self.is_held_up(stub) {
+            // The client's thread waits, this one goes on.
             self.jobs.wait(stub, request, client);
             return Ok(());
         }
@@ -593,6 +605,7 @@ impl Service {
                 return Ok(());
             }
         };
+        // The client is moved to those who wait for the job. If no job begins, this copy answers.
         let waiting = client.clone();
         let begun = match request {
             Request::Release { .. } => self.reclaim_attachment(attachment, Some(client)),

@@ -44,6 +44,7 @@ impl Throttle {
     /// Counts `times`, and returns how long the next one has to wait.
     pub fn spend(&mut self, times: u32, now: Instant) -> Duration {
         let Limit { burst, interval } = self.limit;
+        // Time that was not used is not saved up beyond one burst.
         self.due = self.due.max(now) + interval * times;
         self.due.saturating_duration_since(now + interval * burst)
     }

@@ -84,6 +84,7 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         let _ = sender.send(news);
         heard.wake();
     }));
+    // Before any stub dies, for its guest waits then.
     desk.prepare_spare();
     let mut workers = Workers {
         command: worker,
@@ -183,6 +184,7 @@ impl Workers {
             Ok(process) => _ = self.processes.insert(worker, process),
             Err(error) => {
                 let ended = self.crew.ended(worker, Instant::now());
+                // Before any worker has served, the host cannot run one; later it is short of something for a while.
                 if ended == Role::Server && !self.crew.has_served {
                     return Err(WorkersError::Start(error));
                 }
@@ -217,6 +219,7 @@ impl Workers {
         self.processes
             .retain(|worker, _| !ended.iter().any(|(other, ..)| other == worker));
         for &(worker, process, status) in &ended {
+            // Its orders go on. Whoever has a copy of its connections cannot give new ones.
             self.desk.cut(worker);
             self.waiting.remove(&worker);
             match self.crew.ended(worker, Instant::now()) {
@@ -267,6 +270,7 @@ impl Workers {
                 .and_then(Pid::from_raw)
                 .map(|process| kill_process(process, Signal::TERM));
         }
+        // All were told to end before, so that they end side by side.
         let deadline = Instant::now() + longest;
         for process in self.processes.values_mut() {
             while let Ok(None) = process.try_wait()

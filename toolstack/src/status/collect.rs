@@ -47,6 +47,7 @@ pub fn collect(
             slots: attachment.slots,
             devices: devices
                 .map(|(device, mode)| {
+                    // As sysfs has it now: the administrator can change the methods.
                     let reset = Plan::of(device.bdf, sysfs).used();
                     let line = device.gsi.filter(|_| device.line_offered);
                     DeviceStatus {
@@ -74,6 +75,7 @@ pub fn collect(
 /// The devices that xen-pciback holds and no guest has: those that any guest can have, and those that a guest may still have
 /// mapped. If the claims cannot be read, which the problems tell, both lists are empty.
 fn held(store: &mut Store, sysfs: &Sysfs) -> (Vec<String>, Vec<Mapped>) {
+    // A device counts as held only if nobody is known to have it.
     let Ok(claims) = Claims::read(store) else {
         return (Vec::new(), Vec::new());
     };

@@ -94,6 +94,7 @@ impl ProcessStats {
             filtered: field("Seccomp") == "2",
             ..Self::default()
         };
+        // Each mapping of a grant is a line of its own.
         let maps = fs::read_to_string(process.join("maps"))?;
         stats.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
         for file in fs::read_dir(process.join("fd"))? {
@@ -108,6 +109,7 @@ impl ProcessStats {
     fn count(&mut self, file: &Path) {
         if file == Path::new(EVENT_CHANNELS) {
             self.event_channels += 1;
+        // sysfs: `/sys/devices/…/0000:03:00.0/config`.
         } else if file.file_name().is_some_and(|name| name == "config")
             && let Some(device) = file.parent().and_then(Path::file_name)
         {

@@ -173,6 +173,7 @@ impl StubStatus {
         if served.revivals > 0 {
             write!(f, ", brought back {} times", served.revivals)?;
         }
+        // Counters at zero are left out, or the line would be long and say little.
         for (counter, value) in served.counters.iter().filter(|(_, value)| **value > 0) {
             write!(f, ", {counter} {value}")?;
         }

@@ -67,6 +67,7 @@ pub fn check(request: &Check) -> Result<Report> {
     refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
     refusals.extend(admission::check_lines(&wanted, &already, &around));
     let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
+    // Notices are about devices that would be given; describing a refused one may fail.
     let fit: Vec<_> = wanted
         .iter()
         .copied()
@@ -172,6 +173,7 @@ fn device(
     let all = sysfs.functions().map_err(Refusal::NoSysfs)?;
     let mut shares_page_with = Vec::new();
     for other in all.into_iter().filter(|&other| other != bdf) {
+        // One at a time, for the names of all of them are wanted.
         if page_sharer(&bars, std::iter::once(other), sysfs)?.is_some() {
             shares_page_with.push(other.to_string());
         }
@@ -253,6 +255,7 @@ fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Res
     let Some(gsi) = intx_lines::line(bdf, &around.sysfs) else {
         return Ok(None);
     };
+    // Linux assigns the GSI when it enables the device.
     if !line_is_known(bdf, &around.sysfs) {
         return Ok(Some(Line {
             gsi: None,

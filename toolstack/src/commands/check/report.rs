@@ -128,6 +128,7 @@ const CLASSES: [&str; 20] = [
 ];
 
 fn class_name(class: &str) -> &'static str {
+    // The base class stands in the first two digits.
     let base = class
         .get(..2)
         .and_then(|digits| usize::from_str_radix(digits, 16).ok());

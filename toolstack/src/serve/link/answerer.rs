@@ -46,6 +46,8 @@ impl Answerer {
     /// Finishes what a service that died has left unfinished, and answers the request that waits in the page.
     fn take_up(&mut self, store: &mut Store) -> anyhow::Result<()> {
         inject::point(Point::TakeUp);
+        // Unfinished changes come before the request in the page. That request is most likely the one that began the change,
+        // and it is carried out from the start.
         let (changes, known) = unfinished(store, self.stub)?;
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
@@ -121,6 +123,7 @@ impl Answerer {
     }
 
     fn answer(&mut self, shared: &mut LinkState, taken: Taken, store: &mut Store) -> io::Result<()> {
+        // The copy counts from here on: the stub can change the page at any time.
         let request = *taken.request();
         inject::point(Point::Taken);
         let mut recorder = ModeRecorder {
@@ -136,6 +139,7 @@ impl Answerer {
             Ok(Done::Vectors(vectors)) => Ok(Success::Vectors(vectors)),
             Err(failure) => Err(failure.error),
         };
+        // Answer and event first, log afterwards: the guest waits.
         let delivery = taken.answer(&shared.page, answer);
         inject::call(Point::Answered)?;
         self.channel.notify()?;
@@ -211,6 +215,7 @@ fn unfinished(store: &mut Store, stub: DomId) -> Result<(BTreeMap<Bdf, Change>, 
         for (device, mode) in attachment.devices_and_modes() {
             let change = records::unfinished_change(store, stub, device.bdf)?;
             changes.extend(change.map(|change| (device.bdf, change)));
+            // INTx counts too: the guest has that pirq from the start.
             known.extend(mode.pirqs().into_iter().map(u32::from).chain(device.gsi));
         }
     }

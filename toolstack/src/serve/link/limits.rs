@@ -11,6 +11,7 @@ pub struct Limits {
     pub complaints: LogLimit,
     /// Of messages about interrupt modes. A guest can change them as often as it likes, and must not hide complaints that way.
     pub mode_changes: LogLimit,
+    /// Of requests and of events without one.
     pub throttle: Throttle,
 }
 

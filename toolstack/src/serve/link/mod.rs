@@ -136,6 +136,7 @@ impl Link {
         let thread = thread::Builder::new()
             .name(format!("stub {stub}"))
             .spawn(move || {
+                // Dropped last, also when the thread unwinds.
                 let _end = end;
                 answerer.run(store::over(store));
             })?;
@@ -181,12 +182,14 @@ impl Link {
     /// Passes an error of a device on to the guest, by way of the stub.
     pub fn tell(&self, request: &AerRequest) -> Told {
         let page = &self.handle.lock().page;
+        // The guest sets the flag, and the stub mirrors it. Without it nobody would answer.
         if page.load(layout::FLAGS) & AER_HANDLER == 0 {
             return Told::Nobody;
         }
         match aer::post(page, request) {
             // A stub that cannot be notified is silent, which has its limit.
             Ok(()) => self.channel.notify().map_or(Told::Nobody, |()| Told::Yes),
+            // An earlier one has no verdict yet. A request is never withdrawn, because pciif has no request numbers.
             Err(Busy) => Told::Busy,
         }
     }

@@ -43,6 +43,7 @@ pub fn ring_params(
             .iter_mut()
             .zip([key::MAGIC, key::PCI_OP_REF, key::EVENT_CHANNEL])
         {
+            // A missing node reads as empty, which is refused below as any other nonsense.
             *value = store.read_optional(&hop.frontend_node(key))?.unwrap_or_default();
         }
         Ok(values)
@@ -57,6 +58,7 @@ fn parse([magic, grant, port]: &[String; 3]) -> Result<RingParams, NodeError> {
         value: value.chars().take(LONGEST_TOLD).collect(),
         expected,
     };
+    // The version is looked at first: the other nodes may mean something else in another one.
     if magic != MAGIC {
         return Err(nonsense(
             key::MAGIC,

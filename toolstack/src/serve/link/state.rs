@@ -50,6 +50,7 @@ impl Handle {
                     count,
                 }));
         }
+        // What follows is the stub's own word, from the rest of its page.
         if let Ok(counters) = Counters::collect(&shared.page) {
             served.add_counters(&counters);
         }

@@ -45,6 +45,7 @@ impl Backoff {
     /// It has died. Without a return before, that is no early death.
     pub fn died(&mut self, now: Duration) -> Decision {
         let since = self.since.take();
+        // A death long after the return says that returning helps: the count starts again.
         let short = since.is_some_and(|since| now.saturating_sub(since) < EARLY_DEATH);
         self.early_deaths = if short { self.early_deaths + 1 } else { 0 };
         self.decide()

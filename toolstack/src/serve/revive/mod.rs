@@ -105,6 +105,7 @@ impl Revivals {
                 }
                 Stage::Clearing { ticket, is_final } => {
                     if let Some(destroyed) = launcher.poll(ticket)? {
+                        // The next attempt fails by itself if the number is still taken.
                         if let Err(error) = destroyed {
                             log::error!("cannot destroy what there is of stub {stub}: {error}");
                         }
@@ -140,6 +141,7 @@ impl Revivals {
             .entry(attachment.stub.domid)
             .or_insert_with(|| Revival::new(now));
         revival.called = false;
+        // The step consumes its stage. If it fails, the stage at rest is put back, and the step is repeated.
         let stage = mem::replace(&mut revival.stage, Stage::Running);
         let before = stage.at_rest();
         let clock = now.duration_since(self.epoch);
@@ -158,11 +160,13 @@ impl Revivals {
 
     /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
     pub fn replug(&mut self, host: &mut Host, attachment: &Attachment, kernel: Option<String>) {
+        // Kept with the order, and recorded only if that fails.
         let failed = Failed::new(attachment, "could not be brought back with its number");
         let devices = attachment.devices.iter();
         let order = Order::Attach {
             guest: attachment.guest.domid,
             devices: devices
+                // The terms that the guest had: a policy file that has changed since must not change them.
                 .map(|device| (device.bdf.to_string(), device.terms.clone()))
                 .collect(),
             slots: attachment.slots,

@@ -165,6 +165,7 @@ impl Revival {
             Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. } | Stage::Stuck => {
                 return stay(stage);
             }
+            // An attempt has failed. If no further one can help, a stub of another number may.
             Stage::Cleared { is_final } => {
                 return match self.backoff.failed() {
                     Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
@@ -177,8 +178,10 @@ impl Revival {
             }
             Stage::Running | Stage::Off => match self.state(host, attachment)? {
                 StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
+                // Its number is free when Xen has finished: xenstored's event tells.
                 StubState::Dying => return stay(stage),
                 StubState::Off => {
+                    // Backed up once, when it is first seen off.
                     if matches!(stage, Stage::Running) {
                         keep(host, attachment, on_death());
                         log::warn!(
@@ -333,6 +336,7 @@ fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
     match found {
         StubState::Unprovisioned if before => (StubState::Alive, true),
         StubState::Alive => (found, true),
+        // The next domain has to be provisioned again.
         StubState::Dead(_) => (found, false),
         _ => (found, before),
     }
@@ -341,6 +345,7 @@ fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
 /// Backs up what a dead stub has left: the nodes in its home, if it still has one, and its handover block. A failure does not
 /// stop the return: the next stub reads from the devices what it can.
 fn keep(host: &mut Host, attachment: &Attachment, handover_block: Option<String>) {
+    // After `xl destroy` the home is gone. Then the copy that was made while the stub lived stays as it is.
     let published = stub_backup::keep_published(&mut host.store, first_hop(attachment));
     let page = handover_block.map(|handover_block| {
         stub_backup::keep_handover_block(&mut host.store, attachment.stub.domid, &handover_block)

@@ -120,6 +120,7 @@ fn why_shut_down(reason: u8) -> Option<&'static str> {
 /// Has the launcher create the domain again, with the same number.
 pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, ReviveError> {
     let domid = attachment.stub.domid;
+    // A domain has the number, and xenstored says that it is not the stub.
     if matches!(host.xen.domain_state(domid), Ok(DomainState::Alive))
         && !is_alive(&mut host.store, &attachment.stub)?
     {
@@ -144,6 +145,7 @@ pub fn await_creations(host: &mut Host) -> Result<Ticket, ReviveError> {
 /// Gives a stub that was created again all that the last one had, and lets it run.
 pub fn provision(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
     let stub = attachment.stub.domid;
+    // Rights over memory belong to a domain, and went with the dead one.
     for device in &attachment.devices {
         let bdf = device.bdf;
         let allowed = host.xen.allow_frames(stub, device.ecam, 1, true);
