@@ -381,7 +381,7 @@ fn log_as_service() {
 fn show_status(json: bool) -> Result<()> {
     let status = match control::ask(Request::Status) {
         Ok(Reply::Status(status)) => status,
-        Ok(_) => anyhow::bail!("the service answered something else than asked: restart it"),
+        Ok(_) => anyhow::bail!("the service's answer does not fit the request: restart the service"),
         // Without a service the records still tell what guests have.
         Err(ControlError::NotRunning(_)) => {
             let mut host = Host::open()?;

@@ -171,7 +171,7 @@ pub fn attach_admitted(
     // No reason to fail: the guest has its devices all the same.
     if let Err(error) = keep_config(host, &attachment.stub) {
         note!(
-            "should stub {} die, it cannot be brought back as it was: {error:#}",
+            "if stub {} dies, the service cannot bring it back: {error:#}",
             attachment.stub.name
         );
     }
@@ -183,7 +183,7 @@ pub fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
     let listed = xl::config_of(&stub.domid.to_string())?;
     let config = listed
         .pointer("/0/config")
-        .context("xl tells no configuration of it")?;
+        .context("`xl list -l` shows no configuration of it")?;
     Ok(stub_backup::keep_config(&mut host.store, stub.domid, config)?)
 }
 

@@ -60,7 +60,7 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
         domains::destroy(host, domain)?;
         unfinished::forget(&mut host.store, &domain.uuid)?;
         say!(
-            "{} is destroyed: a command of Bulkhead's had created it and came to no end",
+            "{} is destroyed: a command of Bulkhead had created it and was killed before it was done",
             domain.name
         );
     }

@@ -64,7 +64,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
             XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown => Progress::Connected,
             state => Progress::Waiting(format!(
                 "guest {0} does not let go of its devices ({state:?}): does a program in it use them? \
-                 `bulkhead destroy {0}` does not ask",
+                 `bulkhead destroy {0}` does not ask the guest",
                 guest.name
             )),
         })

@@ -138,12 +138,12 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
         // The request is withdrawn, or the guest would let go of the devices much later, unasked.
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
-            "guest {0} {1}; `bulkhead destroy {0}` does not ask",
+            "guest {0} {1}; `bulkhead destroy {0}` does not ask the guest",
             attachment.guest.name,
             if kept {
                 "keeps the devices"
             } else {
-                "may let go yet, so try again"
+                "may still let go of them: try again"
             }
         );
         return Err(error.context(hint));
@@ -178,5 +178,5 @@ fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
 /// Why the list of devices could not be changed.
 fn busy(attachment: &Attachment) -> String {
     let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
-    format!("guest {guest} and stub {stub} changed their connection at this very moment: try again")
+    format!("guest {guest} and stub {stub} changed their connection at the same moment: try again")
 }

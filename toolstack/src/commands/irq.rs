@@ -28,7 +28,9 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
         say!("dom0 answers for the line of {bdf}");
     } else {
         shared_intx::switch(&mut host.store, &host.sysfs, bdf, false)?;
-        say!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
+        say!(
+            "dom0 does not answer for the line of {bdf}: after 100,000 interrupts its kernel may disable the line"
+        );
     }
     Ok(())
 }

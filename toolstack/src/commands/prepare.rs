@@ -114,7 +114,7 @@ impl Admitted {
         // Before the guest has the device: what it changes is put back when the device returns.
         for Device { bdf, terms, .. } in &devices {
             config_backup::keep(*bdf, terms, &self.around.sysfs)
-                .with_context(|| format!("cannot keep what the registers of {bdf} hold in {}", paths::RUN))?;
+                .with_context(|| format!("cannot back up the registers of {bdf} in {}", paths::RUN))?;
         }
         Ok(devices)
     }

@@ -31,7 +31,7 @@ pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, t
     }
     ensure!(
         problems.is_empty(),
-        "not everything could be undone:\n{}",
+        "not everything worked:\n{}",
         problems.join("\n")
     );
     Ok(())
@@ -63,7 +63,7 @@ fn reclaim(
     if let Ok(Asked::Answered(reply)) = answered {
         return match *reply {
             Reply::Released { devices, problems } => Ok(Released { devices, problems }),
-            _ => bail!("the service answered something else than asked: restart it"),
+            _ => bail!("the service's answer does not fit the request: restart the service"),
         };
     }
     let Some(left) = Attachment::read(&mut host.store, stub)? else {

@@ -105,7 +105,7 @@ pub fn run(request: &Run) -> Result<Ended> {
             match lock.map_or_else(control::lock_commands, Ok) {
                 Ok(_lock) => undo.undo(&mut host),
                 Err(no_lock) => note!(
-                    "nothing was undone, for {no_lock}: `bulkhead destroy {}` does it",
+                    "nothing was undone ({no_lock}): `bulkhead destroy {}` undoes it",
                     guest.name
                 ),
             }

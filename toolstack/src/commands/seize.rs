@@ -42,7 +42,10 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
         if bdfs.len() == before {
             let why = device_names::resolve(&device.name, &host.sysfs).err();
             let why = why.map_or_else(|| "it is gone again".to_owned(), |error| error.to_string());
-            problems.push(format!("the policy has {} seized: {why}", device.name));
+            problems.push(format!(
+                "the policy file has seize = true for {}: {why}",
+                device.name
+            ));
         }
     }
     // Two entries of the policy may name one device.

@@ -61,7 +61,7 @@ pub enum SelectError {
         who: String,
     },
     /// More than one recorded guest that has ended.
-    #[error("more than one guest was {who}: name one of its devices")]
+    #[error("more than one guest that has ended was called {who}: name one of its devices")]
     Ended {
         /// As it was named.
         who: String,

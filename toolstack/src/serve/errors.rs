@@ -96,7 +96,7 @@ impl Errors {
     pub fn step(&mut self, mut cx: Context<'_>) {
         self.reap(cx.host);
         if let Err(error) = self.take_events(&mut cx) {
-            log::error!("cannot take in the kernel's events about errors of devices: {error:#}");
+            log::error!("cannot read the kernel's events about errors of devices: {error:#}");
         }
         let stubs: Vec<DomId> = self.stubs.keys().copied().collect();
         for stub in stubs {
@@ -242,7 +242,7 @@ impl Errors {
         };
         match launcher.order(order) {
             Ok(ticket) => self.fates.push((bdf, ticket)),
-            Err(error) => log::error!("{bdf}: its fate cannot be carried out: {error}"),
+            Err(error) => log::error!("{bdf}: cannot carry out what its terms say: {error}"),
         }
     }
 

@@ -159,7 +159,11 @@ impl Links {
             (Initialising | InitWait | Initialised | Connected, Initialised | Connected) => {
                 if self.is_outdated(&mut host.store, stub)? {
                     let name = &attachment.stub.name;
-                    self.log(stub, Level::Info, format_args!("stub {name} has begun anew"));
+                    self.log(
+                        stub,
+                        Level::Info,
+                        format_args!("stub {name} has restarted in place"),
+                    );
                     // Dropped before the record is read: the link's last request may still change it.
                     self.links.remove(&stub);
                     let attachment = current(&mut host.store, attachment);

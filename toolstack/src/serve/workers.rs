@@ -39,7 +39,7 @@ pub enum WorkersError {
     #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
     Uevents(#[source] io::Error),
     /// Signals or other threads could not be heard.
-    #[error("cannot be told of signals and by other threads")]
+    #[error("cannot be woken by signals and other threads")]
     Events(#[source] io::Error),
     /// The first worker cannot be started.
     #[error("cannot start a worker, which serves the stubs")]
@@ -50,7 +50,7 @@ pub enum WorkersError {
     )]
     Files,
     /// A worker could not do its work.
-    #[error("the worker has ended ({0}) and has said why")]
+    #[error("the worker has ended ({0}): its own message says why")]
     Worker(ExitStatus),
 }
 

@@ -31,7 +31,11 @@ impl fmt::Display for Status {
             .iter()
             .filter(|stub| stub.slots == SlotMode::Passthrough)
         {
-            writeln!(f, "{} sees its devices where they are in dom0", stub.guest.name)?;
+            writeln!(
+                f,
+                "guest {} sees its devices at their addresses in dom0",
+                stub.guest.name
+            )?;
         }
         let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
         for device in devices.clone() {
@@ -354,10 +358,10 @@ mod tests {
         assert!(
             status
                 .to_string()
-                .contains("web sees its devices where they are in dom0\n")
+                .contains("guest web sees its devices at their addresses in dom0\n")
         );
         status.stubs[0].slots = SlotMode::Vpci;
-        assert!(!status.to_string().contains("where they are"));
+        assert!(!status.to_string().contains("at their addresses"));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["stubs"][0]["slots"], "vpci");
     }

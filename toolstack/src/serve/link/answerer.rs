@@ -39,7 +39,7 @@ impl Answerer {
             .take_up(&mut store)
             .and_then(|()| Ok(self.serve(&mut store)?));
         if let Err(error) = ended {
-            log::error!("stub {} is served no more: {error:#}", self.name);
+            log::error!("stub {} is no longer served: {error:#}", self.name);
         }
     }
 
@@ -64,7 +64,7 @@ impl Answerer {
             match settled {
                 Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
                 Err(error) => log::error!(
-                    "stub {}: {bdf}: what a service before this one left unfinished stays so: {error}",
+                    "stub {}: {bdf}: a change that an earlier service left unfinished cannot be finished: {error}",
                     self.name
                 ),
             }
