@@ -16,8 +16,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use toolstack::admission::policy::Choices;
 use toolstack::commands::attach::{self, Attach};
+use toolstack::commands::check::{self, Check};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, check, destroy, detach, irq, seize};
+use toolstack::commands::{Ended, destroy, detach, irq, release, seize};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
@@ -49,7 +50,7 @@ enum Command {
         devices: Vec<String>,
         #[command(flatten)]
         terms: TermsArgs,
-        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps their addresses of dom0.
+        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps the addresses in dom0.
         #[arg(long, value_name = "MODE", default_value_t)]
         slots: SlotMode,
         /// Image of the stub.
@@ -83,9 +84,9 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
     },
-    /// Take devices back from a running guest: it lets go, then the devices are reset. The stub ends with the last device.
+    /// Take devices back from a running guest. The guest lets go, then the devices are reset. The stub ends with the last device.
     Detach {
-        /// The guest, by name or number, or some of its devices.
+        /// The guest, by name or number, for all of its devices; or some of its devices.
         #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
         who: Vec<String>,
         /// Give the devices back to dom0's drivers at once, and trust the guest not to use memory of the devices that it may
@@ -118,7 +119,7 @@ enum Command {
     },
     /// Take devices from dom0's drivers, reset them, and hold them for guests that start later.
     Seize {
-        /// A device.
+        /// A device, named as for `run`, without terms.
         #[arg(value_name = "NAME", required_unless_present = "marked", num_args = 1..)]
         devices: Vec<Name>,
         /// Take the devices that the policy file marks with `seize = true`.
@@ -128,9 +129,9 @@ enum Command {
         #[arg(long, value_name = "FILE", requires = "marked")]
         policy: Option<PathBuf>,
     },
-    /// Give held devices back to dom0's drivers. A device in quarantine is reset first, and stays there if that fails.
+    /// Give held devices back to dom0's drivers. A device in quarantine is reset first. If that fails, it stays in quarantine.
     Release {
-        /// A device.
+        /// A device, named as for `run`, without terms.
         #[arg(value_name = "NAME", required = true, num_args = 1..)]
         devices: Vec<Name>,
         /// Trust the running guest that had the devices not to use memory of them that it may still have mapped.
@@ -139,7 +140,7 @@ enum Command {
     },
     /// Switch dom0's acknowledgement of a shared INTx line on or off, for a guest's device. `status` shows the state.
     Irq {
-        /// The device.
+        /// The device, named as for `run`, without terms.
         #[arg(value_name = "NAME")]
         device: Name,
         /// `off` lets dom0's kernel disable the line after 100,000 interrupts that no driver of dom0 claims.
@@ -152,7 +153,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Serve stubs, without the privileges of the service's first process, which starts this.
+    /// Serve stubs, with few privileges. The service's first process starts this.
     #[command(hide = true)]
     Worker,
     /// Create a stub again, as standard input says. The service starts this.
@@ -166,7 +167,7 @@ enum Command {
     },
 }
 
-/// On what terms a guest gets devices.
+/// Options about the terms on which a guest gets devices.
 #[derive(Args)]
 struct TermsArgs {
     /// Policy file [default: /etc/bulkhead/policy.toml, if it exists].
@@ -178,8 +179,8 @@ struct TermsArgs {
     /// No MSI and MSI-X for devices below this bridge, except those with msi=1. May be repeated.
     #[arg(long, value_name = "BRIDGE")]
     no_msi_below: Vec<Name>,
-    /// The terms on which a guest had the devices, one for each: nothing else is asked. The service says that when it
-    /// gives devices again.
+    /// The terms on which a guest had the devices, one for each device. No other source counts then. The service passes them
+    /// when it gives devices to a guest again.
     #[arg(long, hide = true, value_name = "JSON")]
     recorded_terms: Vec<Terms>,
 }
@@ -195,18 +196,17 @@ impl From<TermsArgs> for Choices {
     }
 }
 
-/// On or off.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Switch {
     On,
     Off,
 }
 
-/// A guest that runs, and has not come so far in time.
+/// Exit code of `run` for a guest that runs and has not connected in time.
 const STILL_BOOTS: u8 = 3;
 
 pub(crate) fn main() -> ExitCode {
-    // A process that was started by way of /proc has the name of that file.
+    // A process that was started through /proc/self/exe would be called `exe`.
     let _ = rustix::thread::set_name(c"bulkhead");
     match execute(Cli::parse().command) {
         Ok(code) => code,
@@ -227,15 +227,17 @@ impl Command {
     }
 }
 
-/// A word that stands on its own, such as the guest's configuration file, may stand behind the devices too, as the usage
-/// line has it; clap takes it for one more device then. Returns that word and the devices.
+/// Separates the guest (or its configuration file) from the devices. It may stand behind the devices, as in the usage line, and
+/// clap takes it for one more device then.
 fn apart(
     command: &'static str,
     alone: Option<String>,
     mut words: Vec<String>,
 ) -> Result<(String, Vec<Wanted>), clap::Error> {
     let is_device = |word: &String| word.parse::<Wanted>().is_ok();
+    // Only the last word: anything else that is no device is a mistake in a device.
     let alone = alone.or_else(|| words.pop_if(|last| !is_device(last)));
+    // With the usage line of the subcommand, as clap's own errors have it.
     let usage = |kind, text: String| {
         let mut cli = Cli::command();
         cli.build();
@@ -268,7 +270,7 @@ fn apart(
 }
 
 fn execute(command: Command) -> Result<ExitCode> {
-    // Said first, whatever else is wrong.
+    // Before the arguments are looked at closely: without root nothing works.
     check_privilege()?;
     let name = command.name();
     match command {
@@ -324,7 +326,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             json,
         } => {
             let choices = terms.into();
-            let report = check::check(&check::Request {
+            let report = check::check(&Check {
                 devices,
                 guest,
                 slots,
@@ -344,11 +346,12 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Release {
             devices,
             trusted_guest,
-        } => seize::release(&devices, trusted_guest),
+        } => release::release(&devices, trusted_guest),
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Worker => {
             log_as_service();
+            // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
             serve::work(socket).inspect_err(|error| log::error!("{error}"))?;
@@ -369,7 +372,7 @@ fn execute(command: Command) -> Result<ExitCode> {
 
 fn log_as_service() {
     let filter = env_logger::Env::default().default_filter_or("info");
-    // Guests wait for less than two seconds: their troubles are told in parts of one.
+    // Milliseconds, because guests wait two seconds for an answer.
     env_logger::Builder::from_env(filter)
         .format_timestamp_millis()
         .init();
@@ -378,7 +381,8 @@ fn log_as_service() {
 fn show_status(json: bool) -> Result<()> {
     let status = match control::ask(Request::Status) {
         Ok(Reply::Status(status)) => status,
-        Ok(_) => anyhow::bail!("the service answered something else than asked: restart it"),
+        Ok(_) => anyhow::bail!("the service's answer does not fit the request: restart the service"),
+        // Without a service the records still tell what guests have.
         Err(ControlError::NotRunning(_)) => {
             let mut host = Host::open()?;
             status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?
@@ -388,7 +392,7 @@ fn show_status(json: bool) -> Result<()> {
     print(&status, json)
 }
 
-/// Prints what was found out, for people or for programs.
+/// Prints a status or a report, as text or as JSON.
 fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json {
         serde_json::to_string_pretty(&versioned(found))? + "\n"
@@ -396,25 +400,25 @@ fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
         found.to_string()
     };
     match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough.
+        // As with `| head`: the reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("cannot print what was found out"),
     }
 }
 
-/// Of the JSON that is printed: it grows when a field goes or gets another meaning, and not when one comes.
+/// Version of the JSON that is printed. It changes when a field is removed or gets another meaning, not when one is added.
 const JSON_VERSION: u32 = 1;
 
-/// What programs read: the version of its form, then the fields in the order in which they are declared.
+/// JSON as it is printed: the version first, then the fields in the order in which they are declared.
 #[derive(Serialize)]
-struct Versioned<'a, T> {
+struct JsonDocument<'a, T> {
     version: u32,
     #[serde(flatten)]
     found: &'a T,
 }
 
-fn versioned<T: Serialize>(found: &T) -> Versioned<'_, T> {
-    Versioned {
+fn versioned<T: Serialize>(found: &T) -> JsonDocument<'_, T> {
+    JsonDocument {
         version: JSON_VERSION,
         found,
     }

@@ -1,7 +1,7 @@
-//! What commands say while they work.
+//! Output of the commands.
 //!
-//! A reader that goes away (`bulkhead run … | head -1`) or a full disk must not end a command halfway, so what cannot be
-//! written is passed over. `println!` would panic.
+//! A reader that goes away (`bulkhead run … | head -1`) or a full disk must not end a command halfway. So a line that cannot be
+//! written is dropped, where `println!` would panic.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ pub fn done(line: impl Display) {
     write_line(&mut io::stdout(), line);
 }
 
-/// Tells on standard error what the administrator should know besides.
+/// Tells on standard error what the administrator should know.
 pub fn notice(line: impl Display) {
     write_line(&mut io::stderr(), format_args!("note: {line}"));
 }

@@ -1,6 +1,6 @@
-//! `bulkhead attach`: devices for a guest that exists.
+//! `bulkhead attach`: gives devices to a guest that exists.
 
-use super::create::{attach_checked, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
+use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
 use super::hotplug;
 use super::prepare;
 use super::select::attachments;
@@ -23,7 +23,7 @@ use xenbus::client::Store as _;
 use xenbus::device::SlotMode;
 use xenbus::path::Device as Hop;
 
-/// What `attach` is asked for.
+/// Arguments of `attach`.
 #[derive(Clone, Debug)]
 pub struct Attach {
     /// The guest, by name or number.
@@ -32,17 +32,17 @@ pub struct Attach {
     pub stub: Option<String>,
     /// The devices that the guest gets.
     pub devices: Vec<Wanted>,
-    /// What is said of all of them.
+    /// Choices for all of them.
     pub choices: Choices,
-    /// How the guest addresses them; `None`: as those that it has.
+    /// How the guest addresses them; `None`: as the devices that it has.
     pub slots: Option<SlotMode>,
     /// The image of a stub that is created.
     pub kernel: PathBuf,
-    /// How long a guest that runs may take to have them.
+    /// Time limit for a running guest to take them.
     pub wait: Duration,
 }
 
-/// Gives devices to a guest that exists: further ones by its stub, first ones by a stub that it is given.
+/// Gives devices to a guest that exists. A guest without devices gets a stub first.
 pub fn attach(request: &Attach) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
@@ -58,6 +58,7 @@ pub fn attach(request: &Attach) -> Result<()> {
         .iter()
         .find(|attachment| attachment.guest.domid == guest.domid)
     {
+        // A guest has one backend, so further devices come through the stub that it has.
         Some(attachment) => {
             let stub = &attachment.stub;
             let named = request.stub.as_deref();
@@ -86,7 +87,7 @@ pub fn attach(request: &Attach) -> Result<()> {
     }
 }
 
-/// Gives a guest its first devices, by a stub that is created if it is not there.
+/// Gives a guest its first devices. Its stub is created if there is none.
 fn attach_first(
     host: &mut Host,
     request: &Attach,
@@ -98,20 +99,22 @@ fn attach_first(
     GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
     check_kernel(&request.kernel)?;
     let stub = find_stub(host, &guest, request, attachments)?;
+    // Devices by xl and by Bulkhead at once would be two backends.
     check_no_frontend(host, &guest)?;
     let slots = request.slots.unwrap_or_default();
-    let checked = prepare::check(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
+    let admitted = prepare::admit(host, &request.devices, &request.choices, Some(&guest), &[], slots)?;
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
     let steps = || {
-        checked.take_from_dom0(host, interrupt, &mut undo)?;
+        admitted.seize(host, interrupt, &mut undo)?;
         let (stub, is_ours) = match stub {
             Some(stub) => (stub, false),
             None => (create_stub(host, &guest, &request.kernel, &mut undo)?, true),
         };
         interrupt.check()?;
-        let attachment = attach_checked(host, guest, stub, slots, &checked, is_ours, &mut undo)?;
+        let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
+        // A paused guest cannot connect: then the stub's part is all there is to wait for.
         let paused = xl::is_paused(&domid)?;
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;
@@ -139,8 +142,8 @@ fn attach_first(
     }
 }
 
-/// The stub that is named, or the one that has the name for this guest; `None` if that has to be created. A domain that
-/// is no stub is refused: it would be given nodes that mean something else to it.
+/// The stub that is named, or the one with the usual name for this guest; `None` if that has to be created. A domain that is no
+/// stub is refused, because it would be given nodes that mean something else to it.
 fn find_stub(
     host: &mut Host,
     guest: &Domain,
@@ -162,15 +165,17 @@ fn find_stub(
         }
     };
     check_is_free(&stub, guest, attachments)?;
-    let life = host
+    // Stubs are preserved when they crash, so that a dead one still has its name and number.
+    let state = host
         .xen
         .domain_state(stub.domid)
         .context("cannot ask Xen about the stub")?;
     ensure!(
-        life == DomainState::Alive,
-        "stub {0} is dead ({life:?}): `xl destroy {0}`, and try again",
+        state == DomainState::Alive,
+        "stub {0} is dead ({state:?}): `xl destroy {0}`, and try again",
         stub.name
     );
+    // By dom0's own record of how the domain was created. Its name and its nodes could be anybody's.
     let config = xl::config_of(&stub.domid.to_string())?;
     check_stub(&config, &stub.name, &request.kernel).with_context(|| match named {
         Some(_) => {
@@ -184,7 +189,7 @@ fn find_stub(
     Ok(Some(stub))
 }
 
-/// Checks that a domain can become the stub of a guest as far as it is known here.
+/// Checks by the records that a domain can become the stub of a guest.
 fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> Result<()> {
     ensure!(stub.domid != 0, "{} is dom0, and no stub", stub.name);
     ensure!(
@@ -208,7 +213,7 @@ fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> R
     Ok(())
 }
 
-/// Checks that the guest has no connection that is not ours.
+/// Checks that the guest has no PCI frontend of xl's. pcifront has one backend only.
 fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
     let frontend = Hop::first_hop(0, guest.domid).frontend_dir();
     ensure!(

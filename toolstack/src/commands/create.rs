@@ -1,7 +1,7 @@
-//! Domains that are created, and guests that get their first devices.
+//! What `run` and `attach` share: they create domains, and give a guest its first devices.
 
-use super::hand_back::{release_once, take_back_once};
-use super::prepare::Checked;
+use super::prepare::Admitted;
+use super::return_devices::{reclaim_attachment, reclaim_devices};
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
 use crate::handover::grant;
@@ -28,12 +28,12 @@ use xenbus::client::Store as _;
 use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, DeviceType};
 
-/// How a command ended.
+/// How `run` ended, if it did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// All was done.
+    /// The guest has its devices.
     Done,
-    /// All was done but for the guest's part: it runs, and has not come so far in the time that it had.
+    /// The guest runs, and has not connected in time.
     GuestStillBoots,
 }
 
@@ -73,7 +73,8 @@ impl NewDomain {
         })
     }
 
-    /// Creates it, paused if asked to. It is noted first: whoever is killed from then on leaves a domain that is known.
+    /// Creates it, paused if asked to. A record is written first, so that a command that is killed from then on leaves a domain
+    /// whose origin is known.
     pub fn create(
         &self,
         host: &mut Host,
@@ -90,9 +91,11 @@ impl NewDomain {
             guest_name,
         };
         unfinished::record(&mut host.store, &noted)?;
+        // The file's UUID, or one of ours: of a file without one xl would make another each time that it reads it.
         let uuid = format!("uuid=\"{}\"", self.uuid);
         let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
         let created = xl::create(file, &overrides, paused);
+        // By its UUID and not by its name: somebody else's domain may have got the name meanwhile.
         let domain = domains::with_uuid(&mut host.store, &self.uuid)?;
         match (created, domain) {
             (Ok(()), Some(domain)) => {
@@ -101,6 +104,7 @@ impl NewDomain {
             }
             (Ok(()), None) => bail!("xl has created domain {}, and it is gone already", self.name),
             (Err(error), left) => {
+                // A failed `xl create` may leave a domain.
                 match left {
                     Some(domain) => undo.push(undo_creation(domain)),
                     None => unfinished::forget(&mut host.store, &self.uuid)?,
@@ -111,6 +115,7 @@ impl NewDomain {
     }
 }
 
+/// Checks that the stub's image exists.
 pub fn check_kernel(kernel: &Path) -> Result<()> {
     ensure!(
         kernel.is_file(),
@@ -120,13 +125,14 @@ pub fn check_kernel(kernel: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Creates the stub of a guest from an image.
 pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
     let kernel = kernel
         .to_str()
         .context("the path of the stub's image is not UTF-8")?;
     let stub = NewDomain::stub_of(guest)?;
     let config = bulkhead_config::stubdom(&stub.name, kernel)?;
-    // Not by the guest's name, which may be one that no file can have, or lead elsewhere. Commands take turns.
+    // Not named after the guest, whose name may contain a slash. One file is enough, for commands take turns.
     let file = Path::new(paths::RUN).join("stub.cfg");
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
     let created = stub.create(host, &file, &[], false, undo);
@@ -136,16 +142,17 @@ pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Un
     Ok(stub)
 }
 
-pub fn attach_checked(
+/// Connects guest and stub: writes the record and the nodes of both hops. `stub_is_ours`: this command has created the stub.
+pub fn attach_admitted(
     host: &mut Host,
     guest: Domain,
     stub: Domain,
     slots: SlotMode,
-    checked: &Checked,
+    admitted: &Admitted,
     stub_is_ours: bool,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    let devices = checked.describe()?;
+    let devices = admitted.describe()?;
     let attachment = Attachment {
         guest,
         stub,
@@ -153,31 +160,34 @@ pub fn attach_checked(
         modes: vec![Mode::Intx; devices.len()],
         devices,
     };
+    // Before the step: it may fail halfway.
     let attached = attachment.clone();
     undo.push(move |host| undo_attach(host, &attached, stub_is_ours));
     grant::attach(host, &attachment)?;
-    // From here on the record has them.
+    // The attachment's record tells from now on where they come from.
     for domain in [&attachment.guest, &attachment.stub] {
         unfinished::forget(&mut host.store, &domain.uuid)?;
     }
+    // No reason to fail: the guest has its devices all the same.
     if let Err(error) = keep_config(host, &attachment.stub) {
         note!(
-            "should stub {} die, it cannot be brought back as it was: {error:#}",
+            "if stub {} dies, the service cannot bring it back: {error:#}",
             attachment.stub.name
         );
     }
     Ok(attachment)
 }
 
-/// Keeps the configuration of a stub for its next life.
+/// Backs up the configuration of a stub, from which the service creates it again.
 pub fn keep_config(host: &mut Host, stub: &Domain) -> Result<()> {
     let listed = xl::config_of(&stub.domid.to_string())?;
     let config = listed
         .pointer("/0/config")
-        .context("xl tells no configuration of it")?;
+        .context("`xl list -l` shows no configuration of it")?;
     Ok(stub_backup::keep_config(&mut host.store, stub.domid, config)?)
 }
 
+/// Waits until the stub offers all devices to its guest.
 pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Interrupt) -> Result<()> {
     wait(STUB_TIMEOUT, interrupt, || {
         if is_exported(&mut host.store, attachment)? {
@@ -187,13 +197,14 @@ pub fn wait_for_stub(host: &mut Host, attachment: &Attachment, interrupt: &Inter
     })
 }
 
+/// Waits until the guest has connected.
 pub fn wait_for_guest(
     host: &mut Host,
     attachment: &Attachment,
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<Ended> {
-    wait(patience, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
+    wait(timeout, interrupt, || Ok(progress(&mut host.store, attachment)?))?;
     Ok(Ended::Done)
 }
 
@@ -206,11 +217,12 @@ fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host) -> Result<()> {
 
 /// Takes all devices of an attachment back, and ends the stub if it is the command's own.
 fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> Result<()> {
+    // The service may have taken the devices back meanwhile, and another attachment may have the stub's number.
     if !is_recorded(&mut host.store, attachment)? {
         return Ok(());
     }
     let released = if stub_is_ours {
-        release_once(host, attachment)?
+        reclaim_attachment(host, attachment)?
     } else {
         leave_stub(host, attachment)?
     };
@@ -218,10 +230,11 @@ fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> 
     Ok(())
 }
 
-/// Takes all devices of an attachment back, and leaves the stub running, which was there before.
+/// Takes all devices of an attachment back, and leaves the stub running, because it was there before the command.
 fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    let released = take_back_once(host, attachment, &bdfs)?;
+    // Not the whole attachment, for that would end the stub.
+    let released = reclaim_devices(host, attachment, &bdfs)?;
     remove_nodes(&mut host.store, attachment)?;
     note!(
         "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
@@ -234,6 +247,7 @@ fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
 fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
     let (first, stub) = (first_hop(attachment), attachment.stub.domid);
     let second = Hop::second_hop(stub);
+    // Linux does not see a device go whose directory vanishes together with the one above, so the directory goes first.
     for path in [
         first.frontend_dir(),
         DeviceType::Pci.frontends(attachment.guest.domid),
@@ -247,6 +261,7 @@ fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
             _ => {}
         }
     }
+    // The record last: as long as it is there, this can be done again.
     Ok(attachment.remove(store)?)
 }
 

@@ -1,6 +1,6 @@
-//! `bulkhead destroy`: the end of a guest and its stub.
+//! `bulkhead destroy`: ends a guest and its stub.
 
-use super::hand_back::{hand_back, release_once};
+use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
 use super::waiting::{GUEST_TIMEOUT, POLL};
 use crate::control;
@@ -23,15 +23,16 @@ pub fn destroy(who: &str) -> Result<()> {
         Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
-    // What it has now, and what it had and may still have mapped.
+    // Its present devices, and those that it had and may still have mapped.
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
     let mapped = records::mapped(&mut host.store)?.into_iter();
     let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
     let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
     bdfs.extend(mapped);
+    // The guest before the stub: a stub that goes first looks like one that has died, and is brought back.
     domains::destroy(&mut host, &attachment.guest)?;
     say!("guest {} is destroyed", attachment.guest.name);
-    // Its devices are its own until Xen has taken it apart.
+    // Its devices and memory stay assigned to it until Xen has destroyed it.
     let deadline = Instant::now() + GUEST_TIMEOUT;
     while is_alive(&mut host.store, &attachment.guest)? {
         ensure!(
@@ -41,12 +42,12 @@ pub fn destroy(who: &str) -> Result<()> {
         );
         thread::sleep(POLL);
     }
-    let released = release_once(&mut host, attachment)?;
-    hand_back(&mut host, &bdfs, released, false)
+    let released = reclaim_attachment(&mut host, attachment)?;
+    rebind_drivers(&mut host, &bdfs, released, false)
 }
 
-/// Ends what a command of ours that was killed has left: a guest that never ran, a stub without a guest. True if there
-/// was anything. Its devices are held for the next one.
+/// Ends what a killed command of Bulkhead's has left: a guest that never ran, a stub without a guest. Returns true if there was
+/// anything. Devices that were taken for it stay held.
 fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
     let found = match domains::find(&mut host.store, who) {
         Ok(domain) => Some(domain),
@@ -54,11 +55,12 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
         Err(error) => return Err(error.into()),
     };
     let left = unfinished::left_of(&mut host.store, who, found.as_ref())?;
+    // The record of each goes after the domain. If this is cut short it can be done again.
     for domain in &left {
         domains::destroy(host, domain)?;
         unfinished::forget(&mut host.store, &domain.uuid)?;
         say!(
-            "{} is destroyed: a command of Bulkhead's had created it and came to no end",
+            "{} is destroyed: a command of Bulkhead had created it and was killed before it was done",
             domain.name
         );
     }

@@ -1,7 +1,7 @@
-//! `bulkhead detach`: devices back from a guest that runs.
+//! `bulkhead detach`: takes devices back from a running guest.
 
-use super::hand_back::{hand_back, release_once};
 use super::hotplug;
+use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{attachments, select};
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::control;
@@ -16,9 +16,9 @@ use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
-/// Takes devices of a running guest back, orderly: its pcifront lets go first. `who` is a guest, for all of its
-/// devices, or some of its devices. If the guest is `trusted` to leave alone what it may still have mapped, they go back
-/// to dom0's drivers; else they stay held.
+/// Takes devices back from a running guest, after its pcifront has let go of them. `who` is a guest, for all of its devices, or
+/// names some of its devices. They stay held, because the guest may still have their memory mapped. If it is `trusted` not to
+/// use that, they go back to dom0's drivers.
 pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
@@ -38,7 +38,7 @@ pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     }
 }
 
-/// Ends the connection.
+/// Ends the connection, and with it the stub.
 fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt: &Interrupt) -> Result<()> {
     let guest = &attachment.guest;
     ensure!(
@@ -48,29 +48,30 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
         attachment.stub.name,
         guest.name
     );
-    // The guest's drivers turn their devices off, which takes writes.
+    // The guest's drivers turn their devices off, and only the service writes registers.
     control::ensure_running()?;
     let hop = Hop::first_hop(attachment.stub.domid, guest.domid);
     let closing = XenbusState::Closing.as_str();
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
     host.store.write(&hop.backend_node(key::STATE), closing)?;
     let let_go = wait(GUEST_TIMEOUT, interrupt, || {
+        // A guest that dies meanwhile has let go too.
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
         }
         Ok(match host.store.read_state(&hop.frontend_node(key::STATE))? {
-            // A guest that has never looked has nothing to let go of.
+            // A guest whose pcifront has never connected has nothing to let go of.
             XenbusState::Closed | XenbusState::Initialising | XenbusState::Unknown => Progress::Connected,
             state => Progress::Waiting(format!(
                 "guest {0} does not let go of its devices ({state:?}): does a program in it use them? \
-                 `bulkhead destroy {0}` does not ask",
+                 `bulkhead destroy {0}` does not ask the guest",
                 guest.name
             )),
         })
     });
     let_go?;
     say!("guest {} has let go", guest.name);
-    let released = release_once(host, attachment)?;
+    let released = reclaim_attachment(host, attachment)?;
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    hand_back(host, &bdfs, released, trusted)
+    rebind_drivers(host, &bdfs, released, trusted)
 }

@@ -1,7 +1,7 @@
-//! Devices that come to, and leave, a guest whose connection stands.
+//! Hotplug: devices are added to, or removed from, a guest whose connection stands.
 
-use super::hand_back::{hand_back, take_back_once};
-use super::prepare::{self, Checked};
+use super::prepare::{self, Admitted};
+use super::return_devices::{rebind_drivers, reclaim_devices};
 use super::undo::Undo;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::admission::policy::Choices;
@@ -21,27 +21,28 @@ use pci::bdf::Bdf;
 use std::time::Duration;
 use xenbus::state::XenbusState;
 
-/// Gives a guest more devices. On any failure it has those that it had.
+/// Gives a guest more devices. On any failure it keeps those that it had.
 pub fn grow(
     host: &mut Host,
     attachment: &Attachment,
     wanted: &[Wanted],
     choices: &Choices,
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
     let guest = Some(&attachment.guest);
-    let checked = prepare::check(host, wanted, choices, guest, &already, attachment.slots)?;
+    let admitted = prepare::admit(host, wanted, choices, guest, &already, attachment.slots)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
-    settle(host, attachment, patience, interrupt)?;
+    // The list can change only while both ends are Connected. An earlier change may still be under way.
+    wait_settled(host, attachment, timeout, interrupt)?;
 
     let mut undo = Undo::new()?;
-    match add(host, attachment, &checked, patience, interrupt, &mut undo) {
+    match add(host, attachment, &admitted, timeout, interrupt, &mut undo) {
         Ok(()) => {
             let guest = &attachment.guest.name;
-            let bdfs = checked.bdfs().iter();
+            let bdfs = admitted.bdfs().iter();
             bdfs.for_each(|bdf| say!("guest {guest} has {bdf}"));
             Ok(())
         }
@@ -52,31 +53,34 @@ pub fn grow(
     }
 }
 
+/// The part of [`grow`] that changes things. `undo` has what it did.
 fn add(
     host: &mut Host,
     attachment: &Attachment,
-    checked: &Checked,
-    patience: Duration,
+    admitted: &Admitted,
+    timeout: Duration,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<()> {
-    checked.take_from_dom0(host, interrupt, undo)?;
-    let devices = checked.describe()?;
+    admitted.seize(host, interrupt, undo)?;
+    let devices = admitted.describe()?;
     let grown = attachment.with(devices.clone());
-    let (attachment_of_undo, bdfs) = (grown.clone(), checked.bdfs().to_vec());
+    let (attachment_of_undo, bdfs) = (grown.clone(), admitted.bdfs().to_vec());
     undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
+    // The record, then the service, then the lists: the stub asks for a device as soon as it is in its list.
     grant::extend(host, &grown, &devices)?;
-    control::insist(&Request::Follow {
+    control::ask_again(&Request::Follow {
         stub: attachment.stub.domid,
     })?;
     interrupt.check()?;
     let added = device_list::add(&mut host.store, &grown, &devices)?;
     ensure!(added, busy(attachment));
     inject::point(Point::Listed);
-    settle(host, &grown, patience, interrupt)?;
+    wait_settled(host, &grown, timeout, interrupt)?;
 
     let list = List::read(&mut host.store, &grown)?;
-    for &bdf in checked.bdfs() {
+    // A bad device is refused alone. All that were asked for count here, so that the command undoes the others.
+    for &bdf in admitted.bdfs() {
         let entry = list.entry(bdf);
         let exported = entry.is_some_and(|entry| entry.state == XenbusState::Initialised);
         let why = entry.and_then(|entry| entry.error.as_deref());
@@ -85,7 +89,7 @@ fn add(
     Ok(())
 }
 
-/// Takes some of a guest's devices back, orderly: its drivers let go first. On failure it keeps them.
+/// Takes some of a guest's devices back, after its drivers have let go of them. On failure the guest keeps them.
 pub fn shrink(
     host: &mut Host,
     attachment: &Attachment,
@@ -101,42 +105,45 @@ pub fn shrink(
         .partition(|device| leaving(&device.bdf));
     let groups =
         Groups::among(&host.xen, bdfs, &[attachment.guest.domid]).context("cannot ask Xen for groups")?;
+    // Memory is taken away by the page, and DMA by the group: some devices leave only together.
     check_leaving(&leave, &stay, &groups)?;
     ensure_stub(host, attachment)?;
-    // The guest's drivers turn their devices off, which takes writes.
+    // The guest's drivers turn their devices off, and only the service writes registers.
     control::ensure_running()?;
     let_go(host, attachment, bdfs, interrupt)?;
     for bdf in bdfs {
         say!("guest {} has let go of {bdf}", attachment.guest.name);
     }
-    let released = take_back_once(host, attachment, bdfs)?;
-    hand_back(host, bdfs, released, trusted)
+    let released = reclaim_devices(host, attachment, bdfs)?;
+    rebind_drivers(host, bdfs, released, trusted)
 }
 
-/// Takes devices back whose coming was interrupted somewhere.
+/// Takes devices back that [`add`] has given as far as it came.
 fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
+    // Withdrawn if the guest has not looked yet; else it is asked to let go, without heed of signals.
     device_list::withdraw(&mut host.store, attachment, bdfs)?;
     let_go(host, attachment, bdfs, &Interrupt::default())?;
-    let problems = take_back_once(host, attachment, bdfs)?.problems;
+    let problems = reclaim_devices(host, attachment, bdfs)?.problems;
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(())
 }
 
-/// Has guest and stub let go of devices.
+/// Asks guest and stub to let go of devices, and waits for that.
 fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
-    settle(host, attachment, GUEST_TIMEOUT, interrupt)?;
+    wait_settled(host, attachment, GUEST_TIMEOUT, interrupt)?;
     let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
-    if let Err(error) = settle(host, attachment, GUEST_TIMEOUT, interrupt) {
+    if let Err(error) = wait_settled(host, attachment, GUEST_TIMEOUT, interrupt) {
+        // The request is withdrawn, or the guest would let go of the devices much later, unasked.
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
-            "guest {0} {1}; `bulkhead destroy {0}` does not ask",
+            "guest {0} {1}; `bulkhead destroy {0}` does not ask the guest",
             attachment.guest.name,
             if kept {
                 "keeps the devices"
             } else {
-                "may let go yet, so try again"
+                "may still let go of them: try again"
             }
         );
         return Err(error.context(hint));
@@ -147,12 +154,18 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
 }
 
 /// Waits until no change of the devices is under way.
-fn settle(host: &mut Host, attachment: &Attachment, patience: Duration, interrupt: &Interrupt) -> Result<()> {
-    wait(patience, interrupt, || {
+fn wait_settled(
+    host: &mut Host,
+    attachment: &Attachment,
+    timeout: Duration,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    wait(timeout, interrupt, || {
         Ok(change_progress(&mut host.store, attachment)?)
     })
 }
 
+/// Checks that the stub lives. Without it nobody takes part in a change of the devices.
 fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
     let guest = &attachment.guest.name;
     ensure!(
@@ -164,7 +177,8 @@ fn ensure_stub(host: &mut Host, attachment: &Attachment) -> Result<()> {
     Ok(())
 }
 
+/// Why the list of devices could not be changed.
 fn busy(attachment: &Attachment) -> String {
     let (guest, stub) = (&attachment.guest.name, &attachment.stub.name);
-    format!("guest {guest} and stub {stub} changed their connection at this very moment: try again")
+    format!("guest {guest} and stub {stub} changed their connection at the same moment: try again")
 }

@@ -1,4 +1,4 @@
-//! `bulkhead irq`: dom0 answers for a line, or does not.
+//! `bulkhead irq`: switches dom0's acknowledgement of a shared INTx line.
 
 use super::select::{attachments, of_device};
 use crate::control;
@@ -8,7 +8,7 @@ use crate::say::say;
 use anyhow::{Result, ensure};
 use bulkhead_config::name::Name;
 
-/// Switches whether dom0 answers for a guest's device on a line that dom0's drivers use too.
+/// Switches whether dom0 answers for a guest's device on an INTx line that dom0's drivers use too.
 pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
     let mut host = Host::open()?;
     let _lock = control::lock_commands()?;
@@ -28,7 +28,9 @@ pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
         say!("dom0 answers for the line of {bdf}");
     } else {
         shared_intx::switch(&mut host.store, &host.sysfs, bdf, false)?;
-        say!("dom0 does not answer for the line of {bdf}: 100,000 interrupts on, it may lose the line");
+        say!(
+            "dom0 does not answer for the line of {bdf}: after 100,000 interrupts its kernel may disable the line"
+        );
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
-//! What the subcommands of `bulkhead` do, one file for each, and what they share.
+//! The subcommands of `bulkhead`, one public file for each, and what they share.
 
 pub mod attach;
 pub mod check;
 mod create;
 pub mod destroy;
 pub mod detach;
-mod hand_back;
 mod hotplug;
 pub mod irq;
 mod prepare;
+pub mod release;
+mod return_devices;
 pub mod run;
 pub mod seize;
 mod select;

@@ -1,6 +1,6 @@
-//! What comes before devices are given to a guest: they are checked, taken from dom0, and described.
+//! The steps before devices are given to a guest: they are admitted, taken from dom0, and described.
 
-use super::hand_back::stays_held;
+use super::return_devices::why_held;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::policy::{self, Choices, Decided};
@@ -21,25 +21,25 @@ use pci::bdf::Bdf;
 use xenbus::device::SlotMode;
 
 /// Devices that have passed all checks.
-pub struct Checked {
+pub struct Admitted {
     bdfs: Vec<Bdf>,
-    /// For each, on what terms the guest gets it.
+    /// The terms of each of them.
     terms: Vec<Terms>,
-    /// The devices that the guest has besides.
+    /// The devices that the guest has already.
     already: Vec<Bdf>,
     around: Surroundings,
 }
 
 /// Checks devices for a guest that has the devices `already`, and addresses all in this way. `guest` is absent if it is
 /// still to be made.
-pub fn check(
+pub fn admit(
     host: &mut Host,
     wanted: &[Wanted],
     choices: &Choices,
     guest: Option<&Domain>,
     already: &[Bdf],
     slots: SlotMode,
-) -> Result<Checked> {
+) -> Result<Admitted> {
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
     notices.iter().for_each(|notice| note!("{notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
@@ -49,6 +49,7 @@ pub fn check(
         .iter()
         .for_each(|text| note!("{text}"));
     let mut around = Surroundings::read(host, &bdfs, &info)?;
+    // What this guest had before, and may still have mapped, it can have again.
     if let Some(guest) = guest {
         around.claims.forgive(guest.domid);
     }
@@ -56,8 +57,9 @@ pub fn check(
     let wanted: Vec<_> = bdfs.iter().copied().zip(&terms).collect();
     refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
     refusals.extend(admission::check_lines(&wanted, already, &around));
+    // All refusals at once, so that the administrator need not try again for each.
     match refusals.len() {
-        0 => Ok(Checked {
+        0 => Ok(Admitted {
             bdfs,
             terms,
             already: already.to_vec(),
@@ -77,15 +79,16 @@ pub fn check(
     }
 }
 
-impl Checked {
+impl Admitted {
     /// The devices.
     pub fn bdfs(&self) -> &[Bdf] {
         &self.bdfs
     }
 
     /// Takes the devices from dom0's drivers.
-    pub fn take_from_dom0(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
+    pub fn seize(&self, host: &mut Host, interrupt: &Interrupt, undo: &mut Undo) -> Result<()> {
         for &bdf in &self.bdfs {
+            // Undone also if it fails halfway: the record says whether this command has taken the device.
             let seized = seize(host, bdf, Seizure::ForGuest, undo.command());
             let command = undo.command().to_owned();
             undo.push(move |host| undo_seize(host, bdf, &command));
@@ -102,14 +105,16 @@ impl Checked {
         Ok(())
     }
 
-    /// Describes the devices, once they are taken, and tells what the administrator should know.
+    /// Describes the devices for the record, once they are taken. Tells what the administrator should know, and backs up the
+    /// registers that the guest may change.
     pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
         notices.iter().for_each(|notice| note!("{notice}"));
+        // Before the guest has the device: what it changes is put back when the device returns.
         for Device { bdf, terms, .. } in &devices {
             config_backup::keep(*bdf, terms, &self.around.sysfs)
-                .with_context(|| format!("cannot keep what the registers of {bdf} hold in {}", paths::RUN))?;
+                .with_context(|| format!("cannot back up the registers of {bdf} in {}", paths::RUN))?;
         }
         Ok(devices)
     }
@@ -120,18 +125,19 @@ fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
     if is_to_go_back(&mut host.store, bdf, command)?
         && let Rebound::MappedBy(guest) = rebind_driver(host, bdf)?
     {
-        note!("{}", stays_held(bdf, &guest));
+        note!("{}", why_held(bdf, &guest));
     }
     Ok(())
 }
 
-/// True if a device that `command` has taken is still its own and no guest's. Where an earlier step could not be undone, a
-/// guest has it yet, and that is an error.
+/// True if the device was taken by `command`, and no other command and no guest has it. Fails if a guest still has it, because
+/// an earlier step could not be undone.
 fn is_to_go_back(store: &mut Store, bdf: Bdf, command: &str) -> Result<bool> {
     if !records::is_seized_by(store, bdf, command)? {
         return Ok(false);
     }
     let (attachments, damaged) = Attachment::all(store)?;
+    // A record that cannot be read may name this device.
     if let Some(error) = damaged.into_iter().next() {
         return Err(error).with_context(|| format!("{bdf} stays held: a guest may have it"));
     }

@@ -1,7 +1,9 @@
-//! `bulkhead run`: a guest is created with its devices.
+//! `bulkhead run`: creates a guest with devices.
 
-use super::create::{Ended, NewDomain, attach_checked, check_kernel, create_stub, stub_name, wait_for_guest};
-use super::prepare::{self, Checked};
+use super::create::{
+    Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
+};
+use super::prepare::{self, Admitted};
 use super::undo::Undo;
 use super::waiting::{Interrupt, TimedOut};
 use crate::admission::policy::Choices;
@@ -15,31 +17,33 @@ use crate::records::Attachment;
 use crate::say::{note, say};
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_config::options::Wanted;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use xenbus::device::SlotMode;
 
-/// What `run` is asked for.
+/// Arguments of `run`.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The guest's configuration file.
     pub config: PathBuf,
     /// The devices that it gets.
     pub devices: Vec<Wanted>,
-    /// What is said of all of them.
+    /// Choices for all of them.
     pub choices: Choices,
     /// How the guest addresses them.
     pub slots: SlotMode,
     /// The stub's image.
     pub kernel: PathBuf,
-    /// How long the guest may take to connect.
+    /// Time limit for the guest to boot and connect.
     pub wait: Duration,
 }
 
-/// From "device in dom0" to "guest up with device". On any failure all is as before; a guest that is slow is none.
+/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
 pub fn run(request: &Run) -> Result<Ended> {
     let mut host = Host::open()?;
+    // Before anything is checked: what is true now must be true when the devices are taken.
     let lock = control::lock_commands()?;
+    // After the lock: until then Ctrl-C may end the command at once.
     let interrupt = Interrupt::catch()?;
     let file = &request.config;
     ensure!(
@@ -48,9 +52,11 @@ pub fn run(request: &Run) -> Result<Ended> {
         file.display()
     );
     check_kernel(&request.kernel)?;
-    let (config, overrides) = guest_config(file)?;
+    let config = GuestConfig::from_json(&xl::parse_config(file)?)?;
+    let overrides = lacking_lines(&config)?;
     let guest = NewDomain::guest(config)?;
     let stub = stub_name(&guest.name);
+    // xl would refuse the guest's name too, but only after the devices are taken.
     for name in [&guest.name, &stub] {
         match domains::find(&mut host.store, name) {
             Err(DomainError::NotFound { .. }) => {}
@@ -63,7 +69,7 @@ pub fn run(request: &Run) -> Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     }
-    let checked = prepare::check(
+    let admitted = prepare::admit(
         &mut host,
         &request.devices,
         &request.choices,
@@ -71,15 +77,16 @@ pub fn run(request: &Run) -> Result<Ended> {
         &[],
         request.slots,
     )?;
+    // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
-    let made = run_checked(
-        &mut host, request, &guest, &overrides, &checked, &interrupt, &mut undo,
+    let made = run_admitted(
+        &mut host, request, &guest, overrides, &admitted, &interrupt, &mut undo,
     );
     let mut lock = Some(lock);
     let result = made.and_then(|attachment| {
-        // Others may work while the guest boots.
+        // Other commands may work while the guest boots.
         lock = None;
         wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
             .or_else(|error| still_boots(&mut host, &attachment, error))
@@ -94,10 +101,11 @@ pub fn run(request: &Run) -> Result<Ended> {
         }
         Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
+            // Undoing changes things, so it needs the lock again if the guest was waited for.
             match lock.map_or_else(control::lock_commands, Ok) {
                 Ok(_lock) => undo.undo(&mut host),
                 Err(no_lock) => note!(
-                    "nothing was undone, for {no_lock}: `bulkhead destroy {}` does it",
+                    "nothing was undone ({no_lock}): `bulkhead destroy {}` undoes it",
                     guest.name
                 ),
             }
@@ -106,33 +114,34 @@ pub fn run(request: &Run) -> Result<Ended> {
     }
 }
 
-/// The part of [`run`] that changes things; what it did is in `undo`.
-fn run_checked(
+/// The part of [`run`] that changes things. `undo` has what it did.
+fn run_admitted(
     host: &mut Host,
     request: &Run,
     guest: &NewDomain,
     overrides: &[&str],
-    checked: &Checked,
+    admitted: &Admitted,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
-    checked.take_from_dom0(host, interrupt, undo)?;
+    admitted.seize(host, interrupt, undo)?;
     let created = guest.create(host, &request.config, overrides, true, undo);
     let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
     interrupt.check()?;
 
+    // The guest stays paused until the nodes are written: it looks for its devices when it boots.
     let stub = create_stub(host, &guest, &request.kernel, undo)?;
     interrupt.check()?;
 
-    let attachment = attach_checked(host, guest, stub, request.slots, checked, true, undo)?;
+    let attachment = attach_admitted(host, guest, stub, request.slots, admitted, true, undo)?;
     interrupt.check()?;
     xl::unpause(&attachment.guest.domid.to_string())?;
     Ok(attachment)
 }
 
-/// What to make of a guest that was waited for in vain. If all that hangs is the guest itself, it may be slow: what it
-/// has is left to it.
+/// What to make of a guest that has not connected in time. If everything waits for the guest alone, it is only slow, and keeps
+/// its devices.
 fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -> Result<Ended> {
     let Some(TimedOut { what, .. }) = error.downcast_ref() else {
         return Err(error);
@@ -149,19 +158,43 @@ fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -
     Ok(Ended::GuestStillBoots)
 }
 
-/// The configuration as xl will see it, and the lines that we add for that.
-fn guest_config(file: &Path) -> Result<(GuestConfig, Vec<&'static str>)> {
-    let config = GuestConfig::from_json(&xl::parse_config(file, &[])?)?;
+/// Lines that the guest's configuration lacks for passthrough and that `run` adds; a guest that lacks anything else is
+/// refused. Xl is not asked to parse the file again with them: the check for passthrough comes after all others.
+fn lacking_lines(config: &GuestConfig) -> Result<&'static [&'static str], GuestRefusal> {
     match config.check() {
-        Err(GuestRefusal::NoPassthrough { .. }) => {
-            let overrides = vec![PASSTHROUGH];
-            let config = GuestConfig::from_json(&xl::parse_config(file, &overrides)?)?;
-            config.check()?;
-            Ok((config, overrides))
-        }
-        checked => {
-            checked?;
-            Ok((config, Vec::new()))
+        Ok(()) => Ok(&[]),
+        Err(GuestRefusal::NoPassthrough { .. }) => Ok(&[PASSTHROUGH]),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn lacking(config: &Value) -> Result<&'static [&'static str], String> {
+        let config = GuestConfig::from_json(config).unwrap();
+        lacking_lines(&config).map_err(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn a_guest_without_passthrough_gets_the_line_and_one_that_lacks_more_is_refused() {
+        let mut config = json!({
+            "c_info": { "type": "pv", "name": "web", "passthrough": "enabled" },
+            "b_info": { "type.pv": { "e820_host": "True" } }
+        });
+        assert_eq!(lacking(&config), Ok(&[][..]));
+        config["c_info"]["passthrough"] = json!("disabled");
+        assert_eq!(lacking(&config), Ok(&[PASSTHROUGH][..]));
+        for (pointer, value, refusal) in [
+            ("/b_info/type.pv", json!({}), "has no e820_host=1"),
+            ("/c_info/type", json!("hvm"), "is of type hvm"),
+        ] {
+            let mut config = config.clone();
+            *config.pointer_mut(pointer).unwrap() = value;
+            let text = lacking(&config).unwrap_err();
+            assert!(text.contains(refusal), "{text}");
         }
     }
 }

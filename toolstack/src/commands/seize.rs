@@ -1,26 +1,24 @@
-//! `bulkhead seize` and `bulkhead release`: holding devices for guests to come, and giving them back to dom0.
+//! `bulkhead seize`: devices are taken from dom0's drivers and held for guests to come.
 //!
-//! A device that is held belongs to xen-pciback in dom0 and to nobody in Xen: no driver of dom0's touches it, and its
-//! DMA goes nowhere.
+//! A held device belongs to xen-pciback in dom0 and to no domain in Xen: no driver of dom0's touches it, and its DMA goes
+//! nowhere. [`crate::handover::seize`] does the work for one device.
 
 use crate::admission::{self, Surroundings};
 use crate::control;
-use crate::handover::seize::{Before, Rebound, make_ready, release as give_away, seize as take};
+use crate::handover::seize::{self, Before, make_ready};
 use crate::host::Host;
 use crate::host::device_names;
-use crate::host::sysfs::PCIBACK;
 use crate::host::xl;
-use crate::records::claims::Claims;
-use crate::records::{self, Seizure};
+use crate::records::Seizure;
 use crate::say::say;
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, ensure};
 use bulkhead_config::name::Name;
 use bulkhead_config::policy::Policy;
 use pci::bdf::Bdf;
 use std::path::Path;
 use xenbus::device::SlotMode;
 
-/// Takes devices from dom0's drivers. One that is refused does not keep the others from being taken.
+/// Takes devices from dom0's drivers. A refusal of one does not stop the others.
 pub fn seize(devices: &[Name]) -> Result<()> {
     let mut host = Host::open()?;
     let bdfs = devices
@@ -30,7 +28,7 @@ pub fn seize(devices: &[Name]) -> Result<()> {
     seize_all(&mut host, &bdfs, Vec::new())
 }
 
-/// Takes the devices that the policy marks with `seize = true`: the file that is named, or the installed one.
+/// Takes the devices that a policy file marks with `seize = true`. Without `file`, the installed one counts.
 pub fn seize_marked(file: Option<&Path>) -> Result<()> {
     let mut host = Host::open()?;
     let policy = Policy::read(file)?;
@@ -44,9 +42,13 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
         if bdfs.len() == before {
             let why = device_names::resolve(&device.name, &host.sysfs).err();
             let why = why.map_or_else(|| "it is gone again".to_owned(), |error| error.to_string());
-            problems.push(format!("the policy has {} seized: {why}", device.name));
+            problems.push(format!(
+                "the policy file has seize = true for {}: {why}",
+                device.name
+            ));
         }
     }
+    // Two entries of the policy may name one device.
     bdfs.sort_unstable();
     bdfs.dedup();
     if bdfs.is_empty() && problems.is_empty() {
@@ -60,10 +62,11 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
     let info = xl::info()?;
     admission::check_host(&info)?;
     let around = Surroundings::read(host, bdfs, &info)?;
-    // Whether the guest's way of addressing them fits is for later.
+    // No guest is known yet. Whether its slot mode fits is checked by `run` and `attach`.
     let refusals = admission::check_devices(bdfs, &[], SlotMode::Passthrough, &around);
     problems.extend(refusals.iter().map(ToString::to_string));
     for &bdf in bdfs {
+        // It is among the problems already.
         if refusals.iter().any(|refusal| refusal.bdf() == Some(bdf)) {
             continue;
         }
@@ -77,7 +80,7 @@ fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result
 }
 
 fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
-    let from = match take(host, bdf, Seizure::ToKeep, "seize")? {
+    let from = match seize::seize(host, bdf, Seizure::ToKeep, "seize")? {
         Before::Held => return Ok(format!("{bdf} is held for guests already")),
         Before::Driven(driver) => format!("dom0's driver {driver}"),
         Before::Idle => "dom0, where it had no driver".into(),
@@ -88,147 +91,4 @@ fn seize_one(host: &mut Host, bdf: Bdf) -> Result<String> {
         |method| format!("reset by {method}"),
     );
     Ok(format!("took {bdf} from {from}; {reset}; held for guests"))
-}
-
-/// Gives devices that no guest has back to dom0's drivers. One in quarantine has to pass its reset first, and one that a
-/// guest may still have mapped stays until that has ended, unless the guest is `trusted`.
-pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
-    let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
-    let mut problems = Vec::new();
-    for name in devices {
-        let released = device_names::resolve(name, &host.sysfs)
-            .map_err(anyhow::Error::from)
-            .and_then(|bdf| release_one(&mut host, bdf, trusted));
-        match released {
-            Ok(line) => say!("{line}"),
-            Err(error) => problems.push(format!("{error:#}")),
-        }
-    }
-    ensure!(problems.is_empty(), "{}", problems.join("\n"));
-    Ok(())
-}
-
-fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
-    if let Some(line) = clear(host, bdf, trusted)? {
-        return Ok(line);
-    }
-    Ok(match give_away(host, bdf)? {
-        Rebound::Driver(driver) => format!("gave {bdf} back to dom0's driver {driver}"),
-        _ => format!("gave {bdf} back to dom0, where no driver takes it"),
-    })
-}
-
-/// Sees to it that nothing speaks against giving a device to dom0. Returns what there is to say if dom0 has it already.
-fn clear<X>(host: &mut Host<X>, bdf: Bdf, trusted: bool) -> Result<Option<String>> {
-    let claims = Claims::read(&mut host.store)?;
-    if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
-        bail!("{bdf} is in use {}: {}", claim.by, claim.next);
-    }
-    let quarantine = records::quarantine_reason(&mut host.store, bdf)?;
-    let driver = host.sysfs.driver(bdf);
-    if driver.as_deref() != Some(PCIBACK) {
-        let driver = driver.map_or_else(
-            || "without a driver".into(),
-            |driver| format!("with its driver {driver}"),
-        );
-        ensure!(
-            quarantine.is_some(),
-            "{bdf} is not held for guests: dom0 has it, {driver}"
-        );
-        // Someone has judged it sound and given it to dom0 by other means.
-        records::lift_quarantine(&mut host.store, bdf)?;
-        return Ok(Some(format!(
-            "{bdf} is in quarantine no more: dom0 has it, {driver}"
-        )));
-    }
-    if let Some((_, guest)) = claims.mapped.iter().find(|(mapped, _)| *mapped == bdf) {
-        ensure!(
-            trusted,
-            "guest {0}, which had {bdf} until it was detached, runs and may still have its memory mapped: end the guest \
-             first, or trust it to leave the device alone (`bulkhead release --trusted-guest {bdf}`)",
-            guest.name
-        );
-    }
-    records::forget_mapped(&mut host.store, bdf)?;
-    if let Some(reason) = quarantine {
-        make_ready(host, bdf).map_err(|error| {
-            anyhow!(
-                "{error:#} (it was kept because {reason}): power-cycle the host, which resets every device"
-            )
-        })?;
-        records::lift_quarantine(&mut host.store, bdf)?;
-        say!("{bdf} answers again, and is in quarantine no more");
-    }
-    Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::Runner;
-    use crate::host::store::tests::{dom0, introduce};
-    use crate::host::sysfs::tests::Tree;
-    use crate::records::tests::{attachment, domain};
-    use xen::model::Xen;
-    use xenbus::model::Xenstored;
-
-    const NAME: &str = "0000:00:05.0";
-
-    /// A host whose guest 3 runs, and whose device 00:05.0 has this driver.
-    fn host(driver: &str) -> (Tree, Host<Xen>, Bdf) {
-        let (tree, daemon) = (Tree::new(), Xenstored::new());
-        introduce(&daemon, 3, "web");
-        tree.add(NAME, &[]);
-        tree.bind(NAME, driver);
-        let host = Host {
-            store: dom0(&daemon),
-            xen: Xen::default(),
-            sysfs: tree.sysfs(),
-            runner: Runner::Model(Vec::new()),
-        };
-        (tree, host, NAME.parse().unwrap())
-    }
-
-    fn refusal(cleared: Result<Option<String>>) -> String {
-        cleared.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_device_that_a_guest_has_is_not_released_whoever_is_trusted() {
-        let (_tree, mut host, bdf) = host(PCIBACK);
-        attachment().write(&mut host.store).unwrap();
-        for trusted in [false, true] {
-            let error = refusal(clear(&mut host, bdf, trusted));
-            assert!(
-                error.starts_with("0000:00:05.0 is in use by guest web"),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn one_that_a_guest_may_have_mapped_is_released_if_the_guest_is_trusted() {
-        let (_tree, mut host, bdf) = host(PCIBACK);
-        records::record_mapped(&mut host.store, bdf, &domain(3, "web")).unwrap();
-        let error = refusal(clear(&mut host, bdf, false));
-        assert!(error.contains("--trusted-guest 0000:00:05.0"), "{error}");
-        assert_eq!(records::mapped(&mut host.store).unwrap().len(), 1);
-        assert_eq!(clear(&mut host, bdf, true).unwrap(), None);
-        assert_eq!(records::mapped(&mut host.store).unwrap(), []);
-    }
-
-    #[test]
-    fn one_that_dom0_has_is_not_held_and_its_quarantine_ends() {
-        let (_tree, mut host, bdf) = host("e1000e");
-        let error = refusal(clear(&mut host, bdf, false));
-        assert!(
-            error.contains("is not held for guests: dom0 has it, with its driver e1000e"),
-            "{error}"
-        );
-        records::quarantine(&mut host.store, bdf, "it is mute").unwrap();
-        let line = clear(&mut host, bdf, false).unwrap().unwrap();
-        assert!(line.contains("in quarantine no more"), "{line}");
-        assert_eq!(records::quarantine_reason(&mut host.store, bdf).unwrap(), None);
-    }
 }

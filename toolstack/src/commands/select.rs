@@ -1,4 +1,4 @@
-//! Which guest, and which of its devices, the words of a command mean.
+//! Finds the guest and the devices that the words of a command line mean.
 
 use crate::host::Host;
 use crate::host::device_names::{self, NameError};
@@ -12,7 +12,7 @@ use bulkhead_config::name::Name;
 use pci::bdf::Bdf;
 use thiserror::Error;
 
-/// Why words mean nothing that Bulkhead has given away.
+/// Why the words mean no guest or device of an attachment.
 #[derive(Debug, Error)]
 pub enum SelectError {
     /// No word at all.
@@ -61,7 +61,7 @@ pub enum SelectError {
         who: String,
     },
     /// More than one recorded guest that has ended.
-    #[error("more than one guest was {who}: name one of its devices")]
+    #[error("more than one guest that has ended was called {who}: name one of its devices")]
     Ended {
         /// As it was named.
         who: String,
@@ -95,7 +95,7 @@ impl Selected<'_> {
     }
 }
 
-/// What words mean: one guest, or devices of one guest, each by any of its names.
+/// The guest or the devices that words mean: one guest, or devices of one guest, each by any of its names.
 pub fn select<'a>(
     store: &mut Store,
     sysfs: &Sysfs,
@@ -132,7 +132,7 @@ pub fn select<'a>(
     Ok(selected)
 }
 
-/// The attachment of a guest, by the name or number that it has now. One that has ended has those that were recorded.
+/// The attachment of a guest, by its present name or number. For a guest that has ended, the recorded ones count.
 fn of_guest<'a>(
     store: &mut Store,
     attachments: &'a [Attachment],
@@ -144,7 +144,9 @@ fn of_guest<'a>(
         Err(error) => return Err(error.into()),
     };
     let who = || who.to_owned();
+    // A domain that lives counts before recorded names: its number and name are its own now.
     if let Some(domain) = found {
+        // The UUID too, for a number is given again.
         let same =
             |other: &crate::host::domains::Domain| other.domid == domain.domid && other.uuid == domain.uuid;
         if let Some(attachment) = attachments.iter().find(|attachment| same(&attachment.stub)) {

@@ -1,8 +1,8 @@
-//! What a command has done so far, to be undone if it fails.
+//! The steps of a command, which are undone if it fails.
 //!
-//! Only what the command itself did is undone. It may have let others do their work meanwhile (`run` does while its guest
-//! boots), so each step looks before it undoes: a device that another command has taken since, or a number that another
-//! domain has by now, is left alone.
+//! Only what the command itself did is undone. Other commands may have worked meanwhile (`run` lets them while its guest
+//! boots). So each step checks first: a device that another command has taken since, or a number that another domain has by
+//! now, is left alone.
 
 use crate::host::Host;
 use crate::say::{self, note};
@@ -11,13 +11,13 @@ use std::fs;
 use std::io;
 
 /// Undoes one step.
-type Step = Box<dyn FnOnce(&mut Host) -> Result<()>>;
+type UndoStep = Box<dyn FnOnce(&mut Host) -> Result<()>>;
 
-/// What was done so far, to be undone in the reverse order.
+/// The steps so far. They are undone in the reverse order.
 pub struct Undo {
-    /// Tells this command from all others.
+    /// Identifies this command in records.
     command: String,
-    steps: Vec<Step>,
+    steps: Vec<UndoStep>,
 }
 
 /// A text that nobody else has.
@@ -36,21 +36,23 @@ impl Undo {
         })
     }
 
-    /// What tells this command from others.
+    /// Identifies this command in records.
     pub fn command(&self) -> &str {
         &self.command
     }
 
-    /// Notes how a step is undone, before the step is taken or right after: undoing what was not done must do no harm.
+    /// Adds how a step is undone. If the step can fail halfway this comes before it, so undoing what was not done must do no
+    /// harm.
     pub fn push(&mut self, step: impl FnOnce(&mut Host) -> Result<()> + 'static) {
         self.steps.push(Box::new(step));
     }
 
-    /// Undoes everything; what cannot be undone is told. No other command may change anything meanwhile.
+    /// Undoes all steps, and tells what cannot be undone. The caller holds the lock of the commands.
     pub fn undo(self, host: &mut Host) {
         if !self.steps.is_empty() {
             say::progress("undoing what was done");
         }
+        // One that fails does not stop the others: each leaves less behind.
         for step in self.steps.into_iter().rev() {
             if let Err(error) = step(host) {
                 note!("while undoing: {error:#}");

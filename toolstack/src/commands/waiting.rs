@@ -1,4 +1,4 @@
-//! Waiting for others, with an end, and signals.
+//! Waiting with a time limit, and signals.
 
 use crate::nodes::progress::Progress;
 use anyhow::{Context, Result, bail, ensure};
@@ -10,50 +10,50 @@ use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// How often xenstore is looked at while something is waited for.
+/// Interval at which xenstore is polled.
 pub const POLL: Duration = Duration::from_millis(50);
-/// How long a stub may take to export its devices.
+/// Time limit for a stub to export its devices.
 pub const STUB_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a guest may take to connect, to let go of devices, to look for new ones, or to be cleared away.
+/// Time limit for a guest to connect, to let go of devices, to take new ones, or to be destroyed.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long something was waited for in vain.
+/// The time limit of a wait is over.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("gave up after {} s: {what}", .patience.as_secs())]
+#[error("gave up after {} s: {what}", .timeout.as_secs())]
 pub struct TimedOut {
-    patience: Duration,
+    timeout: Duration,
     /// What was still waited for.
     pub what: String,
 }
 
-/// Looks again and again until it is done, will not happen, or has taken too long ([`TimedOut`]).
+/// Polls until the progress is `Connected`. Fails if it is `Failed`, after `timeout` ([`TimedOut`]), and at a signal.
 pub fn wait(
-    patience: Duration,
+    timeout: Duration,
     interrupt: &Interrupt,
     mut look: impl FnMut() -> Result<Progress>,
 ) -> Result<()> {
-    // None if that is later than time goes.
-    let deadline = Instant::now().checked_add(patience);
+    // `None` for a time that `Instant` cannot express: no limit.
+    let deadline = Instant::now().checked_add(timeout);
     loop {
         interrupt.check()?;
         match look()? {
             Progress::Connected => return Ok(()),
             Progress::Failed(why) => bail!("{why}"),
             Progress::Waiting(what) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                return Err(TimedOut { patience, what }.into());
+                return Err(TimedOut { timeout, what }.into());
             }
             Progress::Waiting(_) => thread::sleep(POLL),
         }
     }
 }
 
-/// Ctrl-C, SIGTERM, and SIGHUP, which comes when the terminal goes away; seen between two steps.
+/// A signal to end: SIGINT (Ctrl-C), SIGTERM, or SIGHUP (the terminal is gone). Commands check for it between two steps, so that
+/// no step is left half done.
 #[derive(Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// From now on the signals are caught; the default catches none. Those that are ignored stay so: `nohup` asks for
-    /// that.
+    /// Catches the signals from now on. Ignored signals stay ignored, as `nohup` wants. `Interrupt::default()` catches none.
     pub fn catch() -> Result<Self> {
         let flag = Arc::new(AtomicBool::new(false));
         let ignored = fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
@@ -72,7 +72,7 @@ impl Interrupt {
     }
 }
 
-/// The signals that a process ignores, one bit each, from its `/proc/PID/status`.
+/// Mask of the signals that a process ignores, from its `/proc/PID/status`. Bit 0 is signal 1.
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())

@@ -134,13 +134,8 @@ pub fn info() -> Result<HostInfo, XlError> {
 }
 
 /// The configuration that a file stands for, as xl understands it; nothing is created.
-///
-/// `overrides` are further lines of the file.
-pub fn parse_config(file: &Path, overrides: &[&str]) -> Result<Value, XlError> {
-    let mut arguments: Vec<&OsStr> = ["create", "-n", "-q"].map(OsStr::new).to_vec();
-    arguments.push(file.as_os_str());
-    arguments.extend(overrides.iter().map(OsStr::new));
-    xl_json(&arguments)
+pub fn parse_config(file: &Path) -> Result<Value, XlError> {
+    xl_json(&["create".as_ref(), "-n".as_ref(), "-q".as_ref(), file.as_os_str()])
 }
 
 /// The configuration of a domain that exists.
@@ -148,7 +143,7 @@ pub fn config_of(domain: &str) -> Result<Value, XlError> {
     xl_json(&["list", "-l", domain].map(OsStr::new))
 }
 
-/// Creates a domain, and leaves it paused if asked to.
+/// Creates a domain, and leaves it paused if asked to. `overrides` are further lines of the file.
 pub fn create(file: &Path, overrides: &[&str], paused: bool) -> Result<(), XlError> {
     let mut arguments: Vec<&OsStr> = ["create", "-q"].map(OsStr::new).to_vec();
     if paused {

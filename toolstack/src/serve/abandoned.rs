@@ -1,13 +1,14 @@
-//! Frontends that were given up before their connection stood, and that have to be told to begin anew.
+//! Frontends that Linux has given up before their connection stood. The service has them start again.
 //!
-//! Linux 7.0 and later read a frontend's state at each event below its directory, its own writes among them, and
-//! compare it with the state that they know. A driver that is loaded at that moment, as a module, changes both in
-//! between, and Linux takes the device for one that was reset: it frees page and port, and probes the device again if
-//! its state reads Initialising. It does not: the driver has just written Initialised. From then on nobody moves, with
-//! any backend. So dom0 writes Initialising, as it would for a new device, and Linux probes it, driver at hand, in the
-//! thread that takes the events: once more cannot go wrong in this way.
+//! Linux 7.0 and later read a frontend's state at each event below its directory, and compare it with the state that they
+//! know. Events of the frontend's own writes are among them. If pcifront is loaded as a module at that moment, it changes both
+//! in between, and Linux takes the device for one that was reset: it frees page and port, and probes the device again if its
+//! state is Initialising. But pcifront has just written Initialised. From then on neither end moves, with any backend.
 //!
-//! The port tells such a frontend from one that is slow: Xen knows that the guest has closed it.
+//! So dom0 writes Initialising, as it would for a new device. Linux then probes the device in the thread that takes the
+//! events, with the driver at hand, so that the same cannot happen again.
+//!
+//! The port tells such a frontend from a slow one: Xen knows that the guest has closed it.
 
 use crate::host::store::{Store, StoreError};
 use crate::nodes::hops;
@@ -16,23 +17,23 @@ use std::collections::BTreeMap;
 use std::io;
 use xen::xenctrl::DomId;
 
-/// So often in a row a guest is told. One that never connects is not told without end.
+/// A guest is told at most so often in a row. A guest that never connects is not told without end.
 const MOST: u32 = 3;
 
-/// What is known of one guest.
 #[derive(Debug)]
 struct Known {
+    /// Path of the guest's error node.
     errors: String,
+    /// How often in a row it was told.
     told: u32,
 }
 
-/// The guests that are looked after, by their stubs.
+/// The guests that are watched, by their stubs.
 #[derive(Debug, Default)]
 pub struct Abandoned(BTreeMap<DomId, Known>);
 
 impl Abandoned {
-    /// Looks after a guest: events below its error node, which Linux writes when it gives a frontend up, come under
-    /// `token`.
+    /// Watches a guest's error node under `token`. Linux writes it when it gives a frontend up.
     pub fn watch(
         &mut self,
         store: &mut Store,
@@ -45,7 +46,7 @@ impl Abandoned {
         Ok(())
     }
 
-    /// Ends that.
+    /// Ends the watch.
     pub fn forget(&mut self, store: &mut Store, stub: DomId, token: &str) -> Result<(), StoreError> {
         match self
             .0
@@ -57,9 +58,9 @@ impl Abandoned {
         }
     }
 
-    /// Has the guest begin anew if its frontend waits with a port that it has closed; true if it is told.
-    /// `is_port_for` says whether a domain's port leads to another domain.
-    pub fn look(
+    /// Tells the guest to start its connection again if its frontend waits with a port that it has closed. Returns true if it
+    /// was told. `is_port_for` says whether a domain's port leads to another domain.
+    pub fn check(
         &mut self,
         store: &mut Store,
         attachment: &Attachment,
@@ -70,12 +71,13 @@ impl Abandoned {
             return Ok(false);
         };
         let Some(port) = hops::waiting_port(store, attachment)? else {
+            // Only a connection starts the count again; a frontend that goes back and forth does not.
             if hops::is_connected(store, attachment)? {
                 known.told = 0;
             }
             return Ok(false);
         };
-        // A port that there cannot be is the stub's to complain of.
+        // A question that fails means a port number that cannot exist. The stub refuses it and says so.
         let abandoned = is_port_for(guest, port, stub).is_ok_and(|leads| !leads);
         if !abandoned || known.told >= MOST || !hops::begin_anew(store, attachment, port)? {
             return Ok(false);
@@ -112,7 +114,7 @@ mod tests {
         (daemon, store)
     }
 
-    fn looking_after(store: &mut Store) -> Abandoned {
+    fn watching(store: &mut Store) -> Abandoned {
         let mut abandoned = Abandoned::default();
         abandoned.watch(store, &attachment(), "token").unwrap();
         abandoned
@@ -121,12 +123,12 @@ mod tests {
     #[test]
     fn a_frontend_that_waits_with_a_closed_port_is_told_to_begin_anew() {
         let (_daemon, mut store) = guest_at("3");
-        let mut abandoned = looking_after(&mut store);
+        let mut abandoned = watching(&mut store);
         let asked = |guest, port, stub| {
             assert_eq!((guest, port, stub), (3, 8, 4));
             Ok(false)
         };
-        assert!(abandoned.look(&mut store, &attachment(), asked).unwrap());
+        assert!(abandoned.check(&mut store, &attachment(), asked).unwrap());
         assert_eq!(store.read(STATE).unwrap(), "1");
         assert_eq!(store.read_optional(ERROR).unwrap(), None);
     }
@@ -142,8 +144,12 @@ mod tests {
             ("7", Ok(false)),
         ] {
             let (_daemon, mut store) = guest_at(state);
-            let mut abandoned = looking_after(&mut store);
-            assert!(!abandoned.look(&mut store, &attachment(), |_, _, _| port).unwrap());
+            let mut abandoned = watching(&mut store);
+            assert!(
+                !abandoned
+                    .check(&mut store, &attachment(), |_, _, _| port)
+                    .unwrap()
+            );
             assert_eq!(store.read(STATE).unwrap(), state);
         }
     }
@@ -151,11 +157,13 @@ mod tests {
     #[test]
     fn a_guest_that_never_connects_is_told_three_times_and_one_that_has_connected_again() {
         let (daemon, mut store) = guest_at("3");
-        let mut abandoned = looking_after(&mut store);
+        let mut abandoned = watching(&mut store);
         let mut guest = connect(&daemon, 3);
         let mut told = |store: &mut Store, guest_state| {
             guest.write(STATE, guest_state).unwrap();
-            abandoned.look(store, &attachment(), |_, _, _| Ok(false)).unwrap()
+            abandoned
+                .check(store, &attachment(), |_, _, _| Ok(false))
+                .unwrap()
         };
         let times = (0..10).filter(|_| told(&mut store, "3")).count();
         assert_eq!(times, 3);

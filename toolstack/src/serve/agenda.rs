@@ -1,10 +1,10 @@
-//! What the service does next: a look at one stub, or an errand.
+//! What the service does next: the turn of one stub, or an errand.
 //!
-//! Whatever happens in xenstore marks one stub, or all. The marked ones take turns, and one that is marked again and
-//! again, as it can bring about itself, soon has to wait for its turn: a flood costs the stub that makes it.
+//! Each event of xenstore marks one stub, or all. Marked stubs take turns. A stub can cause events without end; it is slowed
+//! down after a burst, so that a flood costs the stub that makes it.
 //!
-//! Errands but the list wait until no stub is due, for a guest may wait for its stub; but not for ever, or stubs that
-//! flood would keep them from being done.
+//! An errand concerns no single stub. All errands but the list wait until no stub is due, for a guest may wait for its stub.
+//! They do not wait for ever, or stubs that flood would keep them from being done.
 
 use crate::records::ATTACHMENTS;
 use crate::serve::throttle::{Limit, Throttle};
@@ -15,11 +15,10 @@ use xen::xenctrl::DomId;
 use xenbus::client::WatchEvent;
 use xenbus::path::DeviceType;
 
-/// When work that failed comes again. A stub is looked at again twice as long after each further look that failed, up to
-/// [`MOST_RETRY`].
+/// Delay before work that failed is repeated. For a stub it doubles with each further failure, up to [`MOST_RETRY`].
 const RETRY: Duration = Duration::from_millis(100);
 const MOST_RETRY: Duration = Duration::from_secs(5);
-/// A stub that has used up its burst gets at most one part in so many of the service's time.
+/// A stub that has used up its burst gets at most this fraction, 1 in 5, of the service's time.
 const SHARE: u32 = 5;
 
 /// What an event is about.
@@ -29,31 +28,30 @@ pub enum Concern {
     All,
     /// One stub.
     Stub(DomId),
-    /// What one stub publishes to its guest, of which a copy is kept.
+    /// What one stub publishes to its guest, and the service backs up.
     Published(DomId),
-    /// What libxl notes of devices.
+    /// libxl's notes of devices.
     Libxl,
-    /// Nothing: the service's own notes.
+    /// Nothing: the service wrote that node itself.
     Nothing,
 }
 
-/// Work that is of no stub in particular. Each kind is [marked](Agenda::mark) by the concern of its events, and tidying by
-/// the list.
+/// Work that concerns no single stub. Events [mark](Agenda::mark) the first and the last; the list marks tidying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Errand {
     /// Read the list of stubs.
     List,
     /// Remove what is left of guests that have ended.
     Tidy,
-    /// Look at what libxl notes of devices.
+    /// Check libxl's notes of devices.
     Libxl,
 }
 
 /// One piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Look at a stub.
-    Look {
+    /// The turn of a stub.
+    Stub {
         /// The stub.
         stub: DomId,
         /// True if what it publishes has changed.
@@ -63,25 +61,25 @@ pub enum Work {
     Errand(Errand),
 }
 
-/// How long an errand waits for stubs.
+/// Longest time that an errand waits for stubs.
 const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
-/// The token for the watch on what libxl notes of devices.
+/// Token of the watch on libxl's notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
 const PUBLISHED: &str = "published-";
 
-/// The token for a watch on a stub's state.
+/// Token of the watch on a stub's state.
 pub fn state_token(stub: DomId) -> String {
     format!("{STATE}{stub}")
 }
 
-/// The token for a watch on what a stub publishes.
+/// Token of the watch on what a stub publishes.
 pub fn published_token(stub: DomId) -> String {
     format!("{PUBLISHED}{stub}")
 }
 
-/// What an event is about, by its token, or else by the node that changed.
+/// What an event is about: by its token if that names a stub or libxl, otherwise by the node that changed.
 pub fn concern(event: &WatchEvent) -> Concern {
     if event.token == LIBXL_TOKEN {
         return Concern::Libxl;
@@ -97,6 +95,7 @@ pub fn concern(event: &WatchEvent) -> Concern {
         let below = event.path.strip_prefix(directory);
         if let Some(below) = below.and_then(|below| below.strip_prefix('/')) {
             let (stub, node) = below.split_once('/').unwrap_or((below, ""));
+            // The service writes these itself, while it works on that stub.
             let own = directory == ATTACHMENTS && (node.starts_with("irq-") || node.starts_with("keepsake"));
             return match stub.parse() {
                 Ok(_) if own => Concern::Nothing,
@@ -108,29 +107,31 @@ pub fn concern(event: &WatchEvent) -> Concern {
     Concern::All
 }
 
+/// What is to be done for one stub, and when.
 #[derive(Debug)]
-struct Entry {
+struct StubWork {
     marked: bool,
+    /// True if what it publishes has changed.
     published: bool,
     throttle: Throttle,
-    /// Not before.
+    /// Its next turn does not come before this time.
     due: Instant,
-    /// When to look again if the next look fails.
+    /// Delay if its next turn fails.
     retry: Duration,
 }
 
-/// The stubs, and which are to be looked at.
+/// The stubs and errands, and which of them are due.
 #[derive(Debug, Default)]
 pub struct Agenda {
-    stubs: BTreeMap<DomId, Entry>,
-    /// Whose turn was last.
+    stubs: BTreeMap<DomId, StubWork>,
+    /// The stub that had the last turn.
     last: DomId,
     /// When each errand is to be done.
     errands: BTreeMap<Errand, Instant>,
 }
 
 impl Agenda {
-    /// Takes in what has happened.
+    /// Marks what an event is about.
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
             Concern::All => self.mark_errand(Errand::List, now),
@@ -144,42 +145,44 @@ impl Agenda {
         }
     }
 
-    fn entry(&mut self, stub: DomId, now: Instant) -> &mut Entry {
-        self.stubs.entry(stub).or_insert_with(|| Entry {
+    fn entry(&mut self, stub: DomId, now: Instant) -> &mut StubWork {
+        self.stubs.entry(stub).or_insert_with(|| StubWork {
             marked: false,
             published: false,
-            throttle: Throttle::new(Limit::LOOKS, now),
+            throttle: Throttle::new(Limit::STUB_TURNS, now),
             due: now,
             retry: RETRY,
         })
     }
 
     fn mark_errand(&mut self, errand: Errand, now: Instant) {
-        // One that failed keeps its pause, whatever happens meanwhile.
+        // An errand that failed keeps its delay, whatever events come meanwhile.
         self.errands.entry(errand).or_insert(now);
     }
 
-    /// An errand has failed: it comes again, in a while.
+    /// An errand has failed. It is repeated after a delay.
     pub fn errand_later(&mut self, errand: Errand, now: Instant) {
         self.errands.insert(errand, now + RETRY);
     }
 
-    /// Has all these stubs looked at, forgets all others, and has what is left of guests tidied up.
+    /// Marks all these stubs, forgets all others, and marks the tidying.
     pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
         self.mark_errand(Errand::Tidy, now);
+        // Stubs that stay keep their throttle, or a new list would give each of them a new burst.
         self.stubs.retain(|stub, _| stubs.contains(stub));
         for &stub in stubs {
             self.mark(Concern::Stub(stub), now);
         }
     }
 
-    /// What to do next, which is struck off.
+    /// Takes the next piece of work; `None` if nothing is due.
     pub fn next(&mut self, now: Instant) -> Option<Work> {
         let is_due = |errand: Errand, due: Instant| {
             due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
         };
+        // The list first, and errands that have waited long enough; then stubs; then the other errands.
         self.next_errand(is_due)
-            .or_else(|| self.next_look(now))
+            .or_else(|| self.next_stub(now))
             .or_else(|| self.next_errand(|_, due| due <= now))
     }
 
@@ -190,8 +193,9 @@ impl Agenda {
         Some(Work::Errand(errand))
     }
 
-    fn next_look(&mut self, now: Instant) -> Option<Work> {
-        let due = |(_, entry): &(&DomId, &Entry)| entry.marked && entry.due <= now;
+    fn next_stub(&mut self, now: Instant) -> Option<Work> {
+        // The next number after the last turn, then from the lowest: each marked stub comes before any comes twice.
+        let due = |(_, entry): &(&DomId, &StubWork)| entry.marked && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
             .stubs
@@ -202,25 +206,27 @@ impl Agenda {
         let entry = self.stubs.get_mut(&stub)?;
         entry.marked = false;
         let published = std::mem::take(&mut entry.published);
-        Some(Work::Look { stub, published })
+        Some(Work::Stub { stub, published })
     }
 
-    /// A look at a stub was good or not, and has taken so long.
-    pub fn looked(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
+    /// The turn of a stub has ended. It has succeeded (`is_good`) or failed, and has taken this time.
+    pub fn done(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
         if let Some(entry) = self.stubs.get_mut(&stub) {
             if is_good {
                 entry.retry = RETRY;
             }
             let wait = entry.throttle.spend(1, now);
+            // In proportion to the time that the turn took: a stub with many nodes costs more, and waits longer.
             if !wait.is_zero() {
                 entry.due = entry.due.max(now + wait.max(took * (SHARE - 1)));
             }
         }
     }
 
-    /// A look at a stub has failed: it comes again, and no sooner than in a while.
+    /// The turn of a stub has failed, or came too early. It is repeated after a delay, for the same work.
     pub fn later(&mut self, stub: DomId, published: bool, now: Instant) {
         let entry = self.entry(stub, now);
+        // The mark was taken off when the turn began.
         entry.marked = true;
         entry.published |= published;
         entry.due = entry.due.max(now + entry.retry);
@@ -232,7 +238,7 @@ impl Agenda {
         self.stubs.remove(&stub);
     }
 
-    /// How long there is nothing to look at without a further event; `None` if that is for ever.
+    /// Time until work is due without a further event; `None` if there is none.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let marked = self.stubs.values().filter(|entry| entry.marked);
         let stubs = marked.map(|entry| entry.due);
@@ -247,8 +253,8 @@ mod tests {
 
     const BURST: u32 = 40;
 
-    fn look(stub: DomId, published: bool) -> Option<Work> {
-        Some(Work::Look { stub, published })
+    fn turn(stub: DomId, published: bool) -> Option<Work> {
+        Some(Work::Stub { stub, published })
     }
 
     /// An agenda that has read the list, and has tidied up.
@@ -310,12 +316,12 @@ mod tests {
         let mut agenda = agenda_of([3, 5, 9], now);
         for expected in [3, 5, 9, 3, 3, 3] {
             agenda.mark(Concern::Stub(3), now);
-            assert_eq!(agenda.next(now), look(expected, false));
+            assert_eq!(agenda.next(now), turn(expected, false));
         }
         agenda.mark(Concern::Stub(9), now);
         agenda.mark(Concern::Stub(3), now);
-        assert_eq!(agenda.next(now), look(9, false));
-        assert_eq!(agenda.next(now), look(3, false));
+        assert_eq!(agenda.next(now), turn(9, false));
+        assert_eq!(agenda.next(now), turn(3, false));
         assert_eq!(agenda.next(now), None);
         assert_eq!(agenda.idle(now), None);
     }
@@ -327,32 +333,32 @@ mod tests {
         let took = Duration::from_millis(50);
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
-            assert_eq!(agenda.next(start), look(3, true));
-            agenda.looked(3, true, took, start);
+            assert_eq!(agenda.next(start), turn(3, true));
+            agenda.done(3, true, took, start);
         }
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), look(3, true));
-        agenda.looked(3, true, took, start);
+        assert_eq!(agenda.next(start), turn(3, true));
+        agenda.done(3, true, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
-        assert_eq!(agenda.next(start), look(4, false), "others do not wait for it");
+        assert_eq!(agenda.next(start), turn(4, false), "others do not wait for it");
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(took * 4));
-        assert_eq!(agenda.next(start + took * 4), look(3, false));
+        assert_eq!(agenda.next(start + took * 4), turn(3, false));
     }
 
     #[test]
-    fn a_look_that_failed_comes_again_with_all_that_it_was_for() {
+    fn a_turn_that_failed_comes_again_with_all_that_it_was_for() {
         let start = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), look(3, true));
+        assert_eq!(agenda.next(start), turn(3, true));
         agenda.later(3, true, start);
         agenda.mark(Concern::Stub(3), start);
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(RETRY));
-        assert_eq!(agenda.next(start + RETRY), look(3, true));
-        // One that goes on failing is looked at less and less, until a look is good.
+        assert_eq!(agenda.next(start + RETRY), turn(3, true));
+        // One that goes on failing gets its turn less and less often, until a turn succeeds.
         let mut now = start + RETRY;
         for expected in [2, 4, 8, 16, 32, 50, 50] {
             agenda.later(3, false, now);
@@ -360,7 +366,7 @@ mod tests {
             now += RETRY * expected;
             assert!(agenda.next(now).is_some());
         }
-        agenda.looked(3, true, Duration::ZERO, now);
+        agenda.done(3, true, Duration::ZERO, now);
         agenda.later(3, false, now);
         assert_eq!(agenda.idle(now), Some(RETRY));
     }
@@ -400,8 +406,8 @@ mod tests {
         assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
         agenda.keep(&[3, 5].into(), now);
         let order = [
-            look(3, false),
-            look(5, false),
+            turn(3, false),
+            turn(5, false),
             Some(Work::Errand(Errand::Tidy)),
             Some(Work::Errand(Errand::Libxl)),
             None,
@@ -419,7 +425,7 @@ mod tests {
         }
         let late = now + ERRAND_WAITS;
         assert_eq!(agenda.next(late), Some(Work::Errand(Errand::Libxl)));
-        assert_eq!(agenda.next(late), look(3, false));
+        assert_eq!(agenda.next(late), turn(3, false));
     }
 
     #[test]
@@ -435,7 +441,7 @@ mod tests {
         assert_eq!(agenda.errands.remove(&Errand::Tidy), Some(now));
         agenda.forget(5);
         agenda.mark(Concern::Nothing, now);
-        assert_eq!(agenda.next(now), look(4, false));
+        assert_eq!(agenda.next(now), turn(4, false));
         assert_eq!(agenda.next(now), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The clients of the control socket, each with a thread of its own: one that says nothing, or does not take its answer,
-//! keeps nobody else waiting.
+//! The clients of the control socket. Each has a thread of its own, so that a client that sends nothing, or does not take its
+//! answer, keeps nobody else waiting.
 
 use super::wake::Wake;
 use crate::control::{self, Listener, Reply, Request};
@@ -11,17 +11,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// How many clients may be there at once.
+/// Most clients at one time.
 const MOST: usize = 32;
 
 /// How a request is answered: at once, or by more work in the client's thread.
 pub type Answer = Box<dyn FnOnce() -> Reply + Send>;
 
-/// A request of a client, who waits for the answer.
-pub struct Asked {
-    /// What is asked.
+/// A request of a client that waits for the answer.
+pub struct ClientRequest {
     pub request: Request,
-    /// Who waits. If it is dropped, the client hears that nothing was done.
+    /// If this is dropped, the client hears that nothing was done.
     pub client: Client,
 }
 
@@ -37,33 +36,33 @@ impl Client {
 
     /// Has the client's own thread find the answer out.
     pub fn finish(self, answer: impl FnOnce() -> Reply + Send + 'static) {
-        // One that has gone away needs none.
+        // A client that has gone away needs no answer.
         let _ = self.0.send(Box::new(answer));
     }
 }
 
-/// All clients.
+/// The control socket, and the requests that have come in over it.
 pub struct Clients {
     listener: Listener,
-    requests: Receiver<Asked>,
-    door: Door,
+    requests: Receiver<ClientRequest>,
+    acceptor: Acceptor,
 }
 
-/// Where clients come in.
-struct Door {
-    sender: Sender<Asked>,
+/// Gives each client its thread.
+struct Acceptor {
+    sender: Sender<ClientRequest>,
     wake: Wake,
     present: Arc<AtomicUsize>,
 }
 
 impl Clients {
-    /// The clients of this socket. Their requests wake the main thread.
+    /// The clients of this socket. Their requests call `wake`.
     pub fn new(listener: Listener, wake: Wake) -> Self {
         let (sender, requests) = channel();
         Self {
             listener,
             requests,
-            door: Door {
+            acceptor: Acceptor {
                 sender,
                 wake,
                 present: Arc::default(),
@@ -71,31 +70,33 @@ impl Clients {
         }
     }
 
-    /// Lets one in who waits at the door.
+    /// Accepts a client that waits.
     pub fn accept(&self) -> io::Result<()> {
         match self.listener.accept()? {
-            Some(stream) => self.door.let_in(stream),
+            Some(stream) => self.acceptor.accept(stream),
             None => Ok(()),
         }
     }
 
     /// A request that waits.
-    pub fn next(&self) -> Option<Asked> {
+    pub fn next(&self) -> Option<ClientRequest> {
         self.requests.try_recv().ok()
     }
 }
 
-impl Door {
+impl Acceptor {
     /// Gives a client a thread, unless there are too many.
-    fn let_in(&self, mut stream: UnixStream) -> io::Result<()> {
-        let guest = Presence::new(&self.present);
-        if guest.number > MOST {
+    fn accept(&self, mut stream: UnixStream) -> io::Result<()> {
+        // Counted here and not in the thread: a burst of clients must not start more threads than that.
+        let presence = Presence::new(&self.present);
+        if presence.number > MOST {
             let message = format!("{MOST} commands are waiting for the service already: try again later");
             return control::reply(&mut stream, &Reply::Error { message });
         }
         let (sender, wake) = (self.sender.clone(), self.wake.clone());
         thread::Builder::new().name("client".into()).spawn(move || {
-            let _guest = guest;
+            // Until the thread ends, however it does.
+            let _presence = presence;
             if let Err(error) = attend(stream, &sender, &wake) {
                 log::warn!("a client of the control socket went away: {error}");
             }
@@ -111,7 +112,7 @@ impl AsFd for Clients {
 }
 
 /// Reads a client's request, has it answered, and sends the answer.
-fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Result<()> {
+fn attend(mut stream: UnixStream, sender: &Sender<ClientRequest>, wake: &Wake) -> io::Result<()> {
     let Some(request) = control::read_request(&stream)? else {
         return Ok(());
     };
@@ -119,8 +120,8 @@ fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Re
         Ok(request) => {
             let (client, answer) = channel();
             let client = Client(client);
-            // Without a main thread there is no answer either.
-            let _ = sender.send(Asked { request, client });
+            // If the main thread has ended, `recv` fails below.
+            let _ = sender.send(ClientRequest { request, client });
             wake.wake();
             answer.recv().map_or_else(
                 |_| Reply::Error {
@@ -134,7 +135,7 @@ fn attend(mut stream: UnixStream, sender: &Sender<Asked>, wake: &Wake) -> io::Re
     control::reply(&mut stream, &reply)
 }
 
-/// Counts those who are there.
+/// Counts the clients.
 struct Presence {
     present: Arc<AtomicUsize>,
     number: usize,
@@ -163,7 +164,7 @@ pub(crate) mod tests {
     use std::time::{Duration, Instant};
 
     /// A client whose thread is started by the caller's.
-    pub fn attend_in_thread(stream: UnixStream, wake: &Wake) -> Receiver<Asked> {
+    pub fn attend_in_thread(stream: UnixStream, wake: &Wake) -> Receiver<ClientRequest> {
         let (sender, requests) = channel();
         let wake = wake.clone();
         thread::spawn(move || attend(stream, &sender, &wake).unwrap());
@@ -173,7 +174,7 @@ pub(crate) mod tests {
     fn client() -> (
         UnixStream,
         std::thread::JoinHandle<io::Result<()>>,
-        Receiver<Asked>,
+        Receiver<ClientRequest>,
     ) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (sender, requests) = channel();
@@ -224,7 +225,7 @@ pub(crate) mod tests {
     #[test]
     fn one_too_many_is_refused_until_another_has_gone() {
         let (sender, requests) = channel();
-        let door = Door {
+        let acceptor = Acceptor {
             sender,
             wake: Wake::new().unwrap(),
             present: Arc::default(),
@@ -233,7 +234,7 @@ pub(crate) mod tests {
             let (mut ours, theirs) = UnixStream::pair().unwrap();
             ours.write_all(b"{\"request\":\"status\"}\n").unwrap();
             ours.set_read_timeout(Some(control::TIMEOUT)).unwrap();
-            door.let_in(theirs).unwrap();
+            acceptor.accept(theirs).unwrap();
             ours
         };
         let mut inside: Vec<_> = (0..MOST).map(|_| come()).collect();
@@ -247,7 +248,7 @@ pub(crate) mod tests {
         assert!(requests.try_recv().is_err());
         // Whose turn comes first is open: the requests are all the same.
         waiting.pop().unwrap().client.reply(Reply::Followed);
-        while door.present.load(Ordering::Acquire) == MOST {
+        while acceptor.present.load(Ordering::Acquire) == MOST {
             thread::yield_now();
         }
         inside.push(come());

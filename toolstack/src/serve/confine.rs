@@ -1,8 +1,8 @@
-//! What the service gives up when it is set up: all capabilities but one, new privileges by any program, all files but
-//! those of [`FILES`], and the system calls that it never makes. A call that is refused fails with `EPERM` or `EACCES`, so
-//! that the service says what it could not do.
+//! What a worker gives up once it is set up: all capabilities but one, new privileges by any program, all files but those of
+//! [`FILES`], and the system calls that it never makes. A refused call fails with `EPERM` or `EACCES` and does not kill, so
+//! that the log says what was missing.
 //!
-//! Whatever runs programs or opens connections is the [`crate::host::launcher`], which is started before.
+//! The [`crate::host::launcher`], a process of its own that is not confined, runs programs and opens connections for it.
 
 use crate::paths;
 use landlock::{
@@ -24,26 +24,26 @@ use thiserror::Error;
 /// opened the file (`pci_read_config` in `drivers/pci/pci-sysfs.c`).
 const KEPT: CapabilitySet = CapabilitySet::SYS_ADMIN;
 
-/// Why the service is not confined.
+/// Why a worker could not be confined.
 #[derive(Debug, Error)]
 pub enum ConfineError {
-    /// The capabilities stay.
+    /// Capabilities could not be dropped.
     #[error("cannot drop capabilities")]
     Capabilities(#[source] io::Error),
-    /// Files stay.
+    /// Files could not be given up.
     #[error("cannot give up files (landlock)")]
     Files(#[from] RulesetError),
-    /// The filter is no filter.
+    /// The filter could not be compiled.
     #[error("cannot make the filter of system calls")]
     Filter(#[from] BackendError),
-    /// The kernel does not take it.
+    /// The kernel refuses the filter.
     #[error("cannot turn the filter of system calls on: does the kernel have CONFIG_SECCOMP_FILTER?")]
     Apply(#[from] seccompiler::Error),
 }
 
-/// Confines this process, for good. Threads that exist keep their capabilities, so there should be none yet.
+/// Confines this process for good. Other threads would keep their capabilities, so there should be none yet.
 ///
-/// A kernel without landlock, or with an early one, leaves more files within reach; the status says how far it went.
+/// A kernel without landlock, or with an early version, leaves more within reach. The result says how much was enforced.
 pub fn confine() -> Result<RulesetStatus, ConfineError> {
     let kept = CapabilitySets {
         effective: KEPT,
@@ -59,11 +59,11 @@ pub fn confine() -> Result<RulesetStatus, ConfineError> {
     Ok(files)
 }
 
-/// The version of landlock that is asked for. What a kernel does not know of it is left out.
+/// Version of landlock that is asked for. What the kernel does not know is left out.
 const LANDLOCK: ABI = ABI::V6;
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 
-/// The files that the service opens once it serves, by directory, and what for. What is open already stays so.
+/// The files that a worker opens once it serves, by directory, with the kinds of access. Files that are open already stay open.
 const FILES: &[(&str, BitFlags<AccessFs>)] = &[
     ("/sys", READ),
     ("/proc", READ),
@@ -75,7 +75,7 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
         "/dev/xen",
         make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
     ),
-    // What was remembered of a device that is released (`originals`).
+    // The registers that a device had before its guest (`handover::config_backup`).
     (
         paths::RUN,
         make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile}),
@@ -99,7 +99,7 @@ fn restrict_to(files: &[(impl AsRef<Path>, BitFlags<AccessFs>)]) -> Result<Rules
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// What a call may be made with: an argument, of which these bits have this value.
+/// Condition for a call: the bits `mask` of this argument have this value.
 #[derive(Clone, Copy, Debug)]
 struct Only {
     argument: u8,
@@ -120,10 +120,9 @@ const ALL: u64 = u32::MAX as u64;
 const LETTER: u64 = 0xff00;
 const NOT_EXECUTABLE: Only = only(2, libc::PROT_EXEC as u64, 0);
 
-/// The calls, and where not all of their uses are allowed those that are: of one of the second list's entries all must
-/// apply.
+/// The allowed calls. With an empty list any use is allowed. Otherwise all conditions of at least one entry must hold.
 ///
-/// Beside its own, the service makes those of Rust's library, of libc's allocator and threads, and of libxenctrl.
+/// Beside the service's own calls, these are the calls of Rust's library, of libc's allocator and threads, and of libxenctrl.
 const CALLS: &[(i64, &[&[Only]])] = &[
     // Files and sockets that are open.
     (libc::SYS_read, &[]),
@@ -135,7 +134,7 @@ const CALLS: &[(i64, &[&[Only]])] = &[
     (libc::SYS_lseek, &[]),
     (libc::SYS_close, &[]),
     (libc::SYS_fstat, &[]),
-    // Not who is told of what happens at a descriptor, and not whether it waits: some belong to the next worker too.
+    // No `F_SETFL` and no `F_SETOWN`: whether a descriptor blocks, and whom it signals, is the next worker's business too.
     (
         libc::SYS_fcntl,
         &[
@@ -165,13 +164,13 @@ const CALLS: &[(i64, &[&[Only]])] = &[
     (libc::SYS_getdents64, &[]),
     (libc::SYS_readlink, &[]),
     (libc::SYS_readlinkat, &[]),
-    // What was remembered of a device that is released (`originals`).
+    // Backups of registers that were restored (`handover::config_backup`).
     (libc::SYS_unlink, &[]),
-    // xenstore, the launcher, which opens further connections, and the clients of the control socket. A new socket cannot be
-    // made: systemd and others would do for it what root asks them to.
+    // xenstore, the launcher, which opens further connections, and the clients of the control socket. No `socket` and no
+    // `connect`: systemd and other daemons do what a process of root's asks them to.
     (libc::SYS_accept4, &[]),
     (libc::SYS_getsockopt, &[]),
-    // How long a client may take; not what the kernel's events are, which are the next worker's too.
+    // The time limits for clients. No other option, for the sockets are the next worker's too.
     (
         libc::SYS_setsockopt,
         &[
@@ -225,9 +224,9 @@ const CALLS: &[(i64, &[&[Only]])] = &[
     (libc::SYS_getrandom, &[]),
 ];
 
-/// The filters; a call has to pass each.
+/// The filters. A call has to pass each of them.
 fn filters() -> Result<[BpfProgram; 2], BackendError> {
-    // A filter cannot look at what `clone3` is called with, which lies in memory. libc uses `clone` where that is missing.
+    // The flags of `clone3` lie in memory, which a filter cannot read. Where the call is missing (`ENOSYS`) libc uses `clone`.
     let no_clone3 = SeccompFilter::new(
         [(libc::SYS_clone3, Vec::new())].into(),
         SeccompAction::Allow,
@@ -239,7 +238,7 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
         let uses: Result<Vec<_>, _> = uses.iter().map(rule).collect();
         rules.insert(*call, uses?);
     }
-    // A thread of its own, as `abort` does.
+    // A signal to its own threads, as `abort` sends.
     let own = only(0, ALL, std::process::id().into());
     rules.insert(libc::SYS_tgkill, vec![rule(&&[own][..])?]);
     let calls = SeccompFilter::new(

@@ -1,76 +1,78 @@
-//! Which of the service's workers serves, which one stands by, and when the next is started. Nothing here starts or kills
-//! one: time is an argument, and [`super::workers`] does what a [`Step`] says.
+//! Decides which of the service's workers serves, which one stands by, and when the next is started. Time is an argument.
+//! [`super::workers`] carries the decisions out.
 
 use crate::host::launcher::desk::WorkerId;
 use std::time::{Duration, Instant};
 
-/// How long after a worker has begun to serve the next spare one is started: what was started last has the processor first.
-const SETTLED: Duration = Duration::from_secs(1);
-/// Between two starts of workers, at least; twice as long after each worker more that dies soon, once so many in a row have.
+/// Delay from the moment when a spare worker takes over to the start of the next spare one. A new process would take the
+/// processor from the worker that guests wait for.
+const SPARE_DELAY: Duration = Duration::from_secs(1);
+/// Shortest time between two starts of workers. After [`EARLY_DEATHS`] in a row it doubles with each further one, up to
+/// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const EARLY_DEATHS: u32 = 5;
-/// A worker that has served so long has not died soon.
+/// A worker that dies later than this after it began to serve has not died early.
 const SOUND: Duration = Duration::from_secs(1);
-/// How long a worker may take to be set up while nobody serves, and to begin when its turn has come. It is killed then.
+/// A worker is killed if it takes longer to be set up while nobody serves, or to begin when its turn has come.
 const SET_UP: Duration = Duration::from_secs(30);
 const BEGIN: Duration = Duration::from_secs(5);
-/// When a spare worker that could not be set up is tried again.
+/// Delay after a spare worker that could not be set up.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Which worker serves, which one stands by, and when the next is to be started.
 #[derive(Debug)]
 pub struct Crew {
-    serving: Option<Serving>,
-    spare: Option<Spare>,
-    /// When to start the next spare one, if there is none.
+    serving: Option<ServingWorker>,
+    spare: Option<SpareWorker>,
+    /// When to start the next spare worker, if there is none.
     start: Instant,
-    /// When one was started last.
+    /// When a worker was started last.
     started: Option<Instant>,
-    /// How many in a row have died soon.
+    /// Workers in a row that have died early.
     early_deaths: u32,
     /// True once one has begun to serve.
     pub has_served: bool,
-    /// What the next one is called.
+    /// Number of the next worker.
     pub next: WorkerId,
 }
 
 #[derive(Debug)]
-struct Serving {
+struct ServingWorker {
     worker: WorkerId,
     since: Instant,
     has_begun: bool,
 }
 
 #[derive(Debug)]
-struct Spare {
+struct SpareWorker {
     worker: WorkerId,
     since: Instant,
     is_ready: bool,
 }
 
-/// What is to be done next.
+/// What has to be done next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Start a worker, which is called so.
+pub enum CrewAction {
+    /// Start a worker with this number.
     Start(WorkerId),
-    /// Have this one serve.
+    /// Have this worker serve.
     Serve(WorkerId),
-    /// Kill this one, which takes too long: another is to take its place.
+    /// Kill this worker, which takes too long. Another one takes its place.
     Kill(WorkerId),
 }
 
-/// Who has ended.
+/// Role of a worker that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// A spare one, while another serves.
+pub enum Role {
+    /// It stood by, or was being set up, while another one serves.
     Spare,
-    /// The one that served, or was to be the first or the next to do so.
+    /// It served, or was the one to serve next while no other did.
     Server,
 }
 
 impl Crew {
-    /// A crew without a worker: the first is to be started now.
+    /// A crew without a worker. The first one is to be started now.
     pub const fn new(now: Instant) -> Self {
         Self {
             serving: None,
@@ -83,53 +85,56 @@ impl Crew {
         }
     }
 
-    /// The next step, which is taken as done; `None` if there is nothing to do before something happens, or before
+    /// The next action, which counts as done; `None` if there is nothing to do before a worker tells something, or before
     /// [`Self::idle`] is over.
-    pub fn step(&mut self, now: Instant) -> Option<Step> {
+    pub fn step(&mut self, now: Instant) -> Option<CrewAction> {
         if let Some(worker) = self.late(now) {
-            return Some(Step::Kill(worker));
+            return Some(CrewAction::Kill(worker));
         }
         if self.serving.is_none()
-            && let Some(Spare {
+            && let Some(SpareWorker {
                 worker,
                 is_ready: true,
                 ..
             }) = self.spare
         {
-            self.serving = Some(Serving {
+            self.serving = Some(ServingWorker {
                 worker,
                 since: now,
                 has_begun: false,
             });
-            (self.spare, self.start) = (None, now + SETTLED);
-            return Some(Step::Serve(worker));
+            (self.spare, self.start) = (None, now + SPARE_DELAY);
+            return Some(CrewAction::Serve(worker));
         }
+        // While a spare worker is being set up, no further one is started, whatever the times say.
         if self.spare.is_none() && now >= self.start {
             let worker = self.next;
             self.next += 1;
             self.started = Some(now);
-            self.spare = Some(Spare {
+            self.spare = Some(SpareWorker {
                 worker,
                 since: now,
                 is_ready: false,
             });
-            return Some(Step::Start(worker));
+            return Some(CrewAction::Start(worker));
         }
         None
     }
 
-    /// The worker that guests wait for, and until when they do.
+    /// The worker that guests wait for, and when it is given up.
     fn awaited(&self) -> Option<(WorkerId, Instant)> {
         match (&self.serving, &self.spare) {
+            // While one serves, nobody waits for a spare one that is being set up.
             (Some(serving), _) => (!serving.has_begun).then(|| (serving.worker, serving.since + BEGIN)),
             (None, Some(spare)) => (!spare.is_ready).then(|| (spare.worker, spare.since + SET_UP)),
             (None, None) => None,
         }
     }
 
+    /// A worker that is to be killed now.
     fn late(&mut self, now: Instant) -> Option<WorkerId> {
         let (worker, _) = self.awaited().filter(|&(_, until)| now >= until)?;
-        // Once, for its death is waited for.
+        // The time starts again: the next call must not kill it once more before its end is seen.
         if let Some(serving) = &mut self.serving {
             serving.since = now;
         } else if let Some(spare) = &mut self.spare {
@@ -138,7 +143,7 @@ impl Crew {
         Some(worker)
     }
 
-    /// How long there is nothing to do, if nothing happens; `None` for ever.
+    /// Time until the next action, if no worker tells anything; `None` if there is none.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let start = self.spare.is_none().then_some(self.start);
         let late = self.awaited().map(|(_, until)| until);
@@ -162,27 +167,30 @@ impl Crew {
     }
 
     /// A worker has ended, or could not be started.
-    pub fn ended(&mut self, worker: WorkerId, now: Instant) -> Ended {
+    pub fn ended(&mut self, worker: WorkerId, now: Instant) -> Role {
         if let Some(serving) = self.serving.take_if(|serving| serving.worker == worker) {
             let is_sound = serving.has_begun && now >= serving.since + SOUND;
             self.early_deaths = if is_sound { 0 } else { self.early_deaths + 1 };
         } else {
             let was_ready = self.spare.take().is_some_and(|spare| spare.is_ready);
             if self.serving.is_some() {
-                // One that cannot be set up now cannot be so soon.
-                self.start = now + if was_ready { SETTLED } else { RETRY };
-                return Ended::Spare;
+                // A worker that stood by has crashed; the next one may do better soon. What kept one from being set up
+                // lasts longer.
+                self.start = now + if was_ready { SPARE_DELAY } else { RETRY };
+                return Role::Spare;
             }
             self.early_deaths += 1;
         }
+        // From the last start, not from the death: one that has lived long enough is replaced at once.
         let soon = self
             .started
             .map_or(now, |started| now.max(started + self.pause()));
         self.start = soon;
-        Ended::Server
+        Role::Server
     }
 
     fn pause(&self) -> Duration {
+        // The exponent is bounded, so that the power cannot overflow.
         let doublings = self.early_deaths.saturating_sub(EARLY_DEATHS).min(16);
         (PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
     }
@@ -199,11 +207,11 @@ mod tests {
     /// A crew of which the first worker serves since `now`, and the second is ready.
     fn complete(now: Instant) -> Crew {
         let mut crew = Crew::new(now);
-        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Start(0)));
         crew.is_ready(0);
-        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         crew
     }
@@ -213,14 +221,14 @@ mod tests {
         let now = Instant::now();
         let mut crew = Crew::new(now);
         assert_eq!(crew.idle(now), Some(ms(0)));
-        assert_eq!(crew.step(now), Some(Step::Start(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Start(0)));
         assert_eq!(crew.step(now), None, "it is not set up yet");
         crew.is_ready(0);
-        assert_eq!(crew.step(now), Some(Step::Serve(0)));
+        assert_eq!(crew.step(now), Some(CrewAction::Serve(0)));
         crew.has_begun(0, now);
-        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SETTLED)));
-        let later = now + SETTLED;
-        assert_eq!(crew.step(later), Some(Step::Start(1)));
+        assert_eq!((crew.step(now), crew.idle(now)), (None, Some(SPARE_DELAY)));
+        let later = now + SPARE_DELAY;
+        assert_eq!(crew.step(later), Some(CrewAction::Start(1)));
         crew.is_ready(1);
         assert_eq!(
             (crew.step(later), crew.idle(later)),
@@ -234,10 +242,10 @@ mod tests {
         let now = Instant::now();
         let mut crew = complete(now);
         let death = now + ms(5000);
-        assert_eq!(crew.ended(0, death), Ended::Server);
-        assert_eq!(crew.step(death), Some(Step::Serve(1)));
+        assert_eq!(crew.ended(0, death), Role::Server);
+        assert_eq!(crew.step(death), Some(CrewAction::Serve(1)));
         assert_eq!(crew.step(death), None);
-        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.step(death + SPARE_DELAY), Some(CrewAction::Start(2)));
     }
 
     #[test]
@@ -247,11 +255,11 @@ mod tests {
         crew.step(now);
         crew.is_ready(0);
         crew.step(now);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Start(1)));
-        assert_eq!(crew.ended(0, now + SETTLED), Ended::Server);
-        assert_eq!(crew.step(now + SETTLED), None);
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Start(1)));
+        assert_eq!(crew.ended(0, now + SPARE_DELAY), Role::Server);
+        assert_eq!(crew.step(now + SPARE_DELAY), None);
         crew.is_ready(1);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Serve(1)));
     }
 
     #[test]
@@ -259,18 +267,18 @@ mod tests {
         let now = Instant::now();
         let mut crew = Crew::new(now);
         crew.step(now);
-        assert_eq!(crew.ended(0, now + ms(30)), Ended::Server, "nobody serves");
+        assert_eq!(crew.ended(0, now + ms(30)), Role::Server, "nobody serves");
         assert_eq!(
             (crew.step(now + ms(30)), crew.idle(now + ms(30))),
             (None, Some(ms(70)))
         );
-        assert_eq!(crew.step(now + PAUSE), Some(Step::Start(1)));
+        assert_eq!(crew.step(now + PAUSE), Some(CrewAction::Start(1)));
         crew.is_ready(1);
-        assert_eq!(crew.step(now + PAUSE), Some(Step::Serve(1)));
-        assert_eq!(crew.ended(1, now + ms(400)), Ended::Server);
+        assert_eq!(crew.step(now + PAUSE), Some(CrewAction::Serve(1)));
+        assert_eq!(crew.ended(1, now + ms(400)), Role::Server);
         assert_eq!(
             crew.step(now + ms(400)),
-            Some(Step::Start(2)),
+            Some(CrewAction::Start(2)),
             "the last start is long ago"
         );
     }
@@ -280,16 +288,16 @@ mod tests {
         let now = Instant::now();
         let death = now + ms(5000);
         let mut crew = complete(now);
-        assert_eq!(crew.ended(1, death), Ended::Spare);
-        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SETTLED)));
-        assert_eq!(crew.step(death + SETTLED), Some(Step::Start(2)));
+        assert_eq!(crew.ended(1, death), Role::Spare);
+        assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SPARE_DELAY)));
+        assert_eq!(crew.step(death + SPARE_DELAY), Some(CrewAction::Start(2)));
         // It could not be set up.
-        assert_eq!(crew.ended(2, death + SETTLED), Ended::Spare);
-        assert_eq!(crew.idle(death + SETTLED), Some(RETRY));
-        assert_eq!(crew.ended(0, death + SETTLED), Ended::Server);
+        assert_eq!(crew.ended(2, death + SPARE_DELAY), Role::Spare);
+        assert_eq!(crew.idle(death + SPARE_DELAY), Some(RETRY));
+        assert_eq!(crew.ended(0, death + SPARE_DELAY), Role::Server);
         assert_eq!(
-            crew.step(death + SETTLED + PAUSE),
-            Some(Step::Start(3)),
+            crew.step(death + SPARE_DELAY + PAUSE),
+            Some(CrewAction::Start(3)),
             "nobody waits for a retry"
         );
     }
@@ -300,11 +308,11 @@ mod tests {
         let mut crew = Crew::new(now);
         let mut pauses = Vec::new();
         for worker in 0..14 {
-            assert_eq!(crew.step(now), Some(Step::Start(worker)));
+            assert_eq!(crew.step(now), Some(CrewAction::Start(worker)));
             crew.is_ready(worker);
-            assert_eq!(crew.step(now), Some(Step::Serve(worker)));
+            assert_eq!(crew.step(now), Some(CrewAction::Serve(worker)));
             crew.has_begun(worker, now);
-            assert_eq!(crew.ended(worker, now), Ended::Server);
+            assert_eq!(crew.ended(worker, now), Role::Server);
             let pause = crew.idle(now).unwrap();
             pauses.push(pause.as_millis());
             now += pause;
@@ -319,7 +327,7 @@ mod tests {
         crew.is_ready(14);
         crew.step(now);
         crew.has_begun(14, now);
-        assert_eq!(crew.ended(14, now + SOUND), Ended::Server);
+        assert_eq!(crew.ended(14, now + SOUND), Role::Server);
         assert_eq!(crew.idle(now + SOUND), Some(ms(0)));
     }
 
@@ -330,30 +338,37 @@ mod tests {
         let mut crew = Crew::new(now);
         crew.step(now);
         assert_eq!(crew.step(now + SET_UP - ms(1)), None);
-        assert_eq!(crew.step(now + SET_UP), Some(Step::Kill(0)));
+        assert_eq!(crew.step(now + SET_UP), Some(CrewAction::Kill(0)));
         assert_eq!(
             (crew.step(now + SET_UP), crew.idle(now + SET_UP)),
             (None, Some(SET_UP))
         );
-        assert_eq!(crew.ended(0, now + SET_UP), Ended::Server);
-        assert_eq!(crew.step(now + SET_UP), Some(Step::Start(1)));
+        assert_eq!(crew.ended(0, now + SET_UP), Role::Server);
+        assert_eq!(crew.step(now + SET_UP), Some(CrewAction::Start(1)));
         // One that does not begin when its turn has come.
         let mut crew = complete(now);
-        crew.ended(0, now + SETTLED);
-        assert_eq!(crew.step(now + SETTLED), Some(Step::Serve(1)));
-        assert_eq!(crew.idle(now + SETTLED), Some(SETTLED), "the next spare one");
-        assert_eq!(crew.step(now + SETTLED + SETTLED), Some(Step::Start(2)));
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Kill(1)));
+        crew.ended(0, now + SPARE_DELAY);
+        assert_eq!(crew.step(now + SPARE_DELAY), Some(CrewAction::Serve(1)));
+        assert_eq!(
+            crew.idle(now + SPARE_DELAY),
+            Some(SPARE_DELAY),
+            "the next spare one"
+        );
+        assert_eq!(
+            crew.step(now + SPARE_DELAY + SPARE_DELAY),
+            Some(CrewAction::Start(2))
+        );
+        assert_eq!(crew.step(now + SPARE_DELAY + BEGIN), Some(CrewAction::Kill(1)));
         crew.is_ready(2);
-        assert_eq!(crew.ended(1, now + SETTLED + BEGIN), Ended::Server);
-        assert_eq!(crew.step(now + SETTLED + BEGIN), Some(Step::Serve(2)));
+        assert_eq!(crew.ended(1, now + SPARE_DELAY + BEGIN), Role::Server);
+        assert_eq!(crew.step(now + SPARE_DELAY + BEGIN), Some(CrewAction::Serve(2)));
         // One that stands by may take its time.
         let mut crew = Crew::new(now);
         crew.step(now);
         crew.is_ready(0);
         crew.step(now);
         crew.has_begun(0, now);
-        crew.step(now + SETTLED);
+        crew.step(now + SPARE_DELAY);
         assert_eq!(
             (crew.step(now + SET_UP * 10), crew.idle(now + SET_UP * 10)),
             (None, None)
@@ -375,6 +390,6 @@ mod tests {
         );
         let mut crew = complete(now);
         crew.is_ready(0);
-        assert_eq!(crew.step(now + SETTLED), None, "it serves already");
+        assert_eq!(crew.step(now + SPARE_DELAY), None, "it serves already");
     }
 }

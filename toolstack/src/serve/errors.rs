@@ -1,11 +1,12 @@
-//! Errors of devices: from the kernel's events to the guests that have the devices, and to the fate of a device that
+//! Errors of devices (AER): from the kernel's events to the guests that have the devices, and to the fate of a device that
 //! does not recover.
 //!
-//! What is to be done says [`Recovery`]; here it is done. Nothing here waits for a guest: its verdict is looked for
-//! again and again, while its requests are answered by the thread of its link.
+//! [`Recovery`] decides; this module acts. Nothing here waits for a guest: its verdict is polled, while the thread of its link
+//! answers its requests.
 
 use super::jobs::Jobs;
 use super::link::Link;
+use super::links::Links;
 use crate::function::aer::{Health, Input, Recovery, RecoveryStep, Told};
 use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
@@ -14,30 +15,28 @@ use crate::host::sysfs::Sysfs;
 use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
 use crate::records::Attachment;
-use crate::serve::log_limit::LogLimit;
+use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::status::DeviceErrors;
 use bulkhead_config::options::AerFate;
 use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use xen::xenctrl::{DomId, Xenctrl};
+use xen::xenctrl::DomId;
 use xenbus::pciif::aer::AerRequest;
 
-/// Between two looks for a verdict, or for the end of a command.
+/// Interval at which a verdict, or the end of an order, is polled.
 const TICK: Duration = Duration::from_millis(20);
-/// The most events taken in one go: after a storm the rest waits in the socket, or is lost there.
+/// Most events taken in at once. After a storm the rest waits in the socket, or is lost there.
 const MOST_EVENTS: usize = 1024;
 
-/// What recoveries work with, for one call.
+/// What recoveries work with during one call.
 pub struct Context<'a> {
     /// xenstore and sysfs.
     pub host: &'a mut Host,
-    /// The stubs that are served.
-    pub links: &'a BTreeMap<DomId, Link>,
-    /// The hypervisor.
-    pub xen: &'a Xenctrl,
-    /// What takes long.
+    /// The links of the stubs.
+    pub links: &'a Links,
+    /// Where resets run.
     pub jobs: &'a mut Jobs,
 }
 
@@ -51,7 +50,7 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Hears of them by these events.
+    /// No errors yet. They are heard of by `events`.
     pub fn new(events: Uevents) -> Self {
         Self {
             events,
@@ -61,7 +60,7 @@ impl Errors {
         }
     }
 
-    /// When to call [`Self::step`] again at the latest; `None`: with the next event.
+    /// Time until [`Self::step`] has to be called; `None` if only an event can bring work.
     pub fn due(&self) -> Option<Duration> {
         let busy = !self.fates.is_empty() || self.stubs.values().any(Recovery::is_busy);
         busy.then_some(TICK)
@@ -79,8 +78,8 @@ impl Errors {
         self.stubs.remove(&stub);
     }
 
-    /// What there is to tell of a stub's devices.
-    pub fn tell(&self, stub: DomId) -> Vec<DeviceErrors> {
+    /// Errors of a stub's devices, for the status.
+    pub fn status(&self, stub: DomId) -> Vec<DeviceErrors> {
         let recovery = self.stubs.get(&stub);
         let tallies = recovery.into_iter().flat_map(Recovery::tallies);
         tallies
@@ -93,16 +92,16 @@ impl Errors {
             .collect()
     }
 
-    /// Takes in what the kernel and the guests have said, and does what is to be done about it.
+    /// Takes in events of the kernel and verdicts of guests, and takes the next step of each recovery.
     pub fn step(&mut self, mut cx: Context<'_>) {
         self.reap(cx.host);
         if let Err(error) = self.take_events(&mut cx) {
-            log::error!("cannot take in the kernel's events about errors of devices: {error:#}");
+            log::error!("cannot read the kernel's events about errors of devices: {error:#}");
         }
         let stubs: Vec<DomId> = self.stubs.keys().copied().collect();
         for stub in stubs {
             let awaits = self.stubs.get(&stub).is_some_and(Recovery::awaits_verdict);
-            let link = cx.links.get(&stub).filter(|_| awaits);
+            let link = cx.links.get(stub).filter(|_| awaits);
             let verdict = link.and_then(Link::verdict).map(Input::Verdict);
             self.advance(&mut cx, stub, verdict.unwrap_or(Input::Time));
         }
@@ -118,12 +117,13 @@ impl Errors {
         if events.is_empty() {
             return Ok(());
         }
+        // Read once for all events, and only if there are some: each reading is many requests to xenstored.
         let (attachments, _) = Attachment::all(&mut cx.host.store)?;
         for ErrorEvent { bdf, phase } in events {
             let owner = attachments
                 .iter()
                 .find(|attachment| attachment.bdfs().any(|other| other == bdf));
-            // One whose fate is on its way has no more to wait for.
+            // A device that is on its way out of its guest is not recovered.
             if let Some(owner) = owner
                 && !self.fates.iter().any(|(doomed, _)| *doomed == bdf)
             {
@@ -139,7 +139,7 @@ impl Errors {
                              go of its interrupts",
                             owner.guest.name
                         );
-                        // But Linux may place the next card where this one was.
+                        // The guest and the stub still have its memory and ECAM page, and Linux may place the next card there.
                         for problem in revoke_removed(&cx.host.xen, owner, bdf) {
                             log::error!("{problem}");
                         }
@@ -153,12 +153,14 @@ impl Errors {
         Ok(())
     }
 
-    /// Does what an input brings, until the guest or time has to bring the next one.
+    /// Takes steps until the next input has to come from the guest, from a job or with time.
     fn advance(&mut self, cx: &mut Context<'_>, stub: DomId, input: Input) {
+        // Taken out, because a step needs all of `self`.
         let Some(mut recovery) = self.stubs.remove(&stub) else {
             return;
         };
         let mut next = Some(input);
+        // A step may bring the next input at once, such as a reset that is not needed.
         while let Some(input) = next {
             let step = recovery.on(input, Instant::now());
             next = step.and_then(|step| self.perform(cx, stub, &mut recovery, step));
@@ -166,6 +168,7 @@ impl Errors {
         self.stubs.insert(stub, recovery);
     }
 
+    /// Takes one step. Returns the input that it brings at once.
     fn perform(
         &mut self,
         cx: &mut Context<'_>,
@@ -173,10 +176,10 @@ impl Errors {
         recovery: &mut Recovery,
         step: RecoveryStep,
     ) -> Option<Input> {
-        let link = cx.links.get(&stub);
+        let link = cx.links.get(stub);
         match step {
             RecoveryStep::Inspect(bdf) => {
-                let inspected = link.map_or(Ok(Health::Sound), |link| link.inspect(bdf, cx.xen));
+                let inspected = link.map_or(Ok(Health::Sound), |link| link.inspect(bdf, cx.links.xen()));
                 Some(Input::Found(inspected.unwrap_or_else(|error| {
                     let outcome = format!("it cannot be restored after a reset: {error}");
                     self.log(log::Level::Error, bdf, &outcome);
@@ -207,7 +210,7 @@ impl Errors {
         }
     }
 
-    /// Takes in that a device was reset, or was not, and goes on.
+    /// The job of a reset has ended in this way.
     pub fn reset(&mut self, mut cx: Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) {
         let input = self.renew(&cx, stub, bdf, reset);
         self.advance(&mut cx, stub, input);
@@ -215,9 +218,9 @@ impl Errors {
 
     /// Restores a device that was reset.
     fn renew(&mut self, cx: &Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) -> Input {
-        let link = cx.links.get(&stub);
+        let link = cx.links.get(stub);
         let renewed = reset.and_then(|()| {
-            link.map_or(Ok(()), |link| link.renew(bdf, cx.xen))
+            link.map_or(Ok(()), |link| link.renew(bdf, cx.links.xen()))
                 .map_err(|error| error.to_string())
         });
         if let Err(error) = &renewed {
@@ -226,8 +229,8 @@ impl Errors {
         Input::Reset(renewed.is_ok())
     }
 
-    /// Has another process carry out a device's fate: that takes the guest's help, or its death, and this one goes on
-    /// answering meanwhile.
+    /// Has another process carry out a device's fate. That takes the guest's help or its end, and the service has to answer
+    /// the guest's requests meanwhile.
     fn carry_out(&mut self, host: &mut Host, bdf: Bdf, fate: AerFate) {
         let order = match fate {
             AerFate::Leave => return,
@@ -239,11 +242,11 @@ impl Errors {
         };
         match launcher.order(order) {
             Ok(ticket) => self.fates.push((bdf, ticket)),
-            Err(error) => log::error!("{bdf}: its fate cannot be carried out: {error}"),
+            Err(error) => log::error!("{bdf}: cannot carry out what its terms say: {error}"),
         }
     }
 
-    /// Takes in which fates have been carried out.
+    /// Takes in the ends of orders that carry out fates.
     fn reap(&mut self, host: &mut Host) {
         let Runner::Launcher(launcher) = &mut host.runner else {
             return;
@@ -257,6 +260,7 @@ impl Errors {
         self.fates.retain(|&(bdf, ticket)| match ended(ticket) {
             Ok(None) => true,
             Ok(Some(())) => false,
+            // The command has failed, such as when the guest does not let go.
             Err(error @ LaunchError::Failed(_)) => {
                 log::error!("{bdf}: {error}: its guest keeps it");
                 false
@@ -269,11 +273,7 @@ impl Errors {
     }
 
     fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
-        match self.limit.allow(Instant::now()) {
-            Some(0) => log::log!(level, "{bdf}: error: {outcome}"),
-            Some(missed) => log::log!(level, "{bdf}: error: {outcome} (and {missed} messages not shown)"),
-            None => {}
-        }
+        log_limited!(self.limit, level, "{bdf}: error: {outcome}");
     }
 }
 
@@ -283,23 +283,23 @@ impl AsFd for Errors {
     }
 }
 
-/// How far a reset has come at once.
+/// How far a reset has come when it was begun.
 #[derive(Debug, PartialEq, Eq)]
 enum Attempt {
     /// Something else is being done for the stub.
     Waits,
     /// A job resets the device, and [`Errors::reset`] hears how that ends.
     Begun,
-    /// There is nothing to wait for.
+    /// It has ended already.
     Over(Result<(), String>),
 }
 
 fn begin_reset(jobs: &mut Jobs, sysfs: &Sysfs, stub: DomId, bdf: Bdf) -> Attempt {
-    // Such as another device that is taken back, or this one.
+    // Such as devices that are taken back, this one perhaps among them.
     if jobs.is_busy(stub) {
         return Attempt::Waits;
     }
-    // Where there is no way, Linux too leaves it at what the driver does when it is told.
+    // A device without a reset method: Linux too leaves it at what the driver does then.
     if Plan::of(bdf, sysfs).used().is_none() {
         return Attempt::Over(Ok(()));
     }
@@ -309,7 +309,7 @@ fn begin_reset(jobs: &mut Jobs, sysfs: &Sysfs, stub: DomId, bdf: Bdf) -> Attempt
     }
 }
 
-/// What the terms of a device say; without any, nothing is done to it.
+/// Fate of a device by its recorded terms; [`AerFate::Leave`] if the record has none.
 fn fate(host: &mut Host, stub: DomId, bdf: Bdf) -> AerFate {
     let attachment = Attachment::read(&mut host.store, stub).ok().flatten();
     let device = attachment.and_then(|attachment| {
@@ -361,7 +361,7 @@ mod tests {
             gate.recv().unwrap();
             Released::default()
         };
-        jobs.release(STUB, other_leaves).unwrap();
+        jobs.reclaim(STUB, other_leaves).unwrap();
 
         let now = Instant::now();
         let mut recovery = Recovery::default();
@@ -381,7 +381,7 @@ mod tests {
             step = recovery.on(Input::Time, now);
         }
         go_on.send(()).unwrap();
-        assert!(matches!(ended(&mut jobs), Outcome::Released(_)));
+        assert!(matches!(ended(&mut jobs), Outcome::Reclaimed(_)));
         assert_eq!(step, Some(RecoveryStep::Reset(bdf)));
         let attempt = begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf);
         assert_eq!(attempt, Attempt::Begun);
@@ -393,7 +393,7 @@ mod tests {
         let (tree, bdf) = (Tree::new(), NAME.parse().unwrap());
         tree.add(NAME, &[]);
         let mut jobs = Jobs::new(Wake::new().unwrap());
-        jobs.release(STUB, Released::default).unwrap();
+        jobs.reclaim(STUB, Released::default).unwrap();
         assert_eq!(begin_reset(&mut jobs, &tree.sysfs(), STUB, bdf), Attempt::Waits);
         ended(&mut jobs);
         assert_eq!(

@@ -1,8 +1,8 @@
-//! What takes long, each in a thread of its own: devices that are taken back, stubs that are destroyed on the way, and
-//! resets after errors. Linux waits for a minute for a device that does not come back from its reset.
+//! Work that takes long, each piece in a thread of its own: devices that are taken back, with the end of their stub, and
+//! resets after errors. Linux waits up to a minute for a device that does not come back from its reset.
 //!
-//! One attachment has one job at a time. If the service dies in the middle, the record is still there, and the next one
-//! begins anew.
+//! One attachment has one job at a time. If the service dies in the middle, the record is still there, and the next service
+//! does the work again.
 
 use super::clients::Client;
 use super::wake::Wake;
@@ -20,9 +20,9 @@ use xen::xenctrl::DomId;
 /// How a job has ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Devices were taken back.
-    Released(Released),
-    /// A device was reset after an error, or not.
+    /// Devices were taken back, as far as that was possible.
+    Reclaimed(Released),
+    /// A device was reset after an error, or could not be.
     Reset(Bdf, Result<(), String>),
 }
 
@@ -43,7 +43,7 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// None runs. The end of each wakes the main thread.
+    /// No jobs yet. The end of each will call `wake`.
     pub fn new(wake: Wake) -> Self {
         let (sender, outcomes) = channel();
         Self {
@@ -60,19 +60,19 @@ impl Jobs {
         self.running.contains_key(&stub)
     }
 
-    /// True while nothing else may be done for it.
+    /// True while a job runs that allows nothing else to be done for the attachment.
     pub fn is_closed(&self, stub: DomId) -> bool {
         self.running.get(&stub).is_some_and(|running| running.alone)
     }
 
-    /// What runs for it, in words.
-    pub fn tell(&self, stub: DomId) -> Option<String> {
+    /// What runs for it, in words, for the status.
+    pub fn status(&self, stub: DomId) -> Option<String> {
         let Running { what, since, .. } = self.running.get(&stub)?;
         Some(format!("{what}, for {} s so far", since.elapsed().as_secs()))
     }
 
     /// Takes devices of an attachment back. Nothing else is done for it meanwhile.
-    pub fn release(
+    pub fn reclaim(
         &mut self,
         stub: DomId,
         work: impl FnOnce() -> Released + Send + 'static,
@@ -82,8 +82,8 @@ impl Jobs {
             problems: vec!["the thread that takes the devices back has failed: try again".into()],
             ..Released::default()
         };
-        self.start(stub, what, true, Outcome::Released(failed), || {
-            Outcome::Released(work())
+        self.start(stub, what, true, Outcome::Reclaimed(failed), || {
+            Outcome::Reclaimed(work())
         })
     }
 
@@ -108,10 +108,11 @@ impl Jobs {
         failed: Outcome,
         work: impl FnOnce() -> Outcome + Send + 'static,
     ) -> io::Result<()> {
+        // The callers ask first. Two jobs for one attachment would work on the same devices.
         if self.is_busy(stub) {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        let end = End {
+        let end = JobEnd {
             stub,
             outcome: Some(failed),
             sender: self.sender.clone(),
@@ -121,9 +122,11 @@ impl Jobs {
             .name(format!("job {stub}"))
             .spawn(move || {
                 let mut end = end;
+                // Until then `end` says that the thread has failed, which is what a panic leaves.
                 end.outcome = Some(work());
                 drop(end);
             })?;
+        // After the thread has started: without one nothing runs, and nothing would end it.
         let since = Instant::now();
         self.running.insert(stub, Running { what, since, alone });
         Ok(())
@@ -158,17 +161,17 @@ impl Jobs {
 }
 
 /// Tells of a job's end, a panic included.
-struct End {
+struct JobEnd {
     stub: DomId,
     outcome: Option<Outcome>,
     sender: Sender<(DomId, Outcome)>,
     wake: Wake,
 }
 
-impl Drop for End {
+impl Drop for JobEnd {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome.take() {
-            // Without a main thread nobody cares.
+            // Fails only if the main thread has ended.
             let _ = self.sender.send((self.stub, outcome));
         }
         self.wake.wake();
@@ -199,27 +202,27 @@ mod tests {
             wait.recv().unwrap();
             Released::default()
         };
-        jobs.release(4, slow).unwrap();
-        assert!(jobs.release(4, Released::default).is_err());
+        jobs.reclaim(4, slow).unwrap();
+        assert!(jobs.reclaim(4, Released::default).is_err());
         assert!(jobs.is_closed(4) && !jobs.is_busy(5));
         assert_eq!(
-            jobs.tell(4).unwrap(),
+            jobs.status(4).unwrap(),
             "its devices are taken back, for 0 s so far"
         );
-        jobs.release(5, Released::default).unwrap();
-        assert!(matches!(end(&mut jobs), (5, Outcome::Released(_))));
+        jobs.reclaim(5, Released::default).unwrap();
+        assert!(matches!(end(&mut jobs), (5, Outcome::Reclaimed(_))));
         assert!(jobs.ended().is_none());
         go_on.send(()).unwrap();
-        assert!(matches!(end(&mut jobs), (4, Outcome::Released(_))));
+        assert!(matches!(end(&mut jobs), (4, Outcome::Reclaimed(_))));
         assert!(!jobs.is_busy(4));
-        assert_eq!(jobs.tell(4), None);
+        assert_eq!(jobs.status(4), None);
     }
 
     #[test]
     fn a_job_that_panics_ends_with_a_problem() {
         let mut jobs = Jobs::new(Wake::new().unwrap());
-        jobs.release(4, || panic!("as ordered")).unwrap();
-        let (stub, Outcome::Released(released)) = end(&mut jobs) else {
+        jobs.reclaim(4, || panic!("as ordered")).unwrap();
+        let (stub, Outcome::Reclaimed(released)) = end(&mut jobs) else {
             panic!("another job's end");
         };
         assert_eq!(stub, 4);

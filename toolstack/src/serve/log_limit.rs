@@ -1,13 +1,13 @@
-//! A limit on how often something that a guest can trigger is logged (XSA-130, XSA-157).
+//! The service's limit on log messages that a stub or a guest can cause (XSA-130, XSA-157).
 
 use std::time::{Duration, Instant};
 
-/// Messages allowed at once.
+/// Messages allowed in a burst.
 const BURST: u32 = 10;
-/// How long until one more is allowed.
+/// Time after which one more is allowed.
 const REFILL: Duration = Duration::from_secs(5);
 
-/// Lets a burst of messages through, then one in a while.
+/// Allows a burst of messages, then one each [`REFILL`]. Time is an argument.
 #[derive(Clone, Debug)]
 pub struct LogLimit {
     left: u32,
@@ -16,7 +16,7 @@ pub struct LogLimit {
 }
 
 impl LogLimit {
-    /// A fresh limit.
+    /// A limit of which nothing is used up.
     pub fn new(now: Instant) -> Self {
         Self {
             left: BURST,
@@ -25,12 +25,13 @@ impl LogLimit {
         }
     }
 
-    /// Whether a message may be logged now; if so, how many before it were not.
+    /// If a message may be logged now, returns how many before it were not.
     pub fn allow(&mut self, now: Instant) -> Option<u64> {
         let waited = now.saturating_duration_since(self.refilled);
         let due = u32::try_from(waited.as_secs() / REFILL.as_secs())
             .unwrap_or(BURST)
             .min(BURST);
+        // The time since the last refill counts on until it is worth a message.
         if due > 0 {
             self.left = (self.left + due).min(BURST);
             self.refilled = now;
@@ -45,6 +46,26 @@ impl LogLimit {
                 None
             }
         }
+    }
+}
+
+/// Logs a message as `log::log!` does, if the limit allows it now. The message tells how many before it were not logged.
+macro_rules! log_limited {
+    ($limit:expr, $level:expr, $($message:tt)+) => {
+        if let Some(suppressed) = $limit.allow(std::time::Instant::now()) {
+            let more = $crate::serve::log_limit::more(suppressed);
+            log::log!($level, "{}{more}", format_args!($($message)+));
+        }
+    };
+}
+
+pub(super) use log_limited;
+
+/// The end of a message before which so many were not logged.
+pub(super) fn more(suppressed: u64) -> String {
+    match suppressed {
+        0 => String::new(),
+        suppressed => format!(" (and {suppressed} messages not shown)"),
     }
 }
 

@@ -1,56 +1,56 @@
-//! A limit on how often a guest can have dom0 work for it.
+//! Limits on how often a guest can have dom0 work for it.
 //!
-//! A guest waits for each answer, but can ask again at once, for ever. A driver has bursts, when it is bound or reads
-//! product data; what goes on beyond is slowed down, so that it costs dom0 next to nothing.
+//! A guest waits for each answer, but can ask again at once, for ever. A driver has bursts, when it is bound or reads product
+//! data. What goes on beyond a burst is slowed down, so that it costs dom0 next to nothing.
 
 use std::time::{Duration, Instant};
 
-/// How often something may be done.
+/// A burst, and a rate for what follows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
-    /// So often at once.
+    /// Number that is not delayed.
     burst: u32,
-    /// How long each time takes beyond that, at least.
+    /// Shortest time for each one beyond that.
     interval: Duration,
 }
 
 impl Limit {
-    /// A stub's requests: a driver that is bound makes some hundreds.
+    /// Requests of a stub. A driver that is bound makes some hundreds.
     pub const REQUESTS: Self = Self {
         burst: 2048,
         interval: Duration::from_millis(4),
     };
-    /// Looks at a stub, which each change of its state brings about.
-    pub const LOOKS: Self = Self {
+    /// Turns of a stub in the service's loop. Each change of its nodes asks for one.
+    pub const STUB_TURNS: Self = Self {
         burst: 40,
         interval: Duration::from_millis(100),
     };
 }
 
-/// The pace at which something is done that a guest brings about.
+/// Applies a [`Limit`]. Time is an argument.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     limit: Limit,
-    /// When the last time so far would have been at an even pace: what lies ahead of now is the part of
-    /// the burst that is used up.
+    /// When the last one so far would have been done at the even rate. What lies ahead of now is the used part of the burst.
     due: Instant,
 }
 
 impl Throttle {
-    /// A full burst is left.
+    /// Nothing of the burst is used up.
     pub const fn new(limit: Limit, now: Instant) -> Self {
         Self { limit, due: now }
     }
 
-    /// After some times: how long the next one has to wait.
+    /// Counts `times`, and returns how long the next one has to wait.
     pub fn spend(&mut self, times: u32, now: Instant) -> Duration {
         let Limit { burst, interval } = self.limit;
+        // Time that was not used is not saved up beyond one burst.
         self.due = self.due.max(now) + interval * times;
         self.due.saturating_duration_since(now + interval * burst)
     }
 }
 
-/// Requests that are answered in a row, while others wait for what is shared with them.
+/// Requests that are answered in a row, while other threads wait for the lock.
 #[derive(Clone, Copy, Debug)]
 pub struct Burst {
     began: Instant,
@@ -58,13 +58,13 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// The most requests in a row.
+    /// Most requests in a row.
     const MOST: u32 = 256;
-    /// The longest that others wait, and one request more: `bulkhead status` is among them. Most requests take
-    /// microseconds, but one that changes the interrupt mode takes milliseconds.
+    /// Time after which no further request is begun. `bulkhead status` is among those that wait. Most requests take
+    /// microseconds; one that changes the interrupt mode takes milliseconds.
     const LONGEST: Duration = Duration::from_millis(20);
 
-    /// Begins one.
+    /// A burst that begins now.
     pub const fn new(now: Instant) -> Self {
         Self {
             began: now,
@@ -72,7 +72,7 @@ impl Burst {
         }
     }
 
-    /// True if there may be one more. The first one always may.
+    /// True if one more request may be answered. The first one always may.
     pub fn goes_on(&self, now: Instant) -> bool {
         self.answered == 0 || self.answered < Self::MOST && now.duration_since(self.began) < Self::LONGEST
     }
@@ -82,7 +82,7 @@ impl Burst {
         self.answered += 1;
     }
 
-    /// How many there were.
+    /// Number of requests answered.
     pub const fn answered(&self) -> u32 {
         self.answered
     }

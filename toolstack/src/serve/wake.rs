@@ -1,4 +1,4 @@
-//! How other threads of the service, and signals, wake the thread that waits for everything.
+//! How other threads of a process, and signals, wake its main thread, which waits in `poll`.
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-/// Becomes ready at a signal. Reads do not wait.
+/// A socket that becomes ready to be read at a signal. Reads do not block.
 pub fn signal(signal: i32) -> io::Result<UnixStream> {
     let (receiver, sender) = UnixStream::pair()?;
     receiver.set_nonblocking(true)?;
@@ -14,12 +14,12 @@ pub fn signal(signal: i32) -> io::Result<UnixStream> {
     Ok(receiver)
 }
 
-/// Wakes the main thread. Clones wake the same one.
+/// Wakes the main thread. Clones wake the same thread.
 #[derive(Clone, Debug)]
 pub struct Wake(Arc<OwnedFd>);
 
 impl Wake {
-    /// To be made before the process is confined.
+    /// To be made before the process is confined: its filter does not allow `eventfd`.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(eventfd(
             0,
@@ -27,13 +27,13 @@ impl Wake {
         )?)))
     }
 
-    /// Has the main thread look around.
+    /// Ends the main thread's wait, or the next one.
     pub fn wake(&self) {
-        // Fails only when it is as full as can be: then it wakes already.
+        // A write fails only if the counter is at its maximum. Then the descriptor is ready already.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Takes the calls so far in, before what they are about is looked at.
+    /// Forgets the calls so far. To be called before the work is looked for, or a call in between would be lost.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }

@@ -1,16 +1,15 @@
-//! The service's first process: the launcher, which keeps two workers. One serves; the other has set all up and stands by,
-//! and serves from the moment at which the first one dies, for guests wait meanwhile.
+//! The service's first process, the launcher, keeps two workers. One serves. The other one is set up and stands by: it serves
+//! from the moment when the first one dies, because guests wait meanwhile.
 //!
-//! The socket, the lock and the kernel's events are the launcher's, and outlive each worker. A worker that ends with an
-//! error cannot do its work on this host as it is now: then the service ends with it, and whoever supervises the service
-//! decides.
+//! The control socket, the lock and the kernel's events belong to the launcher, and outlive each worker. A worker that ends with
+//! an error cannot do its work on this host as it is now. Then the service ends too, and its supervisor decides what follows.
 
-use crate::control::{ControlError, Listener, Place};
+use crate::control::{ControlError, Listener, ServiceFiles};
 use crate::host::launcher::desk::{Desk, News, SharedFiles, Turn, WorkerId, attend};
 use crate::host::launcher::messages::pair;
 use crate::host::uevent::Uevents;
 use crate::host::{HostError, check_privilege, program, systemd};
-use crate::serve::crew::{Crew, Ended, Step};
+use crate::serve::crew::{Crew, CrewAction, Role};
 use crate::serve::wake::{Wake, signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -30,42 +29,43 @@ use thiserror::Error;
 /// Why the service ended.
 #[derive(Debug, Error)]
 pub enum WorkersError {
-    /// Not on this host.
+    /// This is no host that can be served.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// There is a service already, or no place for the socket.
+    /// There is a service already, or the socket cannot be made.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The kernel will not tell of errors.
+    /// Errors of devices could not be heard of.
     #[error("cannot listen to the kernel's events (netlink), which tell of errors of devices")]
     Uevents(#[source] io::Error),
-    /// No way to hear of what happens.
-    #[error("cannot be told of signals and by other threads")]
+    /// Signals or other threads could not be heard.
+    #[error("cannot be woken by signals and other threads")]
     Events(#[source] io::Error),
-    /// No worker.
+    /// The first worker cannot be started.
     #[error("cannot start a worker, which serves the stubs")]
     Start(#[source] io::Error),
-    /// Something has been done to the files by which commands find the service.
+    /// The files by which commands find the service have been replaced or removed.
     #[error(
         "the socket or the lock of the service was taken away from /run/bulkhead: start the service again"
     )]
-    Place,
-    /// The worker could not go on.
-    #[error("the worker has ended ({0}) and has said why")]
+    Files,
+    /// A worker could not do its work.
+    #[error("the worker has ended ({0}): its own message says why")]
     Worker(ExitStatus),
 }
 
-/// How long the service waits for its workers when it ends, and as long for what they have ordered.
+/// At its end the service waits so long for its workers, and then so long for what they have ordered.
 const END: Duration = Duration::from_secs(10);
-/// Between two looks whether a process has ended.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which the end of a process is polled.
+const POLL: Duration = Duration::from_millis(20);
 /// The exit status of a Rust program whose main thread has panicked.
 const PANICKED: i32 = 101;
 
-/// Runs the service. Returns on errors, and when it is told to end (SIGTERM). One that is `supervised` waits for the end of
-/// another that runs.
+/// Runs the service. Returns on errors, and when it is told to end (SIGTERM). If another service runs, this one waits for its
+/// end if it is `supervised`, and fails otherwise.
 pub fn run(supervised: bool) -> Result<(), WorkersError> {
-    // Away from the terminal and session of the command that started us; already so under systemd.
+    // Away from the terminal and the session of the command that started this process. Fails under systemd, which has done
+    // so already.
     let _ = rustix::process::setsid();
     check_privilege()?;
     let (socket, lock) = Listener::bind(supervised)?.into_files();
@@ -80,10 +80,11 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         uevents,
     };
     let desk = Arc::new(Desk::new(files, move |news| {
-        // Nobody hears of it once the service ends.
+        // Fails only when the service ends.
         let _ = sender.send(news);
         heard.wake();
     }));
+    // Before any stub dies, for its guest waits then.
     desk.prepare_spare();
     let mut workers = Workers {
         command: worker,
@@ -91,7 +92,7 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         processes: BTreeMap::new(),
         waiting: BTreeMap::new(),
         news,
-        place: Place::now(),
+        files: ServiceFiles::now(),
         desk,
         wake,
         end: signal(SIGTERM).map_err(WorkersError::Events)?,
@@ -102,14 +103,15 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     ended
 }
 
-/// What starts a worker.
+/// The command that is a worker.
 fn worker() -> Command {
     let mut command = program::own();
     command.arg("worker");
     command
 }
 
-/// Lets this process and its workers have as many files open as they may: each stub takes six, and one for each device.
+/// Raises the limit of open files of this process and its workers as far as possible. Each stub takes six files, and one for
+/// each device.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -125,10 +127,10 @@ struct Workers {
     command: fn() -> Command,
     crew: Crew,
     processes: BTreeMap<WorkerId, Child>,
-    /// The workers that are set up, and wait for their turn.
+    /// The turns of the workers that are set up.
     waiting: BTreeMap<WorkerId, Turn>,
     news: Receiver<News>,
-    place: Place,
+    files: ServiceFiles,
     desk: Arc<Desk>,
     wake: Wake,
     /// Ready when the service is to end.
@@ -146,9 +148,9 @@ impl Workers {
             }
             self.see_ends()?;
             match self.crew.step(Instant::now()) {
-                Some(Step::Start(worker)) => self.start(worker)?,
-                Some(Step::Serve(worker)) => self.serve(worker),
-                Some(Step::Kill(worker)) => self.kill(worker),
+                Some(CrewAction::Start(worker)) => self.start(worker)?,
+                Some(CrewAction::Serve(worker)) => self.serve(worker),
+                Some(CrewAction::Kill(worker)) => self.kill(worker),
                 None if self.wait()? => return Ok(()),
                 None => {}
             }
@@ -174,7 +176,7 @@ impl Workers {
         let (desk, command) = (Arc::clone(&self.desk), self.command);
         let start = || {
             let (ours, theirs) = pair()?;
-            // One whose messages make no sense loses its connection, and ends.
+            // A worker whose messages make no sense loses its connection, and ends.
             thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
             command().stdin(Stdio::from(theirs)).spawn()
         };
@@ -182,7 +184,8 @@ impl Workers {
             Ok(process) => _ = self.processes.insert(worker, process),
             Err(error) => {
                 let ended = self.crew.ended(worker, Instant::now());
-                if ended == Ended::Server && !self.crew.has_served {
+                // Before any worker has served, the host cannot run one; later it is short of something for a while.
+                if ended == Role::Server && !self.crew.has_served {
                     return Err(WorkersError::Start(error));
                 }
                 log::warn!("cannot start a worker: {error}; tried again");
@@ -205,7 +208,7 @@ impl Workers {
         }
     }
 
-    /// Takes in which workers have ended.
+    /// Reaps the workers that have ended.
     fn see_ends(&mut self) -> Result<(), WorkersError> {
         let mut ended = Vec::new();
         for (&worker, process) in &mut self.processes {
@@ -216,27 +219,29 @@ impl Workers {
         self.processes
             .retain(|worker, _| !ended.iter().any(|(other, ..)| other == worker));
         for &(worker, process, status) in &ended {
+            // Its orders go on. Whoever has a copy of its connections cannot give new ones.
             self.desk.cut(worker);
             self.waiting.remove(&worker);
             match self.crew.ended(worker, Instant::now()) {
-                Ended::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
-                Ended::Server => {
+                Role::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
+                Role::Server => {
                     log::warn!("worker {process} has ended: {status}; another one takes its place")
                 }
-                Ended::Spare => {
+                Role::Spare => {
                     log::warn!(
                         "worker {process}, which stood by, has ended: {status}; another one is started later"
                     );
                 }
             }
         }
-        if !ended.is_empty() && Place::now() != self.place {
-            return Err(WorkersError::Place);
+        // Checked when a worker has ended: one that was taken over may have removed or replaced the files.
+        if !ended.is_empty() && ServiceFiles::now() != self.files {
+            return Err(WorkersError::Files);
         }
         Ok(())
     }
 
-    /// Waits for something to do; true if that is to end.
+    /// Waits for something to do. Returns true if the service is told to end.
     fn wait(&mut self) -> Result<bool, WorkersError> {
         let idle = self.crew.idle(Instant::now());
         let idle = idle.and_then(|idle| Timespec::try_from(idle).ok());
@@ -250,13 +255,13 @@ impl Workers {
             Err(error) => return Err(WorkersError::Events(error.into())),
         }
         let is_to_end = fds[0].revents().contains(PollFlags::IN);
-        // Until it is empty, for what is not read would be ready again at once.
+        // Read until it is empty: a byte that stays would end the next wait at once.
         while (&self.children).read(&mut [0; 64]).is_ok_and(|length| length > 0) {}
         self.wake.clear();
         Ok(is_to_end)
     }
 
-    /// Has the workers end, and waits for them, and as long for what they have ordered.
+    /// Ends the workers, and waits for them for this time at most, and as long again for what they have ordered.
     fn close(&mut self, longest: Duration) {
         for process in self.processes.values() {
             // It may have ended by itself.
@@ -265,12 +270,13 @@ impl Workers {
                 .and_then(Pid::from_raw)
                 .map(|process| kill_process(process, Signal::TERM));
         }
+        // All were told to end before, so that they end side by side.
         let deadline = Instant::now() + longest;
         for process in self.processes.values_mut() {
             while let Ok(None) = process.try_wait()
                 && Instant::now() < deadline
             {
-                thread::sleep(LOOK);
+                thread::sleep(POLL);
             }
             // Nothing happens if it has ended.
             let _ = process.kill();
@@ -280,7 +286,7 @@ impl Workers {
     }
 }
 
-/// True if a worker has found that it cannot go on; false if it has crashed, or was told to end.
+/// True if a worker has ended with an error; false if it has crashed, or was told to end.
 fn is_failure(status: ExitStatus) -> bool {
     !status.success() && status.signal().is_none() && status.code() != Some(PANICKED)
 }
@@ -309,7 +315,7 @@ mod tests {
             processes: BTreeMap::new(),
             waiting: BTreeMap::new(),
             news,
-            place: Place::now(),
+            files: ServiceFiles::now(),
             desk: Arc::new(Desk::new(files, move |news| sender.send(news).unwrap())),
             wake: Wake::new().unwrap(),
             end,

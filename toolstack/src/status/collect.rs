@@ -1,7 +1,8 @@
-//! How the status is found out.
+//! Finds out the status, from the records, xenstore and sysfs.
 
 use super::model::{
-    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, Service, Status, StatusError, StubStatus,
+    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, ServiceStatus, Status, StatusError,
+    StubStatus,
 };
 use crate::handover::reset::Plan;
 use crate::handover::shared_intx::LineStatus;
@@ -18,7 +19,7 @@ use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 
-/// Finds out the status from the records; `seen` holds what the service has seen, by stub.
+/// Finds out the status. `seen` has what the service has seen, by stub.
 pub fn collect(
     store: &mut Store,
     sysfs: &Sysfs,
@@ -27,9 +28,9 @@ pub fn collect(
 ) -> Result<Status, StatusError> {
     let (attachments, damaged) = Attachment::all(store)?;
     let mut status = Status {
-        service: Service {
+        service: ServiceStatus {
             running: service_running,
-            holds: None,
+            process: None,
         },
         problems: damaged.iter().map(ToString::to_string).collect(),
         ..Status::default()
@@ -46,6 +47,7 @@ pub fn collect(
             slots: attachment.slots,
             devices: devices
                 .map(|(device, mode)| {
+                    // As sysfs has it now: the administrator can change the methods.
                     let reset = Plan::of(device.bdf, sysfs).used();
                     let line = device.gsi.filter(|_| device.line_offered);
                     DeviceStatus {
@@ -70,9 +72,10 @@ pub fn collect(
     Ok(status)
 }
 
-/// The devices that xen-pciback holds and nobody has: those that any guest can have, and those that a guest may still
-/// have mapped. While the claims are in doubt, which is told, none counts.
+/// The devices that xen-pciback holds and no guest has: those that any guest can have, and those that a guest may still have
+/// mapped. If the claims cannot be read, which the problems tell, both lists are empty.
 fn held(store: &mut Store, sysfs: &Sysfs) -> (Vec<String>, Vec<Mapped>) {
+    // A device counts as held only if nobody is known to have it.
     let Ok(claims) = Claims::read(store) else {
         return (Vec::new(), Vec::new());
     };
@@ -94,7 +97,7 @@ fn held(store: &mut Store, sysfs: &Sysfs) -> (Vec<String>, Vec<Mapped>) {
     (held.iter().map(ToString::to_string).collect(), mapped)
 }
 
-/// The devices that a guest has although dom0 has removed them, as it does with virtual functions.
+/// A problem for each device that dom0 has removed while a guest has it, as happens with virtual functions.
 fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
     let mut problems = Vec::new();
     for stub in stubs {
@@ -123,7 +126,7 @@ fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<Doma
     })
 }
 
-/// What the record says of a device.
+/// Status of a device as far as its record tells.
 pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
     let line = device.gsi.filter(|_| device.line_offered);
     let (name, pirqs) = match mode {

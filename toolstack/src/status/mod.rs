@@ -1,4 +1,4 @@
-//! What `bulkhead status` tells: stubs, guests, devices, interrupt modes, counters.
+//! What `bulkhead status` shows: stubs, guests, devices, interrupt modes, counters.
 
 mod collect;
 mod model;
@@ -8,5 +8,5 @@ mod text;
 pub use collect::collect;
 pub use model::{
     DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined,
-    RefusedWrite, Seen, Served, Service, Status, StatusError, StubStatus,
+    RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError, StubStatus,
 };

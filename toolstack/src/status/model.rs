@@ -1,4 +1,4 @@
-//! What there is to tell, as `bulkhead status --json` prints it.
+//! The status, as `bulkhead status --json` prints it and the service sends it.
 
 use crate::handover::shared_intx::LineStatus;
 use crate::host::store::StoreError;
@@ -16,17 +16,17 @@ use xenbus::device::SlotMode;
 use xenbus::handover_block;
 use xenbus::pciif::Request;
 
-/// Everything about all attachments of a host.
+/// All about the attachments and held devices of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Dom0's end of all stubs.
-    pub service: Service,
+    /// Dom0's end of all second hops.
+    pub service: ServiceStatus,
     /// One for each stub that serves a guest.
     pub stubs: Vec<StubStatus>,
     /// Devices that xen-pciback holds for guests to come.
     #[serde(default)]
     pub held: Vec<String>,
-    /// Devices that are held because a guest that had them, and lives, may still have them mapped.
+    /// Devices that stay held because a guest that had them still lives, and may have them mapped.
     #[serde(default)]
     pub mapped: Vec<Mapped>,
     /// Devices that did not recover from their last guest.
@@ -47,14 +47,14 @@ pub struct Mapped {
     pub guest: String,
 }
 
-/// The service.
+/// State of the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
-    /// If not, guests' writes and changes of their interrupt mode fail.
+pub struct ServiceStatus {
+    /// If false, writes of guests and changes of their interrupt mode fail.
     pub running: bool,
-    /// What it holds; absent if it does not run, or cannot tell.
-    #[serde(default)]
-    pub holds: Option<ProcessStats>,
+    /// What its process holds; absent if it does not run, or its kernel does not tell.
+    #[serde(default, rename = "holds")]
+    pub process: Option<ProcessStats>,
 }
 
 /// One stub with its guest.
@@ -65,14 +65,14 @@ pub struct StubStatus {
     pub domain: DomainStatus,
     /// The guest, and the state of its pcifront.
     pub guest: DomainStatus,
-    /// How the guest addresses them: `vpci` or `passthrough`.
+    /// How the guest addresses the devices: `vpci` or `passthrough`.
     #[serde(default, with = "serde_text::text")]
     pub slots: SlotMode,
-    /// The devices.
+    /// The guest's devices.
     pub devices: Vec<DeviceStatus>,
-    /// What the service has seen of the stub; absent while it serves it not.
+    /// What the service has seen of the stub; absent while the stub is not served.
     pub served: Option<Served>,
-    /// What takes the service long at this moment, or why it does not serve the stub.
+    /// The job that runs for the stub, or why the stub is not served.
     #[serde(default)]
     pub remark: Option<String>,
 }
@@ -80,24 +80,24 @@ pub struct StubStatus {
 /// What the service knows of a stub.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
-    /// What it has seen; `None` while it serves it not.
+    /// What it has seen; `None` while the stub is not served.
     pub served: Option<Served>,
-    /// What else there is to say.
+    /// A remark for the administrator.
     pub remark: Option<String>,
 }
 
-/// A domain and its end of its connection.
+/// A domain, and the state of its frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainStatus {
-    /// Its number.
+    /// Its domid.
     pub domid: DomId,
     /// Its name.
     pub name: String,
-    /// The xenbus state of its frontend, such as `connected`; [`GONE`] if the domain is no more.
+    /// The xenbus state of its frontend, such as `connected`; [`GONE`] if the domain does not exist any more.
     pub state: String,
 }
 
-/// State of a domain that is no more.
+/// State of a domain that does not exist any more.
 pub const GONE: &str = "gone";
 
 /// One device.
@@ -105,28 +105,28 @@ pub const GONE: &str = "gone";
 pub struct DeviceStatus {
     /// Its address.
     pub bdf: String,
-    /// Vendor and device.
+    /// Vendor and device id.
     pub ids: String,
     /// `intx`, `msi`, `msi-x`, or `none` where the line is withheld or absent.
     pub mode: String,
     /// The guest's pirqs in use.
     pub pirqs: Vec<u32>,
-    /// The interrupt line, if the device has one.
+    /// GSI of the device's INTx line, if it has one.
     pub gsi: Option<u32>,
     /// False if the line is withheld, or absent.
     pub line_offered: bool,
     /// The physical function of a virtual one.
     #[serde(default)]
     pub virtual_function_of: Option<String>,
-    /// The line, if it is the guest's and dom0's at once.
+    /// State of the line, if guest and dom0 share it.
     #[serde(default)]
     pub line: Option<LineStatus>,
     /// How it will be reset when it leaves the guest, such as `FLR`; absent if it cannot be.
     pub reset: Option<String>,
-    /// On what terms the guest has it.
+    /// Terms on which the guest has it.
     #[serde(default)]
     pub terms: Terms,
-    /// Errors that the hardware corrected, as dom0's kernel counts them; absent if it hears of none.
+    /// Errors that the hardware corrected, as dom0's kernel counts them; absent if it counts none.
     #[serde(default)]
     pub corrected_errors: Option<u64>,
 }
@@ -138,16 +138,16 @@ pub struct Served {
     pub requests: u64,
     /// Requests answered with an error.
     pub failed: u64,
-    /// Writes that the service's own guard refused: a sound stub never sends one.
+    /// Writes that the guard of the service refused. A sound stub sends none of these.
     pub refused: Vec<RefusedWrite>,
-    /// How many more of them there were, in registers beyond those that are told one by one.
+    /// Refused writes to registers beyond those in `refused`.
     #[serde(default)]
     pub refused_besides: u64,
     /// The stub's own counters, by name; empty before it has published any.
     pub counters: BTreeMap<String, u64>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
-    /// The guest's requests that brought the stub down twice and are refused for that.
+    /// Poison requests: they brought the stub down twice, and are refused for a time.
     #[serde(default)]
     pub poisonous: Vec<PoisonousRequest>,
     /// How often the stub was brought back since the service began to serve it.
@@ -163,20 +163,20 @@ pub struct Served {
 pub struct DeviceErrors {
     /// The device.
     pub bdf: String,
-    /// How many dom0's kernel has told of.
+    /// Errors that dom0's kernel has reported.
     pub errors: u64,
     /// How often the device and the guest's driver recovered.
     pub recovered: u64,
-    /// How the last ones ended; empty while that is not known.
+    /// How the last one ended; empty while it is being dealt with.
     pub last: String,
 }
 
 /// A request that the stub refuses because it failed over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoisonousRequest {
-    /// What the guest asked for, in short.
+    /// The request in words.
     pub request: String,
-    /// The request as it lay in the guest's page, before its MSI-X entries, in hex.
+    /// The request as it lay in the guest's page, without its MSI-X entries, in hex.
     pub bytes: String,
 }
 
@@ -204,7 +204,7 @@ pub struct DroppedWrites {
     pub count: u32,
 }
 
-/// A device that is given to nobody.
+/// A device in quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// Its address.
@@ -213,7 +213,7 @@ pub struct Quarantined {
     pub reason: String,
 }
 
-/// The status could not be found out.
+/// Why the status could not be found out.
 #[derive(Debug, Error)]
 pub enum StatusError {
     /// The records.
@@ -225,7 +225,7 @@ pub enum StatusError {
 }
 
 impl StubStatus {
-    /// How many pirqs the guest has for messages of its devices.
+    /// Number of pirqs that the guest has for MSI and MSI-X.
     pub fn messages(&self) -> usize {
         let devices = self
             .devices
@@ -236,7 +236,7 @@ impl StubStatus {
 }
 
 impl Served {
-    /// Takes the stub's counters in. They are shown, never acted upon.
+    /// Adds the stub's counters. A stub may write anything there, so they are shown and never acted upon.
     pub fn add_counters(&mut self, counters: &Counters) {
         let named = Counter::ALL
             .iter()
@@ -250,7 +250,7 @@ impl Served {
         self.dropped = dropped.collect();
     }
 
-    /// Takes in the requests that the stub refuses for good. They are shown, never acted upon.
+    /// Adds the poison requests that the stub has published. They are shown and never acted upon.
     pub fn add_poisonous(&mut self, requests: &[handover_block::Op]) {
         let described = requests.iter().map(|op| PoisonousRequest {
             request: Request::from_head(op).to_string(),
@@ -293,9 +293,9 @@ pub(super) mod tests {
             count: 2,
         });
         Status {
-            service: Service {
+            service: ServiceStatus {
                 running: true,
-                holds: None,
+                process: None,
             },
             stubs: vec![StubStatus {
                 domain: domain(4, "web-bulkhead"),
@@ -321,6 +321,7 @@ pub(super) mod tests {
         let json = serde_json::to_value(status()).unwrap();
         for (pointer, value) in [
             ("/service/running", serde_json::json!(true)),
+            ("/service/holds", serde_json::Value::Null),
             ("/stubs/0/name", "web-bulkhead".into()),
             ("/stubs/0/state", "connected".into()),
             ("/stubs/0/guest/domid", 3.into()),

@@ -1,4 +1,4 @@
-//! What a process holds, as its kernel tells it in `/proc`: privileges, pages of other domains, event channels, files.
+//! What a process holds, by its directory in `/proc`: privileges, pages of other domains, event channels, files.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,11 +56,11 @@ const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
 /// What a process holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessStats {
-    /// Its number.
+    /// Its process id.
     pub pid: u32,
     /// Its capabilities, such as `sys_admin`.
     pub capabilities: Vec<String>,
-    /// True if no program that it runs can have more.
+    /// True if no program that it runs can have more privileges.
     pub no_new_privileges: bool,
     /// True if its system calls are filtered.
     pub filtered: bool,
@@ -68,14 +68,14 @@ pub struct ProcessStats {
     pub pages: usize,
     /// Open connections of event channels to stubs.
     pub event_channels: usize,
-    /// Pirqs of guests that it keeps account of, besides lines.
+    /// Pirqs of guests for MSI and MSI-X that it keeps account of.
     pub pirqs: usize,
     /// Configuration spaces that are open: how often, by device.
     pub devices: BTreeMap<String, usize>,
 }
 
 impl ProcessStats {
-    /// Asks the kernel about a process, by its directory in `/proc`. The pirqs are Xen's, so they are not told.
+    /// Reads about a process from its directory in `/proc`. `pirqs` stays 0, for the kernel does not know them.
     pub fn read(process: &Path) -> io::Result<Self> {
         let status = fs::read_to_string(process.join("status"))?;
         let field = |name: &str| {
@@ -87,27 +87,29 @@ impl ProcessStats {
         let capabilities = u64::from_str_radix(&field("CapEff"), 16).map_err(io::Error::other)?;
         let named = CAPABILITIES.iter().enumerate();
         let named = named.filter(|(number, _)| capabilities >> number & 1 != 0);
-        let mut holdings = Self {
+        let mut stats = Self {
             pid: field("Pid").parse().map_err(io::Error::other)?,
             capabilities: named.map(|(_, name)| (*name).to_owned()).collect(),
             no_new_privileges: field("NoNewPrivs") == "1",
             filtered: field("Seccomp") == "2",
             ..Self::default()
         };
+        // Each mapping of a grant is a line of its own.
         let maps = fs::read_to_string(process.join("maps"))?;
-        holdings.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
+        stats.pages = maps.lines().filter(|line| line.ends_with(GRANTS)).count();
         for file in fs::read_dir(process.join("fd"))? {
-            // One that is closed meanwhile is not held.
+            // A file may be closed meanwhile.
             if let Ok(target) = fs::read_link(file?.path()) {
-                holdings.count(&target);
+                stats.count(&target);
             }
         }
-        Ok(holdings)
+        Ok(stats)
     }
 
     fn count(&mut self, file: &Path) {
         if file == Path::new(EVENT_CHANNELS) {
             self.event_channels += 1;
+        // sysfs: `/sys/devices/…/0000:03:00.0/config`.
         } else if file.file_name().is_some_and(|name| name == "config")
             && let Some(device) = file.parent().and_then(Path::file_name)
         {
@@ -119,7 +121,6 @@ impl ProcessStats {
     }
 }
 
-/// For people.
 impl fmt::Display for ProcessStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let capabilities = match self.capabilities.len() {
@@ -171,7 +172,7 @@ mod tests {
         for (number, target) in targets.iter().enumerate() {
             symlink(target, files.join(number.to_string())).unwrap();
         }
-        let holdings = ProcessStats::read(process.path()).unwrap();
+        let stats = ProcessStats::read(process.path()).unwrap();
         let expected = ProcessStats {
             pid: 77,
             capabilities: vec!["sys_admin".into()],
@@ -182,9 +183,9 @@ mod tests {
             pirqs: 0,
             devices: [("0000:00:05.0".to_owned(), 2)].into(),
         };
-        assert_eq!(holdings, expected);
+        assert_eq!(stats, expected);
         assert_eq!(
-            holdings.to_string(),
+            stats.to_string(),
             "process 77, capabilities: sys_admin, system calls filtered; it holds 1 pages of stubs, 1 event channels, \
              0 pirqs, configuration spaces open: 2 (0000:00:05.0: 2)"
         );
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn this_process_can_be_asked_about() {
-        let holdings = ProcessStats::read(Path::new("/proc/self")).unwrap();
-        assert_eq!(holdings.pid, std::process::id());
+        let stats = ProcessStats::read(Path::new("/proc/self")).unwrap();
+        assert_eq!(stats.pid, std::process::id());
     }
 }

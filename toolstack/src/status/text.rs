@@ -1,4 +1,4 @@
-//! The status as people read it.
+//! The status as text, for people.
 
 use super::model::{
     DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use xenbus::device::SlotMode;
 
-/// For people.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let service = if self.service.running {
@@ -19,8 +18,8 @@ impl fmt::Display for Status {
             "DOWN: guests' writes and interrupt changes fail (start it with `bulkhead serve`)"
         };
         writeln!(f, "service: {service}")?;
-        if let Some(holds) = &self.service.holds {
-            writeln!(f, "{holds}")?;
+        if let Some(process) = &self.service.process {
+            writeln!(f, "{process}")?;
         }
         if self.stubs.is_empty() {
             writeln!(f, "no devices are passed through")?;
@@ -32,7 +31,11 @@ impl fmt::Display for Status {
             .iter()
             .filter(|stub| stub.slots == SlotMode::Passthrough)
         {
-            writeln!(f, "{} sees its devices where they are in dom0", stub.guest.name)?;
+            writeln!(
+                f,
+                "guest {} sees its devices at their addresses in dom0",
+                stub.guest.name
+            )?;
         }
         let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
         for device in devices.clone() {
@@ -78,7 +81,7 @@ impl fmt::Display for Status {
 }
 
 impl Status {
-    /// The physical functions whose virtual ones guests have, with these.
+    /// The physical functions of which guests have virtual functions, with these.
     fn physical_functions(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut physical_functions = BTreeMap::<_, Vec<_>>::new();
         for device in self.stubs.iter().flat_map(|stub| &stub.devices) {
@@ -174,6 +177,7 @@ impl StubStatus {
         if served.revivals > 0 {
             write!(f, ", brought back {} times", served.revivals)?;
         }
+        // Counters at zero are left out, or the line would be long and say little.
         for (counter, value) in served.counters.iter().filter(|(_, value)| **value > 0) {
             write!(f, ", {counter} {value}")?;
         }
@@ -354,10 +358,10 @@ mod tests {
         assert!(
             status
                 .to_string()
-                .contains("web sees its devices where they are in dom0\n")
+                .contains("guest web sees its devices at their addresses in dom0\n")
         );
         status.stubs[0].slots = SlotMode::Vpci;
-        assert!(!status.to_string().contains("where they are"));
+        assert!(!status.to_string().contains("at their addresses"));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["stubs"][0]["slots"], "vpci");
     }

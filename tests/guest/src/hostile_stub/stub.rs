@@ -16,7 +16,8 @@ use xenbus::path::Device;
 pub(super) const LISTEN: Duration = Duration::from_millis(20);
 /// How long a flood lasts.
 pub(super) const FLOOD: Duration = Duration::from_secs(4);
-/// A life that ends sooner than this after its beginning counts as one of a crash loop (`toolstack/src/serve/backoff.rs`).
+/// A life that ends sooner than this after its beginning counts as one of a crash loop
+/// (`toolstack/src/serve/revive/backoff.rs`).
 const LONG_LIFE: Duration = Duration::from_secs(4);
 
 /// One of our devices.

@@ -1,8 +1,8 @@
-//! `bulkhead check`: all that would be told when devices are given to a guest, without giving or changing anything.
+//! `bulkhead check`: tells all that `run` or `attach` would tell about devices, without changing anything.
 
 mod report;
 
-pub use report::{Device, Entry, Guest, Line, Report, Reset};
+pub use report::{DeviceFacts, DeviceReport, Guest, Line, Report, Reset};
 
 use crate::admission::policy::{self, Choices};
 use crate::admission::{self, Notice, Offer, Refusal, Surroundings, line_sharers, page_sharer, without_acs};
@@ -27,21 +27,21 @@ use pci::registers::register;
 use std::ops::RangeInclusive;
 use xenbus::device::SlotMode;
 
-/// What `check` is asked for.
+/// Arguments of `check`.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Check {
     /// The devices, as they were named.
     pub devices: Vec<String>,
-    /// The guest that they are meant for, by name or number.
+    /// The guest that they are for, by name or number.
     pub guest: Option<String>,
     /// How the guest's devices are to be addressed.
     pub slots: SlotMode,
-    /// What is said of all of them.
+    /// Choices for all of them.
     pub choices: Choices,
 }
 
-/// Checks devices by the very checks that `run` and `attach` make.
-pub fn check(request: &Request) -> Result<Report> {
+/// Checks devices with the same functions as `run` and `attach`.
+pub fn check(request: &Check) -> Result<Report> {
     let mut host = Host::open()?;
     let named: Vec<Result<(Bdf, Terms)>> = request
         .devices
@@ -53,7 +53,7 @@ pub fn check(request: &Request) -> Result<Report> {
     let host_refusal = admission::check_host(&info).err();
     let around = Surroundings::read(&mut host, &bdfs, &info);
     let mut around = match (around, &host_refusal) {
-        // What is missing may be so because the host is of the wrong kind: that is to be told first.
+        // What cannot be read may be missing because the host is of the wrong kind. That refusal says more.
         (Err(_), Some(refusal)) => bail!("{refusal}"),
         (around, _) => around?,
     };
@@ -67,6 +67,7 @@ pub fn check(request: &Request) -> Result<Report> {
     refusals.extend(admission::check_quirks(&wanted, &host.sysfs));
     refusals.extend(admission::check_lines(&wanted, &already, &around));
     let refused = |bdf: Bdf| refusals.iter().filter(move |refusal| refusal.bdf() == Some(bdf));
+    // Notices are about devices that would be given; describing a refused one may fail.
     let fit: Vec<_> = wanted
         .iter()
         .copied()
@@ -86,7 +87,7 @@ pub fn check(request: &Request) -> Result<Report> {
     };
     report.notes.extend(guest_refusal);
     report.notes.extend(admission::host_notes(&info));
-    // What speaks of no single device.
+    // What concerns no single device.
     let general = refusals.iter().filter(|refusal| refusal.bdf().is_none());
     report.notes.extend(general.map(Refusal::to_string));
     let general = notices.iter().filter(|notice| notice.bdf().is_none());
@@ -94,14 +95,14 @@ pub fn check(request: &Request) -> Result<Report> {
     report.fit &= refusals.iter().all(|refusal| refusal.bdf().is_some());
     for (name, named) in request.devices.iter().zip(&named) {
         let entry = match named {
-            Ok((bdf, terms)) => Entry {
+            Ok((bdf, terms)) => DeviceReport {
                 name: name.clone(),
                 fit: refused(*bdf).next().is_none(),
                 refusals: refused(*bdf).map(Refusal::to_string).collect(),
                 notes: notes(*bdf, &notices, &around),
                 device: device(*bdf, terms, &together, &around, &firmware, &names).ok(),
             },
-            Err(error) => Entry {
+            Err(error) => DeviceReport {
                 name: name.clone(),
                 fit: false,
                 refusals: vec![format!("{error:#}")],
@@ -115,7 +116,7 @@ pub fn check(request: &Request) -> Result<Report> {
     Ok(report)
 }
 
-/// The one device that a text means, and on what terms it would be given.
+/// The device that a text names, and the terms on which it would be given.
 fn resolve(text: &str, choices: &Choices, host: &Host) -> Result<(Bdf, Terms)> {
     let wanted: Wanted = text.parse()?;
     let decided = policy::decide(&[wanted], choices, &host.sysfs)?;
@@ -147,6 +148,7 @@ fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>,
     Ok((Some(guest), already, refusal))
 }
 
+/// What the administrator should know about a device.
 fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
     let known = line_is_known(bdf, &around.sysfs);
     let about = notices.iter().filter(|notice| notice.bdf() == Some(bdf));
@@ -156,6 +158,7 @@ fn notes(bdf: Bdf, notices: &[Notice], around: &Surroundings) -> Vec<String> {
         .collect()
 }
 
+/// Facts about a device.
 fn device(
     bdf: Bdf,
     terms: &Terms,
@@ -163,19 +166,20 @@ fn device(
     around: &Surroundings,
     firmware: &Firmware,
     names: &PciIds,
-) -> Result<Device, Refusal> {
+) -> Result<DeviceFacts, Refusal> {
     let sysfs = &around.sysfs;
     let config = sysfs.config_bytes(bdf)?;
     let bars = sysfs.bars(bdf)?;
     let all = sysfs.functions().map_err(Refusal::NoSysfs)?;
     let mut shares_page_with = Vec::new();
     for other in all.into_iter().filter(|&other| other != bdf) {
+        // One at a time, for the names of all of them are wanted.
         if page_sharer(&bars, std::iter::once(other), sysfs)?.is_some() {
             shares_page_with.push(other.to_string());
         }
     }
     let class = |offset| config.get(usize::from(offset)).copied().unwrap_or(0xff);
-    Ok(Device {
+    Ok(DeviceFacts {
         bdf: bdf.to_string(),
         ids: sysfs.ids(bdf)?.to_string(),
         called: names.name(sysfs.ids(bdf)?),
@@ -198,11 +202,11 @@ fn device(
     })
 }
 
-/// What the firmware tells of memory that it reserves for the DMA of devices: by Intel's table, or by AMD's.
+/// The firmware's table of memory that is reserved for the DMA of devices.
 enum Firmware {
     Intel(Dmar),
     Amd(Ivrs),
-    /// By neither: unknown, which is not none.
+    /// There is no table: reserved memory is unknown, which is not the same as none.
     Silent,
 }
 
@@ -227,7 +231,7 @@ impl Firmware {
     }
 }
 
-/// Who has the device now, in words.
+/// What holds the device now, in words.
 fn holder(bdf: Bdf, around: &Surroundings) -> String {
     if let Some(claim) = around.claims.taken.iter().find(|claim| claim.bdf == bdf) {
         return claim.by.trim_start_matches("by ").to_owned();
@@ -251,6 +255,7 @@ fn line(bdf: Bdf, terms: &Terms, together: &[Bdf], around: &Surroundings) -> Res
     let Some(gsi) = intx_lines::line(bdf, &around.sysfs) else {
         return Ok(None);
     };
+    // Linux assigns the GSI when it enables the device.
     if !line_is_known(bdf, &around.sysfs) {
         return Ok(Some(Line {
             gsi: None,

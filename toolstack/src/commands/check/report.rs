@@ -1,21 +1,21 @@
-//! What `bulkhead check` tells, for people and for programs.
+//! The report of `bulkhead check`, as text and as JSON.
 
 use serde::Serialize;
 use std::fmt;
 
-/// All about the devices asked for.
+/// All about the devices that were named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// True if all of them would be accepted.
     pub fit: bool,
     /// Why the host can give away no device at all.
     pub host: Option<String>,
-    /// The guest that they are for, if one was named.
+    /// The guest, if one was named.
     pub guest: Option<Guest>,
-    /// How many messages (MSI, MSI-X) Xen allows a guest.
+    /// Number of MSI and MSI-X interrupts that Xen allows a guest.
     pub spare_pirqs: u32,
     /// The devices, in the order in which they were named.
-    pub devices: Vec<Entry>,
+    pub devices: Vec<DeviceReport>,
     /// What the administrator should know about all of them together.
     pub notes: Vec<String>,
 }
@@ -27,13 +27,13 @@ pub struct Guest {
     pub name: String,
     /// Its number.
     pub domid: u16,
-    /// The messages that it uses now.
+    /// Number of MSI and MSI-X interrupts that it uses now.
     pub pirqs_used: u32,
 }
 
-/// What was named, and what is known about it.
+/// One of the names, and what is known about its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
+pub struct DeviceReport {
     /// As it was named.
     pub name: String,
     /// True if it would be accepted.
@@ -44,17 +44,17 @@ pub struct Entry {
     pub notes: Vec<String>,
     /// Absent if there is no such device.
     #[serde(flatten)]
-    pub device: Option<Device>,
+    pub device: Option<DeviceFacts>,
 }
 
 /// A device as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Device {
+pub struct DeviceFacts {
     /// Its address.
     pub bdf: String,
     /// Vendor and device.
     pub ids: String,
-    /// What it is called, where the host has the list of names.
+    /// Its product name, if the host has the list of names (`pci.ids`).
     pub called: Option<String>,
     /// Base class, subclass and programming interface, hex.
     pub class: String,
@@ -64,24 +64,24 @@ pub struct Device {
     pub reset: Reset,
     /// The other functions whose DMA the IOMMU cannot tell from its own.
     pub group: Vec<String>,
-    /// The functions that may pass its DMA on past the IOMMU, for want of ACS.
+    /// The functions that may pass its DMA on past the IOMMU, because their ACS is missing or off.
     pub without_acs: Vec<String>,
     /// The functions whose memory lies in a page with its own.
     pub shares_page_with: Vec<String>,
     /// Its interrupt line; absent if it has none.
     pub line: Option<Line>,
-    /// The messages of its MSI capability; the guest gets one.
+    /// Number of interrupts of its MSI capability. The guest gets one.
     pub msi: u32,
     /// The entries of its MSI-X table.
     pub msix: u32,
     /// Memory that the firmware has reserved for its DMA, which its guest's DMA can reach too; absent if the firmware
     /// has no table of it.
     pub reserved: Option<Vec<String>>,
-    /// What is not usual in the terms that it would be given on; empty if all is.
+    /// Its terms as far as they are not the defaults; empty if they are.
     pub terms: String,
 }
 
-/// Resets.
+/// Reset methods of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Reset {
     /// The ways that Linux lists, in its order.
@@ -92,10 +92,10 @@ pub struct Reset {
     pub blocked_by: Vec<String>,
 }
 
-/// An interrupt line.
+/// INTx line of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// Its number; absent as long as dom0 has not turned the device on.
+    /// Its GSI; absent as long as dom0 has not enabled the device.
     pub gsi: Option<u32>,
     /// Who uses it too.
     pub shared_with: Vec<String>,
@@ -128,6 +128,7 @@ const CLASSES: [&str; 20] = [
 ];
 
 fn class_name(class: &str) -> &'static str {
+    // The base class stands in the first two digits.
     let base = class
         .get(..2)
         .and_then(|digits| usize::from_str_radix(digits, 16).ok());
@@ -175,7 +176,7 @@ impl fmt::Display for Report {
     }
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.name)?;
         if let Some(device) = &self.device {
@@ -193,7 +194,7 @@ impl fmt::Display for Entry {
     }
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |title: &str, text: String| writeln!(f, "  {title:<12} {text}");
         row(
@@ -269,7 +270,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let device = Device {
+        let device = DeviceFacts {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),
             called: Some("Intel Corporation 82574L".into()),
@@ -299,14 +300,14 @@ mod tests {
             guest: None,
             spare_pirqs: 32,
             devices: vec![
-                Entry {
+                DeviceReport {
                     name: "0000:00:05.0".into(),
                     fit: true,
                     refusals: vec![],
                     notes: vec!["mind the line".into()],
                     device: Some(device),
                 },
-                Entry {
+                DeviceReport {
                     name: "00:5".into(),
                     fit: false,
                     refusals: vec!["\"00:5\" is no device".into()],

@@ -1,4 +1,4 @@
-//! What the domain of a stub is like, and how it is made again.
+//! The domain of a stub: its state, and how it is created again.
 
 use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -19,7 +19,7 @@ use xenbus::path::{Device as Second, key};
 /// Why a stub was not brought back.
 #[derive(Debug, Error)]
 pub enum ReviveError {
-    /// Nothing to create it from.
+    /// There is nothing to create it from.
     #[error("its configuration was not kept")]
     NoConfig,
     /// There is another domain with its number.
@@ -31,7 +31,7 @@ pub enum ReviveError {
     /// It cannot be created.
     #[error("cannot create it")]
     Create(#[from] LaunchError),
-    /// It has no device to serve.
+    /// It cannot read its device.
     #[error("Xen refused it the configuration page of {bdf}")]
     Page {
         /// The device.
@@ -55,54 +55,59 @@ impl ReviveError {
     }
 }
 
-/// What a stub's domain is like.
+/// State of a stub's domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum StubState {
     /// It runs.
     Alive,
-    /// Xen is taking it apart.
+    /// Xen is destroying it.
     Dying,
-    /// It is dead, in these words.
+    /// It is dead. The text says how.
     Dead(&'static str),
     /// It was shut down on purpose.
     Off,
-    /// It was created anew, and whoever did that died before it had all.
-    Naked,
+    /// It was created again, and the service that did so died before it had written all nodes.
+    Unprovisioned,
 }
 
-/// Looks at a stub's domain.
-pub fn condition(host: &mut Host, attachment: &Attachment) -> Result<Condition, StoreError> {
+/// Asks Xen and xenstore about a stub's domain.
+pub fn stub_state(host: &mut Host, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
-    let life = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
+    let state = host.xen.domain_state(stub.domid).unwrap_or_else(|error| {
         log::error!("cannot ask Xen about stub {}: {error}", stub.name);
+        // A stub is not taken for dead because a question has failed.
         DomainState::Alive
     });
-    judge(&mut host.store, life, attachment)
+    judge(&mut host.store, state, attachment)
 }
 
-fn judge(store: &mut Store, life: DomainState, attachment: &Attachment) -> Result<Condition, StoreError> {
+fn judge(store: &mut Store, state: DomainState, attachment: &Attachment) -> Result<StubState, StoreError> {
     let stub = &attachment.stub;
     if !is_alive(store, stub)? {
-        return Ok(Condition::Dead("was destroyed"));
+        return Ok(StubState::Dead("was destroyed"));
     }
-    match life {
+    match state {
         DomainState::ShutDown(reason) => {
-            return Ok(why_shut_down(reason).map_or(Condition::Off, Condition::Dead));
+            return Ok(why_shut_down(reason).map_or(StubState::Off, StubState::Dead));
         }
-        DomainState::Dying | DomainState::Absent => return Ok(Condition::Dying),
+        DomainState::Dying | DomainState::Absent => return Ok(StubState::Dying),
         DomainState::Alive => {}
     }
-    let state = first_hop(attachment).backend_node(key::STATE);
+    let node = first_hop(attachment).backend_node(key::STATE);
     let home = xenbus::path::home(stub.domid);
-    let naked = store.read_optional(&state)?.is_none()
-        // Without a home it is being destroyed.
+    // `provision` writes the first hop last.
+    let unprovisioned = store.read_optional(&node)?.is_none()
+        // A domain without a home is being destroyed.
         && store.read_optional(&home)?.is_some()
         && !stub_backup::published(store, stub.domid)?.is_empty();
-    Ok(if naked { Condition::Naked } else { Condition::Alive })
+    Ok(if unprovisioned {
+        StubState::Unprovisioned
+    } else {
+        StubState::Alive
+    })
 }
 
-/// By `SHUTDOWN_*` of `xen/include/public/sched.h`: what went wrong, or nothing if it was asked to power off or to
-/// restart.
+/// What went wrong, by `SHUTDOWN_*` of `xen/include/public/sched.h`; `None` if it was asked to power off or to restart.
 fn why_shut_down(reason: u8) -> Option<&'static str> {
     match reason {
         0 | 1 => None,
@@ -112,9 +117,10 @@ fn why_shut_down(reason: u8) -> Option<&'static str> {
     }
 }
 
-/// Has the domain created anew.
+/// Has the launcher create the domain again, with the same number.
 pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, ReviveError> {
     let domid = attachment.stub.domid;
+    // A domain has the number, and xenstored says that it is not the stub.
     if matches!(host.xen.domain_state(domid), Ok(DomainState::Alive))
         && !is_alive(&mut host.store, &attachment.stub)?
     {
@@ -127,33 +133,34 @@ pub fn create(host: &mut Host, attachment: &Attachment) -> Result<Ticket, Revive
     Ok(launcher.order(Order::Recreate(NewStub { domid, config }))?)
 }
 
-/// Waits until nobody creates stubs any more: the answer comes when one that was found half made is done, or never will
-/// be.
-pub fn settle(host: &mut Host) -> Result<Ticket, ReviveError> {
+/// Has the launcher answer when it creates no stub any more. A domain that was found without its nodes is complete by then,
+/// or never will be.
+pub fn await_creations(host: &mut Host) -> Result<Ticket, ReviveError> {
     let Runner::Launcher(launcher) = &mut host.runner else {
         return Err(ReviveError::NoLauncher);
     };
     Ok(launcher.order(Order::AwaitCreations)?)
 }
 
-/// Gives a stub that was created anew all that the last one had, and lets it run.
-pub fn settle_in(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
+/// Gives a stub that was created again all that the last one had, and lets it run.
+pub fn provision(host: &mut Host, attachment: &Attachment) -> Result<(), ReviveError> {
     let stub = attachment.stub.domid;
+    // Rights over memory belong to a domain, and went with the dead one.
     for device in &attachment.devices {
         let bdf = device.bdf;
         let allowed = host.xen.allow_frames(stub, device.ecam, 1, true);
         allowed.map_err(|source| ReviveError::Page { bdf, source })?;
     }
     let published = stub_backup::published(&mut host.store, stub)?;
-    // The second hop comes first: the stub needs it before it can answer the guest. The first one comes last: without
-    // it, whoever looks knows that not all is done.
+    // The second hop comes first, for the stub needs it before it can answer the guest. The first hop comes last, for its
+    // state tells a service that starts in between that all is done.
     HopNodes::second(attachment).write(&mut host.store)?;
     if let Some(handover_block) = stub_backup::handover_block(&mut host.store, stub)? {
         let node = Second::second_hop(stub).backend_node(key::HANDOVER_BLOCK);
         host.store.write(&node, &handover_block)?;
     }
     match host.xen.unpause(stub) {
-        // It runs already: this was cut short before.
+        // It runs already: an earlier service got as far as this.
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
         unpaused => unpaused.map_err(ReviveError::Unpause)?,
     }
@@ -172,29 +179,29 @@ mod tests {
         let daemon = Xenstored::new();
         introduce(&daemon, 4, "web-bulkhead");
         let mut store = dom0(&daemon);
-        for (life, condition) in [
-            (DomainState::ShutDown(0), Condition::Off),
-            (DomainState::ShutDown(1), Condition::Off),
-            (DomainState::ShutDown(2), Condition::Dead("shut itself down")),
-            (DomainState::ShutDown(3), Condition::Dead("crashed")),
+        for (state, expected) in [
+            (DomainState::ShutDown(0), StubState::Off),
+            (DomainState::ShutDown(1), StubState::Off),
+            (DomainState::ShutDown(2), StubState::Dead("shut itself down")),
+            (DomainState::ShutDown(3), StubState::Dead("crashed")),
             (
                 DomainState::ShutDown(4),
-                Condition::Dead("hung, and Xen's watchdog ended it"),
+                StubState::Dead("hung, and Xen's watchdog ended it"),
             ),
-            (DomainState::Dying, Condition::Dying),
-            (DomainState::Absent, Condition::Dying),
-            (DomainState::Alive, Condition::Alive),
+            (DomainState::Dying, StubState::Dying),
+            (DomainState::Absent, StubState::Dying),
+            (DomainState::Alive, StubState::Alive),
         ] {
             assert_eq!(
-                judge(&mut store, life, &attachment()).unwrap(),
-                condition,
-                "{life:?}"
+                judge(&mut store, state, &attachment()).unwrap(),
+                expected,
+                "{state:?}"
             );
         }
         daemon.release(4);
-        for life in [DomainState::Alive, DomainState::Absent] {
-            let dead = judge(&mut store, life, &attachment()).unwrap();
-            assert_eq!(dead, Condition::Dead("was destroyed"));
+        for state in [DomainState::Alive, DomainState::Absent] {
+            let dead = judge(&mut store, state, &attachment()).unwrap();
+            assert_eq!(dead, StubState::Dead("was destroyed"));
         }
     }
 
@@ -209,19 +216,19 @@ mod tests {
         let look = |daemon: &Xenstored| judge(&mut dom0(daemon), DomainState::Alive, &attachment).unwrap();
         assert_eq!(
             look(&daemon),
-            Condition::Alive,
+            StubState::Alive,
             "its first hop is not written yet"
         );
         HopNodes::first(&attachment).write(&mut store).unwrap();
         stub_backup::keep_published(&mut store, first_hop(&attachment)).unwrap();
-        assert_eq!(look(&daemon), Condition::Alive);
+        assert_eq!(look(&daemon), StubState::Alive);
         // Bytes that mean nothing are a state all the same.
         let state = first_hop(&attachment).backend_node(key::STATE);
         connect(&daemon, 4).write_bytes(&state, b"\xff").unwrap();
-        assert_eq!(look(&daemon), Condition::Alive);
+        assert_eq!(look(&daemon), StubState::Alive);
         store.remove(&first_hop(&attachment).backend_dir()).unwrap();
-        assert_eq!(look(&daemon), Condition::Naked);
+        assert_eq!(look(&daemon), StubState::Unprovisioned);
         store.remove(&xenbus::path::home(4)).unwrap();
-        assert_eq!(look(&daemon), Condition::Alive, "it is being destroyed");
+        assert_eq!(look(&daemon), StubState::Alive, "it is being destroyed");
     }
 }

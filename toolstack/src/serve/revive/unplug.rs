@@ -1,7 +1,7 @@
-//! The orderly end of a connection whose stub is dead: dom0 writes what the stub would have written, and the guest
+//! The orderly end of a connection whose stub is dead. Dom0 writes the state that the stub would have written, and the guest
 //! lets go of its devices as at any hot unplug.
 //!
-//! The guest's drivers ask for configuration on the way, and nobody answers: each access takes the two seconds that
+//! The guest's drivers access configuration space meanwhile, and nobody answers. Each access takes the two seconds that
 //! pcifront waits.
 
 use crate::host::domains;
@@ -13,12 +13,13 @@ use xenbus::path::{DeviceType, key};
 use xenbus::permission::Permission;
 use xenbus::state::XenbusState;
 
-/// Tells the guest that its backend closes. Another domain may have the stub's number by now: the one node that is
-/// written into its home is dom0's, and nobody else's to read than the guest's.
+/// Tells the guest that its backend closes. Another domain may have the stub's number by now. The node that is written into
+/// its home belongs to dom0, and the guest alone can read it.
 pub fn begin(store: &mut Store, attachment: &Attachment) -> Result<(), StoreError> {
     let hop = first_hop(attachment);
     let directory = hop.backend_dir();
     store.transaction(|store| {
+        // Removed first: nodes of a dead stub keep its permissions, and a new domain of its number could write them.
         if store.read_optional(&directory)?.is_some() {
             store.remove(&directory)?;
         }
@@ -28,7 +29,7 @@ pub fn begin(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
     })
 }
 
-/// True once the guest has let go, or if it has never looked.
+/// True once the guest has let go, or if its pcifront has never connected.
 pub fn is_over(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
     let state = store.read_state(&first_hop(attachment).frontend_node(key::STATE))?;
     Ok(matches!(
@@ -48,7 +49,7 @@ pub fn clear(store: &mut Store, attachment: &Attachment) -> Result<(), StoreErro
         if store.read_optional(&directory)?.is_some() {
             store.remove(&directory)?;
         }
-        // The directories that xenstored has made for it: a guest's, and that of all guests.
+        // xenstored makes parent directories by itself, and removes none: the guest's, and that of all guests.
         let parents = [parent(&directory), DeviceType::Pci.backends(stub)];
         for parent in parents {
             if store.read_optional(&parent)?.is_some() && store.directory(&parent)?.is_empty() {

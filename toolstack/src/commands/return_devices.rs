@@ -1,7 +1,8 @@
-//! Devices that come back from a guest: by the service, or by this process where there is none.
+//! Devices that return from a guest: the service takes them back, or this process if no service runs. Then dom0's drivers get
+//! them.
 
 use crate::control::{self, Asked, Reply, Request};
-use crate::handover::reclaim::{Released, reclaim_all, reclaim_devices};
+use crate::handover::reclaim::{self, Released};
 use crate::handover::seize::{Rebound, rebind_driver};
 use crate::host::Host;
 use crate::host::domains::Domain;
@@ -11,32 +12,33 @@ use anyhow::{Result, bail, ensure};
 use pci::bdf::Bdf;
 use xen::xenctrl::DomId;
 
-/// Gives devices that were released back to dom0, but for those in quarantine, and those that a guest may still have
-/// mapped that is not `trusted`.
-pub fn hand_back<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
+/// Gives devices that were taken back to dom0's drivers. Devices in quarantine stay there. Devices that a guest may still have
+/// mapped stay held, unless it is `trusted`.
+pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
     for &bdf in bdfs {
+        // `rebind_driver` keeps a device that a guest may have mapped.
         if trusted {
             records::forget_mapped(&mut host.store, bdf)?;
         }
         match rebind_driver(host, bdf) {
             Ok(Rebound::Driver(driver)) => say!("gave {bdf} back to {driver}"),
-            Ok(Rebound::MappedBy(guest)) => say!("{}", stays_held(bdf, &guest)),
+            Ok(Rebound::MappedBy(guest)) => say!("{}", why_held(bdf, &guest)),
             Ok(Rebound::Undriven | Rebound::Stays) => {}
             Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
         }
     }
     ensure!(
         problems.is_empty(),
-        "not everything could be undone:\n{}",
+        "not everything worked:\n{}",
         problems.join("\n")
     );
     Ok(())
 }
 
-/// Why a device stays held that a guest had which lives on.
-pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
+/// Why a device stays held whose last guest lives on.
+pub fn why_held(bdf: Bdf, guest: &Domain) -> String {
     format!(
         "{bdf} stays held: guest {} runs and may still have its memory mapped. `bulkhead release {bdf}` gives it to dom0 \
          when the guest has ended, with --trusted-guest at once",
@@ -44,40 +46,41 @@ pub fn stays_held(bdf: Bdf, guest: &Domain) -> String {
     )
 }
 
-/// Has the attachment released, unless that has happened.
-pub fn release_once(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+/// Has all devices of an attachment taken back, unless that has happened already.
+pub fn reclaim_attachment(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
-    ask_release(host, stub, Request::Release { stub }, reclaim_all)
+    ask_service(host, stub, Request::Release { stub }, reclaim::reclaim_all)
 }
 
-/// Has devices of a stub released, as the request says: by the service, or if that does not run by `ourselves`.
-fn ask_release(
+/// Has devices taken back by the service, as `request` says, or by `ourselves` if no service runs.
+fn ask_service(
     host: &mut Host,
     stub: DomId,
     request: Request,
     ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
 ) -> Result<Released> {
-    let answered = control::insist_or_keep_stopped(&request);
+    let answered = control::ask_or_keep_stopped(&request);
     if let Ok(Asked::Answered(reply)) = answered {
         return match *reply {
             Reply::Released { devices, problems } => Ok(Released { devices, problems }),
-            _ => bail!("the service answered something else than asked: restart it"),
+            _ => bail!("the service's answer does not fit the request: restart the service"),
         };
     }
     let Some(left) = Attachment::read(&mut host.store, stub)? else {
-        // The service saw the guest die, or the attach never got that far.
+        // The service saw the guest die and has done it, or no record was written.
         return Ok(Released::default());
     };
+    // Held until the end: a service that starts in between would begin with the same work.
     let _stopped = answered?;
     Ok(ourselves(host, &left))
 }
 
-/// Has the devices taken back from a guest that has let go of them, by the service or by this process.
-pub fn take_back_once(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
+/// Has some devices taken back from a guest that has let go of them.
+pub fn reclaim_devices(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
     let stub = attachment.stub.domid;
     let devices = bdfs.to_vec();
-    ask_release(host, stub, Request::TakeBack { stub, devices }, |host, left| {
-        reclaim_devices(host, left, bdfs)
+    ask_service(host, stub, Request::TakeBack { stub, devices }, |host, left| {
+        reclaim::reclaim_devices(host, left, bdfs)
     })
 }
 
@@ -110,7 +113,7 @@ mod tests {
             let store = &mut host.store;
             records::record_seized(store, Seizure::ForGuest, bdf, "e1000e", "test").unwrap();
             records::record_mapped(store, bdf, &domain(3, "web")).unwrap();
-            hand_back(&mut host, &[bdf], Released::default(), trusted).unwrap();
+            rebind_drivers(&mut host, &[bdf], Released::default(), trusted).unwrap();
             let store = &mut host.store;
             let is_held = records::seized_from(store, Seizure::ForGuest, bdf)
                 .unwrap()
@@ -132,7 +135,7 @@ mod tests {
             problems: vec!["it is mute".into()],
             ..Released::default()
         };
-        let error = hand_back(&mut host, &[], released, false).unwrap_err();
+        let error = rebind_drivers(&mut host, &[], released, false).unwrap_err();
         assert!(error.to_string().ends_with("it is mute"), "{error}");
     }
 }

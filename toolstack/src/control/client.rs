@@ -1,0 +1,158 @@
+//! The commands' end of the socket: they ask the service, and start it if it does not run.
+
+use super::error::ControlError;
+use super::files::{LOG_DIRECTORY, SERVICE_LOCK, SOCKET};
+use super::locks::{make_directory, open_lock};
+use super::protocol::{LONGEST_LINE, Reply, Request, send};
+use crate::host::program;
+use crate::host::systemd;
+use crate::paths::{LOG, RUN};
+use crate::say::note;
+use rustix::fs::{FlockOperation, flock};
+use std::env;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Time limit for a service to start.
+const START: Duration = Duration::from_secs(10);
+/// Time limit for the answer to a request for the status.
+const STATUS: Duration = Duration::from_secs(30);
+/// Number of times that a service that dies over a request is asked, and time limit for its supervisor to start it again.
+const ATTEMPTS: u32 = 3;
+const RESTART: Duration = Duration::from_secs(5);
+
+/// Asks the service, and waits for its answer. An answer about devices may take minutes.
+pub fn ask(request: Request) -> Result<Reply, ControlError> {
+    let mut stream = UnixStream::connect(SOCKET).map_err(ControlError::NotRunning)?;
+    if request == Request::Status {
+        // No limit for the others: taking devices back may take long.
+        let limited = stream.set_read_timeout(Some(STATUS));
+        limited.map_err(ControlError::NoAnswer)?;
+    }
+    let mut line = String::new();
+    // Bounded, although the service is trusted: a line without an end would fill dom0's memory.
+    let asked = send(&mut stream, &request)
+        .and_then(|()| BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line));
+    asked.map_err(ControlError::NoAnswer)?;
+    match serde_json::from_str(&line) {
+        Ok(Reply::Error { message }) => Err(ControlError::Refused(message)),
+        Ok(reply) => Ok(reply),
+        // The service has closed the connection: it has died over the request, or is at its end.
+        Err(_) if line.is_empty() => Err(ControlError::NoAnswer(io::ErrorKind::UnexpectedEof.into())),
+        Err(_) => Err(ControlError::Nonsense { line }),
+    }
+}
+
+/// What has come of a request.
+pub enum Asked {
+    /// The service has answered.
+    Answered(Box<Reply>),
+    /// No service runs, and none starts as long as this is held.
+    Stopped(ServiceLock),
+}
+
+/// The lock of the service.
+pub struct ServiceLock {
+    _file: File,
+}
+
+/// As [`ask_again`], for what a command can do by itself if no service runs. The service's lock keeps one from starting
+/// meanwhile: it would begin with the same work.
+pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
+    let deadline = Instant::now() + RESTART;
+    loop {
+        match ask_again(request) {
+            Err(error @ ControlError::NotRunning(_)) => {
+                // Nobody listens, but a service may be about to: it takes the lock before it binds the socket.
+                make_directory(RUN)?;
+                let lock = open_lock(SERVICE_LOCK)?;
+                if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                    return Ok(Asked::Stopped(ServiceLock { _file: lock }));
+                }
+                if Instant::now() > deadline {
+                    return Err(error);
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            answered => return answered.map(|reply| Asked::Answered(Box::new(reply))),
+        }
+    }
+}
+
+/// Asks the service for something that may be asked for twice. If the service dies over that, the next one is asked.
+pub fn ask_again(request: &Request) -> Result<Reply, ControlError> {
+    for _ in 1..ATTEMPTS {
+        match ask(request.clone()) {
+            Err(error @ ControlError::NoAnswer(_)) => {
+                note!("{error}; it is asked again");
+                // A supervisor, if there is one, starts the next service; a second start would get in its way.
+                let deadline = Instant::now() + RESTART;
+                while UnixStream::connect(SOCKET).is_err() && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                ensure_running()?;
+            }
+            answered => return answered,
+        }
+    }
+    ask(request.clone())
+}
+
+/// Starts the service if it does not run. Where there is systemd its unit is started, so that it has the unit's limits and no
+/// later start has to wait for its end. Elsewhere it is started in the background.
+pub fn ensure_running() -> Result<(), ControlError> {
+    match UnixStream::connect(SOCKET) {
+        Ok(_) => return Ok(()),
+        // The service has ordered this command, and may be about to end. It must not get a successor from here.
+        Err(error) if env::var_os(program::ORDERED).is_some() => {
+            return Err(ControlError::NotRunning(error));
+        }
+        Err(_) => {}
+    }
+    if systemd::start_unit()? {
+        return wait_for_service(|| Ok(()));
+    }
+    make_directory(RUN)?;
+    make_directory(LOG_DIRECTORY)?;
+    let log = OpenOptions::new().create(true).append(true).mode(0o640).open(LOG);
+    let log = log.map_err(|source| ControlError::Directory { path: LOG, source })?;
+    let second = log.try_clone().map_err(ControlError::NoStart)?;
+    let mut service = program::own();
+    service
+        .arg("serve")
+        // What a command logs is not for the service to log for ever.
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(second)
+        // The directory of the command may be on a file system that is to be unmounted later.
+        .current_dir("/");
+    let mut service = service.spawn().map_err(ControlError::NoStart)?;
+    wait_for_service(|| match service.try_wait() {
+        Ok(Some(status)) => Err(io::Error::other(format!("it ended with {status}"))),
+        _ => Ok(()),
+    })
+}
+
+/// Waits until the service listens. Fails after [`START`], or when `has_ended` does.
+fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(), ControlError> {
+    let deadline = Instant::now() + START;
+    loop {
+        match UnixStream::connect(SOCKET) {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(ControlError::NoStart(error)),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+        if let Err(error) = has_ended() {
+            // Another command may have started a service at the same moment, which has the lock.
+            return UnixStream::connect(SOCKET)
+                .map(drop)
+                .map_err(|_| ControlError::NoStart(error));
+        }
+    }
+}

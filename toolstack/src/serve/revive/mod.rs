@@ -1,0 +1,336 @@
+//! Brings dead stubs back, each with the number that it had. Their guests notice a slow access at most.
+//!
+//! pcifront waits two seconds for an answer. What it has open towards its stub (grant, event channel, watch) holds for any
+//! domain of the same number. So a new domain gets the number, and finds in xenstore what the old one left. States 5, 6 and 7
+//! of the first hop are never written on the way.
+//!
+//! If that fails, the guest sees an orderly hot unplug ([`unplug`]). If only the number could not be had, the devices come
+//! back with a stub of another number. If the stub died again and again, they do not.
+
+mod backoff;
+mod stub;
+mod stub_domain;
+mod unplug;
+
+pub use stub::{Afterwards, StubAction};
+
+use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
+use crate::host::store::Store;
+use crate::host::{Host, Runner};
+use crate::records::failed::Failed;
+use crate::records::{Attachment, RecordError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::time::{Duration, Instant};
+use stub::{Moment, Revival, Stage};
+use xen::xenctrl::DomId;
+
+/// What is known of each stub, dead or alive.
+pub struct Revivals {
+    stubs: BTreeMap<DomId, Revival>,
+    /// Orders for guests that get their devices back through a stub of another number.
+    replugs: Vec<(Failed, Ticket)>,
+    /// What the times of [`Backoff`](backoff::Backoff) count from.
+    epoch: Instant,
+}
+
+impl Revivals {
+    /// No stub is known yet.
+    pub fn new() -> Self {
+        Self {
+            stubs: BTreeMap::new(),
+            replugs: Vec::new(),
+            epoch: Instant::now(),
+        }
+    }
+
+    /// Forgets all other stubs.
+    pub fn keep(&mut self, stubs: &BTreeSet<DomId>) {
+        self.stubs.retain(|stub, _| stubs.contains(stub));
+    }
+
+    /// Forgets a stub that has no record any more.
+    pub fn drop_stub(&mut self, stub: DomId) {
+        self.stubs.remove(&stub);
+    }
+
+    /// How often a stub was brought back.
+    pub fn count(&self, stub: DomId) -> u64 {
+        self.stubs
+            .get(&stub)
+            .map_or(0, |revival| revival.backoff.revivals())
+    }
+
+    /// True while a stub is being created, but for no longer than [`stub::CREATION`]. A creation cannot be stopped, and its
+    /// domain would have to be destroyed afterwards.
+    pub fn is_creating(&self, stub: DomId) -> bool {
+        let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
+        matches!(stage, Some(Stage::Creating(..)))
+    }
+
+    /// True if an answer of the launcher is outstanding.
+    pub fn expect_answers(&self) -> bool {
+        let mut stages = self.stubs.values().map(|revival| &revival.stage);
+        !self.replugs.is_empty()
+            || stages.any(|stage| {
+                matches!(
+                    stage,
+                    Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. }
+                )
+            })
+    }
+
+    /// Time until the next step of any stub; `None` if only an event can bring one.
+    pub fn due(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let waiting = self.stubs.values().filter(|revival| !revival.called);
+        let due = waiting.filter_map(|revival| revival.stage.due(now));
+        due.min().map(|due| due.saturating_duration_since(now))
+    }
+
+    /// The stubs that have become ready for their next step. Each is called once until [`Self::advance`] has taken that step.
+    pub fn ready(&mut self, runner: &mut Runner, store: &mut Store) -> Result<Vec<DomId>, LaunchError> {
+        let now = Instant::now();
+        let Runner::Launcher(launcher) = runner else {
+            return Ok(Vec::new());
+        };
+        self.finish_replugs(launcher, store)?;
+        let mut ready = Vec::new();
+        for (&stub, revival) in &mut self.stubs {
+            match revival.stage {
+                Stage::Creating(ticket, _) | Stage::Overdue(ticket) => {
+                    if let Some(created) = launcher.poll(ticket)? {
+                        revival.stage = Stage::Created(created);
+                    }
+                }
+                Stage::Clearing { ticket, is_final } => {
+                    if let Some(destroyed) = launcher.poll(ticket)? {
+                        // The next attempt fails by itself if the number is still taken.
+                        if let Err(error) = destroyed {
+                            log::error!("cannot destroy what there is of stub {stub}: {error}");
+                        }
+                        revival.stage = Stage::Cleared { is_final };
+                    }
+                }
+                _ => {}
+            }
+            let is_ready = revival.stage.due(now).is_some_and(|due| due <= now);
+            if is_ready && !mem::replace(&mut revival.called, true) {
+                if let Stage::Creating(ticket, _) = revival.stage {
+                    // The next call is for the launcher's answer.
+                    revival.stage = Stage::Overdue(ticket);
+                }
+                ready.push(stub);
+            }
+        }
+        Ok(ready)
+    }
+
+    /// Takes the next step for a stub whose guest lives. `on_death` is called when the stub is found dead, and returns its
+    /// handover block as text. `is_busy`: something else is being done for the stub.
+    pub fn advance(
+        &mut self,
+        host: &mut Host,
+        attachment: &Attachment,
+        is_busy: bool,
+        on_death: impl FnOnce() -> Option<String>,
+    ) -> Result<StubAction, RecordError> {
+        let now = Instant::now();
+        let revival = self
+            .stubs
+            .entry(attachment.stub.domid)
+            .or_insert_with(|| Revival::new(now));
+        revival.called = false;
+        // The step consumes its stage. If it fails, the stage at rest is put back, and the step is repeated.
+        let stage = mem::replace(&mut revival.stage, Stage::Running);
+        let before = stage.at_rest();
+        let clock = now.duration_since(self.epoch);
+        let moment = Moment { now, clock, is_busy };
+        match revival.step(host, attachment, stage, moment, on_death) {
+            Ok((verdict, stage)) => {
+                revival.stage = stage;
+                Ok(verdict)
+            }
+            Err(error) => {
+                revival.stage = before;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
+    pub fn replug(&mut self, host: &mut Host, attachment: &Attachment, kernel: Option<String>) {
+        // Kept with the order, and recorded only if that fails.
+        let failed = Failed::new(attachment, "could not be brought back with its number");
+        let devices = attachment.devices.iter();
+        let order = Order::Attach {
+            guest: attachment.guest.domid,
+            devices: devices
+                // The terms that the guest had: a policy file that has changed since must not change them.
+                .map(|device| (device.bdf.to_string(), device.terms.clone()))
+                .collect(),
+            slots: attachment.slots,
+            kernel: kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned()),
+        };
+        let Runner::Launcher(launcher) = &mut host.runner else {
+            return;
+        };
+        match launcher.order(order) {
+            Ok(ticket) => self.replugs.push((failed, ticket)),
+            Err(error) => log::error!("{failed}: {error}"),
+        }
+    }
+
+    /// Takes in the launcher's answers about replugs.
+    fn finish_replugs(&mut self, launcher: &mut Launcher, store: &mut Store) -> Result<(), LaunchError> {
+        let mut under_way = Vec::new();
+        for (failed, ticket) in self.replugs.drain(..) {
+            let guest = &failed.guest.name;
+            match launcher.poll(ticket)? {
+                None => under_way.push((failed, ticket)),
+                Some(Ok(())) => {
+                    log::warn!("guest {guest} has its devices again, by a stub with another number")
+                }
+                Some(Err(error)) => {
+                    log::error!("guest {guest} does not get its devices again: {error}");
+                    if let Err(error) = failed.write(store) {
+                        log::error!("cannot note that: {error}");
+                    }
+                }
+            }
+        }
+        self.replugs = under_way;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stub::{CREATION, Unplugging};
+    use super::*;
+    use crate::host::store::tests::dom0;
+    use xenbus::model::Xenstored;
+
+    const STUB: DomId = 4;
+    const AGES: Duration = Duration::from_secs(3600);
+
+    fn at(stage: Stage) -> Revivals {
+        let mut revivals = Revivals::new();
+        let mut revival = Revival::new(Instant::now());
+        revival.stage = stage;
+        revivals.stubs.insert(STUB, revival);
+        revivals
+    }
+
+    fn unplugging(next_poll: Instant) -> Stage {
+        Stage::Unplugging(Unplugging {
+            next_poll,
+            deadline: next_poll + AGES,
+            afterwards: Afterwards::Replug,
+        })
+    }
+
+    #[test]
+    fn a_stub_is_called_once_when_its_time_has_come() {
+        let (launcher, _) = Launcher::to_a_thread();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let now = Instant::now();
+        for stage in [
+            Stage::Due(now),
+            unplugging(now),
+            Stage::Cleared { is_final: false },
+            Stage::Created(Ok(())),
+        ] {
+            let mut revivals = at(stage);
+            // Nothing else need happen for it to be called.
+            assert_eq!(revivals.due(), Some(Duration::ZERO));
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+            // Until it is looked at: nobody waits with no time at all meanwhile.
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert_eq!(revivals.due(), None);
+        }
+        for stage in [Stage::Running, Stage::Off, Stage::Stuck] {
+            assert_eq!(at(stage).ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        }
+        for stage in [Stage::Due(now + AGES), unplugging(now + AGES)] {
+            let mut revivals = at(stage);
+            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert!(revivals.due().unwrap() > AGES / 2);
+        }
+    }
+
+    #[test]
+    fn the_launchers_answer_brings_the_next_stage() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        // There is no Xen here: both fail.
+        let order = Order::DestroyDomain { domid: 32_751 };
+        let tickets = [
+            launcher.order(order.clone()).unwrap(),
+            launcher.order(order).unwrap(),
+        ];
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let stages = [
+            Stage::Creating(tickets[0], Instant::now()),
+            Stage::Clearing {
+                ticket: tickets[1],
+                is_final: true,
+            },
+        ];
+        for (stage, is_creating) in stages.into_iter().zip([true, false]) {
+            let mut revivals = at(stage);
+            assert!(revivals.expect_answers());
+            assert_eq!(revivals.is_creating(STUB), is_creating);
+            while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            assert!(!revivals.expect_answers() && !revivals.is_creating(STUB));
+            let stage = &revivals.stubs[&STUB].stage;
+            assert!(matches!(
+                stage,
+                Stage::Created(Err(_)) | Stage::Cleared { is_final: true }
+            ));
+        }
+    }
+
+    #[test]
+    fn a_creation_that_does_not_end_holds_nobody_up_for_ever() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
+        // The answer is taken, so that none comes any more.
+        launcher.wait(ticket).unwrap_err();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let began = Instant::now();
+        let mut revivals = at(Stage::Creating(ticket, began));
+        assert!(revivals.due().unwrap() > CREATION / 2);
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        assert!(revivals.is_creating(STUB));
+
+        let began = began.checked_sub(CREATION).unwrap();
+        let mut revivals = at(Stage::Creating(ticket, began));
+        assert_eq!(
+            revivals.due(),
+            Some(Duration::ZERO),
+            "the service wakes up for it"
+        );
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+        assert!(!revivals.is_creating(STUB));
+        assert!(revivals.expect_answers(), "it may end yet");
+        // It is called once, also after it has been looked at.
+        revivals.stubs.get_mut(&STUB).unwrap().called = false;
+        assert_eq!(revivals.due(), None);
+        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        assert!(!at(Stage::Running).is_creating(STUB + 1));
+    }
+
+    #[test]
+    fn a_creation_that_ends_late_is_taken_in_all_the_same() {
+        let (mut launcher, _) = Launcher::to_a_thread();
+        let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
+        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut revivals = at(Stage::Overdue(ticket));
+        while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(revivals.stubs[&STUB].stage, Stage::Created(Err(_))));
+    }
+}

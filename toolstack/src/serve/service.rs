@@ -1,0 +1,688 @@
+//! The loop of the worker that serves. [`super`] describes its work.
+//!
+//! One turn does one piece of each kind of work, so that nothing waits for more than one piece of any other kind. What may
+//! take long runs elsewhere: requests in the threads of links, resets and the return of devices in [`Jobs`], programs in the
+//! launcher.
+
+use super::abandoned::Abandoned;
+use super::agenda::{self, Agenda, Concern, Errand, Work};
+use super::clients::{Client, ClientRequest, Clients};
+use super::connections::{open_host, open_store};
+use super::errors::{self, Errors};
+use super::jobs::{Jobs, Outcome};
+use super::link::Link;
+use super::links::Links;
+use super::reclaim::{self, reclaim_all, reclaim_some};
+use super::report::{Linked, report};
+use super::revive::{Afterwards, Revivals, StubAction};
+use super::wake::{Wake, signal};
+use crate::control::{Listener, Reply, Request};
+use crate::handover::reclaim::Released;
+use crate::host::domains::is_alive;
+use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
+use crate::host::store::StoreError;
+use crate::host::uevent::Uevents;
+use crate::host::{Host, Runner};
+use crate::nodes::hops::first_hop;
+use crate::paths;
+use crate::records::assignable;
+use crate::records::failed::{self, Failed};
+use crate::records::stub_backup;
+use crate::records::{self, ATTACHMENTS, Attachment};
+use crate::serve::error::ServeError;
+use crate::serve::log_limit::{LogLimit, log_limited};
+use log::Level;
+use pci::bdf::Bdf;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
+use rustix::thread::set_name;
+use signal_hook::consts::SIGTERM;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use xen::xenctrl::{DomId, Xenctrl};
+use xenbus::path::{Device as Hop, DeviceType, key};
+
+/// Names of a worker in a list of processes: while it stands by, and while it serves.
+const SPARE: &CStr = c"bulkhead-spare";
+const SERVING: &CStr = c"bulkhead-worker";
+
+/// Shortest time between two readings of xenstore's events. A stub may cause events as often as it likes.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Most events taken in at one reading.
+const MOST_EVENTS: usize = 1024;
+
+/// All that the serving worker works with.
+pub struct Service {
+    host: Host,
+    /// A handle of the jobs' own: calls of one handle wait for one another.
+    job_xen: Xenctrl,
+    jobs: Jobs,
+    clients: Clients,
+    wake: Wake,
+    /// Ready when the service is to end.
+    end: UnixStream,
+    links: Links,
+    /// The stubs whose state is watched.
+    watched: BTreeSet<DomId>,
+    /// The clients that wait until devices of a stub are taken back.
+    reclaims: reclaim::Waiters,
+    /// The attachments that get a new stub after that, each with the image of the old one.
+    replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
+    errors: Errors,
+    revivals: Revivals,
+    abandoned: Abandoned,
+    agenda: Agenda,
+    /// For failures that come again at each attempt.
+    complaints: LogLimit,
+}
+
+impl Service {
+    /// Opens all that the service works with, as a worker of the launcher at the other end of `socket`.
+    pub fn new(socket: OwnedFd) -> Result<Self, ServeError> {
+        let mut launcher = Launcher::over(socket);
+        let wake = Wake::new().map_err(ServeError::Wake)?;
+        let end = signal(SIGTERM).map_err(ServeError::Signal)?;
+        let listener = Listener::over(
+            launcher.share(SharedFile::Socket)?,
+            launcher.share(SharedFile::Lock)?,
+        );
+        let uevents = Uevents::over(launcher.share(SharedFile::Uevents)?);
+        Ok(Self {
+            host: Host::open_with(Runner::Launcher(launcher))?,
+            links: Links::new(Xenctrl::open()?, wake.clone()),
+            job_xen: Xenctrl::open()?,
+            jobs: Jobs::new(wake.clone()),
+            clients: Clients::new(listener, wake.clone()),
+            wake,
+            end,
+            watched: BTreeSet::new(),
+            reclaims: reclaim::Waiters::default(),
+            replugs: BTreeMap::new(),
+            errors: Errors::new(uevents),
+            revivals: Revivals::new(),
+            abandoned: Abandoned::default(),
+            agenda: Agenda::default(),
+            complaints: LogLimit::new(Instant::now()),
+        })
+    }
+
+    /// Waits until no other worker serves. Returns false if this one is told to end before.
+    pub fn wait_for_turn(&mut self) -> Result<bool, ServeError> {
+        let Runner::Launcher(launcher) = &mut self.host.runner else {
+            return Ok(true);
+        };
+        // The launcher answers when this worker's turn has come.
+        let ticket = launcher.order(Order::Serve)?;
+        let _ = set_name(SPARE);
+        loop {
+            if let Some(turn) = launcher.poll(ticket)? {
+                turn?;
+                let _ = set_name(SERVING);
+                // The flag belongs to the open file, which all workers share. An earlier worker may have cleared it.
+                ioctl_fionbio(&self.clients, true).map_err(|error| ServeError::Wait(error.into()))?;
+                ioctl_fionbio(&self.errors, true).map_err(|error| ServeError::Wait(error.into()))?;
+                launcher.order(Order::Begun)?;
+                return Ok(true);
+            }
+            let mut fds = [
+                PollFd::new(&self.end, PollFlags::IN),
+                PollFd::new(&*launcher, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(ServeError::Wait(error.into())),
+            }
+        }
+    }
+
+    /// Serves until the service is told to end.
+    pub fn serve(&mut self) -> Result<(), ServeError> {
+        for path in [
+            DeviceType::Bulkhead.backends(0).as_str(),
+            ATTACHMENTS,
+            "@releaseDomain",
+        ] {
+            self.host.store.watch(path, "")?;
+        }
+        self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
+        log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+        // xenstored sends an event for each new watch, so that the first turns find every stub.
+        let mut listen = Instant::now();
+        loop {
+            if Instant::now() >= listen {
+                self.take_events()?;
+                listen = Instant::now() + PAUSE;
+            }
+            self.turn()?;
+            if self.wait(listen)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Marks what xenstore's events are about.
+    fn take_events(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        // Bounded, or a stub that writes without a pause would keep the loop here.
+        for _ in 0..MOST_EVENTS {
+            let Some(event) = self.host.store.next_event()? else {
+                break;
+            };
+            self.agenda.mark(agenda::concern(&event), now);
+        }
+        Ok(())
+    }
+
+    /// Does one piece of each kind of work.
+    fn turn(&mut self) -> Result<(), ServeError> {
+        let now = Instant::now();
+        // Answers of the launcher first: a dead stub's guest waits two seconds in all.
+        let Host { runner, store, .. } = &mut self.host;
+        for stub in self.revivals.ready(runner, store)? {
+            self.agenda.mark(Concern::Stub(stub), now);
+        }
+        match self.agenda.next(now) {
+            Some(Work::Errand(errand)) => self.run_errand(errand)?,
+            Some(Work::Stub { stub, published }) => {
+                let reconciled = self.reconcile(stub, published);
+                let is_good = reconciled.is_ok();
+                if let Err(error) = reconciled {
+                    self.excuse(error, Some(stub))?;
+                    self.agenda.later(stub, published, Instant::now());
+                }
+                self.agenda.done(stub, is_good, now.elapsed(), Instant::now());
+            }
+            None => {}
+        }
+        self.mend()?;
+        let (errors, context) = self.errors();
+        errors.step(context);
+        while let Some((stub, outcome)) = self.jobs.ended() {
+            self.finish(stub, outcome);
+        }
+        self.answer_waiting()?;
+        while let Some(ClientRequest { request, client }) = self.clients.next() {
+            self.answer(request, client)?;
+        }
+        Ok(())
+    }
+
+    /// Does work that is of no stub in particular.
+    fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
+        let done = match errand {
+            Errand::List => self.list(),
+            Errand::Tidy => self.tidy(),
+            Errand::Libxl => self.tell_libxl(),
+        };
+        if let Err(error) = done {
+            self.excuse(error, None)?;
+            // Its events are read, so nothing else would bring it again.
+            self.agenda.errand_later(errand, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn errors(&mut self) -> (&mut Errors, errors::Context<'_>) {
+        let context = errors::Context {
+            host: &mut self.host,
+            links: &self.links,
+            jobs: &mut self.jobs,
+        };
+        (&mut self.errors, context)
+    }
+
+    /// Drops the links whose threads have failed. Each is made again, until that has happened too often.
+    fn mend(&mut self) -> Result<(), ServeError> {
+        for stub in self.links.failed() {
+            if let Some(why) = self.links.drop_failed(stub) {
+                let given_up = self.links.give_up(&mut self.host.store, stub, &why);
+                if let Err(error) = given_up {
+                    self.excuse(error.into(), Some(stub))?;
+                }
+            }
+            self.agenda.mark(Concern::Stub(stub), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Takes in how a job has ended, and answers the clients that have waited for it.
+    fn finish(&mut self, stub: DomId, outcome: Outcome) {
+        match outcome {
+            Outcome::Reclaimed(released) => {
+                self.forget_errors_of_gone(stub);
+                for client in self.reclaims.end(stub) {
+                    client.reply(released.clone().into());
+                }
+                // Only now: the devices are given by a command, which would find them still taken.
+                if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
+                    self.revivals.replug(&mut self.host, &attachment, kernel);
+                }
+            }
+            Outcome::Reset(bdf, reset) => {
+                let (errors, context) = self.errors();
+                errors.reset(context, stub, bdf, reset);
+            }
+        }
+        // While the job ran, changes of the stub's nodes were not followed.
+        self.agenda.mark(Concern::Published(stub), Instant::now());
+    }
+
+    /// Forgets the errors of devices that a stub has no more. A reset that still waits would hit a device that may be dom0's
+    /// by now.
+    fn forget_errors_of_gone(&mut self, stub: DomId) {
+        match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => self.errors.keep(&attachment),
+            _ => self.errors.forget(stub),
+        }
+    }
+
+    /// Logs an error that concerns one stub or one errand alone, and goes on. Without xenstored or the launcher nothing can go
+    /// on: then the error is returned.
+    fn excuse(&mut self, error: ServeError, stub: Option<DomId>) -> Result<(), ServeError> {
+        if !self.host.store.is_usable() || matches!(error, ServeError::Launch(LaunchError::Gone(_))) {
+            return Err(error);
+        }
+        let error = anyhow::Error::from(error);
+        let again = "tried again later";
+        match stub {
+            Some(stub) => log_limited!(self.complaints, Level::Warn, "stub {stub}: {error:#}; {again}"),
+            None => log_limited!(self.complaints, Level::Warn, "{error:#}; {again}"),
+        }
+        Ok(())
+    }
+
+    /// Waits for something to do. Returns true if the service is told to end. Events of xenstore do not end the wait before
+    /// `listen`.
+    fn wait(&mut self, listen: Instant) -> Result<bool, ServeError> {
+        let now = Instant::now();
+        let mut fds = vec![
+            PollFd::new(&self.clients, PollFlags::IN),
+            PollFd::new(&self.wake, PollFlags::IN),
+            PollFd::new(&self.errors, PollFlags::IN),
+            PollFd::new(&self.end, PollFlags::IN),
+        ];
+        let mut unseen = self.host.store.has_events();
+        if let Runner::Launcher(launcher) = &mut self.host.runner {
+            unseen |= launcher.take_unseen();
+            // The end of the launcher ends the service. POLLHUP comes unasked; answers are waited for only if the main thread
+            // has ordered something, for jobs have connections of their own.
+            let answers = if self.revivals.expect_answers() {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            };
+            fds.push(PollFd::new(&*launcher, answers));
+        }
+        let launcher = 4..fds.len();
+        let deaf = listen.saturating_duration_since(now);
+        let store = self.host.store.transport();
+        if deaf.is_zero() {
+            fds.push(PollFd::new(store, PollFlags::IN));
+        }
+        let mut longest = [self.errors.due(), self.revivals.due(), self.agenda.idle(now)]
+            .into_iter()
+            .flatten()
+            .min();
+        // Messages that were read together with another answer lie in this process: their descriptors do not become ready.
+        if !deaf.is_zero() || unseen {
+            longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
+        }
+        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        match poll(&mut fds, longest.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(ServeError::Wait(error.into())),
+        }
+        let is = |index: usize, flags| fds[index].revents().intersects(flags);
+        if launcher.clone().any(|index| is(index, PollFlags::HUP)) {
+            return Err(LaunchError::Gone(io::ErrorKind::BrokenPipe.into()).into());
+        }
+        if is(1, PollFlags::IN) {
+            self.wake.clear();
+        }
+        if is(0, PollFlags::IN)
+            && let Err(error) = self.clients.accept()
+        {
+            // As when there are no descriptors left. The socket stays ready, so without a pause the loop would spin.
+            let what = "cannot accept a client of the control socket";
+            log_limited!(self.complaints, Level::Warn, "{what}: {error}");
+            std::thread::sleep(PAUSE);
+        }
+        Ok(is(3, PollFlags::IN))
+    }
+
+    /// Reads which stubs there are, and marks them all.
+    fn list(&mut self) -> Result<(), ServeError> {
+        let names = records::children(&mut self.host.store, ATTACHMENTS)?;
+        let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let gone: Vec<DomId> = self.watched.difference(&stubs).copied().collect();
+        for stub in gone {
+            self.forget(stub)?;
+        }
+        self.agenda.keep(&stubs, Instant::now());
+        self.revivals.keep(&stubs);
+        Ok(())
+    }
+
+    /// Removes what is left of guests that have ended.
+    fn tidy(&mut self) -> Result<(), ServeError> {
+        self.forget_failures()?;
+        Ok(records::forget_dead_mappings(&mut self.host.store)?)
+    }
+
+    /// Brings the link of a stub in line with its record and with xenstore, or takes the next step of its return or its end.
+    /// `published`: what it publishes to its guest has changed.
+    fn reconcile(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => return Ok(self.forget(stub)?),
+            Err(error) => {
+                // A damaged record stays damaged. Its stub is served no more, and its limits and watches go.
+                if error.stub().is_some() {
+                    self.forget(stub)?;
+                }
+                return Err(error.into());
+            }
+        };
+        // Before the states are read: a change after the reading then brings another turn.
+        if !self.watched.contains(&stub) {
+            let store = &mut self.host.store;
+            for (path, token) in watches(stub) {
+                store.watch(&path, &token)?;
+            }
+            self.abandoned
+                .watch(store, &attachment, &agenda::state_token(stub))?;
+            self.watched.insert(stub);
+        }
+        self.errors.keep(&attachment);
+        if self.jobs.is_closed(stub) {
+            // The job's end marks the stub again.
+            return Ok(());
+        }
+        if !is_alive(&mut self.host.store, &attachment.guest)? {
+            // The end of what holds it up marks the stub again.
+            if !self.is_held_up(stub) {
+                log::info!("guest {} is dead", attachment.guest.name);
+                self.reclaim_attachment(attachment, None)?;
+            }
+            return Ok(());
+        }
+        // A reset after an error. A job that takes devices back has returned above.
+        let is_busy = self.jobs.is_busy(stub);
+        let on_death = || self.links.on_death(stub);
+        let verdict = self
+            .revivals
+            .advance(&mut self.host, &attachment, is_busy, on_death)?;
+        match verdict {
+            StubAction::Leave => Ok(()),
+            StubAction::Reclaim(afterwards) => self.reclaim_unplugged(attachment, afterwards),
+            StubAction::Serve => {
+                // The guest waits for the connection; the copy is for the time after the stub's death.
+                self.links
+                    .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
+                self.restart_abandoned(&attachment)?;
+                if published {
+                    stub_backup::keep_published(&mut self.host.store, first_hop(&attachment))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes libxl's notes of devices again where they are missing. Without its note, libxl takes a device for free.
+    fn tell_libxl(&mut self) -> Result<(), ServeError> {
+        let (attachments, _) = Attachment::all(&mut self.host.store)?;
+        for bdf in records::renew(&mut self.host.store, &attachments)? {
+            log_limited!(
+                self.complaints,
+                Level::Warn,
+                "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another guest: \
+                 written again"
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes back the devices that a guest has let go of because its stub is dead. Notes that they are to be given to it
+    /// again, if they can have another stub.
+    fn reclaim_unplugged(
+        &mut self,
+        attachment: Attachment,
+        afterwards: Afterwards,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        if afterwards == Afterwards::Replug {
+            // Read before the record goes, and the backup with it.
+            let config = stub_backup::config(&mut self.host.store, stub)?;
+            let kernel =
+                config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
+            self.replugs.insert(stub, (attachment.clone(), kernel));
+        }
+        self.reclaim_attachment(attachment, None)
+    }
+
+    /// Forgets the failures of guests that have ended.
+    fn forget_failures(&mut self) -> Result<(), StoreError> {
+        for failed in Failed::all(&mut self.host.store)? {
+            if !is_alive(&mut self.host.store, &failed.guest)? {
+                failed::forget(&mut self.host.store, failed.guest.domid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops all that belongs to a stub without a record.
+    fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
+        self.agenda.forget(stub);
+        self.links.forget(stub);
+        self.revivals.drop_stub(stub);
+        self.errors.forget(stub);
+        self.abandoned
+            .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
+        if self.watched.remove(&stub) {
+            for (path, token) in watches(stub) {
+                match self.host.store.unwatch(&path, &token) {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest start its connection again if it gave its frontend up before the connection stood ([`Abandoned`]).
+    fn restart_abandoned(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
+        let xen = self.host.xen.clone();
+        let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
+        if self
+            .abandoned
+            .check(&mut self.host.store, attachment, is_port_for)?
+        {
+            let guest = &attachment.guest.name;
+            self.links.log(
+                attachment.stub.domid,
+                Level::Info,
+                format_args!(
+                    "guest {guest} gave its frontend up before the connection stood: told to begin anew"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// True while the devices of a stub cannot be taken back, because something else is being done for it.
+    fn is_held_up(&self, stub: DomId) -> bool {
+        self.jobs.is_busy(stub) || self.revivals.is_creating(stub)
+    }
+
+    /// Starts a job that takes the devices of an attachment back. Its stub is not served any more from now on.
+    fn reclaim_attachment(
+        &mut self,
+        attachment: Attachment,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        // Connections first: if they cannot be had, the stub stays served.
+        let host = open_host(&mut self.host, &self.job_xen)?;
+        let link = self.links.remove(stub);
+        // The stub does not come back from now on: the job destroys it.
+        self.revivals.drop_stub(stub);
+        let job = move || reclaim_all(&mut host(), link, &attachment);
+        self.start_reclaim(stub, true, job, client)
+    }
+
+    /// Starts a job that takes some devices of an attachment back.
+    fn reclaim_devices(
+        &mut self,
+        attachment: Attachment,
+        bdfs: Vec<Bdf>,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        let stub = attachment.stub.domid;
+        let host = open_host(&mut self.host, &self.job_xen)?;
+        let link = self.links.get(stub).map(Link::handle);
+        let job = move || reclaim_some(&mut host(), link, &attachment, &bdfs);
+        self.start_reclaim(stub, false, job, client)
+    }
+
+    fn start_reclaim(
+        &mut self,
+        stub: DomId,
+        all: bool,
+        job: impl FnOnce() -> Released + Send + 'static,
+        client: Option<Client>,
+    ) -> Result<(), ServeError> {
+        self.jobs.reclaim(stub, job).map_err(ServeError::Thread)?;
+        self.reclaims.begin(stub, all, client);
+        Ok(())
+    }
+
+    /// Serves the devices that the record of a stub names now.
+    fn follow_record(&mut self, stub: DomId, attachment: &Attachment) -> Reply {
+        let Some(link) = self.links.get(stub) else {
+            return Reply::Error {
+                message: format!(
+                    "stub {} is not served: see the log {}",
+                    attachment.stub.name,
+                    paths::LOG
+                ),
+            };
+        };
+        match link.follow(attachment, &self.host.sysfs) {
+            Ok(()) => Reply::Followed,
+            Err(error) => Reply::error(error),
+        }
+    }
+
+    /// Answers a request, or has it wait for the end of what is under way for its stub.
+    fn answer(&mut self, request: Request, client: Client) -> Result<(), ServeError> {
+        let stub = match request {
+            Request::Status => return self.answer_status(client),
+            Request::Release { stub } | Request::TakeBack { stub, .. } | Request::Follow { stub } => stub,
+        };
+        if let Request::Release { .. } = request
+            && let Some(clients) = self.reclaims.for_all(stub)
+        {
+            // The guest's death may have begun it already: this client hears how that ends.
+            clients.push(client);
+            return Ok(());
+        }
+        if self.is_held_up(stub) {
+            // The client's thread waits, this one goes on.
+            self.jobs.wait(stub, request, client);
+            return Ok(());
+        }
+        let attachment = match Attachment::read(&mut self.host.store, stub) {
+            Ok(Some(attachment)) => attachment,
+            Ok(None) => {
+                let message = format!("domain {stub} is no stub of a guest");
+                client.reply(Reply::Error { message });
+                return Ok(());
+            }
+            Err(error) => {
+                client.reply(Reply::error(error));
+                return Ok(());
+            }
+        };
+        // The client is moved to those who wait for the job. If no job begins, this copy answers.
+        let waiting = client.clone();
+        let begun = match request {
+            Request::Release { .. } => self.reclaim_attachment(attachment, Some(client)),
+            Request::TakeBack { devices, .. } => self.reclaim_devices(attachment, devices, Some(client)),
+            Request::Follow { .. } | Request::Status => {
+                client.reply(self.follow_record(stub, &attachment));
+                Ok(())
+            }
+        };
+        if let Err(error) = begun {
+            let reply = Reply::Error {
+                message: error.to_string(),
+            };
+            self.excuse(error, Some(stub))?;
+            waiting.reply(reply);
+        }
+        Ok(())
+    }
+
+    /// Answers requests that have waited for the end of a job or of a creation.
+    fn answer_waiting(&mut self) -> Result<(), ServeError> {
+        for stub in self.jobs.waited_for() {
+            if !self.is_held_up(stub) {
+                for (request, client) in self.jobs.waited(stub) {
+                    self.answer(request, client)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the client's thread find out the status.
+    fn answer_status(&mut self, client: Client) -> Result<(), ServeError> {
+        let store = match open_store(&mut self.host) {
+            Ok(store) => store,
+            Err(error) => {
+                let reply = Reply::Error {
+                    message: error.to_string(),
+                };
+                self.excuse(error, None)?;
+                client.reply(reply);
+                return Ok(());
+            }
+        };
+        let linked = self.links.iter().map(|(stub, link)| Linked {
+            stub,
+            link: link.handle(),
+            errors: self.errors.status(stub),
+            revivals: self.revivals.count(stub),
+        });
+        let linked: Vec<Linked> = linked.collect();
+        let mut remarks = BTreeMap::new();
+        for &stub in &self.watched {
+            let given_up = self.links.why_given_up(stub).map(|why| {
+                format!(
+                    "not served any more: {why}; `xl destroy` of this stub brings a new one, which is served"
+                )
+            });
+            if let Some(remark) = self.jobs.status(stub).or(given_up) {
+                remarks.insert(stub, remark);
+            }
+        }
+        client.finish(move || report(store, linked, remarks));
+        Ok(())
+    }
+}
+
+/// The nodes of a stub that are watched, each with its token.
+fn watches(stub: DomId) -> [(String, String); 2] {
+    [
+        (
+            Hop::second_hop(stub).frontend_node(key::STATE),
+            agenda::state_token(stub),
+        ),
+        (DeviceType::Pci.backends(stub), agenda::published_token(stub)),
+    ]
+}
