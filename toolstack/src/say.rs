@@ -7,12 +7,12 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 /// Tells on standard output what was done.
-pub fn done(line: impl Display) {
+pub fn print_done(line: impl Display) {
     write_line(&mut io::stdout(), line);
 }
 
 /// Tells on standard error what the administrator should know.
-pub fn notice(line: impl Display) {
+pub fn print_notice(line: impl Display) {
     write_line(&mut io::stderr(), format_args!("note: {line}"));
 }
 
@@ -26,17 +26,17 @@ pub fn progress(line: impl Display) {
     write_line(&mut io::stderr(), line);
 }
 
-/// As `println!`, by [`done`].
+/// As `println!`, by [`print_done`].
 macro_rules! say {
-    ($($argument:tt)*) => { $crate::say::done(format_args!($($argument)*)) };
+    ($($argument:tt)*) => { $crate::say::print_done(format_args!($($argument)*)) };
 }
 
-/// As `eprintln!`, by [`notice`].
-macro_rules! note {
-    ($($argument:tt)*) => { $crate::say::notice(format_args!($($argument)*)) };
+/// As `eprintln!`, by [`print_notice`].
+macro_rules! notice {
+    ($($argument:tt)*) => { $crate::say::print_notice(format_args!($($argument)*)) };
 }
 
-pub(crate) use {note, say};
+pub(crate) use {notice, say};
 
 fn write_line(to: &mut impl Write, line: impl Display) {
     let _ = writeln!(to, "{line}");

@@ -18,7 +18,7 @@ use crate::records::Attachment;
 use crate::records::interrupt_mode::Mode;
 use crate::records::stub_backup;
 use crate::records::unfinished::{self, Unfinished};
-use crate::say::{note, say};
+use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use pci::bdf::Bdf;
 use std::fs;
@@ -170,7 +170,7 @@ pub fn attach_admitted(
     }
     // No reason to fail: the guest has its devices all the same.
     if let Err(error) = keep_config(host, &attachment.stub) {
-        note!(
+        notice!(
             "if stub {} dies, the service cannot bring it back: {error:#}",
             attachment.stub.name
         );
@@ -236,7 +236,7 @@ fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
     // Not the whole attachment, for that would end the stub.
     let released = reclaim_devices(host, attachment, &bdfs)?;
     remove_nodes(&mut host.store, attachment)?;
-    note!(
+    notice!(
         "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
         attachment.stub.name
     );

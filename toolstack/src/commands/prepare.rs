@@ -13,7 +13,7 @@ use crate::host::store::Store;
 use crate::host::xl;
 use crate::paths;
 use crate::records::{self, Attachment, Device, Seizure};
-use crate::say::{note, say};
+use crate::say::{notice, say};
 use crate::terms::Terms;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bulkhead_config::options::Wanted;
@@ -41,13 +41,13 @@ pub fn admit(
     slots: SlotMode,
 ) -> Result<Admitted> {
     let Decided { devices, notices } = policy::decide(wanted, choices, &host.sysfs)?;
-    notices.iter().for_each(|notice| note!("{notice}"));
+    notices.iter().for_each(|notice| notice!("{notice}"));
     let (bdfs, terms): (Vec<Bdf>, Vec<Terms>) = devices.into_iter().unzip();
     let info = xl::info()?;
     admission::check_host(&info)?;
     admission::host_notes(&info)
         .iter()
-        .for_each(|text| note!("{text}"));
+        .for_each(|text| notice!("{text}"));
     let mut around = Surroundings::read(host, &bdfs, &info)?;
     // What this guest had before, and may still have mapped, it can have again.
     if let Some(guest) = guest {
@@ -110,7 +110,7 @@ impl Admitted {
     pub fn describe(&self) -> Result<Vec<Device>> {
         let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
         let (devices, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
-        notices.iter().for_each(|notice| note!("{notice}"));
+        notices.iter().for_each(|notice| notice!("{notice}"));
         // Before the guest has the device: what it changes is put back when the device returns.
         for Device { bdf, terms, .. } in &devices {
             config_backup::keep(*bdf, terms, &self.around.sysfs)
@@ -125,7 +125,7 @@ fn undo_seize(host: &mut Host, bdf: Bdf, command: &str) -> Result<()> {
     if is_to_go_back(&mut host.store, bdf, command)?
         && let Rebound::MappedBy(guest) = rebind_driver(host, bdf)?
     {
-        note!("{}", why_held(bdf, &guest));
+        notice!("{}", why_held(bdf, &guest));
     }
     Ok(())
 }

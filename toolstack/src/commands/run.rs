@@ -14,7 +14,7 @@ use crate::host::guest_config::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::xl;
 use crate::nodes::progress::awaits_guest;
 use crate::records::Attachment;
-use crate::say::{note, say};
+use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_config::options::Wanted;
 use std::path::PathBuf;
@@ -104,7 +104,7 @@ pub fn run(request: &Run) -> Result<Ended> {
             // Undoing changes things, so it needs the lock again if the guest was waited for.
             match lock.map_or_else(control::lock_commands, Ok) {
                 Ok(_lock) => undo.undo(&mut host),
-                Err(no_lock) => note!(
+                Err(no_lock) => notice!(
                     "nothing was undone ({no_lock}): `bulkhead destroy {}` undoes it",
                     guest.name
                 ),
@@ -150,8 +150,8 @@ fn still_boots(host: &mut Host, attachment: &Attachment, error: anyhow::Error) -
         return Err(error);
     }
     let guest = &attachment.guest.name;
-    note!("{what}");
-    note!(
+    notice!("{what}");
+    notice!(
         "guest {guest} runs, and its devices wait for it: it has them as soon as its kernel looks for them, and `bulkhead \
          status` shows that. Nothing was undone; `bulkhead destroy {guest}` ends it and gives the devices back"
     );

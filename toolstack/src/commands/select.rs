@@ -6,7 +6,7 @@ use crate::host::domains::{self, DomainError};
 use crate::host::store::Store;
 use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
-use crate::say::note;
+use crate::say::notice;
 use anyhow::Result;
 use bulkhead_config::name::Name;
 use pci::bdf::Bdf;
@@ -210,7 +210,7 @@ pub fn of_device<'a>(
 /// All attachments; of those that cannot be read it is said why.
 pub fn attachments(host: &mut Host) -> Result<Vec<Attachment>> {
     let (attachments, damaged) = Attachment::all(&mut host.store)?;
-    damaged.iter().for_each(|error| note!("{error}"));
+    damaged.iter().for_each(|error| notice!("{error}"));
     Ok(attachments)
 }
 

@@ -5,7 +5,7 @@
 //! now, is left alone.
 
 use crate::host::Host;
-use crate::say::{self, note};
+use crate::say::{self, notice};
 use anyhow::Result;
 use std::fs;
 use std::io;
@@ -55,7 +55,7 @@ impl Undo {
         // One that fails does not stop the others: each leaves less behind.
         for step in self.steps.into_iter().rev() {
             if let Err(error) = step(host) {
-                note!("while undoing: {error:#}");
+                notice!("while undoing: {error:#}");
             }
         }
     }

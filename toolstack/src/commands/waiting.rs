@@ -30,13 +30,13 @@ pub struct TimedOut {
 pub fn wait(
     timeout: Duration,
     interrupt: &Interrupt,
-    mut look: impl FnMut() -> Result<Progress>,
+    mut poll: impl FnMut() -> Result<Progress>,
 ) -> Result<()> {
     // `None` for a time that `Instant` cannot express: no limit.
     let deadline = Instant::now().checked_add(timeout);
     loop {
         interrupt.check()?;
-        match look()? {
+        match poll()? {
             Progress::Connected => return Ok(()),
             Progress::Failed(why) => bail!("{why}"),
             Progress::Waiting(what) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
@@ -92,10 +92,10 @@ mod tests {
         let error = wait(Duration::ZERO, &Interrupt::default(), waiting).unwrap_err();
         assert_eq!(error.to_string(), "gave up after 0 s: guest web is slow");
         assert_eq!(error.downcast::<TimedOut>().unwrap().what, "guest web is slow");
-        let mut looks = 0;
+        let mut polls = 0;
         let failed = wait(Duration::from_secs(9), &Interrupt::default(), || {
-            looks += 1;
-            match looks {
+            polls += 1;
+            match polls {
                 1 => waiting(),
                 _ => Ok(Progress::Failed("it has ended".into())),
             }
@@ -106,18 +106,18 @@ mod tests {
 
     #[test]
     fn the_longest_wait_that_can_be_asked_for_is_no_panic() {
-        let mut looks = 0;
+        let mut polls = 0;
         let longest = Duration::from_secs(u64::MAX);
         let connected = wait(longest, &Interrupt::default(), || {
-            looks += 1;
-            if looks < 3 {
+            polls += 1;
+            if polls < 3 {
                 waiting()
             } else {
                 Ok(Progress::Connected)
             }
         });
         connected.unwrap();
-        assert_eq!(looks, 3);
+        assert_eq!(polls, 3);
     }
 
     #[test]

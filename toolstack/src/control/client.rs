@@ -7,7 +7,7 @@ use super::protocol::{LONGEST_LINE, Reply, Request, send};
 use crate::host::program;
 use crate::host::systemd;
 use crate::paths::{LOG, RUN};
-use crate::say::note;
+use crate::say::notice;
 use rustix::fs::{FlockOperation, flock};
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -89,7 +89,7 @@ pub fn ask_again(request: &Request) -> Result<Reply, ControlError> {
     for _ in 1..ATTEMPTS {
         match ask(request.clone()) {
             Err(error @ ControlError::NoAnswer(_)) => {
-                note!("{error}; it is asked again");
+                notice!("{error}; it is asked again");
                 // A supervisor, if there is one, starts the next service; a second start would get in its way.
                 let deadline = Instant::now() + RESTART;
                 while UnixStream::connect(SOCKET).is_err() && Instant::now() < deadline {

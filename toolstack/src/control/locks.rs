@@ -3,7 +3,7 @@
 use super::error::ControlError;
 use super::files::COMMAND_LOCK;
 use crate::paths::RUN;
-use crate::say::note;
+use crate::say::notice;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -31,7 +31,7 @@ pub fn lock_commands() -> Result<CommandLock, ControlError> {
     let lock = open_lock(COMMAND_LOCK)?;
     let locked = lock_or_wait(lock, |holder| {
         let who = holder.map_or_else(String::new, |process| format!(" (process {process})"));
-        note!("another bulkhead command is at work{who}: this one waits for its end");
+        notice!("another bulkhead command is at work{who}: this one waits for its end");
     });
     locked.map_err(|source| ControlError::Directory {
         path: COMMAND_LOCK,

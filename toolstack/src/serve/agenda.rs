@@ -13,7 +13,7 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 use xen::xenctrl::DomId;
 use xenbus::client::WatchEvent;
-use xenbus::path::DeviceType;
+use xenbus::path::{Device as Hop, DeviceType, key};
 
 /// Delay before work that failed is repeated. For a stub it doubles with each further failure, up to [`MOST_RETRY`].
 const RETRY: Duration = Duration::from_millis(100);
@@ -75,8 +75,16 @@ pub fn state_token(stub: DomId) -> String {
 }
 
 /// Token of the watch on what a stub publishes.
-pub fn published_token(stub: DomId) -> String {
+fn published_token(stub: DomId) -> String {
     format!("{PUBLISHED}{stub}")
+}
+
+/// The nodes of a stub that are watched, each with its token.
+pub fn watches(stub: DomId) -> [(String, String); 2] {
+    [
+        (Hop::second_hop(stub).frontend_node(key::STATE), state_token(stub)),
+        (DeviceType::Pci.backends(stub), published_token(stub)),
+    ]
 }
 
 /// What an event is about: by its token if that names a stub or libxl, otherwise by the node that changed.

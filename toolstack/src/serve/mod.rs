@@ -16,6 +16,7 @@ mod clients;
 pub mod confine;
 mod connections;
 mod crew;
+mod errands;
 mod error;
 mod errors;
 mod jobs;

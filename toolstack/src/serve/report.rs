@@ -54,7 +54,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
 fn process_stats(status: &Status) -> Option<ProcessStats> {
     match ProcessStats::read(Path::new("/proc/self")) {
         Ok(stats) => Some(ProcessStats {
-            pirqs: status.stubs.iter().map(StubStatus::messages).sum(),
+            pirqs: status.stubs.iter().map(StubStatus::msi_pirqs).sum(),
             ..stats
         }),
         Err(error) => {

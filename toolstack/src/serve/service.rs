@@ -8,6 +8,7 @@ use super::abandoned::Abandoned;
 use super::agenda::{self, Agenda, Concern, Errand, Work};
 use super::clients::{Client, ClientRequest, Clients};
 use super::connections::{open_host, open_store};
+use super::errands::{renew_libxl_notes, tidy};
 use super::errors::{self, Errors};
 use super::jobs::{Jobs, Outcome};
 use super::link::Link;
@@ -26,7 +27,6 @@ use crate::host::{Host, Runner};
 use crate::nodes::hops::first_hop;
 use crate::paths;
 use crate::records::assignable;
-use crate::records::failed::{self, Failed};
 use crate::records::stub_backup;
 use crate::records::{self, ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
@@ -44,7 +44,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use xen::xenctrl::{DomId, Xenctrl};
-use xenbus::path::{Device as Hop, DeviceType, key};
+use xenbus::path::DeviceType;
 
 /// Names of a worker in a list of processes: while it stands by, and while it serves.
 const SPARE: &CStr = c"bulkhead-spare";
@@ -216,8 +216,10 @@ impl Service {
     fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
         let done = match errand {
             Errand::List => self.list(),
-            Errand::Tidy => self.tidy(),
-            Errand::Libxl => self.tell_libxl(),
+            Errand::Tidy => tidy(&mut self.host.store).map_err(ServeError::from),
+            Errand::Libxl => {
+                renew_libxl_notes(&mut self.host.store, &mut self.complaints).map_err(ServeError::from)
+            }
         };
         if let Err(error) = done {
             self.excuse(error, None)?;
@@ -368,12 +370,6 @@ impl Service {
         Ok(())
     }
 
-    /// Removes what is left of guests that have ended.
-    fn tidy(&mut self) -> Result<(), ServeError> {
-        self.forget_failures()?;
-        Ok(records::forget_dead_mappings(&mut self.host.store)?)
-    }
-
     /// Brings the link of a stub in line with its record and with xenstore, or takes the next step of its return or its end.
     /// `published`: what it publishes to its guest has changed.
     fn reconcile(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
@@ -391,7 +387,7 @@ impl Service {
         // Before the states are read: a change after the reading then brings another turn.
         if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
-            for (path, token) in watches(stub) {
+            for (path, token) in agenda::watches(stub) {
                 store.watch(&path, &token)?;
             }
             self.abandoned
@@ -433,20 +429,6 @@ impl Service {
         }
     }
 
-    /// Writes libxl's notes of devices again where they are missing. Without its note, libxl takes a device for free.
-    fn tell_libxl(&mut self) -> Result<(), ServeError> {
-        let (attachments, _) = Attachment::all(&mut self.host.store)?;
-        for bdf in records::renew(&mut self.host.store, &attachments)? {
-            log_limited!(
-                self.complaints,
-                Level::Warn,
-                "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another guest: \
-                 written again"
-            );
-        }
-        Ok(())
-    }
-
     /// Takes back the devices that a guest has let go of because its stub is dead. Notes that they are to be given to it
     /// again, if they can have another stub.
     fn reclaim_unplugged(
@@ -465,16 +447,6 @@ impl Service {
         self.reclaim_attachment(attachment, None)
     }
 
-    /// Forgets the failures of guests that have ended.
-    fn forget_failures(&mut self) -> Result<(), StoreError> {
-        for failed in Failed::all(&mut self.host.store)? {
-            if !is_alive(&mut self.host.store, &failed.guest)? {
-                failed::forget(&mut self.host.store, failed.guest.domid)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Drops all that belongs to a stub without a record.
     fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
         self.agenda.forget(stub);
@@ -484,7 +456,7 @@ impl Service {
         self.abandoned
             .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
         if self.watched.remove(&stub) {
-            for (path, token) in watches(stub) {
+            for (path, token) in agenda::watches(stub) {
                 match self.host.store.unwatch(&path, &token) {
                     Err(error) if !error.is_not_found() => return Err(error),
                     _ => {}
@@ -674,15 +646,4 @@ impl Service {
         client.finish(move || report(store, linked, remarks));
         Ok(())
     }
-}
-
-/// The nodes of a stub that are watched, each with its token.
-fn watches(stub: DomId) -> [(String, String); 2] {
-    [
-        (
-            Hop::second_hop(stub).frontend_node(key::STATE),
-            agenda::state_token(stub),
-        ),
-        (DeviceType::Pci.backends(stub), agenda::published_token(stub)),
-    ]
 }

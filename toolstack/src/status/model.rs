@@ -226,7 +226,7 @@ pub enum StatusError {
 
 impl StubStatus {
     /// Number of pirqs that the guest has for MSI and MSI-X.
-    pub fn messages(&self) -> usize {
+    pub fn msi_pirqs(&self) -> usize {
         let devices = self
             .devices
             .iter()

@@ -1,0 +1,32 @@
+//! Work of the service that concerns no single stub.
+
+use crate::host::domains::is_alive;
+use crate::host::store::Store;
+use crate::records::failed::{self, Failed};
+use crate::records::{self, Attachment, RecordError};
+use crate::serve::log_limit::{LogLimit, log_limited};
+use log::Level;
+
+/// Removes the records of failures and of mapped devices of guests that have ended.
+pub fn tidy(store: &mut Store) -> Result<(), RecordError> {
+    for failed in Failed::all(store)? {
+        if !is_alive(store, &failed.guest)? {
+            failed::forget(store, failed.guest.domid)?;
+        }
+    }
+    records::forget_dead_mappings(store)
+}
+
+/// Writes libxl's notes of devices again where they are missing. Without its note, libxl takes a device for free.
+pub fn renew_libxl_notes(store: &mut Store, complaints: &mut LogLimit) -> Result<(), RecordError> {
+    let (attachments, _) = Attachment::all(store)?;
+    for bdf in records::renew(store, &attachments)? {
+        log_limited!(
+            complaints,
+            Level::Warn,
+            "libxl had lost the note that {bdf} is in use, as it does when it refuses the device to another guest: written \
+             again"
+        );
+    }
+    Ok(())
+}
