@@ -4,6 +4,7 @@ use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_
 use super::hotplug;
 use super::prepare;
 use super::select::attachments;
+use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::policy::Choices;
@@ -45,9 +46,11 @@ pub struct Attach {
 /// Gives devices to a guest that exists. A guest without devices gets a stub first.
 pub fn attach(request: &Attach) -> Result<()> {
     let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
+    let (mut turn, guest) = Turn::take_for(|| {
+        let guest = domains::find(&mut host.store, &request.guest)?;
+        Ok((Some(guest.clone()), guest))
+    })?;
     let interrupt = Interrupt::catch()?;
-    let guest = domains::find(&mut host.store, &request.guest)?;
     ensure!(
         guest.domid != 0,
         "{} is dom0, which has the devices: name a guest",
@@ -76,6 +79,7 @@ pub fn attach(request: &Attach) -> Result<()> {
             );
             hotplug::grow(
                 &mut host,
+                &mut turn,
                 attachment,
                 &request.devices,
                 &request.choices,
@@ -83,13 +87,14 @@ pub fn attach(request: &Attach) -> Result<()> {
                 &interrupt,
             )
         }
-        None => attach_first(&mut host, request, guest, &attachments, &interrupt),
+        None => attach_first(&mut host, &mut turn, request, guest, &attachments, &interrupt),
     }
 }
 
 /// Gives a guest its first devices. Its stub is created if there is none.
 fn attach_first(
     host: &mut Host,
+    turn: &mut Turn,
     request: &Attach,
     guest: Domain,
     attachments: &[Attachment],
@@ -116,6 +121,7 @@ fn attach_first(
         let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
         // A paused guest cannot connect: then the stub's part is all there is to wait for.
         let paused = xl::is_paused(&domid)?;
+        turn.leave();
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;
         } else {
@@ -136,7 +142,7 @@ fn attach_first(
             Ok(())
         }
         Err(error) => {
-            undo.undo(host);
+            undo.undo(host, turn);
             Err(error)
         }
     }

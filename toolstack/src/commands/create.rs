@@ -2,6 +2,7 @@
 
 use super::prepare::Admitted;
 use super::return_devices::{reclaim_attachment, reclaim_devices};
+use super::turn::Turn;
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
 use crate::handover::grant;
@@ -48,11 +49,13 @@ pub struct NewDomain {
     uuid: String,
     /// UUID and name of the guest that it is created for.
     guest: (String, String),
+    /// Lines that xl takes besides those of the file.
+    overrides: &'static [&'static str],
 }
 
 impl NewDomain {
     /// A guest that is to have devices.
-    pub fn guest(config: GuestConfig) -> Result<Self> {
+    pub fn guest(config: GuestConfig, overrides: &'static [&'static str]) -> Result<Self> {
         let uuid = match config.uuid {
             Some(uuid) => uuid,
             None => unique()?,
@@ -61,6 +64,7 @@ impl NewDomain {
             name: config.name.clone(),
             uuid: uuid.clone(),
             guest: (uuid, config.name),
+            overrides,
         })
     }
 
@@ -70,19 +74,13 @@ impl NewDomain {
             name: stub_name(&guest.name),
             uuid: unique()?,
             guest: (guest.uuid.clone(), guest.name.clone()),
+            overrides: &[],
         })
     }
 
     /// Creates it, paused if asked to. A record is written first, so that a command that is killed from then on leaves a domain
     /// whose origin is known.
-    pub fn create(
-        &self,
-        host: &mut Host,
-        file: &Path,
-        overrides: &[&str],
-        paused: bool,
-        undo: &mut Undo,
-    ) -> Result<Domain> {
+    pub fn create(&self, host: &mut Host, file: &Path, paused: bool, undo: &mut Undo) -> Result<Domain> {
         let (guest, guest_name) = self.guest.clone();
         let noted = Unfinished {
             uuid: self.uuid.clone(),
@@ -93,7 +91,7 @@ impl NewDomain {
         unfinished::record(&mut host.store, &noted)?;
         // The file's UUID, or one of ours: of a file without one xl would make another each time that it reads it.
         let uuid = format!("uuid=\"{}\"", self.uuid);
-        let overrides: Vec<&str> = overrides.iter().copied().chain([uuid.as_str()]).collect();
+        let overrides: Vec<&str> = self.overrides.iter().copied().chain([uuid.as_str()]).collect();
         let created = xl::create(file, &overrides, paused);
         // By its UUID and not by its name: somebody else's domain may have got the name meanwhile.
         let domain = domains::with_uuid(&mut host.store, &self.uuid)?;
@@ -135,7 +133,7 @@ pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Un
     // Not named after the guest, whose name may contain a slash. One file is enough, for commands take turns.
     let file = Path::new(paths::RUN).join("stub.cfg");
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
-    let created = stub.create(host, &file, &[], false, undo);
+    let created = stub.create(host, &file, false, undo);
     let _ = fs::remove_file(&file);
     let stub = created.with_context(|| format!("cannot create stub {}", stub.name))?;
     say!("created stub {} (domain {})", stub.name, stub.domid);
@@ -162,7 +160,7 @@ pub fn attach_admitted(
     };
     // Before the step: it may fail halfway.
     let attached = attachment.clone();
-    undo.push(move |host| undo_attach(host, &attached, stub_is_ours));
+    undo.push(move |host, turn| undo_attach(host, turn, &attached, stub_is_ours));
     grant::attach(host, &attachment)?;
     // The attachment's record tells from now on where they come from.
     for domain in [&attachment.guest, &attachment.stub] {
@@ -208,33 +206,33 @@ pub fn wait_for_guest(
     Ok(Ended::Done)
 }
 
-fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host) -> Result<()> {
-    move |host| {
-        domains::destroy(host, &domain)?;
+fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host, &mut Turn) -> Result<()> {
+    move |host, turn| {
+        turn.give_way(|| Ok(domains::destroy(host, &domain)?))?;
         Ok(unfinished::forget(&mut host.store, &domain.uuid)?)
     }
 }
 
 /// Takes all devices of an attachment back, and ends the stub if it is the command's own.
-fn undo_attach(host: &mut Host, attachment: &Attachment, stub_is_ours: bool) -> Result<()> {
+fn undo_attach(host: &mut Host, turn: &mut Turn, attachment: &Attachment, stub_is_ours: bool) -> Result<()> {
     // The service may have taken the devices back meanwhile, and another attachment may have the stub's number.
-    if !is_recorded(&mut host.store, attachment)? {
+    if !attachment.is_recorded(&mut host.store)? {
         return Ok(());
     }
     let released = if stub_is_ours {
-        reclaim_attachment(host, attachment)?
+        reclaim_attachment(host, turn, attachment)?
     } else {
-        leave_stub(host, attachment)?
+        leave_stub(host, turn, attachment)?
     };
     ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
     Ok(())
 }
 
 /// Takes all devices of an attachment back, and leaves the stub running, because it was there before the command.
-fn leave_stub(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+fn leave_stub(host: &mut Host, turn: &mut Turn, attachment: &Attachment) -> Result<Released> {
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
     // Not the whole attachment, for that would end the stub.
-    let released = reclaim_devices(host, attachment, &bdfs)?;
+    let released = reclaim_devices(host, turn, attachment, &bdfs)?;
     remove_nodes(&mut host.store, attachment)?;
     notice!(
         "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
@@ -265,14 +263,6 @@ fn remove_nodes(store: &mut Store, attachment: &Attachment) -> Result<()> {
     Ok(attachment.remove(store)?)
 }
 
-/// True if the record of the stub is of this attachment, and not of a later one by a stub with the same number.
-fn is_recorded(store: &mut Store, attachment: &Attachment) -> Result<bool> {
-    let recorded = Attachment::read(store, attachment.stub.domid)?;
-    Ok(recorded.is_some_and(|recorded| {
-        (&recorded.guest.uuid, &recorded.stub.uuid) == (&attachment.guest.uuid, &attachment.stub.uuid)
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,13 +275,13 @@ mod tests {
     #[test]
     fn what_is_created_is_known_by_its_uuid_and_by_its_guest() {
         let config = serde_json::json!({ "c_info": { "name": "web", "uuid": "u" } });
-        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap(), &[]).unwrap();
         assert_eq!(
             (guest.uuid.as_str(), guest.guest),
             ("u", ("u".into(), "web".into()))
         );
         let config = serde_json::json!({ "c_info": { "name": "web" } });
-        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap()).unwrap();
+        let guest = NewDomain::guest(GuestConfig::from_json(&config).unwrap(), &[]).unwrap();
         assert_eq!(guest.uuid.len(), 36);
         let stub = NewDomain::stub_of(&domain(3, "web")).unwrap();
         assert_eq!(stub.name, "web-bulkhead");
@@ -303,9 +293,9 @@ mod tests {
     fn an_attachment_is_undone_if_it_is_this_commands_and_no_later_one_of_the_same_number() {
         let mut store = dom0(&Xenstored::new());
         let ours = attachment();
-        assert!(!is_recorded(&mut store, &ours).unwrap());
+        assert!(!ours.is_recorded(&mut store).unwrap());
         ours.write(&mut store).unwrap();
-        assert!(is_recorded(&mut store, &ours).unwrap());
+        assert!(ours.is_recorded(&mut store).unwrap());
         for later in [
             Attachment {
                 stub: Domain {
@@ -320,7 +310,7 @@ mod tests {
             },
         ] {
             later.write(&mut store).unwrap();
-            assert!(!is_recorded(&mut store, &ours).unwrap());
+            assert!(!ours.is_recorded(&mut store).unwrap());
         }
     }
 

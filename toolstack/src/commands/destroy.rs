@@ -2,12 +2,12 @@
 
 use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
+use super::turn::Turn;
 use super::waiting::{GUEST_TIMEOUT, POLL};
-use crate::control;
+use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, is_alive};
-use crate::records;
-use crate::records::unfinished;
+use crate::records::{self, Attachment, unfinished};
 use crate::say::say;
 use anyhow::{Result, ensure};
 use pci::bdf::Bdf;
@@ -17,33 +17,46 @@ use std::time::Instant;
 /// Ends a guest and its stub, and gives its devices back to dom0.
 pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
+    let turn = Turn::take()?;
     let attachments = attachments(&mut host)?;
     let attachment = match select(&mut host.store, &host.sysfs, &attachments, &[who.to_owned()]) {
         Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
+    let guest = &attachment.guest;
     // Its present devices, and those that it had and may still have mapped.
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
     let mapped = records::mapped(&mut host.store)?.into_iter();
-    let mapped = mapped.filter(|(bdf, guest)| *guest == attachment.guest && !bdfs.contains(bdf));
-    let mapped: Vec<Bdf> = mapped.map(|(bdf, _)| bdf).collect();
-    bdfs.extend(mapped);
+    bdfs.extend(mapped.filter_map(|(bdf, by)| (by == *guest).then_some(bdf)));
+    // Other commands for this guest are not waited for: one that waits for the guest ends with it.
+    drop(turn);
     // The guest before the stub: a stub that goes first looks like one that has died, and is brought back.
-    domains::destroy(&mut host, &attachment.guest)?;
-    say!("guest {} is destroyed", attachment.guest.name);
+    domains::destroy(&mut host, guest)?;
+    say!("guest {} is destroyed", guest.name);
     // Its devices and memory stay assigned to it until Xen has destroyed it.
     let deadline = Instant::now() + GUEST_TIMEOUT;
-    while is_alive(&mut host.store, &attachment.guest)? {
+    while is_alive(&mut host.store, guest)? {
         ensure!(
             Instant::now() < deadline,
             "guest {} does not die: `xl list` shows its state; try again when it is gone",
-            attachment.guest.name
+            guest.name
         );
         thread::sleep(POLL);
     }
-    let released = reclaim_attachment(&mut host, attachment)?;
-    rebind_drivers(&mut host, &bdfs, released, false)
+    // By now it may have another stub, or other devices.
+    let (mut turn, left) = Turn::take_for(|| {
+        let (attachments, _) = Attachment::all(&mut host.store)?;
+        let left = attachments.into_iter().find(|left| left.guest == *guest);
+        Ok((Some(guest.clone()), left))
+    })?;
+    let mut released = Released::default();
+    if let Some(left) = left {
+        bdfs.extend(left.bdfs());
+        released = reclaim_attachment(&mut host, &mut turn, &left)?;
+    }
+    bdfs.sort_unstable();
+    bdfs.dedup();
+    rebind_drivers(&mut host, guest, &bdfs, released, false)
 }
 
 /// Ends what a killed command of Bulkhead's has left: a guest that never ran, a stub without a guest. Returns true if there was

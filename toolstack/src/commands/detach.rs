@@ -3,6 +3,7 @@
 use super::hotplug;
 use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{attachments, select};
+use super::turn::Turn;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::control;
 use crate::host::Host;
@@ -21,25 +22,28 @@ use xenbus::state::XenbusState;
 /// use that, they go back to dom0's drivers.
 pub fn detach(who: &[String], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
+    let (mut turn, (attachment, some)) = Turn::take_for(|| {
+        let attachments = attachments(&mut host)?;
+        let selected = select(&mut host.store, &host.sysfs, &attachments, who)?;
+        let some = (!selected.is_all()).then_some(selected.bdfs);
+        let attachment = selected.attachment.clone();
+        Ok((Some(attachment.guest.clone()), (attachment, some)))
+    })?;
     let interrupt = Interrupt::catch()?;
-    let attachments = attachments(&mut host)?;
-    let selected = select(&mut host.store, &host.sysfs, &attachments, who)?;
-    if selected.is_all() {
-        detach_all(&mut host, selected.attachment, trusted, &interrupt)
-    } else {
-        hotplug::shrink(
-            &mut host,
-            selected.attachment,
-            &selected.bdfs,
-            trusted,
-            &interrupt,
-        )
+    match some {
+        None => detach_all(&mut host, &mut turn, &attachment, trusted, &interrupt),
+        Some(bdfs) => hotplug::shrink(&mut host, &mut turn, &attachment, &bdfs, trusted, &interrupt),
     }
 }
 
 /// Ends the connection, and with it the stub.
-fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt: &Interrupt) -> Result<()> {
+fn detach_all(
+    host: &mut Host,
+    turn: &mut Turn,
+    attachment: &Attachment,
+    trusted: bool,
+    interrupt: &Interrupt,
+) -> Result<()> {
     let guest = &attachment.guest;
     ensure!(
         is_alive(&mut host.store, &attachment.stub)?,
@@ -54,7 +58,7 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
     let closing = XenbusState::Closing.as_str();
     host.store.write(&hop.backend_node(key::ONLINE), "0")?;
     host.store.write(&hop.backend_node(key::STATE), closing)?;
-    let let_go = wait(GUEST_TIMEOUT, interrupt, || {
+    let look = || {
         // A guest that dies meanwhile has let go too.
         if !is_alive(&mut host.store, &attachment.guest)? {
             return Ok(Progress::Connected);
@@ -68,10 +72,10 @@ fn detach_all(host: &mut Host, attachment: &Attachment, trusted: bool, interrupt
                 guest.name
             )),
         })
-    });
-    let_go?;
+    };
+    turn.give_way(|| wait(GUEST_TIMEOUT, interrupt, look))?;
     say!("guest {} has let go", guest.name);
-    let released = reclaim_attachment(host, attachment)?;
+    let released = reclaim_attachment(host, turn, attachment)?;
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
-    rebind_drivers(host, &bdfs, released, trusted)
+    rebind_drivers(host, guest, &bdfs, released, trusted)
 }

@@ -2,6 +2,7 @@
 
 use super::prepare::{self, Admitted};
 use super::return_devices::{rebind_drivers, reclaim_devices};
+use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, wait};
 use crate::admission::policy::Choices;
@@ -11,7 +12,7 @@ use crate::handover::grant;
 use crate::host::Host;
 use crate::host::domains::is_alive;
 use crate::nodes::device_list::{self, List};
-use crate::nodes::progress::{change_progress, stub_says};
+use crate::nodes::progress::{Progress, change_progress, stub_says};
 use crate::records::Attachment;
 use crate::say::say;
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,7 @@ use xenbus::state::XenbusState;
 /// Gives a guest more devices. On any failure it keeps those that it had.
 pub fn grow(
     host: &mut Host,
+    turn: &mut Turn,
     attachment: &Attachment,
     wanted: &[Wanted],
     choices: &Choices,
@@ -32,14 +34,21 @@ pub fn grow(
 ) -> Result<()> {
     let already: Vec<Bdf> = attachment.bdfs().collect();
     let guest = Some(&attachment.guest);
-    let admitted = prepare::admit(host, wanted, choices, guest, &already, attachment.slots)?;
+    let admit = |host: &mut Host| prepare::admit(host, wanted, choices, guest, &already, attachment.slots);
+    let mut admitted = admit(host)?;
     ensure_stub(host, attachment)?;
     control::ensure_running()?;
     // The list can change only while both ends are Connected. An earlier change may still be under way.
-    wait_settled(host, attachment, timeout, interrupt)?;
+    if change_progress(&mut host.store, attachment)? != Progress::Connected {
+        wait_settled(host, turn, attachment, timeout, interrupt)?;
+        // The stub may have died meanwhile, and another command may have taken one of the devices.
+        ensure!(attachment.is_recorded(&mut host.store)?, busy(attachment));
+        ensure_stub(host, attachment)?;
+        admitted = admit(host)?;
+    }
 
     let mut undo = Undo::new()?;
-    match add(host, attachment, &admitted, timeout, interrupt, &mut undo) {
+    match add(host, turn, attachment, &admitted, timeout, interrupt, &mut undo) {
         Ok(()) => {
             let guest = &attachment.guest.name;
             let bdfs = admitted.bdfs().iter();
@@ -47,7 +56,7 @@ pub fn grow(
             Ok(())
         }
         Err(error) => {
-            undo.undo(host);
+            undo.undo(host, turn);
             Err(error)
         }
     }
@@ -56,6 +65,7 @@ pub fn grow(
 /// The part of [`grow`] that changes things. `undo` has what it did.
 fn add(
     host: &mut Host,
+    turn: &mut Turn,
     attachment: &Attachment,
     admitted: &Admitted,
     timeout: Duration,
@@ -66,17 +76,17 @@ fn add(
     let devices = admitted.describe()?;
     let grown = attachment.with(devices.clone());
     let (attachment_of_undo, bdfs) = (grown.clone(), admitted.bdfs().to_vec());
-    undo.push(move |host| undo_add(host, &attachment_of_undo, &bdfs));
+    undo.push(move |host, turn| undo_add(host, turn, &attachment_of_undo, &bdfs));
     // The record, then the service, then the lists: the stub asks for a device as soon as it is in its list.
     grant::extend(host, &grown, &devices)?;
-    control::ask_again(&Request::Follow {
-        stub: attachment.stub.domid,
-    })?;
+    let stub = attachment.stub.domid;
+    // The service answers once nothing else is under way with this stub, such as a reset.
+    turn.give_way(|| Ok(control::ask_again(&Request::Follow { stub })?))?;
     interrupt.check()?;
     let added = device_list::add(&mut host.store, &grown, &devices)?;
     ensure!(added, busy(attachment));
     inject::point(Point::Listed);
-    wait_settled(host, &grown, timeout, interrupt)?;
+    wait_settled(host, turn, &grown, timeout, interrupt)?;
 
     let list = List::read(&mut host.store, &grown)?;
     // A bad device is refused alone. All that were asked for count here, so that the command undoes the others.
@@ -92,6 +102,7 @@ fn add(
 /// Takes some of a guest's devices back, after its drivers have let go of them. On failure the guest keeps them.
 pub fn shrink(
     host: &mut Host,
+    turn: &mut Turn,
     attachment: &Attachment,
     bdfs: &[Bdf],
     trusted: bool,
@@ -110,31 +121,38 @@ pub fn shrink(
     ensure_stub(host, attachment)?;
     // The guest's drivers turn their devices off, and only the service writes registers.
     control::ensure_running()?;
-    let_go(host, attachment, bdfs, interrupt)?;
+    let_go(host, turn, attachment, bdfs, interrupt)?;
     for bdf in bdfs {
         say!("guest {} has let go of {bdf}", attachment.guest.name);
     }
-    let released = reclaim_devices(host, attachment, bdfs)?;
-    rebind_drivers(host, bdfs, released, trusted)
+    let released = reclaim_devices(host, turn, attachment, bdfs)?;
+    rebind_drivers(host, &attachment.guest, bdfs, released, trusted)
 }
 
 /// Takes devices back that [`add`] has given as far as it came.
-fn undo_add(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
+fn undo_add(host: &mut Host, turn: &mut Turn, attachment: &Attachment, bdfs: &[Bdf]) -> Result<()> {
     // Withdrawn if the guest has not looked yet; else it is asked to let go, without heed of signals.
     device_list::withdraw(&mut host.store, attachment, bdfs)?;
-    let_go(host, attachment, bdfs, &Interrupt::default())?;
-    let problems = reclaim_devices(host, attachment, bdfs)?.problems;
+    let_go(host, turn, attachment, bdfs, &Interrupt::default())?;
+    let problems = reclaim_devices(host, turn, attachment, bdfs)?.problems;
     ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(())
 }
 
 /// Asks guest and stub to let go of devices, and waits for that.
-fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &Interrupt) -> Result<()> {
-    wait_settled(host, attachment, GUEST_TIMEOUT, interrupt)?;
+fn let_go(
+    host: &mut Host,
+    turn: &mut Turn,
+    attachment: &Attachment,
+    bdfs: &[Bdf],
+    interrupt: &Interrupt,
+) -> Result<()> {
+    wait_settled(host, turn, attachment, GUEST_TIMEOUT, interrupt)?;
     let asked = device_list::ask_back(&mut host.store, attachment, bdfs)?;
     ensure!(asked, busy(attachment));
     inject::point(Point::Listed);
-    if let Err(error) = wait_settled(host, attachment, GUEST_TIMEOUT, interrupt) {
+    if let Err(error) = wait_settled(host, turn, attachment, GUEST_TIMEOUT, interrupt) {
+        turn.resume()?;
         // The request is withdrawn, or the guest would let go of the devices much later, unasked.
         let kept = device_list::withdraw(&mut host.store, attachment, bdfs)?;
         let hint = format!(
@@ -156,13 +174,13 @@ fn let_go(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf], interrupt: &In
 /// Waits until no change of the devices is under way.
 fn wait_settled(
     host: &mut Host,
+    turn: &mut Turn,
     attachment: &Attachment,
     timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<()> {
-    wait(timeout, interrupt, || {
-        Ok(change_progress(&mut host.store, attachment)?)
-    })
+    let look = || Ok(change_progress(&mut host.store, attachment)?);
+    turn.give_way(|| wait(timeout, interrupt, look))
 }
 
 /// Checks that the stub lives. Without it nobody takes part in a change of the devices.

@@ -1,7 +1,7 @@
 //! `bulkhead irq`: switches dom0's acknowledgement of a shared INTx line.
 
 use super::select::{attachments, of_device};
-use crate::control;
+use super::turn::Turn;
 use crate::handover::shared_intx;
 use crate::host::Host;
 use crate::say::say;
@@ -11,9 +11,11 @@ use bulkhead_config::name::Name;
 /// Switches whether dom0 answers for a guest's device on an INTx line that dom0's drivers use too.
 pub fn answer_for_line(device: &Name, answer: bool) -> Result<()> {
     let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
-    let attachments = attachments(&mut host)?;
-    let (attachment, bdf) = of_device(&host.sysfs, &attachments, device)?;
+    let (_turn, (attachment, bdf)) = Turn::take_for(|| {
+        let attachments = attachments(&mut host)?;
+        let (attachment, bdf) = of_device(&host.sysfs, &attachments, device)?;
+        Ok((Some(attachment.guest.clone()), (attachment.clone(), bdf)))
+    })?;
     let offered = attachment
         .devices
         .iter()

@@ -91,7 +91,7 @@ impl Admitted {
             // Undone also if it fails halfway: the record says whether this command has taken the device.
             let seized = seize(host, bdf, Seizure::ForGuest, undo.command());
             let command = undo.command().to_owned();
-            undo.push(move |host| undo_seize(host, bdf, &command));
+            undo.push(move |host, _| undo_seize(host, bdf, &command));
             match seized? {
                 Before::Driven(driver) => say!("took {bdf} from dom0's driver {driver}"),
                 Before::Idle => say!("took {bdf}, which had no driver in dom0"),

@@ -1,6 +1,6 @@
 //! `bulkhead release`: held devices go back to dom0's drivers.
 
-use crate::control;
+use super::turn::Turn;
 use crate::handover::seize::{self, Rebound, make_ready};
 use crate::host::Host;
 use crate::host::device_names;
@@ -16,7 +16,7 @@ use pci::bdf::Bdf;
 /// guest may still have mapped stays held until the guest has ended, unless it is `trusted`.
 pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
     let mut host = Host::open()?;
-    let _lock = control::lock_commands()?;
+    let _turn = Turn::take()?;
     let mut problems = Vec::new();
     for name in devices {
         let released = device_names::resolve(name, &host.sysfs)

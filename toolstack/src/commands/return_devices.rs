@@ -1,39 +1,69 @@
 //! Devices that return from a guest: the service takes them back, or this process if no service runs. Then dom0's drivers get
 //! them.
 
-use crate::control::{self, Asked, Reply, Request};
+use super::turn::Turn;
+use super::waiting::POLL;
+use crate::control::{self, ControlError, Reply, Request};
 use crate::handover::reclaim::{self, Released};
 use crate::handover::seize::{Rebound, rebind_driver};
 use crate::host::Host;
 use crate::host::domains::Domain;
-use crate::records::{self, Attachment};
+use crate::records::claims::Claims;
+use crate::records::{self, Attachment, RecordError};
 use crate::say::say;
 use anyhow::{Result, bail, ensure};
 use pci::bdf::Bdf;
-use xen::xenctrl::DomId;
+use std::thread;
+use std::time::Instant;
 
-/// Gives devices that were taken back to dom0's drivers. Devices in quarantine stay there. Devices that a guest may still have
-/// mapped stay held, unless it is `trusted`.
-pub fn rebind_drivers<X>(host: &mut Host<X>, bdfs: &[Bdf], released: Released, trusted: bool) -> Result<()> {
+/// Gives devices that were taken back from `guest` to dom0's drivers. Devices in quarantine stay there. Devices that a guest
+/// may still have mapped stay held, unless that is `guest` and it is `trusted`. Devices that a guest has by now stay with it.
+pub fn rebind_drivers<X>(
+    host: &mut Host<X>,
+    guest: &Domain,
+    bdfs: &[Bdf],
+    released: Released,
+    trusted: bool,
+) -> Result<()> {
     released.devices.iter().for_each(|line| say!("{line}"));
     let mut problems = released.problems;
-    for &bdf in bdfs {
-        // `rebind_driver` keeps a device that a guest may have mapped.
-        if trusted {
-            records::forget_mapped(&mut host.store, bdf)?;
+    // Other commands, and the service, have worked while the devices were on their way.
+    match Claims::read(&mut host.store) {
+        Ok(claims) => {
+            for &bdf in bdfs {
+                let done = rebind_one(host, guest, bdf, &claims, trusted);
+                problems.extend(done.err().map(|error| format!("{error:#}")));
+            }
         }
-        match rebind_driver(host, bdf) {
-            Ok(Rebound::Driver(driver)) => say!("gave {bdf} back to {driver}"),
-            Ok(Rebound::MappedBy(guest)) => say!("{}", why_held(bdf, &guest)),
-            Ok(Rebound::Undriven | Rebound::Stays) => {}
-            Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
-        }
+        Err(error) => problems.push(format!("{:#}", anyhow::Error::from(error))),
     }
     ensure!(
         problems.is_empty(),
         "not everything worked:\n{}",
         problems.join("\n")
     );
+    Ok(())
+}
+
+fn rebind_one<X>(host: &mut Host<X>, guest: &Domain, bdf: Bdf, claims: &Claims, trusted: bool) -> Result<()> {
+    if let Some(claim) = claims.taken.iter().find(|claim| claim.bdf == bdf) {
+        let is_others = claim.domain.is_some_and(|domid| domid != guest.domid);
+        ensure!(is_others, "{bdf} is still used {}: {}", claim.by, claim.next);
+        say!("{bdf} is used {} by now", claim.by);
+        return Ok(());
+    }
+    if trusted
+        && let Some(by) = records::mapped_by(&mut host.store, bdf)?
+        && (by.uuid == guest.uuid || by.uuid.is_empty())
+    {
+        // `rebind_driver` keeps a device that a guest may have mapped. A record without a guest is damaged.
+        records::forget_mapped(&mut host.store, bdf)?;
+    }
+    match rebind_driver(host, bdf)? {
+        Rebound::Driver(driver) => say!("gave {bdf} back to {driver}"),
+        Rebound::MappedBy(guest) => say!("{}", why_held(bdf, &guest)),
+        Rebound::Undriven | Rebound::Stays => {}
+    }
     Ok(())
 }
 
@@ -47,41 +77,81 @@ pub fn why_held(bdf: Bdf, guest: &Domain) -> String {
 }
 
 /// Has all devices of an attachment taken back, unless that has happened already.
-pub fn reclaim_attachment(host: &mut Host, attachment: &Attachment) -> Result<Released> {
+pub fn reclaim_attachment(host: &mut Host, turn: &mut Turn, attachment: &Attachment) -> Result<Released> {
     let stub = attachment.stub.domid;
-    ask_service(host, stub, Request::Release { stub }, reclaim::reclaim_all)
+    ask_service(
+        host,
+        turn,
+        attachment,
+        Request::Release { stub },
+        reclaim::reclaim_all,
+    )
+}
+
+/// Has some devices taken back from a guest that has let go of them.
+pub fn reclaim_devices(
+    host: &mut Host,
+    turn: &mut Turn,
+    attachment: &Attachment,
+    bdfs: &[Bdf],
+) -> Result<Released> {
+    let request = Request::TakeBack {
+        stub: attachment.stub.domid,
+        devices: bdfs.to_vec(),
+    };
+    ask_service(host, turn, attachment, request, |host, left| {
+        reclaim::reclaim_devices(host, left, bdfs)
+    })
 }
 
 /// Has devices taken back by the service, as `request` says, or by `ourselves` if no service runs.
 fn ask_service(
     host: &mut Host,
-    stub: DomId,
+    turn: &mut Turn,
+    attachment: &Attachment,
     request: Request,
     ourselves: impl FnOnce(&mut Host, &Attachment) -> Released,
 ) -> Result<Released> {
-    let answered = control::ask_or_keep_stopped(&request);
-    if let Ok(Asked::Answered(reply)) = answered {
-        return match *reply {
-            Reply::Released { devices, problems } => Ok(Released { devices, problems }),
-            _ => bail!("the service's answer does not fit the request: restart the service"),
-        };
+    let stub = attachment.stub.domid;
+    if is_of_another(Attachment::read(&mut host.store, stub), attachment) {
+        return Ok(Released::default());
     }
+    let deadline = Instant::now() + control::RESTART;
+    let stopped = loop {
+        // A device may take long to be reset.
+        let asked = match turn.give_way(|| Ok(control::ask_again(&request)))? {
+            Ok(Reply::Released { devices, problems }) => return Ok(Released { devices, problems }),
+            Ok(_) => bail!("the service's answer does not fit the request: restart the service"),
+            Err(error) => error,
+        };
+        if let ControlError::NotRunning(_) = asked {
+            if let Some(lock) = control::keep_stopped()? {
+                break Ok(lock);
+            }
+            if Instant::now() < deadline {
+                // A service is about to start.
+                thread::sleep(POLL);
+                continue;
+            }
+        }
+        break Err(asked);
+    };
     let Some(left) = Attachment::read(&mut host.store, stub)? else {
         // The service saw the guest die and has done it, or no record was written.
         return Ok(Released::default());
     };
     // Held until the end: a service that starts in between would begin with the same work.
-    let _stopped = answered?;
+    let _stopped = stopped?;
+    if left.guest.uuid != attachment.guest.uuid {
+        return Ok(Released::default());
+    }
     Ok(ourselves(host, &left))
 }
 
-/// Has some devices taken back from a guest that has let go of them.
-pub fn reclaim_devices(host: &mut Host, attachment: &Attachment, bdfs: &[Bdf]) -> Result<Released> {
-    let stub = attachment.stub.domid;
-    let devices = bdfs.to_vec();
-    ask_service(host, stub, Request::TakeBack { stub, devices }, |host, left| {
-        reclaim::reclaim_devices(host, left, bdfs)
-    })
+/// True if the attachment has ended, and a stub of another guest has got the number of its stub.
+fn is_of_another(recorded: Result<Option<Attachment>, RecordError>, attachment: &Attachment) -> bool {
+    // The service tells of a damaged record.
+    matches!(recorded, Ok(Some(recorded)) if recorded.guest.uuid != attachment.guest.uuid)
 }
 
 #[cfg(test)]
@@ -113,7 +183,7 @@ mod tests {
             let store = &mut host.store;
             records::record_seized(store, Seizure::ForGuest, bdf, "e1000e", "test").unwrap();
             records::record_mapped(store, bdf, &domain(3, "web")).unwrap();
-            rebind_drivers(&mut host, &[bdf], Released::default(), trusted).unwrap();
+            rebind_drivers(&mut host, &domain(3, "web"), &[bdf], Released::default(), trusted).unwrap();
             let store = &mut host.store;
             let is_held = records::seized_from(store, Seizure::ForGuest, bdf)
                 .unwrap()
@@ -135,7 +205,7 @@ mod tests {
             problems: vec!["it is mute".into()],
             ..Released::default()
         };
-        let error = rebind_drivers(&mut host, &[], released, false).unwrap_err();
+        let error = rebind_drivers(&mut host, &domain(3, "web"), &[], released, false).unwrap_err();
         assert!(error.to_string().ends_with("it is mute"), "{error}");
     }
 }

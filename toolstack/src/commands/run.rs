@@ -4,6 +4,7 @@ use super::create::{
     Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
 };
 use super::prepare::{self, Admitted};
+use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::{Interrupt, TimedOut};
 use crate::admission::policy::Choices;
@@ -42,7 +43,7 @@ pub struct Run {
 pub fn run(request: &Run) -> Result<Ended> {
     let mut host = Host::open()?;
     // Before anything is checked: what is true now must be true when the devices are taken.
-    let lock = control::lock_commands()?;
+    let mut turn = Turn::take()?;
     // After the lock: until then Ctrl-C may end the command at once.
     let interrupt = Interrupt::catch()?;
     let file = &request.config;
@@ -54,7 +55,7 @@ pub fn run(request: &Run) -> Result<Ended> {
     check_kernel(&request.kernel)?;
     let config = GuestConfig::from_json(&xl::parse_config(file)?)?;
     let overrides = lacking_lines(&config)?;
-    let guest = NewDomain::guest(config)?;
+    let guest = NewDomain::guest(config, overrides)?;
     let stub = stub_name(&guest.name);
     // xl would refuse the guest's name too, but only after the devices are taken.
     for name in [&guest.name, &stub] {
@@ -82,12 +83,11 @@ pub fn run(request: &Run) -> Result<Ended> {
 
     let mut undo = Undo::new()?;
     let made = run_admitted(
-        &mut host, request, &guest, overrides, &admitted, &interrupt, &mut undo,
+        &mut host, &mut turn, request, &guest, &admitted, &interrupt, &mut undo,
     );
-    let mut lock = Some(lock);
     let result = made.and_then(|attachment| {
         // Other commands may work while the guest boots.
-        lock = None;
+        turn.leave();
         wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
             .or_else(|error| still_boots(&mut host, &attachment, error))
     });
@@ -101,14 +101,7 @@ pub fn run(request: &Run) -> Result<Ended> {
         }
         Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
-            // Undoing changes things, so it needs the lock again if the guest was waited for.
-            match lock.map_or_else(control::lock_commands, Ok) {
-                Ok(_lock) => undo.undo(&mut host),
-                Err(no_lock) => notice!(
-                    "nothing was undone ({no_lock}): `bulkhead destroy {}` undoes it",
-                    guest.name
-                ),
-            }
+            undo.undo(&mut host, &mut turn);
             Err(error)
         }
     }
@@ -117,17 +110,18 @@ pub fn run(request: &Run) -> Result<Ended> {
 /// The part of [`run`] that changes things. `undo` has what it did.
 fn run_admitted(
     host: &mut Host,
+    turn: &mut Turn,
     request: &Run,
     guest: &NewDomain,
-    overrides: &[&str],
     admitted: &Admitted,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
     admitted.seize(host, interrupt, undo)?;
-    let created = guest.create(host, &request.config, overrides, true, undo);
+    let created = guest.create(host, &request.config, true, undo);
     let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
+    turn.add_guest(guest.domid)?;
     interrupt.check()?;
 
     // The guest stays paused until the nodes are written: it looks for its devices when it boots.

@@ -3,8 +3,8 @@
 //! A held device belongs to xen-pciback in dom0 and to no domain in Xen: no driver of dom0's touches it, and its DMA goes
 //! nowhere. [`crate::handover::seize`] does the work for one device.
 
+use super::turn::Turn;
 use crate::admission::{self, Surroundings};
-use crate::control;
 use crate::handover::seize::{self, Before, make_ready};
 use crate::host::Host;
 use crate::host::device_names;
@@ -58,7 +58,7 @@ pub fn seize_marked(file: Option<&Path>) -> Result<()> {
 }
 
 fn seize_all(host: &mut Host, bdfs: &[Bdf], mut problems: Vec<String>) -> Result<()> {
-    let _lock = control::lock_commands()?;
+    let _turn = Turn::take()?;
     let info = xl::info()?;
     admission::check_host(&info)?;
     let around = Surroundings::read(host, bdfs, &info)?;

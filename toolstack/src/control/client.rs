@@ -22,9 +22,10 @@ use std::time::{Duration, Instant};
 const START: Duration = Duration::from_secs(10);
 /// Time limit for the answer to a request for the status.
 const STATUS: Duration = Duration::from_secs(30);
-/// Number of times that a service that dies over a request is asked, and time limit for its supervisor to start it again.
+/// Number of times that a service that dies over a request is asked.
 const ATTEMPTS: u32 = 3;
-const RESTART: Duration = Duration::from_secs(5);
+/// Time limit for the service's supervisor to start it again.
+pub const RESTART: Duration = Duration::from_secs(5);
 
 /// Asks the service, and waits for its answer. An answer about devices may take minutes.
 pub fn ask(request: Request) -> Result<Reply, ControlError> {
@@ -48,40 +49,19 @@ pub fn ask(request: Request) -> Result<Reply, ControlError> {
     }
 }
 
-/// What has come of a request.
-pub enum Asked {
-    /// The service has answered.
-    Answered(Box<Reply>),
-    /// No service runs, and none starts as long as this is held.
-    Stopped(ServiceLock),
-}
-
 /// The lock of the service.
 pub struct ServiceLock {
     _file: File,
 }
 
-/// As [`ask_again`], for what a command can do by itself if no service runs. The service's lock keeps one from starting
-/// meanwhile: it would begin with the same work.
-pub fn ask_or_keep_stopped(request: &Request) -> Result<Asked, ControlError> {
-    let deadline = Instant::now() + RESTART;
-    loop {
-        match ask_again(request) {
-            Err(error @ ControlError::NotRunning(_)) => {
-                // Nobody listens, but a service may be about to: it takes the lock before it binds the socket.
-                make_directory(RUN)?;
-                let lock = open_lock(SERVICE_LOCK)?;
-                if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                    return Ok(Asked::Stopped(ServiceLock { _file: lock }));
-                }
-                if Instant::now() > deadline {
-                    return Err(error);
-                }
-                thread::sleep(Duration::from_millis(20));
-            }
-            answered => return answered.map(|reply| Asked::Answered(Box::new(reply))),
-        }
-    }
+/// Keeps a service from starting, for what a command does by itself: the service would begin with the same work. `None` if
+/// a service is about to start.
+pub fn keep_stopped() -> Result<Option<ServiceLock>, ControlError> {
+    // A service takes the lock before it binds the socket.
+    make_directory(RUN)?;
+    let lock = open_lock(SERVICE_LOCK)?;
+    let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    Ok(locked.is_ok().then_some(ServiceLock { _file: lock }))
 }
 
 /// Asks the service for something that may be asked for twice. If the service dies over that, the next one is asked.

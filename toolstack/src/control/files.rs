@@ -2,5 +2,4 @@
 
 pub const SOCKET: &str = "/run/bulkhead/serve.sock";
 pub const SERVICE_LOCK: &str = "/run/bulkhead/serve.lock";
-pub const COMMAND_LOCK: &str = "/run/bulkhead/command.lock";
 pub const LOG_DIRECTORY: &str = "/var/log/bulkhead";

@@ -1,4 +1,4 @@
-//! How the commands talk to the service, over a socket that only root can use; and the lock of the commands.
+//! How the commands talk to the service, over a socket that only root can use.
 
 mod client;
 mod error;
@@ -7,8 +7,8 @@ mod listener;
 mod locks;
 mod protocol;
 
-pub use client::{Asked, ServiceLock, ask, ask_again, ask_or_keep_stopped, ensure_running};
+pub use client::{RESTART, ServiceLock, ask, ask_again, ensure_running, keep_stopped};
 pub use error::ControlError;
 pub use listener::{Listener, ServiceFiles};
-pub use locks::{CommandLock, lock_commands};
+pub use locks::make_directory;
 pub use protocol::{Reply, Request, TIMEOUT, read_request, reply};

@@ -266,6 +266,14 @@ impl Attachment {
         })
     }
 
+    /// True if the record of the stub is of this attachment, and not of a later one by a stub with the same number.
+    pub fn is_recorded(&self, store: &mut Store) -> Result<bool, RecordError> {
+        let recorded = Self::read(store, self.stub.domid)?;
+        Ok(recorded.is_some_and(|recorded| {
+            (&recorded.guest.uuid, &recorded.stub.uuid) == (&self.guest.uuid, &self.stub.uuid)
+        }))
+    }
+
     /// Reads all records. A damaged one does not hide the others.
     pub fn all(store: &mut Store) -> Result<(Vec<Self>, Vec<RecordError>), RecordError> {
         let mut stubs: Vec<DomId> = children(store, ATTACHMENTS)?
