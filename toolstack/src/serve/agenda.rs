@@ -52,7 +52,6 @@ pub enum Errand {
 pub enum Work {
     /// The turn of a stub.
     Stub {
-        /// The stub.
         stub: DomId,
         /// True if what it publishes has changed.
         published: bool,

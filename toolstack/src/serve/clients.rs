@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// Most clients at one time.
+/// Most clients at one time. Each takes a thread and a descriptor of the service.
 const MOST: usize = 32;
 
 /// How a request is answered: at once, or by more work in the client's thread.

@@ -52,6 +52,7 @@ pub fn confine() -> Result<RulesetStatus, ConfineError> {
     };
     let dropped = set_no_new_privs(true).and_then(|()| set_capabilities(None, kept));
     dropped.map_err(|error| ConfineError::Capabilities(error.into()))?;
+    // Files before calls: the filters do not allow the calls of landlock.
     let files = restrict_files()?;
     for filter in filters()? {
         apply_filter_all_threads(&filter)?;
@@ -247,6 +248,7 @@ fn filters() -> Result<[BpfProgram; 2], BackendError> {
         SeccompAction::Allow,
         TargetArch::x86_64,
     )?;
+    // In this order: the second filter refuses to have a further one applied.
     Ok([no_clone3.try_into()?, calls.try_into()?])
 }
 

@@ -67,7 +67,6 @@ impl Links {
         self.links.get(&stub)
     }
 
-    /// All links.
     pub fn iter(&self) -> impl Iterator<Item = (DomId, &Link)> {
         self.links.iter().map(|(&stub, link)| (stub, link))
     }

@@ -84,6 +84,12 @@ mod tests {
     }
 
     #[test]
+    fn a_message_tells_how_many_before_it_were_left_out() {
+        assert_eq!(more(0), "");
+        assert_eq!(more(3), " (and 3 messages not shown)");
+    }
+
+    #[test]
     fn a_long_silence_allows_no_more_than_a_burst() {
         let start = Instant::now();
         let mut limit = LogLimit::new(start);

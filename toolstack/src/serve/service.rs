@@ -86,10 +86,7 @@ impl Service {
         let mut launcher = Launcher::over(socket);
         let wake = Wake::new().map_err(ServeError::Wake)?;
         let end = signal(SIGTERM).map_err(ServeError::Signal)?;
-        let listener = Listener::over(
-            launcher.share(SharedFile::Socket)?,
-            launcher.share(SharedFile::Lock)?,
-        );
+        let listener = Listener::over(launcher.share(SharedFile::Socket)?, launcher.share(SharedFile::Lock)?);
         let uevents = Uevents::over(launcher.share(SharedFile::Uevents)?);
         Ok(Self {
             host: Host::open_with(Runner::Launcher(launcher))?,
@@ -270,7 +267,7 @@ impl Service {
                 errors.reset(context, stub, bdf, reset);
             }
         }
-        // While the job ran, changes of the stub's nodes were not followed.
+        // While devices were taken back, changes of the stub's nodes were not followed.
         self.agenda.mark(Concern::Published(stub), Instant::now());
     }
 
@@ -311,8 +308,8 @@ impl Service {
         let mut unseen = self.host.store.has_events();
         if let Runner::Launcher(launcher) = &mut self.host.runner {
             unseen |= launcher.take_unseen();
-            // The end of the launcher ends the service. POLLHUP comes unasked; answers are waited for only if the main thread
-            // has ordered something, for jobs have connections of their own.
+            // The end of the launcher ends the service, and POLLHUP comes unasked. Answers are waited for only if a revival needs
+            // one: `Errors` polls for its own, and jobs have connections of their own.
             let answers = if self.revivals.expect_answers() {
                 PollFlags::IN
             } else {

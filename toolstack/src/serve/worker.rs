@@ -16,6 +16,7 @@ const STARTING: &CStr = c"bulkhead-start";
 /// other worker serves. Returns on errors, and when it is told to end (SIGTERM).
 pub fn work(socket: OwnedFd) -> Result<(), ServeError> {
     // A worker must not outlive the launcher: it has a copy of the service's lock, and no other service could start.
+    // If the launcher has died before this call, its end of the socket is closed, and the first order fails.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| ServeError::Tie(error.into()))?;
     // No other process of the same user can attach to it, or read its memory.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| ServeError::Tie(error.into()))?;

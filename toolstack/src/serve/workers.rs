@@ -175,6 +175,7 @@ impl Workers {
     fn start(&mut self, worker: WorkerId) -> Result<(), WorkersError> {
         let (desk, command) = (Arc::clone(&self.desk), self.command);
         let start = || {
+            // If the process does not start, its end of the pair is dropped, and the thread ends too.
             let (ours, theirs) = pair()?;
             // A worker whose messages make no sense loses its connection, and ends.
             thread::Builder::new().spawn(move || attend(ours, worker, &desk))?;
@@ -211,6 +212,7 @@ impl Workers {
     /// Reaps the workers that have ended.
     fn see_ends(&mut self) -> Result<(), WorkersError> {
         let mut ended = Vec::new();
+        // Each worker by its number: the desk has children of its own, and waits for those.
         for (&worker, process) in &mut self.processes {
             if let Some(status) = process.try_wait().map_err(WorkersError::Events)? {
                 ended.push((worker, process.id(), status));

@@ -26,6 +26,7 @@ pub fn collect(
     service_running: bool,
     mut seen: BTreeMap<DomId, Seen>,
 ) -> Result<Status, StatusError> {
+    // A damaged record is a problem to tell, and does not hide the others.
     let (attachments, damaged) = Attachment::all(store)?;
     let mut status = Status {
         service: ServiceStatus {
@@ -130,6 +131,7 @@ fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<Doma
 pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
     let line = device.gsi.filter(|_| device.line_offered);
     let (name, pirqs) = match mode {
+        // In this mode a device whose line is withheld has no interrupt at all.
         Mode::Intx => (
             if line.is_some() { "intx" } else { "none" },
             line.into_iter().collect(),

@@ -43,6 +43,7 @@ pub struct Check {
 /// Checks devices with the same functions as `run` and `attach`.
 pub fn check(request: &Check) -> Result<Report> {
     let mut host = Host::open()?;
+    // A name that means no device is reported, and does not hide the others.
     let named: Vec<Result<(Bdf, Terms)>> = request
         .devices
         .iter()
@@ -58,6 +59,7 @@ pub fn check(request: &Check) -> Result<Report> {
         (around, _) => around?,
     };
     let (guest, already, guest_refusal) = guest(request.guest.as_deref(), &mut host)?;
+    // What this guest had before, and may still have mapped, it can have again.
     if let Some(guest) = &guest {
         around.claims.forgive(guest.domid);
     }
@@ -92,6 +94,7 @@ pub fn check(request: &Check) -> Result<Report> {
     report.notes.extend(general.map(Refusal::to_string));
     let general = notices.iter().filter(|notice| notice.bdf().is_none());
     report.notes.extend(general.map(Notice::to_string));
+    // A refusal that concerns no single device concerns all of them.
     report.fit &= refusals.iter().all(|refusal| refusal.bdf().is_some());
     for (name, named) in request.devices.iter().zip(&named) {
         let entry = match named {

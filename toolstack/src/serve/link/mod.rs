@@ -41,9 +41,7 @@ pub enum LinkError {
     /// Its page cannot be mapped.
     #[error("cannot map the stub's grant {grant}")]
     Page {
-        /// The grant reference.
         grant: u32,
-        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -52,7 +50,6 @@ pub enum LinkError {
     Port {
         /// The stub's port.
         port: u32,
-        /// The cause.
         #[source]
         source: io::Error,
     },

@@ -11,7 +11,6 @@ use xenbus::pciif::MAGIC;
 #[derive(Debug, Error)]
 #[error("the stub's node {node} is {value:?}, which is no {expected}")]
 pub struct NodeError {
-    /// The key.
     node: &'static str,
     /// The beginning of what it holds.
     value: String,

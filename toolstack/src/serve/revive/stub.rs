@@ -36,7 +36,6 @@ pub enum Stage {
     Created(Result<(), LaunchError>),
     /// The launcher destroys what a failed attempt has left.
     Clearing {
-        /// The order.
         ticket: Ticket,
         /// True if no further attempt is made.
         is_final: bool,

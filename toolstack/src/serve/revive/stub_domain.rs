@@ -34,9 +34,7 @@ pub enum ReviveError {
     /// It cannot read its device.
     #[error("Xen refused it the configuration page of {bdf}")]
     Page {
-        /// The device.
         bdf: Bdf,
-        /// The errno.
         #[source]
         source: io::Error,
     },
