@@ -1,7 +1,7 @@
 //! Answers a guest's requests: one in, one out.
 
 use super::config::{Access, Effect, VirtualConfig};
-use super::hardware::{Dom0, Reach};
+use super::dom0::Dom0;
 use super::msi::MsiState;
 use super::resources::Resources;
 use super::slots::{NoPlace, Slots};
@@ -405,12 +405,7 @@ impl<E: ConfigSpace> Engine<E> {
 impl<E: ConfigSpace> Function<E> {
     fn quiesce(&mut self, dom0: &mut impl Dom0, counters: &mut Counters) {
         let bdf = self.config.resources().bdf;
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf,
-            dom0,
-        };
-        match self.messages.disable(&mut hardware) {
+        match self.messages.disable(dom0) {
             Ok(None) => {}
             Ok(Some(kind)) => {
                 counters.add(disabled(kind));
@@ -429,11 +424,6 @@ impl<E: ConfigSpace> Function<E> {
     ) -> Result<Done, RequestError> {
         let resources = self.config.resources();
         let line = if resources.intx { resources.irq } else { 0 };
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf: resources.bdf,
-            dom0,
-        };
         match request.command {
             Command::ConfRead => {
                 let access = Access::new(request.offset, request.size)?;
@@ -444,13 +434,13 @@ impl<E: ConfigSpace> Function<E> {
                 self.write(access, request.value, dom0, counters)
                     .map(Done::Written)
             }
-            Command::EnableMsi => self.messages.enable_msi(&mut hardware).map(Done::MsiOn),
+            Command::EnableMsi => self.messages.enable_msi(&self.ecam, dom0).map(Done::MsiOn),
             Command::EnableMsix => self
                 .messages
-                .enable_msix(&mut hardware, entries)
+                .enable_msix(&self.ecam, dom0, entries)
                 .map(Done::MsixOn),
             Command::DisableMsi | Command::DisableMsix => {
-                let kind = self.messages.disable(&mut hardware)?;
+                let kind = self.messages.disable(dom0)?;
                 Ok(Done::Off { kind, line })
             }
             Command::Other(command) => Err(RequestError::UnknownCommand(command)),
@@ -465,11 +455,6 @@ impl<E: ConfigSpace> Function<E> {
         counters: &mut Counters,
     ) -> Result<Effect, RequestError> {
         let bdf = self.config.resources().bdf;
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf,
-            dom0,
-        };
         // True only once for each register that has a counter of its own: so few lines need no limit.
         let mut first = None;
         let dropped = |offset| {
@@ -477,7 +462,7 @@ impl<E: ConfigSpace> Function<E> {
                 first = first.or(Some(offset));
             }
         };
-        let effect = self.config.write(&mut hardware, access, value, dropped);
+        let effect = self.config.write(&self.ecam, dom0, access, value, dropped);
         if let Some(offset) = first {
             let name = self.config.name_of(offset).unwrap_or("no register of the policy");
             log::info!("{bdf}: writes to {offset:#05x} ({name}) are dropped");

@@ -1,10 +1,11 @@
 //! MSI and MSI-X of one function: what may be turned on when, and turning off what is on.
 
 use super::config::VirtualConfig;
-use super::hardware::Hardware;
+use super::dom0::Dom0;
 use crate::error::{MessageKind, MessageRefusal, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
+use pci::bdf::Bdf;
 use pci::registers::{command, msi, msix, power, register};
 use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
 
@@ -23,6 +24,8 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct MsiState {
     mode: Mode,
+    /// The function's real address, by which dom0 knows it.
+    bdf: Bdf,
     /// The toolstack allows both kinds.
     offered: bool,
     /// Its memory decode is that of its physical function, which only dom0 can see.
@@ -37,10 +40,10 @@ pub struct MsiState {
 
 impl MsiState {
     /// Takes the device's own word for what is on: a stub that was started anew takes up where it was.
-    pub fn new(config: &VirtualConfig, hardware: &impl ConfigSpace) -> Self {
+    pub fn new(config: &VirtualConfig, ecam: &impl ConfigSpace) -> Self {
         let msi = config.message_capability(MessageKind::Msi);
         let msix = config.message_capability(MessageKind::Msix);
-        let is_on = |kind, capability: Option<u16>, enable| match message_control(hardware, capability?) {
+        let is_on = |kind, capability: Option<u16>, enable| match message_control(ecam, capability?) {
             Ok(control) if control & enable == 0 => None,
             Ok(_) => Some(Mode::MsiState(kind)),
             Err(_) => Some(Mode::Unsettled(kind)),
@@ -50,6 +53,7 @@ impl MsiState {
             .unwrap_or(Mode::Line);
         Self {
             mode,
+            bdf: config.resources().bdf,
             offered: config.resources().msi,
             virtual_function: config.resources().virtual_function,
             power: config.power_capability().map(|at| at + power::CONTROL),
@@ -75,13 +79,13 @@ impl MsiState {
     ///
     /// # Errors
     /// [`RequestError::Message`], or what dom0's service answers.
-    pub fn enable_msi(&mut self, hardware: &mut impl Hardware) -> Result<u32, RequestError> {
+    pub fn enable_msi(&mut self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<u32, RequestError> {
         const KIND: MessageKind = MessageKind::Msi;
         let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
         if !self.offered {
             return refuse(MessageRefusal::SwitchedOff);
         }
-        self.settle(hardware)?;
+        self.settle(dom0)?;
         match self.mode {
             Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
@@ -90,11 +94,11 @@ impl MsiState {
         let Some(base) = self.msi else {
             return refuse(MessageRefusal::NoCapability);
         };
-        message_control(hardware, base)?;
-        if !self.is_awake(hardware)? {
+        message_control(ecam, base)?;
+        if !self.is_awake(ecam)? {
             return refuse(MessageRefusal::Asleep);
         }
-        let answer = match hardware.enable_msi() {
+        let answer = match dom0.enable_msi(self.bdf) {
             Ok(0) => Err(RequestError::ServiceNonsense),
             answer => answer,
         };
@@ -107,7 +111,8 @@ impl MsiState {
     /// [`RequestError::Message`], or what dom0's service answers.
     pub fn enable_msix(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         entries: Result<&[MsixEntry], TooManyVectors>,
     ) -> Result<Vec<u16>, RequestError> {
         const KIND: MessageKind = MessageKind::Msix;
@@ -119,26 +124,26 @@ impl MsiState {
             Ok(entries) => entries,
             Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
         };
-        self.settle(hardware)?;
+        self.settle(dom0)?;
         match self.mode {
             Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
             Mode::Line | Mode::Unsettled(_) => {}
         }
-        if !self.virtual_function && word(hardware, register::COMMAND)? & command::MEMORY == 0 {
+        if !self.virtual_function && word(ecam, register::COMMAND)? & command::MEMORY == 0 {
             return refuse(MessageRefusal::MemoryDecodeOff);
         }
         let Some(base) = self.msix else {
             return refuse(MessageRefusal::NoCapability);
         };
-        let table = (message_control(hardware, base)? & msix::LAST_ENTRY) + 1;
-        if !self.is_awake(hardware)? {
+        let table = (message_control(ecam, base)? & msix::LAST_ENTRY) + 1;
+        if !self.is_awake(ecam)? {
             return refuse(MessageRefusal::Asleep);
         }
         if let Err(refusal) = check_entries(entries, table) {
             return refuse(refusal);
         }
-        let answer = match hardware.enable_msix(entries) {
+        let answer = match dom0.enable_msix(self.bdf, entries) {
             Ok(pirqs) if pirqs.len() != entries.len() || pirqs.contains(&0) => {
                 Err(RequestError::ServiceNonsense)
             }
@@ -154,11 +159,11 @@ impl MsiState {
     ///
     /// # Errors
     /// What dom0's service answers; the kind then counts as on.
-    pub fn disable(&mut self, hardware: &mut impl Hardware) -> Result<Option<MessageKind>, RequestError> {
+    pub fn disable(&mut self, dom0: &mut impl Dom0) -> Result<Option<MessageKind>, RequestError> {
         let (Mode::MsiState(kind) | Mode::Unsettled(kind)) = self.mode else {
             return Ok(None);
         };
-        match hardware.disable(kind) {
+        match dom0.disable(self.bdf, kind) {
             Ok(()) => {
                 self.mode = Mode::Line;
                 Ok(Some(kind))
@@ -174,17 +179,17 @@ impl MsiState {
 
     /// True if the device is in D0. Otherwise it answers to no memory access, its vector table least of all, although
     /// COMMAND says that it decodes: what XSA-157 is about.
-    fn is_awake(&self, hardware: &impl ConfigSpace) -> Result<bool, RequestError> {
+    fn is_awake(&self, ecam: &impl ConfigSpace) -> Result<bool, RequestError> {
         match self.power {
-            Some(control) => Ok(word(hardware, control)? & power::STATE == 0),
+            Some(control) => Ok(word(ecam, control)? & power::STATE == 0),
             None => Ok(true),
         }
     }
 
     /// Turns off what may be on since an answer went missing, so that turning on starts from firm ground.
-    fn settle(&mut self, hardware: &mut impl Hardware) -> Result<(), RequestError> {
+    fn settle(&mut self, dom0: &mut impl Dom0) -> Result<(), RequestError> {
         if matches!(self.mode, Mode::Unsettled(_)) {
-            self.disable(hardware)?;
+            self.disable(dom0)?;
         }
         Ok(())
     }
@@ -200,13 +205,13 @@ impl MsiState {
     }
 }
 
-fn message_control(hardware: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
-    word(hardware, base + msi::CONTROL)
+fn message_control(ecam: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
+    word(ecam, base + msi::CONTROL)
 }
 
 /// A register that is never all-ones in a device that answers: each has bits that read 0.
-fn word(hardware: &impl ConfigSpace, offset: u16) -> Result<u16, RequestError> {
-    match hardware.read(offset, 2) as u16 {
+fn word(ecam: &impl ConfigSpace, offset: u16) -> Result<u16, RequestError> {
+    match ecam.read(offset, 2) as u16 {
         u16::MAX => Err(RequestError::DeviceSilent),
         value => Ok(value),
     }

@@ -204,10 +204,10 @@ pub static KEPT_EXTENDED: [Kept; 13] = [
 const MAX_EXTENDED_HOPS: usize = 480;
 
 /// Adds where the kept capabilities of extended space lie.
-fn walk_extended(hardware: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
+fn walk_extended(ecam: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
     let mut next = END;
     for _ in 0..MAX_EXTENDED_HOPS {
-        let header = hardware.read(next, 4);
+        let header = ecam.read(next, 4);
         if header == u32::MAX {
             break;
         }
@@ -252,19 +252,19 @@ pub struct Lists {
 /// They are the device's word and may be anything: the walk ends after 48 hops, at an offset inside the header, and at
 /// all-ones. A capability that has a table and does not fit below 256, overlaps another or is the second of its kind has
 /// no register of its own: what it covers is kept, for it may be Xen's or dom0's all the same.
-pub fn walk(hardware: &impl ConfigSpace) -> Lists {
+pub fn walk(ecam: &impl ConfigSpace) -> Lists {
     let mut lists = Lists::default();
-    walk_extended(hardware, &mut lists.kept);
-    if hardware.read(register::STATUS, 2) as u16 & status::CAPABILITIES == 0 {
+    walk_extended(ecam, &mut lists.kept);
+    if ecam.read(register::STATUS, 2) as u16 & status::CAPABILITIES == 0 {
         return lists;
     }
     let mut all: Vec<Found> = Vec::new();
-    let mut next = hardware.read(register::CAPABILITIES, 1) as u16 & !3;
+    let mut next = ecam.read(register::CAPABILITIES, 1) as u16 & !3;
     for _ in 0..capability::MOST {
         if next < FIRST {
             break;
         }
-        let [id, pointer] = (hardware.read(next, 2) as u16).to_le_bytes();
+        let [id, pointer] = (ecam.read(next, 2) as u16).to_le_bytes();
         if id == 0xff {
             break;
         }
@@ -275,12 +275,12 @@ pub fn walk(hardware: &impl ConfigSpace) -> Lists {
             all.push(Found {
                 base: next,
                 policy,
-                registers: present(policy, hardware, next),
+                registers: present(policy, ecam, next),
             });
         } else if let Some(kept) = KEPT.iter().find(|kept| kept.id == id.into()) {
             let mut length = kept.length;
             if id == ENHANCED_ALLOCATION {
-                length += EA_ENTRY * (hardware.read(next + 2, 2) as u16 & EA_ENTRIES);
+                length += EA_ENTRY * (ecam.read(next + 2, 2) as u16 & EA_ENTRIES);
             }
             lists.kept.push(next..next + length);
         }
@@ -303,10 +303,10 @@ pub fn walk(hardware: &impl ConfigSpace) -> Lists {
 }
 
 /// The registers that a capability of this kind has at `base`.
-fn present(policy: &'static Policy, hardware: &impl ConfigSpace, base: u16) -> &'static [Register] {
+fn present(policy: &'static Policy, ecam: &impl ConfigSpace, base: u16) -> &'static [Register] {
     let all = policy.registers;
     // In the third and fourth byte of both.
-    let control = hardware.read(base + msi::CONTROL, 2) as u16;
+    let control = ecam.read(base + msi::CONTROL, 2) as u16;
     let missing = match policy.kind {
         Kind::Msi => {
             // Address, data; the upper address; mask and pending bits.

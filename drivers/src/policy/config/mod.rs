@@ -19,7 +19,7 @@ mod render;
 pub use access::Access;
 pub use render::render;
 
-use super::hardware::Hardware;
+use super::dom0::Dom0;
 use super::resources::Resources;
 use crate::error::{MessageKind, RequestError, SetupError};
 use crate::platform::ConfigSpace;
@@ -90,12 +90,12 @@ impl VirtualConfig {
     /// # Errors
     /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`],
     /// [`SetupError::QuirkTaken`].
-    pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, Box<SetupError>> {
+    pub fn new(resources: Resources, ecam: &impl ConfigSpace) -> Result<Self, Box<SetupError>> {
         let bdf = resources.bdf;
         // The ids of a virtual function read all-ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
-        let ids = hardware.read(0, 4);
+        let ids = ecam.read(0, 4);
         let telling = if resources.virtual_function {
-            hardware.read(at::REVISION, 4)
+            ecam.read(at::REVISION, 4)
         } else {
             ids
         };
@@ -110,7 +110,7 @@ impl VirtualConfig {
         if found != expected && !(resources.virtual_function && ids == u32::MAX) {
             return Err(SetupError::WrongIds { bdf, expected, found }.into());
         }
-        let header = hardware.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
+        let header = ecam.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
         let (bridge, header_table) = match header {
             header_type::DEVICE => (false, &header::TYPE_0[..]),
             header_type::BRIDGE => (true, &header::TYPE_1[..]),
@@ -121,7 +121,7 @@ impl VirtualConfig {
             found: capabilities,
             kept,
             power,
-        } = capability::walk(hardware);
+        } = capability::walk(ecam);
         let base = |kind| {
             let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
             of_kind.map(|found| found.base)
@@ -172,7 +172,7 @@ impl VirtualConfig {
                 },
             },
             bridge,
-            command: hardware.read(at::COMMAND, 2) as u16,
+            command: ecam.read(at::COMMAND, 2) as u16,
             pm: base(Kind::Pm),
             power,
             msi: base(Kind::Msi),
@@ -192,8 +192,8 @@ impl VirtualConfig {
     }
 
     /// True if it is a bridge behind which the bus of `function` lies.
-    pub fn leads_to(&self, hardware: &impl ConfigSpace, function: Bdf) -> bool {
-        let bus = |offset| hardware.read(offset, 1);
+    pub fn leads_to(&self, ecam: &impl ConfigSpace, function: Bdf) -> bool {
+        let bus = |offset| ecam.read(offset, 1);
         let behind = || bus(at::SECONDARY_BUS)..=bus(at::SUBORDINATE_BUS);
         self.bridge
             && self.resources.bdf.segment() == function.segment()
@@ -202,11 +202,11 @@ impl VirtualConfig {
     }
 
     /// What a guest reads.
-    pub fn read(&self, hardware: &impl ConfigSpace, access: Access) -> u32 {
-        let mut value = hardware.read(access.offset(), access.width());
+    pub fn read(&self, ecam: &impl ConfigSpace, access: Access) -> u32 {
+        let mut value = ecam.read(access.offset(), access.width());
         for placed in &self.registers[self.touched(access)] {
             if placed.register.read != Read::Hardware {
-                value = access.overlay(value, placed.span, self.value(placed, hardware));
+                value = access.overlay(value, placed.span, self.value(placed, ecam));
             }
         }
         value
@@ -222,7 +222,8 @@ impl VirtualConfig {
     /// or what the second hop answers.
     pub fn write(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         access: Access,
         value: u32,
         mut dropped: impl FnMut(u16),
@@ -239,7 +240,7 @@ impl VirtualConfig {
             let covered = access.covered_by(span_of(quirk));
             if covered != 0 {
                 left &= !covered;
-                note(write_masked(hardware, quirk, access, value, &mut dropped));
+                note(self.write_masked(ecam, dom0, quirk, access, value, &mut dropped));
             }
         }
         let mut unnamed = left;
@@ -253,7 +254,7 @@ impl VirtualConfig {
                 if free == 0 {
                     continue;
                 }
-                let result = self.write_register(&placed, hardware, access, value, free);
+                let result = self.write_register(&placed, ecam, dom0, access, value, free);
                 if result == Ok(Effect::Dropped) {
                     dropped(placed.span.offset());
                 }
@@ -269,7 +270,7 @@ impl VirtualConfig {
                     continue;
                 }
                 // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
-                let result = hardware.write(piece, access.part(piece, value));
+                let result = dom0.conf_write(self.resources.bdf, piece, access.part(piece, value));
                 note(result.map(|()| Effect::Forwarded));
             }
         } else if unnamed != 0 {
@@ -321,8 +322,8 @@ impl VirtualConfig {
     }
 
     /// What a guest reads from one register.
-    fn value(&self, placed: &Placed, hardware: &impl ConfigSpace) -> u32 {
-        let present = || hardware.read(placed.span.offset(), placed.span.width());
+    fn value(&self, placed: &Placed, ecam: &impl ConfigSpace) -> u32 {
+        let present = || ecam.read(placed.span.offset(), placed.span.width());
         match placed.register.read {
             Read::Hardware => present(),
             Read::HardwareWithout(bits) => present() & !bits,
@@ -340,7 +341,8 @@ impl VirtualConfig {
     fn write_register(
         &mut self,
         placed: &Placed,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         access: Access,
         value: u32,
         // The bits of the register that no quirk has served.
@@ -353,8 +355,8 @@ impl VirtualConfig {
         if matches!(placed.register.write, Write::Drop | Write::Default) {
             return Ok(Effect::Dropped);
         }
-        let old = self.value(placed, hardware);
-        check_answers(hardware, span, old)?;
+        let old = self.value(placed, ecam);
+        check_answers(ecam, span, old)?;
         let new = span.overlay(old, access, value);
         match placed.register.write {
             Write::Permissive(bits) => {
@@ -363,32 +365,34 @@ impl VirtualConfig {
                 } else {
                     0
                 };
-                match change(hardware, span, old, old & !bits | new & bits)? {
+                match self.change(dom0, span, old, old & !bits | new & bits)? {
                     Effect::Absorbed if old != new => Ok(Effect::Dropped),
                     effect => Ok(effect),
                 }
             }
-            Write::Forward => change(hardware, span, old, new),
+            Write::Forward => self.change(dom0, span, old, new),
             Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
-                change(hardware, span, old, new)
+                self.change(dom0, span, old, new)
             }
             Write::Default | Write::Drop | Write::Bist => Ok(Effect::Dropped),
-            Write::Command => self.write_command(hardware, span, new as u16),
+            Write::Command => self.write_command(ecam, dom0, span, new as u16),
             Write::Bar(index) => {
-                let present = hardware.read(span.offset(), span.width());
+                let present = ecam.read(span.offset(), span.width());
                 match self.resources.bars.write(index, new, present) {
                     BarWrite::Absorbed => Ok(Effect::Absorbed),
-                    BarWrite::Restore(address) => change(hardware, span, present, address),
+                    BarWrite::Restore(address) => self.change(dom0, span, present, address),
                 }
             }
             Write::PowerControl => {
                 // A bit that this access does not cover must not be written back as a 1 that clears it.
                 let written = span.covered_by(access) as u16;
-                self.write_power_control(hardware, span, new as u16, written)
+                self.write_power_control(ecam, dom0, span, new as u16, written)
             }
             Write::VpdAddress if new as u16 & capability::VPD_WRITE != 0 => Err(denied),
             // Writing the address starts a read, even if it is the same address.
-            Write::VpdAddress => hardware.write(span, new).map(|()| Effect::Forwarded),
+            Write::VpdAddress => dom0
+                .conf_write(self.resources.bdf, span, new)
+                .map(|()| Effect::Forwarded),
             Write::MessageControl if new != old => Err(RequestError::MessageControl {
                 register: placed.register.name,
             }),
@@ -398,55 +402,56 @@ impl VirtualConfig {
 
     fn write_command(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         span: Access,
         written: u16,
     ) -> Result<Effect, RequestError> {
-        let read = |hardware: &_| ConfigSpace::read(hardware, span.offset(), span.width()) as u16;
-        let mut present = read(hardware);
+        let read = || ecam.read(span.offset(), span.width()) as u16;
+        let mut present = read();
         let mut effect = Effect::Absorbed;
         let enables = |bits: u16| bits & command::DECODE != 0;
         let enabled_anew = enables(written) && !enables(self.command);
         if enabled_anew || enables(command::target(present, written, self.reach) & !present) {
             // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
             // D3 may have forgotten where it is, and must not answer at address 0.
-            effect = self.wake(hardware)?.max(self.restore_bars(hardware)?);
-            present = read(hardware);
+            effect = self.wake(ecam, dom0)?.max(self.restore_bars(ecam, dom0)?);
+            present = read();
         }
         // All-ones is no value of this register: nothing sound could be derived from it.
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
         let target = command::target(present, written, self.reach);
-        effect = effect.max(change(hardware, span, u32::from(present), u32::from(target))?);
+        effect = effect.max(self.change(dom0, span, u32::from(present), u32::from(target))?);
         self.command = written;
         Ok(effect)
     }
 
     /// Brings the function to D0.
-    fn wake(&mut self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+    fn wake(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let Some(pm) = self.pm else {
             return Ok(Effect::Absorbed);
         };
         let control = Access::at(pm + power::CONTROL, 2);
-        let present = hardware.read(control.offset(), control.width()) as u16;
+        let present = ecam.read(control.offset(), control.width()) as u16;
         if present & power::STATE == 0 || present == u16::MAX {
             return Ok(Effect::Absorbed);
         }
         let awake = present & !(power::STATE | PME_STATUS);
-        hardware.write(control, u32::from(awake))?;
+        dom0.conf_write(self.resources.bdf, control, u32::from(awake))?;
         Ok(Effect::Forwarded)
     }
 
     /// Puts the recorded addresses back into BARs that hold others.
-    fn restore_bars(&self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+    fn restore_bars(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let mut effect = Effect::Absorbed;
         for placed in &self.registers {
             if let Write::Bar(index) = placed.register.write
                 && let Some(address) = self.resources.bars.address(index)
             {
-                let present = hardware.read(placed.span.offset(), placed.span.width());
-                effect = effect.max(change(hardware, placed.span, present, address)?);
+                let present = ecam.read(placed.span.offset(), placed.span.width());
+                effect = effect.max(self.change(dom0, placed.span, present, address)?);
             }
         }
         Ok(effect)
@@ -454,18 +459,19 @@ impl VirtualConfig {
 
     fn write_power_control(
         &self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         span: Access,
         new: u16,
         written: u16,
     ) -> Result<Effect, RequestError> {
-        let present = hardware.read(span.offset(), span.width()) as u16;
+        let present = ecam.read(span.offset(), span.width()) as u16;
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
         let state = new & power::STATE;
         let capabilities = span.offset() - power::CONTROL + power::CAPABILITIES;
-        let supported = hardware.read(capabilities, 2) as u16;
+        let supported = ecam.read(capabilities, 2) as u16;
         let absent = |&(number, bit)| state == number && supported & bit == 0;
         if state != present & power::STATE && POWER_STATES.iter().any(absent) {
             return Err(RequestError::PowerState(state as u8));
@@ -476,7 +482,40 @@ impl VirtualConfig {
         // A 1 in PME status changes something only where the device has one.
         let effective = target & !(PME_STATUS & !present);
         let unchanged = present & !PME_STATUS;
-        change(hardware, span, u32::from(unchanged), u32::from(effective))
+        self.change(dom0, span, u32::from(unchanged), u32::from(effective))
+    }
+
+    /// Writes the bits of a quirk's mask that an access covers; the other bits of the register keep their value.
+    fn write_masked(
+        &self,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
+        quirk: &Quirk,
+        access: Access,
+        value: u32,
+        mut dropped: impl FnMut(u16),
+    ) -> Result<Effect, RequestError> {
+        let span = span_of(quirk);
+        let bits = quirk.mask() & span.covered_by(access);
+        if bits == 0 {
+            dropped(span.offset());
+            return Ok(Effect::Dropped);
+        }
+        let present = ecam.read(span.offset(), span.width());
+        check_answers(ecam, span, present)?;
+        let written = span.overlay(present, access, value);
+        // Also where nothing changes: the bits may be of those that a written 1 clears.
+        dom0.conf_write(self.resources.bdf, span, present & !bits | written & bits)?;
+        Ok(Effect::Forwarded)
+    }
+
+    /// Writes `new` to the device, unless `old`, which is there, is the same.
+    fn change(&self, dom0: &mut impl Dom0, span: Access, old: u32, new: u32) -> Result<Effect, RequestError> {
+        if old == new {
+            return Ok(Effect::Absorbed);
+        }
+        dom0.conf_write(self.resources.bdf, span, new)
+            .map(|()| Effect::Forwarded)
     }
 }
 
@@ -488,8 +527,8 @@ fn keeps(kept: &[Range<u16>], access: Access) -> bool {
 
 /// Refuses to derive anything from `present`, the value of a register, if the device has not answered. All-ones may be
 /// sound in one register; in the class code it never is.
-fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
-    if present == span.mask() && hardware.read(at::REVISION, 4) == u32::MAX {
+fn check_answers(ecam: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
+    if present == span.mask() && ecam.read(at::REVISION, 4) == u32::MAX {
         return Err(RequestError::DeviceSilent);
     }
     Ok(())
@@ -497,34 +536,4 @@ fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Res
 
 const fn span_of(quirk: &Quirk) -> Access {
     Access::at(quirk.offset(), quirk.width())
-}
-
-/// Writes the bits of a quirk's mask that an access covers; the other bits of the register keep their value.
-fn write_masked(
-    hardware: &mut impl Hardware,
-    quirk: &Quirk,
-    access: Access,
-    value: u32,
-    mut dropped: impl FnMut(u16),
-) -> Result<Effect, RequestError> {
-    let span = span_of(quirk);
-    let bits = quirk.mask() & span.covered_by(access);
-    if bits == 0 {
-        dropped(span.offset());
-        return Ok(Effect::Dropped);
-    }
-    let present = hardware.read(span.offset(), span.width());
-    check_answers(hardware, span, present)?;
-    let written = span.overlay(present, access, value);
-    // Also where nothing changes: the bits may be of those that a written 1 clears.
-    hardware.write(span, present & !bits | written & bits)?;
-    Ok(Effect::Forwarded)
-}
-
-/// Writes `new` to the device, unless `old`, which is there, is the same.
-fn change(hardware: &mut impl Hardware, span: Access, old: u32, new: u32) -> Result<Effect, RequestError> {
-    if old == new {
-        return Ok(Effect::Absorbed);
-    }
-    hardware.write(span, new).map(|()| Effect::Forwarded)
 }
