@@ -3,7 +3,7 @@
 
 /// How to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FailureKind {
     /// Panic.
     Panic,
     /// Run out of memory.

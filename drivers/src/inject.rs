@@ -31,7 +31,7 @@ pub use on_demand::{NODE, point, take};
 #[cfg(feature = "inject")]
 mod on_demand {
     use super::Point;
-    use crate::failure::{Kind, Order};
+    use crate::failure::{FailureKind, Order};
     use crate::platform::Platform;
     use crate::store;
     use alloc::vec::Vec;
@@ -43,7 +43,7 @@ mod on_demand {
     /// Where dom0 writes its order, relative to the stub's home.
     pub const NODE: &str = "control/bulkhead-inject";
 
-    /// How long [`Kind::Delay`] takes: more than work may.
+    /// How long [`FailureKind::Delay`] takes: more than work may.
     const DELAY: Duration = Duration::from_millis(900);
 
     const POINTS: [(&str, Point); 11] = [
@@ -60,18 +60,18 @@ mod on_demand {
         ("reconcile", Point::Reconcile),
     ];
 
-    const KINDS: [(&str, Kind); 11] = [
-        ("panic", Kind::Panic),
-        ("allocation", Kind::Allocation),
-        ("stack", Kind::Stack),
-        ("hang", Kind::Hang),
-        ("deaf", Kind::Deaf),
-        ("delay", Kind::Delay),
-        ("page-fault", Kind::PageFault),
-        ("protection-fault", Kind::ProtectionFault),
-        ("invalid-opcode", Kind::InvalidOpcode),
-        ("hypercall", Kind::Hypercall),
-        ("handle", Kind::Handle),
+    const KINDS: [(&str, FailureKind); 11] = [
+        ("panic", FailureKind::Panic),
+        ("allocation", FailureKind::Allocation),
+        ("stack", FailureKind::Stack),
+        ("hang", FailureKind::Hang),
+        ("deaf", FailureKind::Deaf),
+        ("delay", FailureKind::Delay),
+        ("page-fault", FailureKind::PageFault),
+        ("protection-fault", FailureKind::ProtectionFault),
+        ("invalid-opcode", FailureKind::InvalidOpcode),
+        ("hypercall", FailureKind::Hypercall),
+        ("handle", FailureKind::Handle),
     ];
 
     /// Reads an order as dom0 writes it.
@@ -105,13 +105,13 @@ mod on_demand {
         }
         platform.note(|crash_log| crash_log.order.left -= 1);
         match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
-            Some(Kind::Panic) => panic!("as ordered"),
-            Some(Kind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),
-            Some(Kind::Stack) => _ = black_box(deeper(&[0; 64])),
-            Some(Kind::Hang) => loop {
+            Some(FailureKind::Panic) => panic!("as ordered"),
+            Some(FailureKind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),
+            Some(FailureKind::Stack) => _ = black_box(deeper(&[0; 64])),
+            Some(FailureKind::Hang) => loop {
                 core::hint::spin_loop();
             },
-            Some(Kind::Delay) => {
+            Some(FailureKind::Delay) => {
                 let end = platform.now() + DELAY;
                 while platform.now() < end {
                     platform.wait(&[], Some(end));

@@ -88,5 +88,5 @@ pub trait Platform {
 
     /// Has the processor fail in this way.
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: crate::failure::Kind);
+    fn fault(&mut self, kind: crate::failure::FailureKind);
 }

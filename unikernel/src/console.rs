@@ -73,7 +73,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut line = Line {
+        let mut line = LineBuffer {
             bytes: [0; LINE],
             length: 0,
         };
@@ -100,12 +100,12 @@ impl Log for Logger {
 }
 
 /// A line being put together.
-struct Line {
+struct LineBuffer {
     bytes: [u8; LINE],
     length: usize,
 }
 
-impl Write for Line {
+impl Write for LineBuffer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             let place = self.bytes.get_mut(self.length).ok_or(fmt::Error)?;

@@ -16,7 +16,7 @@ use crate::{clock, event, hypercall};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use drivers::platform::{Errno, Port};
-use limit::{Limit, Machine, Verdict, set_watchdog};
+use limit::{Limit, Vcpu, Verdict, set_watchdog};
 use xen_sys::{__HYPERVISOR_callback_op, __HYPERVISOR_sched_op, __HYPERVISOR_vcpu_op};
 
 const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
@@ -81,7 +81,7 @@ pub unsafe fn init(entry: u64) -> Result<(), Errno> {
     event::unmask(port);
     // At once, not at the first wait: an earlier life may have left the watchdog on, and only what is known to be on is
     // turned off while the stub waits.
-    LIMIT.work(&Xen);
+    LIMIT.work(&XenVcpu);
     Ok(())
 }
 
@@ -92,20 +92,20 @@ fn is_limited() -> bool {
 /// From here on the stub works.
 pub fn work() {
     if is_limited() {
-        LIMIT.work(&Xen);
+        LIMIT.work(&XenVcpu);
     }
 }
 
 /// This life ends: no upcall comes any more.
 pub fn ending() {
     if is_limited() {
-        LIMIT.end(&Xen);
+        LIMIT.end(&XenVcpu);
     }
 }
 
 /// True if the work that the timer's upcall interrupts has run for too long. If it has not, it may go on.
 pub fn is_over() -> bool {
-    LIMIT.expire(&Xen) == Verdict::Hung
+    LIMIT.expire(&XenVcpu) == Verdict::Hung
 }
 
 /// Blocks until one of `ports` is pending, or the clock reaches `until`. Without `until`, for ever. May end early.
@@ -113,9 +113,9 @@ pub fn is_over() -> bool {
 /// At most 128 ports (Xen's limit); the stub has five.
 pub fn wait(ports: &[Port], until: Option<Duration>) {
     if is_limited() {
-        LIMIT.wait(&Xen, ports, until);
-    } else if !Xen.is_pending(ports) {
-        Xen.poll(ports, until);
+        LIMIT.wait(&XenVcpu, ports, until);
+    } else if !XenVcpu.is_pending(ports) {
+        XenVcpu.poll(ports, until);
     }
 }
 
@@ -128,9 +128,9 @@ fn operate<T>(operation: u32, argument: &mut T) -> Result<u64, Errno> {
 }
 
 /// Runs in the upcall too: no logging, for the interrupted code may be in the middle of that.
-struct Xen;
+struct XenVcpu;
 
-impl Machine for Xen {
+impl Vcpu for XenVcpu {
     fn now(&self) -> Duration {
         clock::now()
     }

@@ -174,13 +174,13 @@ impl Platform for Xen {
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::failure::Kind) {
-        use drivers::failure::Kind;
-        if kind == Kind::Hypercall {
+    fn fault(&mut self, kind: drivers::failure::FailureKind) {
+        use drivers::failure::FailureKind;
+        if kind == FailureKind::Hypercall {
             crate::hypercall::REFUSE_MAPPING.store(true, core::sync::atomic::Ordering::Relaxed);
             return;
         }
-        if kind == Kind::Handle {
+        if kind == FailureKind::Handle {
             crate::hypercall::LOSE_HANDLE.store(true, core::sync::atomic::Ordering::Relaxed);
             return;
         }
@@ -188,11 +188,11 @@ impl Platform for Xen {
         // unmapped, and the other address is none of x86-64.
         unsafe {
             match kind {
-                Kind::PageFault => asm!("mov eax, [0]", out("eax") _, options(nostack)),
-                Kind::ProtectionFault => {
+                FailureKind::PageFault => asm!("mov eax, [0]", out("eax") _, options(nostack)),
+                FailureKind::ProtectionFault => {
                     asm!("mov {0}, 1", "shl {0}, 62", "mov {0}, [{0}]", out(reg) _, options(nostack));
                 }
-                Kind::Deaf => {
+                FailureKind::Deaf => {
                     event::open_upcalls(false);
                     loop {
                         core::hint::spin_loop();

@@ -240,17 +240,17 @@ fn tell(frame: &Frame) {
         log::error!("  faulting address {:#x}", faulting_address());
     }
     for line in (0..frame.len()).step_by(PER_LINE) {
-        log::error!(" {}", Line { frame, first: line });
+        log::error!(" {}", RegisterLine { frame, first: line });
     }
 }
 
 /// Some registers of a frame.
-struct Line<'a> {
+struct RegisterLine<'a> {
     frame: &'a Frame,
     first: usize,
 }
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for RegisterLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let registers = REGISTERS.split(' ').zip(self.frame);
         let mut line = registers.skip(self.first).take(PER_LINE);

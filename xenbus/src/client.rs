@@ -57,14 +57,14 @@ pub trait Transport {
 
 /// A request about nodes, made by the methods of [`Store`] only.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct StoreRequest<'a> {
     kind: Kind,
     /// Path or domain, for messages.
     subject: &'a str,
     payload: Vec<u8>,
 }
 
-impl<'a> Request<'a> {
+impl<'a> StoreRequest<'a> {
     /// A request about the node at `path`, with `rest` after the path's NUL.
     fn on_node<E>(kind: Kind, path: &'a str, rest: &[u8]) -> Result<Self, Error<E>> {
         let limit = if path.starts_with('/') {
@@ -101,7 +101,7 @@ pub trait Store {
     type TransportError: Debug + Display;
 
     /// Sends a request and returns the payload of its reply.
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
 
     /// The value of a node, as text. A value is whatever bytes its owner likes: bytes that are no UTF-8 read as one
     /// [`char::REPLACEMENT_CHARACTER`], which no parser takes.
@@ -112,7 +112,7 @@ pub trait Store {
 
     /// The value of a node, as it is.
     fn read_bytes(&mut self, path: &str) -> Result<Vec<u8>, Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Read, path, b"")?)
+        self.submit(StoreRequest::on_node(Kind::Read, path, b"")?)
     }
 
     /// The xenbus state in a node; [`XenbusState::Unknown`] if there is no such node, or it holds no state.
@@ -137,28 +137,31 @@ pub trait Store {
 
     /// The same with any bytes.
     fn write_bytes(&mut self, path: &str, value: &[u8]) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Write, path, value)?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Write, path, value)?)
+            .map(drop)
     }
 
     /// Makes a node without a value, and its parents. An existing node is left as it is.
     fn mkdir(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Mkdir, path, b"")?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Mkdir, path, b"")?)
+            .map(drop)
     }
 
     /// Removes a node and everything below it. A missing node is not an error if its parent exists.
     fn remove(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Remove, path, b"")?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Remove, path, b"")?)
+            .map(drop)
     }
 
     /// The names of a node's children, in no particular order.
     fn directory(&mut self, path: &str) -> Result<Vec<String>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::Directory, path, b"")?)?;
+        let payload = self.submit(StoreRequest::on_node(Kind::Directory, path, b"")?)?;
         well_formed(Kind::Directory, path, wire::decode_texts(&payload))
     }
 
     /// Who may access a node; the first entry names its owner.
     fn permissions(&mut self, path: &str) -> Result<Vec<Permission>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::GetPermissions, path, b"")?)?;
+        let payload = self.submit(StoreRequest::on_node(Kind::GetPermissions, path, b"")?)?;
         let permissions = wire::decode_texts(&payload).and_then(|texts| {
             let permissions = texts
                 .iter()
@@ -179,8 +182,12 @@ pub trait Store {
             texts.push_str(&permission.to_string());
             texts.push('\0');
         }
-        self.submit(Request::on_node(Kind::SetPermissions, path, texts.as_bytes())?)
-            .map(drop)
+        self.submit(StoreRequest::on_node(
+            Kind::SetPermissions,
+            path,
+            texts.as_bytes(),
+        )?)
+        .map(drop)
     }
 }
 
@@ -215,7 +222,7 @@ impl<T: Transport> Client<T> {
             last_request,
             ..Self::new(transport)
         };
-        client.submit(Request::on(Kind::ResetWatches, "", &[b"\0"])?)?;
+        client.submit(StoreRequest::on(Kind::ResetWatches, "", &[b"\0"])?)?;
         Ok(client)
     }
 
@@ -339,12 +346,12 @@ impl<T: Transport> Client<T> {
 
     fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
         let domid = domid.to_string();
-        let payload = self.submit(Request::on(kind, &domid, &[domid.as_bytes(), b"\0"])?)?;
+        let payload = self.submit(StoreRequest::on(kind, &domid, &[domid.as_bytes(), b"\0"])?)?;
         well_formed(kind, &domid, wire::decode_exactly(&payload))
     }
 
     fn start_transaction(&mut self) -> Result<u32, Error<T::Error>> {
-        let payload = self.submit(Request::on(Kind::TransactionStart, "", &[b"\0"])?)?;
+        let payload = self.submit(StoreRequest::on(Kind::TransactionStart, "", &[b"\0"])?)?;
         let id = wire::decode_exactly(&payload).and_then(|[id]| match id.parse() {
             // Zero would make the transaction's writes take effect at once.
             Ok(0) | Err(_) => Err(Violation::Value),
@@ -355,17 +362,21 @@ impl<T: Transport> Client<T> {
 
     fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error<T::Error>> {
         let verdict = if commit { "T\0" } else { "F\0" };
-        let request = Request::on(Kind::TransactionEnd, "", &[verdict.as_bytes()])?;
+        let request = StoreRequest::on(Kind::TransactionEnd, "", &[verdict.as_bytes()])?;
         self.exchange(request, id).map(drop)
     }
 
     /// Sends a request, queues the events that come first, and returns the reply's payload.
-    fn exchange(&mut self, request: Request<'_>, transaction: u32) -> Result<Vec<u8>, Error<T::Error>> {
+    fn exchange(&mut self, request: StoreRequest<'_>, transaction: u32) -> Result<Vec<u8>, Error<T::Error>> {
         let result = self.try_exchange(&request, transaction);
         result.map_err(|cause| Error::new(request.kind, request.subject, cause))
     }
 
-    fn try_exchange(&mut self, request: &Request<'_>, transaction: u32) -> Result<Vec<u8>, Cause<T::Error>> {
+    fn try_exchange(
+        &mut self,
+        request: &StoreRequest<'_>,
+        transaction: u32,
+    ) -> Result<Vec<u8>, Cause<T::Error>> {
         if !self.in_step {
             return Err(Cause::OutOfStep);
         }
@@ -465,17 +476,17 @@ fn well_formed<R, E>(kind: Kind, subject: &str, reply: Result<R, Violation>) -> 
     reply.map_err(|violation| Error::new(kind, subject, Cause::Violation(violation)))
 }
 
-fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<Request<'a>, Error<E>> {
+fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<StoreRequest<'a>, Error<E>> {
     if token.contains('\0') {
         return Err(Error::new(kind, path, Cause::Token));
     }
-    Request::on_node(kind, path, &[token.as_bytes(), b"\0"].concat())
+    StoreRequest::on_node(kind, path, &[token.as_bytes(), b"\0"].concat())
 }
 
 impl<T: Transport> Store for Client<T> {
     type TransportError = T::Error;
 
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.exchange(request, 0)
     }
 }
@@ -490,7 +501,7 @@ pub struct Transaction<'a, T> {
 impl<T: Transport> Store for Transaction<'_, T> {
     type TransportError = T::Error;
 
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.client.exchange(request, self.id)
     }
 }

@@ -152,7 +152,7 @@ struct Watch {
 }
 
 #[derive(Debug)]
-struct Transaction {
+struct OpenTransaction {
     connection: u64,
     tree: Tree,
     changes: Vec<Change>,
@@ -167,7 +167,7 @@ struct Daemon {
     generation: u64,
     introduced: BTreeSet<u16>,
     watches: Vec<Watch>,
-    transactions: BTreeMap<u32, Transaction>,
+    transactions: BTreeMap<u32, OpenTransaction>,
     last_transaction: u32,
     outboxes: BTreeMap<u64, VecDeque<u8>>,
     next_connection: u64,
@@ -297,7 +297,7 @@ impl Daemon {
 
     fn start_transaction(&mut self, connection: u64) -> Vec<u8> {
         self.last_transaction += 1;
-        let transaction = Transaction {
+        let transaction = OpenTransaction {
             connection,
             tree: self.tree.clone(),
             changes: Vec::new(),

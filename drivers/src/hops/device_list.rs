@@ -52,7 +52,7 @@ pub struct Entry {
 
 /// A device of the list. What is wrong with it is an error of that device alone.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ListedDevice {
     /// Its number in the list.
     pub number: usize,
     /// Its state.
@@ -76,7 +76,7 @@ pub fn read<T: Transport, Page: SharedPage>(
     device: Device,
     second: &SecondHop<Page>,
     wanted: fn(XenbusState) -> bool,
-) -> Result<(SlotMode, Vec<Listed>), Box<SetupError>> {
+) -> Result<(SlotMode, Vec<ListedDevice>), Box<SetupError>> {
     client.transaction_or(TRANSACTION_TRIES, |store| {
         let store: &mut dyn Nodes = store;
         let served = second.list(store)?;
@@ -96,7 +96,7 @@ pub fn read<T: Transport, Page: SharedPage>(
                 }
                 Err(error) => Err(error.clone()),
             };
-            all.push(Listed {
+            all.push(ListedDevice {
                 number,
                 state,
                 bdf,

@@ -48,7 +48,7 @@ fn flag(text: &str) -> Option<bool> {
 
 /// What we share with the service.
 #[derive(Debug)]
-struct Channel<Page> {
+struct ServiceChannel<Page> {
     page: Page,
     grant: GrantRef,
     port: Port,
@@ -58,13 +58,13 @@ struct Channel<Page> {
 
 /// How far the connection is.
 #[derive(Debug)]
-enum Phase<Page> {
+enum ServicePhase<Page> {
     /// Nothing is shared.
     Down,
     /// Published; the service has not connected yet.
-    Offered(Channel<Page>),
+    Offered(ServiceChannel<Page>),
     /// In service.
-    Up(Channel<Page>),
+    Up(ServiceChannel<Page>),
     /// It could not be set up. Tried again after the service has been away.
     Failed,
 }
@@ -73,7 +73,7 @@ enum Phase<Page> {
 #[derive(Debug)]
 pub struct SecondHop<Page> {
     device: Device,
-    phase: Phase<Page>,
+    phase: ServicePhase<Page>,
 }
 
 impl<Page: pciif::SharedPage> SecondHop<Page> {
@@ -81,7 +81,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     pub const fn new(stub: DomId) -> Self {
         Self {
             device: Device::second_hop(stub),
-            phase: Phase::Down,
+            phase: ServicePhase::Down,
         }
     }
 
@@ -92,13 +92,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
     /// True while the service takes requests.
     pub const fn is_up(&self) -> bool {
-        matches!(self.phase, Phase::Up(_))
+        matches!(self.phase, ServicePhase::Up(_))
     }
 
     /// What is shared with the service, and the port to it, while it takes requests.
     pub const fn channel(&self) -> Option<(&Page, Port)> {
         match &self.phase {
-            Phase::Up(channel) => Some((&channel.page, channel.port)),
+            ServicePhase::Up(channel) => Some((&channel.page, channel.port)),
             _ => None,
         }
     }
@@ -122,28 +122,30 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             store::state(client, &self.device.backend_node(key::STATE))?
         };
         match (&self.phase, service) {
-            (Phase::Down, Initialising | InitWait | Initialised | Connected) => {
+            (ServicePhase::Down, Initialising | InitWait | Initialised | Connected) => {
                 self.try_offer(platform, client)
             }
-            (Phase::Up(_), Initialising | InitWait) => {
+            (ServicePhase::Up(_), Initialising | InitWait) => {
                 log::warn!("second hop: dom0's service starts anew");
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
             // We never go back to this state: the toolstack has made the nodes anew, without our particulars.
-            (Phase::Offered(_), Initialising | InitWait) if own == Initialising => {
+            (ServicePhase::Offered(_), Initialising | InitWait) if own == Initialising => {
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
-            (Phase::Offered(_), Connected) => {
+            (ServicePhase::Offered(_), Connected) => {
                 self.set_state(client, Connected)?;
-                if let Phase::Offered(channel) = core::mem::replace(&mut self.phase, Phase::Down) {
-                    self.phase = Phase::Up(channel);
+                if let ServicePhase::Offered(channel) =
+                    core::mem::replace(&mut self.phase, ServicePhase::Down)
+                {
+                    self.phase = ServicePhase::Up(channel);
                 }
                 log::info!("second hop connected");
                 Ok(())
             }
-            (Phase::Offered(_) | Phase::Up(_), Closing | Closed | Unknown) => {
+            (ServicePhase::Offered(_) | ServicePhase::Up(_), Closing | Closed | Unknown) => {
                 log::warn!("second hop: dom0's service has gone; reads go on, writes fail until it is back");
                 self.drop_channel(platform);
                 if own == Unknown {
@@ -152,13 +154,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                     self.set_state(client, Closed)
                 }
             }
-            (Phase::Failed, Closed | Unknown) => {
-                self.phase = Phase::Down;
+            (ServicePhase::Failed, Closed | Unknown) => {
+                self.phase = ServicePhase::Down;
                 Ok(())
             }
-            (Phase::Failed, _) if own != Closing => self.set_state(client, Closing),
+            (ServicePhase::Failed, _) if own != Closing => self.set_state(client, Closing),
             // Of an earlier life, or not written when it was due.
-            (Phase::Down, Closing | Closed | Unknown)
+            (ServicePhase::Down, Closing | Closed | Unknown)
                 if !matches!(own, Unknown | Initialising | Closing | Closed) =>
             {
                 self.set_state(client, Closed)
@@ -184,8 +186,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// The addresses of the devices that the service lists for this stub.
     ///
     /// # Errors
-    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Listed::number_of`] tells.
-    pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<Listed, Box<SetupError>> {
+    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`ServiceList::number_of`] tells.
+    pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<ServiceList, Box<SetupError>> {
         let count = store::value(
             store,
             &self.device.backend_node(key::NUM_DEVS),
@@ -203,7 +205,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 address => addresses.push(address),
             }
         }
-        Ok(Listed(addresses))
+        Ok(ServiceList(addresses))
     }
 
     /// What the service says about device `bdf`, which has this number in its list.
@@ -313,28 +315,28 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
     /// Puts what must outlive this stub where dom0's service finds it.
     pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[handover_block::Op]) {
-        if let Phase::Up(channel) = &self.phase {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::publish(&channel.page, functions, refused);
         }
     }
 
     /// The same for a request that is under way from here on, and has failed so often before.
     pub fn begin(&self, op: &handover_block::Op, strikes: u32) {
-        if let Phase::Up(channel) = &self.phase {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::begin(&channel.page, op, strikes);
         }
     }
 
     /// It is not under way any more.
     pub fn end(&self) {
-        if let Phase::Up(channel) = &self.phase {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::end(&channel.page);
         }
     }
 
     /// Puts the counters where `bulkhead status` finds them.
     pub fn publish(&self, counters: &Counters) {
-        if let Phase::Up(channel) = &self.phase {
+        if let ServicePhase::Up(channel) = &self.phase {
             counters.publish(&channel.page);
         }
     }
@@ -365,7 +367,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             return Err(error);
         }
         log::error!("second hop: {error}");
-        self.phase = Phase::Failed;
+        self.phase = ServicePhase::Failed;
         store::report(
             client,
             self.device.frontend(),
@@ -391,7 +393,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             }
         };
         // Kept from here on, so that it is given back whatever happens.
-        self.phase = Phase::Offered(Channel {
+        self.phase = ServicePhase::Offered(ServiceChannel {
             page,
             grant,
             port,
@@ -410,7 +412,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     fn drop_channel<P: Platform<Page = Page>>(&mut self, platform: &mut P) {
-        if let Phase::Offered(channel) | Phase::Up(channel) = core::mem::replace(&mut self.phase, Phase::Down)
+        if let ServicePhase::Offered(channel) | ServicePhase::Up(channel) =
+            core::mem::replace(&mut self.phase, ServicePhase::Down)
         {
             platform.close(channel.port);
             platform.unshare_page(channel.page, channel.grant);
@@ -424,9 +427,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
 /// The service's list of devices: the address under each number, or what is wrong with its node.
 #[derive(Clone, Debug)]
-pub(crate) struct Listed(Vec<Result<Bdf, Box<SetupError>>>);
+pub(crate) struct ServiceList(Vec<Result<Bdf, Box<SetupError>>>);
 
-impl Listed {
+impl ServiceList {
     /// The number of a device.
     ///
     /// # Errors
@@ -458,8 +461,8 @@ impl<P: Platform> Link<'_, P> {
         &mut self,
         request: &Request,
         entries: &[MsixEntry],
-    ) -> Result<frontend::Success, RequestError> {
-        let Phase::Up(channel) = &mut self.hop.phase else {
+    ) -> Result<frontend::Received, RequestError> {
+        let ServicePhase::Up(channel) = &mut self.hop.phase else {
             return Err(RequestError::ServiceAbsent);
         };
         let started = self.platform.now();

@@ -4,7 +4,7 @@ use super::config::{Access, Effect, VirtualConfig};
 use super::dom0::Dom0;
 use super::msi::MsiState;
 use super::resources::Resources;
-use super::slots::{NoPlace, Slots};
+use super::slots::{SlotError, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};
 use crate::log;
@@ -152,16 +152,16 @@ impl<E: ConfigSpace> Engine<E> {
         let gap = self.functions.iter().position(Option::is_none);
         let index = gap.unwrap_or(self.functions.len());
         let placed = u8::try_from(index)
-            .map_err(|_| NoPlace::Full)
+            .map_err(|_| SlotError::Full)
             .and_then(|index| match stood {
                 Some(place) => self.slots.restore(bdf, virtual_function, place, index),
                 None => self.slots.add(bdf, virtual_function, index),
             });
         let place = match placed {
             Ok(place) => place,
-            Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
-            Err(NoPlace::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
-            Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
+            Err(SlotError::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
+            Err(SlotError::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
+            Err(SlotError::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
         };
         let function = Some(Function {
             messages: MsiState::new(&config, &ecam),

@@ -14,9 +14,9 @@ use xenbus::device::SlotMode;
 /// Number of slots on a bus.
 const SLOTS: u8 = 32;
 
-/// A function that has its place.
+/// A function and its address in the guest.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct SlotEntry {
     real: Bdf,
     place: Bdf,
     /// No other function may stand in its slot.
@@ -29,12 +29,12 @@ struct Placed {
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     mode: SlotMode,
-    placed: Vec<Placed>,
+    entries: Vec<SlotEntry>,
 }
 
-/// Why a function finds no place.
+/// Why a function cannot have an address in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoPlace {
+pub enum SlotError {
     /// All slots are taken.
     Full,
     /// The function has its place already.
@@ -49,7 +49,7 @@ impl Slots {
     pub const fn new(mode: SlotMode) -> Self {
         Self {
             mode,
-            placed: Vec::new(),
+            entries: Vec::new(),
         }
     }
 
@@ -61,17 +61,17 @@ impl Slots {
     /// Places the function `real`, which the caller knows as `index`; returns its address in the guest.
     ///
     /// # Errors
-    /// [`NoPlace`]; nothing has changed then.
-    pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, NoPlace> {
+    /// [`SlotError`]; nothing has changed then.
+    pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, SlotError> {
         let alone = stands_alone(real, virtual_function);
         let place = match self.mode {
             SlotMode::Passthrough => real,
             SlotMode::Vpci => {
                 let slot = self.slot_of(real, alone).or_else(|| self.free_slot());
-                Bdf::from_devfn(0, 0, slot.ok_or(NoPlace::Full)? << 3 | real.function())
+                Bdf::from_devfn(0, 0, slot.ok_or(SlotError::Full)? << 3 | real.function())
             }
         };
-        self.put(Placed {
+        self.put(SlotEntry {
             real,
             place,
             alone,
@@ -82,14 +82,14 @@ impl Slots {
     /// Places the function `real` where it stood before.
     ///
     /// # Errors
-    /// [`NoPlace`]; nothing has changed then.
+    /// [`SlotError`]; nothing has changed then.
     pub fn restore(
         &mut self,
         real: Bdf,
         virtual_function: bool,
         place: Bdf,
         index: u8,
-    ) -> Result<Bdf, NoPlace> {
+    ) -> Result<Bdf, SlotError> {
         let alone = stands_alone(real, virtual_function);
         let possible = match self.mode {
             SlotMode::Passthrough => place == real,
@@ -102,9 +102,9 @@ impl Slots {
             }
         };
         if !possible && !self.has(real) {
-            return Err(NoPlace::Misplaced);
+            return Err(SlotError::Misplaced);
         }
-        self.put(Placed {
+        self.put(SlotEntry {
             real,
             place,
             alone,
@@ -112,37 +112,37 @@ impl Slots {
         })
     }
 
-    fn put(&mut self, placed: Placed) -> Result<Bdf, NoPlace> {
-        if self.has(placed.real) || self.find(Some(placed.place)).is_some() {
-            return Err(NoPlace::Taken);
+    fn put(&mut self, entry: SlotEntry) -> Result<Bdf, SlotError> {
+        if self.has(entry.real) || self.find(Some(entry.place)).is_some() {
+            return Err(SlotError::Taken);
         }
-        self.placed.push(placed);
-        Ok(placed.place)
+        self.entries.push(entry);
+        Ok(entry.place)
     }
 
     /// Frees the place of a function.
     pub fn remove(&mut self, place: Bdf) {
-        self.placed.retain(|placed| placed.place != place);
+        self.entries.retain(|entry| entry.place != place);
     }
 
     /// The index of the function at the address of a request, if that is one.
     pub fn find(&self, place: Option<Bdf>) -> Option<usize> {
-        let placed = self.placed.iter().find(|placed| Some(placed.place) == place)?;
-        Some(placed.index.into())
+        let entry = self.entries.iter().find(|entry| Some(entry.place) == place)?;
+        Some(entry.index.into())
     }
 
     fn has(&self, real: Bdf) -> bool {
-        self.placed.iter().any(|placed| placed.real == real)
+        self.entries.iter().any(|entry| entry.real == real)
     }
 
     /// The slot of the other functions of the same device.
     fn slot_of(&self, real: Bdf, alone: bool) -> Option<u8> {
-        let sibling = |placed: &&Placed| {
+        let sibling = |entry: &&SlotEntry| {
             let device = |bdf: Bdf| (bus_of(bdf), bdf.device());
-            !alone && !placed.alone && device(placed.real) == device(real)
+            !alone && !entry.alone && device(entry.real) == device(real)
         };
-        let placed = self.placed.iter().find(sibling)?;
-        Some(placed.place.device())
+        let entry = self.entries.iter().find(sibling)?;
+        Some(entry.place.device())
     }
 
     fn free_slot(&self) -> Option<u8> {
@@ -150,7 +150,7 @@ impl Slots {
     }
 
     fn is_free(&self, slot: u8) -> bool {
-        self.placed.iter().all(|placed| placed.place.device() != slot)
+        self.entries.iter().all(|entry| entry.place.device() != slot)
     }
 }
 
@@ -213,8 +213,8 @@ mod tests {
                 .add(Bdf::new(0, 3, device, 0).unwrap(), false, device)
                 .unwrap();
         }
-        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 32), Err(NoPlace::Full));
-        assert_eq!(slots.add(bdf("0000:03:05.0"), false, 32), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 32), Err(SlotError::Full));
+        assert_eq!(slots.add(bdf("0000:03:05.0"), false, 32), Err(SlotError::Taken));
         assert!(slots.add(bdf("0000:03:05.1"), false, 32).is_ok());
     }
 
@@ -251,9 +251,13 @@ mod tests {
             ("0000:05:00.2", "0000:00:02.2"),
             ("0000:04:00.2", "0000:00:03.2"),
         ] {
-            assert_eq!(restore(real, place), Err(NoPlace::Misplaced), "{real} at {place}");
+            assert_eq!(
+                restore(real, place),
+                Err(SlotError::Misplaced),
+                "{real} at {place}"
+            );
         }
-        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(NoPlace::Taken));
+        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(SlotError::Taken));
         assert_eq!(slots.add(bdf("0000:05:00.0"), false, 1), Ok(bdf("0000:00:00.0")));
         assert_eq!(slots.find(Some(bdf("0000:00:02.1"))), Some(7));
     }
@@ -270,13 +274,13 @@ mod tests {
         ] {
             assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(place)), "{real}");
         }
-        assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(SlotError::Taken));
         let mut again = Slots::new(SlotMode::Vpci);
         let mut restore = |real, place| again.restore(bdf(real), true, bdf(place), 0);
         assert!(restore("0000:03:10.0", "0000:00:00.0").is_ok());
-        assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(SlotError::Misplaced));
         assert!(restore("0000:03:10.2", "0000:00:01.2").is_ok());
-        assert_eq!(restore("0000:03:11.0", "0000:00:01.0"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:03:11.0", "0000:00:01.0"), Err(SlotError::Misplaced));
     }
 
     #[test]
@@ -290,12 +294,12 @@ mod tests {
             assert_eq!(slots.find(Some(bdf(real))), Some(index), "{real}");
         }
         assert_eq!(slots.find(Some(bdf("0000:00:00.1"))), None);
-        assert_eq!(slots.add(bdf("0000:03:00.1"), false, 9), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:03:00.1"), false, 9), Err(SlotError::Taken));
         slots.remove(bdf("0000:04:00.1"));
         assert_eq!(slots.find(Some(bdf("0000:04:00.1"))), None);
 
         let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 9);
-        assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(SlotError::Misplaced));
         assert_eq!(restore("0000:04:00.1", "0000:04:00.1"), Ok(bdf("0000:04:00.1")));
     }
 }

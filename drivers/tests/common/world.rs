@@ -476,7 +476,7 @@ impl Platform for Domain {
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::failure::Kind) {
+    fn fault(&mut self, kind: drivers::failure::FailureKind) {
         panic!("{kind:?}, as ordered");
     }
 }

@@ -96,23 +96,24 @@ pub const DIRECTORIES: [&str; 8] = [
 ];
 
 /// `xc_interface *`, which only the library looks into.
-type Handle = *mut c_void;
+type XcInterface = *mut c_void;
 
 /// The functions used, as `tools/include/xenctrl.h` declares them.
-struct Functions {
-    close: unsafe extern "C" fn(Handle) -> c_int,
-    iomem_permission: unsafe extern "C" fn(Handle, u32, c_ulong, c_ulong, u8) -> c_int,
-    ioport_permission: unsafe extern "C" fn(Handle, u32, u32, u32, u32) -> c_int,
-    irq_permission: unsafe extern "C" fn(Handle, u32, u32, bool) -> c_int,
-    map_pirq: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int) -> c_int,
-    map_pirq_msi: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int, c_int, c_int, c_int, u64) -> c_int,
-    unmap_pirq: unsafe extern "C" fn(Handle, u32, c_int) -> c_int,
-    assign_device: unsafe extern "C" fn(Handle, u32, u32, u32) -> c_int,
-    deassign_device: unsafe extern "C" fn(Handle, u32, u32) -> c_int,
-    get_device_group: unsafe extern "C" fn(Handle, u32, u32, u32, *mut u32, *mut u32) -> c_int,
-    getinfolist: unsafe extern "C" fn(Handle, u32, c_uint, *mut DomainInfo) -> c_int,
-    unpause: unsafe extern "C" fn(Handle, u32) -> c_int,
-    evtchn_status: unsafe extern "C" fn(Handle, *mut EventChannelStatus) -> c_int,
+struct XenctrlFunctions {
+    close: unsafe extern "C" fn(XcInterface) -> c_int,
+    iomem_permission: unsafe extern "C" fn(XcInterface, u32, c_ulong, c_ulong, u8) -> c_int,
+    ioport_permission: unsafe extern "C" fn(XcInterface, u32, u32, u32, u32) -> c_int,
+    irq_permission: unsafe extern "C" fn(XcInterface, u32, u32, bool) -> c_int,
+    map_pirq: unsafe extern "C" fn(XcInterface, u32, c_int, *mut c_int) -> c_int,
+    map_pirq_msi:
+        unsafe extern "C" fn(XcInterface, u32, c_int, *mut c_int, c_int, c_int, c_int, u64) -> c_int,
+    unmap_pirq: unsafe extern "C" fn(XcInterface, u32, c_int) -> c_int,
+    assign_device: unsafe extern "C" fn(XcInterface, u32, u32, u32) -> c_int,
+    deassign_device: unsafe extern "C" fn(XcInterface, u32, u32) -> c_int,
+    get_device_group: unsafe extern "C" fn(XcInterface, u32, u32, u32, *mut u32, *mut u32) -> c_int,
+    getinfolist: unsafe extern "C" fn(XcInterface, u32, c_uint, *mut DomainInfo) -> c_int,
+    unpause: unsafe extern "C" fn(XcInterface, u32) -> c_int,
+    evtchn_status: unsafe extern "C" fn(XcInterface, *mut EventChannelStatus) -> c_int,
 }
 
 /// `struct evtchn_status` (`xen/include/public/event_channel.h`): the first two fields are the question.
@@ -183,7 +184,7 @@ impl Deref for Xenctrl {
 pub struct Interface {
     handle: Mutex<NonNull<c_void>>,
     calls: Mutex<Xencall>,
-    functions: Functions,
+    functions: XenctrlFunctions,
     /// Keeps the code that `functions` point into mapped; dropped last.
     _library: Library,
 }
@@ -215,9 +216,9 @@ impl Xenctrl {
         // writes; loading it runs no initialiser beyond those of libc's kind.
         let library = unsafe { Library::new(&path) }.map_err(unusable)?;
         let functions = load_functions(&library).map_err(unusable)?;
-        type Open = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> Handle;
-        // SAFETY: `Open` is the declaration of this function in xenctrl.h.
-        let open = *unsafe { library.get::<Open>(b"xc_interface_open\0") }.map_err(unusable)?;
+        type XcInterfaceOpen = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> XcInterface;
+        // SAFETY: `XcInterfaceOpen` is the declaration of this function in xenctrl.h.
+        let open = *unsafe { library.get::<XcInterfaceOpen>(b"xc_interface_open\0") }.map_err(unusable)?;
         let calls = Xencall::open().map_err(|error| match error {
             xencall::OpenError::Library(source) => XenctrlError::Unusable {
                 path: xencall::LIBRARY.into(),
@@ -284,7 +285,7 @@ impl Xenctrl {
 
 impl Interface {
     /// Runs one function of the library. Its result is 0, or -1 with errno set.
-    fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
+    fn call(&self, function: impl FnOnce(&XenctrlFunctions, XcInterface) -> c_int) -> io::Result<()> {
         // A panic elsewhere leaves no half-done state in the handle: each call is whole.
         let handle = self
             .handle
@@ -304,11 +305,11 @@ impl Drop for Interface {
     }
 }
 
-fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
+fn load_functions(library: &Library) -> Result<XenctrlFunctions, libloading::Error> {
     // SAFETY: each field's type is the declaration of the named function in xenctrl.h, and the
     // pointers are used only while `Xenctrl` keeps the library loaded.
     unsafe {
-        Ok(Functions {
+        Ok(XenctrlFunctions {
             close: *library.get(b"xc_interface_close\0")?,
             iomem_permission: *library.get(b"xc_domain_iomem_permission\0")?,
             ioport_permission: *library.get(b"xc_domain_ioport_permission\0")?,

@@ -70,7 +70,7 @@ unsafe extern "C" {
 }
 
 /// The functions used, as `libxl.h` declares them for callers of API version 4.13 and later.
-struct Functions {
+struct XenlightFunctions {
     ctx_free: unsafe extern "C" fn(Context) -> c_int,
     config_init: unsafe extern "C" fn(Config),
     config_dispose: unsafe extern "C" fn(Config),
@@ -83,7 +83,7 @@ struct Functions {
 /// An open library.
 pub struct Xenlight {
     context: NonNull<c_void>,
-    functions: Functions,
+    functions: XenlightFunctions,
     /// Keep the code that `functions` point into mapped; dropped last.
     _libraries: [Library; 2],
 }
@@ -119,7 +119,7 @@ impl Xenlight {
                 Ok((
                     *toollog.get::<CreateLogger>(b"xtl_createlogger_stdiostream\0")?,
                     *xenlight.get::<Alloc>(b"libxl_ctx_alloc\0")?,
-                    Functions {
+                    XenlightFunctions {
                         ctx_free: *xenlight.get(b"libxl_ctx_free\0")?,
                         config_init: *xenlight.get(b"libxl_domain_config_init\0")?,
                         config_dispose: *xenlight.get(b"libxl_domain_config_dispose\0")?,

@@ -1,6 +1,6 @@
 //! When the timer and the watchdog are set, and when work has run for too long.
 //!
-//! [`Limit`] decides and [`Machine`] acts, so that the decisions are tested on a clock that tests move.
+//! [`Limit`] decides and [`Vcpu`] acts, so that the decisions are tested on a clock that tests move.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -23,7 +23,7 @@ const WATCHDOG_SLACK: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_millis(80);
 
 /// What the limit asks of Xen.
-pub(super) trait Machine {
+pub(super) trait Vcpu {
     /// Time since boot.
     fn now(&self) -> Duration;
     /// For how long Xen has run this vCPU.
@@ -77,82 +77,82 @@ impl Limit {
 
     /// From here on the stub works.
     #[inline(never)]
-    pub(super) fn work(&self, machine: &impl Machine) {
-        let now = machine.now();
+    pub(super) fn work(&self, vcpu: &impl Vcpu) {
+        let now = vcpu.now();
         let left = self.expiry.load(Ordering::Relaxed).saturating_sub(micros(now));
         // What has been charged is of other work.
         if left < micros(SLICE - SLACK) || self.charged.load(Ordering::Relaxed) != 0 {
             self.charged.store(0, Ordering::Relaxed);
-            self.ran.store(micros(machine.running()), Ordering::Relaxed);
-            self.arm(machine, now);
+            self.ran.store(micros(vcpu.running()), Ordering::Relaxed);
+            self.arm(vcpu, now);
         }
-        machine.open_upcalls(true);
+        vcpu.open_upcalls(true);
     }
 
     /// Sets the timer, and the watchdog unless most of its time is left.
     #[inline(never)]
-    fn arm(&self, machine: &impl Machine, now: Duration) {
+    fn arm(&self, vcpu: &impl Vcpu, now: Duration) {
         let expiry = now + SLICE;
-        let is_set = machine.set_timer(Some(expiry));
+        let is_set = vcpu.set_timer(Some(expiry));
         self.expiry
             .store(if is_set { micros(expiry) } else { 0 }, Ordering::Relaxed);
         let left = self.bite.load(Ordering::Relaxed).saturating_sub(micros(now));
         if left < micros(WATCHDOG - WATCHDOG_SLACK) {
-            self.watch(machine, now);
+            self.watch(vcpu, now);
         }
     }
 
     /// Sets the watchdog.
-    fn watch(&self, machine: &impl Machine, now: Duration) {
-        if machine.set_watchdog(WATCHDOG.as_secs() as u32) {
+    fn watch(&self, vcpu: &impl Vcpu, now: Duration) {
+        if vcpu.set_watchdog(WATCHDOG.as_secs() as u32) {
             self.bite.store(micros(now + WATCHDOG), Ordering::Relaxed);
         }
     }
 
     /// The timer has fired while the stub worked.
-    pub(super) fn expire(&self, machine: &impl Machine) -> Verdict {
-        let running = micros(machine.running());
+    pub(super) fn expire(&self, vcpu: &impl Vcpu) -> Verdict {
+        let running = micros(vcpu.running());
         let slice = running.saturating_sub(self.ran.swap(running, Ordering::Relaxed));
         let charged = self.charged.load(Ordering::Relaxed) + slice.min(micros(SLICE));
         self.charged.store(charged, Ordering::Relaxed);
         if charged + micros(SLACK) >= micros(LIMIT) {
             return Verdict::Hung;
         }
-        self.arm(machine, machine.now());
+        self.arm(vcpu, vcpu.now());
         Verdict::GoOn
     }
 
     /// This life ends: no upcall comes, and the watchdog sees to it that the end is not endless.
-    pub(super) fn end(&self, machine: &impl Machine) {
-        machine.open_upcalls(false);
-        self.watch(machine, machine.now());
+    pub(super) fn end(&self, vcpu: &impl Vcpu) {
+        vcpu.open_upcalls(false);
+        self.watch(vcpu, vcpu.now());
     }
 
     /// Blocks until there is an event on one of `ports`, or the clock reaches `until`. May end early.
-    pub(super) fn wait(&self, machine: &impl Machine, ports: &[Port], until: Option<Duration>) {
-        if !machine.is_pending(ports) {
-            machine.open_upcalls(false);
+    pub(super) fn wait(&self, vcpu: &impl Vcpu, ports: &[Port], until: Option<Duration>) {
+        if !vcpu.is_pending(ports) {
+            vcpu.open_upcalls(false);
             let is_set = self.expiry.load(Ordering::Relaxed) | self.bite.load(Ordering::Relaxed) != 0;
-            let idle = machine.now() + IDLE;
+            let idle = vcpu.now() + IDLE;
             if is_set && until.is_none_or(|until| until > idle) {
-                machine.poll(ports, Some(idle));
-                if !machine.is_pending(ports) {
-                    self.idle(machine);
-                    machine.poll(ports, until);
+                vcpu.poll(ports, Some(idle));
+                if !vcpu.is_pending(ports) {
+                    self.idle(vcpu);
+                    vcpu.poll(ports, until);
                 }
             } else {
-                machine.poll(ports, until);
+                vcpu.poll(ports, until);
             }
         }
-        self.work(machine);
+        self.work(vcpu);
     }
 
     /// Nothing is to come for long: the timer would end the wait, and the watchdog the domain.
-    fn idle(&self, machine: &impl Machine) {
-        if machine.set_watchdog(0) {
+    fn idle(&self, vcpu: &impl Vcpu) {
+        if vcpu.set_watchdog(0) {
             self.bite.store(0, Ordering::Relaxed);
         }
-        if machine.set_timer(None) {
+        if vcpu.set_timer(None) {
             self.expiry.store(0, Ordering::Relaxed);
         }
     }

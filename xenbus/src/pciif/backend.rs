@@ -3,9 +3,6 @@
 use super::layout::{self, ENTRY_SIZE, FLAGS, Head, OP, OP_ENTRIES, OP_ERR, OP_HEAD_SIZE, OP_VALUE};
 use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
 
-/// A successful answer, or why there is none.
-pub type Answer<'a> = Result<Success<'a>, OpError>;
-
 /// What a request achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Success<'a> {
@@ -105,7 +102,7 @@ impl Taken {
     /// successful `enable_msix`, the vectors asked for. [`Success::Vectors`]
     /// that do not fit the request are our own mistake; the frontend then gets
     /// [`OpError::OpFailed`].
-    pub fn answer(self, page: &impl SharedPage, answer: Answer<'_>) -> Delivery {
+    pub fn answer(self, page: &impl SharedPage, answer: Result<Success<'_>, OpError>) -> Delivery {
         if self.is_late(page) {
             return Delivery::Late;
         }

@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// A backend's answer.
-pub type Answer = Result<Success, OpError>;
+pub type Answer = Result<Received, OpError>;
 
-/// What a request achieved.
+/// What a backend's answer to a request holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Success {
+pub struct Received {
     /// The value of `conf_read`, or the pirq of `enable_msi`.
     pub value: u32,
     /// The pirqs of `enable_msix`, one for each entry of the request; else empty.
@@ -99,7 +99,7 @@ impl Posted {
             page.copy_out(layout::vector_offset(index), &mut vector);
             u16::from_le_bytes(vector)
         });
-        Ok(Success {
+        Ok(Received {
             value: u32::from_le_bytes(value),
             vectors: vectors.collect(),
         })

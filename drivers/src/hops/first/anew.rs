@@ -3,7 +3,7 @@
 use super::channel::{self, RingParams};
 use super::context::Context;
 use super::nodes::set_state;
-use super::phase::Phase;
+use super::phase::GuestPhase;
 use crate::error::SetupError;
 use crate::log;
 use crate::platform::Platform;
@@ -26,7 +26,7 @@ const REST_MAX: Duration = Duration::from_secs(4);
 /// True if the frontend is not the one of the connection that is, or was, in service. `last` is its state when all was
 /// last in line with it.
 pub fn starts_anew<P: Platform, T: Transport>(
-    phase: &mut Phase<P::Page>,
+    phase: &mut GuestPhase<P::Page>,
     last: XenbusState,
     cx: &mut Context<'_, P, T>,
     device: Device,
@@ -35,20 +35,20 @@ pub fn starts_anew<P: Platform, T: Transport>(
 ) -> Result<bool, Box<SetupError>> {
     use XenbusState::*;
     Ok(match phase {
-        Phase::Ended { .. } => match frontend {
+        GuestPhase::Ended { .. } => match frontend {
             Initialising => last != Initialising,
             Initialised => last != Initialised && own != Closing,
             _ => false,
         },
-        Phase::Connected(channel) if frontend == Initialising => {
+        GuestPhase::Connected(channel) if frontend == Initialising => {
             if !channel.anew {
                 set_state(cx.client, device, InitWait)?;
                 channel.anew = true;
             }
             false
         }
-        Phase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
-        Phase::Idle | Phase::Exported { .. } => match (own, frontend) {
+        GuestPhase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
+        GuestPhase::Idle | GuestPhase::Exported { .. } => match (own, frontend) {
             // What an earlier life had in service.
             (Connected | Reconfiguring | Reconfigured, Initialising) => true,
             // It was at Reconfiguring then.
@@ -64,7 +64,7 @@ pub fn starts_anew<P: Platform, T: Transport>(
                 }
             }
             // It has closed, or could not be served: one more try.
-            (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, Phase::Idle),
+            (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, GuestPhase::Idle),
             _ => false,
         },
     })

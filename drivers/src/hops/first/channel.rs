@@ -50,7 +50,7 @@ pub fn forget(platform: &mut impl Platform) {
 
 /// What is shared with the guest.
 #[derive(Debug)]
-pub struct Channel<Page> {
+pub struct GuestChannel<Page> {
     pub page: Page,
     pub port: Port,
     params: RingParams,
@@ -58,7 +58,7 @@ pub struct Channel<Page> {
     pub anew: bool,
 }
 
-impl<Page> Channel<Page> {
+impl<Page> GuestChannel<Page> {
     /// Takes up the page and the port that the guest has published, and remembers which they are.
     pub fn open<P: Platform<Page = Page>>(
         platform: &mut P,

@@ -1,12 +1,12 @@
 //! The connection to the guest: it follows the xenbus states of both ends.
 
 use super::anew::{Rest, Trial, starts_anew};
-use super::channel::{self, Channel, RingParams};
+use super::channel::{self, GuestChannel, RingParams};
 use super::context::Context;
 use super::exports::Exports;
 use super::guests::Guests;
 use super::nodes::{self, set_state};
-use super::phase::Phase;
+use super::phase::GuestPhase;
 use super::requests;
 use crate::crash_log::CrashLog;
 use crate::error::SetupError;
@@ -33,7 +33,7 @@ pub struct FirstHop<P: Platform> {
     stub: DomId,
     /// The guest that this stub serves, once something is exported to it.
     guest: Option<DomId>,
-    phase: Phase<P::Page>,
+    phase: GuestPhase<P::Page>,
     exports: Exports<P::Ecam>,
     errors: Relay,
     /// The node watched under [`FRONTEND_TOKEN`].
@@ -54,7 +54,7 @@ impl<P: Platform> FirstHop<P> {
         Self {
             stub,
             guest: None,
-            phase: Phase::Idle,
+            phase: GuestPhase::Idle,
             exports: Exports::new(),
             errors: Relay::default(),
             watched: None,
@@ -78,7 +78,7 @@ impl<P: Platform> FirstHop<P> {
 
     /// True if nothing is exported, and never was.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && !self.said_waiting
+        matches!(self.phase, GuestPhase::Idle) && !self.said_waiting
     }
 
     /// When [`Self::reconcile`] is to be called again, if nothing happens before.
@@ -121,7 +121,7 @@ impl<P: Platform> FirstHop<P> {
     /// # Errors
     /// If xenstore fails us.
     pub fn is_changed<T: Transport>(&mut self, client: &mut Client<T>) -> Result<bool, Box<SetupError>> {
-        let (Phase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
+        let (GuestPhase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
             return Ok(true);
         };
         let device = Device::first_hop(self.stub, guest);
@@ -151,10 +151,10 @@ impl<P: Platform> FirstHop<P> {
         }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
 
-        if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
+        if own == XenbusState::Initialising && !matches!(self.phase, GuestPhase::Idle) {
             log::info!("guest {guest}: the toolstack starts the connection anew");
             self.release(cx);
-            self.phase = Phase::Idle;
+            self.phase = GuestPhase::Idle;
         } else if starts_anew(&mut self.phase, self.last, cx, device, own, frontend)? {
             if cx.platform.now() < self.rest.end {
                 self.due = Some(self.rest.end);
@@ -167,7 +167,7 @@ impl<P: Platform> FirstHop<P> {
             set_state(cx.client, device, own)?;
             self.guest = Some(guest);
             self.release(cx);
-            self.phase = Phase::Idle;
+            self.phase = GuestPhase::Idle;
         }
         match self.advance(cx, device, own, frontend) {
             Err(error) if error.is_of_store() => return Err(error),
@@ -188,17 +188,17 @@ impl<P: Platform> FirstHop<P> {
         frontend: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
-        if matches!(self.phase, Phase::Idle) {
+        if matches!(self.phase, GuestPhase::Idle) {
             self.guest = Some(device.frontend());
             self.watch_frontend(cx, device)?;
             match own {
                 Initialising | InitWait => self.export(cx, device, own)?,
                 // The connection of an earlier life of this stub.
                 Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
-                _ => self.phase = Phase::ENDED,
+                _ => self.phase = GuestPhase::ENDED,
             }
         }
-        if let Phase::Exported { seen } = &mut self.phase {
+        if let GuestPhase::Exported { seen } = &mut self.phase {
             *seen |= frontend != Unknown;
             if !matches!(frontend, Initialised | Connected | Reconfiguring) {
                 self.trial = None;
@@ -206,7 +206,7 @@ impl<P: Platform> FirstHop<P> {
                 self.due = Some(Trial::extend(&mut self.trial, cx.platform.now(), error)?);
             }
         }
-        if let Phase::Connected(channel) = &self.phase {
+        if let GuestPhase::Connected(channel) = &self.phase {
             match (own, frontend) {
                 (InitWait | Initialised, Initialised | Connected | Reconfiguring) if !channel.anew => {
                     set_state(cx.client, device, Connected)?;
@@ -233,10 +233,10 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
         let gone = match self.phase {
-            Phase::Exported { seen } => seen && frontend == Unknown,
-            Phase::Connected(_) => frontend == Unknown,
-            Phase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
-            Phase::Idle => false,
+            GuestPhase::Exported { seen } => seen && frontend == Unknown,
+            GuestPhase::Connected(_) => frontend == Unknown,
+            GuestPhase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
+            GuestPhase::Idle => false,
         };
         let exported = self.phase.is_exported();
         let next = match frontend {
@@ -249,7 +249,7 @@ impl<P: Platform> FirstHop<P> {
             let how = if gone { "has gone" } else { "disconnects" };
             log::info!("guest {} {how}", device.frontend());
             self.release(cx);
-            self.phase = Phase::ENDED;
+            self.phase = GuestPhase::ENDED;
         }
         set_state(cx.client, device, next)
     }
@@ -296,7 +296,7 @@ impl<P: Platform> FirstHop<P> {
             log::info!("guest {guest}: its connection was removed");
         }
         self.release(cx);
-        self.phase = Phase::Idle;
+        self.phase = GuestPhase::Idle;
         self.last = XenbusState::Unknown;
         self.unwatch_frontend(cx)
     }
@@ -321,7 +321,7 @@ impl<P: Platform> FirstHop<P> {
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
         self.exports.export(cx, device)?;
         set_state(cx.client, device, XenbusState::Initialised)?;
-        self.phase = Phase::Exported { seen: false };
+        self.phase = GuestPhase::Exported { seen: false };
         Ok(())
     }
 
@@ -342,7 +342,7 @@ impl<P: Platform> FirstHop<P> {
             cx.platform
                 .note(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
-        self.phase = Phase::Exported { seen: false };
+        self.phase = GuestPhase::Exported { seen: false };
         Ok(())
     }
 
@@ -357,10 +357,10 @@ impl<P: Platform> FirstHop<P> {
         let guest = device.frontend();
         let params = RingParams::read(cx.client, device)?;
         channel::check_version(cx.client, device)?;
-        let channel = Channel::open(cx.platform, guest, params)?;
+        let channel = GuestChannel::open(cx.platform, guest, params)?;
         let port = channel.port;
         self.trial = None;
-        self.phase = Phase::Connected(channel);
+        self.phase = GuestPhase::Connected(channel);
         // What an earlier life was at goes on from where it is.
         if !matches!(
             own,
@@ -383,7 +383,7 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        self.phase = Phase::Ended { failure: Some(error) };
+        self.phase = GuestPhase::Ended { failure: Some(error) };
         self.tell_failure(cx, device)?;
         Ok(())
     }
@@ -394,7 +394,7 @@ impl<P: Platform> FirstHop<P> {
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<bool, Box<SetupError>> {
-        if let Phase::Ended { failure } = &mut self.phase
+        if let GuestPhase::Ended { failure } = &mut self.phase
             && let Some(error) = failure
         {
             nodes::tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
@@ -410,7 +410,7 @@ impl<P: Platform> FirstHop<P> {
         // The next page knows nothing of what was asked in this one.
         self.errors = Relay::default();
         self.trial = None;
-        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::ENDED) {
+        if let GuestPhase::Connected(channel) = core::mem::replace(&mut self.phase, GuestPhase::ENDED) {
             channel.close(cx.platform);
         }
         self.exports.withhold_all(cx.platform);

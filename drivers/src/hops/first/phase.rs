@@ -1,12 +1,12 @@
 //! How far the connection is.
 
-use super::channel::Channel;
+use super::channel::GuestChannel;
 use crate::error::SetupError;
 use alloc::boxed::Box;
 
 /// How far the connection is.
 #[derive(Debug)]
-pub enum Phase<Page> {
+pub enum GuestPhase<Page> {
     /// Nothing is exported.
     Idle,
     /// The devices are exported; the guest has not connected yet.
@@ -15,7 +15,7 @@ pub enum Phase<Page> {
         seen: bool,
     },
     /// In service.
-    Connected(Channel<Page>),
+    Connected(GuestChannel<Page>),
     /// It has ended. A new one begins when the toolstack sets our state to Initialising, or the frontend its own.
     Ended {
         /// Why, if that is still to be told.
@@ -23,11 +23,11 @@ pub enum Phase<Page> {
     },
 }
 
-impl<Page> Phase<Page> {
+impl<Page> GuestPhase<Page> {
     pub const ENDED: Self = Self::Ended { failure: None };
 
     /// The channel, while the guest is connected.
-    pub const fn channel(&self) -> Option<&Channel<Page>> {
+    pub const fn channel(&self) -> Option<&GuestChannel<Page>> {
         match self {
             Self::Connected(channel) => Some(channel),
             _ => None,

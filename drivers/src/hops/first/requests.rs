@@ -1,6 +1,6 @@
 //! Requests of the guest, off the ring that it shares with us.
 
-use super::channel::Channel;
+use super::channel::GuestChannel;
 use super::ledger::Ledger;
 use crate::crash_log::Advice;
 use crate::hops::aer::Relay;
@@ -14,7 +14,7 @@ use xenbus::pciif::backend::{self, Delivery, Success};
 /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
 /// accesses, and log lines only within a limit. True if there was one.
 pub fn serve<P: Platform>(
-    channel: &Channel<P::Page>,
+    channel: &GuestChannel<P::Page>,
     engine: &mut Engine<P::Ecam>,
     errors: &Relay,
     platform: &mut P,

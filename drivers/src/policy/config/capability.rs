@@ -25,7 +25,7 @@ const END: u16 = 0x100;
 
 /// A kind of capability that the policy has a table for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CapabilityKind {
     /// Power management.
     Pm,
     /// Vital product data.
@@ -42,7 +42,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Policy {
     /// Which kind.
-    pub kind: Kind,
+    pub kind: CapabilityKind,
     /// The id in the list.
     pub id: u8,
     /// The name in the PCI specification.
@@ -58,7 +58,7 @@ const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
 /// All capabilities that have a table. Of every other one, reads give what the device says and writes are dropped.
 pub static POLICIES: [Policy; 5] = [
     Policy {
-        kind: Kind::Pm,
+        kind: CapabilityKind::Pm,
         id: capability::POWER,
         name: "Power Management",
         registers: &[
@@ -76,7 +76,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Vpd,
+        kind: CapabilityKind::Vpd,
         id: capability::VPD,
         name: "Vital Product Data",
         registers: &[
@@ -86,7 +86,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Msi,
+        kind: CapabilityKind::Msi,
         id: capability::MSI,
         name: "MSI",
         registers: &[
@@ -107,7 +107,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Msix,
+        kind: CapabilityKind::Msix,
         id: capability::MSIX,
         name: "MSI-X",
         registers: &[
@@ -124,7 +124,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Express,
+        kind: CapabilityKind::Express,
         id: capability::EXPRESS,
         name: "PCI Express",
         registers: &[
@@ -286,7 +286,7 @@ pub fn walk(ecam: &impl ConfigSpace) -> Lists {
         }
         next = u16::from(pointer) & !3;
     }
-    let power = all.iter().find(|one| one.policy.kind == Kind::Pm);
+    let power = all.iter().find(|one| one.policy.kind == CapabilityKind::Pm);
     lists.power = power.map(|one| one.base);
     for (index, one) in all.iter().enumerate() {
         let mut others = all.iter().enumerate().filter(|&(at, _)| at != index);
@@ -308,13 +308,13 @@ fn present(policy: &'static Policy, ecam: &impl ConfigSpace, base: u16) -> &'sta
     // In the third and fourth byte of both.
     let control = ecam.read(base + msi::CONTROL, 2) as u16;
     let missing = match policy.kind {
-        Kind::Msi => {
+        CapabilityKind::Msi => {
             // Address, data; the upper address; mask and pending bits.
             let wide = usize::from(control & msi::WIDE != 0);
             let masked = if control & msi::MASKING != 0 { 2 } else { 0 };
             3 - wide - masked
         }
-        Kind::Express => usize::from(control & express::VERSION < 2),
+        CapabilityKind::Express => usize::from(control & express::VERSION < 2),
         _ => 0,
     };
     all.get(..all.len() - missing).unwrap_or(all)
@@ -364,7 +364,7 @@ mod tests {
             }
         }
 
-        fn walk(&self) -> Vec<(u16, Kind)> {
+        fn walk(&self) -> Vec<(u16, CapabilityKind)> {
             walk(self)
                 .found
                 .iter()
@@ -403,10 +403,10 @@ mod tests {
         assert_eq!(
             space.walk(),
             [
-                (0xc8, Kind::Pm),
-                (0xd0, Kind::Msi),
-                (0xe0, Kind::Express),
-                (0xa0, Kind::Msix)
+                (0xc8, CapabilityKind::Pm),
+                (0xd0, CapabilityKind::Msi),
+                (0xe0, CapabilityKind::Express),
+                (0xa0, CapabilityKind::Msix)
             ]
         );
     }
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn a_loop_ends() {
         let space = Space::with(0x40, &[(0x40, 0x09, 0x50), (0x50, 0x05, 0x40)]);
-        assert_eq!(space.walk(), [(0x50, Kind::Msi)]);
+        assert_eq!(space.walk(), [(0x50, CapabilityKind::Msi)]);
         assert!(space.reads.get() <= capability::MOST + 3);
     }
 
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(Space::with(0x04, &[(0x04, 0x05, 0)]).walk(), []);
         assert_eq!(
             Space::with(0x43, &[(0x40, 0x05, 0x3f)]).walk(),
-            [(0x40, Kind::Msi)]
+            [(0x40, CapabilityKind::Msi)]
         );
     }
 
@@ -471,7 +471,7 @@ mod tests {
     fn a_capability_that_sticks_out_overlaps_or_comes_twice_is_kept() {
         for (list, found, kept) in [
             // One that ends with the space fits.
-            (&[(0xf8, 0x01, 0)][..], &[(0xf8, Kind::Pm)][..], vec![]),
+            (&[(0xf8, 0x01, 0)][..], &[(0xf8, CapabilityKind::Pm)][..], vec![]),
             (&[(0xfc, 0x11, 0)], &[], vec![0xfc..0x108]),
             (&[(0xf8, 0x11, 0)], &[], vec![0xf8..0x104]),
             (
@@ -481,12 +481,12 @@ mod tests {
             ),
             (
                 &[(0x44, 0x05, 0x40), (0x40, 0x01, 0x60), (0x60, 0x03, 0)],
-                &[(0x60, Kind::Vpd)],
+                &[(0x60, CapabilityKind::Vpd)],
                 vec![0x44..0x50, 0x40..0x48],
             ),
             (
                 &[(0x40, 0x11, 0x60), (0x60, 0x11, 0)],
-                &[(0x40, Kind::Msix)],
+                &[(0x40, CapabilityKind::Msix)],
                 vec![0x60..0x6c],
             ),
         ] {

@@ -26,7 +26,7 @@ use crate::platform::ConfigSpace;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bar::BarWrite;
-use capability::Kind;
+use capability::CapabilityKind;
 use core::ops::Range;
 use pci::bdf::Bdf;
 use pci::registers::{header_type, power, register as at};
@@ -55,9 +55,9 @@ pub enum Effect {
     Forwarded,
 }
 
-/// A register of this function.
+/// A register, with where it lies in this function.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct PlacedRegister {
     span: Access,
     register: &'static Register,
 }
@@ -66,7 +66,7 @@ struct Placed {
 #[derive(Debug)]
 pub struct VirtualConfig {
     /// By offset, without overlap.
-    registers: Vec<Placed>,
+    registers: Vec<PlacedRegister>,
     /// Capabilities that stay dom0's or Xen's, whoever is permissive and whatever a quirk says.
     kept: Vec<Range<u16>>,
     resources: Resources,
@@ -74,8 +74,8 @@ pub struct VirtualConfig {
     bridge: bool,
     /// COMMAND as the guest last wrote it.
     command: u16,
-    /// What of COMMAND the guest can reach in the device.
-    reach: command::Reach,
+    /// Which bits of the device's COMMAND follow the guest's.
+    command_mask: command::CommandMask,
     /// Offsets of the capabilities.
     pm: Option<u16>,
     power: Option<u16>,
@@ -127,18 +127,21 @@ impl VirtualConfig {
             of_kind.map(|found| found.base)
         };
         let tables = capabilities.iter().map(|found| (found.base, found.registers));
-        let mut registers: Vec<Placed> = Vec::new();
+        let mut registers: Vec<PlacedRegister> = Vec::new();
         for (base, table) in core::iter::once((0, header_table)).chain(tables) {
             for register in table {
                 let span = register.span(base);
-                let behind = |placed: &Placed| placed.span.offset() <= span.offset();
-                registers.insert(registers.partition_point(behind), Placed { span, register });
+                let behind = |placed: &PlacedRegister| placed.span.offset() <= span.offset();
+                registers.insert(
+                    registers.partition_point(behind),
+                    PlacedRegister { span, register },
+                );
             }
         }
 
         for quirk in resources.quirks.as_slice() {
             let span = span_of(quirk);
-            let taken = |placed: &&Placed| match placed.register.write {
+            let taken = |placed: &&PlacedRegister| match placed.register.write {
                 Write::Default => false,
                 Write::Permissive(bits) => placed.span.overlay(0, span, quirk.mask()) & !u32::from(bits) != 0,
                 _ => span.covered_by(placed.span) != 0,
@@ -158,7 +161,7 @@ impl VirtualConfig {
         Ok(Self {
             registers,
             kept,
-            reach: command::Reach {
+            command_mask: command::CommandMask {
                 // A bridge's windows need both, whether it has BARs or not.
                 decodable: if bridge {
                     command::DECODE
@@ -173,10 +176,10 @@ impl VirtualConfig {
             },
             bridge,
             command: ecam.read(at::COMMAND, 2) as u16,
-            pm: base(Kind::Pm),
+            pm: base(CapabilityKind::Pm),
             power,
-            msi: base(Kind::Msi),
-            msix: base(Kind::Msix),
+            msi: base(CapabilityKind::Msi),
+            msix: base(CapabilityKind::Msix),
             resources,
         })
     }
@@ -322,7 +325,7 @@ impl VirtualConfig {
     }
 
     /// What a guest reads from one register.
-    fn value(&self, placed: &Placed, ecam: &impl ConfigSpace) -> u32 {
+    fn value(&self, placed: &PlacedRegister, ecam: &impl ConfigSpace) -> u32 {
         let present = || ecam.read(placed.span.offset(), placed.span.width());
         match placed.register.read {
             Read::Hardware => present(),
@@ -340,7 +343,7 @@ impl VirtualConfig {
 
     fn write_register(
         &mut self,
-        placed: &Placed,
+        placed: &PlacedRegister,
         ecam: &impl ConfigSpace,
         dom0: &mut impl Dom0,
         access: Access,
@@ -412,7 +415,7 @@ impl VirtualConfig {
         let mut effect = Effect::Absorbed;
         let enables = |bits: u16| bits & command::DECODE != 0;
         let enabled_anew = enables(written) && !enables(self.command);
-        if enabled_anew || enables(command::target(present, written, self.reach) & !present) {
+        if enabled_anew || enables(command::target(present, written, self.command_mask) & !present) {
             // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
             // D3 may have forgotten where it is, and must not answer at address 0.
             effect = self.wake(ecam, dom0)?.max(self.restore_bars(ecam, dom0)?);
@@ -422,7 +425,7 @@ impl VirtualConfig {
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
-        let target = command::target(present, written, self.reach);
+        let target = command::target(present, written, self.command_mask);
         effect = effect.max(self.change(dom0, span, u32::from(present), u32::from(target))?);
         self.command = written;
         Ok(effect)

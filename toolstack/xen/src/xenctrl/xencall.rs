@@ -23,20 +23,20 @@ struct PciDevice {
 }
 
 /// `xencall_handle *`, which only the library looks into.
-type Handle = *mut c_void;
+type XencallHandle = *mut c_void;
 
 /// The functions used, as `tools/include/xencall.h` declares them.
-struct Functions {
-    close: unsafe extern "C" fn(Handle) -> c_int,
-    call2: unsafe extern "C" fn(Handle, c_uint, u64, u64) -> c_int,
-    alloc_buffer: unsafe extern "C" fn(Handle, usize) -> *mut c_void,
-    free_buffer: unsafe extern "C" fn(Handle, *mut c_void),
+struct XencallFunctions {
+    close: unsafe extern "C" fn(XencallHandle) -> c_int,
+    call2: unsafe extern "C" fn(XencallHandle, c_uint, u64, u64) -> c_int,
+    alloc_buffer: unsafe extern "C" fn(XencallHandle, usize) -> *mut c_void,
+    free_buffer: unsafe extern "C" fn(XencallHandle, *mut c_void),
 }
 
 /// An open way to the hypervisor.
 pub struct Xencall {
     handle: NonNull<c_void>,
-    functions: Functions,
+    functions: XencallFunctions,
     /// Keeps the code that `functions` point into mapped; dropped last.
     _library: Library,
 }
@@ -64,12 +64,12 @@ impl Xencall {
     pub fn open() -> Result<Self, OpenError> {
         // SAFETY: the system's own library; loading it runs no initialiser beyond those of libc's kind.
         let library = unsafe { Library::new(LIBRARY) }?;
-        type Open = unsafe extern "C" fn(*mut c_void, c_uint) -> Handle;
+        type XencallOpen = unsafe extern "C" fn(*mut c_void, c_uint) -> XencallHandle;
         // SAFETY: each type is the declaration of the named function in xencall.h, and the pointers are used only
         // while the library stays loaded, as `Self` keeps it.
         let (open, functions) = unsafe {
-            let open = *library.get::<Open>(b"xencall_open\0")?;
-            let functions = Functions {
+            let open = *library.get::<XencallOpen>(b"xencall_open\0")?;
+            let functions = XencallFunctions {
                 close: *library.get(b"xencall_close\0")?,
                 call2: *library.get(b"xencall2\0")?,
                 alloc_buffer: *library.get(b"xencall_alloc_buffer\0")?,

@@ -50,7 +50,7 @@ impl Model {
     }
 }
 
-impl Machine for Model {
+impl Vcpu for Model {
     fn now(&self) -> Duration {
         Duration::from_millis(self.now.get())
     }
