@@ -1,6 +1,6 @@
-//! What a life of the stub leaves to the next one in the same domain: how often it failed, and over what.
+//! What a run of the stub leaves to the next one in the same domain: how often it failed, and over what.
 //!
-//! A failure of the stub's own (a panic, a fault) ends a life; the next one begins as the first did, finds out
+//! A failure of the stub's own (a panic, a fault) ends a run; the next one begins as the first did, finds out
 //! everything else from xenstore, Xen and the devices, and knows the past by this record alone. Nothing in it is
 //! needed to serve on: it only tells what must not be tried again, and when to stop trying.
 
@@ -30,7 +30,7 @@ const RECENT: usize = 8;
 /// Restarts of a burst without one request answered in between, after which there is no other.
 const BARREN_MAX: u32 = 8;
 
-/// What ended a life.
+/// What ended a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Rust code gave up: a broken assertion, or memory that ran out.
@@ -72,7 +72,7 @@ impl fmt::Display for Cause {
 /// What follows a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Another life, after this pause.
+    /// Another run, after this pause.
     Restart(Duration),
     /// The end: the stub fails again and again and serves nobody.
     GiveUp,
@@ -83,7 +83,7 @@ pub enum Next {
 pub enum Advice {
     /// Nothing.
     Serve,
-    /// It was under way when the last life ended: it may be done, half done, or not done.
+    /// It was under way when the last run ended: it may be done, half done, or not done.
     ServeAgain,
     /// It brought the stub down twice, or has relapsed: refuse it.
     Refuse,
@@ -105,11 +105,11 @@ pub struct CrashLog {
     cause: u32,
     /// Failures in a row over `suspect`.
     strikes: u32,
-    /// 1: `suspect` was under way when the last life ended, and has not been served since.
+    /// 1: `suspect` was under way when the last run ended, and has not been served since.
     again: u32,
     /// Entries of `poisoned` in use.
     poisoned_count: u32,
-    /// 1: the last life ended over a request.
+    /// 1: the last run ended over a request.
     over_request: u16,
     /// 1: what a stub before this one has left is no matter any more.
     inherited: u16,
@@ -134,7 +134,7 @@ impl Default for CrashLog {
 }
 
 impl CrashLog {
-    /// The record of a first life.
+    /// The record of a first run.
     pub const NEW: Self = Self {
         recent: [0; RECENT],
         refused_until: [0; POISONED_MAX],
@@ -153,7 +153,7 @@ impl CrashLog {
         order: crate::failure::Order::NONE,
     };
 
-    /// Notes that a life ends `now`, over request `op` if one was under way.
+    /// Notes that a run ends `now`, over request `op` if one was under way.
     pub fn fail(&mut self, cause: Cause, now: Duration, op: Option<&Op>) -> Next {
         let now = now.as_micros() as u64;
         let burst = self.recent[..(self.restarts as usize).min(RECENT)]
@@ -315,13 +315,13 @@ impl CrashLog {
         self.restarts
     }
 
-    /// What ended the last life, and when; `None` in the first one.
+    /// What ended the last run, and when; `None` in the first one.
     pub fn last(&self) -> Option<(Cause, Duration)> {
         let when = Duration::from_micros(self.recent[0]);
         (self.restarts > 0).then_some((Cause::from_raw(self.cause), when))
     }
 
-    /// The request that was under way when the last life ended, if one was.
+    /// The request that was under way when the last run ended, if one was.
     pub fn over(&self) -> Option<&Op> {
         (self.over_request != 0).then_some(&self.suspect)
     }

@@ -192,7 +192,7 @@ impl RequestError {
     }
 
     /// True if the request may have reached the service although no answer came.
-    pub const fn is_unsettled(self) -> bool {
+    pub const fn is_outcome_unknown(self) -> bool {
         matches!(self, Self::ServiceSilent(_) | Self::ServiceNonsense)
     }
 }

@@ -92,7 +92,7 @@ mod on_demand {
         if let Some(order) = text.as_deref().and_then(parse)
             && order.serial != platform.crash_log().order.serial
         {
-            platform.note(|crash_log| crash_log.order = order);
+            platform.update_crash_log(|crash_log| crash_log.order = order);
         }
     }
 
@@ -103,7 +103,7 @@ mod on_demand {
         if order.left == 0 || named.is_none_or(|(_, point)| *point != here) {
             return;
         }
-        platform.note(|crash_log| crash_log.order.left -= 1);
+        platform.update_crash_log(|crash_log| crash_log.order.left -= 1);
         match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
             Some(FailureKind::Panic) => panic!("as ordered"),
             Some(FailureKind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),

@@ -9,7 +9,7 @@
 //!   and [`policy::slots`].
 //! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: what is told, and how often.
 //! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`crash_log`]: what the stub leaves to its
-//!   next life.
+//!   next run.
 //!
 //! Nothing here reads a clock or touches memory that it does not own: time and hardware are arguments.
 #![no_std]

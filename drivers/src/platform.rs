@@ -75,16 +75,16 @@ pub trait Platform {
     /// Unmaps what [`Self::map_ecam`] returned.
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
 
-    /// What earlier lives of this stub have left: a copy.
+    /// What earlier runs of this stub have left: a copy.
     fn crash_log(&self) -> CrashLog;
-    /// Changes what later lives will find.
-    fn note(&mut self, change: impl FnOnce(&mut CrashLog));
+    /// Changes what later runs will find.
+    fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog));
     /// From here on a failure is put down to this request of the guest; to none if there is none.
     fn set_under_way(&mut self, op: Option<&Op>);
     /// What was [remembered](Self::remember) last about the function at this address of the guest's bus.
-    fn recall(&self, place: Bdf) -> Option<u32>;
-    /// Keeps a word about that function for later lives, or forgets the one that is kept.
-    fn remember(&mut self, place: Bdf, word: Option<u32>);
+    fn recall(&self, guest_bdf: Bdf) -> Option<u32>;
+    /// Keeps a word about that function for later runs, or forgets the one that is kept.
+    fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>);
 
     /// Has the processor fail in this way.
     #[cfg(feature = "inject")]

@@ -25,16 +25,16 @@ const SHUTDOWN: &str = "control/shutdown";
 /// What we tell `xl` that we obey.
 const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot"];
 
-/// How often in one step xenstore is followed, which can itself bring new events. Bounded, so that a guest
+/// How often in one step xenstore is reconciled, which can itself bring new events. Bounded, so that a guest
 /// whose state changes all the time cannot keep its own requests from being served.
 const ROUNDS: usize = 4;
 /// Events that are taken in before the next request of the guest is looked for.
 const EVENTS_MAX: usize = 64;
-/// How often xenstore is followed without a pause, as in a hotplug of many devices.
-const FOLLOW_BURST: u32 = 64;
+/// How often xenstore is reconciled without a pause, as in a hotplug of many devices.
+const RECONCILE_BURST: u32 = 64;
 /// Then once in this time: a guest may write its nodes without end, and xenstored serves all the others too.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
-/// So many looks a change by the guest counts for more: it is followed, which takes many requests.
+const RECONCILE_PAUSE: Duration = Duration::from_millis(10);
+/// So many looks a change by the guest counts for more: it is reconciled, which takes many requests.
 const CHANGE_COST: u32 = 8;
 
 /// How long a refused request to xenstore waits before it is made again; each next time twice as long.
@@ -122,8 +122,8 @@ fn insist<P: Platform, R>(
     request()
 }
 
-/// Says what the last life ended with, if there was one.
-fn tell_of_restart(crash_log: &CrashLog, now: Duration) {
+/// Says what the last run ended with, if there was one.
+fn log_restart(crash_log: &CrashLog, now: Duration) {
     let Some((cause, _)) = crash_log.last() else {
         return;
     };
@@ -155,9 +155,9 @@ pub struct Stub<P: Platform, T: Transport> {
     changed: Changed,
     /// What xenstore has refused is tried again then, and nothing is before.
     retry: Option<Backoff>,
-    /// [`FOLLOW_PAUSE`] after the last look, if each had kept its distance.
+    /// [`RECONCILE_PAUSE`] after the last look, if each had kept its distance.
     paced: Duration,
-    /// When the failure was that this life began with, until the guest is served again.
+    /// When the failure was that this run began with, until the guest is served again.
     failed_at: Option<Duration>,
 }
 
@@ -167,7 +167,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// # Errors
     /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
-        tell_of_restart(&platform.crash_log(), platform.now());
+        log_restart(&platform.crash_log(), platform.now());
         let domid: DomId = insist(&mut platform, || {
             store::value(
                 &mut client,
@@ -215,8 +215,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         stub.failed_at = stub.platform.crash_log().last().map(|(_, when)| when);
         let restarts = stub.platform.crash_log().restarts();
         stub.first.engine().set_count(Counter::Restarts, restarts.into());
-        let followed = stub.follow();
-        stub.note_result(followed);
+        let reconciled = stub.reconcile();
+        stub.handle_result(reconciled);
         if stub.first.is_idle() && !stub.second.is_up() {
             log::info!("no guest assigned yet: `bulkhead attach` gives domain {domid} its work");
         }
@@ -242,13 +242,13 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             let until = self.until(now);
             if until.is_some_and(|until| until <= now) {
                 let changed = core::mem::take(&mut self.changed);
-                let (done, reason) = self.look(changed);
+                let (done, reason) = self.handle_changes(changed);
                 if let Some(reason) = reason {
                     return Outcome::Shutdown(reason);
                 }
-                self.note_result(done);
+                self.handle_result(done);
             } else if drained {
-                let log = self.settle_log();
+                let log = self.flush_log();
                 return Outcome::Wait {
                     until: until.into_iter().chain(log).min(),
                 };
@@ -274,15 +274,19 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             shutdown,
         } = self.changed;
         if hops || frontend || shutdown {
-            return Some(self.paced.saturating_sub(FOLLOW_PAUSE * FOLLOW_BURST).max(now));
+            return Some(
+                self.paced
+                    .saturating_sub(RECONCILE_PAUSE * RECONCILE_BURST)
+                    .max(now),
+            );
         }
         self.first.due()
     }
 
     /// Looks at what has changed, or at all of it if nothing has: something is due then.
-    fn look(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
+    fn handle_changes(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
         let now = self.platform.now();
-        self.paced = self.paced.max(now).saturating_add(FOLLOW_PAUSE);
+        self.paced = self.paced.max(now).saturating_add(RECONCILE_PAUSE);
         if changed.shutdown {
             match self.shutdown() {
                 Ok(None) => {}
@@ -295,19 +299,19 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         }
         let due = self.retry.is_some() || self.first.due().is_some_and(|due| due <= now);
         let only_frontend = changed.frontend && !changed.hops && !due;
-        let followed = match only_frontend {
+        let reconciled = match only_frontend {
             true => match self.first.is_changed(&mut self.client) {
                 Ok(false) => return (Ok(()), None),
                 Ok(true) => {
-                    self.paced = self.paced.saturating_add(FOLLOW_PAUSE * CHANGE_COST);
-                    self.follow()
+                    self.paced = self.paced.saturating_add(RECONCILE_PAUSE * CHANGE_COST);
+                    self.reconcile()
                 }
                 Err(error) => Err(error),
             },
-            false if changed.hops || changed.frontend || due => self.follow(),
+            false if changed.hops || changed.frontend || due => self.reconcile(),
             false => Ok(()),
         };
-        (followed, None)
+        (reconciled, None)
     }
 
     /// Steps and waits until the domain is to end.
@@ -357,14 +361,14 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                     _ => {}
                 },
                 Ok(None) => return true,
-                Err(error) => self.note_result(Err(store::failed(error))),
+                Err(error) => self.handle_result(Err(store::failed(error))),
             }
         }
         false
     }
 
     /// Brings both hops in line with what stands in xenstore.
-    fn follow(&mut self) -> Result<(), Box<SetupError>> {
+    fn reconcile(&mut self) -> Result<(), Box<SetupError>> {
         #[cfg(feature = "inject")]
         inject::take(&mut self.platform, &mut self.client);
         inject::point(&mut self.platform, Point::Reconcile);
@@ -394,11 +398,12 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.first.relay_errors(&mut self.platform, &self.second);
         let crash_log = self.platform.crash_log();
         let engine = self.first.engine();
-        self.second.leave(engine.shadows(), crash_log.poisoned());
+        self.second
+            .publish_handover(engine.shadows(), crash_log.poisoned());
         if let Some((op, strikes)) = crash_log.pending() {
-            self.second.begin(op, strikes);
+            self.second.begin_request(op, strikes);
         }
-        self.second.publish(engine.counters());
+        self.second.publish_counters(engine.counters());
         result
     }
 
@@ -425,7 +430,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     }
 
     /// Draws the conclusion from a look at xenstore.
-    fn note_result(&mut self, result: Result<(), Box<SetupError>>) {
+    fn handle_result(&mut self, result: Result<(), Box<SetupError>>) {
         let Err(error) = result else {
             if self.retry.take().is_some() {
                 log::info!("xenstore serves again");
@@ -434,7 +439,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         };
         if matches!(*error, SetupError::StoreLost(_)) {
             log::error!("{error}");
-            // The next life takes the connection up afresh; but a guest that is served is better off as it is.
+            // The next run takes the connection up afresh; but a guest that is served is better off as it is.
             assert!(
                 self.first.port().is_some(),
                 "no guest is served, and xenstore is lost"
@@ -451,9 +456,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     }
 
     /// Tells of suppressed log lines that are due; returns when the next ones will be.
-    fn settle_log(&mut self) -> Option<Duration> {
+    fn flush_log(&mut self) -> Option<Duration> {
         let engine = self.first.engine();
         engine.log_due()?;
-        engine.settle_log(self.platform.now())
+        engine.flush_log(self.platform.now())
     }
 }

@@ -107,12 +107,12 @@ fn what_is_on_in_a_device_that_does_not_answer_is_not_known() {
         let config = VirtualConfig::new(Device::resources("0000:00:05.0"), &device).unwrap();
         device.poke(register, 2, 0xffff);
         let messages = MsiState::new(&config, &device);
-        assert_eq!(messages.mode(), Mode::Unsettled(kind));
+        assert_eq!(messages.mode(), Mode::Unknown(kind));
     }
     let device = Device::e1000e();
-    assert_eq!(messages(&device).mode(), Mode::Line);
+    assert_eq!(messages(&device).mode(), Mode::Intx);
     device.poke(MSI + 2, 2, 0x0081);
-    assert_eq!(messages(&device).mode(), Mode::MsiState(MessageKind::Msi));
+    assert_eq!(messages(&device).mode(), Mode::On(MessageKind::Msi));
 }
 
 #[test]
@@ -142,14 +142,14 @@ fn a_pirq_of_0_or_too_few_are_no_answer_and_what_is_on_is_not_known() {
     };
     let nonsense = RequestError::ServiceNonsense;
     let (msi, msix) = (MessageKind::Msi, MessageKind::Msix);
-    assert_eq!(turn_on_msi(0), (Err(nonsense), Mode::Unsettled(MessageKind::Msi)));
-    assert_eq!(turn_on_msi(1), (Ok(1), Mode::MsiState(msi)));
+    assert_eq!(turn_on_msi(0), (Err(nonsense), Mode::Unknown(MessageKind::Msi)));
+    assert_eq!(turn_on_msi(1), (Ok(1), Mode::On(msi)));
     for (answer, expected, mode) in [
-        (vec![55, 0], Err(nonsense), Mode::Unsettled(msix)),
-        (vec![0, 55], Err(nonsense), Mode::Unsettled(msix)),
-        (vec![55], Err(nonsense), Mode::Unsettled(msix)),
-        (vec![55, 54, 53], Err(nonsense), Mode::Unsettled(msix)),
-        (vec![55, 1], Ok(vec![55, 1]), Mode::MsiState(msix)),
+        (vec![55, 0], Err(nonsense), Mode::Unknown(msix)),
+        (vec![0, 55], Err(nonsense), Mode::Unknown(msix)),
+        (vec![55], Err(nonsense), Mode::Unknown(msix)),
+        (vec![55, 54, 53], Err(nonsense), Mode::Unknown(msix)),
+        (vec![55, 1], Ok(vec![55, 1]), Mode::On(msix)),
     ] {
         let device = Device::e1000e();
         let mut messages = messages(&device);

@@ -1,4 +1,4 @@
-//! From the first Rust code of a life to a machine that is set up.
+//! From the first Rust code of a run to a machine that is set up.
 
 use crate::grant::GrantTable;
 use crate::memory::{self, Window};
@@ -65,32 +65,32 @@ impl<T> Step<T> for Result<T, Errno> {
     }
 }
 
-/// The first Rust code of a life: called once by `begin_life` in `entry`.
+/// The first Rust code of a run: called once by `begin_run` in `entry`.
 #[unsafe(no_mangle)]
 extern "C" fn bulkhead_enter(info: *const StartInfo) -> ! {
     // SAFETY: Xen passes start info in rsi, and `_start` keeps the pointer; it is an ordinary page of ours, mapped for
     // ever and not written by anybody.
     let info: &'static StartInfo = unsafe { &*info };
-    // SAFETY: called once in a life, with Xen's start info, before anything else.
+    // SAFETY: called once in a run, with Xen's start info, before anything else.
     match unsafe { set_up(info) } {
         Ok(machine) => bulkhead_main(machine),
         Err(error) => panic!("{error}"),
     }
 }
 
-/// Sets the machine up, in the first life and in every later one: what an earlier life left mapped, open or granted
+/// Sets the machine up, in the first run and in every later one: what an earlier run left mapped, open or granted
 /// is undone on the way, and in the first one there is nothing.
 ///
 /// # Safety
-/// Once in a life, with the start info that Xen has passed, before any other code of this crate.
+/// Once in a run, with the start info that Xen has passed, before any other code of this crate.
 unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's tables, the one of frames with nr_pages entries; the notes ask for the layout that
     // `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages, info.pt_base as usize) };
     kept::open();
-    grant::unmap_left_behind();
-    // SAFETY: no window has been handed out in this life.
-    unsafe { memory::take_back_windows(kept::is_foreign) }.step("take windows back")?;
+    grant::unmap_earlier();
+    // SAFETY: no window has been handed out in this run.
+    unsafe { memory::reset_windows(kept::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
     unsafe { shared_info::map(info.shared_info >> 12) }.step("map the shared info page")?;
     event::init();
@@ -106,7 +106,7 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
         memory::guard(0).step("unmap page 0")?;
         memory::guard(entry::stack_guard_page()).step("unmap the page below the stack")?;
     }
-    // SAFETY: once in a life; the table in `memory` sets these addresses aside.
+    // SAFETY: once in a run; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
     event::close_all_but(&[console.evtchn, info.store_evtchn]);
     let grants = GrantTable::init().step("set up the grant table")?;
@@ -114,7 +114,7 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     let store_page = unsafe { RawPage::new(memory::address_of_frame(info.store_mfn)) };
     Ok(Machine {
         xen: Xen::new(grants),
-        store: StoreRing::take_over(store_page, info.store_evtchn),
+        store: StoreRing::resume(store_page, info.store_evtchn),
         xen_version: xen_version().step("tell its version")?,
         pages: info.nr_pages,
         command_line: command_line(info),

@@ -9,7 +9,7 @@ use core::time::Duration;
 /// System time at boot, in nanoseconds.
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
-/// Makes the beginning of the first life the origin of [`now`].
+/// Makes the beginning of the first run the origin of [`now`].
 pub fn init() {
     BOOT.store(kept::boot_time(system_time()), Ordering::Relaxed);
 }

@@ -3,7 +3,7 @@
 //! What counts is time in which Xen ran the stub, not time on the clock: a stub that a busy host leaves waiting, or that
 //! is paused, is not hung. While the stub works, the upcall of one event is open, that of its timer. It comes at the end
 //! of each `limit::SLICE`, adds up what the stub has run, and returns to what it interrupted, or, once the limit is
-//! reached, ends this life ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
+//! reached, ends this run ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
 //!
 //! Xen's watchdog stands behind it, for a hang with upcalls masked. It counts time on the clock, so it is long, each
 //! upcall of the timer sets it anew, and it is off while the stub idles, as the timer is.
@@ -79,7 +79,7 @@ pub unsafe fn init(entry: u64) -> Result<(), Errno> {
     let port = event::bind_timer()?;
     PORT.store(port, Ordering::Relaxed);
     event::unmask(port);
-    // At once, not at the first wait: an earlier life may have left the watchdog on, and only what is known to be on is
+    // At once, not at the first wait: an earlier run may have left the watchdog on, and only what is known to be on is
     // turned off while the stub waits.
     LIMIT.work(&XenVcpu);
     Ok(())
@@ -96,7 +96,7 @@ pub fn work() {
     }
 }
 
-/// This life ends: no upcall comes any more.
+/// This run ends: no upcall comes any more.
 pub fn ending() {
     if is_limited() {
         LIMIT.end(&XenVcpu);

@@ -172,8 +172,8 @@ struct Status {
     port: Port,
     status: u32,
     vcpu: u32,
-    /// Of each kind of port other particulars.
-    particulars: [u32; 2],
+    /// What follows depends on the kind of port.
+    details: [u32; 2],
 }
 
 const _: () = assert!(size_of::<Status>() == 24);
@@ -186,7 +186,7 @@ impl Status {
             port,
             status: 0,
             vcpu: 0,
-            particulars: [0; 2],
+            details: [0; 2],
         };
         // SAFETY: the structure of EVTCHNOP_status, which touches no other memory of ours.
         unsafe { operate(xen_sys::EVTCHNOP_status, &mut argument) }.ok()?;
@@ -194,7 +194,7 @@ impl Status {
     }
 }
 
-/// Closes what an earlier life has left open: all ports but those that the toolstack has made.
+/// Closes what an earlier run has left open: all ports but those that the toolstack has made.
 pub fn close_all_but(kept: &[Port]) {
     // Xen knows no port beyond the first one that it does not know.
     for status in (1..PORT_LIMIT).map_while(Status::of) {
@@ -207,7 +207,7 @@ pub fn close_all_but(kept: &[Port]) {
 /// The domain and the port that a port of ours is connected to, if it is.
 pub fn other_end(port: Port) -> Option<(DomId, Port)> {
     let status = Status::of(port)?;
-    let [domain, remote] = status.particulars;
+    let [domain, remote] = status.details;
     (status.status == xen_sys::EVTCHNSTAT_interdomain).then_some((domain as DomId, remote))
 }
 

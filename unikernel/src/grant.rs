@@ -87,9 +87,9 @@ impl ForeignPage {
     /// # Errors
     /// `EINVAL` if there is no such grant for us, `ENOMEM` without a free window.
     pub fn map(owner: DomId, reference: GrantRef) -> Result<Self, Errno> {
-        let window = Window::take()?;
+        let window = Window::allocate()?;
         let va = window.address();
-        // Noted before it is there, so that a life that ends in between leaves word of the window.
+        // Noted before it is there, so that a run that ends in between leaves word of the window.
         kept::expect_foreign(va)?;
         let mut argument = MapGrantRef {
             host_address: va as u64,
@@ -114,7 +114,7 @@ impl ForeignPage {
             !hypercall::LOSE_HANDLE.swap(false, Ordering::Relaxed),
             "as ordered"
         );
-        kept::note_foreign(va, argument.handle);
+        kept::record_handle(va, argument.handle);
         // SAFETY: just mapped there, readable and writable, until `drop`.
         let page = unsafe { RawPage::new(va) };
         Ok(Self {
@@ -152,7 +152,7 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
     };
     // SAFETY: the structure of GNTTABOP_unmap_grant_ref. Xen refuses a handle and an address that do not belong
     // together; where it agrees, the entry of a window goes, whose only view is its `ForeignPage`'s: that is in its
-    // `drop`, or belonged to a life that has ended.
+    // `drop`, or belonged to a run that has ended.
     unsafe {
         hypercall::operate_on_one(
             __HYPERVISOR_grant_table_op,
@@ -169,8 +169,8 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
 /// goes round.
 const HANDLES: u32 = 256;
 
-/// Unmaps the foreign pages that an earlier life had. One that would not go keeps its window.
-pub fn unmap_left_behind() {
+/// Unmaps the foreign pages that an earlier run had. One that would not go keeps its window.
+pub fn unmap_earlier() {
     for (va, handle) in kept::foreign() {
         // Told of by `kept::is_foreign` if it fails.
         match handle {
@@ -187,11 +187,11 @@ pub fn unmap_left_behind() {
 /// Our grant table.
 ///
 /// Each page of [`memory::SHARED`] has one reference, so that the table itself tells which of them a peer still has
-/// mapped, also one that an earlier life has shared.
+/// mapped, also one that an earlier run has shared.
 #[derive(Debug)]
 pub struct GrantTable {
     window: Window,
-    /// The pages that are shared by this life.
+    /// The pages that are shared by this run.
     lent: [bool; SHARED_COUNT],
 }
 
@@ -263,7 +263,7 @@ impl GrantTable {
         let va = memory::SHARED.start + index * PAGE_SIZE;
         let frame = u32::try_from(memory::shared_frame(va)).map_err(|_| Errno(EINVAL))?;
         // SAFETY: page-aligned, mapped for ever, used by nothing but these views, of which there is one at a time:
-        // it was not lent by this life, those of earlier ones are gone, and no peer has it mapped.
+        // it was not lent by this run, those of earlier ones are gone, and no peer has it mapped.
         let page = unsafe { RawPage::new(va) };
         (0..PAGE_SIZE).step_by(4).for_each(|word| page.store(word, 0));
         self.lent[index] = true;

@@ -24,7 +24,7 @@ global_asm!(
 #[cfg(feature = "inject")]
 pub static REFUSE_MAPPING: AtomicBool = AtomicBool::new(false);
 
-/// Set: this life ends between the next mapping of a foreign page and the note of its handle. For tests.
+/// Set: this run ends between the next mapping of a foreign page and the note of its handle. For tests.
 #[cfg(feature = "inject")]
 pub static LOSE_HANDLE: AtomicBool = AtomicBool::new(false);
 

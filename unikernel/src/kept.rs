@@ -1,8 +1,8 @@
-//! What one life of the stub leaves to the next in the same domain: see `entry::live_again`.
+//! What one run of the stub leaves to the next in the same domain: see `entry::restart_in_place`.
 //!
-//! All of it lies in `.keep`, which a new life does not clear, and each part is checked before it is believed: the
+//! All of it lies in `.keep`, which a new run does not clear, and each part is checked before it is believed: the
 //! [`Record`] by a seal over all its bytes, a word about a function by a number of its own, and the two numbers of the xenstore
-//! connection by what xenstored sends next. In a first life all of it is zero.
+//! connection by what xenstored sends next. In a first run all of it is zero.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
@@ -11,7 +11,7 @@ use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
 use pci::bdf::Bdf;
 
-/// Version of [`Record`]; a life only ever meets its own image's.
+/// Version of [`Record`]; a run only ever meets its own image's.
 const VERSION: u64 = 1;
 /// Foreign pages that can be mapped at once: the guest's, and some that would not unmap.
 const FOREIGN_MAX: usize = 4;
@@ -33,7 +33,7 @@ struct Foreign {
 #[repr(C)]
 struct Record {
     version: u64,
-    /// Xen's system time at the beginning of the first life, in nanoseconds.
+    /// Xen's system time at the beginning of the first run, in nanoseconds.
     boot: u64,
     foreign: [Foreign; FOREIGN_MAX],
     crash_log: CrashLog,
@@ -74,7 +74,7 @@ struct Sealed {
 }
 
 impl Sealed {
-    /// As the memory of a first life is.
+    /// As the memory of a first run is.
     const NONE: Self = Self {
         record: Record {
             version: 0,
@@ -88,7 +88,7 @@ impl Sealed {
     }
 }
 
-/// The record, twice: a change is made in the copy that does not count, which then counts by one store. So a life that is
+/// The record, twice: a change is made in the copy that does not count, which then counts by one store. So a run that is
 /// cut off in the middle of a change leaves the record as it was before.
 struct Copies {
     copies: [Sealed; 2],
@@ -106,7 +106,7 @@ impl Copies {
         &self.copies[self.current & 1]
     }
 
-    /// Makes the record of a first life, if this is one.
+    /// Makes the record of a first run, if this is one.
     fn open(&mut self) {
         let kept = &mut self.copies[self.current & 1];
         if kept.record.version == 0 && kept.seal == 0 {
@@ -169,7 +169,7 @@ pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
 #[unsafe(link_section = ".keep")]
 pub static LAST_REQUEST: AtomicU32 = AtomicU32::new(0);
 
-/// The request of the guest that is served at present. Of this life alone: a failure puts it into the record.
+/// The request of the guest that is served at present. Of this run alone: a failure puts it into the record.
 static UNDER_WAY: [AtomicU32; size_of::<Op>() / 4] = [const { AtomicU32::new(0) }; size_of::<Op>() / 4];
 static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 
@@ -177,10 +177,10 @@ static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
 
-fn with<R>(look: impl FnOnce(&mut Copies) -> R) -> R {
-    // SAFETY: the only reference to the cell while `look` runs: nothing that is passed to `with` in this module calls
+fn with<R>(access: impl FnOnce(&mut Copies) -> R) -> R {
+    // SAFETY: the only reference to the cell while `access` runs: nothing that is passed to `with` in this module calls
     // it again, and there is no other thread.
-    look(unsafe { &mut *KEPT.0.get() })
+    access(unsafe { &mut *KEPT.0.get() })
 }
 
 /// See [`Copies::change`].
@@ -188,17 +188,17 @@ fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
     with(|kept| kept.change(change))
 }
 
-/// As [`change`], in the middle of other work: a damaged record ends this life, and with it the domain.
+/// As [`change`], in the middle of other work: a damaged record ends this run, and with it the domain.
 fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
-    change(what).unwrap_or_else(|Damaged| panic!("the record of earlier lives is damaged"))
+    change(what).unwrap_or_else(|Damaged| panic!("the record of earlier runs is damaged"))
 }
 
-/// Makes the record of a first life, if this is one.
+/// Makes the record of a first run, if this is one.
 pub fn open() {
     with(Copies::open);
 }
 
-/// The beginning of the first life; `now` if this is it. Both are Xen's system time in nanoseconds.
+/// The beginning of the first run; `now` if this is it. Both are Xen's system time in nanoseconds.
 pub fn boot_time(now: u64) -> u64 {
     change_or_fail(|record| {
         if record.boot == 0 {
@@ -214,14 +214,14 @@ pub fn crash_log() -> CrashLog {
 }
 
 /// Changes the crash_log.
-pub fn note(what: impl FnOnce(&mut CrashLog)) {
+pub fn update_crash_log(what: impl FnOnce(&mut CrashLog)) {
     change_or_fail(|record| what(&mut record.crash_log));
 }
 
-/// Notes that this life ends `now`, and says what comes after it.
+/// Notes that this run ends `now`, and says what comes after it.
 ///
 /// # Errors
-/// [`Damaged`]: then nothing is known of what this life had, and no other one can begin.
+/// [`Damaged`]: then nothing is known of what this run had, and no other one can begin.
 pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     let mut op = [0; size_of::<Op>()];
     for (bytes, word) in op.chunks_exact_mut(4).zip(&UNDER_WAY) {
@@ -243,34 +243,35 @@ pub fn set_under_way(op: Option<&Op>) {
 }
 
 /// What an entry of [`SHADOWS`] must hold.
-fn shadow(place: Bdf, word: u32) -> [u32; 3] {
-    let place = u32::from(place.segment()) << 16 | u32::from(place.bus()) << 8 | u32::from(place.devfn());
-    [place, word, !(place ^ word.rotate_left(8))]
+fn shadow(guest_bdf: Bdf, word: u32) -> [u32; 3] {
+    let guest_bdf =
+        u32::from(guest_bdf.segment()) << 16 | u32::from(guest_bdf.bus()) << 8 | u32::from(guest_bdf.devfn());
+    [guest_bdf, word, !(guest_bdf ^ word.rotate_left(8))]
 }
 
-/// The entry about the function at `place`, and its word.
-fn find_shadow(place: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
+/// The entry about the function at `guest_bdf`, and its word.
+fn find_shadow(guest_bdf: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
     SHADOWS.iter().find_map(|entry| {
         let held = [0, 1, 2].map(|index| entry[index].load(Ordering::Relaxed));
-        (held == shadow(place, held[1])).then_some((entry, held[1]))
+        (held == shadow(guest_bdf, held[1])).then_some((entry, held[1]))
     })
 }
 
-/// The word that is kept about the function at `place`.
+/// The word that is kept about the function at `guest_bdf`.
 #[inline(never)]
-pub fn recall(place: Bdf) -> Option<u32> {
-    find_shadow(place).map(|(_, word)| word)
+pub fn recall(guest_bdf: Bdf) -> Option<u32> {
+    find_shadow(guest_bdf).map(|(_, word)| word)
 }
 
-/// Keeps a word about the function at `place`, or none. As many are kept as a guest can have functions.
+/// Keeps a word about the function at `guest_bdf`, or none. As many are kept as a guest can have functions.
 #[inline(never)]
-pub fn remember(place: Bdf, word: Option<u32>) {
-    let known = find_shadow(place).map(|(entry, _)| entry);
+pub fn remember(guest_bdf: Bdf, word: Option<u32>) {
+    let known = find_shadow(guest_bdf).map(|(entry, _)| entry);
     let free = || SHADOWS.iter().find(|entry| entry[2].load(Ordering::Relaxed) == 0);
     let Some(entry) = known.or_else(|| free().filter(|_| word.is_some())) else {
         return;
     };
-    let held = word.map_or([0; 3], |word| shadow(place, word));
+    let held = word.map_or([0; 3], |word| shadow(guest_bdf, word));
     for (part, value) in entry.iter().zip(held) {
         part.store(value, Ordering::Relaxed);
     }
@@ -285,7 +286,7 @@ pub fn expect_foreign(va: usize) -> Result<(), Errno> {
 }
 
 /// Notes the handle of the page that is mapped at `va`.
-pub fn note_foreign(va: usize, handle: u32) {
+pub fn record_handle(va: usize, handle: u32) {
     // There is an entry: `expect_foreign` has made it.
     let _ = set_foreign(va as u32, va as u32, handle);
 }
@@ -389,15 +390,15 @@ mod tests {
 
     #[test]
     fn a_word_is_kept_for_each_function_and_zero_or_damaged_memory_is_none() {
-        let places: Vec<Bdf> = (0..=255).map(|devfn| Bdf::from_devfn(0, 3, devfn)).collect();
-        for &place in &places {
-            assert_eq!(recall(place), None);
+        let guest_bdfs: Vec<Bdf> = (0..=255).map(|devfn| Bdf::from_devfn(0, 3, devfn)).collect();
+        for &guest_bdf in &guest_bdfs {
+            assert_eq!(recall(guest_bdf), None);
             for word in [0, 1, u32::MAX, 0x0001_0547] {
-                remember(place, Some(word));
-                assert_eq!(recall(place), Some(word));
+                remember(guest_bdf, Some(word));
+                assert_eq!(recall(guest_bdf), Some(word));
             }
         }
-        let (first, last) = (places[0], places[255]);
+        let (first, last) = (guest_bdfs[0], guest_bdfs[255]);
         assert_eq!(recall(first), Some(0x0001_0547));
         remember(last, None);
         assert_eq!(recall(last), None);
@@ -419,7 +420,7 @@ mod tests {
             expect_foreign(page * 0x1000).unwrap();
         }
         assert!(expect_foreign(0x9000).is_err());
-        note_foreign(0x2000, 5);
+        record_handle(0x2000, 5);
         assert!(is_foreign(0x2000) && is_foreign(0x1000));
         assert_eq!(foreign().nth(1), Some((0x2000, Some(5))));
         assert_eq!(foreign().next(), Some((0x1000, None)));

@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for LockedHeap {
 /// Gives the allocator its memory.
 ///
 /// # Safety
-/// Once in a life, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
+/// Once in a run, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
 pub unsafe fn init_heap() {
     // SAFETY: the caller vouches for the memory, which `memory` sets aside for this.
     unsafe {

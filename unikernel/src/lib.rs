@@ -2,13 +2,13 @@
 //!
 //! One vCPU, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted, apart from exceptions, which never
 //! return, and the timer that limits work ([`deadline`]), whose upcall returns unless the time for work is over. After
-//! one that does not, or a panic, the stub begins anew in place: a new *life*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
+//! one that does not, or a panic, the stub begins anew in place: a new *run*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `entry` | ELF notes, entry point, stack: where every life begins |
+//! | `entry` | ELF notes, entry point, stack: where every run begins |
 //! | `boot` | start info, order of set-up |
-//! | `life` | from there to the drivers |
+//! | `run` | from there to the drivers |
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
@@ -21,8 +21,8 @@
 //! | [`store`] | the xenstore ring |
 //! | [`platform`] | all of the above as `drivers::platform::Platform` |
 //! | `trap` | exceptions |
-//! | `restart` | the end of a life and the step to the next |
-//! | [`kept`] | what a life leaves to the next |
+//! | `restart` | the end of a run and the step to the next |
+//! | [`kept`] | what a run leaves to the next |
 //! | [`shutdown`] | the ways to end |
 //! | `misuse` | what a domain must not do, for the hostile guest and the hostile stub of the tests |
 #![no_std]
@@ -44,8 +44,6 @@ pub mod hypercall;
 pub mod kept;
 #[cfg(feature = "boot")]
 mod lang;
-#[cfg(feature = "boot")]
-pub mod life;
 pub mod memory;
 #[cfg(feature = "misuse")]
 pub mod misuse;
@@ -53,6 +51,8 @@ pub mod page;
 pub mod platform;
 #[cfg(feature = "boot")]
 mod restart;
+#[cfg(feature = "boot")]
+pub mod run;
 pub mod shared_info;
 pub mod shutdown;
 pub mod store;

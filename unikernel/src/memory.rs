@@ -19,7 +19,7 @@ use drivers::platform::Errno;
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
 const WINDOWS: core::ops::Range<usize> = 0x1000..0x80000;
-/// Pages of ours that other domains get to map. They are no part of the heap: the heap begins anew with every life,
+/// Pages of ours that other domains get to map. They are no part of the heap: the heap begins anew with every run,
 /// and a peer may still be writing to what it had of the last one.
 pub const SHARED: core::ops::Range<usize> = 0x80000..0x88000;
 /// The heap's addresses.
@@ -67,7 +67,7 @@ static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
 /// Address of the top-level page table, where the domain builder has mapped it, read-only.
 static TOP_TABLE: AtomicUsize = AtomicUsize::new(0);
 /// One bit a window: set while it is handed out.
-static TAKEN: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
+static IN_USE: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
     [const { AtomicU64::new(0) }; WINDOW_COUNT.div_ceil(64)];
 
 /// Tells this module where the table of machine frames and the page tables are.
@@ -105,7 +105,7 @@ pub fn shared_frame(va: usize) -> u64 {
     frame_of(va)
 }
 
-/// Puts our own memory back behind all windows, whatever an earlier life had them show. Those that `is_lost` are never
+/// Puts our own memory back behind all windows, whatever an earlier run had them show. Those that `is_lost` are never
 /// handed out: their entries are a grant operation's to remove.
 ///
 /// # Errors
@@ -113,11 +113,11 @@ pub fn shared_frame(va: usize) -> u64 {
 ///
 /// # Safety
 /// No window may be in use.
-pub unsafe fn take_back_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), Errno> {
+pub unsafe fn reset_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), Errno> {
     for index in 0..WINDOW_COUNT {
         let va = WINDOWS.start + index * PAGE_SIZE;
         if is_lost(va) {
-            TAKEN[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+            IN_USE[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
             continue;
         }
         // SAFETY: nobody uses the window, by the caller's word; the frame is our own page of that address, which is
@@ -205,8 +205,8 @@ impl Window {
     ///
     /// # Errors
     /// `ENOMEM` if all are taken.
-    pub fn take() -> Result<Self, Errno> {
-        for (word, bits) in TAKEN.iter().enumerate() {
+    pub fn allocate() -> Result<Self, Errno> {
+        for (word, bits) in IN_USE.iter().enumerate() {
             let free = bits.load(Ordering::Relaxed).trailing_ones() as usize;
             let index = word * 64 + free;
             if free < 64 && index < WINDOW_COUNT {
@@ -227,7 +227,7 @@ impl Window {
     /// # Safety
     /// `frame` must not be memory that Rust code owns by another address.
     pub unsafe fn show(frame: u64, mapping: Mapping) -> Result<Self, Errno> {
-        let window = Self::take()?;
+        let window = Self::allocate()?;
         // SAFETY: a window's own memory is used by nobody; the caller vouches for the frame.
         unsafe { set_entry(window.va, mapping.entry(frame)) }?;
         Ok(window)
@@ -253,7 +253,7 @@ impl Drop for Window {
         match restored {
             Ok(()) => {
                 let index = (self.va - WINDOWS.start) / PAGE_SIZE;
-                TAKEN[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+                IN_USE[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
             }
             // Never handed out again: a leak of one address is harmless, a stale view is not.
             Err(Errno(errno)) => log::error!(

@@ -324,7 +324,7 @@ pub fn write_ecam(frame: u64, offset: u16, value: u8) -> Result<(), Errno> {
     // SAFETY: a configuration page, no memory of ours.
     let window = unsafe { Window::show(frame, Mapping::Shared) }?;
     let address = window.address() + usize::from(offset % 4096);
-    // SAFETY: in the window's page. A fault ends this life, as it is meant to.
+    // SAFETY: in the window's page. A fault ends this run, as it is meant to.
     unsafe { (address as *mut u8).write_volatile(value) };
     Ok(())
 }

@@ -35,7 +35,7 @@ impl RawPage {
 
     fn word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
-        // SAFETY: in the page (checked by `range`), aligned (checked above), mapped for the life of `self`
+        // SAFETY: in the page (checked by `range`), aligned (checked above), mapped for the lifetime of `self`
         // (contract of `new`), and only ever accessed atomically or volatile.
         unsafe { AtomicU32::from_ptr(self.range(offset, 4).cast()) }
     }

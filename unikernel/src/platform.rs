@@ -157,20 +157,20 @@ impl Platform for Xen {
         kept::crash_log()
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut CrashLog)) {
-        kept::note(change);
+    fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog)) {
+        kept::update_crash_log(change);
     }
 
     fn set_under_way(&mut self, op: Option<&Op>) {
         kept::set_under_way(op);
     }
 
-    fn recall(&self, place: Bdf) -> Option<u32> {
-        kept::recall(place)
+    fn recall(&self, guest_bdf: Bdf) -> Option<u32> {
+        kept::recall(guest_bdf)
     }
 
-    fn remember(&mut self, place: Bdf, word: Option<u32>) {
-        kept::remember(place, word);
+    fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>) {
+        kept::remember(guest_bdf, word);
     }
 
     #[cfg(feature = "inject")]

@@ -1,6 +1,6 @@
-//! The end of a life: said, noted, and followed by another one where that helps.
+//! The end of a run: said, noted, and followed by another one where that helps.
 
-use crate::entry::live_again;
+use crate::entry::restart_in_place;
 use crate::kept::{self, Damaged};
 use crate::shutdown::{Reason, shutdown, stop};
 use crate::{clock, console, deadline};
@@ -8,15 +8,15 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use drivers::crash_log::{Cause, Next};
 use drivers::log;
 
-/// Failures of this life: more than one if its end fails too.
+/// Failures of this run: more than one if its end fails too.
 static FAILURES: AtomicU32 = AtomicU32::new(0);
 
-/// Ends this life because of `cause`, which `say` puts into words, and begins the next one if the past gives hope.
+/// Ends this run because of `cause`, which `log_cause` puts into words, and begins the next one if the past gives hope.
 #[cold]
-pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
+pub fn end(cause: Cause, log_cause: &dyn Fn()) -> ! {
     deadline::ending();
     match FAILURES.fetch_add(1, Ordering::Relaxed) {
-        0 => say(),
+        0 => log_cause(),
         // The words failed: without them.
         1 => {}
         _ => stop(Reason::Crash),
@@ -27,7 +27,7 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
                 deadline::wait(&[], Some(clock::now() + pause));
                 deadline::ending();
             }
-            live_again()
+            restart_in_place()
         }
         Ok(Next::GiveUp) => {
             // Room for the last word.
@@ -37,7 +37,7 @@ pub fn end(cause: Cause, say: &dyn Fn()) -> ! {
             );
         }
         Err(Damaged) => {
-            log::error!("the record of earlier lives is damaged; shutting down with reason crash")
+            log::error!("the record of earlier runs is damaged; shutting down with reason crash")
         }
     }
     shutdown(Reason::Crash)

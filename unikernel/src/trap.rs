@@ -1,5 +1,5 @@
 //! Exceptions, and the upcall of the timer. No exception is expected and none returns: the stub says what happened, and
-//! begins a new life. The upcall returns, unless what it interrupts has run for too long.
+//! begins a new run. The upcall returns, unless what it interrupts has run for too long.
 //!
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
@@ -219,17 +219,17 @@ extern "C" fn is_over() -> bool {
     deadline::is_over()
 }
 
-/// Tells of an exception and ends this life.
+/// Tells of an exception and ends this run.
 extern "C" fn report(frame: &Frame) -> ! {
     let cause = match frame[VECTOR] {
         DEADLINE => Cause::Deadline,
         // Below VECTORS: pushed by an entry of ours.
         vector => Cause::Fault(vector as u8),
     };
-    restart::end(cause, &|| tell(frame))
+    restart::end(cause, &|| log_exception(frame))
 }
 
-fn tell(frame: &Frame) {
+fn log_exception(frame: &Frame) {
     let (vector, error, rip) = (frame[VECTOR], frame[ERROR], frame[RIP]);
     let name = EXCEPTIONS
         .iter()

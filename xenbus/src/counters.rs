@@ -133,14 +133,14 @@ impl Counters {
         self.values[counter as usize]
     }
 
-    /// Counts a dropped write to the register at `offset` of the guest's function at `place`, in segment 0.
+    /// Counts a dropped write to the register at `offset` of the guest's function at `guest_bdf`, in segment 0.
     ///
     /// [`Counter::WritesDropped`] counts all of them; the table names the first
     /// [`DROPPED_MAX`] registers. Returns true for the first write to a register
     /// that the table takes in, so that a log names each register once.
-    pub fn add_dropped_write(&mut self, place: Bdf, offset: u16) -> bool {
+    pub fn add_dropped_write(&mut self, guest_bdf: Bdf, offset: u16) -> bool {
         self.add(Counter::WritesDropped);
-        let (bus, devfn) = (place.bus(), place.devfn());
+        let (bus, devfn) = (guest_bdf.bus(), guest_bdf.devfn());
         let entry = self.dropped.iter_mut().find(|entry| {
             let free = entry.count == 0;
             free || (entry.bus, entry.devfn, entry.offset) == (bus, devfn, offset)
@@ -157,11 +157,11 @@ impl Counters {
         })
     }
 
-    /// Takes the registers of the guest's function at `place` out of the table, because another device will stand
+    /// Takes the registers of the guest's function at `guest_bdf` out of the table, because another device will stand
     /// there. The sum, [`Counter::WritesDropped`], stays.
-    pub fn forget_function(&mut self, place: Bdf) {
+    pub fn forget_function(&mut self, guest_bdf: Bdf) {
         let mut kept = [DroppedWrite::default(); DROPPED_MAX];
-        let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (place.bus(), place.devfn());
+        let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (guest_bdf.bus(), guest_bdf.devfn());
         let others = self.dropped_writes().filter(stays);
         for (to, entry) in kept.iter_mut().zip(others) {
             *to = entry;

@@ -70,9 +70,9 @@ pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32
     let other = now & SECOND ^ SECOND;
     let table = OFFSET + if other == 0 { 0 } else { TABLE_SIZE };
     let mut count = 0u16;
-    for (place, shadow) in functions.take(FUNCTIONS_MAX) {
+    for (guest_bdf, shadow) in functions.take(FUNCTIONS_MAX) {
         let [s0, s1, s2, _] = shadow.to_le_bytes();
-        let entry = [place.devfn(), place.bus(), s0, s1, s2];
+        let entry = [guest_bdf.devfn(), guest_bdf.bus(), s0, s1, s2];
         page.copy_in(table + FUNCTIONS + usize::from(count) * FUNCTION_SIZE, &entry);
         count += 1;
     }
@@ -156,10 +156,10 @@ impl HandoverBlock {
         (size(&block)? == block.len() && text.len() == block.len() * 2).then_some(Self(block))
     }
 
-    /// The shadow of the function that stood at `place`.
-    pub fn shadow(&self, place: Bdf) -> Option<u32> {
+    /// The shadow of the function that stood at `guest_bdf`.
+    pub fn shadow(&self, guest_bdf: Bdf) -> Option<u32> {
         let mut entries = self.0[FUNCTIONS..].as_chunks::<FUNCTION_SIZE>().0.iter();
-        let &[_, _, s0, s1, s2] = entries.find(|entry| entry[..2] == [place.devfn(), place.bus()])?;
+        let &[_, _, s0, s1, s2] = entries.find(|entry| entry[..2] == [guest_bdf.devfn(), guest_bdf.bus()])?;
         Some(u32::from_le_bytes([s0, s1, s2, 0]))
     }
 
@@ -186,7 +186,7 @@ mod tests {
     const READ: Op = [1; OP_HEAD_SIZE];
     const WRITE: Op = [2; OP_HEAD_SIZE];
 
-    fn place(devfn: u8) -> Bdf {
+    fn guest_bdf(devfn: u8) -> Bdf {
         Bdf::from_devfn(0, 3, devfn)
     }
 
@@ -196,14 +196,14 @@ mod tests {
         assert_eq!(to_hex(&page), None, "nothing yet");
         let functions = (0..=255)
             .take(FUNCTIONS_MAX)
-            .map(|devfn| (place(devfn), 0x7f_0500 | u32::from(devfn)));
+            .map(|devfn| (guest_bdf(devfn), 0x7f_0500 | u32::from(devfn)));
         publish(&page, functions, &[READ, WRITE]);
         begin(&page, &WRITE, 1);
         let text = to_hex(&page).unwrap();
         assert!(text.len() < 3072, "fits into a node");
         let left = HandoverBlock::from_hex(&text).unwrap();
         for devfn in 0..FUNCTIONS_MAX as u8 {
-            assert_eq!(left.shadow(place(devfn)), Some(0x7f_0500 | u32::from(devfn)));
+            assert_eq!(left.shadow(guest_bdf(devfn)), Some(0x7f_0500 | u32::from(devfn)));
         }
         assert_eq!(left.shadow(Bdf::from_devfn(0, 4, 0)), None);
         assert_eq!(left.refused(), [READ, WRITE]);
@@ -212,7 +212,7 @@ mod tests {
         publish(&page, core::iter::empty(), &[]);
         let left = HandoverBlock::from_hex(&to_hex(&page).unwrap()).unwrap();
         assert_eq!(
-            (left.shadow(place(0)), left.refused(), left.under_way()),
+            (left.shadow(guest_bdf(0)), left.refused(), left.under_way()),
             (None, &[][..], None)
         );
     }
@@ -258,8 +258,12 @@ mod tests {
 
     #[test]
     fn a_stub_that_dies_while_it_publishes_leaves_all_of_before_or_all_of_after() {
-        let before = [(place(0), 0x01_0507), (place(8), 0x02_0002)];
-        let after = [(place(8), 0x04_0003), (place(16), 0x08_0006), (place(24), 9)];
+        let before = [(guest_bdf(0), 0x01_0507), (guest_bdf(8), 0x02_0002)];
+        let after = [
+            (guest_bdf(8), 0x04_0003),
+            (guest_bdf(16), 0x08_0006),
+            (guest_bdf(24), 9),
+        ];
         // Both ways, from one table to the other.
         for turns in 0..2 {
             for cut in 0.. {
@@ -289,7 +293,7 @@ mod tests {
     #[test]
     fn what_no_stub_has_left_is_nothing() {
         let page = Page::new();
-        publish(&page, [(place(0), 1)].into_iter(), &[READ]);
+        publish(&page, [(guest_bdf(0), 1)].into_iter(), &[READ]);
         let text = to_hex(&page).unwrap();
         assert!(HandoverBlock::from_hex(&text).is_some());
         for bad in [
@@ -303,7 +307,7 @@ mod tests {
             assert_eq!(HandoverBlock::from_hex(bad), None, "{bad}");
         }
         for (offset, byte) in [(0, 0), (4, 1), (9, 2), (10, 5), (11, 2)] {
-            publish(&page, [(place(0), 1)].into_iter(), &[READ]);
+            publish(&page, [(guest_bdf(0), 1)].into_iter(), &[READ]);
             end(&page);
             page.copy_in(OFFSET + offset, &[byte]);
             assert_eq!(to_hex(&page), None, "byte {offset}");

@@ -31,7 +31,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Passes on what there is. `service` and `guest` are the pages of the hops that are up; `place` tells where a
+    /// Passes on what there is. `service` and `guest` are the pages of the hops that are up; `guest_bdf` tells where a
     /// function stands on the guest's bus.
     ///
     /// The device has no driver as far as the service is concerned if the guest is not connected or does not have it.
@@ -39,7 +39,7 @@ impl Relay {
         &mut self,
         service: Option<&P>,
         guest: Option<&P>,
-        place: impl FnOnce(Bdf) -> Option<Bdf>,
+        guest_bdf: impl FnOnce(Bdf) -> Option<Bdf>,
     ) -> News {
         let mut news = News::default();
         let Some(service) = service else {
@@ -55,7 +55,7 @@ impl Relay {
         let verdict = match guest {
             None => Some(Verdict::NoDriver.raw()),
             Some(guest) if self.asked => aer::verdict(guest),
-            Some(guest) => match request.function().and_then(place) {
+            Some(guest) => match request.function().and_then(guest_bdf) {
                 None => Some(Verdict::NoDriver.raw()),
                 Some(function) => {
                     let request: AerRequest = request.about(function);

@@ -29,7 +29,7 @@ pub enum Change {
     /// The guest has it.
     Exported {
         /// Its address there.
-        place: Bdf,
+        guest_bdf: Bdf,
         /// The guest is to look for its bus among the roots.
         root: bool,
     },
@@ -59,8 +59,8 @@ pub struct ListedDevice {
     pub state: XenbusState,
     /// Its real address.
     pub bdf: Result<Bdf, Box<SetupError>>,
-    /// Where it stands on the guest's bus, as an earlier life of this stub has published it.
-    pub place: Result<Bdf, Box<SetupError>>,
+    /// Where it stands on the guest's bus, as an earlier run of this stub has published it.
+    pub guest_bdf: Result<Bdf, Box<SetupError>>,
     /// What dom0's service says about it.
     pub resources: Result<Resources, Box<SetupError>>,
 }
@@ -88,7 +88,7 @@ pub fn read<T: Transport, Page: SharedPage>(
                 continue;
             }
             let bdf = of_device(address(store, device, number))?;
-            let place = of_device(place(store, device, number))?;
+            let guest_bdf = of_device(guest_bdf(store, device, number))?;
             let resources = match &bdf {
                 Ok(bdf) => {
                     let served = served.number_of(*bdf);
@@ -100,7 +100,7 @@ pub fn read<T: Transport, Page: SharedPage>(
                 number,
                 state,
                 bdf,
-                place,
+                guest_bdf,
                 resources,
             });
         }
@@ -133,7 +133,7 @@ fn address(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, 
     node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
 }
 
-fn place(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
+fn guest_bdf(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::VirtualDevice.at(number);
     let expected = "SSSS:BB:DD.FF, or take the device off its list";
     node(store, device, &key, expected, |text| text.parse().ok())
@@ -163,9 +163,9 @@ pub fn publish<T: Transport>(
                 return Ok(false);
             }
         }
-        for &(number, bdf, place) in exported {
+        for &(number, bdf, guest_bdf) in exported {
             if !is_at(Numbered::Device, number, Some(bdf))?
-                || !is_at(Numbered::VirtualDevice, number, Some(place))?
+                || !is_at(Numbered::VirtualDevice, number, Some(guest_bdf))?
             {
                 return Ok(false);
             }
@@ -175,8 +175,12 @@ pub fn publish<T: Transport>(
             for (key, value) in nodes {
                 store.set(&device.backend_node(key), value)?;
             }
-            if let Change::Exported { place, root: true } = entry.change {
-                added.push(root(place));
+            if let Change::Exported {
+                guest_bdf,
+                root: true,
+            } = entry.change
+            {
+                added.push(root(guest_bdf));
             }
         }
         publish_roots(store, device, added)?;
@@ -204,8 +208,8 @@ fn publish_roots(store: &mut dyn Nodes, device: Device, added: Vec<String>) -> R
 }
 
 /// The root that a guest finds a function at this place below: its segment and bus.
-fn root(place: Bdf) -> String {
-    let (segment, bus) = bus_of(place);
+fn root(guest_bdf: Bdf) -> String {
+    let (segment, bus) = bus_of(guest_bdf);
     format!("{segment:04x}:{bus:02x}")
 }
 
@@ -214,8 +218,8 @@ fn nodes(entry: &Entry) -> Vec<(String, String)> {
     let at = |key: Numbered| key.at(entry.number);
     let state = |state: XenbusState| (at(Numbered::State), state.as_str().to_string());
     match &entry.change {
-        Change::Exported { place, .. } => Vec::from([
-            (at(Numbered::VirtualDevice), virtual_address(*place)),
+        Change::Exported { guest_bdf, .. } => Vec::from([
+            (at(Numbered::VirtualDevice), virtual_address(*guest_bdf)),
             state(XenbusState::Initialised),
         ]),
         Change::Removed => Vec::from([state(XenbusState::Closed)]),
@@ -238,12 +242,12 @@ fn node<R>(
 }
 
 /// A function's address as pciback writes it into `vdev-N`: two digits for the function.
-fn virtual_address(place: Bdf) -> String {
+fn virtual_address(guest_bdf: Bdf) -> String {
     format!(
         "{:04x}:{:02x}:{:02x}.{:02x}",
-        place.segment(),
-        place.bus(),
-        place.device(),
-        place.function()
+        guest_bdf.segment(),
+        guest_bdf.bus(),
+        guest_bdf.device(),
+        guest_bdf.function()
     )
 }

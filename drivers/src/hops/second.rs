@@ -159,7 +159,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 Ok(())
             }
             (ServicePhase::Failed, _) if own != Closing => self.set_state(client, Closing),
-            // Of an earlier life, or not written when it was due.
+            // Of an earlier run, or not written when it was due.
             (ServicePhase::Down, Closing | Closed | Unknown)
                 if !matches!(own, Unknown | Initialising | Closing | Closed) =>
             {
@@ -304,7 +304,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
-    pub fn left_behind(&self, store: &mut dyn Nodes) -> Result<Option<HandoverBlock>, Box<SetupError>> {
+    pub fn read_handover(&self, store: &mut dyn Nodes) -> Result<Option<HandoverBlock>, Box<SetupError>> {
         let text = store::read(store, &self.device.backend_node(key::HANDOVER_BLOCK))?;
         let left = text.as_deref().map(HandoverBlock::from_hex);
         if left == Some(None) {
@@ -314,28 +314,32 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     /// Puts what must outlive this stub where dom0's service finds it.
-    pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[handover_block::Op]) {
+    pub fn publish_handover(
+        &self,
+        functions: impl Iterator<Item = (Bdf, u32)>,
+        refused: &[handover_block::Op],
+    ) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::publish(&channel.page, functions, refused);
         }
     }
 
     /// The same for a request that is under way from here on, and has failed so often before.
-    pub fn begin(&self, op: &handover_block::Op, strikes: u32) {
+    pub fn begin_request(&self, op: &handover_block::Op, strikes: u32) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::begin(&channel.page, op, strikes);
         }
     }
 
     /// It is not under way any more.
-    pub fn end(&self) {
+    pub fn end_request(&self) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::end(&channel.page);
         }
     }
 
     /// Puts the counters where `bulkhead status` finds them.
-    pub fn publish(&self, counters: &Counters) {
+    pub fn publish_counters(&self, counters: &Counters) {
         if let ServicePhase::Up(channel) = &self.phase {
             counters.publish(&channel.page);
         }

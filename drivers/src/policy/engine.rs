@@ -21,7 +21,7 @@ use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 /// Most functions that a guest can have: a bus full.
 pub const MAX_FUNCTIONS: usize = 256;
 
-/// How much a guest can make us log of each [`Line`].
+/// How much a guest can make us log of each [`LogKind`].
 const LOG_LIMIT: Limit = Limit {
     lines: 8,
     interval: Duration::from_secs(30),
@@ -29,14 +29,14 @@ const LOG_LIMIT: Limit = Limit {
 
 /// The kinds of lines that a guest can cause, each limited on its own.
 #[derive(Clone, Copy)]
-enum Line {
+enum LogKind {
     /// A refusal, by whom it blames.
     Refusal(Blame),
     /// MSI or MSI-X turned on or off.
-    MsiState,
+    MsiMode,
 }
 
-impl Line {
+impl LogKind {
     const KINDS: usize = 5;
 
     const fn index(self) -> usize {
@@ -45,13 +45,13 @@ impl Line {
             Self::Refusal(Blame::Device) => 1,
             Self::Refusal(Blame::Toolstack) => 2,
             Self::Refusal(Blame::Us) => 3,
-            Self::MsiState => 4,
+            Self::MsiMode => 4,
         }
     }
 }
 
-/// What [`Line::index`] stands for in the line about suppressed ones.
-const LINE_NAMES: [&str; Line::KINDS] = [
+/// What [`LogKind::index`] stands for in the line about suppressed ones.
+const LOG_KIND_NAMES: [&str; LogKind::KINDS] = [
     "refusals that blame the guest",
     "refusals that blame a device",
     "refusals that blame dom0",
@@ -79,13 +79,18 @@ enum Done {
     /// The pirqs.
     MsixOn(Vec<u16>),
     /// What was on, and the pirq of the INTx line (0: none) that the guest is back to.
-    Off { kind: Option<MessageKind>, line: u32 },
+    Off {
+        kind: Option<MessageKind>,
+        intx_pirq: u32,
+    },
 }
 
 impl Done {
     fn into_reply(self) -> Reply {
         match self {
-            Self::Read(value) | Self::MsiOn(value) | Self::Off { line: value, .. } => Reply::Value(value),
+            Self::Read(value) | Self::MsiOn(value) | Self::Off { intx_pirq: value, .. } => {
+                Reply::Value(value)
+            }
             Self::Written(_) => Reply::Value(0),
             Self::MsixOn(pirqs) => Reply::Vectors(pirqs),
         }
@@ -96,10 +101,10 @@ impl Done {
 #[derive(Debug)]
 struct Function<E> {
     config: VirtualConfig,
-    messages: MsiState,
+    msi: MsiState,
     ecam: E,
     /// Where it stands in the guest.
-    place: Bdf,
+    guest_bdf: Bdf,
 }
 
 /// The functions of one guest, and what is counted about them.
@@ -109,7 +114,7 @@ pub struct Engine<E> {
     functions: Vec<Option<Function<E>>>,
     slots: Slots,
     counters: Counters,
-    limiter: Limiter<{ Line::KINDS }>,
+    limiter: Limiter<{ LogKind::KINDS }>,
 }
 
 impl<E> Default for Engine<E> {
@@ -138,7 +143,7 @@ impl<E: ConfigSpace> Engine<E> {
         &mut self,
         resources: Resources,
         ecam: E,
-        stood: Option<Bdf>,
+        previous: Option<Bdf>,
     ) -> Result<Bdf, (Box<SetupError>, E)> {
         let bdf = resources.bdf;
         let virtual_function = resources.virtual_function;
@@ -151,29 +156,29 @@ impl<E: ConfigSpace> Engine<E> {
         };
         let gap = self.functions.iter().position(Option::is_none);
         let index = gap.unwrap_or(self.functions.len());
-        let placed = u8::try_from(index)
+        let added = u8::try_from(index)
             .map_err(|_| SlotError::Full)
-            .and_then(|index| match stood {
-                Some(place) => self.slots.restore(bdf, virtual_function, place, index),
+            .and_then(|index| match previous {
+                Some(guest_bdf) => self.slots.restore(bdf, virtual_function, guest_bdf, index),
                 None => self.slots.add(bdf, virtual_function, index),
             });
-        let place = match placed {
-            Ok(place) => place,
+        let guest_bdf = match added {
+            Ok(guest_bdf) => guest_bdf,
             Err(SlotError::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
             Err(SlotError::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
             Err(SlotError::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
         };
         let function = Some(Function {
-            messages: MsiState::new(&config, &ecam),
+            msi: MsiState::new(&config, &ecam),
             config,
             ecam,
-            place,
+            guest_bdf,
         });
         match self.functions.get_mut(index) {
             Some(gap) => *gap = function,
             None => self.functions.push(function),
         }
-        Ok(place)
+        Ok(guest_bdf)
     }
 
     /// Takes a function away from the guest, with its interrupts off; returns its config space, to be unmapped.
@@ -181,9 +186,9 @@ impl<E: ConfigSpace> Engine<E> {
     pub fn remove(&mut self, bdf: Bdf, dom0: &mut impl Dom0) -> Option<E> {
         self.quiesce_function(bdf, dom0);
         let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
-        let Function { place, ecam, .. } = exported.take()?;
-        self.slots.remove(place);
-        self.counters.forget_function(place);
+        let Function { guest_bdf, ecam, .. } = exported.take()?;
+        self.slots.remove(guest_bdf);
+        self.counters.forget_function(guest_bdf);
         Some(ecam)
     }
 
@@ -197,9 +202,9 @@ impl<E: ConfigSpace> Engine<E> {
     }
 
     /// True if the guest finds the bus of this place behind a bridge of its own.
-    pub fn is_behind_bridge(&self, place: Bdf) -> bool {
+    pub fn is_behind_bridge(&self, guest_bdf: Bdf) -> bool {
         let mut functions = self.functions.iter().flatten();
-        functions.any(|function| function.config.leads_to(&function.ecam, place))
+        functions.any(|function| function.config.leads_to(&function.ecam, guest_bdf))
     }
 
     /// True if the function at this real address is exported.
@@ -208,9 +213,9 @@ impl<E: ConfigSpace> Engine<E> {
     }
 
     /// Where the function at this real address stands on the guest's bus.
-    pub fn place(&self, bdf: Bdf) -> Option<Bdf> {
+    pub fn guest_bdf(&self, bdf: Bdf) -> Option<Bdf> {
         let mut exported = self.functions.iter().filter(|function| is_at(function, bdf));
-        Some(exported.next()?.as_ref()?.place)
+        Some(exported.next()?.as_ref()?.guest_bdf)
     }
 
     /// Turns off MSI and MSI-X wherever they are on. What cannot be turned off is logged.
@@ -233,24 +238,24 @@ impl<E: ConfigSpace> Engine<E> {
     pub fn shadow(&self, request: &Request) -> Option<(Bdf, u32)> {
         let index = self.slots.find(request.function())?;
         let function = self.functions.get(index)?.as_ref()?;
-        Some((function.place, function.config.shadow()))
+        Some((function.guest_bdf, function.config.shadow()))
     }
 
     /// The same for all functions.
     pub fn shadows(&self) -> impl Iterator<Item = (Bdf, u32)> {
         let exported = self.functions.iter().flatten();
-        exported.map(|function| (function.place, function.config.shadow()))
+        exported.map(|function| (function.guest_bdf, function.config.shadow()))
     }
 
-    /// Puts back what an earlier life has kept about the function at `place`.
-    pub fn set_shadow(&mut self, place: Bdf, shadow: u32) {
-        if let Some(function) = self.function(Some(place)) {
+    /// Puts back what an earlier run has kept about the function at `guest_bdf`.
+    pub fn set_shadow(&mut self, guest_bdf: Bdf, shadow: u32) {
+        if let Some(function) = self.function(Some(guest_bdf)) {
             function.config.set_shadow(shadow);
         }
     }
 
-    /// Notes that a request will be served that may have been carried out by an earlier life, in whole or in part.
-    pub fn unsettle(&mut self, request: &Request) {
+    /// Notes that a request will be served that may have been carried out by an earlier run, in whole or in part.
+    pub fn mark_unknown(&mut self, request: &Request) {
         let kind = match request.command {
             Command::EnableMsi => MessageKind::Msi,
             Command::EnableMsix => MessageKind::Msix,
@@ -258,7 +263,7 @@ impl<E: ConfigSpace> Engine<E> {
             _ => return,
         };
         if let Some(function) = self.function(request.function()) {
-            function.messages.unsettle(kind);
+            function.msi.mark_unknown(kind);
         }
     }
 
@@ -271,15 +276,15 @@ impl<E: ConfigSpace> Engine<E> {
         match self.function(request.function()) {
             Some(function) => {
                 let bdf = function.config.resources().bdf;
-                self.note_refusal(bdf, request, ERROR, now);
+                self.record_refusal(bdf, request, ERROR, now);
             }
             None => self.counters.add(Counter::Refused),
         }
         Err(ERROR)
     }
 
-    fn function(&mut self, place: Option<Bdf>) -> Option<&mut Function<E>> {
-        let index = self.slots.find(place)?;
+    fn function(&mut self, guest_bdf: Option<Bdf>) -> Option<&mut Function<E>> {
+        let index = self.slots.find(guest_bdf)?;
         self.functions.get_mut(index)?.as_mut()
     }
 
@@ -303,8 +308,8 @@ impl<E: ConfigSpace> Engine<E> {
         let bdf = function.config.resources().bdf;
         let done = function.serve(request, entries, dom0, &mut self.counters);
         match &done {
-            Ok(done) => self.note(bdf, done, now),
-            Err(error) => self.note_refusal(bdf, request, *error, now),
+            Ok(done) => self.record(bdf, done, now),
+            Err(error) => self.record_refusal(bdf, request, *error, now),
         }
         done.map(Done::into_reply)
     }
@@ -325,11 +330,11 @@ impl<E: ConfigSpace> Engine<E> {
     }
 
     /// Tells of suppressed log lines that are due; returns when the next ones will be.
-    pub fn settle_log(&mut self, now: Duration) -> Option<Duration> {
-        self.limiter.settle(now, |kind, count| {
-            let name = LINE_NAMES.get(kind).copied().unwrap_or_default();
+    pub fn flush_log(&mut self, now: Duration) -> Option<Duration> {
+        self.limiter.flush(now, |kind, count| {
+            let name = LOG_KIND_NAMES.get(kind).copied().unwrap_or_default();
             // As serious as the lines that it stands for.
-            let level = if kind == Line::MsiState.index() {
+            let level = if kind == LogKind::MsiMode.index() {
                 log::Level::Info
             } else {
                 log::Level::Warn
@@ -342,13 +347,13 @@ impl<E: ConfigSpace> Engine<E> {
         self.limiter.due()
     }
 
-    /// When [`Self::settle_log`] has something to tell; `None` if nothing was suppressed.
+    /// When [`Self::flush_log`] has something to tell; `None` if nothing was suppressed.
     pub fn log_due(&self) -> Option<Duration> {
         self.limiter.due()
     }
 
     /// Counts what was done, and logs what deserves a line.
-    fn note(&mut self, bdf: Bdf, done: &Done, now: Duration) {
+    fn record(&mut self, bdf: Bdf, done: &Done, now: Duration) {
         match done {
             Done::Read(_) => self.counters.add(Counter::Reads),
             Done::Written(Effect::Forwarded) => self.counters.add(Counter::WritesForwarded),
@@ -356,7 +361,7 @@ impl<E: ConfigSpace> Engine<E> {
             // Counted already, by register; or nothing was on.
             Done::Written(Effect::Dropped) | Done::Off { kind: None, .. } => {}
             Done::MsiOn(pirq) => {
-                self.note_messages(
+                self.record_msi(
                     Counter::MsiEnabled,
                     now,
                     format_args!("{bdf}: MSI turned on, pirq {pirq}"),
@@ -364,26 +369,26 @@ impl<E: ConfigSpace> Engine<E> {
             }
             Done::MsixOn(pirqs) => {
                 let count = pirqs.len();
-                self.note_messages(
+                self.record_msi(
                     Counter::MsixEnabled,
                     now,
                     format_args!("{bdf}: MSI-X turned on, {count} vectors"),
                 );
             }
             Done::Off { kind: Some(kind), .. } => {
-                self.note_messages(disabled(*kind), now, format_args!("{bdf}: {kind} turned off"));
+                self.record_msi(disabled(*kind), now, format_args!("{bdf}: {kind} turned off"));
             }
         }
     }
 
-    fn note_messages(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
+    fn record_msi(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
         self.counters.add(counter);
-        if self.limiter.admit(Line::MsiState.index(), now) {
+        if self.limiter.admit(LogKind::MsiMode.index(), now) {
             log::info!("{line}");
         }
     }
 
-    fn note_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
+    fn record_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
         self.counters.add(Counter::Refused);
         if error.is_routine() {
             log::debug!("{bdf}: {} refused: {error}", request.command);
@@ -396,7 +401,7 @@ impl<E: ConfigSpace> Engine<E> {
             Blame::Toolstack => Counter::BlamedToolstack,
             Blame::Us => Counter::BlamedSelf,
         });
-        if self.limiter.admit(Line::Refusal(blame).index(), now) {
+        if self.limiter.admit(LogKind::Refusal(blame).index(), now) {
             log::warn!("{bdf}: {} refused ({blame}): {error}", request.command);
         }
     }
@@ -405,7 +410,7 @@ impl<E: ConfigSpace> Engine<E> {
 impl<E: ConfigSpace> Function<E> {
     fn quiesce(&mut self, dom0: &mut impl Dom0, counters: &mut Counters) {
         let bdf = self.config.resources().bdf;
-        match self.messages.disable(dom0) {
+        match self.msi.disable(dom0) {
             Ok(None) => {}
             Ok(Some(kind)) => {
                 counters.add(disabled(kind));
@@ -423,7 +428,7 @@ impl<E: ConfigSpace> Function<E> {
         counters: &mut Counters,
     ) -> Result<Done, RequestError> {
         let resources = self.config.resources();
-        let line = if resources.intx { resources.irq } else { 0 };
+        let intx_pirq = if resources.intx { resources.irq } else { 0 };
         match request.command {
             Command::ConfRead => {
                 let access = Access::new(request.offset, request.size)?;
@@ -434,14 +439,11 @@ impl<E: ConfigSpace> Function<E> {
                 self.write(access, request.value, dom0, counters)
                     .map(Done::Written)
             }
-            Command::EnableMsi => self.messages.enable_msi(&self.ecam, dom0).map(Done::MsiOn),
-            Command::EnableMsix => self
-                .messages
-                .enable_msix(&self.ecam, dom0, entries)
-                .map(Done::MsixOn),
+            Command::EnableMsi => self.msi.enable_msi(&self.ecam, dom0).map(Done::MsiOn),
+            Command::EnableMsix => self.msi.enable_msix(&self.ecam, dom0, entries).map(Done::MsixOn),
             Command::DisableMsi | Command::DisableMsix => {
-                let kind = self.messages.disable(dom0)?;
-                Ok(Done::Off { kind, line })
+                let kind = self.msi.disable(dom0)?;
+                Ok(Done::Off { kind, intx_pirq })
             }
             Command::Other(command) => Err(RequestError::UnknownCommand(command)),
         }
@@ -458,7 +460,7 @@ impl<E: ConfigSpace> Function<E> {
         // True only once for each register that has a counter of its own: so few lines need no limit.
         let mut first = None;
         let dropped = |offset| {
-            if counters.add_dropped_write(self.place, offset) {
+            if counters.add_dropped_write(self.guest_bdf, offset) {
                 first = first.or(Some(offset));
             }
         };

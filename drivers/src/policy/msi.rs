@@ -13,11 +13,11 @@ use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Its INTx line, or nothing.
-    Line,
+    Intx,
     /// MSI or MSI-X.
-    MsiState(MessageKind),
+    On(MessageKind),
     /// A request to turn this on or off went out, and no answer came: it may be either.
-    Unsettled(MessageKind),
+    Unknown(MessageKind),
 }
 
 /// The message-signalled interrupts of one function.
@@ -45,12 +45,12 @@ impl MsiState {
         let msix = config.message_capability(MessageKind::Msix);
         let is_on = |kind, capability: Option<u16>, enable| match message_control(ecam, capability?) {
             Ok(control) if control & enable == 0 => None,
-            Ok(_) => Some(Mode::MsiState(kind)),
-            Err(_) => Some(Mode::Unsettled(kind)),
+            Ok(_) => Some(Mode::On(kind)),
+            Err(_) => Some(Mode::Unknown(kind)),
         };
         let mode = is_on(MessageKind::Msix, msix, msix::ENABLE)
             .or_else(|| is_on(MessageKind::Msi, msi, msi::ENABLE))
-            .unwrap_or(Mode::Line);
+            .unwrap_or(Mode::Intx);
         Self {
             mode,
             bdf: config.resources().bdf,
@@ -69,9 +69,9 @@ impl MsiState {
 
     /// A request to turn `kind` on was under way when this stub failed, and will be served again: what it did before
     /// is not known. Where the other kind is on, it was refused and did nothing.
-    pub fn unsettle(&mut self, kind: MessageKind) {
-        if !matches!(self.mode, Mode::MsiState(on) if on != kind) {
-            self.mode = Mode::Unsettled(kind);
+    pub fn mark_unknown(&mut self, kind: MessageKind) {
+        if !matches!(self.mode, Mode::On(on) if on != kind) {
+            self.mode = Mode::Unknown(kind);
         }
     }
 
@@ -85,11 +85,11 @@ impl MsiState {
         if !self.offered {
             return refuse(MessageRefusal::SwitchedOff);
         }
-        self.settle(dom0)?;
+        self.resolve_unknown(dom0)?;
         match self.mode {
-            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
-            Mode::Line | Mode::Unsettled(_) => {}
+            Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Intx | Mode::Unknown(_) => {}
         }
         let Some(base) = self.msi else {
             return refuse(MessageRefusal::NoCapability);
@@ -102,7 +102,7 @@ impl MsiState {
             Ok(0) => Err(RequestError::ServiceNonsense),
             answer => answer,
         };
-        self.note(KIND, answer)
+        self.update_mode(KIND, answer)
     }
 
     /// Turns MSI-X on for `entries`; returns the guest's pirqs in the same order.
@@ -124,11 +124,11 @@ impl MsiState {
             Ok(entries) => entries,
             Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
         };
-        self.settle(dom0)?;
+        self.resolve_unknown(dom0)?;
         match self.mode {
-            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
-            Mode::Line | Mode::Unsettled(_) => {}
+            Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Intx | Mode::Unknown(_) => {}
         }
         if !self.virtual_function && word(ecam, register::COMMAND)? & command::MEMORY == 0 {
             return refuse(MessageRefusal::MemoryDecodeOff);
@@ -149,7 +149,7 @@ impl MsiState {
             }
             answer => answer,
         };
-        self.note(KIND, answer)
+        self.update_mode(KIND, answer)
     }
 
     /// Turns off whichever kind is on, and says which that was.
@@ -160,17 +160,17 @@ impl MsiState {
     /// # Errors
     /// What dom0's service answers; the kind then counts as on.
     pub fn disable(&mut self, dom0: &mut impl Dom0) -> Result<Option<MessageKind>, RequestError> {
-        let (Mode::MsiState(kind) | Mode::Unsettled(kind)) = self.mode else {
+        let (Mode::On(kind) | Mode::Unknown(kind)) = self.mode else {
             return Ok(None);
         };
         match dom0.disable(self.bdf, kind) {
             Ok(()) => {
-                self.mode = Mode::Line;
+                self.mode = Mode::Intx;
                 Ok(Some(kind))
             }
             Err(error) => {
-                if error.is_unsettled() {
-                    self.mode = Mode::Unsettled(kind);
+                if error.is_outcome_unknown() {
+                    self.mode = Mode::Unknown(kind);
                 }
                 Err(error)
             }
@@ -187,18 +187,22 @@ impl MsiState {
     }
 
     /// Turns off what may be on since an answer went missing, so that turning on starts from firm ground.
-    fn settle(&mut self, dom0: &mut impl Dom0) -> Result<(), RequestError> {
-        if matches!(self.mode, Mode::Unsettled(_)) {
+    fn resolve_unknown(&mut self, dom0: &mut impl Dom0) -> Result<(), RequestError> {
+        if matches!(self.mode, Mode::Unknown(_)) {
             self.disable(dom0)?;
         }
         Ok(())
     }
 
     /// Draws the conclusion from an answer to turning `kind` on.
-    fn note<R>(&mut self, kind: MessageKind, answer: Result<R, RequestError>) -> Result<R, RequestError> {
+    fn update_mode<R>(
+        &mut self,
+        kind: MessageKind,
+        answer: Result<R, RequestError>,
+    ) -> Result<R, RequestError> {
         match &answer {
-            Ok(_) => self.mode = Mode::MsiState(kind),
-            Err(error) if error.is_unsettled() => self.mode = Mode::Unsettled(kind),
+            Ok(_) => self.mode = Mode::On(kind),
+            Err(error) if error.is_outcome_unknown() => self.mode = Mode::Unknown(kind),
             Err(_) => {}
         }
         answer

@@ -18,7 +18,7 @@ const SLOTS: u8 = 32;
 #[derive(Clone, Copy, Debug)]
 struct SlotEntry {
     real: Bdf,
-    place: Bdf,
+    guest_bdf: Bdf,
     /// No other function may stand in its slot.
     alone: bool,
     /// The caller's number for it.
@@ -64,7 +64,7 @@ impl Slots {
     /// [`SlotError`]; nothing has changed then.
     pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, SlotError> {
         let alone = stands_alone(real, virtual_function);
-        let place = match self.mode {
+        let guest_bdf = match self.mode {
             SlotMode::Passthrough => real,
             SlotMode::Vpci => {
                 let slot = self.slot_of(real, alone).or_else(|| self.free_slot());
@@ -73,7 +73,7 @@ impl Slots {
         };
         self.put(SlotEntry {
             real,
-            place,
+            guest_bdf,
             alone,
             index,
         })
@@ -87,18 +87,18 @@ impl Slots {
         &mut self,
         real: Bdf,
         virtual_function: bool,
-        place: Bdf,
+        guest_bdf: Bdf,
         index: u8,
     ) -> Result<Bdf, SlotError> {
         let alone = stands_alone(real, virtual_function);
         let possible = match self.mode {
-            SlotMode::Passthrough => place == real,
+            SlotMode::Passthrough => guest_bdf == real,
             SlotMode::Vpci => {
                 let slot = match self.slot_of(real, alone) {
-                    Some(slot) => slot == place.device(),
-                    None => self.is_free(place.device()),
+                    Some(slot) => slot == guest_bdf.device(),
+                    None => self.is_free(guest_bdf.device()),
                 };
-                slot && bus_of(place) == (0, 0) && place.function() == real.function()
+                slot && bus_of(guest_bdf) == (0, 0) && guest_bdf.function() == real.function()
             }
         };
         if !possible && !self.has(real) {
@@ -106,28 +106,31 @@ impl Slots {
         }
         self.put(SlotEntry {
             real,
-            place,
+            guest_bdf,
             alone,
             index,
         })
     }
 
     fn put(&mut self, entry: SlotEntry) -> Result<Bdf, SlotError> {
-        if self.has(entry.real) || self.find(Some(entry.place)).is_some() {
+        if self.has(entry.real) || self.find(Some(entry.guest_bdf)).is_some() {
             return Err(SlotError::Taken);
         }
         self.entries.push(entry);
-        Ok(entry.place)
+        Ok(entry.guest_bdf)
     }
 
     /// Frees the place of a function.
-    pub fn remove(&mut self, place: Bdf) {
-        self.entries.retain(|entry| entry.place != place);
+    pub fn remove(&mut self, guest_bdf: Bdf) {
+        self.entries.retain(|entry| entry.guest_bdf != guest_bdf);
     }
 
     /// The index of the function at the address of a request, if that is one.
-    pub fn find(&self, place: Option<Bdf>) -> Option<usize> {
-        let entry = self.entries.iter().find(|entry| Some(entry.place) == place)?;
+    pub fn find(&self, guest_bdf: Option<Bdf>) -> Option<usize> {
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| Some(entry.guest_bdf) == guest_bdf)?;
         Some(entry.index.into())
     }
 
@@ -142,7 +145,7 @@ impl Slots {
             !alone && !entry.alone && device(entry.real) == device(real)
         };
         let entry = self.entries.iter().find(sibling)?;
-        Some(entry.place.device())
+        Some(entry.guest_bdf.device())
     }
 
     fn free_slot(&self) -> Option<u8> {
@@ -150,7 +153,7 @@ impl Slots {
     }
 
     fn is_free(&self, slot: u8) -> bool {
-        self.entries.iter().all(|entry| entry.place.device() != slot)
+        self.entries.iter().all(|entry| entry.guest_bdf.device() != slot)
     }
 }
 
@@ -174,7 +177,7 @@ mod tests {
     #[test]
     fn devices_take_slots_in_order_and_functions_stay_together() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        for (index, (real, place)) in [
+        for (index, (real, guest_bdf)) in [
             ("0000:03:00.1", "0000:00:00.1"),
             ("0000:04:00.0", "0000:00:01.0"),
             ("0000:03:00.0", "0000:00:00.0"),
@@ -184,8 +187,12 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            assert_eq!(slots.add(bdf(real), false, index as u8), Ok(bdf(place)), "{real}");
-            assert_eq!(slots.find(Some(bdf(place))), Some(index));
+            assert_eq!(
+                slots.add(bdf(real), false, index as u8),
+                Ok(bdf(guest_bdf)),
+                "{real}"
+            );
+            assert_eq!(slots.find(Some(bdf(guest_bdf))), Some(index));
         }
     }
 
@@ -193,14 +200,14 @@ mod tests {
     fn what_is_not_on_the_bus_is_not_found() {
         let mut slots = Slots::new(SlotMode::Vpci);
         slots.add(bdf("0000:03:00.0"), false, 0).unwrap();
-        for place in [
+        for guest_bdf in [
             "0000:00:00.1",
             "0000:00:01.0",
             "0000:01:00.0",
             "0001:00:00.0",
             "0000:03:00.0",
         ] {
-            assert_eq!(slots.find(Some(bdf(place))), None, "{place}");
+            assert_eq!(slots.find(Some(bdf(guest_bdf))), None, "{guest_bdf}");
         }
         assert_eq!(slots.find(None), None, "no address at all");
     }
@@ -241,10 +248,10 @@ mod tests {
     #[test]
     fn a_function_is_restored_where_it_stood_and_nowhere_that_it_cannot_have_stood() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 7);
+        let mut restore = |real, guest_bdf| slots.restore(bdf(real), false, bdf(guest_bdf), 7);
         assert_eq!(restore("0000:04:00.1", "0000:00:02.1"), Ok(bdf("0000:00:02.1")));
         assert!(restore("0000:04:00.0", "0000:00:02.0").is_ok());
-        for (real, place) in [
+        for (real, guest_bdf) in [
             ("0000:05:00.0", "0001:00:03.0"),
             ("0000:05:00.0", "0000:01:03.0"),
             ("0000:05:00.0", "0000:00:03.1"),
@@ -252,9 +259,9 @@ mod tests {
             ("0000:04:00.2", "0000:00:03.2"),
         ] {
             assert_eq!(
-                restore(real, place),
+                restore(real, guest_bdf),
                 Err(SlotError::Misplaced),
-                "{real} at {place}"
+                "{real} at {guest_bdf}"
             );
         }
         assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(SlotError::Taken));
@@ -265,18 +272,18 @@ mod tests {
     #[test]
     fn a_virtual_function_0_stands_alone_and_the_others_join_their_device() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        for (real, place) in [
+        for (real, guest_bdf) in [
             ("0000:03:10.0", "0000:00:00.0"),
             ("0000:03:10.2", "0000:00:01.2"),
             ("0000:03:10.4", "0000:00:01.4"),
             ("0000:03:11.4", "0000:00:02.4"),
             ("0000:03:11.0", "0000:00:03.0"),
         ] {
-            assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(place)), "{real}");
+            assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(guest_bdf)), "{real}");
         }
         assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(SlotError::Taken));
         let mut again = Slots::new(SlotMode::Vpci);
-        let mut restore = |real, place| again.restore(bdf(real), true, bdf(place), 0);
+        let mut restore = |real, guest_bdf| again.restore(bdf(real), true, bdf(guest_bdf), 0);
         assert!(restore("0000:03:10.0", "0000:00:00.0").is_ok());
         assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(SlotError::Misplaced));
         assert!(restore("0000:03:10.2", "0000:00:01.2").is_ok());
@@ -298,7 +305,7 @@ mod tests {
         slots.remove(bdf("0000:04:00.1"));
         assert_eq!(slots.find(Some(bdf("0000:04:00.1"))), None);
 
-        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 9);
+        let mut restore = |real, guest_bdf| slots.restore(bdf(real), false, bdf(guest_bdf), 9);
         assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(SlotError::Misplaced));
         assert_eq!(restore("0000:04:00.1", "0000:04:00.1"), Ok(bdf("0000:04:00.1")));
     }

@@ -67,7 +67,7 @@ impl Xen {
         self.refused.borrow_mut().push((beginning.to_owned(), error));
     }
 
-    fn note(&self, call: String) -> io::Result<()> {
+    fn record_call(&self, call: String) -> io::Result<()> {
         let refused = self.refused.borrow();
         let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
         let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
@@ -78,19 +78,19 @@ impl Xen {
 
 impl Hypervisor for Xen {
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
-        self.note(format!("frames {domain} {first:x}+{count:x} {allow}"))
+        self.record_call(format!("frames {domain} {first:x}+{count:x} {allow}"))
     }
 
     fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()> {
-        self.note(format!("ports {domain} {first:x}+{count:x} {allow}"))
+        self.record_call(format!("ports {domain} {first:x}+{count:x} {allow}"))
     }
 
     fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()> {
-        self.note(format!("pirq {domain} {pirq} {allow}"))
+        self.record_call(format!("pirq {domain} {pirq} {allow}"))
     }
 
     fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()> {
-        self.note(format!("gsi {domain} {gsi}"))
+        self.record_call(format!("gsi {domain} {gsi}"))
     }
 
     fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16> {
@@ -109,7 +109,7 @@ impl Hypervisor for Xen {
         let what = msix
             .map(|(entry, table)| format!(" entry {entry} of {table:x}"))
             .unwrap_or_default();
-        self.note(format!("map {domain} {bdf}{what}: {pirq}"))?;
+        self.record_call(format!("map {domain} {bdf}{what}: {pirq}"))?;
         Ok(pirq)
     }
 
@@ -119,19 +119,19 @@ impl Hypervisor for Xen {
         {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.note(format!("unmap {domain} {pirq}"))
+        self.record_call(format!("unmap {domain} {pirq}"))
     }
 
     fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("restore messages {bdf}"))
+        self.record_call(format!("restore messages {bdf}"))
     }
 
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("assign {domain} {bdf}"))
+        self.record_call(format!("assign {domain} {bdf}"))
     }
 
     fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("deassign {domain} {bdf}"))
+        self.record_call(format!("deassign {domain} {bdf}"))
     }
 
     fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>> {

@@ -7,7 +7,7 @@ use core::time::Duration;
 use drivers::platform::Port;
 
 /// The longest that work may run: it is cut off after this, or up to [`SLACK`] before. Guests wait two seconds for an
-/// answer, of which a new life takes some tenths.
+/// answer, of which a new run takes some tenths.
 const LIMIT: Duration = Duration::from_millis(400);
 /// The timer fires after this. No more than this is charged at a time: below a hypervisor of its own Xen takes time for
 /// the stub's in which it was not run itself, and such a gap ends one slice, not four.
@@ -122,7 +122,7 @@ impl Limit {
         Verdict::GoOn
     }
 
-    /// This life ends: no upcall comes, and the watchdog sees to it that the end is not endless.
+    /// This run ends: no upcall comes, and the watchdog sees to it that the end is not endless.
     pub(super) fn end(&self, vcpu: &impl Vcpu) {
         vcpu.open_upcalls(false);
         self.watch(vcpu, vcpu.now());
@@ -158,7 +158,7 @@ impl Limit {
     }
 }
 
-/// Sets Xen's watchdog by `set`, which takes its number and the seconds, whether an earlier life has left it on or not.
+/// Sets Xen's watchdog by `set`, which takes its number and the seconds, whether an earlier run has left it on or not.
 pub(super) fn set_watchdog(seconds: u32, set: impl Fn(u32, u32) -> bool) -> bool {
     /// The only watchdog that we have: Xen numbers from 1.
     const ID: u32 = 1;

@@ -49,7 +49,7 @@ pub fn starts_anew<P: Platform, T: Transport>(
         }
         GuestPhase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
         GuestPhase::Idle | GuestPhase::Exported { .. } => match (own, frontend) {
-            // What an earlier life had in service.
+            // What an earlier run had in service.
             (Connected | Reconfiguring | Reconfigured, Initialising) => true,
             // It was at Reconfiguring then.
             (Reconfigured, Initialised) => true,

@@ -32,18 +32,18 @@ impl RingParams {
         })
     }
 
-    /// A word that other parameters hardly have. An earlier life has remembered it of the connection in service.
+    /// A word that other parameters hardly have. An earlier run has remembered it of the connection in service.
     pub const fn word(self) -> u32 {
         self.grant ^ self.port.rotate_left(16)
     }
 }
 
-/// The [word](RingParams::word) of the connection that an earlier life had in service.
+/// The [word](RingParams::word) of the connection that an earlier run had in service.
 pub fn remembered(platform: &impl Platform) -> Option<u32> {
     platform.recall(REMEMBERED_AT)
 }
 
-/// Forgets the connection of earlier lives.
+/// Forgets the connection of earlier runs.
 pub fn forget(platform: &mut impl Platform) {
     platform.remember(REMEMBERED_AT, None);
 }

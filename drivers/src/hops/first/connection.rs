@@ -105,7 +105,7 @@ impl<P: Platform> FirstHop<P> {
         let news = self.errors.pass(
             second.channel().map(|(page, _)| page),
             guest.map(|channel| &channel.page),
-            |bdf| engine.place(bdf),
+            |bdf| engine.guest_bdf(bdf),
         );
         if let (Some((notice, function)), Some(channel)) = (news.guest, guest) {
             log::info!("{function}: the guest is told of an error (notice {notice})");
@@ -193,8 +193,8 @@ impl<P: Platform> FirstHop<P> {
             self.watch_frontend(cx, device)?;
             match own {
                 Initialising | InitWait => self.export(cx, device, own)?,
-                // The connection of an earlier life of this stub.
-                Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
+                // The connection of an earlier run of this stub.
+                Initialised | Connected | Reconfiguring | Reconfigured => self.resume(cx, device)?,
                 _ => self.phase = GuestPhase::ENDED,
             }
         }
@@ -309,13 +309,13 @@ impl<P: Platform> FirstHop<P> {
         own: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         if own == XenbusState::Initialising {
-            cx.platform.note(CrashLog::forget_requests);
+            cx.platform.update_crash_log(CrashLog::forget_requests);
             set_state(cx.client, device, XenbusState::InitWait)?;
         } else if !cx.platform.crash_log().has_inherited() {
-            let left = cx.second.left_behind(cx.client)?;
+            let left = cx.second.read_handover(cx.client)?;
             let now = cx.platform.now();
             cx.platform
-                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
+                .update_crash_log(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
         channel::forget(cx.platform);
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
@@ -325,8 +325,8 @@ impl<P: Platform> FirstHop<P> {
         Ok(())
     }
 
-    /// Takes up the connection of an earlier life of this stub, or of a stub before it.
-    fn take_up<T: Transport>(
+    /// Takes up the connection of an earlier run of this stub, or of a stub before it.
+    fn resume<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
@@ -334,13 +334,13 @@ impl<P: Platform> FirstHop<P> {
         let left = if cx.platform.crash_log().has_inherited() {
             None
         } else {
-            cx.second.left_behind(cx.client)?
+            cx.second.read_handover(cx.client)?
         };
-        self.exports.take_up(cx, device, left.as_ref())?;
+        self.exports.resume(cx, device, left.as_ref())?;
         if !cx.platform.crash_log().has_inherited() {
             let now = cx.platform.now();
             cx.platform
-                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
+                .update_crash_log(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
         self.phase = GuestPhase::Exported { seen: false };
         Ok(())
@@ -361,14 +361,14 @@ impl<P: Platform> FirstHop<P> {
         let port = channel.port;
         self.trial = None;
         self.phase = GuestPhase::Connected(channel);
-        // What an earlier life was at goes on from where it is.
+        // What an earlier run was at goes on from where it is.
         if !matches!(
             own,
             XenbusState::Connected | XenbusState::Reconfiguring | XenbusState::Reconfigured
         ) {
             set_state(cx.client, device, XenbusState::Connected)?;
         }
-        // An earlier life may have answered a request and not told of it any more.
+        // An earlier run may have answered a request and not told of it any more.
         cx.platform.notify(port);
         log::info!("guest {guest} connected");
         Ok(())

@@ -57,7 +57,10 @@ impl<E: ConfigSpace> Exports<E> {
                     XenbusState::Closed => continue,
                     XenbusState::Closing => Change::Removed,
                     _ => match self.add(cx, listed.resources, None) {
-                        Ok(place) => Change::Exported { place, root: true },
+                        Ok(guest_bdf) => Change::Exported {
+                            guest_bdf,
+                            root: true,
+                        },
                         Err(error) if first => return Err(error),
                         Err(error) => Change::Refused(error),
                     },
@@ -65,9 +68,9 @@ impl<E: ConfigSpace> Exports<E> {
                 entries.push(Entry { number, bdf, change });
             }
             for entry in &mut entries {
-                if let Change::Exported { place, root } = &mut entry.change {
+                if let Change::Exported { guest_bdf, root } = &mut entry.change {
                     // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
-                    *root = !self.engine.is_behind_bridge(*place);
+                    *root = !self.engine.is_behind_bridge(*guest_bdf);
                 }
             }
             if publish(cx, device, &entries, &[], &mut tries)? {
@@ -76,9 +79,9 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Exports again what an earlier life of this stub exported, each device where it stood: the guest may be
+    /// Exports again what an earlier run of this stub exported, each device where it stood: the guest may be
     /// using them. One that cannot be exported is refused alone. `left` is from a stub before this one.
-    pub fn take_up<P: Platform<Ecam = E>, T: Transport>(
+    pub fn resume<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
@@ -92,15 +95,15 @@ impl<E: ConfigSpace> Exports<E> {
             let mut entries = Vec::new();
             let mut exported = Vec::new();
             for listed in listed {
-                if let (Some(left), Ok(place)) = (left, &listed.place) {
-                    cx.platform.remember(*place, left.shadow(*place));
+                if let (Some(left), Ok(guest_bdf)) = (left, &listed.guest_bdf) {
+                    cx.platform.remember(*guest_bdf, left.shadow(*guest_bdf));
                 }
                 let bdf = listed.bdf.clone().ok();
-                let place = listed
-                    .place
-                    .and_then(|place| self.add(cx, listed.resources, Some(place)));
-                match (bdf, place) {
-                    (Some(bdf), Ok(place)) => exported.push((listed.number, bdf, place)),
+                let guest_bdf = listed
+                    .guest_bdf
+                    .and_then(|guest_bdf| self.add(cx, listed.resources, Some(guest_bdf)));
+                match (bdf, guest_bdf) {
+                    (Some(bdf), Ok(guest_bdf)) => exported.push((listed.number, bdf, guest_bdf)),
                     (bdf, Err(error)) => entries.push(Entry {
                         number: listed.number,
                         bdf,
@@ -172,7 +175,10 @@ impl<E: ConfigSpace> Exports<E> {
                 }
                 _ => match self.add(cx, listed.resources, None) {
                     // Also behind a bridge: a guest that runs looks for new devices on its roots only.
-                    Ok(place) => Change::Exported { place, root: true },
+                    Ok(guest_bdf) => Change::Exported {
+                        guest_bdf,
+                        root: true,
+                    },
                     Err(error) => Change::Refused(error),
                 },
             };
@@ -185,7 +191,7 @@ impl<E: ConfigSpace> Exports<E> {
         Ok(entries)
     }
 
-    /// Exports a device at `previous`, where an earlier life had it; or, as a new one, at the first free place and with
+    /// Exports a device at `previous`, where an earlier run had it; or, as a new one, at the first free place and with
     /// its interrupts off, whatever an earlier guest left behind.
     fn add<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
@@ -200,22 +206,22 @@ impl<E: ConfigSpace> Exports<E> {
             EcamError::Refused(errno) => SetupError::MapEcam { bdf, frame, errno },
             EcamError::Writable => SetupError::EcamWritable { bdf, frame },
         })?;
-        let place = match self.engine.add(resources, ecam, previous) {
-            Ok(place) => place,
+        let guest_bdf = match self.engine.add(resources, ecam, previous) {
+            Ok(guest_bdf) => guest_bdf,
             Err((error, ecam)) => {
                 cx.platform.unmap_ecam(ecam);
                 return Err(error);
             }
         };
-        log::info!("exporting {bdf} ({ids}) as {place}");
-        let known = cx.platform.recall(place);
+        log::info!("exporting {bdf} ({ids}) as {guest_bdf}");
+        let known = cx.platform.recall(guest_bdf);
         if previous.is_none() {
-            cx.platform.remember(place, None);
+            cx.platform.remember(guest_bdf, None);
             self.engine.quiesce_function(bdf, &mut cx.dom0());
         } else if let Some(shadow) = known {
-            self.engine.set_shadow(place, shadow);
+            self.engine.set_shadow(guest_bdf, shadow);
         }
-        Ok(place)
+        Ok(guest_bdf)
     }
 
     /// Takes the device at `bdf` away from the guest, if it has it.

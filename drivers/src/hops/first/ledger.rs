@@ -1,6 +1,6 @@
 //! What must outlive a request, should the stub fail over it or later.
 //!
-//! The next life of this stub has it from the platform; a stub after this one, from the page of the second hop.
+//! The next run of this stub has it from the platform; a stub after this one, from the page of the second hop.
 
 use crate::crash_log::{Advice, CrashLog, Op};
 use crate::hops::second::SecondHop;
@@ -16,7 +16,7 @@ pub struct Ledger {
     now: Duration,
     /// A copy. Nothing that is asked of it changes while a request is under way.
     crash_log: CrashLog,
-    /// What earlier lives say about the request.
+    /// What earlier runs say about the request.
     pub advice: Advice,
 }
 
@@ -25,7 +25,7 @@ impl Ledger {
     pub fn open<P: Platform>(op: Op, now: Duration, platform: &mut P, second: &SecondHop<P::Page>) -> Self {
         platform.set_under_way(Some(&op));
         let crash_log = platform.crash_log();
-        second.begin(&op, crash_log.strikes(&op));
+        second.begin_request(&op, crash_log.strikes(&op));
         Self {
             advice: crash_log.advise(&op, now),
             op,
@@ -35,8 +35,8 @@ impl Ledger {
     }
 
     /// Keeps what the request has changed in the engine. To be called before the guest is told: what it has been told
-    /// holds in every later life.
-    pub fn keep<P: Platform>(
+    /// holds in every later run.
+    pub fn persist<P: Platform>(
         &self,
         request: &Request,
         engine: &Engine<P::Ecam>,
@@ -44,21 +44,21 @@ impl Ledger {
         second: &SecondHop<P::Page>,
     ) {
         if request.command == Command::ConfWrite
-            && let Some((place, shadow)) = engine.shadow(request)
-            && platform.recall(place) != Some(shadow)
+            && let Some((guest_bdf, shadow)) = engine.shadow(request)
+            && platform.recall(guest_bdf) != Some(shadow)
         {
-            platform.remember(place, Some(shadow));
-            second.leave(engine.shadows(), self.crash_log.poisoned());
+            platform.remember(guest_bdf, Some(shadow));
+            second.publish_handover(engine.shadows(), self.crash_log.poisoned());
         }
     }
 
     /// Notes that the request is answered, and publishes the counters.
     pub fn close<P: Platform>(self, engine: &Engine<P::Ecam>, platform: &mut P, second: &SecondHop<P::Page>) {
         platform.set_under_way(None);
-        second.end();
+        second.end_request();
         if self.crash_log.is_waiting() {
-            platform.note(|crash_log| crash_log.answered(&self.op, self.now));
+            platform.update_crash_log(|crash_log| crash_log.answered(&self.op, self.now));
         }
-        second.publish(engine.counters());
+        second.publish_counters(engine.counters());
     }
 }

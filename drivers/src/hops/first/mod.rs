@@ -1,4 +1,4 @@
-//! The first hop: the backend's xenbus life, from the guest's nodes to its shared page.
+//! The first hop: the backend's xenbus connection, from the guest's nodes to its shared page.
 //!
 //! What the other ends write is looked at as a whole after every change, and each step follows from the
 //! states found: no step relies on having seen the one before. A guest's garbage ends its own connection,

@@ -37,12 +37,12 @@ pub fn serve<P: Platform>(
     } else {
         inject::point(platform, Point::Taken(request.command));
         if ledger.advice == Advice::ServeAgain {
-            engine.unsettle(&request);
+            engine.mark_unknown(&request);
         }
         let mut dom0 = second.link(platform, now.saturating_add(TIMEOUT));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
-    ledger.keep(&request, engine, platform, second);
+    ledger.persist(&request, engine, platform, second);
     inject::point(platform, Point::Done(request.command));
     let answer = match &reply {
         Ok(Reply::Value(value)) => Ok(Success::Value(*value)),

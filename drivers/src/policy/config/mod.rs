@@ -233,7 +233,7 @@ impl VirtualConfig {
     ) -> Result<Effect, RequestError> {
         let mut effect = Effect::Dropped;
         let mut refusal = None;
-        let mut note = |result: Result<Effect, RequestError>| match result {
+        let mut combine = |result: Result<Effect, RequestError>| match result {
             Ok(one) => effect = effect.max(one),
             Err(error) => refusal = refusal.or(Some(error)),
         };
@@ -243,7 +243,7 @@ impl VirtualConfig {
             let covered = access.covered_by(span_of(quirk));
             if covered != 0 {
                 left &= !covered;
-                note(self.write_masked(ecam, dom0, quirk, access, value, &mut dropped));
+                combine(self.write_masked(ecam, dom0, quirk, access, value, &mut dropped));
             }
         }
         let mut unnamed = left;
@@ -261,7 +261,7 @@ impl VirtualConfig {
                 if result == Ok(Effect::Dropped) {
                     dropped(placed.span.offset());
                 }
-                note(result);
+                combine(result);
             } else if left & covered != 0 && !self.resources.permissive {
                 dropped(placed.span.offset());
             }
@@ -274,7 +274,7 @@ impl VirtualConfig {
                 }
                 // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
                 let result = dom0.conf_write(self.resources.bdf, piece, access.part(piece, value));
-                note(result.map(|()| Effect::Forwarded));
+                combine(result.map(|()| Effect::Forwarded));
             }
         } else if unnamed != 0 {
             dropped(access.offset());

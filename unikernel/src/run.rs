@@ -1,4 +1,4 @@
-//! One life of the stub: the machine is set up, then the drivers have it. The first one and every later one are the
+//! One run of the stub: the machine is set up, then the drivers have it. The first one and every later one are the
 //! same.
 
 use crate::boot::Machine;
@@ -11,7 +11,7 @@ use drivers::stub::{Reason, Stub};
 use xenbus::client::Client;
 
 /// Runs the drivers on a machine that is set up, until the domain ends.
-pub fn live(machine: Machine) -> ! {
+pub fn run(machine: Machine) -> ! {
     let (major, minor) = machine.xen_version;
     log::info!(
         "Bulkhead stub {} on Xen {major}.{minor}, {} KiB",
