@@ -2,7 +2,7 @@
 
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
-use crate::page::{EcamPage, RawPage};
+use crate::page::EcamPage;
 use crate::{clock, deadline, event, kept};
 #[cfg(feature = "inject")]
 use core::arch::asm;
@@ -11,7 +11,7 @@ use drivers::crash_log::{CrashLog, Op};
 use drivers::log;
 use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
 use pci::bdf::Bdf;
-use xenbus::pciif::SharedPage;
+use xenbus::pciif::page::{AtomicPage, PageMemory};
 
 /// The machine: Xen.
 #[derive(Debug)]
@@ -41,38 +41,12 @@ pub enum Page {
     Own(OwnPage),
 }
 
-impl Page {
-    const fn raw(&self) -> &RawPage {
+impl PageMemory for Page {
+    fn atomics(&self) -> AtomicPage<'_> {
         match self {
-            Self::Foreign(page) => page.page(),
-            Self::Own(page) => page.page(),
+            Self::Foreign(page) => page.page().atomics(),
+            Self::Own(page) => page.page().atomics(),
         }
-    }
-}
-
-impl SharedPage for Page {
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        self.raw().copy_out(offset, into);
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        self.raw().copy_in(offset, bytes);
-    }
-
-    fn load(&self, offset: usize) -> u32 {
-        self.raw().load(offset)
-    }
-
-    fn store(&self, offset: usize, value: u32) {
-        self.raw().store(offset, value);
-    }
-
-    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.raw().set_bits(offset, bits)
-    }
-
-    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.raw().clear_bits(offset, bits)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod aer;
 pub mod backend;
 pub mod frontend;
 pub mod layout;
+pub mod page;
 
 use core::fmt;
 use pci::bdf::Bdf;
@@ -29,9 +30,9 @@ pub const AER_ACTIVE: u32 = 1 << 2;
 /// Memory that another domain writes at the same time.
 ///
 /// Every access is a copy: nothing in the page can be borrowed, so nothing can
-/// change between a check and its use (XSA-155). Implementors do volatile
-/// accesses; the `u32` calls are single, naturally aligned and atomic, with the
-/// ordering named.
+/// change between a check and its use (XSA-155). Each byte is accessed once; the
+/// `u32` calls are single, naturally aligned and atomic, with the ordering
+/// named. In real memory this is [`page`], for tests `model::Page`.
 ///
 /// # Panics
 /// Implementors may panic when a range does not lie in the 4 KiB page: the

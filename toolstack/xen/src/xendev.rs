@@ -12,13 +12,11 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
-use xenbus::pciif::SharedPage;
+use xenbus::pciif::page::{AtomicPage, PAGE_SIZE, PageMemory};
 
 const GNTDEV: &str = "/dev/xen/gntdev";
 const GNTALLOC: &str = "/dev/xen/gntalloc";
 const EVTCHN: &str = "/dev/xen/evtchn";
-const PAGE_SIZE: usize = 4096;
 const DOM0: u32 = 0;
 
 const MAP_GRANT_REF: (u8, u8) = (b'G', 0);
@@ -127,8 +125,8 @@ fn open_device(path: &str) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 struct Mapping(NonNull<c_void>);
 
-// SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is a
-// volatile copy or an atomic operation.
+// SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is an
+// atomic operation.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -155,94 +153,20 @@ impl Mapping {
         // SAFETY: the page was mapped by `new` with this size, and the owner calls this last of all.
         unsafe { munmap(self.0.as_ptr(), PAGE_SIZE) }
     }
-
-    /// The word at `offset`.
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(
-            offset.is_multiple_of(4) && offset < PAGE_SIZE,
-            "no word of the page: {offset}"
-        );
-        // SAFETY: the word lies in the page, which stays mapped as long as `self`, and is aligned;
-        // this process accesses it by atomic and volatile operations only, and what the other domain
-        // does to it meanwhile is outside of this program.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
-    }
-
-    fn check(offset: usize, length: usize) {
-        let end = offset.checked_add(length);
-        assert!(
-            end.is_some_and(|end| end <= PAGE_SIZE),
-            "outside of the page: {offset}+{length}"
-        );
-    }
 }
 
-impl SharedPage for Mapping {
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        Self::check(offset, into.len());
-        let start = self.0.as_ptr().cast::<u8>().cast_const();
-        for (index, byte) in into.iter_mut().enumerate() {
-            // SAFETY: in the page by the check, mapped as long as `self`; volatile, because the other
-            // domain may write it at any time.
-            *byte = unsafe { start.add(offset + index).read_volatile() };
-        }
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        Self::check(offset, bytes.len());
-        let start = self.0.as_ptr().cast::<u8>();
-        for (index, byte) in bytes.iter().enumerate() {
-            // SAFETY: as in `copy_out`; the page is mapped for writing.
-            unsafe { start.add(offset + index).write_volatile(*byte) };
-        }
-    }
-
-    fn load(&self, offset: usize) -> u32 {
-        self.word(offset).load(Ordering::Acquire)
-    }
-
-    fn store(&self, offset: usize, value: u32) {
-        self.word(offset).store(value, Ordering::Release);
-    }
-
-    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_or(bits, Ordering::AcqRel)
-    }
-
-    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_and(!bits, Ordering::AcqRel)
-    }
-}
-
-/// The shared page of a type that holds one as `mapping`.
-macro_rules! share_mapping {
-    ($page:ty) => {
-        impl SharedPage for $page {
-            fn copy_out(&self, offset: usize, into: &mut [u8]) {
-                self.mapping.copy_out(offset, into);
-            }
-
-            fn copy_in(&self, offset: usize, bytes: &[u8]) {
-                self.mapping.copy_in(offset, bytes);
-            }
-
-            fn load(&self, offset: usize) -> u32 {
-                self.mapping.load(offset)
-            }
-
-            fn store(&self, offset: usize, value: u32) {
-                self.mapping.store(offset, value);
-            }
-
-            fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-                self.mapping.set_bits(offset, bits)
-            }
-
-            fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-                self.mapping.clear_bits(offset, bits)
+impl PageMemory for Mapping {
+    fn atomics(&self) -> AtomicPage<'_> {
+        // SAFETY: the address is that of a page, aligned for both arrays, which stays mapped as long as `self`. This
+        // process accesses it by these atomics only, and what the other domain does to it meanwhile is outside of this
+        // program.
+        unsafe {
+            AtomicPage {
+                bytes: self.0.cast().as_ref(),
+                words: self.0.cast().as_ref(),
             }
         }
-    };
+    }
 }
 
 /// A page of another domain, mapped until it is dropped.
@@ -253,7 +177,11 @@ pub struct GrantedPage {
     device: OwnedFd,
 }
 
-share_mapping!(GrantedPage);
+impl PageMemory for GrantedPage {
+    fn atomics(&self) -> AtomicPage<'_> {
+        self.mapping.atomics()
+    }
+}
 
 impl GrantedPage {
     /// Maps the page that `owner` granted to dom0 as `reference`.
@@ -305,7 +233,11 @@ pub struct OfferedPage {
     _device: OwnedFd,
 }
 
-share_mapping!(OfferedPage);
+impl PageMemory for OfferedPage {
+    fn atomics(&self) -> AtomicPage<'_> {
+        self.mapping.atomics()
+    }
+}
 
 impl OfferedPage {
     /// Makes a page and grants it to dom0.
@@ -457,6 +389,46 @@ fn notify(device: &OwnedFd, port: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xenbus::pciif::SharedPage;
+
+    /// A page of this process, which nobody else writes.
+    #[repr(C, align(4096))]
+    struct OwnPage([u8; PAGE_SIZE]);
+
+    fn with_page(test: impl FnOnce(&Mapping)) -> Box<OwnPage> {
+        let page = NonNull::from(Box::leak(Box::new(OwnPage([0; PAGE_SIZE]))));
+        test(&Mapping(page.cast()));
+        // SAFETY: the box that was leaked above; the mapping, which is gone, does not free it.
+        unsafe { Box::from_raw(page.as_ptr()) }
+    }
+
+    #[test]
+    fn bytes_and_words_are_the_same_memory() {
+        let page = with_page(|page| {
+            page.store(4, 0x0403_0201);
+            page.copy_in(4095, &[9]);
+            let mut bytes = [0; 4];
+            page.copy_out(6, &mut bytes);
+            assert_eq!((bytes, page.load(4)), ([3, 4, 0, 0], 0x0403_0201));
+            assert_eq!(page.set_bits(4, 0xf0), 0x0403_0201);
+            assert_eq!(page.clear_bits(4, 0x01), 0x0403_02f1);
+        });
+        assert_eq!((&page.0[4..8], page.0[4095]), (&[0xf0, 2, 3, 4][..], 9));
+    }
+
+    #[test]
+    fn nothing_outside_of_the_page_is_accessed() {
+        let outside: [fn(&Mapping); 4] = [
+            |page| page.copy_out(4093, &mut [0; 4]),
+            |page| page.copy_in(4096, &[0]),
+            |page| _ = page.load(4096),
+            |page| page.store(2, 0),
+        ];
+        for access in outside {
+            let refused = std::panic::catch_unwind(|| drop(with_page(access)));
+            assert!(refused.is_err());
+        }
+    }
 
     #[test]
     fn the_numbers_of_the_requests_are_those_of_the_kernels_headers() {
