@@ -1,8 +1,8 @@
 //! Failures on demand, for tests: feature `inject`, which no image that ships has.
 //!
-//! dom0 writes `POINT:KIND:COUNT:SERIAL` into `control/bulkhead-inject` of the stub's home; the next COUNT times that
-//! the stub comes by POINT, it fails in the way of KIND. A command is taken once, which SERIAL is for. What is left to
-//! do outlives the failures.
+//! dom0 writes `POINT:KIND:COUNT:SERIAL` into `control/bulkhead-inject` of the stub's home. The next COUNT times that the
+//! stub comes by POINT, it fails in the way of KIND. SERIAL tells a new order from one that has been taken. What is left of
+//! an order outlives the failures.
 
 use xenbus::pciif::Command;
 
@@ -13,11 +13,11 @@ pub enum Point {
     Taken(Command),
     /// It was carried out, and is not answered yet.
     Done(Command),
-    /// The guest's page and port are about to be taken up.
+    /// The guest's page and port are about to be mapped and bound.
     Connect,
     /// The list of devices has changed.
     Hotplug,
-    /// xenstore has news.
+    /// xenstore is about to be followed.
     Reconcile,
 }
 
@@ -103,6 +103,7 @@ mod on_demand {
         if order.left == 0 || named.is_none_or(|(_, point)| *point != here) {
             return;
         }
+        // Before the failure: nothing runs after it, and the next run must not fail once more.
         platform.update_crash_log(|crash_log| crash_log.order.left -= 1);
         match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
             Some(FailureKind::Panic) => panic!("as ordered"),

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// Lines of one kind in one interval; what is more is counted and told afterwards in one line.
+/// How many lines of one kind may be logged in an interval. More are suppressed, and counted in one line afterwards.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     /// Lines let through in an interval.
@@ -47,7 +47,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         let Some(window) = self.kinds.get_mut(kind) else {
             return false;
         };
-        // A window with suppressed lines stays until they are told of.
+        // A window with suppressed lines stays until `flush` has told of them: what is suppressed comes before what is new.
         if window.suppressed == 0 && window.end(limit).is_none_or(|end| end <= now) {
             *window = Window {
                 start: Some(now),
@@ -63,7 +63,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         }
     }
 
-    /// Ends the intervals that are over, and tells of each kind how many lines were suppressed in it.
+    /// Ends the intervals that are over; calls `tell` with each kind that had suppressed lines, and their number.
     pub fn flush(&mut self, now: Duration, mut tell: impl FnMut(usize, u32)) {
         for (kind, window) in self.kinds.iter_mut().enumerate() {
             if window.suppressed > 0 && window.end(self.limit).is_some_and(|end| end <= now) {
@@ -73,7 +73,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         }
     }
 
-    /// When [`Self::flush`] will have something to tell; `None` if nothing was suppressed.
+    /// When [`Self::flush`] is due; `None` if nothing was suppressed.
     pub fn due(&self) -> Option<Duration> {
         let suppressing = self.kinds.iter().filter(|window| window.suppressed > 0);
         suppressing.filter_map(|window| window.end(self.limit)).min()

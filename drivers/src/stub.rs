@@ -1,4 +1,7 @@
-//! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
+//! The stub's loop: the guest's requests, both hops, errors of devices, xenstore, and `xl shutdown`.
+//!
+//! The guest's requests come first. xenstore is followed within limits, so that no guest can keep xenstored, or its own
+//! requests, from being served by writing its nodes.
 
 use crate::crash_log::{Advice, Bytes, CrashLog};
 use crate::error::{Blame, Excerpt, SetupError};
@@ -22,28 +25,28 @@ const SHUTDOWN_TOKEN: &str = "shutdown";
 
 /// Where `xl` asks for a shutdown, relative to the home of the domain.
 const SHUTDOWN: &str = "control/shutdown";
-/// What we tell `xl` that we obey.
+/// The nodes by which `xl` learns that the stub obeys `control/shutdown`.
 const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot"];
 
-/// How often in one step xenstore is reconciled, which can itself bring new events. Bounded, so that a guest
-/// whose state changes all the time cannot keep its own requests from being served.
+/// How often in one step the hops are reconciled, which can itself bring new events. Bounded, so that a guest whose state
+/// changes all the time cannot keep its own requests from being served.
 const ROUNDS: usize = 4;
-/// Events that are taken in before the next request of the guest is looked for.
+/// Watch events that are taken before the guest's next request is served.
 const EVENTS_MAX: usize = 64;
-/// How often xenstore is reconciled without a pause, as in a hotplug of many devices.
+/// How often the hops are reconciled without a pause, as in a hotplug of many devices.
 const RECONCILE_BURST: u32 = 64;
-/// Then once in this time: a guest may write its nodes without end, and xenstored serves all the others too.
+/// After that burst, once in this time: a guest may write its nodes without end, and xenstored serves all domains.
 const RECONCILE_PAUSE: Duration = Duration::from_millis(10);
-/// So many looks a change by the guest counts for more: it is reconciled, which takes many requests.
+/// A change by the guest counts as so many more: reconciling it takes many requests to xenstore.
 const CHANGE_COST: u32 = 8;
 
-/// How long a refused request to xenstore waits before it is made again; each next time twice as long.
+/// The first pause before a refused request to xenstore is made again; each next one is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often a request is made that the stub cannot begin without.
+/// How often a request is made without which the stub cannot start.
 const START_TRIES: u32 = 12;
 
-/// How long the next request of the guest is awaited without going to sleep: requests come in bursts, as a driver
+/// How long the stub waits for the guest's next request without going to sleep. Requests come in bursts, as a driver
 /// probes its device or a bus is scanned. Measured on two emulated processors: a read takes half the time.
 const SPIN_TIME: Duration = Duration::from_micros(400);
 
@@ -65,28 +68,28 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What is to be done after a step.
+/// What to do after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Wait for an event on [`Stub::ports`]; at most until the time named, if one is.
+    /// Wait for an event on [`Stub::ports`], but not longer than `until`.
     Wait {
-        /// Time since boot.
+        /// Time since boot; `None`: without a limit.
         until: Option<Duration>,
     },
     /// End the domain.
     Shutdown(Reason),
 }
 
-/// What has to be looked at again.
+/// What has changed in xenstore and is not handled yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Changed {
     hops: bool,
-    /// The state of the guest, or what lies below it.
+    /// The guest's state node, or a node below it.
     frontend: bool,
     shutdown: bool,
 }
 
-/// A pause that gets longer.
+/// A pause that doubles.
 #[derive(Clone, Copy, Debug)]
 struct Backoff {
     next: Duration,
@@ -104,7 +107,8 @@ impl Backoff {
     }
 }
 
-/// Makes a request until xenstore does not refuse it.
+/// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. A domain without a guest has nothing
+/// else to do, and its quota may be free again soon.
 fn insist<P: Platform, R>(
     platform: &mut P,
     mut request: impl FnMut() -> Result<R, Box<SetupError>>,
@@ -122,7 +126,7 @@ fn insist<P: Platform, R>(
     request()
 }
 
-/// Says what the last run ended with, if there was one.
+/// Logs how the last run ended, if there was one.
 fn log_restart(crash_log: &CrashLog, now: Duration) {
     let Some((cause, _)) = crash_log.last() else {
         return;
@@ -137,7 +141,7 @@ fn log_restart(crash_log: &CrashLog, now: Duration) {
     }
 }
 
-/// A stub domain's work.
+/// The stub, from its first request to xenstore to its end.
 pub struct Stub<P: Platform, T: Transport> {
     platform: P,
     client: Client<T>,
@@ -145,19 +149,19 @@ pub struct Stub<P: Platform, T: Transport> {
     first: FirstHop<P>,
     /// The port of xenstore, then those of the hops that are up.
     ports: [Port; 3],
-    /// How many of them there are.
+    /// How many of them are up.
     ports_up: usize,
-    /// xenstore is lost: we can see no change any more, but serve the guest that we have.
+    /// xenstore is lost: no change is seen any more, but the guest is served.
     blind: bool,
     /// The last step answered a request of the guest.
     served: bool,
-    /// What has to be looked at.
     changed: Changed,
-    /// What xenstore has refused is tried again then, and nothing is before.
+    /// When to try again what xenstore has refused. Nothing is reconciled before.
     retry: Option<Backoff>,
-    /// [`RECONCILE_PAUSE`] after the last look, if each had kept its distance.
+    /// When the next reconciliation would be due if each had kept [`RECONCILE_PAUSE`]. The burst is how far this may lie
+    /// ahead of the clock.
     paced: Duration,
-    /// When the failure was that this run began with, until the guest is served again.
+    /// Time of the failure that this run follows, until the guest is served again.
     failed_at: Option<Duration>,
 }
 
@@ -165,7 +169,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Sets the watches. `store_port` is the event channel of `client`'s connection.
     ///
     /// # Errors
-    /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
+    /// A missing `domid` node, or a request that stays refused: the toolstack has not set this domain up.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
         log_restart(&platform.crash_log(), platform.now());
         let domid: DomId = insist(&mut platform, || {
@@ -184,6 +188,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             }
         }
         let second = SecondHop::new(domid);
+        // Before the first read of what they watch, so that no change falls in between.
         for (path, token) in [
             (DeviceType::Bulkhead.frontends(domid), SECOND_HOP_TOKEN),
             (second.device().backend_node(key::STATE), SECOND_HOP_TOKEN),
@@ -223,15 +228,16 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         Ok(stub)
     }
 
-    /// Ends the work and gives back what it stood on. A stub that was taken over (see `tests/guest`) goes on from here.
+    /// Ends the work, and returns what it was built on. For tests: a stub that was taken over goes on from here.
     pub fn into_parts(self) -> (P, Client<T>) {
         (self.platform, self.client)
     }
 
-    /// Does what there is to do: at most one request of the guest, then what xenstore tells.
+    /// Does what there is to do: at most one request of the guest, then what xenstore has changed.
     pub fn step(&mut self) -> Outcome {
         self.served = self.first.serve(&mut self.platform, &mut self.second);
         if let Some((_, port)) = self.second.channel() {
+            // Before the page is read: an event that comes later marks the port again.
             self.platform.take_pending(port);
         }
         self.first.relay_errors(&mut self.platform, &self.second);
@@ -254,13 +260,13 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 };
             }
         }
-        // More may have come: back here at once, but with a look at the guest's request in between.
+        // There may be more: back here at once, but with the guest's next request in between.
         Outcome::Wait {
             until: Some(self.platform.now()),
         }
     }
 
-    /// When xenstore is to be looked at; `None` if there is nothing to look at.
+    /// When to reconcile; `None` if nothing has changed and nothing is due.
     fn until(&self, now: Duration) -> Option<Duration> {
         if self.blind {
             return None;
@@ -274,6 +280,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             shutdown,
         } = self.changed;
         if hops || frontend || shutdown {
+            // A token bucket: `paced` runs ahead of the clock by the burst at most.
             return Some(
                 self.paced
                     .saturating_sub(RECONCILE_PAUSE * RECONCILE_BURST)
@@ -283,7 +290,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.first.due()
     }
 
-    /// Looks at what has changed, or at all of it if nothing has: something is due then.
+    /// Handles what has changed. Where nothing has changed something is due, and everything is reconciled.
     fn handle_changes(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
         let now = self.platform.now();
         self.paced = self.paced.max(now).saturating_add(RECONCILE_PAUSE);
@@ -291,6 +298,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             match self.shutdown() {
                 Ok(None) => {}
                 Ok(reason) => return (Ok(()), reason),
+                // The change must not be forgotten: its event comes only once.
                 Err(error) => {
                     self.changed = changed;
                     return (Err(error), None);
@@ -298,6 +306,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             }
         }
         let due = self.retry.is_some() || self.first.due().is_some_and(|due| due <= now);
+        // Only the guest can cause this one without end: it is looked at before anything is reconciled.
         let only_frontend = changed.frontend && !changed.hops && !due;
         let reconciled = match only_frontend {
             true => match self.first.is_changed(&mut self.client) {
@@ -332,6 +341,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Blocks until one of [`Self::ports`] has an event, or until the time named.
     pub fn wait(&mut self, until: Option<Duration>) {
         if let (true, Some(guest)) = (self.served, self.first.port()) {
+            // `relax` lets the guest run: it may share this processor.
             let end = self.platform.now().saturating_add(SPIN_TIME);
             while !self.platform.is_pending(guest) && self.platform.now() < end {
                 self.platform.relax();
@@ -340,8 +350,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.platform.wait(&self.ports[..self.ports_up], until);
     }
 
-    /// Takes in the watch events that have come. How many they are says nothing: each stands for "look again". False if
-    /// there may be more.
+    /// Takes the watch events that have come, and marks what has changed; false if there may be more. How many events there
+    /// are means nothing: they may have been merged.
     fn events(&mut self) -> bool {
         for _ in 0..EVENTS_MAX {
             if self.blind {
@@ -351,7 +361,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 Ok(Some(WatchEvent { token, .. })) => match token.as_str() {
                     SHUTDOWN_TOKEN => {
                         self.changed.shutdown = true;
-                        // Not to wait for what xenstore has refused.
+                        // A shutdown does not wait for the next try of what xenstore has refused.
                         if let Some(retry) = &mut self.retry {
                             retry.next = Duration::ZERO;
                         }
@@ -367,11 +377,12 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         false
     }
 
-    /// Brings both hops in line with what stands in xenstore.
+    /// Brings both hops in line with xenstore.
     fn reconcile(&mut self) -> Result<(), Box<SetupError>> {
         #[cfg(feature = "inject")]
         inject::take(&mut self.platform, &mut self.client);
         inject::point(&mut self.platform, Point::Reconcile);
+        // The second hop first: the devices of the first are exported by the list that it has.
         let result = self
             .second
             .reconcile(&mut self.platform, &mut self.client)
@@ -394,8 +405,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             let gap = self.platform.now().saturating_sub(when).as_micros() as u64;
             log::info!("the guest is served again {gap} us after the failure");
         }
-        // The guest's flag, and an error that waits for a hop that has come up.
+        // For a hop that has come up: the guest's flag, and an error that waits.
         self.first.relay_errors(&mut self.platform, &self.second);
+        // A page of the second hop that is new holds nothing yet.
         let crash_log = self.platform.crash_log();
         let engine = self.first.engine();
         self.second
@@ -407,7 +419,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         result
     }
 
-    /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.
+    /// Reads what `control/shutdown` asks for, and acknowledges it by emptying the node, as every guest does.
     fn shutdown(&mut self) -> Result<Option<Reason>, Box<SetupError>> {
         let asked = store::read(&mut self.client, SHUTDOWN)?.unwrap_or_default();
         let reason = match asked.as_str() {
@@ -429,7 +441,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         Ok(Some(reason))
     }
 
-    /// Draws the conclusion from a look at xenstore.
+    /// Ends or begins the pause by the result of a reconciliation.
     fn handle_result(&mut self, result: Result<(), Box<SetupError>>) {
         let Err(error) = result else {
             if self.retry.take().is_some() {
@@ -439,7 +451,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         };
         if matches!(*error, SetupError::StoreLost(_)) {
             log::error!("{error}");
-            // The next run takes the connection up afresh; but a guest that is served is better off as it is.
+            // A restart would begin a new connection to xenstored. But while a guest is served, that would cost it the
+            // second hop and the first, which need xenstored to come up again.
             assert!(
                 self.first.port().is_some(),
                 "no guest is served, and xenstore is lost"
@@ -449,13 +462,14 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             return;
         }
         let retry = Backoff::after(self.retry, self.platform.now());
+        // At the longest pause no more: that would be a line a second.
         if retry.pause < RETRY_PAUSE_MAX {
             log::error!("{error}; trying again in {} ms", retry.pause.as_millis() as u64);
         }
         self.retry = Some(retry);
     }
 
-    /// Tells of suppressed log lines that are due; returns when the next ones will be.
+    /// Logs what was suppressed and is due; returns when the next is due.
     fn flush_log(&mut self) -> Option<Duration> {
         let engine = self.first.engine();
         engine.log_due()?;

@@ -1,4 +1,4 @@
-//! From the first Rust code of a run to a machine that is set up.
+//! Set-up of the machine, from the first Rust code of a run on.
 
 use crate::grant::GrantTable;
 use crate::memory::{self, Window};
@@ -26,10 +26,10 @@ macro_rules! main {
     };
 }
 
-/// What the image gets to work with.
+/// The machine that is set up, for the image's main function.
 #[derive(Debug)]
 pub struct Machine {
-    /// Hypercalls, as the drivers want them.
+    /// The drivers' platform, by hypercalls.
     pub xen: Xen,
     /// The connection to xenstored.
     pub store: StoreRing,
@@ -54,7 +54,7 @@ impl fmt::Display for BootError {
     }
 }
 
-/// Names the step in which a refusal happened.
+/// Adds the step to a refusal.
 trait Step<T> {
     fn step(self, step: &'static str) -> Result<T, BootError>;
 }
@@ -88,11 +88,13 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages, info.pt_base as usize) };
     kept::open();
+    // The record says which windows show foreign pages: those must go by the grant operation, before the windows do.
     grant::unmap_earlier();
     // SAFETY: no window has been handed out in this run.
     unsafe { memory::reset_windows(kept::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
     unsafe { shared_info::map(info.shared_info >> 12) }.step("map the shared info page")?;
+    // No upcall before its handler is there.
     event::init();
     clock::init();
     // SAFETY: a PV guest that is not dom0 has the domU half of the union.
@@ -100,6 +102,7 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: start info names this frame, and the builder has mapped it; nothing else uses it.
     let console_page = unsafe { RawPage::new(memory::address_of_frame(console.mfn)) };
     console::init(console_page, console.evtchn, command_line(info));
+    // After the console, which tells of exceptions, and before what may cause one.
     trap::init().step("register the exception handlers")?;
     // SAFETY: nothing is ever placed in page 0, nor in the page that is set aside below the stack.
     unsafe {
@@ -108,6 +111,7 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     }
     // SAFETY: once in a run; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
+    // The console's and xenstore's ports are the toolstack's: nobody could make them again.
     event::close_all_but(&[console.evtchn, info.store_evtchn]);
     let grants = GrantTable::init().step("set up the grant table")?;
     // SAFETY: as for the console's page.

@@ -1,14 +1,14 @@
-//! A limit for work: between two waits the stub may run for `limit::LIMIT`, not longer.
+//! A limit for work: between two waits the stub may run for `limit::LIMIT`.
 //!
-//! What counts is time in which Xen ran the stub, not time on the clock: a stub that a busy host leaves waiting, or that
-//! is paused, is not hung. While the stub works, the upcall of one event is open, that of its timer. It comes at the end
-//! of each `limit::SLICE`, adds up what the stub has run, and returns to what it interrupted, or, once the limit is
-//! reached, ends this run ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
+//! Only time counts in which Xen ran the stub, not time on the clock. A stub that waits for a busy host, or is paused, is
+//! not hung. While the stub works, one upcall is open, that of its timer. It comes at the end of each `limit::SLICE` and
+//! adds up what the stub has run. Below the limit it returns to what it interrupted; at the limit it ends this run
+//! ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
 //!
-//! Xen's watchdog stands behind it, for a hang with upcalls masked. It counts time on the clock, so it is long, each
-//! upcall of the timer sets it anew, and it is off while the stub idles, as the timer is.
+//! Behind it stands Xen's watchdog, for a hang with upcalls masked. It counts time on the clock, so it is long, and each
+//! upcall of the timer sets it again. Timer and watchdog are off while the stub idles.
 //!
-//! Both are set a little ahead and left alone while enough of their time is left: a request costs no hypercall for them.
+//! Both are set ahead and left alone while enough of their time is left, so that a request costs no hypercall for them.
 
 mod limit;
 
@@ -59,7 +59,7 @@ const _: () =
 static PORT: AtomicU32 = AtomicU32::new(0);
 static LIMIT: Limit = Limit::new();
 
-/// Has the timer's upcall go to `entry`, and limits work from here on.
+/// Registers `entry` for the timer's upcall, and limits work from here on.
 ///
 /// # Errors
 /// What Xen says.
@@ -89,21 +89,21 @@ fn is_limited() -> bool {
     PORT.load(Ordering::Relaxed) != 0
 }
 
-/// From here on the stub works.
+/// The stub works from here on.
 pub fn work() {
     if is_limited() {
         LIMIT.work(&XenVcpu);
     }
 }
 
-/// This run ends: no upcall comes any more.
+/// This run ends: masks upcalls, and has the watchdog end the domain if the end hangs.
 pub fn ending() {
     if is_limited() {
         LIMIT.end(&XenVcpu);
     }
 }
 
-/// True if the work that the timer's upcall interrupts has run for too long. If it has not, it may go on.
+/// Called by the timer's upcall: true if the work that it interrupts has run for too long.
 pub fn is_over() -> bool {
     LIMIT.expire(&XenVcpu) == Verdict::Hung
 }
@@ -137,7 +137,7 @@ impl Vcpu for XenVcpu {
 
     fn running(&self) -> Duration {
         let mut state = RunState::default();
-        // Where Xen did not tell (it always does), time on the clock would count.
+        // Xen never refuses this. If it did, time on the clock would count.
         match operate(VCPUOP_GET_RUNSTATE_INFO, &mut state) {
             Ok(_) => Duration::from_nanos(state.time[0]),
             Err(_) => clock::now(),

@@ -1,6 +1,6 @@
-//! Where Xen's first jump leads to, and where every run begins.
+//! The image's entry point, and the start of every run.
 //!
-//! The image says what it is by ELF notes (`xen/include/public/elfnote.h`): a 64-bit PV kernel, linked at
+//! The image describes itself by ELF notes (`xen/include/public/elfnote.h`): a 64-bit PV kernel, linked at
 //! `va = pfn * 4096`, entered at `_start` with rsi pointing to start info. Each run goes on in `boot`, at the symbol
 //! `bulkhead_enter`.
 
@@ -86,7 +86,7 @@ unsafe extern "C" {
     fn begin_run() -> !;
 }
 
-/// Begins a new run. Whatever runs now is cut off for good.
+/// Starts a new run. Nothing of this one goes on.
 pub fn restart_in_place() -> ! {
     // SAFETY: `begin_run` does to memory what Xen's loader did before the first run: it writes all variables, and
     // the stack is taken as empty, but for what `kept` keeps on purpose. Nothing of this run runs afterwards or

@@ -1,8 +1,8 @@
-//! What one run of the stub leaves to the next in the same domain: see `entry::restart_in_place`.
+//! Kept memory: what one run of the stub leaves to the next in the same domain (`entry::restart_in_place`).
 //!
-//! All of it lies in `.keep`, which a new run does not clear, and each part is checked before it is believed: the
-//! [`Record`] by a seal over all its bytes, a word about a function by a number of its own, and the two numbers of the xenstore
-//! connection by what xenstored sends next. In a first run all of it is zero.
+//! It lies in the section `.keep`, which a new run does not clear. Each part is checked before it is used: the [`Record`]
+//! by a checksum over all its bytes, a word about a function by a check value of its own, and the two numbers of the
+//! xenstore connection by what xenstored sends next. In a first run all of it is zero.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
@@ -11,11 +11,11 @@ use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
 use pci::bdf::Bdf;
 
-/// Version of [`Record`]; a run only ever meets its own image's.
+/// Version of [`Record`], not 0. A run only meets the records of its own image.
 const VERSION: u64 = 1;
-/// Foreign pages that can be mapped at once: the guest's, and some that would not unmap.
+/// Foreign pages that can be mapped at once: the guest's, and some that Xen refused to unmap.
 const FOREIGN_MAX: usize = 4;
-/// A mapping that may or may not have come about.
+/// The handle is not known: the mapping may or may not be there.
 const NO_HANDLE: u32 = u32::MAX;
 
 /// A window that shows another domain's page.
@@ -28,12 +28,12 @@ struct Foreign {
     handle: u32,
 }
 
-/// Integers without padding only.
+/// The record. It consists of integers without padding, so that its checksum covers all bytes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Record {
     version: u64,
-    /// Xen's system time at the beginning of the first run, in nanoseconds.
+    /// Xen's system time at the start of the first run, in nanoseconds.
     boot: u64,
     foreign: [Foreign; FOREIGN_MAX],
     crash_log: CrashLog,
@@ -53,7 +53,7 @@ impl Record {
         crash_log: CrashLog::NEW,
     };
 
-    /// A number that no other record has, for all that an accident can do.
+    /// Checksum. Detects accidental corruption; no protection against tampering.
     #[inline(never)]
     fn seal(&self) -> u64 {
         // SAFETY: the record is WORDS words long and aligned as its first field, a word; it has no padding (checked
@@ -66,7 +66,7 @@ impl Record {
     }
 }
 
-/// A record and its seal.
+/// A record and its checksum.
 #[derive(Clone, Copy)]
 struct Sealed {
     record: Record,
@@ -74,7 +74,7 @@ struct Sealed {
 }
 
 impl Sealed {
-    /// As the memory of a first run is.
+    /// All zero, as the memory of a first run.
     const NONE: Self = Self {
         record: Record {
             version: 0,
@@ -88,11 +88,11 @@ impl Sealed {
     }
 }
 
-/// The record, twice: a change is made in the copy that does not count, which then counts by one store. So a run that is
-/// cut off in the middle of a change leaves the record as it was before.
+/// Two copies of the record. A change is made in the copy that does not count, and one store makes it count. So a run that
+/// ends in the middle of a change leaves the record as it was before.
 struct Copies {
     copies: [Sealed; 2],
-    /// Which copy counts. Of any value the lowest bit tells.
+    /// Which copy counts, by the lowest bit: any value is valid.
     current: usize,
 }
 
@@ -106,7 +106,7 @@ impl Copies {
         &self.copies[self.current & 1]
     }
 
-    /// Makes the record of a first run, if this is one.
+    /// Makes the record if this is a first run.
     fn open(&mut self) {
         let kept = &mut self.copies[self.current & 1];
         if kept.record.version == 0 && kept.seal == 0 {
@@ -115,14 +115,14 @@ impl Copies {
         }
     }
 
-    /// Changes the record, if it is as it was left.
+    /// Changes the record, if its checksum is right.
     fn change<R>(&mut self, change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
         let result = change(self.begin()?);
         self.commit();
         Ok(result)
     }
 
-    /// Copies the record, if it is as it was left, to where it may be changed.
+    /// Makes a copy of the record that may be changed, if its checksum is right.
     #[inline(never)]
     fn begin(&mut self) -> Result<&mut Record, Damaged> {
         let current = *self.current();
@@ -134,13 +134,14 @@ impl Copies {
         Ok(&mut draft.record)
     }
 
-    /// Has the changed copy count.
+    /// Makes the changed copy count.
     #[inline(never)]
     fn commit(&mut self) {
         let other = !self.current & 1;
         let draft = &mut self.copies[other];
         draft.seal = draft.record.seal();
-        // Not before the copy is whole.
+        // The compiler must not store this before the copy is whole. The next run is on the same vCPU: no other fence is
+        // needed.
         compiler_fence(Ordering::Release);
         self.current = other;
         compiler_fence(Ordering::Release);
@@ -156,8 +157,7 @@ unsafe impl Sync for Kept {}
 #[unsafe(link_section = ".keep")]
 static KEPT: Kept = Kept(UnsafeCell::new(Copies::NONE));
 
-/// A word about each function of the guest's bus: address, word, and a number that only those two have. Zero memory
-/// is a free entry.
+/// A word about each function of the guest's bus: address, word, and a check value of both. Zero memory is a free entry.
 #[unsafe(link_section = ".keep")]
 static SHADOWS: [[AtomicU32; 3]; 256] = [const { [const { AtomicU32::new(0) }; 3] }; 256];
 
@@ -169,11 +169,11 @@ pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
 #[unsafe(link_section = ".keep")]
 pub static LAST_REQUEST: AtomicU32 = AtomicU32::new(0);
 
-/// The request of the guest that is served at present. Of this run alone: a failure puts it into the record.
+/// The request of the guest that is served at present. Not kept: a failure puts it into the record.
 static UNDER_WAY: [AtomicU32; size_of::<Op>() / 4] = [const { AtomicU32::new(0) }; size_of::<Op>() / 4];
 static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 
-/// The record is not as it was left: memory of ours was overwritten.
+/// The record's checksum is wrong: the stub's memory was overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
 
@@ -188,17 +188,17 @@ fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
     with(|kept| kept.change(change))
 }
 
-/// As [`change`], in the middle of other work: a damaged record ends this run, and with it the domain.
+/// As [`change`], for the middle of other work: a damaged record ends this run, and with it the domain.
 fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
     change(what).unwrap_or_else(|Damaged| panic!("the record of earlier runs is damaged"))
 }
 
-/// Makes the record of a first run, if this is one.
+/// Makes the record if this is a first run.
 pub fn open() {
     with(Copies::open);
 }
 
-/// The beginning of the first run; `now` if this is it. Both are Xen's system time in nanoseconds.
+/// The start of the first run, which is `now` if this is it. Both are Xen's system time in nanoseconds.
 pub fn boot_time(now: u64) -> u64 {
     change_or_fail(|record| {
         if record.boot == 0 {
@@ -208,20 +208,20 @@ pub fn boot_time(now: u64) -> u64 {
     })
 }
 
-/// A copy of the crash_log.
+/// A copy of the crash log.
 pub fn crash_log() -> CrashLog {
     with(|kept| kept.current().record.crash_log)
 }
 
-/// Changes the crash_log.
+/// Changes the crash log.
 pub fn update_crash_log(what: impl FnOnce(&mut CrashLog)) {
     change_or_fail(|record| what(&mut record.crash_log));
 }
 
-/// Notes that this run ends `now`, and says what comes after it.
+/// Records that this run ends `now`; returns what follows.
 ///
 /// # Errors
-/// [`Damaged`]: then nothing is known of what this run had, and no other one can begin.
+/// [`Damaged`]: which foreign pages are mapped is not known, so no other run can start.
 pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     let mut op = [0; size_of::<Op>()];
     for (bytes, word) in op.chunks_exact_mut(4).zip(&UNDER_WAY) {
@@ -231,8 +231,9 @@ pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     change(|record| record.crash_log.fail(cause, now, op))
 }
 
-/// Has a failure from here on be put down to this request.
+/// A failure from here on counts against this request.
 pub fn set_under_way(op: Option<&Op>) {
+    // Off while the bytes change: a failure in between must not count against a mixture of two requests.
     IS_UNDER_WAY.store(false, Ordering::Relaxed);
     if let Some(op) = op {
         for (word, bytes) in UNDER_WAY.iter().zip(op.as_chunks().0) {
@@ -242,14 +243,14 @@ pub fn set_under_way(op: Option<&Op>) {
     }
 }
 
-/// What an entry of [`SHADOWS`] must hold.
+/// An entry of [`SHADOWS`], with its check value.
 fn shadow(guest_bdf: Bdf, word: u32) -> [u32; 3] {
     let guest_bdf =
         u32::from(guest_bdf.segment()) << 16 | u32::from(guest_bdf.bus()) << 8 | u32::from(guest_bdf.devfn());
     [guest_bdf, word, !(guest_bdf ^ word.rotate_left(8))]
 }
 
-/// The entry about the function at `guest_bdf`, and its word.
+/// The entry of the function at `guest_bdf`, and its word.
 fn find_shadow(guest_bdf: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
     SHADOWS.iter().find_map(|entry| {
         let held = [0, 1, 2].map(|index| entry[index].load(Ordering::Relaxed));
@@ -263,7 +264,8 @@ pub fn recall(guest_bdf: Bdf) -> Option<u32> {
     find_shadow(guest_bdf).map(|(_, word)| word)
 }
 
-/// Keeps a word about the function at `guest_bdf`, or none. As many are kept as a guest can have functions.
+/// Keeps a word about the function at `guest_bdf`, or forgets it. There is room for as many functions as a guest can have;
+/// a word too many is not kept.
 #[inline(never)]
 pub fn remember(guest_bdf: Bdf, word: Option<u32>) {
     let known = find_shadow(guest_bdf).map(|(entry, _)| entry);
@@ -272,12 +274,14 @@ pub fn remember(guest_bdf: Bdf, word: Option<u32>) {
         return;
     };
     let held = word.map_or([0; 3], |word| shadow(guest_bdf, word));
+    // A run that ends between two of these stores leaves an entry that does not pass its check: the word is lost, and the
+    // device's own value counts.
     for (part, value) in entry.iter().zip(held) {
         part.store(value, Ordering::Relaxed);
     }
 }
 
-/// Notes that a foreign page is about to be mapped at `va`.
+/// Records that a foreign page is about to be mapped at `va`.
 ///
 /// # Errors
 /// `ENOMEM` if there are too many.
@@ -285,13 +289,13 @@ pub fn expect_foreign(va: usize) -> Result<(), Errno> {
     set_foreign(0, va as u32, NO_HANDLE).ok_or(Errno(hermit_abi::errno::ENOMEM))
 }
 
-/// Notes the handle of the page that is mapped at `va`.
+/// Records the handle of the page that is mapped at `va`.
 pub fn record_handle(va: usize, handle: u32) {
     // There is an entry: `expect_foreign` has made it.
     let _ = set_foreign(va as u32, va as u32, handle);
 }
 
-/// Notes that no foreign page is mapped at `va` any more.
+/// Records that no foreign page is mapped at `va` any more.
 pub fn forget_foreign(va: usize) {
     // As above.
     let _ = set_foreign(va as u32, 0, 0);
@@ -307,7 +311,7 @@ fn set_foreign(from: u32, va: u32, handle: u32) -> Option<()> {
     })
 }
 
-/// The foreign pages that are mapped: address and handle. Without a handle: one that may or may not be mapped.
+/// The foreign pages that are mapped: address and handle. One without a handle may or may not be mapped.
 pub fn foreign() -> impl Iterator<Item = (usize, Option<u32>)> {
     let mapped = with(|kept| kept.current().record.foreign);
     let mapped = mapped.into_iter().filter(|entry| entry.va != 0);

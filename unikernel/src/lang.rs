@@ -1,4 +1,4 @@
-//! What the language asks of an image without an operating system: heap, panic handler, memory primitives.
+//! What Rust needs in an image without an operating system: heap, panic handler, memory functions.
 
 use crate::memory;
 use crate::restart;
@@ -53,7 +53,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     restart::end(Cause::Panic, &|| log::error!("{info}"))
 }
 
-/// Where the landing pads of the prebuilt `alloc` end. Nothing in the image unwinds, so that nothing ever gets here.
+/// The landing pads of the prebuilt `alloc` name it. Nothing in the image unwinds, so that it is never called.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
     stop(Reason::Crash)

@@ -1,4 +1,4 @@
-//! Memory that another domain, or Xen, or a device writes while we look.
+//! Memory that another domain, Xen, or a device writes at any moment.
 
 use crate::memory::{PAGE_SIZE, Window};
 use drivers::platform::ConfigSpace;

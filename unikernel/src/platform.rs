@@ -1,4 +1,4 @@
-//! Hypercalls, as the drivers want them.
+//! The drivers' [`Platform`], by hypercalls.
 
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
@@ -32,12 +32,12 @@ impl Xen {
     }
 }
 
-/// A page that we share with another domain: its own or ours.
+/// A page that is shared with another domain.
 #[derive(Debug)]
 pub enum Page {
-    /// Granted to us.
+    /// A page of the other domain, granted to this one.
     Foreign(ForeignPage),
-    /// Granted by us.
+    /// A page of this domain, granted to the other one.
     Own(OwnPage),
 }
 

@@ -1,5 +1,4 @@
-//! One run of the stub: the machine is set up, then the drivers have it. The first one and every later one are the
-//! same.
+//! One run of the stub, after its machine is set up. The first one and those after a restart are the same.
 
 use crate::boot::Machine;
 use crate::shutdown::{self, shutdown};
@@ -22,6 +21,7 @@ pub fn run(machine: Machine) -> ! {
         panic!("cannot limit the time that work takes: errno {errno}");
     }
     let (port, last_request) = (machine.store.port(), machine.store.last_request());
+    // Also in a first run, which has nothing to resume: start and restart are one path.
     let stub = Client::resume(machine.store, last_request)
         .map_err(store::failed)
         .and_then(|client| Stub::new(machine.xen, client, port));

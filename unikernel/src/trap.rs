@@ -1,5 +1,5 @@
-//! Exceptions, and the upcall of the timer. No exception is expected and none returns: the stub says what happened, and
-//! begins a new run. The upcall returns, unless what it interrupts has run for too long.
+//! Exceptions, and the timer's upcall. No exception is expected and none returns: the stub logs it and restarts in place.
+//! The upcall returns, unless what it interrupts has run for too long.
 //!
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
@@ -12,13 +12,13 @@ use drivers::crash_log::Cause;
 use drivers::log;
 use drivers::platform::Errno;
 
-/// An exception: its vector, its name, and whether the hardware pushes an error code.
+/// An exception, by vector and name.
 struct Exception {
     vector: u8,
     name: &'static str,
 }
 
-/// What can happen to a PV guest (Intel SDM volume 3, table 6-1; NMI and double fault stay with Xen).
+/// The exceptions that a PV guest can have (Intel SDM volume 3, table 6-1; NMI and double fault stay with Xen).
 const EXCEPTIONS: &[Exception] = &[
     Exception {
         vector: 0,
@@ -82,7 +82,7 @@ const EXCEPTIONS: &[Exception] = &[
     },
 ];
 const PAGE_FAULT: u64 = 14;
-/// Stands for the end of the time that work may take, where exceptions have their vector.
+/// Stands in the place of a vector for the end of the time that work may take.
 const DEADLINE: u64 = 32;
 /// No upcall comes while an exception is handled (`TI_SET_IF`).
 const MASK_UPCALLS: u8 = 4;
@@ -203,7 +203,7 @@ pub fn init() -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Has the end of the time that work may take come here too, from now on.
+/// Starts the limit for work ([`deadline`]), whose end is reported as exceptions are.
 ///
 /// # Errors
 /// What Xen says.
@@ -219,7 +219,7 @@ extern "C" fn is_over() -> bool {
     deadline::is_over()
 }
 
-/// Tells of an exception and ends this run.
+/// Logs an exception, or the end of the time for work, and ends this run.
 extern "C" fn report(frame: &Frame) -> ! {
     let cause = match frame[VECTOR] {
         DEADLINE => Cause::Deadline,

@@ -1,9 +1,9 @@
-//! What a stub counts, and how dom0's service reads it.
+//! The counters of a stub, and how dom0's service reads them.
 //!
 //! The stub keeps its counters in the page of the second hop, from [`OFFSET`],
-//! where `bulkhead status` finds them without asking. The service reads what
-//! may be a compromised stub's words: decoding checks the form, and the numbers
-//! are shown, never acted upon.
+//! where `bulkhead status` finds them without asking the stub. A stub that was
+//! taken over may write anything there: decoding checks the form, and the
+//! numbers are only shown.
 //!
 //! The block, little endian, offsets in bytes from its start:
 //!
@@ -108,7 +108,7 @@ pub struct DroppedWrite {
     pub count: u32,
 }
 
-/// A set of counters. They stop at their largest value.
+/// All counters of a stub. They stop at their largest value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     values: [u64; Counter::ALL.len()],
@@ -123,7 +123,7 @@ impl Counters {
         *value = value.saturating_add(1);
     }
 
-    /// Sets what is counted elsewhere.
+    /// Sets a counter that is kept elsewhere.
     pub fn set(&mut self, counter: Counter, value: u64) {
         self.values[counter as usize] = value;
     }
@@ -141,6 +141,7 @@ impl Counters {
     pub fn add_dropped_write(&mut self, guest_bdf: Bdf, offset: u16) -> bool {
         self.add(Counter::WritesDropped);
         let (bus, devfn) = (guest_bdf.bus(), guest_bdf.devfn());
+        // Free entries are behind the used ones, so the first match is the register's own entry or a new one.
         let entry = self.dropped.iter_mut().find(|entry| {
             let free = entry.count == 0;
             free || (entry.bus, entry.devfn, entry.offset) == (bus, devfn, offset)
@@ -157,8 +158,8 @@ impl Counters {
         })
     }
 
-    /// Takes the registers of the guest's function at `guest_bdf` out of the table, because another device will stand
-    /// there. The sum, [`Counter::WritesDropped`], stays.
+    /// Removes the registers of the guest's function at `guest_bdf` from the table, because another device may get its
+    /// address. The sum, [`Counter::WritesDropped`], stays.
     pub fn forget_function(&mut self, guest_bdf: Bdf) {
         let mut kept = [DroppedWrite::default(); DROPPED_MAX];
         let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (guest_bdf.bus(), guest_bdf.devfn());
@@ -176,7 +177,7 @@ impl Counters {
 
     /// Writes the block into the page of the second hop.
     ///
-    /// The reader may see some counters of before and some of after.
+    /// A reader may see some counters of before and some of after: they are written without a lock.
     pub fn publish(&self, page: &impl SharedPage) {
         page.copy_in(OFFSET, &self.encode());
     }

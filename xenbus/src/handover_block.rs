@@ -1,8 +1,8 @@
-//! What must outlive a stub's domain and is known to the stub alone.
+//! The handover block: what the next stub domain must know, and only this one knows.
 //!
-//! The stub keeps it in the page of the second hop, from [`OFFSET`], and dom0's service has it there when the stub is
-//! dead: the page is still mapped. To the next stub it goes as hex, in the node `survivor` of that stub's list of
-//! devices. Neither side trusts the words of the other further than to a value that a guest could have set itself.
+//! The stub keeps it in the page of the second hop, from [`OFFSET`]. When the stub's domain is dead, dom0's service still
+//! has that page mapped, and takes the block out of it. The next stub gets it as hex, in the node `survivor`. Nobody has
+//! to trust it: it holds no more than values that a guest could have set itself.
 //!
 //! The block, little endian, offsets in bytes from its start:
 //!
@@ -18,10 +18,10 @@
 //! | 52 | first table |
 //! | 836 | second table |
 //!
-//! A table has room for [`REFUSED_MAX`] requests that have brought a stub down too often, each as above, and after
-//! them for each function `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: where it stands in the guest, COMMAND as the guest
-//! wrote it, and which of its BARs the guest probes. The stub writes the table that does not count, and then the word
-//! at 8: it may die anywhere in between, and one whole table counts all the same. In the node there is one table only.
+//! A table has room for [`REFUSED_MAX`] poison requests, each as above, and after them for each function
+//! `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: its guest address, COMMAND as the guest wrote it, and which of its BARs the
+//! guest probes. The stub writes the table that does not count, and then the word at 8, which makes it count. So it may
+//! die at any moment, and one whole table counts. In the node there is only the table that counts.
 
 use crate::counters;
 use crate::pciif::{SharedPage, layout::OP_HEAD_SIZE};
@@ -34,7 +34,7 @@ use pci::bdf::Bdf;
 pub const OFFSET: usize = 2048;
 /// Version of the block's layout.
 pub const VERSION: u32 = 2;
-/// Most functions of a guest: more than a stub has room to map.
+/// Most functions in the block: more than a stub has room to map.
 pub const FUNCTIONS_MAX: usize = 128;
 /// Most refused requests.
 pub const REFUSED_MAX: usize = 4;
@@ -63,8 +63,8 @@ const SECOND: u8 = 0x80;
 const _: () =
     assert!(OFFSET >= counters::OFFSET + counters::BLOCK_SIZE && OFFSET + SIZE_MAX + TABLE_SIZE <= 4096);
 
-/// Writes all but the request under way: functions by place and shadow, and the refused requests. Of more than there
-/// is room for the last are left out.
+/// Writes everything but the request under way: functions by guest address and shadow, and the refused requests. What
+/// there is no room for is left out, from the end.
 pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[Op]) {
     let [_, _, now, under_way] = page.load(OFFSET + COUNTS).to_le_bytes();
     let other = now & SECOND ^ SECOND;
@@ -84,20 +84,22 @@ pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32
         );
         refusals += 1;
     }
+    // One word, by one store: it makes the other table count, with its numbers.
     let [c0, c1] = count.to_le_bytes();
     page.store(OFFSET + COUNTS, u32::from_le_bytes([c0, c1, refusals, under_way]));
-    // Last: without it there is no block.
+    // Last: without the magic there is no block.
     page.copy_in(OFFSET, &MAGIC_AND_VERSION);
 }
 
-/// Notes that a request is under way which has brought the stub down so often before.
+/// Publishes that a request is under way, which has brought down so many stubs before.
 pub fn begin(page: &impl SharedPage, op: &Op, strikes: u32) {
+    // The byte that makes the request count comes last.
     page.copy_in(OFFSET + STRIKES, &strikes.to_le_bytes());
     page.copy_in(OFFSET + REQUEST, op);
     page.copy_in(OFFSET + UNDER_WAY, &[1]);
 }
 
-/// Notes that it is not under way any more.
+/// Publishes that no request is under way.
 pub fn end(page: &impl SharedPage) {
     page.copy_in(OFFSET + UNDER_WAY, &[0]);
 }
@@ -117,7 +119,7 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Bytes of a block that begins so.
+/// Number of bytes of the block that begins so; `None` if it is none of this version.
 fn size(block: &[u8]) -> Option<usize> {
     let (head, _) = block.split_first_chunk::<REQUEST>()?;
     let count = usize::from(u16::from_le_bytes([head[8], head[9]]));
@@ -128,7 +130,7 @@ fn size(block: &[u8]) -> Option<usize> {
     sound.then_some(FUNCTIONS + count * FUNCTION_SIZE)
 }
 
-/// A block of an earlier stub.
+/// The block of an earlier stub domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverBlock(Vec<u8>);
 
@@ -137,6 +139,7 @@ impl HandoverBlock {
     pub fn from_page(page: &impl SharedPage) -> Option<Self> {
         let mut block = [0; SIZE_MAX];
         page.copy_out(OFFSET, &mut block);
+        // Into the form of the node, which has one table.
         if block[COUNTS + 2] & SECOND != 0 {
             block[COUNTS + 2] &= !SECOND;
             page.copy_out(OFFSET + SIZE_MAX, &mut block[REFUSED..]);
@@ -156,8 +159,9 @@ impl HandoverBlock {
         (size(&block)? == block.len() && text.len() == block.len() * 2).then_some(Self(block))
     }
 
-    /// The shadow of the function that stood at `guest_bdf`.
+    /// The shadow of the function that had this guest address.
     pub fn shadow(&self, guest_bdf: Bdf) -> Option<u32> {
+        // Without the segment: a guest has only segment 0.
         let mut entries = self.0[FUNCTIONS..].as_chunks::<FUNCTION_SIZE>().0.iter();
         let &[_, _, s0, s1, s2] = entries.find(|entry| entry[..2] == [guest_bdf.devfn(), guest_bdf.bus()])?;
         Some(u32::from_le_bytes([s0, s1, s2, 0]))

@@ -1,13 +1,13 @@
 //! The second hop: a PCI frontend towards dom0's service.
 //!
-//! The stub publishes a page and a port as pcifront does, under the device type `bulkhead`, and posts the
-//! requests that it may not carry out itself.
+//! The stub publishes a page and a port as pcifront does, and posts the requests that it may not carry out itself. The
+//! device type is `bulkhead`, because dom0's kernel claims every device of type `pci`.
 //!
 //! # Late answers
-//! pciif has no request numbers, so an answer that comes late could be taken for that of the next request.
-//! A request whose time is up is therefore **not** withdrawn: it stays in the page, and until the service
-//! has given the page back every further request fails at once with [`RequestError::ServiceBusy`]. The late
-//! answer is dropped. What it did to the device stays; the MSI machine then starts by turning MSI off.
+//! pciif has no request numbers, so a late answer could be taken for that of the next request. A request whose time is up
+//! is therefore **not** withdrawn: it stays in the page. Until the service has answered it, every further request fails
+//! at once with [`RequestError::ServiceBusy`]. The late answer is dropped, and what it did to the device stays. After a
+//! lost answer about MSI, the next request starts by turning MSI off (`MsiState`).
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::log;
@@ -32,10 +32,11 @@ use xenbus::pciif::frontend::{self, Posted};
 use xenbus::pciif::{self, Command, MsixEntry, Request};
 use xenbus::state::XenbusState;
 
-/// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
+/// How long one request of the guest may wait for dom0. Linux's pcifront gives up after 2 s: until then it can still be
+/// told an error.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What a node must say that is on or off.
+/// What a node that is on or off must say.
 const FLAG: &str = "1 or 0";
 
 fn flag(text: &str) -> Option<bool> {
@@ -52,7 +53,7 @@ struct ServiceChannel<Page> {
     page: Page,
     grant: GrantRef,
     port: Port,
-    /// A request whose time was up.
+    /// A request whose time was up, and which is still in the page.
     overdue: Option<Posted>,
 }
 
@@ -65,7 +66,7 @@ enum ServicePhase<Page> {
     Offered(ServiceChannel<Page>),
     /// In service.
     Up(ServiceChannel<Page>),
-    /// It could not be set up. Tried again after the service has been away.
+    /// It could not be set up. It is tried again after the service has been away.
     Failed,
 }
 
@@ -106,7 +107,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// Follows the states of both ends.
     ///
     /// # Errors
-    /// If xenstore fails us. Every other failure is told in the error node, and ends this attempt.
+    /// xenstore's. Every other failure is told in the error node, and ends this attempt.
     pub fn reconcile<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), Box<SetupError>>
     where
         P: Platform<Page = Page>,
@@ -125,16 +126,18 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             (ServicePhase::Down, Initialising | InitWait | Initialised | Connected) => {
                 self.try_offer(platform, client)
             }
+            // A service in these states waits for a page and a port: it has let go of the old ones.
             (ServicePhase::Up(_), Initialising | InitWait) => {
                 log::warn!("second hop: dom0's service starts anew");
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
-            // We never go back to this state: the toolstack has made the nodes anew, without our particulars.
+            // The stub never goes back to this state itself: the toolstack has made the nodes anew, without page and port.
             (ServicePhase::Offered(_), Initialising | InitWait) if own == Initialising => {
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
+            // The service has mapped the page. Until then a request in it would reach nobody.
             (ServicePhase::Offered(_), Connected) => {
                 self.set_state(client, Connected)?;
                 if let ServicePhase::Offered(channel) =
@@ -159,7 +162,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 Ok(())
             }
             (ServicePhase::Failed, _) if own != Closing => self.set_state(client, Closing),
-            // Of an earlier run, or not written when it was due.
+            // A state that an earlier run has written, or that could not be written when it was due.
             (ServicePhase::Down, Closing | Closed | Unknown)
                 if !matches!(own, Unknown | Initialising | Closing | Closed) =>
             {
@@ -183,7 +186,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         )
     }
 
-    /// The addresses of the devices that the service lists for this stub.
+    /// The service's list of devices for this stub.
     ///
     /// # Errors
     /// As [`Self::guest`]. A bad address is an error of that device alone, which [`ServiceList::number_of`] tells.
@@ -200,6 +203,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             let address = self.node(store, Numbered::Device.at(number), "SSSS:BB:DD.F", |text| {
                 text.parse().ok()
             });
+            // A bad address spoils its own device only: the others are served.
             match address {
                 Err(error) if error.is_of_store() => return Err(error),
                 address => addresses.push(address),
@@ -300,7 +304,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         store::value(store, &path, Blame::Toolstack, expected, parse)
     }
 
-    /// What a stub before this one has left, if the toolstack has it; what cannot be read counts as nothing.
+    /// The handover block of the stub domain before this one, if the toolstack has written it. One that cannot be read
+    /// counts as none: nothing in it is needed to serve.
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
@@ -313,7 +318,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         Ok(left.flatten())
     }
 
-    /// Puts what must outlive this stub where dom0's service finds it.
+    /// Publishes in the second hop's page what the next stub domain must know. Does nothing
+    /// while the service is not connected: there is no page.
     pub fn publish_handover(
         &self,
         functions: impl Iterator<Item = (Bdf, u32)>,
@@ -324,21 +330,21 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    /// The same for a request that is under way from here on, and has failed so often before.
+    /// Publishes that this request is under way from here on, and how many stubs it has brought down.
     pub fn begin_request(&self, op: &handover_block::Op, strikes: u32) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::begin(&channel.page, op, strikes);
         }
     }
 
-    /// It is not under way any more.
+    /// Publishes that no request is under way.
     pub fn end_request(&self) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::end(&channel.page);
         }
     }
 
-    /// Puts the counters where `bulkhead status` finds them.
+    /// Publishes the counters for `bulkhead status`.
     pub fn publish_counters(&self, counters: &Counters) {
         if let ServicePhase::Up(channel) = &self.phase {
             counters.publish(&channel.page);
@@ -363,6 +369,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         P: Platform<Page = Page>,
         T: Transport,
     {
+        // What was set up is taken back in either case. A failure of xenstore's is tried again, by the caller; any other one
+        // ends this attempt.
         let Err(error) = self.offer(platform, client) else {
             return Ok(());
         };
@@ -396,7 +404,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 return Err(SetupError::Share(errno).into());
             }
         };
-        // Kept from here on, so that it is given back whatever happens.
+        // Kept from here on, so that `drop_channel` finds it whatever happens.
         self.phase = ServicePhase::Offered(ServiceChannel {
             page,
             grant,
@@ -404,6 +412,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             overdue: None,
         });
         let device = self.device;
+        // In one transaction, so that the service never finds the page of one run with the port of another.
         client.transaction_or(TRANSACTION_TRIES, |store| {
             let store: &mut dyn Nodes = store;
             store.set(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
@@ -416,6 +425,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     fn drop_channel<P: Platform<Page = Page>>(&mut self, platform: &mut P) {
+        // An overdue request goes with the page: its answer can reach nobody any more.
         if let ServicePhase::Offered(channel) | ServicePhase::Up(channel) =
             core::mem::replace(&mut self.phase, ServicePhase::Down)
         {
@@ -470,6 +480,7 @@ impl<P: Platform> Link<'_, P> {
             return Err(RequestError::ServiceAbsent);
         };
         let started = self.platform.now();
+        // The page holds one request. With the old one still in it, its late answer would be taken for this one's.
         if let Some(overdue) = channel.overdue.take() {
             match overdue.poll(&channel.page) {
                 Ok(_) => log::warn!("second hop: an answer came too late and was dropped"),
@@ -483,14 +494,16 @@ impl<P: Platform> Link<'_, P> {
             frontend::post(&channel.page, request, entries).map_err(|_| RequestError::ServiceBusy)?;
         self.platform.notify(channel.port);
         loop {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Taken before the page is read: an answer that comes after that marks the port again, and ends the wait.
             self.platform.take_pending(channel.port);
             match posted.poll(&channel.page) {
                 Ok(answer) => return answer.map_err(RequestError::ServiceRefused),
                 Err(still) => posted = still,
             }
+            // After the page: an answer that is there counts, however late it is.
             let now = self.platform.now();
             if now >= self.deadline {
+                // Not withdrawn: see "Late answers" above.
                 channel.overdue = Some(posted);
                 return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
             }

@@ -1,4 +1,7 @@
-//! Answers a guest's requests: one in, one out.
+//! Answers a guest's requests, one at a time.
+//!
+//! The engine finds the function that a request names, has [`config`](super::config) or [`msi`](super::msi) judge it,
+//! counts the result, and logs it within limits.
 
 use super::config::{Access, Effect, VirtualConfig};
 use super::dom0::Dom0;
@@ -18,7 +21,7 @@ use xenbus::counters::{Counter, Counters};
 use xenbus::device::SlotMode;
 use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 
-/// Most functions that a guest can have: a bus full.
+/// Most functions that a guest can have: 32 slots of 8 functions, one bus.
 pub const MAX_FUNCTIONS: usize = 256;
 
 /// How much a guest can make us log of each [`LogKind`].
@@ -37,6 +40,7 @@ enum LogKind {
 }
 
 impl LogKind {
+    /// Number of kinds.
     const KINDS: usize = 5;
 
     const fn index(self) -> usize {
@@ -103,14 +107,14 @@ struct Function<E> {
     config: VirtualConfig,
     msi: MsiState,
     ecam: E,
-    /// Where it stands in the guest.
+    /// Its address in the guest.
     guest_bdf: Bdf,
 }
 
 /// The functions of one guest, and what is counted about them.
 #[derive(Debug)]
 pub struct Engine<E> {
-    /// By the index that `slots` knows; a function that was removed leaves a gap for the next.
+    /// By the index that `slots` knows. A removed function leaves a gap, so that the indices of the others stay.
     functions: Vec<Option<Function<E>>>,
     slots: Slots,
     counters: Counters,
@@ -129,16 +133,16 @@ impl<E> Default for Engine<E> {
 }
 
 impl<E: ConfigSpace> Engine<E> {
-    /// Addresses the functions of a new connection in this way; there are none of an earlier one.
+    /// Starts a new connection with this slot mode. All functions of the last one must have been removed.
     pub fn begin(&mut self, mode: SlotMode) {
         self.slots = Slots::new(mode);
     }
 
-    /// Exports a function, where it stood in the guest before if it did; returns its address there.
+    /// Exports a function at guest address `previous`, or as a new one at the first free address; returns that address.
     ///
     /// # Errors
-    /// What [`VirtualConfig::new`] says of the device, or that the bus has no place for it; with the config space,
-    /// which the caller may want to unmap.
+    /// What [`VirtualConfig::new`] says of the device, or that it cannot have an address on the bus; with the config
+    /// space, for the caller to unmap.
     pub fn add(
         &mut self,
         resources: Resources,
@@ -147,6 +151,8 @@ impl<E: ConfigSpace> Engine<E> {
     ) -> Result<Bdf, (Box<SetupError>, E)> {
         let bdf = resources.bdf;
         let virtual_function = resources.virtual_function;
+        // The virtual bus has no bus behind it: Linux lets no device beside a bridge have memory in the bridge's window
+        // (decision 22).
         let config = match VirtualConfig::new(resources, &ecam) {
             Ok(config) if config.is_bridge() && self.slots.mode() == SlotMode::Vpci => {
                 return Err((SetupError::VirtualBridge(bdf).into(), ecam));
@@ -181,18 +187,19 @@ impl<E: ConfigSpace> Engine<E> {
         Ok(guest_bdf)
     }
 
-    /// Takes a function away from the guest, with its interrupts off; returns its config space, to be unmapped.
-    /// `None` if it is not exported.
+    /// Turns a function's MSI or MSI-X off and exports it no more; returns its config space, to be unmapped. `None` if it
+    /// was not exported.
     pub fn remove(&mut self, bdf: Bdf, dom0: &mut impl Dom0) -> Option<E> {
         self.quiesce_function(bdf, dom0);
         let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
         let Function { guest_bdf, ecam, .. } = exported.take()?;
         self.slots.remove(guest_bdf);
+        // The next function may get this address. Its dropped writes are counted and named anew.
         self.counters.forget_function(guest_bdf);
         Some(ecam)
     }
 
-    /// Takes all functions away from the guest; returns their config spaces, to be unmapped.
+    /// Exports no function any more, and leaves all devices as they are; returns their config spaces, to be unmapped.
     pub fn clear(&mut self) -> impl Iterator<Item = E> {
         self.begin(self.slots.mode());
         core::mem::take(&mut self.functions)
@@ -201,7 +208,7 @@ impl<E: ConfigSpace> Engine<E> {
             .map(|function| function.ecam)
     }
 
-    /// True if the guest finds the bus of this place behind a bridge of its own.
+    /// True if the guest has a bridge behind which the bus of this address lies.
     pub fn is_behind_bridge(&self, guest_bdf: Bdf) -> bool {
         let mut functions = self.functions.iter().flatten();
         functions.any(|function| function.config.leads_to(&function.ecam, guest_bdf))
@@ -212,13 +219,13 @@ impl<E: ConfigSpace> Engine<E> {
         self.functions.iter().any(|function| is_at(function, bdf))
     }
 
-    /// Where the function at this real address stands on the guest's bus.
+    /// The guest address of the function at this real address.
     pub fn guest_bdf(&self, bdf: Bdf) -> Option<Bdf> {
         let mut exported = self.functions.iter().filter(|function| is_at(function, bdf));
         Some(exported.next()?.as_ref()?.guest_bdf)
     }
 
-    /// Turns off MSI and MSI-X wherever they are on. What cannot be turned off is logged.
+    /// Turns off MSI and MSI-X of all functions. A function that refuses is logged, and the others go on.
     pub fn quiesce(&mut self, dom0: &mut impl Dom0) {
         for function in self.functions.iter_mut().flatten() {
             function.quiesce(dom0, &mut self.counters);
@@ -233,8 +240,7 @@ impl<E: ConfigSpace> Engine<E> {
         }
     }
 
-    /// What must outlive a restart about the function that a request is for: where it stands, and
-    /// [`VirtualConfig::shadow`].
+    /// What must outlive a restart about the function of a request: its guest address, and [`VirtualConfig::shadow`].
     pub fn shadow(&self, request: &Request) -> Option<(Bdf, u32)> {
         let index = self.slots.find(request.function())?;
         let function = self.functions.get(index)?.as_ref()?;
@@ -247,19 +253,19 @@ impl<E: ConfigSpace> Engine<E> {
         exported.map(|function| (function.guest_bdf, function.config.shadow()))
     }
 
-    /// Puts back what an earlier run has kept about the function at `guest_bdf`.
+    /// Restores what an earlier run has kept about the function at `guest_bdf`.
     pub fn set_shadow(&mut self, guest_bdf: Bdf, shadow: u32) {
         if let Some(function) = self.function(Some(guest_bdf)) {
             function.config.set_shadow(shadow);
         }
     }
 
-    /// Notes that a request will be served that may have been carried out by an earlier run, in whole or in part.
+    /// Takes note that this request is served again: an earlier run may have carried it out, in whole or in part.
     pub fn mark_unknown(&mut self, request: &Request) {
         let kind = match request.command {
             Command::EnableMsi => MessageKind::Msi,
             Command::EnableMsix => MessageKind::Msix,
-            // The others can be carried out twice.
+            // The others can be carried out twice: a write writes the same value, turning off turns off.
             _ => return,
         };
         if let Some(function) = self.function(request.function()) {
@@ -288,7 +294,7 @@ impl<E: ConfigSpace> Engine<E> {
         self.functions.get_mut(index)?.as_mut()
     }
 
-    /// Answers a request. `entries` are those of `enable_msix`.
+    /// Answers a request. `entries` are those of `enable_msix`; for other commands they are not looked at.
     ///
     /// # Errors
     /// [`RequestError`], which says what to tell the guest.
@@ -319,7 +325,7 @@ impl<E: ConfigSpace> Engine<E> {
         &self.counters
     }
 
-    /// Sets what is counted elsewhere.
+    /// Sets a counter that is kept elsewhere.
     pub fn set_count(&mut self, counter: Counter, value: u64) {
         self.counters.set(counter, value);
     }
@@ -329,7 +335,7 @@ impl<E: ConfigSpace> Engine<E> {
         self.counters.add(counter);
     }
 
-    /// Tells of suppressed log lines that are due; returns when the next ones will be.
+    /// Logs how many lines were suppressed, for each kind that is due; returns when the next kind is due.
     pub fn flush_log(&mut self, now: Duration) -> Option<Duration> {
         self.limiter.flush(now, |kind, count| {
             let name = LOG_KIND_NAMES.get(kind).copied().unwrap_or_default();
@@ -390,6 +396,7 @@ impl<E: ConfigSpace> Engine<E> {
 
     fn record_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
         self.counters.add(Counter::Refused);
+        // Every stock guest is refused so at every probe: a line of its own would say nothing.
         if error.is_routine() {
             log::debug!("{bdf}: {} refused: {error}", request.command);
             return;
@@ -416,6 +423,7 @@ impl<E: ConfigSpace> Function<E> {
                 counters.add(disabled(kind));
                 log::info!("{bdf}: {kind} turned off");
             }
+            // Not given up for that: dom0 resets the device before anyone else gets it.
             Err(error) => log::warn!("{bdf}: its interrupts may still be on: {error}"),
         }
     }

@@ -1,11 +1,11 @@
-//! Where functions stand in a guest.
+//! The addresses of functions in a guest.
 //!
-//! With [`SlotMode::Vpci`] that is one bus, 0000:00. Functions of one device keep together and keep their function
-//! numbers; each device takes the first free slot and keeps it until its last function has gone, as with xen-pciback. A
-//! virtual function with function number 0 is a device of its own: the slot's other functions would be looked for only
-//! if its header said "multifunction".
+//! [`SlotMode::Vpci`]: all functions are on one bus, 0000:00. The functions of one device share a slot and keep their
+//! function numbers. A device takes the first free slot and keeps it until its last function has gone, as with
+//! xen-pciback. A virtual function with function number 0 has a slot of its own: Linux looks for further functions of a
+//! slot only if the header of its function 0 says "multifunction".
 //!
-//! With [`SlotMode::Passthrough`] each function stands where it is in the host.
+//! [`SlotMode::Passthrough`]: each function has the address that it has in the host.
 
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
@@ -19,13 +19,13 @@ const SLOTS: u8 = 32;
 struct SlotEntry {
     real: Bdf,
     guest_bdf: Bdf,
-    /// No other function may stand in its slot.
+    /// No other function may share its slot.
     alone: bool,
     /// The caller's number for it.
     index: u8,
 }
 
-/// Which function, by index, stands where.
+/// The guest addresses that are in use, each with the index of its function.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     mode: SlotMode,
@@ -37,10 +37,10 @@ pub struct Slots {
 pub enum SlotError {
     /// All slots are taken.
     Full,
-    /// The function has its place already.
+    /// The function has an address already, or another function has this one.
     Taken,
-    /// It cannot stand where it is to stand: not on this bus, under another function number, or among another
-    /// device's functions.
+    /// The address is not possible for this function: not on this bus, with another function number, or in the slot of
+    /// another device.
     Misplaced,
 }
 
@@ -58,7 +58,7 @@ impl Slots {
         self.mode
     }
 
-    /// Places the function `real`, which the caller knows as `index`; returns its address in the guest.
+    /// Gives the function `real`, which the caller knows as `index`, the first free address; returns that address.
     ///
     /// # Errors
     /// [`SlotError`]; nothing has changed then.
@@ -67,6 +67,7 @@ impl Slots {
         let guest_bdf = match self.mode {
             SlotMode::Passthrough => real,
             SlotMode::Vpci => {
+                // The function number stays, as with xen-pciback.
                 let slot = self.slot_of(real, alone).or_else(|| self.free_slot());
                 Bdf::from_devfn(0, 0, slot.ok_or(SlotError::Full)? << 3 | real.function())
             }
@@ -79,7 +80,7 @@ impl Slots {
         })
     }
 
-    /// Places the function `real` where it stood before.
+    /// Gives the function `real` the address that it had before. The address is read from a node, so it is checked.
     ///
     /// # Errors
     /// [`SlotError`]; nothing has changed then.
@@ -101,6 +102,7 @@ impl Slots {
                 slot && bus_of(guest_bdf) == (0, 0) && guest_bdf.function() == real.function()
             }
         };
+        // A function that is listed twice is reported as that, not as misplaced.
         if !possible && !self.has(real) {
             return Err(SlotError::Misplaced);
         }
@@ -120,12 +122,12 @@ impl Slots {
         Ok(entry.guest_bdf)
     }
 
-    /// Frees the place of a function.
+    /// Frees an address.
     pub fn remove(&mut self, guest_bdf: Bdf) {
         self.entries.retain(|entry| entry.guest_bdf != guest_bdf);
     }
 
-    /// The index of the function at the address of a request, if that is one.
+    /// The index of the function at this guest address. `None` for an address that no function has, or that is none.
     pub fn find(&self, guest_bdf: Option<Bdf>) -> Option<usize> {
         let entry = self
             .entries
@@ -138,8 +140,9 @@ impl Slots {
         self.entries.iter().any(|entry| entry.real == real)
     }
 
-    /// The slot of the other functions of the same device.
+    /// The slot that other functions of the same device have.
     fn slot_of(&self, real: Bdf, alone: bool) -> Option<u8> {
+        // By the real address, for the guest address of the first one was a free slot.
         let sibling = |entry: &&SlotEntry| {
             let device = |bdf: Bdf| (bus_of(bdf), bdf.device());
             !alone && !entry.alone && device(entry.real) == device(real)

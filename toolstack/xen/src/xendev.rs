@@ -1,5 +1,6 @@
-//! A stub's page and event channel in this process, by the kernel's devices `gntdev` and `evtchn`; and a page of
-//! this process that dom0's kernel may map, by `gntalloc`.
+//! Shared pages and event channels of this process, by the kernel's devices `gntdev`, `gntalloc` and `evtchn`.
+//!
+//! A [`GrantedPage`] is a stub's, an [`OfferedPage`] is this process's, for a backend in dom0's kernel.
 //!
 //! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h`, `gntalloc.h` and `evtchn.h`.
 
@@ -73,7 +74,7 @@ struct Notify {
     port: u32,
 }
 
-/// A request of one of the two devices, whose result is a number.
+/// An ioctl of one of these devices, whose result is a number.
 struct Request<'a, T> {
     opcode: Opcode,
     argument: &'a mut T,
@@ -98,10 +99,10 @@ unsafe impl<T> Ioctl for Request<'_, T> {
     }
 }
 
-/// Sends a request to a device.
+/// Makes an ioctl on a device.
 ///
 /// # Safety
-/// `device` is the one of the two that knows `request`, and `T` is the structure that the kernel's
+/// `device` is the one that knows `request`, and `T` is the structure that the kernel's
 /// header defines for it.
 unsafe fn submit<T>(device: &OwnedFd, request: (u8, u8), argument: &mut T) -> io::Result<u32> {
     let (letter, number) = request;
@@ -148,7 +149,7 @@ impl Mapping {
         Ok(Self(address))
     }
 
-    /// Ends the mapping; nothing may be read or written through it any more.
+    /// Ends the mapping. Nothing may be accessed through it any more.
     fn unmap(&mut self) -> rustix::io::Result<()> {
         // SAFETY: the page was mapped by `new` with this size, and the owner calls this last of all.
         unsafe { munmap(self.0.as_ptr(), PAGE_SIZE) }
@@ -197,7 +198,7 @@ impl GrantedPage {
         // SAFETY: gntdev knows this request, by this structure with one grant in it.
         unsafe { submit(&device, MAP_GRANT_REF, &mut request) }?;
         let index = request.index;
-        // If that fails: the device forgets the grant when it is closed.
+        // If this fails, the device drops the grant when it is closed.
         let mapping = Mapping::new(&device, index)?;
         Ok(Self {
             mapping,
@@ -223,13 +224,13 @@ impl Drop for GrantedPage {
     }
 }
 
-/// A page of dom0's that its own kernel's backends may map. It is withdrawn when it is dropped, or as soon after that
-/// as it is not mapped any more.
+/// A page of this process that a backend in dom0's kernel may map. The grant ends when this is dropped, or later, when the
+/// backend has unmapped the page.
 #[derive(Debug)]
 pub struct OfferedPage {
     mapping: Mapping,
     reference: u32,
-    /// Closing it withdraws the page.
+    /// Closing it ends the grant.
     _device: OwnedFd,
 }
 
@@ -268,12 +269,12 @@ impl OfferedPage {
 
 impl Drop for OfferedPage {
     fn drop(&mut self) {
-        // What fails here the kernel does when this process ends.
+        // If this fails, the kernel does it when the process ends.
         let _ = self.mapping.unmap();
     }
 }
 
-/// An event channel that dom0's kernel may bind to; it is closed when this is dropped.
+/// An unbound port that dom0's kernel may bind to. It is closed when this is dropped.
 #[derive(Debug)]
 pub struct LocalPort {
     device: OwnedFd,
@@ -295,30 +296,30 @@ impl LocalPort {
         self.port
     }
 
-    /// Sends an event to whoever has bound to it.
+    /// Sends an event to the end that has bound to it.
     pub fn notify(&self) -> io::Result<()> {
         notify(&self.device, self.port)
     }
 }
 
-/// What a wait for events ended with.
+/// Why a wait for events ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The peer sent an event. No other comes until [`EventChannel::unmask`].
+    /// The peer sent an event. The next one comes after [`EventChannel::unmask`].
     Peer,
     /// Someone in this process called [`EventChannel::stop`].
     Stop,
 }
 
-/// An event channel to another domain, and a second one from this process to itself that ends a wait.
+/// An event channel to another domain, and a second one from this process to itself, which ends a wait.
 ///
-/// The second one makes a wait one blocking read: this is the path that every write of a guest takes,
-/// and a system call more is felt there.
+/// With the second one a wait is one blocking read. Every write of a guest takes this path, and one more system call
+/// would be felt there.
 #[derive(Debug)]
 pub struct EventChannel {
     device: OwnedFd,
     peer: u32,
-    /// The ends of the second channel: what is sent on the first arrives at the other.
+    /// The ends of the second channel: an event sent on the first arrives at the other.
     stop: (u32, u32),
 }
 
@@ -348,7 +349,7 @@ impl EventChannel {
             match u32::from_ne_bytes(port) {
                 port if port == self.peer => return Ok(Event::Peer),
                 port if port == self.stop.1 => return Ok(Event::Stop),
-                // A fresh channel tells of itself once.
+                // Xen marks a port pending once when it is bound; and an interrupted read leaves 0, which is no port.
                 _ => {}
             }
         }
@@ -359,12 +360,12 @@ impl EventChannel {
         notify(&self.device, self.peer)
     }
 
-    /// Ends the wait of another thread, now or when it begins.
+    /// Ends the wait of another thread, at once or as soon as it begins.
     pub fn stop(&self) -> io::Result<()> {
         notify(&self.device, self.stop.0)
     }
 
-    /// Lets the peer's events come again; one that was sent meanwhile comes at once.
+    /// Lets the peer's events come again. One that was sent meanwhile comes at once.
     pub fn unmask(&self) -> io::Result<()> {
         write(&self.device, &self.peer.to_ne_bytes())?;
         Ok(())

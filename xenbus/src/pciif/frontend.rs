@@ -1,4 +1,4 @@
-//! The frontend's side of the page: post a request, read its answer.
+//! The frontend's side of the page: post a request and read its answer.
 
 use super::layout::{self, FLAGS, OP, OP_ERR, OP_VALUE};
 use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
@@ -20,7 +20,7 @@ pub struct Received {
 /// Why a request cannot be posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostError {
-    /// One that was posted before is still without an answer.
+    /// A request that was posted before has no answer yet.
     Busy,
     /// The entries do not fit the page.
     TooManyVectors(TooManyVectors),
@@ -56,6 +56,7 @@ pub fn post(page: &impl SharedPage, request: &Request, entries: &[MsixEntry]) ->
         let bytes: Vec<u8> = entries.iter().copied().flat_map(layout::encode_entry).collect();
         page.copy_in(layout::OP_ENTRIES, &bytes);
     }
+    // `ACTIVE` last: from then on the backend may read the request.
     page.copy_in(OP, &layout::encode_head(&request));
     page.set_bits(FLAGS, ACTIVE);
     Ok(Posted { vectors })
@@ -70,7 +71,7 @@ pub struct Posted {
 }
 
 impl Posted {
-    /// The answer if it is there, else the request to ask again for.
+    /// The answer if it is there; otherwise the request, to be polled again.
     pub fn poll(self, page: &impl SharedPage) -> Result<Answer, Self> {
         if page.load(FLAGS) & ACTIVE != 0 {
             return Err(self);
@@ -78,10 +79,11 @@ impl Posted {
         Ok(self.read_answer(page))
     }
 
-    /// Gives the request up: the answer if it came in the last moment, else `None`.
+    /// Gives the request up; returns the answer if it came at the last moment.
     ///
-    /// The backend may be at work on it all the same.
+    /// The backend may carry the request out all the same.
     pub fn withdraw(self, page: &impl SharedPage) -> Option<Answer> {
+        // In one operation: an answer that comes between a read and a write of the flag would be lost.
         let before = page.clear_bits(FLAGS, ACTIVE);
         (before & ACTIVE == 0).then(|| self.read_answer(page))
     }
@@ -94,6 +96,7 @@ impl Posted {
         }
         let mut value = [0; 4];
         page.copy_out(OP_VALUE, &mut value);
+        // As many as were asked for, whatever the page says: the number is not read from it.
         let vectors = (0..self.vectors).map(|index| {
             let mut vector = [0; 2];
             page.copy_out(layout::vector_offset(index), &mut vector);

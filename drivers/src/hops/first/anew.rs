@@ -1,4 +1,4 @@
-//! A frontend that starts anew: how it is told from the one in service, how long it may take, and how often it may.
+//! A frontend that starts anew: how the stub recognises it, how long it may take, and how often it may.
 
 use super::channel::{self, RingParams};
 use super::context::Context;
@@ -13,18 +13,19 @@ use xenbus::client::Transport;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;
 
-/// How long a frontend whose page or port cannot be had may take to publish others: it may be about to start anew.
+/// How long a frontend may take to publish another page or port if those in its nodes cannot be had: it may be about to
+/// start anew.
 const TRIAL: Duration = Duration::from_secs(5);
-/// The first pause between two looks at it; each next one is twice as long.
+/// The first pause between two tries; each next one is twice as long.
 const TRIAL_PAUSE: Duration = Duration::from_millis(10);
-/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests, and the log a line
-/// for each device.
+/// The least time between two new starts of a frontend. Each costs xenstore some sixty requests, and the log a line for
+/// each device.
 const REST: Duration = Duration::from_millis(250);
-/// The pause of one that starts anew without end: it doubles up to this.
+/// The longest pause of a frontend that starts anew without end: the pause doubles up to this.
 const REST_MAX: Duration = Duration::from_secs(4);
 
-/// True if the frontend is not the one of the connection that is, or was, in service. `last` is its state when all was
-/// last in line with it.
+/// True if the frontend has started anew since the connection that is, or was, in service. `last` is its state at the last
+/// reconciliation that went through.
 pub fn starts_anew<P: Platform, T: Transport>(
     phase: &mut GuestPhase<P::Page>,
     last: XenbusState,
@@ -40,6 +41,7 @@ pub fn starts_anew<P: Platform, T: Transport>(
             Initialised => last != Initialised && own != Closing,
             _ => false,
         },
+        // Not yet: its drivers may still be taken down by the old page. It is told at once that it is seen.
         GuestPhase::Connected(channel) if frontend == Initialising => {
             if !channel.anew {
                 set_state(cx.client, device, InitWait)?;
@@ -49,9 +51,9 @@ pub fn starts_anew<P: Platform, T: Transport>(
         }
         GuestPhase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
         GuestPhase::Idle | GuestPhase::Exported { .. } => match (own, frontend) {
-            // What an earlier run had in service.
+            // An earlier run had the connection in service.
             (Connected | Reconfiguring | Reconfigured, Initialising) => true,
-            // It was at Reconfiguring then.
+            // The frontend was at Reconfiguring then; nobody goes from there to Initialised.
             (Reconfigured, Initialised) => true,
             (Connected | Reconfiguring, Initialised) => {
                 match (
@@ -63,19 +65,19 @@ pub fn starts_anew<P: Platform, T: Transport>(
                     _ => false,
                 }
             }
-            // It has closed, or could not be served: one more try.
+            // The connection was closed, or could not be served: one more try.
             (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, GuestPhase::Idle),
             _ => false,
         },
     })
 }
 
-/// The time given to a frontend whose page or port cannot be had.
+/// The time that a frontend has whose page or port cannot be had.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
-    /// When it fails.
+    /// When the trial has failed.
     end: Duration,
-    /// When it is looked at again.
+    /// When the next try is due.
     next: Duration,
     pause: Duration,
 }
@@ -90,6 +92,7 @@ impl Trial {
         now: Duration,
         error: Box<SetupError>,
     ) -> Result<Duration, Box<SetupError>> {
+        // What another page or port would cure. A wrong version, or a node of garbage, is the frontend's last word.
         let passes = matches!(
             *error,
             SetupError::MissingNode { .. } | SetupError::MapGrant { .. } | SetupError::BindPort { .. }
@@ -119,14 +122,14 @@ impl Trial {
 /// The pause between two new starts of the frontend.
 #[derive(Clone, Copy, Debug)]
 pub struct Rest {
-    /// When the next new start may be followed.
+    /// When the next new start may be served.
     pub end: Duration,
     /// The pause before that.
     pause: Duration,
 }
 
 impl Rest {
-    /// The first new start is followed at once.
+    /// The first new start is served at once.
     pub const NONE: Self = Self {
         end: Duration::ZERO,
         pause: REST,

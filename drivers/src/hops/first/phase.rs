@@ -9,16 +9,17 @@ use alloc::boxed::Box;
 pub enum GuestPhase<Page> {
     /// Nothing is exported.
     Idle,
-    /// The devices are exported; the guest has not connected yet.
+    /// The devices are exported; the guest is not connected yet.
     Exported {
-        /// The guest's nodes have been there, so that their absence means that it has gone.
+        /// The guest's nodes have been seen. Only then does their absence mean that the guest has gone.
         seen: bool,
     },
-    /// In service.
+    /// Page and port are in use.
     Connected(GuestChannel<Page>),
-    /// It has ended. A new one begins when the toolstack sets our state to Initialising, or the frontend its own.
+    /// The connection has ended. A new one begins when the toolstack sets the backend's state to Initialising, or the
+    /// frontend its own.
     Ended {
-        /// Why, if that is still to be told.
+        /// The reason, if it is still to be written into the error node.
         failure: Option<Box<SetupError>>,
     },
 }

@@ -8,14 +8,14 @@ use pci::registers::{capability, express, msi, msix, power, register, status};
 
 /// VPD address: start a write instead of a read.
 pub const VPD_WRITE: u16 = 0x8000;
-/// Bits of Device Control that are a permissive guest's: relaxed ordering, extended tags, phantom functions, no snoop,
-/// the size of read requests. Dom0 keeps error reporting, the payload size, which must fit the bridges above, auxiliary
-/// power, and the function level reset, which takes the BARs and MSI-X from under Xen.
+/// Bits of Device Control that a permissive guest has: relaxed ordering, extended tags, phantom functions, no snoop, the
+/// size of read requests. dom0 keeps error reporting; the payload size, which must fit the bridges above; auxiliary power;
+/// and the function level reset, which takes BARs and MSI-X away without Xen's knowledge.
 const DEVICE_CONTROL: u16 = 0x7b10;
-/// Likewise of Device Control 2: completion timeouts and ID-based ordering. What needs the bridges above to play along
-/// (LTR, OBFF, AtomicOps, 10-bit tags) is dom0's.
+/// Likewise of Device Control 2: completion timeouts and ID-based ordering. dom0 keeps what the bridges above must support
+/// too (LTR, OBFF, AtomicOps, 10-bit tags).
 const DEVICE_CONTROL_2: u16 = 0x031f;
-/// PMC: in which states the device can send PME. Hidden: no one would hear it.
+/// PMC: in which states the device can send PME. Hidden, because nobody would hear it.
 const PME_SUPPORT: u32 = 0xf800;
 
 /// First byte after the header.
@@ -146,7 +146,7 @@ pub static POLICIES: [Policy; 5] = [
     },
 ];
 
-/// A capability that stays dom0's or Xen's as a whole, whoever is permissive and whatever a quirk says.
+/// A capability that no guest writes: neither a permissive one nor by a quirk.
 #[derive(Debug)]
 pub struct Kept {
     /// The id in its list.
@@ -168,7 +168,7 @@ const EA_ENTRIES: u16 = 0x3f;
 const EA_HEAD: u16 = 8;
 const EA_ENTRY: u16 = 20;
 
-/// Kept ones in the list below 256.
+/// Kept capabilities in the list below 256.
 pub static KEPT: [Kept; 4] = [
     // Interrupts that pass by MSI, and links.
     whole(0x08, 0x1c, "HyperTransport"),
@@ -183,8 +183,8 @@ pub static KEPT: [Kept; 4] = [
     whole(0x15, 0x24, "Flattening Portal Bridge"),
 ];
 
-/// Kept ones in extended space: which functions there are and at which addresses, what the IOMMU translates for the
-/// device, what the bridges above must agree to, and what dom0 hears of errors.
+/// Kept capabilities in extended space. They control which functions there are and at which addresses, what the IOMMU
+/// translates for the device, what the bridges above must support, and which errors dom0 hears of.
 pub static KEPT_EXTENDED: [Kept; 13] = [
     whole(0x0001, 0x3c, "Advanced Error Reporting"),
     whole(0x000d, 8, "Access Control Services"),
@@ -208,11 +208,13 @@ fn walk_extended(ecam: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
     let mut next = END;
     for _ in 0..MAX_EXTENDED_HOPS {
         let header = ecam.read(next, 4);
+        // The device does not answer, or has no extended space.
         if header == u32::MAX {
             break;
         }
         if let Some(found) = KEPT_EXTENDED.iter().find(|kept| kept.id == header as u16) {
             let range = next..next + found.length;
+            // The list is a loop: the rest has been seen.
             if kept.contains(&range) {
                 break;
             }
@@ -249,9 +251,9 @@ pub struct Lists {
 
 /// Walks the lists of a function.
 ///
-/// They are the device's word and may be anything: the walk ends after 48 hops, at an offset inside the header, and at
-/// all-ones. A capability that has a table and does not fit below 256, overlaps another or is the second of its kind has
-/// no register of its own: what it covers is kept, for it may be Xen's or dom0's all the same.
+/// The lists are the device's and may hold anything. The walk ends after 48 hops, at an offset inside the header, and at
+/// all-ones. A capability with a table that does not fit below 256, overlaps another, or is the second of its kind gets no
+/// registers. The bytes that it covers are kept: Xen or dom0 may use it all the same.
 pub fn walk(ecam: &impl ConfigSpace) -> Lists {
     let mut lists = Lists::default();
     walk_extended(ecam, &mut lists.kept);
@@ -284,10 +286,12 @@ pub fn walk(ecam: &impl ConfigSpace) -> Lists {
             }
             lists.kept.push(next..next + length);
         }
+        // The low two bits are reserved: software must mask them (PCI Local Bus 3.0, section 6.7).
         next = u16::from(pointer) & !3;
     }
     let power = all.iter().find(|one| one.policy.kind == CapabilityKind::Pm);
     lists.power = power.map(|one| one.base);
+    // Each against all others: of two that overlap neither can be believed.
     for (index, one) in all.iter().enumerate() {
         let mut others = all.iter().enumerate().filter(|&(at, _)| at != index);
         let clashes = |(at, other): (usize, &Found)| {

@@ -1,4 +1,6 @@
-//! The COMMAND register: half the device's, half a shadow of what the guest wrote.
+//! The COMMAND register. Some bits a guest reads from the device, the others as it wrote them.
+//!
+//! The two sets of bits are xen-pciback's, so that a guest sees no difference.
 
 use pci::registers::command::{INVALIDATE, IO, MASTER, MEMORY};
 
@@ -31,6 +33,7 @@ pub struct CommandMask {
 /// Decode goes on with the guest's first decode bit and stays on for ever: an access that nobody claims can
 /// bring the host down (XSA-120). Parity, SERR and INTx disable stay as dom0 left them.
 pub const fn target(hardware: u16, written: u16, mask: CommandMask) -> u16 {
+    // Either bit turns on all that there are BARs for, as Linux's `pci_enable_device` does for xen-pciback.
     let decode = if written & DECODE != 0 { mask.decodable } else { 0 };
     hardware & !mask.forwarded | written & mask.forwarded | decode
 }

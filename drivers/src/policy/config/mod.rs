@@ -1,12 +1,11 @@
-//! Config space as a guest sees it: a policy per register, and hardware behind it.
+//! Configuration space as a guest sees it: a rule for each register.
 //!
-//! The policy is data: [`header::TYPE_0`], [`header::TYPE_1`] and [`capability::POLICIES`]. What is in no table reads
-//! what the device says, and writes to it are dropped and counted, unless the toolstack calls the device permissive or
-//! has a quirk for them. Accesses of any width are split over registers in one place, [`VirtualConfig::read`] and
-//! [`VirtualConfig::write`].
+//! The rules are data: [`header::TYPE_0`], [`header::TYPE_1`] and [`capability::POLICIES`]. Bytes that no table names read
+//! what the device says. Writes to them are dropped and counted, unless the toolstack calls the device permissive or has a
+//! quirk for them. [`VirtualConfig::read`] and [`VirtualConfig::write`] split accesses of any width over the registers.
 //!
-//! Everything that the device itself says may be a lie. Reads are free; a write to the device costs a trip
-//! to dom0, so a write that would change nothing is answered here.
+//! Nothing that the device says is trusted. A read costs nothing, a write to the device a round trip to dom0: a write
+//! that would change nothing is answered here.
 
 pub mod access;
 pub mod bar;
@@ -47,9 +46,9 @@ const BIST_START: u32 = 0x40;
 /// Of a write over several registers, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
-    /// Nothing: the policy does not let it through.
+    /// The rule does not let it through.
     Dropped,
-    /// It was taken in here; the device did not need to hear of it.
+    /// The stub took it in; the device did not have to change.
     Absorbed,
     /// The device has it.
     Forwarded,
@@ -84,8 +83,7 @@ pub struct VirtualConfig {
 }
 
 impl VirtualConfig {
-    /// Takes stock of a function for a new guest: checks that it is the one that the toolstack means, and
-    /// walks its capability list.
+    /// Checks that the function is the one that the toolstack means, and finds its registers by its capability lists.
     ///
     /// # Errors
     /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`],
@@ -110,6 +108,7 @@ impl VirtualConfig {
         if found != expected && !(resources.virtual_function && ids == u32::MAX) {
             return Err(SetupError::WrongIds { bdf, expected, found }.into());
         }
+        // Whether the device has other functions does not change the layout of this one's header.
         let header = ecam.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
         let (bridge, header_table) = match header {
             header_type::DEVICE => (false, &header::TYPE_0[..]),
@@ -139,6 +138,8 @@ impl VirtualConfig {
             }
         }
 
+        // A quirk opens what has the default rule, and no other register: otherwise a user could open MSI or the BARs by
+        // mistake, and the guard in dom0 would refuse the writes later, without a word at the export.
         for quirk in resources.quirks.as_slice() {
             let span = span_of(quirk);
             let taken = |placed: &&PlacedRegister| match placed.register.write {
@@ -205,6 +206,8 @@ impl VirtualConfig {
     }
 
     /// What a guest reads.
+    ///
+    /// The device's value, with the bytes of registers that read otherwise laid over it.
     pub fn read(&self, ecam: &impl ConfigSpace, access: Access) -> u32 {
         let mut value = ecam.read(access.offset(), access.width());
         for placed in &self.registers[self.touched(access)] {
@@ -215,14 +218,14 @@ impl VirtualConfig {
         value
     }
 
-    /// Takes in a guest's write.
+    /// Serves a guest's write.
     ///
-    /// Of a write over several registers, each is served on its own; the first refusal is the answer.
-    /// `dropped` is told the offset of each register whose write is dropped.
+    /// Each register that the write covers is served on its own; the first refusal is the answer. `dropped` is called
+    /// with the offset of each register whose write is dropped.
     ///
     /// # Errors
-    /// [`RequestError::Denied`], [`RequestError::MessageControl`] and [`RequestError::PowerState`] where the policy says so, [`RequestError::DeviceSilent`],
-    /// or what the second hop answers.
+    /// [`RequestError::Denied`], [`RequestError::MessageControl`] and [`RequestError::PowerState`] by a rule,
+    /// [`RequestError::DeviceSilent`], or what dom0 answers.
     pub fn write(
         &mut self,
         ecam: &impl ConfigSpace,
@@ -237,7 +240,7 @@ impl VirtualConfig {
             Ok(one) => effect = effect.max(one),
             Err(error) => refusal = refusal.or(Some(error)),
         };
-        // What no rule takes in.
+        // The bits that no quirk and no rule has served yet. Quirks first: they are the narrower permission.
         let mut left = access.mask();
         for quirk in self.resources.quirks.as_slice() {
             let covered = access.covered_by(span_of(quirk));
@@ -272,7 +275,7 @@ impl VirtualConfig {
                     dropped(piece.offset());
                     continue;
                 }
-                // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
+                // Also if it changes nothing: nobody knows what a write to an unknown register does.
                 let result = dom0.conf_write(self.resources.bdf, piece, access.part(piece, value));
                 combine(result.map(|()| Effect::Forwarded));
             }
@@ -282,19 +285,20 @@ impl VirtualConfig {
         refusal.map_or(Ok(effect), Err)
     }
 
-    /// What the device does not know of the guest's view, as one word: COMMAND as the guest last wrote it, and which
-    /// BARs it probes.
+    /// What the guest has written and the device does not hold, as one word: COMMAND in the lower half, and in the upper
+    /// half which BARs it probes.
     pub fn shadow(&self) -> u32 {
         u32::from(self.command) | u32::from(self.resources.bars.probes()) << 16
     }
 
-    /// Puts back what [`Self::shadow`] told.
+    /// Restores what [`Self::shadow`] returned.
     pub fn set_shadow(&mut self, shadow: u32) {
         self.command = shadow as u16;
         self.resources.bars.set_probes((shadow >> 16) as u8);
     }
 
-    /// Offset of the capability that tells in which power state the function is, whether a guest may change it or not.
+    /// Offset of the power management capability, also where the guest may not write it: the function may sleep all the
+    /// same.
     pub fn power_capability(&self) -> Option<u16> {
         self.power
     }
@@ -358,6 +362,7 @@ impl VirtualConfig {
         if matches!(placed.register.write, Write::Drop | Write::Default) {
             return Ok(Effect::Dropped);
         }
+        // Bytes of the register that this access does not cover keep the value that the guest reads there.
         let old = self.value(placed, ecam);
         check_answers(ecam, span, old)?;
         let new = span.overlay(old, access, value);
@@ -368,18 +373,21 @@ impl VirtualConfig {
                 } else {
                     0
                 };
+                // The device's own value in all other bits. A guest that wanted more than it may have is counted.
                 match self.change(dom0, span, old, old & !bits | new & bits)? {
                     Effect::Absorbed if old != new => Ok(Effect::Dropped),
                     effect => Ok(effect),
                 }
             }
             Write::Forward => self.change(dom0, span, old, new),
+            // As xen-pciback: nothing but the start bit may change.
             Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
                 self.change(dom0, span, old, new)
             }
             Write::Default | Write::Drop | Write::Bist => Ok(Effect::Dropped),
             Write::Command => self.write_command(ecam, dom0, span, new as u16),
             Write::Bar(index) => {
+                // What is really there: `old` is the size while the guest probes.
                 let present = ecam.read(span.offset(), span.width());
                 match self.resources.bars.write(index, new, present) {
                     BarWrite::Absorbed => Ok(Effect::Absorbed),
@@ -391,11 +399,13 @@ impl VirtualConfig {
                 let written = span.covered_by(access) as u16;
                 self.write_power_control(ecam, dom0, span, new as u16, written)
             }
+            // It would write the device's EEPROM, for all later owners.
             Write::VpdAddress if new as u16 & capability::VPD_WRITE != 0 => Err(denied),
             // Writing the address starts a read, even if it is the same address.
             Write::VpdAddress => dom0
                 .conf_write(self.resources.bdf, span, new)
                 .map(|()| Effect::Forwarded),
+            // Linux writes the bits that the enable ops have set, once they are set: that succeeds.
             Write::MessageControl if new != old => Err(RequestError::MessageControl {
                 register: placed.register.name,
             }),
@@ -414,6 +424,7 @@ impl VirtualConfig {
         let mut present = read();
         let mut effect = Effect::Absorbed;
         let enables = |bits: u16| bits & command::DECODE != 0;
+        // By what the guest sees, not by the device: its decode is never turned off there.
         let enabled_anew = enables(written) && !enables(self.command);
         if enabled_anew || enables(command::target(present, written, self.command_mask) & !present) {
             // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
@@ -431,7 +442,7 @@ impl VirtualConfig {
         Ok(effect)
     }
 
-    /// Brings the function to D0.
+    /// Brings the function to D0. PME status is written as 0, which leaves it: a written 1 would clear it.
     fn wake(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let Some(pm) = self.pm else {
             return Ok(Effect::Absorbed);
@@ -446,7 +457,7 @@ impl VirtualConfig {
         Ok(Effect::Forwarded)
     }
 
-    /// Puts the recorded addresses back into BARs that hold others.
+    /// Restores the recorded addresses of BARs that hold others.
     fn restore_bars(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let mut effect = Effect::Absorbed;
         for placed in &self.registers {
@@ -474,6 +485,7 @@ impl VirtualConfig {
         }
         let state = new & power::STATE;
         let capabilities = span.offset() - power::CONTROL + power::CAPABILITIES;
+        // D0 and D3hot every function has; D1 and D2 have a bit each.
         let supported = ecam.read(capabilities, 2) as u16;
         let absent = |&(number, bit)| state == number && supported & bit == 0;
         if state != present & power::STATE && POWER_STATES.iter().any(absent) {
@@ -485,6 +497,7 @@ impl VirtualConfig {
         // A 1 in PME status changes something only where the device has one.
         let effective = target & !(PME_STATUS & !present);
         let unchanged = present & !PME_STATUS;
+        // PME enable, which is in `kept`, stays dom0's: nobody would hear the event.
         self.change(dom0, span, u32::from(unchanged), u32::from(effective))
     }
 
@@ -528,8 +541,8 @@ fn keeps(kept: &[Range<u16>], access: Access) -> bool {
         .any(|range| range.start < access.end() && access.offset() < range.end)
 }
 
-/// Refuses to derive anything from `present`, the value of a register, if the device has not answered. All-ones may be
-/// sound in one register; in the class code it never is.
+/// Refuses to go on with `present`, the value of a register, if it is all-ones because the device does not answer. One
+/// register may hold all-ones; the class code never does.
 fn check_answers(ecam: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
     if present == span.mask() && ecam.read(at::REVISION, 4) == u32::MAX {
         return Err(RequestError::DeviceSilent);
