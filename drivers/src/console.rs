@@ -23,6 +23,7 @@ impl<P: SharedPage> Console<P> {
     /// Writes `line` and a line end; true if the reader needs an event.
     pub fn write_line(&mut self, line: &[u8]) -> bool {
         let Ok(held) = CONSOLE_OUTPUT.held(&self.page) else {
+            // The reader has broken the indices. Lines go on when it mends them.
             self.lost = self.lost.saturating_add(1);
             return false;
         };

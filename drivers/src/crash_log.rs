@@ -161,6 +161,7 @@ impl CrashLog {
             .iter()
             .filter(|&&then| now.saturating_sub(then) < BURST.as_micros() as u64)
             .count();
+        // A failure long after the last one says nothing about the ones before.
         self.barren = if burst == 0 {
             1
         } else {
@@ -177,18 +178,21 @@ impl CrashLog {
         if self.barren > BARREN_MAX {
             return Next::GiveUp;
         }
+        // `recent` holds no more than the last ones: a longer burst has the longest pause.
         let pause = PAUSES_MS[burst.min(RECENT - 1)];
         Next::Restart(Duration::from_millis(pause.into()))
     }
 
     /// Counts a failure over `op`, at `now` in microseconds.
     fn strike(&mut self, op: &Op, now: u64) {
+        // Another request in between ends the row.
         self.strikes = self.strikes(op);
         self.suspect = *op;
         self.strikes += 1;
         self.again = 1;
         // One that was refused before had its one try.
         if self.strikes >= STRIKES || self.poisoned().contains(op) {
+            // From here on the refusal counts, not the row.
             self.poison(op, now);
             self.strikes = 0;
             self.again = 0;
@@ -263,6 +267,7 @@ impl CrashLog {
     pub fn inherit(&mut self, left: Option<&HandoverBlock>, now: Duration) {
         let now = now.as_micros() as u64;
         self.inherited = 1;
+        // Before the request under way: a failure over a refused one lengthens its refusal.
         for op in left.iter().flat_map(|left| left.refused()) {
             self.poison(op, now);
         }

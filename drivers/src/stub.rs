@@ -116,6 +116,7 @@ fn insist<P: Platform, R>(
     let mut backoff = None;
     for _ in 1..START_TRIES {
         match request() {
+            // A quota may be used up, or xenstored busy. A missing node or a lost connection does not pass.
             Err(error) if matches!(*error, SetupError::Store(_)) => log::warn!("{error}; trying again"),
             result => return result,
         }
@@ -199,6 +200,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 client.watch(&path, token).map_err(store::failed)
             })?;
         }
+        // Under a token that has the hops reconciled, for there the order is taken.
         #[cfg(feature = "inject")]
         client
             .watch(&[&home(domid), "/", inject::NODE].concat(), SECOND_HOP_TOKEN)
@@ -219,7 +221,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         };
         stub.failed_at = stub.platform.crash_log().last().map(|(_, when)| when);
         let restarts = stub.platform.crash_log().restarts();
+        // The engine's own counters begin at 0 in every run.
         stub.first.engine().set_count(Counter::Restarts, restarts.into());
+        // At once, not at the first events of the watches: after a restart the guest waits for an answer.
         let reconciled = stub.reconcile();
         stub.handle_result(reconciled);
         if stub.first.is_idle() && !stub.second.is_up() {
@@ -241,6 +245,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             self.platform.take_pending(port);
         }
         self.first.relay_errors(&mut self.platform, &self.second);
+        // xenstore's mark too is taken before its ring is read.
         self.platform.take_pending(self.ports[0]);
         for _ in 0..ROUNDS {
             let drained = self.events();
@@ -340,6 +345,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
 
     /// Blocks until one of [`Self::ports`] has an event, or until the time named.
     pub fn wait(&mut self, until: Option<Duration>) {
+        // Only after a request: a stub that idles sleeps at once.
         if let (true, Some(guest)) = (self.served, self.first.port()) {
             // `relax` lets the guest run: it may share this processor.
             let end = self.platform.now().saturating_add(SPIN_TIME);
@@ -394,6 +400,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 })
             });
         let service = self.second.channel().map(|(_, port)| port);
+        // Either hop may have got another port, or lost it.
         self.ports_up = 1;
         for port in self.first.port().into_iter().chain(service) {
             self.ports[self.ports_up] = port;
@@ -434,6 +441,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 return Ok(None);
             }
         };
+        // Without the acknowledgement all the same: `xl` waits for the end of the domain.
         if let Err(error) = self.client.write(SHUTDOWN, "") {
             log::warn!("cannot acknowledge the shutdown: {error}");
         }
@@ -472,6 +480,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Logs what was suppressed and is due; returns when the next is due.
     fn flush_log(&mut self) -> Option<Duration> {
         let engine = self.first.engine();
+        // Without a read of the clock, where nothing was suppressed: this runs in every step.
         engine.log_due()?;
         engine.flush_log(self.platform.now())
     }

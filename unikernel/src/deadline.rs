@@ -62,7 +62,7 @@ static LIMIT: Limit = Limit::new();
 /// Registers `entry` for the timer's upcall, and limits work from here on.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// `entry` must be the address of code that takes an upcall's frame from the stack, and either leaves what was

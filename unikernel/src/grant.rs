@@ -200,7 +200,7 @@ impl GrantTable {
     /// Asks Xen for the table and maps its first frame.
     ///
     /// # Errors
-    /// What Xen says.
+    /// The errno with which Xen refuses.
     pub fn init() -> Result<Self, Errno> {
         let mut frame = 0;
         let mut argument = SetupTable {

@@ -40,7 +40,7 @@ struct Record {
 }
 
 const WORDS: usize = size_of::<Record>() / 8;
-// No padding between the fields; none inside of the crash log by its own word.
+// No padding between the fields; inside of the crash log there is none either, as it checks itself.
 const _: () = assert!(
     size_of::<Record>() == WORDS * 8 && size_of::<Record>() == 16 + FOREIGN_MAX * 8 + size_of::<CrashLog>()
 );

@@ -109,7 +109,7 @@ pub fn shared_frame(va: usize) -> u64 {
 /// never handed out: only a grant operation may remove their entries.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// No window may be in use.
@@ -185,7 +185,7 @@ unsafe fn set_entry(va: usize, entry: u64) -> Result<(), Errno> {
 /// Unmaps page `va`, so that touching it faults.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// Nothing may be stored in that page.

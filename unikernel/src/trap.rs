@@ -176,7 +176,7 @@ const PER_LINE: usize = 6;
 /// Registers the handlers with Xen.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 pub fn init() -> Result<(), Errno> {
     let mut table = [xen_sys::trap_info {
         vector: 0,
@@ -206,7 +206,7 @@ pub fn init() -> Result<(), Errno> {
 /// Starts the limit for work ([`deadline`]), whose end is reported as exceptions are.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 pub fn limit_work() -> Result<(), Errno> {
     // SAFETY: `upcall_entry` saves all registers, those of SSE included, and has Xen restore them with the frame; what
     // runs in between touches nothing but the limit's own atomics, the shared info page and memory below the frame. No

@@ -82,6 +82,7 @@ impl<'a> StoreRequest<'a> {
 
     fn on<E>(kind: Kind, subject: &'a str, payload: &[&[u8]]) -> Result<Self, Error<E>> {
         let payload = payload.concat();
+        // xenstored would drop the whole connection for it.
         if payload.len() > wire::PAYLOAD_MAX {
             return Err(Error::new(kind, subject, Cause::TooLong(payload.len())));
         }
@@ -222,6 +223,7 @@ impl<T: Transport> Client<T> {
     /// # Errors
     /// The transport's, or a refusal by a xenstored older than Xen 4.2.
     pub fn resume(transport: T, last_request: u32) -> Result<Self, Error<T::Error>> {
+        // Nothing is read before this: whatever still comes belongs to the old client.
         let mut client = Self {
             last_request,
             ..Self::new(transport)
@@ -263,6 +265,7 @@ impl<T: Transport> Client<T> {
 
     /// Ends a watch. Its events that are not yet asked for are dropped.
     pub fn unwatch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
+        // After the reply: a watch whose end is refused goes on.
         self.submit(watch_request(Kind::Unwatch, path, token)?)?;
         self.events.remove_watch(path, token);
         Ok(())
@@ -323,6 +326,7 @@ impl<T: Transport> Client<T> {
             let ended = self.end_transaction(id, result.is_ok());
             match (result, ended) {
                 (Ok(value), Ok(())) => return Ok(value),
+                // Nothing of it has happened: once more from the start.
                 (Ok(_), Err(error)) if error.is_conflict() => {}
                 // The body's error says more than that of a failed abort.
                 (Err(error), _) => return Err(error),
@@ -341,6 +345,7 @@ impl<T: Transport> Client<T> {
     /// True if a domain is connected to xenstore.
     pub fn is_introduced(&mut self, domid: u16) -> Result<bool, Error<T::Error>> {
         let [answer] = self.ask_about_domain(Kind::IsDomainIntroduced, domid)?;
+        // Nothing else is an answer of the protocol.
         let answer = match answer.as_str() {
             "T" => Ok(true),
             "F" => Ok(false),
@@ -398,6 +403,7 @@ impl<T: Transport> Client<T> {
             // At most PAYLOAD_MAX.
             length: request.payload.len() as u32,
         };
+        // In one piece: a transport may have to take a message whole.
         let sent = self
             .transport
             .send(&[&header.encode()[..], &request.payload].concat());
@@ -420,6 +426,7 @@ impl<T: Transport> Client<T> {
                 }
                 return Err(self.out_of_step(Cause::Violation(Violation::Request(header.request))));
             }
+            // A refusal leaves the stream in step; a reply of another kind does not.
             return match kind {
                 Some(Kind::Error) => Err(Cause::Refused(ErrorName::decode(&payload))),
                 Some(kind) if kind == request.kind => Ok(payload),

@@ -235,6 +235,7 @@ impl Counters {
                 offset: u16::from_le_bytes([o0, o1]),
                 count: u32::from_le_bytes([c0, c1, c2, c3]),
             };
+            // No stub of this version writes that: then nothing else in the block can be believed.
             if entry.offset >= CONFIG_SPACE_SIZE {
                 return Err(CountersError::Register(entry.offset));
             }

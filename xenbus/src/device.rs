@@ -222,6 +222,7 @@ impl Quirks {
     /// # Errors
     /// One that shares a byte with another of the list, and one more than [`MAX_QUIRKS`].
     pub fn add(&mut self, quirk: Quirk) -> Result<(), ValueError> {
+        // Two masks for one byte: nobody could say which one counts.
         if self.0.iter().any(|other| other.overlaps(quirk)) {
             return Err(ValueError {
                 expected: "quirks of different registers",
@@ -232,8 +233,9 @@ impl Quirks {
                 expected: "at most 32 quirks of a device",
             });
         }
-        let place = self.0.partition_point(|other| other.offset < quirk.offset);
-        self.0.insert(place, quirk);
+        // Sorted, so that equal lists have equal texts.
+        let index = self.0.partition_point(|other| other.offset < quirk.offset);
+        self.0.insert(index, quirk);
         Ok(())
     }
 

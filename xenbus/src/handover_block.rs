@@ -69,6 +69,7 @@ pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32
     let [_, _, now, under_way] = page.load(OFFSET + COUNTS).to_le_bytes();
     let other = now & SECOND ^ SECOND;
     let table = OFFSET + if other == 0 { 0 } else { TABLE_SIZE };
+    // Into the table that does not count: the other one stays whole.
     let mut count = 0u16;
     for (guest_bdf, shadow) in functions.take(FUNCTIONS_MAX) {
         let [s0, s1, s2, _] = shadow.to_le_bytes();
@@ -123,6 +124,7 @@ pub fn hex(bytes: &[u8]) -> String {
 fn size(block: &[u8]) -> Option<usize> {
     let (head, _) = block.split_first_chunk::<REQUEST>()?;
     let count = usize::from(u16::from_le_bytes([head[8], head[9]]));
+    // Every number is checked before it is used as one: a stub that was taken over may have written the block.
     let sound = head[..COUNTS] == MAGIC_AND_VERSION
         && count <= FUNCTIONS_MAX
         && usize::from(head[10]) <= REFUSED_MAX
@@ -156,6 +158,7 @@ impl HandoverBlock {
             .map(|&[high, low]| Some((digit(high)? << 4 | digit(low)?) as u8))
             .collect();
         let block = block?;
+        // Neither more nor less than the block: an odd last digit would be lost in the pairs.
         (size(&block)? == block.len() && text.len() == block.len() * 2).then_some(Self(block))
     }
 

@@ -242,6 +242,7 @@ impl ErrorName {
         let name = payload.split(|&byte| byte == 0).next().unwrap_or_default();
         let known = ERROR_NAMES.iter().find(|(text, _)| text.as_bytes() == name);
         known.map_or_else(
+            // It goes into logs: cut, and without control characters.
             || Self::Other(Printable(&name[..name.len().min(OTHER_NAME_MAX)]).to_string()),
             |(_, error)| error.clone(),
         )

@@ -42,6 +42,7 @@ impl Relay {
     ) -> News {
         let mut news = News::default();
         let Some(service) = service else {
+            // The service's page has gone, and its request with it. The guest's may go on; its verdict reaches nobody.
             self.asked = false;
             return news;
         };
@@ -52,6 +53,7 @@ impl Relay {
             return news;
         };
         let verdict = match guest {
+            // Also where the guest went while it was asked: its page has gone.
             None => Some(Verdict::NoDriver.raw()),
             Some(guest) if self.asked => aer::verdict(guest),
             Some(guest) => match request.function().and_then(guest_bdf) {

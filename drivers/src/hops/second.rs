@@ -228,6 +228,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
             |text| Bars::new(&text.parse::<device::Bars>().ok()?),
         )?;
+        // The flags that only some devices need may be missing (docs/protocol.md).
         let virtual_function = self.flag(store, Numbered::Virtual, index, false)?;
         Ok(Resources {
             bdf,
@@ -452,6 +453,7 @@ impl ServiceList {
         if let Some(number) = self.0.iter().position(|address| *address == Ok(bdf)) {
             return Ok(number);
         }
+        // The device may be the one behind the bad node, which says more than "not listed".
         let bad = self.0.iter().find_map(|address| address.as_ref().err());
         Err(bad.cloned().unwrap_or_else(|| SetupError::NotServed(bdf).into()))
     }
@@ -476,6 +478,7 @@ impl<P: Platform> Link<'_, P> {
         request: &Request,
         entries: &[MsixEntry],
     ) -> Result<frontend::Received, RequestError> {
+        // At once, not at the deadline: the guest's CPU spins while it waits.
         let ServicePhase::Up(channel) = &mut self.hop.phase else {
             return Err(RequestError::ServiceAbsent);
         };

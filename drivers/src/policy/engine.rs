@@ -160,6 +160,7 @@ impl<E: ConfigSpace> Engine<E> {
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
         };
+        // All that can fail comes before the first change.
         let gap = self.functions.iter().position(Option::is_none);
         let index = gap.unwrap_or(self.functions.len());
         let added = u8::try_from(index)
@@ -190,6 +191,7 @@ impl<E: ConfigSpace> Engine<E> {
     /// Turns a function's MSI or MSI-X off and exports it no more; returns its config space, to be unmapped. `None` if it
     /// was not exported.
     pub fn remove(&mut self, bdf: Bdf, dom0: &mut impl Dom0) -> Option<E> {
+        // First, while its state is still known.
         self.quiesce_function(bdf, dom0);
         let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
         let Function { guest_bdf, ecam, .. } = exported.take()?;
@@ -284,6 +286,7 @@ impl<E: ConfigSpace> Engine<E> {
                 let bdf = function.config.resources().bdf;
                 self.record_refusal(bdf, request, ERROR, now);
             }
+            // Without a line of log, as every request for an address without a device.
             None => self.counters.add(Counter::Refused),
         }
         Err(ERROR)
@@ -438,6 +441,7 @@ impl<E: ConfigSpace> Function<E> {
         counters: &mut Counters,
     ) -> Result<Done, RequestError> {
         let resources = self.config.resources();
+        // xen-pciback answers a disable request with the pirq of the INTx line, which the guest is back to.
         let intx_pirq = if resources.intx { resources.irq } else { 0 };
         match request.command {
             Command::ConfRead => {

@@ -152,6 +152,7 @@ impl Slots {
     }
 
     fn free_slot(&self) -> Option<u8> {
+        // The lowest one, as with xen-pciback.
         (0..SLOTS).find(|&slot| self.is_free(slot))
     }
 

@@ -59,6 +59,7 @@ impl Events {
         let Some(watch) = watched_by(&self.watches, &event) else {
             return;
         };
+        // Merged into one event for each watch, which is found in the queue from then on.
         if self.queue.len() >= QUEUED_EVENTS_MAX {
             event.path.clone_from(&watch.path);
         }
@@ -85,6 +86,7 @@ fn watched_by<'a>(watches: &'a [WatchEvent], event: &WatchEvent) -> Option<&'a W
 
 /// True if `path` is `top` or lies below it.
 fn covers(top: &str, path: &str) -> bool {
+    // Not "/a" for "/ab". A top that ends in "/" is the root.
     path.strip_prefix(top)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || top.ends_with('/'))
 }

@@ -108,6 +108,7 @@ impl Taken {
         if self.is_late(page) {
             return Delivery::Late;
         }
+        // With an error the value is 0, whatever the request had there.
         let (err, value, vectors) = match answer {
             Ok(Success::Value(value)) => (0, value, &[][..]),
             Ok(Success::Vectors(vectors)) if self.wants(vectors) => (0, 0, vectors),

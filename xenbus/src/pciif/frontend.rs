@@ -89,6 +89,7 @@ impl Posted {
     }
 
     fn read_answer(self, page: &impl SharedPage) -> Answer {
+        // After `ACTIVE` was seen cleared, with acquire: the answer is whole.
         let mut err = [0; 4];
         page.copy_out(OP_ERR, &mut err);
         if let Some(error) = OpError::from_raw(i32::from_le_bytes(err)) {

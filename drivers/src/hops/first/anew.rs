@@ -56,6 +56,7 @@ pub fn starts_anew<P: Platform, T: Transport>(
             // The frontend was at Reconfiguring then; nobody goes from there to Initialised.
             (Reconfigured, Initialised) => true,
             (Connected | Reconfiguring, Initialised) => {
+                // Both ends look as an earlier run left them. Another page or port tells that the frontend is a new one.
                 match (
                     channel::remembered(cx.platform),
                     RingParams::read(cx.client, device),
@@ -111,6 +112,7 @@ impl Trial {
         if now >= trial.end {
             return Err(error);
         }
+        // By the clock, not by calls: every event of the frontend's brings one.
         if now >= trial.next {
             trial.next = now.saturating_add(trial.pause).min(trial.end);
             trial.pause *= 2;
@@ -137,6 +139,7 @@ impl Rest {
 
     /// Begins the pause after a new start.
     pub fn begin(&mut self, now: Duration) {
+        // The longest pause without a new start, and it counts as a first one again.
         let calm = now.saturating_sub(self.end) > REST_MAX;
         self.pause = match calm {
             true => REST,

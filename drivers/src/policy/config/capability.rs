@@ -267,10 +267,12 @@ pub fn walk(ecam: &impl ConfigSpace) -> Lists {
             break;
         }
         let [id, pointer] = (ecam.read(next, 2) as u16).to_le_bytes();
+        // The device does not answer here.
         if id == 0xff {
             break;
         }
         if let Some(policy) = POLICIES.iter().find(|policy| policy.id == id) {
+            // A loop. One without a capability that has a table ends by the number of hops.
             if all.iter().any(|other| other.base == next) {
                 break;
             }
@@ -318,6 +320,7 @@ fn present(policy: &'static Policy, ecam: &impl ConfigSpace, base: u16) -> &'sta
             let masked = if control & msi::MASKING != 0 { 2 } else { 0 };
             3 - wide - masked
         }
+        // Version 1 ends before Device Control 2: what lies there belongs to something else.
         CapabilityKind::Express => usize::from(control & express::VERSION < 2),
         _ => 0,
     };

@@ -125,6 +125,7 @@ impl VirtualConfig {
             let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
             of_kind.map(|found| found.base)
         };
+        // Sorted once, so that an access finds its registers by bisection: reads are on the way of every request.
         let tables = capabilities.iter().map(|found| (found.base, found.registers));
         let mut registers: Vec<PlacedRegister> = Vec::new();
         for (base, table) in core::iter::once((0, header_table)).chain(tables) {
@@ -211,6 +212,7 @@ impl VirtualConfig {
     pub fn read(&self, ecam: &impl ConfigSpace, access: Access) -> u32 {
         let mut value = ecam.read(access.offset(), access.width());
         for placed in &self.registers[self.touched(access)] {
+            // Most registers read what was just read; another read could see another value of the device.
             if placed.register.read != Read::Hardware {
                 value = access.overlay(value, placed.span, self.value(placed, ecam));
             }
@@ -257,6 +259,7 @@ impl VirtualConfig {
             if placed.register.write != Write::Default {
                 let free = placed.span.overlay(0, access, left);
                 left &= !covered;
+                // A quirk has served all that this access covers of the register.
                 if free == 0 {
                     continue;
                 }
