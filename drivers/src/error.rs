@@ -309,7 +309,7 @@ pub enum SetupError {
     BusFull(Bdf),
     /// No address is left in the stub to map it at.
     NoRoom(Bdf),
-    /// It cannot have stood on the virtual bus where its node says.
+    /// Its node names a guest address that it cannot have had.
     Misplaced(Bdf),
     /// A second guest.
     OtherGuest {
@@ -379,7 +379,7 @@ pub enum SetupError {
         /// Xen's answer.
         errno: Errno,
     },
-    /// Xen refused us a page or port to share with dom0.
+    /// Xen refused a page or a port to share with dom0.
     Share(Errno),
     /// xenstore refused a request.
     Store(String),

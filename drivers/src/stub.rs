@@ -109,7 +109,7 @@ impl Backoff {
 
 /// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. A domain without a guest has nothing
 /// else to do, and its quota may be free again soon.
-fn insist<P: Platform, R>(
+fn retry_refused<P: Platform, R>(
     platform: &mut P,
     mut request: impl FnMut() -> Result<R, Box<SetupError>>,
 ) -> Result<R, Box<SetupError>> {
@@ -173,7 +173,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// A missing `domid` node, or a request that stays refused: the toolstack has not set this domain up.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
         log_restart(&platform.crash_log(), platform.now());
-        let domid: DomId = insist(&mut platform, || {
+        let domid: DomId = retry_refused(&mut platform, || {
             store::value(
                 &mut client,
                 "domid",
@@ -196,7 +196,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             (DeviceType::Pci.backends(domid), FIRST_HOP_TOKEN),
             ([&home(domid), "/", SHUTDOWN].concat(), SHUTDOWN_TOKEN),
         ] {
-            insist(&mut platform, || {
+            retry_refused(&mut platform, || {
                 client.watch(&path, token).map_err(store::failed)
             })?;
         }

@@ -140,7 +140,7 @@ impl Hypervisor for Xen {
         Ok(())
     }
 
-    fn restore_messages(&self, _: Bdf) -> io::Result<()> {
+    fn restore_msi(&self, _: Bdf) -> io::Result<()> {
         Ok(())
     }
 

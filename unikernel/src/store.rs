@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_that_finds_the_ring_full_tells_xenstored_before_it_waits() {
+    fn a_run_that_finds_the_ring_full_tells_xenstored_before_it_waits() {
         for left in [0, 500, STORE_REQUESTS.size as usize] {
             let page = Page::new();
             STORE_REQUESTS

@@ -95,7 +95,7 @@ impl Device {
     }
 }
 
-/// Keys that stand once in a device's directory.
+/// Keys of the nodes that a device's directory has once.
 pub mod key {
     /// Either end: its xenbus state.
     pub const STATE: &str = "state";
@@ -129,7 +129,7 @@ pub mod key {
     pub const MAGIC: &str = "magic";
 }
 
-/// Keys that stand once for each device, or root, in a backend's directory.
+/// Keys of the nodes that a backend's directory has once for each device, or for each root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Numbered {
     /// Both hops: real address, `SSSS:BB:DD.F`.

@@ -1,4 +1,4 @@
-//! The guest's list of devices: the numbered nodes in our directory of the first hop.
+//! The guest's list of devices: the numbered nodes in the backend's directory of the first hop.
 //!
 //! The toolstack adds a device with state Initialising, and asks for one back with Closing. The stub answers with
 //! Initialised and the device's guest address, or with Closed: the device is not, or no longer, exported.

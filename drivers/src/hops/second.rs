@@ -47,7 +47,7 @@ fn flag(text: &str) -> Option<bool> {
     }
 }
 
-/// What we share with the service.
+/// The page and the port that are shared with the service.
 #[derive(Debug)]
 struct ServiceChannel<Page> {
     page: Page,
@@ -114,7 +114,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         T: Transport,
     {
         use XenbusState::*;
-        // Every write of ours brings us here again: each arm must lead to one where nothing is left to do.
+        // Every write of the own state causes an event that leads here again: each arm must lead to one where nothing is left
+        // to do.
         let own = store::state(client, &self.device.frontend_node(key::STATE))?;
         let service = if own == Unknown {
             // Without our own nodes there is no device, whatever is left of the other end.

@@ -24,7 +24,7 @@ use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 /// Most functions that a guest can have: 32 slots of 8 functions, one bus.
 pub const MAX_FUNCTIONS: usize = 256;
 
-/// How much a guest can make us log of each [`LogKind`].
+/// The limit on log lines of each [`LogKind`]: a guest must not be able to fill a disk (XSA-130).
 const LOG_LIMIT: Limit = Limit {
     lines: 8,
     interval: Duration::from_secs(30),
@@ -54,7 +54,7 @@ impl LogKind {
     }
 }
 
-/// What [`LogKind::index`] stands for in the line about suppressed ones.
+/// The names of the kinds, by [`LogKind::index`], for the line about suppressed lines.
 const LOG_KIND_NAMES: [&str; LogKind::KINDS] = [
     "refusals that blame the guest",
     "refusals that blame a device",
@@ -342,7 +342,7 @@ impl<E: ConfigSpace> Engine<E> {
     pub fn flush_log(&mut self, now: Duration) -> Option<Duration> {
         self.limiter.flush(now, |kind, count| {
             let name = LOG_KIND_NAMES.get(kind).copied().unwrap_or_default();
-            // As serious as the lines that it stands for.
+            // At the level of the lines that were suppressed.
             let level = if kind == LogKind::MsiMode.index() {
                 log::Level::Info
             } else {

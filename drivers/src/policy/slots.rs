@@ -63,7 +63,7 @@ impl Slots {
     /// # Errors
     /// [`SlotError`]; nothing has changed then.
     pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, SlotError> {
-        let alone = stands_alone(real, virtual_function);
+        let alone = has_own_slot(real, virtual_function);
         let guest_bdf = match self.mode {
             SlotMode::Passthrough => real,
             SlotMode::Vpci => {
@@ -91,7 +91,7 @@ impl Slots {
         guest_bdf: Bdf,
         index: u8,
     ) -> Result<Bdf, SlotError> {
-        let alone = stands_alone(real, virtual_function);
+        let alone = has_own_slot(real, virtual_function);
         let possible = match self.mode {
             SlotMode::Passthrough => guest_bdf == real,
             SlotMode::Vpci => {
@@ -166,7 +166,7 @@ pub const fn bus_of(function: Bdf) -> (u16, u8) {
     (function.segment(), function.bus())
 }
 
-const fn stands_alone(real: Bdf, virtual_function: bool) -> bool {
+const fn has_own_slot(real: Bdf, virtual_function: bool) -> bool {
     virtual_function && real.function() == 0
 }
 

@@ -308,7 +308,7 @@ impl Interrupts {
                 .map(|at| (at + msix::CONTROL, msix::ENABLE, msix::MASK_ALL)),
         };
         disable_intx(config)?;
-        xen.restore_messages(self.bdf)?;
+        xen.restore_msi(self.bdf)?;
         let Some((control, on, off)) = control else {
             return Ok(());
         };

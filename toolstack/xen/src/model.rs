@@ -122,7 +122,7 @@ impl Hypervisor for Xen {
         self.record_call(format!("unmap {domain} {pirq}"))
     }
 
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()> {
         self.record_call(format!("restore messages {bdf}"))
     }
 

@@ -44,7 +44,7 @@ pub trait Hypervisor {
     fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()>;
     /// Has Xen write the MSI messages of a function into it again after a reset, for the same pirqs. The function must
     /// decode memory.
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()>;
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()>;
     /// Puts a function into the domain's IOMMU context.
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
     /// Takes a function out of the domain's IOMMU context, into quarantine or back to dom0.
@@ -421,10 +421,10 @@ impl Hypervisor for Xenctrl {
         unmapped
     }
 
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()> {
         // As in `call`.
         let mut calls = self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        calls.restore_messages(bdf)
+        calls.restore_msi(bdf)
     }
 
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Watch events that wait to be asked for.
+//! The queue of watch events.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::VecDeque;
@@ -24,7 +24,7 @@ pub struct WatchEvent {
     pub token: String,
 }
 
-/// The watches in force and the events not yet asked for.
+/// The watches that are set, and the queue of their events.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     watches: Vec<WatchEvent>,

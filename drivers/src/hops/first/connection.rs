@@ -146,7 +146,7 @@ impl<P: Platform> FirstHop<P> {
             return self.forget(cx);
         }
         // A failure that could not be told yet. A connection that the toolstack has started anew meanwhile has none.
-        if own != XenbusState::Initialising && self.tell_failure(cx, device)? {
+        if own != XenbusState::Initialising && self.report_failure(cx, device)? {
             own = XenbusState::Closing;
         }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
@@ -394,12 +394,12 @@ impl<P: Platform> FirstHop<P> {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
         self.phase = GuestPhase::Ended { failure: Some(error) };
-        self.tell_failure(cx, device)?;
+        self.report_failure(cx, device)?;
         Ok(())
     }
 
     /// Writes the error node and goes to Closing, if that is still to be done; true if it was.
-    fn tell_failure<T: Transport>(
+    fn report_failure<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
@@ -408,7 +408,7 @@ impl<P: Platform> FirstHop<P> {
             && let Some(error) = failure
         {
             // Forgotten only when it is written: xenstore may refuse now, and the next call tries again.
-            nodes::tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
+            nodes::report_failure(cx.client, self.stub, &device.backend_dir(), error)?;
             *failure = None;
             return Ok(true);
         }

@@ -1,7 +1,7 @@
 //! The guests for which the toolstack has made nodes. A stub serves one of them, and refuses the others.
 
 use super::context::Context;
-use super::nodes::tell_failure;
+use super::nodes::report_failure;
 use crate::error::{Excerpt, SetupError};
 use crate::log;
 use crate::platform::{DomId, Platform};
@@ -95,7 +95,7 @@ fn refuse(
         XenbusState::Initialising | XenbusState::InitWait | XenbusState::Initialised
     ) {
         log::error!("{refusal}");
-        tell_failure(store, stub, directory, refusal)?;
+        report_failure(store, stub, directory, refusal)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ pub fn set_state(store: &mut dyn Nodes, device: Device, state: XenbusState) -> R
 }
 
 /// Writes the reason where Linux's xenbus and Bulkhead's toolstack read it, then goes to Closing.
-pub fn tell_failure(
+pub fn report_failure(
     store: &mut dyn Nodes,
     stub: DomId,
     directory: &str,

@@ -55,7 +55,7 @@ const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
     Register::new(offset, width, name, Read::Hardware, Write::Drop)
 }
 
-/// All capabilities that have a table. Of every other one, reads give what the device says and writes are dropped.
+/// All capabilities that have a table. In every other one a guest reads what the device says, and its writes are dropped.
 pub static POLICIES: [Policy; 5] = [
     Policy {
         kind: CapabilityKind::Pm,
@@ -98,7 +98,7 @@ pub static POLICIES: [Policy; 5] = [
                 Read::Hardware,
                 Write::MessageControl,
             ),
-            // What they hold depends on the form. All are Xen's, whoever is permissive.
+            // Their meaning depends on the form. All are Xen's, also if the device is permissive.
             plain(4, 4, "MSI Address"),
             plain(8, 4, "MSI Upper Address, or Data"),
             plain(0x0c, 4, "MSI Data, or Mask"),
@@ -174,7 +174,7 @@ pub static KEPT: [Kept; 4] = [
     whole(0x08, 0x1c, "HyperTransport"),
     // Its one control bit resets the function.
     whole(0x13, 6, "Advanced Features"),
-    // These two say to which addresses a function, or a bridge, answers.
+    // These two set the addresses that a function, or a bridge, answers to.
     whole(
         ENHANCED_ALLOCATION as u16,
         EA_HEAD,
@@ -238,12 +238,12 @@ pub struct Found {
     pub registers: &'static [Register],
 }
 
-/// What the capability lists of a function say.
+/// The result of the walk over a function's capability lists.
 #[derive(Debug, Default)]
 pub struct Lists {
     /// The first capability of each kind that has a table.
     pub found: Vec<Found>,
-    /// What no guest writes, by no quirk and if permissive neither.
+    /// Ranges that no guest writes: neither a permissive one nor by a quirk.
     pub kept: Vec<Range<u16>>,
     /// The first power management capability, also if it overlaps another: the function may sleep all the same.
     pub power: Option<u16>,

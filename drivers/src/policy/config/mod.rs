@@ -66,7 +66,7 @@ struct PlacedRegister {
 pub struct VirtualConfig {
     /// By offset, without overlap.
     registers: Vec<PlacedRegister>,
-    /// Capabilities that stay dom0's or Xen's, whoever is permissive and whatever a quirk says.
+    /// Ranges of capabilities that no guest writes: neither a permissive one nor by a quirk.
     kept: Vec<Range<u16>>,
     resources: Resources,
     /// It is a bridge to other buses.

@@ -1,4 +1,4 @@
-//! What the policy can say about one register.
+//! The rule of one register: what a guest reads, and what its write does.
 
 use super::access::Access;
 use core::fmt;

@@ -88,7 +88,7 @@ impl Xencall {
     }
 
     /// Has Xen write the MSI messages of a function into it again, and turn the capability on.
-    pub fn restore_messages(&mut self, bdf: Bdf) -> io::Result<()> {
+    pub fn restore_msi(&mut self, bdf: Bdf) -> io::Result<()> {
         let handle = self.handle.as_ptr();
         // SAFETY: the handle is live; the size is not 0.
         let buffer = unsafe { (self.functions.alloc_buffer)(handle, size_of::<PciDevice>()) };
