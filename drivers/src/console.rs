@@ -1,7 +1,7 @@
 //! The guest's end of the Xen console (`xen/include/public/io/console.h`).
 //!
-//! Nothing waits for a reader: a line that does not fit is lost whole, and the next one that fits is preceded by a
-//! line that says how many were.
+//! Nothing waits for a reader. A line that does not fit is lost whole, and a line before the next one that fits says how
+//! many were lost.
 
 use core::fmt::{self, Write};
 use xenbus::pciif::SharedPage;
@@ -20,14 +20,16 @@ impl<P: SharedPage> Console<P> {
         Self { page, lost: 0 }
     }
 
-    /// Writes `line` and a line end; true if the reader is to be told by an event.
+    /// Writes `line` and a line end; true if the reader needs an event.
     pub fn write_line(&mut self, line: &[u8]) -> bool {
         let Ok(held) = CONSOLE_OUTPUT.held(&self.page) else {
+            // The reader has broken the indices. Lines go on when it mends them.
             self.lost = self.lost.saturating_add(1);
             return false;
         };
         let notice = (self.lost > 0).then(|| Notice::new(self.lost));
         let notice = notice.as_ref().map_or(&[][..], Notice::bytes);
+        // All or nothing: half a line would run into the next one.
         if notice.len() + line.len() + LINE_END.len() > (CONSOLE_OUTPUT.size - held) as usize {
             self.lost = self.lost.saturating_add(1);
             return false;
@@ -42,7 +44,7 @@ impl<P: SharedPage> Console<P> {
         true
     }
 
-    /// Whether the reader has taken all; also true when the ring is broken and nothing will ever be taken.
+    /// True if the reader has taken everything. Also true if the ring is broken: nothing will ever be taken then.
     pub fn is_drained(&self) -> bool {
         CONSOLE_OUTPUT.held(&self.page).unwrap_or(0) == 0
     }
@@ -50,7 +52,7 @@ impl<P: SharedPage> Console<P> {
 
 const LINE_END: &[u8] = b"\r\n";
 
-/// The line that tells of lost ones.
+/// The line that says how many were lost. Built without the heap: the console serves panics too.
 struct Notice {
     bytes: [u8; 64],
     length: usize,

@@ -1,8 +1,8 @@
-//! What a life of the stub leaves to the next one in the same domain: how often it failed, and over what.
+//! The record of the stub's failures, which outlives a restart in place.
 //!
-//! A failure of the stub's own (a panic, a fault) ends a life; the next one begins as the first did, finds out
-//! everything else from xenstore, Xen and the devices, and knows the past by this record alone. Nothing in it is
-//! needed to serve on: it only tells what must not be tried again, and when to stop trying.
+//! A failure of the stub's own (a panic, a fault, a hang) ends a run. The next run starts as the first did and reads
+//! everything else from xenstore, Xen and the devices. Nothing in this record is needed to serve: it says which requests
+//! must not be tried again, and when restarting no longer helps.
 
 use core::fmt;
 use core::time::Duration;
@@ -12,32 +12,32 @@ use xenbus::pciif::layout::OP_HEAD_SIZE;
 
 /// Failures over one and the same request before it is refused.
 const STRIKES: u32 = 2;
-/// How long a request that brought the stub down is refused at first. Each time that it does so again, twice as long: a
-/// request that was innocent (a host in trouble, deaths with other causes) is served again soon, and one that is not
-/// costs a restart a minute at most, and fewer and fewer.
+/// How long a poison request is refused at first. The time doubles each time that it brings the stub down again. So an
+/// innocent request (a host in trouble, failures with other causes) is served again soon, and a guilty one costs a restart
+/// a minute at first, and fewer and fewer (decision 42).
 const REFUSAL: Duration = Duration::from_secs(60);
 /// The refusal is doubled so often at most: to 17 hours.
 const DOUBLINGS_MAX: u32 = 10;
-/// Requests that are refused; of more than that the one whose refusal ends first is forgotten.
+/// Requests that are refused at once. Of more, the one whose refusal ends first is forgotten.
 const POISONED_MAX: usize = handover_block::REFUSED_MAX;
-/// Restarts that count as one burst are not further apart than this.
+/// Restarts within this time of the last one count as a burst.
 const BURST: Duration = Duration::from_secs(10);
-/// How long a restart waits, by the number of others in the burst: the first few are for the guest, which waits two
-/// seconds for an answer, the others for the host.
+/// The pause before a restart, in milliseconds, by the number of others in the burst. The first few restarts are at once,
+/// for the guest, which waits two seconds for an answer; the later pauses spare the host (decision 44).
 const PAUSES_MS: [u16; RECENT] = [0, 0, 0, 0, 0, 0, 50, 400];
 /// Restarts whose times are kept.
 const RECENT: usize = 8;
-/// Restarts of a burst without one request answered in between, after which there is no other.
+/// Restarts of a burst without an answered request in between, after which the stub gives up.
 const BARREN_MAX: u32 = 8;
 
-/// What ended a life.
+/// What ended a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Rust code gave up: a broken assertion, or memory that ran out.
+    /// A panic: a broken assertion, or memory that ran out.
     Panic,
-    /// The processor did: the vector of the exception.
+    /// An exception, by its vector.
     Fault(u8),
-    /// Work took longer than it may.
+    /// The stub ran for too long between two waits.
     Deadline,
 }
 
@@ -72,24 +72,24 @@ impl fmt::Display for Cause {
 /// What follows a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Another life, after this pause.
+    /// A restart in place, after this pause.
     Restart(Duration),
-    /// The end: the stub fails again and again and serves nobody.
+    /// The end of the domain: the stub fails again and again and serves nobody.
     GiveUp,
 }
 
-/// What the past says about a request.
+/// What to do with a request, by earlier failures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
-    /// Nothing.
+    /// Serve it: nothing is known of it.
     Serve,
-    /// It was under way when the last life ended: it may be done, half done, or not done.
+    /// Serve it again: it was under way when the last run ended, and may be done, half done, or not done.
     ServeAgain,
-    /// It brought the stub down twice, or has relapsed: refuse it.
+    /// Refuse it: it brought the stub down twice in a row, or again after a refusal.
     Refuse,
 }
 
-/// The record. Integers without padding only, so that any bytes are one.
+/// The record. It consists of integers without padding, so that any bytes are a valid value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct CrashLog {
@@ -97,7 +97,7 @@ pub struct CrashLog {
     recent: [u64; RECENT],
     /// Until when each of `poisoned` is refused, in microseconds since boot.
     refused_until: [u64; POISONED_MAX],
-    /// How often each of them has relapsed.
+    /// How often each of them brought the stub down again after its refusal.
     relapses: [u32; POISONED_MAX],
     restarts: u32,
     /// Restarts of the burst since a request was answered.
@@ -105,13 +105,13 @@ pub struct CrashLog {
     cause: u32,
     /// Failures in a row over `suspect`.
     strikes: u32,
-    /// 1: `suspect` was under way when the last life ended, and has not been served since.
+    /// 1: `suspect` was under way when the last run ended, and has not been served since.
     again: u32,
     /// Entries of `poisoned` in use.
     poisoned_count: u32,
-    /// 1: the last life ended over a request.
+    /// 1: the last run ended over a request.
     over_request: u16,
-    /// 1: what a stub before this one has left is no matter any more.
+    /// 1: the handover block of the stub domain before this one has been read, or concerns nobody any more.
     inherited: u16,
     suspect: Op,
     poisoned: [Op; POISONED_MAX],
@@ -134,7 +134,7 @@ impl Default for CrashLog {
 }
 
 impl CrashLog {
-    /// The record of a first life.
+    /// The record of a first run.
     pub const NEW: Self = Self {
         recent: [0; RECENT],
         refused_until: [0; POISONED_MAX],
@@ -153,13 +153,15 @@ impl CrashLog {
         order: crate::failure::Order::NONE,
     };
 
-    /// Notes that a life ends `now`, over request `op` if one was under way.
+    /// Records that a run ends `now`, with request `op` under way if there was one; returns what follows.
     pub fn fail(&mut self, cause: Cause, now: Duration, op: Option<&Op>) -> Next {
         let now = now.as_micros() as u64;
+        // `recent` holds a time for each restart, and zeros behind them.
         let burst = self.recent[..(self.restarts as usize).min(RECENT)]
             .iter()
             .filter(|&&then| now.saturating_sub(then) < BURST.as_micros() as u64)
             .count();
+        // A failure long after the last one says nothing about the ones before.
         self.barren = if burst == 0 {
             1
         } else {
@@ -176,18 +178,21 @@ impl CrashLog {
         if self.barren > BARREN_MAX {
             return Next::GiveUp;
         }
+        // `recent` holds no more than the last ones: a longer burst has the longest pause.
         let pause = PAUSES_MS[burst.min(RECENT - 1)];
         Next::Restart(Duration::from_millis(pause.into()))
     }
 
     /// Counts a failure over `op`, at `now` in microseconds.
     fn strike(&mut self, op: &Op, now: u64) {
+        // Another request in between ends the row.
         self.strikes = self.strikes(op);
         self.suspect = *op;
         self.strikes += 1;
         self.again = 1;
-        // One that has been refused before has had its chance.
+        // One that was refused before had its one try.
         if self.strikes >= STRIKES || self.poisoned().contains(op) {
+            // From here on the refusal counts, not the row.
             self.poison(op, now);
             self.strikes = 0;
             self.again = 0;
@@ -223,9 +228,10 @@ impl CrashLog {
             .map_or(0, |(index, _)| index)
     }
 
-    /// Takes `op` off the refused requests.
+    /// Removes `op` from the refused requests.
     fn forgive(&mut self, op: &Op) {
         if let Some(index) = self.index(op) {
+            // The order means nothing: the last one takes the free place.
             let last = self.poisoned().len() - 1;
             self.poisoned[index] = self.poisoned[last];
             self.refused_until[index] = self.refused_until[last];
@@ -234,7 +240,7 @@ impl CrashLog {
         }
     }
 
-    /// True if `op` is refused at `now`. One that was refused before and is not any more has one try.
+    /// True if `op` is refused at `now`. After its refusal it has one try.
     fn is_refused(&self, op: &Op, now: Duration) -> bool {
         let until = self.index(op).map(|index| self.refused_until[index]);
         until.is_some_and(|until| (now.as_micros() as u64) < until)
@@ -245,26 +251,29 @@ impl CrashLog {
         if self.suspect == *op { self.strikes } else { 0 }
     }
 
-    /// The requests that are refused, or were and have not been answered since.
+    /// The requests that are refused, or whose refusal is over and that have not been answered since.
     pub fn poisoned(&self) -> &[Op] {
         &self.poisoned[..(self.poisoned_count as usize).min(POISONED_MAX)]
     }
 
-    /// False until [`Self::inherit`]: a stub before this one may have left something.
+    /// False until [`Self::inherit`]: there may be a handover block that has not been read.
     pub const fn has_inherited(&self) -> bool {
         self.inherited != 0
     }
 
-    /// Takes over what a stub before this one has left, if it has: its end counts as a failure over the request that
-    /// was under way. What that one refused is refused from `now` on as if for the first time.
+    /// Takes over the handover block of the stub domain before this one, if it left one. The end of that domain counts as a
+    /// failure over the request that was under way. Requests that it refused are refused from `now` on as if for the first
+    /// time: the block has no times.
     pub fn inherit(&mut self, left: Option<&HandoverBlock>, now: Duration) {
         let now = now.as_micros() as u64;
         self.inherited = 1;
+        // Before the request under way: a failure over a refused one lengthens its refusal.
         for op in left.iter().flat_map(|left| left.refused()) {
             self.poison(op, now);
         }
         if let Some((op, strikes)) = left.and_then(HandoverBlock::under_way) {
             self.suspect = *op;
+            // Another domain wrote it: no more than this stub could have counted.
             self.strikes = strikes.min(STRIKES);
             self.strike(op, now);
         }
@@ -281,20 +290,20 @@ impl CrashLog {
         }
     }
 
-    /// The request that waits to be served again, and the failures over it before the last one.
+    /// The request that waits to be served again, and the number of failures over it before the last one.
     pub fn pending(&self) -> Option<(&Op, u32)> {
         (self.again != 0).then_some((&self.suspect, self.strikes.saturating_sub(1)))
     }
 
-    /// True if [`Self::answered`] has anything to note.
+    /// True if [`Self::answered`] would change anything.
     pub const fn is_waiting(&self) -> bool {
         self.barren != 0 || self.again != 0 || self.strikes != 0 || self.poisoned_count != 0
     }
 
-    /// Notes that a request was answered, by a refusal or otherwise.
+    /// Records that a request was answered, by a refusal or otherwise.
     pub fn answered(&mut self, op: &Op, now: Duration) {
         self.barren = 0;
-        // The guest has gone on: what was under way then will not come again.
+        // pciif has one request at a time. The guest has gone on: the one of the failure will not come again by itself.
         self.again = 0;
         if self.suspect == *op {
             self.strikes = 0;
@@ -304,7 +313,7 @@ impl CrashLog {
         }
     }
 
-    /// Forgets all requests, also of stubs before: their guest has gone.
+    /// Forgets all requests, also those of stub domains before: their guest has gone.
     pub fn forget_requests(&mut self) {
         (self.again, self.strikes, self.poisoned_count) = (0, 0, 0);
         self.inherited = 1;
@@ -315,13 +324,13 @@ impl CrashLog {
         self.restarts
     }
 
-    /// What ended the last life, and when; `None` in the first one.
+    /// What ended the last run, and when; `None` in the first one.
     pub fn last(&self) -> Option<(Cause, Duration)> {
         let when = Duration::from_micros(self.recent[0]);
         (self.restarts > 0).then_some((Cause::from_raw(self.cause), when))
     }
 
-    /// The request that was under way when the last life ended, if one was.
+    /// The request that was under way when the last run ended, if one was.
     pub fn over(&self) -> Option<&Op> {
         (self.over_request != 0).then_some(&self.suspect)
     }

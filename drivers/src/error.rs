@@ -1,7 +1,7 @@
-//! What can go wrong, who is to blame, and what the guest is told.
+//! Errors: what went wrong, who has to change something, and what the guest is told.
 //!
-//! [`RequestError`] is the answer to one request; [`SetupError`] ends or prevents a
-//! connection. Every message names the thing, the cause and the next step.
+//! [`RequestError`] is the answer to one request. [`SetupError`] ends or prevents a connection, or the export of one
+//! device. Every message names the thing, the cause and the next step.
 
 use alloc::format;
 use alloc::string::String;
@@ -131,9 +131,9 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// What the guest is told. The one place where errors become pciif's.
+    /// What the guest is told.
     ///
-    /// As pciback: one value for all that can go wrong with MSI, errno values for MSI-X.
+    /// The values are xen-pciback's: one for all that can go wrong with MSI, errno values for MSI-X.
     pub const fn answer(self) -> pciif::OpError {
         use MessageRefusal as R;
         use pciif::OpError as E;
@@ -143,6 +143,7 @@ impl RequestError {
             Self::Denied { .. } | Self::MessageControl { .. } | Self::PowerState(_) => E::AccessDenied,
             Self::UnknownCommand(_) => E::NotImplemented,
             Self::Message(MessageKind::Msi, _) | Self::Message(_, R::SwitchedOff) => E::OpFailed,
+            // What xen-pciback itself checks has its errno; the rest has the one that Linux's MSI core gives it.
             Self::Message(MessageKind::Msix, refusal) => match refusal {
                 R::AlreadyOn => E::EALREADY,
                 R::OtherKindOn | R::MemoryDecodeOff => E::ENXIO,
@@ -185,14 +186,14 @@ impl RequestError {
         }
     }
 
-    /// True if every stock guest is refused so, and means no harm: Linux sets the enable bit of MSI-X itself before
-    /// it asks by `enable_msix`, and passes over the refusal (`drivers/pci/msi/msi.c`).
+    /// True if every stock guest causes this error and means no harm. Linux scans addresses without a device, and sets the
+    /// enable bit of MSI-X itself before it sends `enable_msix`; it ignores the refusal (`drivers/pci/msi/msi.c`).
     pub const fn is_routine(self) -> bool {
         matches!(self, Self::NoDevice | Self::MessageControl { .. })
     }
 
-    /// True if the request may have reached the service although no answer came.
-    pub const fn is_unsettled(self) -> bool {
+    /// True if nobody knows whether dom0 did what the request asked for: no answer came, or one that makes no sense.
+    pub const fn is_outcome_unknown(self) -> bool {
         matches!(self, Self::ServiceSilent(_) | Self::ServiceNonsense)
     }
 }
@@ -308,7 +309,7 @@ pub enum SetupError {
     BusFull(Bdf),
     /// No address is left in the stub to map it at.
     NoRoom(Bdf),
-    /// It cannot have stood on the virtual bus where its node says.
+    /// Its node names a guest address that it cannot have had.
     Misplaced(Bdf),
     /// A second guest.
     OtherGuest {
@@ -378,7 +379,7 @@ pub enum SetupError {
         /// Xen's answer.
         errno: Errno,
     },
-    /// Xen refused us a page or port to share with dom0.
+    /// Xen refused a page or a port to share with dom0.
     Share(Errno),
     /// xenstore refused a request.
     Store(String),
@@ -539,7 +540,7 @@ impl fmt::Display for SetupError {
 
 impl core::error::Error for SetupError {}
 
-/// Hostile text made fit for a log line or a node: printable ASCII, the first [`Excerpt::MAX`] bytes.
+/// Text from outside, made fit for a log line or a node: printable ASCII, at most [`Excerpt::MAX`] bytes of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt(String);
 

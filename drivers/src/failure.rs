@@ -1,9 +1,9 @@
-//! Failures that dom0 orders: in which way, and how often. The crash log keeps the order; [`inject`](crate::inject) reads
-//! it and carries it out.
+//! Failures on demand: the kinds, and the order that dom0 has given. The crash log keeps the order over restarts;
+//! [`inject`](crate::inject) reads it and carries it out.
 
 /// How to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FailureKind {
     /// Panic.
     Panic,
     /// Run out of memory.
@@ -12,23 +12,23 @@ pub enum Kind {
     Stack,
     /// Loop for ever.
     Hang,
-    /// The same with all upcalls masked.
+    /// Loop for ever with all upcalls masked: only Xen's watchdog ends that.
     Deaf,
-    /// Do nothing for a while.
+    /// Wait for a while.
     Delay,
     /// Read where nothing is mapped.
     PageFault,
     /// Read where no address is.
     ProtectionFault,
-    /// Execute no instruction.
+    /// Execute an invalid instruction.
     InvalidOpcode,
-    /// Have Xen refuse the next hypercall that maps memory, or seem to.
+    /// Fail at the next hypercall that maps memory, as if Xen refused it.
     Hypercall,
-    /// End between the next mapping of a foreign page and the note of its handle.
+    /// Panic between the next mapping of a foreign page and the record of its handle.
     Handle,
 }
 
-/// What dom0 has ordered and is still to be done; kept in the crash_log.
+/// What dom0 has ordered, as far as it is still to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Order {

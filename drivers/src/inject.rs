@@ -1,8 +1,8 @@
 //! Failures on demand, for tests: feature `inject`, which no image that ships has.
 //!
-//! dom0 writes `POINT:KIND:COUNT:SERIAL` into `control/bulkhead-inject` of the stub's home; the next COUNT times that
-//! the stub comes by POINT, it fails in the way of KIND. A command is taken once, which SERIAL is for. What is left to
-//! do outlives the failures.
+//! dom0 writes `POINT:KIND:COUNT:SERIAL` into `control/bulkhead-inject` of the stub's home. The next COUNT times that the
+//! stub comes by POINT, it fails in the way of KIND. SERIAL tells a new order from one that has been taken. What is left of
+//! an order outlives the failures.
 
 use xenbus::pciif::Command;
 
@@ -13,11 +13,11 @@ pub enum Point {
     Taken(Command),
     /// It was carried out, and is not answered yet.
     Done(Command),
-    /// The guest's page and port are about to be taken up.
+    /// The guest's page and port are about to be mapped and bound.
     Connect,
     /// The list of devices has changed.
     Hotplug,
-    /// xenstore has news.
+    /// xenstore is about to be followed.
     Reconcile,
 }
 
@@ -31,7 +31,7 @@ pub use on_demand::{NODE, point, take};
 #[cfg(feature = "inject")]
 mod on_demand {
     use super::Point;
-    use crate::failure::{Kind, Order};
+    use crate::failure::{FailureKind, Order};
     use crate::platform::Platform;
     use crate::store;
     use alloc::vec::Vec;
@@ -43,7 +43,7 @@ mod on_demand {
     /// Where dom0 writes its order, relative to the stub's home.
     pub const NODE: &str = "control/bulkhead-inject";
 
-    /// How long [`Kind::Delay`] takes: more than work may.
+    /// How long [`FailureKind::Delay`] takes: more than work may.
     const DELAY: Duration = Duration::from_millis(900);
 
     const POINTS: [(&str, Point); 11] = [
@@ -60,18 +60,18 @@ mod on_demand {
         ("reconcile", Point::Reconcile),
     ];
 
-    const KINDS: [(&str, Kind); 11] = [
-        ("panic", Kind::Panic),
-        ("allocation", Kind::Allocation),
-        ("stack", Kind::Stack),
-        ("hang", Kind::Hang),
-        ("deaf", Kind::Deaf),
-        ("delay", Kind::Delay),
-        ("page-fault", Kind::PageFault),
-        ("protection-fault", Kind::ProtectionFault),
-        ("invalid-opcode", Kind::InvalidOpcode),
-        ("hypercall", Kind::Hypercall),
-        ("handle", Kind::Handle),
+    const KINDS: [(&str, FailureKind); 11] = [
+        ("panic", FailureKind::Panic),
+        ("allocation", FailureKind::Allocation),
+        ("stack", FailureKind::Stack),
+        ("hang", FailureKind::Hang),
+        ("deaf", FailureKind::Deaf),
+        ("delay", FailureKind::Delay),
+        ("page-fault", FailureKind::PageFault),
+        ("protection-fault", FailureKind::ProtectionFault),
+        ("invalid-opcode", FailureKind::InvalidOpcode),
+        ("hypercall", FailureKind::Hypercall),
+        ("handle", FailureKind::Handle),
     ];
 
     /// Reads an order as dom0 writes it.
@@ -92,7 +92,7 @@ mod on_demand {
         if let Some(order) = text.as_deref().and_then(parse)
             && order.serial != platform.crash_log().order.serial
         {
-            platform.note(|crash_log| crash_log.order = order);
+            platform.update_crash_log(|crash_log| crash_log.order = order);
         }
     }
 
@@ -103,15 +103,16 @@ mod on_demand {
         if order.left == 0 || named.is_none_or(|(_, point)| *point != here) {
             return;
         }
-        platform.note(|crash_log| crash_log.order.left -= 1);
+        // Before the failure: nothing runs after it, and the next run must not fail once more.
+        platform.update_crash_log(|crash_log| crash_log.order.left -= 1);
         match KINDS.get(order.kind as usize).map(|(_, kind)| *kind) {
-            Some(Kind::Panic) => panic!("as ordered"),
-            Some(Kind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),
-            Some(Kind::Stack) => _ = black_box(deeper(&[0; 64])),
-            Some(Kind::Hang) => loop {
+            Some(FailureKind::Panic) => panic!("as ordered"),
+            Some(FailureKind::Allocation) => drop(black_box(Vec::<u8>::with_capacity(1 << 30))),
+            Some(FailureKind::Stack) => _ = black_box(deeper(&[0; 64])),
+            Some(FailureKind::Hang) => loop {
                 core::hint::spin_loop();
             },
-            Some(Kind::Delay) => {
+            Some(FailureKind::Delay) => {
                 let end = platform.now() + DELAY;
                 while platform.now() < end {
                     platform.wait(&[], Some(end));

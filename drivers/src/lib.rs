@@ -1,17 +1,17 @@
-//! The drivers of the stub: the PCI backend, the client of the second hop, the console.
+//! The drivers of the stub: the PCI backend, the frontend of the second hop, the console.
 //!
 //! From the top to the bottom; a room uses only those below it:
-//! - [`stub`]: all of it in one loop.
+//! - [`stub`]: the loop.
 //! - [`hops`]: the [`first`](hops::first) hop, where the guest's pcifront connects, and the [`second`](hops::second),
 //!   over which dom0's service does what a stub may not.
 //! - [`inject`]: failures on demand, in the tests' image alone.
 //! - [`policy`]: what a guest may do. [`policy::engine`] answers requests with [`policy::config`], [`policy::msi`]
 //!   and [`policy::slots`].
-//! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: what is told, and how often.
-//! - [`platform`]: what is asked of the machine; [`console`]: the log's way out; [`crash_log`]: what the stub leaves to its
-//!   next life.
+//! - [`store`]: xenstore as a stub uses it; [`log`] and [`limiter`]: log lines and their limits.
+//! - [`platform`]: the trait for the machine below; [`console`]: where log lines go; [`crash_log`]: what a restart must
+//!   know.
 //!
-//! Nothing here reads a clock or touches memory that it does not own: time and hardware are arguments.
+//! Time and hardware are arguments everywhere, so that all of it runs against models on the host.
 #![no_std]
 #![forbid(unsafe_code)]
 

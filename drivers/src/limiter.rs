@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// Lines of one kind in one interval; what is more is counted and told afterwards in one line.
+/// How many lines of one kind may be logged in an interval. More are suppressed, and counted in one line afterwards.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
     /// Lines let through in an interval.
@@ -47,7 +47,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         let Some(window) = self.kinds.get_mut(kind) else {
             return false;
         };
-        // A window with suppressed lines stays until they are told of.
+        // A window with suppressed lines stays until `flush` has told of them: what is suppressed comes before what is new.
         if window.suppressed == 0 && window.end(limit).is_none_or(|end| end <= now) {
             *window = Window {
                 start: Some(now),
@@ -63,8 +63,8 @@ impl<const KINDS: usize> Limiter<KINDS> {
         }
     }
 
-    /// Ends the intervals that are over, and tells of each kind how many lines were suppressed in it.
-    pub fn settle(&mut self, now: Duration, mut tell: impl FnMut(usize, u32)) {
+    /// Ends the intervals that are over; calls `tell` with each kind that had suppressed lines, and their number.
+    pub fn flush(&mut self, now: Duration, mut tell: impl FnMut(usize, u32)) {
         for (kind, window) in self.kinds.iter_mut().enumerate() {
             if window.suppressed > 0 && window.end(self.limit).is_some_and(|end| end <= now) {
                 tell(kind, window.suppressed);
@@ -73,7 +73,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         }
     }
 
-    /// When [`Self::settle`] will have something to tell; `None` if nothing was suppressed.
+    /// When [`Self::flush`] is due; `None` if nothing was suppressed.
     pub fn due(&self) -> Option<Duration> {
         let suppressing = self.kinds.iter().filter(|window| window.suppressed > 0);
         suppressing.filter_map(|window| window.end(self.limit)).min()
@@ -100,9 +100,9 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn settled<const N: usize>(limiter: &mut Limiter<N>, now: Duration) -> Vec<(usize, u32)> {
+    fn flushed<const N: usize>(limiter: &mut Limiter<N>, now: Duration) -> Vec<(usize, u32)> {
         let mut told = Vec::new();
-        limiter.settle(now, |kind, count| told.push((kind, count)));
+        limiter.flush(now, |kind, count| told.push((kind, count)));
         told
     }
 
@@ -112,8 +112,8 @@ mod tests {
         let admitted = (0..1000).filter(|_| limiter.admit(1, at(5))).count();
         assert_eq!(admitted, 3);
         assert_eq!(limiter.due(), Some(at(15)));
-        assert_eq!(settled(&mut limiter, at(14)), []);
-        assert_eq!(settled(&mut limiter, at(15)), [(1, 997)]);
+        assert_eq!(flushed(&mut limiter, at(14)), []);
+        assert_eq!(flushed(&mut limiter, at(15)), [(1, 997)]);
         assert_eq!(limiter.due(), None);
         assert!(limiter.admit(1, at(15)));
     }
@@ -123,7 +123,7 @@ mod tests {
         let mut limiter = Limiter::<1>::new(LIMIT);
         while limiter.admit(0, at(5)) {}
         assert!(!limiter.admit(0, at(100)));
-        assert_eq!(settled(&mut limiter, at(100)), [(0, 2)]);
+        assert_eq!(flushed(&mut limiter, at(100)), [(0, 2)]);
         assert!(limiter.admit(0, at(100)));
     }
 

@@ -1,5 +1,5 @@
-//! Log lines, for the crate `log`. Its own macros would put file, line and module of every call into the image, which
-//! nobody prints: 5 KiB of what the stub has to hold.
+//! Macros for log lines over the crate `log`. Its own macros would put file, line and module of every call into the image:
+//! 4.3 KiB that nobody prints (decision 46).
 
 use core::fmt;
 pub use log::Level;

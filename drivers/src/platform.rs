@@ -1,6 +1,4 @@
-//! What the drivers ask of the machine below them.
-//!
-//! The unikernel answers with hypercalls, the tests with a model of Xen.
+//! The trait for the machine below the drivers. The unikernel implements it by hypercalls, the tests by a model of Xen.
 
 use crate::crash_log::{CrashLog, Op};
 use core::time::Duration;
@@ -18,12 +16,12 @@ pub type GrantRef = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
-/// A function's ECAM page that cannot be had.
+/// Why a function's ECAM page cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EcamError {
     /// Xen refuses to map it.
     Refused(Errno),
-    /// Xen would let this domain write it: a guest that takes the stub over could do anything to the device.
+    /// Xen would let this domain write it. A guest that takes over the stub could do anything to the device.
     Writable,
 }
 
@@ -47,7 +45,7 @@ pub trait Platform {
     fn map_grant(&mut self, owner: DomId, grant: GrantRef) -> Result<Self::Page, Errno>;
     /// Unmaps what [`Self::map_grant`] returned.
     fn unmap_grant(&mut self, page: Self::Page);
-    /// Takes a zeroed page of our own and grants it to `peer`.
+    /// Takes a zeroed page of this domain and grants it to `peer`.
     fn share_page(&mut self, peer: DomId) -> Result<(Self::Page, GrantRef), Errno>;
     /// Ends the grant that [`Self::share_page`] made and frees its page.
     fn unshare_page(&mut self, page: Self::Page, grant: GrantRef);
@@ -64,29 +62,29 @@ pub trait Platform {
     fn take_pending(&mut self, port: Port) -> bool;
     /// True if `port` is pending; the mark stays.
     fn is_pending(&self, port: Port) -> bool;
-    /// Lets other domains run for a moment, without going to sleep. What is awaited in a loop of these is seen sooner
-    /// than by [`Self::wait`], which takes a wake-up.
+    /// Lets other domains run for a moment, without going to sleep. A loop of these sees an event sooner than
+    /// [`Self::wait`], which needs a wake-up by Xen.
     fn relax(&mut self);
     /// Blocks until one of `ports` is pending or the clock reaches `until`.
     fn wait(&mut self, ports: &[Port], until: Option<Duration>);
 
-    /// Maps the ECAM page in machine frame `frame`, uncached, if Xen sees to it that this domain cannot write it.
+    /// Maps the ECAM page in machine frame `frame`, uncached, if Xen keeps it read-only for this domain.
     fn map_ecam(&mut self, frame: u64) -> Result<Self::Ecam, EcamError>;
     /// Unmaps what [`Self::map_ecam`] returned.
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
 
-    /// What earlier lives of this stub have left: a copy.
+    /// A copy of the crash log of earlier runs.
     fn crash_log(&self) -> CrashLog;
-    /// Changes what later lives will find.
-    fn note(&mut self, change: impl FnOnce(&mut CrashLog));
-    /// From here on a failure is put down to this request of the guest; to none if there is none.
+    /// Changes the crash log that later runs will find.
+    fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog));
+    /// From here on a failure counts against this request of the guest; `None`: against no request.
     fn set_under_way(&mut self, op: Option<&Op>);
-    /// What was [remembered](Self::remember) last about the function at this address of the guest's bus.
-    fn recall(&self, place: Bdf) -> Option<u32>;
-    /// Keeps a word about that function for later lives, or forgets the one that is kept.
-    fn remember(&mut self, place: Bdf, word: Option<u32>);
+    /// The word that was [remembered](Self::remember) last about the function at this guest address.
+    fn recall(&self, guest_bdf: Bdf) -> Option<u32>;
+    /// Keeps a word about that function for later runs, or forgets the one that is kept.
+    fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>);
 
-    /// Has the processor fail in this way.
+    /// Makes the processor fail in this way.
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: crate::failure::Kind);
+    fn fault(&mut self, kind: crate::failure::FailureKind);
 }

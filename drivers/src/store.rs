@@ -1,4 +1,4 @@
-//! Reading nodes that others write, so that whatever stands there has a defined meaning.
+//! Reading nodes that others write: every value has a defined meaning, also a missing one and garbage.
 
 use crate::error::{Blame, Excerpt, SetupError};
 use crate::log;
@@ -13,7 +13,7 @@ use xenbus::path;
 use xenbus::state::XenbusState;
 use xenbus::wire::ErrorName;
 
-/// Nodes, in a transaction or outside. Through a pointer, so that what reads them is in the image once.
+/// Nodes, in a transaction or outside. Used through `dyn`, so that code that reads nodes is in the image once.
 ///
 /// # Errors
 /// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for a reason that the method has no value
@@ -32,6 +32,7 @@ impl<S: Store> Nodes for S {
         match Store::read(self, path) {
             Ok(value) => Ok(Some(value)),
             Err(error) => match error.cause() {
+                // Also `EACCES`: see [`read`].
                 Cause::Refused(ErrorName::Enoent | ErrorName::Eacces) => Ok(None),
                 _ => Err(failed(error)),
             },
@@ -54,6 +55,7 @@ impl<S: Store> Nodes for S {
 /// A [`SetupError`] for a failed request to xenstore.
 pub fn failed<E: Display>(error: Error<E>) -> Box<SetupError> {
     match error.cause() {
+        // No later request can succeed either. All other causes concern this request alone.
         Cause::Transport(_) | Cause::OutOfStep => SetupError::StoreLost(error.to_string()),
         _ => SetupError::Store(error.to_string()),
     }
@@ -68,8 +70,8 @@ impl<E: Display> From<Error<E>> for Box<SetupError> {
 
 /// The value of a node, or `None` if it does not exist or cannot be seen.
 ///
-/// xenstored hides whether a node exists from those who may not read its parent, so a frontend that is gone
-/// looks like one that is forbidden.
+/// xenstored hides whether a node exists from a domain that may not read its parent, so a frontend that has gone looks like
+/// one that is forbidden.
 ///
 /// # Errors
 /// [`SetupError::StoreLost`], or [`SetupError::Store`] if xenstored refuses for another reason.
@@ -121,7 +123,8 @@ pub fn optional<R>(
     Ok(value)
 }
 
-/// Hands a node's value on, if there is one. Apart from [`optional`], which exists once for each type that is read.
+/// Calls `parse` with a node's value, if there is one. A function apart from [`optional`], of which the image has one copy
+/// for each type that is read.
 fn check(
     store: &mut dyn Nodes,
     path: &str,
@@ -155,8 +158,8 @@ fn bad_node(path: &str, blame: Blame, text: &str, expected: &'static str) -> Box
     .into()
 }
 
-/// Tells why a device of domain `owner` fails, where Linux's drivers tell it: for the device whose end of it
-/// is at `directory`, in `error/<device>/error` below the domain's home. What cannot be written is logged.
+/// Writes why a device of domain `owner` fails into the node that Linux's drivers use: `error/<device>/error` below the
+/// domain's home, for the device with this `directory`. A failure to write is logged: the device has failed already.
 pub fn report(store: &mut dyn Nodes, owner: DomId, directory: &str, error: &SetupError) {
     let home = path::home(owner);
     let device = directory.strip_prefix(&home).unwrap_or(directory);
@@ -165,13 +168,14 @@ pub fn report(store: &mut dyn Nodes, owner: DomId, directory: &str, error: &Setu
     }
 }
 
-/// What an error node says: the negative errno value, then the words.
+/// The text of an error node, as Linux's xenbus writes it: the negative errno value, then the words.
 pub fn error_text(error: &SetupError) -> String {
     format!("{} {error}", -error.errno())
 }
 
 /// Reads a decimal number that fits in 32 bits, without sign or blanks.
 pub fn decimal(text: &str) -> Option<u32> {
+    // `parse` alone would take a plus sign.
     let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     sound.then(|| text.parse().ok()).flatten()
 }

@@ -1,4 +1,7 @@
-//! The whole stub in one loop: xenstore, both hops, the guest's requests, errors of devices, and `xl shutdown`.
+//! The stub's loop: the guest's requests, both hops, errors of devices, xenstore, and `xl shutdown`.
+//!
+//! The guest's requests come first. xenstore is followed within limits, so that no guest can keep xenstored, or its own
+//! requests, from being served by writing its nodes.
 
 use crate::crash_log::{Advice, Bytes, CrashLog};
 use crate::error::{Blame, Excerpt, SetupError};
@@ -22,28 +25,28 @@ const SHUTDOWN_TOKEN: &str = "shutdown";
 
 /// Where `xl` asks for a shutdown, relative to the home of the domain.
 const SHUTDOWN: &str = "control/shutdown";
-/// What we tell `xl` that we obey.
+/// The nodes by which `xl` learns that the stub obeys `control/shutdown`.
 const FEATURES: [&str; 2] = ["control/feature-poweroff", "control/feature-reboot"];
 
-/// How often in one step xenstore is followed, which can itself bring new events. Bounded, so that a guest
-/// whose state changes all the time cannot keep its own requests from being served.
+/// How often in one step the hops are reconciled, which can itself bring new events. Bounded, so that a guest whose state
+/// changes all the time cannot keep its own requests from being served.
 const ROUNDS: usize = 4;
-/// Events that are taken in before the next request of the guest is looked for.
+/// Watch events that are taken before the guest's next request is served.
 const EVENTS_MAX: usize = 64;
-/// How often xenstore is followed without a pause, as in a hotplug of many devices.
-const FOLLOW_BURST: u32 = 64;
-/// Then once in this time: a guest may write its nodes without end, and xenstored serves all the others too.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
-/// So many looks a change by the guest counts for more: it is followed, which takes many requests.
+/// How often the hops are reconciled without a pause, as in a hotplug of many devices.
+const RECONCILE_BURST: u32 = 64;
+/// After that burst, once in this time: a guest may write its nodes without end, and xenstored serves all domains.
+const RECONCILE_PAUSE: Duration = Duration::from_millis(10);
+/// A change by the guest counts as so many more: reconciling it takes many requests to xenstore.
 const CHANGE_COST: u32 = 8;
 
-/// How long a refused request to xenstore waits before it is made again; each next time twice as long.
+/// The first pause before a refused request to xenstore is made again; each next one is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often a request is made that the stub cannot begin without.
+/// How often a request is made without which the stub cannot start.
 const START_TRIES: u32 = 12;
 
-/// How long the next request of the guest is awaited without going to sleep: requests come in bursts, as a driver
+/// How long the stub waits for the guest's next request without going to sleep. Requests come in bursts, as a driver
 /// probes its device or a bus is scanned. Measured on two emulated processors: a read takes half the time.
 const SPIN_TIME: Duration = Duration::from_micros(400);
 
@@ -65,28 +68,28 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What is to be done after a step.
+/// What to do after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Wait for an event on [`Stub::ports`]; at most until the time named, if one is.
+    /// Wait for an event on [`Stub::ports`], but not longer than `until`.
     Wait {
-        /// Time since boot.
+        /// Time since boot; `None`: without a limit.
         until: Option<Duration>,
     },
     /// End the domain.
     Shutdown(Reason),
 }
 
-/// What has to be looked at again.
+/// What has changed in xenstore and is not handled yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Changed {
     hops: bool,
-    /// The state of the guest, or what lies below it.
+    /// The guest's state node, or a node below it.
     frontend: bool,
     shutdown: bool,
 }
 
-/// A pause that gets longer.
+/// A pause that doubles.
 #[derive(Clone, Copy, Debug)]
 struct Backoff {
     next: Duration,
@@ -104,14 +107,16 @@ impl Backoff {
     }
 }
 
-/// Makes a request until xenstore does not refuse it.
-fn insist<P: Platform, R>(
+/// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. A domain without a guest has nothing
+/// else to do, and its quota may be free again soon.
+fn retry_refused<P: Platform, R>(
     platform: &mut P,
     mut request: impl FnMut() -> Result<R, Box<SetupError>>,
 ) -> Result<R, Box<SetupError>> {
     let mut backoff = None;
     for _ in 1..START_TRIES {
         match request() {
+            // A quota may be used up, or xenstored busy. A missing node or a lost connection does not pass.
             Err(error) if matches!(*error, SetupError::Store(_)) => log::warn!("{error}; trying again"),
             result => return result,
         }
@@ -122,8 +127,8 @@ fn insist<P: Platform, R>(
     request()
 }
 
-/// Says what the last life ended with, if there was one.
-fn tell_of_restart(crash_log: &CrashLog, now: Duration) {
+/// Logs how the last run ended, if there was one.
+fn log_restart(crash_log: &CrashLog, now: Duration) {
     let Some((cause, _)) = crash_log.last() else {
         return;
     };
@@ -137,7 +142,7 @@ fn tell_of_restart(crash_log: &CrashLog, now: Duration) {
     }
 }
 
-/// A stub domain's work.
+/// The stub, from its first request to xenstore to its end.
 pub struct Stub<P: Platform, T: Transport> {
     platform: P,
     client: Client<T>,
@@ -145,19 +150,19 @@ pub struct Stub<P: Platform, T: Transport> {
     first: FirstHop<P>,
     /// The port of xenstore, then those of the hops that are up.
     ports: [Port; 3],
-    /// How many of them there are.
+    /// How many of them are up.
     ports_up: usize,
-    /// xenstore is lost: we can see no change any more, but serve the guest that we have.
+    /// xenstore is lost: no change is seen any more, but the guest is served.
     blind: bool,
     /// The last step answered a request of the guest.
     served: bool,
-    /// What has to be looked at.
     changed: Changed,
-    /// What xenstore has refused is tried again then, and nothing is before.
+    /// When to try again what xenstore has refused. Nothing is reconciled before.
     retry: Option<Backoff>,
-    /// [`FOLLOW_PAUSE`] after the last look, if each had kept its distance.
+    /// When the next reconciliation would be due if each had kept [`RECONCILE_PAUSE`]. The burst is how far this may lie
+    /// ahead of the clock.
     paced: Duration,
-    /// When the failure was that this life began with, until the guest is served again.
+    /// Time of the failure that this run follows, until the guest is served again.
     failed_at: Option<Duration>,
 }
 
@@ -165,10 +170,10 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Sets the watches. `store_port` is the event channel of `client`'s connection.
     ///
     /// # Errors
-    /// A missing `domid` node, or a refused request: xenstore is not as a domain must find it.
+    /// A missing `domid` node, or a request that stays refused: the toolstack has not set this domain up.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
-        tell_of_restart(&platform.crash_log(), platform.now());
-        let domid: DomId = insist(&mut platform, || {
+        log_restart(&platform.crash_log(), platform.now());
+        let domid: DomId = retry_refused(&mut platform, || {
             store::value(
                 &mut client,
                 "domid",
@@ -184,16 +189,18 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             }
         }
         let second = SecondHop::new(domid);
+        // Before the first read of what they watch, so that no change falls in between.
         for (path, token) in [
             (DeviceType::Bulkhead.frontends(domid), SECOND_HOP_TOKEN),
             (second.device().backend_node(key::STATE), SECOND_HOP_TOKEN),
             (DeviceType::Pci.backends(domid), FIRST_HOP_TOKEN),
             ([&home(domid), "/", SHUTDOWN].concat(), SHUTDOWN_TOKEN),
         ] {
-            insist(&mut platform, || {
+            retry_refused(&mut platform, || {
                 client.watch(&path, token).map_err(store::failed)
             })?;
         }
+        // Under a token that has the hops reconciled, for there the order is taken.
         #[cfg(feature = "inject")]
         client
             .watch(&[&home(domid), "/", inject::NODE].concat(), SECOND_HOP_TOKEN)
@@ -214,27 +221,31 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         };
         stub.failed_at = stub.platform.crash_log().last().map(|(_, when)| when);
         let restarts = stub.platform.crash_log().restarts();
+        // The engine's own counters begin at 0 in every run.
         stub.first.engine().set_count(Counter::Restarts, restarts.into());
-        let followed = stub.follow();
-        stub.note_result(followed);
+        // At once, not at the first events of the watches: after a restart the guest waits for an answer.
+        let reconciled = stub.reconcile();
+        stub.handle_result(reconciled);
         if stub.first.is_idle() && !stub.second.is_up() {
             log::info!("no guest assigned yet: `bulkhead attach` gives domain {domid} its work");
         }
         Ok(stub)
     }
 
-    /// Ends the work and gives back what it stood on. A stub that was taken over (see `tests/guest`) goes on from here.
+    /// Ends the work, and returns what it was built on. For tests: a stub that was taken over goes on from here.
     pub fn into_parts(self) -> (P, Client<T>) {
         (self.platform, self.client)
     }
 
-    /// Does what there is to do: at most one request of the guest, then what xenstore tells.
+    /// Does what there is to do: at most one request of the guest, then what xenstore has changed.
     pub fn step(&mut self) -> Outcome {
         self.served = self.first.serve(&mut self.platform, &mut self.second);
         if let Some((_, port)) = self.second.channel() {
+            // Before the page is read: an event that comes later marks the port again.
             self.platform.take_pending(port);
         }
         self.first.relay_errors(&mut self.platform, &self.second);
+        // xenstore's mark too is taken before its ring is read.
         self.platform.take_pending(self.ports[0]);
         for _ in 0..ROUNDS {
             let drained = self.events();
@@ -242,25 +253,25 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             let until = self.until(now);
             if until.is_some_and(|until| until <= now) {
                 let changed = core::mem::take(&mut self.changed);
-                let (done, reason) = self.look(changed);
+                let (done, reason) = self.handle_changes(changed);
                 if let Some(reason) = reason {
                     return Outcome::Shutdown(reason);
                 }
-                self.note_result(done);
+                self.handle_result(done);
             } else if drained {
-                let log = self.settle_log();
+                let log = self.flush_log();
                 return Outcome::Wait {
                     until: until.into_iter().chain(log).min(),
                 };
             }
         }
-        // More may have come: back here at once, but with a look at the guest's request in between.
+        // There may be more: back here at once, but with the guest's next request in between.
         Outcome::Wait {
             until: Some(self.platform.now()),
         }
     }
 
-    /// When xenstore is to be looked at; `None` if there is nothing to look at.
+    /// When to reconcile; `None` if nothing has changed and nothing is due.
     fn until(&self, now: Duration) -> Option<Duration> {
         if self.blind {
             return None;
@@ -274,19 +285,25 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             shutdown,
         } = self.changed;
         if hops || frontend || shutdown {
-            return Some(self.paced.saturating_sub(FOLLOW_PAUSE * FOLLOW_BURST).max(now));
+            // A token bucket: `paced` runs ahead of the clock by the burst at most.
+            return Some(
+                self.paced
+                    .saturating_sub(RECONCILE_PAUSE * RECONCILE_BURST)
+                    .max(now),
+            );
         }
         self.first.due()
     }
 
-    /// Looks at what has changed, or at all of it if nothing has: something is due then.
-    fn look(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
+    /// Handles what has changed. Where nothing has changed something is due, and everything is reconciled.
+    fn handle_changes(&mut self, changed: Changed) -> (Result<(), Box<SetupError>>, Option<Reason>) {
         let now = self.platform.now();
-        self.paced = self.paced.max(now).saturating_add(FOLLOW_PAUSE);
+        self.paced = self.paced.max(now).saturating_add(RECONCILE_PAUSE);
         if changed.shutdown {
             match self.shutdown() {
                 Ok(None) => {}
                 Ok(reason) => return (Ok(()), reason),
+                // The change must not be forgotten: its event comes only once.
                 Err(error) => {
                     self.changed = changed;
                     return (Err(error), None);
@@ -294,20 +311,21 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             }
         }
         let due = self.retry.is_some() || self.first.due().is_some_and(|due| due <= now);
+        // Only the guest can cause this one without end: it is looked at before anything is reconciled.
         let only_frontend = changed.frontend && !changed.hops && !due;
-        let followed = match only_frontend {
+        let reconciled = match only_frontend {
             true => match self.first.is_changed(&mut self.client) {
                 Ok(false) => return (Ok(()), None),
                 Ok(true) => {
-                    self.paced = self.paced.saturating_add(FOLLOW_PAUSE * CHANGE_COST);
-                    self.follow()
+                    self.paced = self.paced.saturating_add(RECONCILE_PAUSE * CHANGE_COST);
+                    self.reconcile()
                 }
                 Err(error) => Err(error),
             },
-            false if changed.hops || changed.frontend || due => self.follow(),
+            false if changed.hops || changed.frontend || due => self.reconcile(),
             false => Ok(()),
         };
-        (followed, None)
+        (reconciled, None)
     }
 
     /// Steps and waits until the domain is to end.
@@ -327,7 +345,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
 
     /// Blocks until one of [`Self::ports`] has an event, or until the time named.
     pub fn wait(&mut self, until: Option<Duration>) {
+        // Only after a request: a stub that idles sleeps at once.
         if let (true, Some(guest)) = (self.served, self.first.port()) {
+            // `relax` lets the guest run: it may share this processor.
             let end = self.platform.now().saturating_add(SPIN_TIME);
             while !self.platform.is_pending(guest) && self.platform.now() < end {
                 self.platform.relax();
@@ -336,8 +356,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.platform.wait(&self.ports[..self.ports_up], until);
     }
 
-    /// Takes in the watch events that have come. How many they are says nothing: each stands for "look again". False if
-    /// there may be more.
+    /// Takes the watch events that have come, and marks what has changed; false if there may be more. How many events there
+    /// are means nothing: they may have been merged.
     fn events(&mut self) -> bool {
         for _ in 0..EVENTS_MAX {
             if self.blind {
@@ -347,7 +367,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 Ok(Some(WatchEvent { token, .. })) => match token.as_str() {
                     SHUTDOWN_TOKEN => {
                         self.changed.shutdown = true;
-                        // Not to wait for what xenstore has refused.
+                        // A shutdown does not wait for the next try of what xenstore has refused.
                         if let Some(retry) = &mut self.retry {
                             retry.next = Duration::ZERO;
                         }
@@ -357,17 +377,18 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                     _ => {}
                 },
                 Ok(None) => return true,
-                Err(error) => self.note_result(Err(store::failed(error))),
+                Err(error) => self.handle_result(Err(store::failed(error))),
             }
         }
         false
     }
 
-    /// Brings both hops in line with what stands in xenstore.
-    fn follow(&mut self) -> Result<(), Box<SetupError>> {
+    /// Brings both hops in line with xenstore.
+    fn reconcile(&mut self) -> Result<(), Box<SetupError>> {
         #[cfg(feature = "inject")]
         inject::take(&mut self.platform, &mut self.client);
         inject::point(&mut self.platform, Point::Reconcile);
+        // The second hop first: the devices of the first are exported by the list that it has.
         let result = self
             .second
             .reconcile(&mut self.platform, &mut self.client)
@@ -379,6 +400,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 })
             });
         let service = self.second.channel().map(|(_, port)| port);
+        // Either hop may have got another port, or lost it.
         self.ports_up = 1;
         for port in self.first.port().into_iter().chain(service) {
             self.ports[self.ports_up] = port;
@@ -390,19 +412,21 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             let gap = self.platform.now().saturating_sub(when).as_micros() as u64;
             log::info!("the guest is served again {gap} us after the failure");
         }
-        // The guest's flag, and an error that waits for a hop that has come up.
+        // For a hop that has come up: the guest's flag, and an error that waits.
         self.first.relay_errors(&mut self.platform, &self.second);
+        // A page of the second hop that is new holds nothing yet.
         let crash_log = self.platform.crash_log();
         let engine = self.first.engine();
-        self.second.leave(engine.shadows(), crash_log.poisoned());
+        self.second
+            .publish_handover(engine.shadows(), crash_log.poisoned());
         if let Some((op, strikes)) = crash_log.pending() {
-            self.second.begin(op, strikes);
+            self.second.begin_request(op, strikes);
         }
-        self.second.publish(engine.counters());
+        self.second.publish_counters(engine.counters());
         result
     }
 
-    /// What `control/shutdown` asks for. It is acknowledged by emptying the node, as every guest does.
+    /// Reads what `control/shutdown` asks for, and acknowledges it by emptying the node, as every guest does.
     fn shutdown(&mut self) -> Result<Option<Reason>, Box<SetupError>> {
         let asked = store::read(&mut self.client, SHUTDOWN)?.unwrap_or_default();
         let reason = match asked.as_str() {
@@ -417,6 +441,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 return Ok(None);
             }
         };
+        // Without the acknowledgement all the same: `xl` waits for the end of the domain.
         if let Err(error) = self.client.write(SHUTDOWN, "") {
             log::warn!("cannot acknowledge the shutdown: {error}");
         }
@@ -424,8 +449,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         Ok(Some(reason))
     }
 
-    /// Draws the conclusion from a look at xenstore.
-    fn note_result(&mut self, result: Result<(), Box<SetupError>>) {
+    /// Ends or begins the pause by the result of a reconciliation.
+    fn handle_result(&mut self, result: Result<(), Box<SetupError>>) {
         let Err(error) = result else {
             if self.retry.take().is_some() {
                 log::info!("xenstore serves again");
@@ -434,7 +459,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         };
         if matches!(*error, SetupError::StoreLost(_)) {
             log::error!("{error}");
-            // The next life takes the connection up afresh; but a guest that is served is better off as it is.
+            // A restart would begin a new connection to xenstored. But while a guest is served, that would cost it the
+            // second hop and the first, which need xenstored to come up again.
             assert!(
                 self.first.port().is_some(),
                 "no guest is served, and xenstore is lost"
@@ -444,16 +470,18 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             return;
         }
         let retry = Backoff::after(self.retry, self.platform.now());
+        // At the longest pause no more: that would be a line a second.
         if retry.pause < RETRY_PAUSE_MAX {
             log::error!("{error}; trying again in {} ms", retry.pause.as_millis() as u64);
         }
         self.retry = Some(retry);
     }
 
-    /// Tells of suppressed log lines that are due; returns when the next ones will be.
-    fn settle_log(&mut self) -> Option<Duration> {
+    /// Logs what was suppressed and is due; returns when the next is due.
+    fn flush_log(&mut self) -> Option<Duration> {
         let engine = self.first.engine();
+        // Without a read of the clock, where nothing was suppressed: this runs in every step.
         engine.log_due()?;
-        engine.settle_log(self.platform.now())
+        engine.flush_log(self.platform.now())
     }
 }

@@ -7,7 +7,7 @@ use drivers::error::{MessageKind, RequestError, SetupError};
 use drivers::platform::ConfigSpace;
 use drivers::policy::config::bar::Bars;
 use drivers::policy::config::{Access, Effect, VirtualConfig};
-use drivers::policy::hardware::Hardware;
+use drivers::policy::dom0::Dom0;
 use drivers::policy::resources::Resources;
 use xenbus::device::Quirks;
 
@@ -44,11 +44,10 @@ impl View {
     }
 
     fn write(&mut self, offset: u16, width: u8, value: u32) -> Result<Effect, RequestError> {
-        let dropped = &mut self.dropped;
+        let (dropped, mut dom0) = (&mut self.dropped, self.device.clone());
+        let access = access(offset, width);
         self.config
-            .write(&mut self.device, access(offset, width), value, |at| {
-                dropped.push(at)
-            })
+            .write(&self.device, &mut dom0, access, value, |at| dropped.push(at))
     }
 
     /// What the device has been sent since the last call.
@@ -481,7 +480,7 @@ mod messages {
         let mut view = View::new();
         let off = view.read(MSI + 2, 2);
         assert_eq!(view.write(MSI + 2, 2, off), Ok(Effect::Absorbed));
-        view.device.enable_msi().unwrap();
+        view.device.enable_msi("0000:00:05.0".parse().unwrap()).unwrap();
         assert_eq!(view.write(MSI + 2, 2, off | 1), Ok(Effect::Absorbed));
     }
 

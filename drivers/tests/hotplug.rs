@@ -421,7 +421,7 @@ fn a_device_that_is_taken_off_the_list_while_it_is_being_exported_is_not_publish
             1,
             B,
             Change::Exported {
-                place: at(SLOT[1]),
+                guest_bdf: at(SLOT[1]),
                 root: true,
             },
         ),

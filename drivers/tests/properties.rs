@@ -173,12 +173,12 @@ proptest! {
         writes in proptest::collection::vec((0u16..64, values()), 0..8),
         at in 0u16..1024,
     ) {
-        let mut device = Device::e1000e();
+        let device = Device::e1000e();
         let resources = Device::resources("0000:00:05.0");
         let mut config = drivers::policy::config::VirtualConfig::new(resources, &device).unwrap();
         for (dword, value) in writes {
             let access = Access::new(i32::from(dword) * 4, 4).unwrap();
-            let _ = config.write(&mut device, access, value, |_| {});
+            let _ = config.write(&device, &mut device.clone(), access, value, |_| {});
         }
         let before: Vec<u32> = (0..1024).map(|dword| device.read(dword * 4, 4)).collect();
         let dword = config.read(&device, Access::new(i32::from(at) * 4, 4).unwrap());

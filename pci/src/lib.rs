@@ -1,6 +1,6 @@
-//! PCI's own numbers, each of which has its one place here: addresses of functions, registers and their bits.
+//! Numbers of PCI: addresses of functions, registers and their bits.
 //!
-//! What may be done with a register is no number: the stub and dom0 judge that by rules of their own, which do not meet.
+//! Only numbers. What a guest may do with a register the stub and dom0 judge by rules of their own, which share no code.
 #![no_std]
 #![forbid(unsafe_code)]
 

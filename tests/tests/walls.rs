@@ -11,8 +11,8 @@ use drivers::error::{MessageKind, RequestError};
 use drivers::platform::ConfigSpace;
 use drivers::policy::config::Access;
 use drivers::policy::config::bar::Bars;
+use drivers::policy::dom0::Dom0;
 use drivers::policy::engine::Engine;
-use drivers::policy::hardware::Dom0;
 use drivers::policy::resources::Resources;
 use fastrand::Rng;
 use pci::bdf::Bdf;
@@ -140,7 +140,7 @@ impl Hypervisor for Xen {
         Ok(())
     }
 
-    fn restore_messages(&self, _: Bdf) -> io::Result<()> {
+    fn restore_msi(&self, _: Bdf) -> io::Result<()> {
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! From the first Rust code of a life to a machine that is set up.
+//! Set-up of the machine, from the first Rust code of a run on.
 
 use crate::grant::GrantTable;
 use crate::memory::{self, Window};
@@ -26,10 +26,10 @@ macro_rules! main {
     };
 }
 
-/// What the image gets to work with.
+/// The machine that is set up, for the image's main function.
 #[derive(Debug)]
 pub struct Machine {
-    /// Hypercalls, as the drivers want them.
+    /// The drivers' platform, by hypercalls.
     pub xen: Xen,
     /// The connection to xenstored.
     pub store: StoreRing,
@@ -54,7 +54,7 @@ impl fmt::Display for BootError {
     }
 }
 
-/// Names the step in which a refusal happened.
+/// Adds the step to a refusal.
 trait Step<T> {
     fn step(self, step: &'static str) -> Result<T, BootError>;
 }
@@ -65,34 +65,36 @@ impl<T> Step<T> for Result<T, Errno> {
     }
 }
 
-/// The first Rust code of a life: called once by `begin_life` in `entry`.
+/// The first Rust code of a run: called once by `begin_run` in `entry`.
 #[unsafe(no_mangle)]
 extern "C" fn bulkhead_enter(info: *const StartInfo) -> ! {
     // SAFETY: Xen passes start info in rsi, and `_start` keeps the pointer; it is an ordinary page of ours, mapped for
     // ever and not written by anybody.
     let info: &'static StartInfo = unsafe { &*info };
-    // SAFETY: called once in a life, with Xen's start info, before anything else.
+    // SAFETY: called once in a run, with Xen's start info, before anything else.
     match unsafe { set_up(info) } {
         Ok(machine) => bulkhead_main(machine),
         Err(error) => panic!("{error}"),
     }
 }
 
-/// Sets the machine up, in the first life and in every later one: what an earlier life left mapped, open or granted
+/// Sets the machine up, in the first run and in every later one: what an earlier run left mapped, open or granted
 /// is undone on the way, and in the first one there is nothing.
 ///
 /// # Safety
-/// Once in a life, with the start info that Xen has passed, before any other code of this crate.
+/// Once in a run, with the start info that Xen has passed, before any other code of this crate.
 unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: the domain builder's tables, the one of frames with nr_pages entries; the notes ask for the layout that
     // `memory` describes.
     unsafe { memory::init(info.mfn_list as *mut u64, info.nr_pages, info.pt_base as usize) };
     kept::open();
-    grant::unmap_left_behind();
-    // SAFETY: no window has been handed out in this life.
-    unsafe { memory::take_back_windows(kept::is_foreign) }.step("take windows back")?;
+    // The record says which windows show foreign pages: those must go by the grant operation, before the windows do.
+    grant::unmap_earlier();
+    // SAFETY: no window has been handed out in this run.
+    unsafe { memory::reset_windows(kept::is_foreign) }.step("take windows back")?;
     // SAFETY: the address of shared info is machine-page aligned and Xen's.
     unsafe { shared_info::map(info.shared_info >> 12) }.step("map the shared info page")?;
+    // No upcall before its handler is there.
     event::init();
     clock::init();
     // SAFETY: a PV guest that is not dom0 has the domU half of the union.
@@ -100,21 +102,23 @@ unsafe fn set_up(info: &'static StartInfo) -> Result<Machine, BootError> {
     // SAFETY: start info names this frame, and the builder has mapped it; nothing else uses it.
     let console_page = unsafe { RawPage::new(memory::address_of_frame(console.mfn)) };
     console::init(console_page, console.evtchn, command_line(info));
+    // After the console, which tells of exceptions, and before what may cause one.
     trap::init().step("register the exception handlers")?;
     // SAFETY: nothing is ever placed in page 0, nor in the page that is set aside below the stack.
     unsafe {
         memory::guard(0).step("unmap page 0")?;
         memory::guard(entry::stack_guard_page()).step("unmap the page below the stack")?;
     }
-    // SAFETY: once in a life; the table in `memory` sets these addresses aside.
+    // SAFETY: once in a run; the table in `memory` sets these addresses aside.
     unsafe { crate::lang::init_heap() };
+    // The console's and xenstore's ports are the toolstack's: nobody could make them again.
     event::close_all_but(&[console.evtchn, info.store_evtchn]);
     let grants = GrantTable::init().step("set up the grant table")?;
     // SAFETY: as for the console's page.
     let store_page = unsafe { RawPage::new(memory::address_of_frame(info.store_mfn)) };
     Ok(Machine {
         xen: Xen::new(grants),
-        store: StoreRing::take_over(store_page, info.store_evtchn),
+        store: StoreRing::resume(store_page, info.store_evtchn),
         xen_version: xen_version().step("tell its version")?,
         pages: info.nr_pages,
         command_line: command_line(info),

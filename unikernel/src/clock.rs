@@ -9,7 +9,7 @@ use core::time::Duration;
 /// System time at boot, in nanoseconds.
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
-/// Makes the beginning of the first life the origin of [`now`].
+/// Makes the start of the first run the origin of [`now`], also in later runs.
 pub fn init() {
     BOOT.store(kept::boot_time(system_time()), Ordering::Relaxed);
 }
@@ -25,8 +25,8 @@ pub fn to_system_time(since_boot: Duration) -> u64 {
     BOOT.load(Ordering::Relaxed).saturating_add(nanoseconds)
 }
 
-/// Ticks from `stamp` to `now`. Both wrap: on a young CPU Xen extrapolates a stamp from before the counter's start. A
-/// stamp from another CPU may lie a little ahead: that counts as no time at all.
+/// Ticks from `stamp` to `now`. Both wrap: soon after power-on Xen extrapolates a stamp from before the counter's start. A
+/// stamp from another CPU may lie a little ahead, which counts as 0.
 const fn elapsed(now: u64, stamp: u64) -> u64 {
     let ticks = now.wrapping_sub(stamp);
     if ticks > i64::MAX as u64 { 0 } else { ticks }

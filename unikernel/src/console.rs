@@ -12,7 +12,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 use xenbus::printable::Printable;
 
-/// Bytes of a line: what is longer is cut.
+/// Most bytes of a line. Longer ones are cut.
 const LINE: usize = 240;
 /// How long the end of the domain waits for the reader.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
@@ -25,8 +25,7 @@ struct Sink {
 
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
 
-/// Puts the console behind `log`. The level is the command line's `loglevel=`: error, warn, info (default), debug or
-/// trace.
+/// Makes the console the logger. The level is the command line's `loglevel=`: error, warn, info (default), debug or trace.
 pub fn init(page: RawPage, port: Port, command_line: &str) {
     *SINK.lock() = Some(Sink {
         console: Console::new(page),
@@ -48,7 +47,7 @@ pub fn init(page: RawPage, port: Port, command_line: &str) {
     }
 }
 
-/// Waits until the reader has taken everything, but not for long.
+/// Waits until the reader has taken everything, at most [`DRAIN_LIMIT`].
 pub fn drain() {
     let limit = clock::now() + DRAIN_LIMIT;
     while clock::now() < limit {
@@ -73,7 +72,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut line = Line {
+        let mut line = LineBuffer {
             bytes: [0; LINE],
             length: 0,
         };
@@ -86,7 +85,7 @@ impl Log for Logger {
             record.level(),
             record.args()
         );
-        // The lock is taken only when a fault interrupts this very function: then there is no way to tell.
+        // The lock is held only if a fault interrupted this very function. Waiting for it would never end.
         let Some(mut sink) = SINK.try_lock() else { return };
         if let Some(sink) = sink.as_mut()
             && sink.console.write_line(&line.bytes[..line.length])
@@ -99,13 +98,13 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// A line being put together.
-struct Line {
+/// A line that is being formatted, without the heap: the logger serves panics too.
+struct LineBuffer {
     bytes: [u8; LINE],
     length: usize,
 }
 
-impl Write for Line {
+impl Write for LineBuffer {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             let place = self.bytes.get_mut(self.length).ok_or(fmt::Error)?;

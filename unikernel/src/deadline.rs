@@ -1,14 +1,14 @@
-//! A limit for work: between two waits the stub may run for `limit::LIMIT`, not longer.
+//! A limit for work: between two waits the stub may run for `limit::LIMIT`.
 //!
-//! What counts is time in which Xen ran the stub, not time on the clock: a stub that a busy host leaves waiting, or that
-//! is paused, is not hung. While the stub works, the upcall of one event is open, that of its timer. It comes at the end
-//! of each `limit::SLICE`, adds up what the stub has run, and returns to what it interrupted, or, once the limit is
-//! reached, ends this life ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
+//! Only time counts in which Xen ran the stub, not time on the clock. A stub that waits for a busy host, or is paused, is
+//! not hung. While the stub works, one upcall is open, that of its timer. It comes at the end of each `limit::SLICE` and
+//! adds up what the stub has run. Below the limit it returns to what it interrupted; at the limit it ends this run
+//! ([`trap`](crate::trap)). While the stub waits, all upcalls are masked.
 //!
-//! Xen's watchdog stands behind it, for a hang with upcalls masked. It counts time on the clock, so it is long, each
-//! upcall of the timer sets it anew, and it is off while the stub idles, as the timer is.
+//! Behind it stands Xen's watchdog, for a hang with upcalls masked. It counts time on the clock, so it is long, and each
+//! upcall of the timer sets it again. Timer and watchdog are off while the stub idles.
 //!
-//! Both are set a little ahead and left alone while enough of their time is left: a request costs no hypercall for them.
+//! Both are set ahead and left alone while enough of their time is left, so that a request costs no hypercall for them.
 
 mod limit;
 
@@ -16,7 +16,7 @@ use crate::{clock, event, hypercall};
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use drivers::platform::{Errno, Port};
-use limit::{Limit, Machine, Verdict, set_watchdog};
+use limit::{Limit, Vcpu, Verdict, set_watchdog};
 use xen_sys::{__HYPERVISOR_callback_op, __HYPERVISOR_sched_op, __HYPERVISOR_vcpu_op};
 
 const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
@@ -59,10 +59,10 @@ const _: () =
 static PORT: AtomicU32 = AtomicU32::new(0);
 static LIMIT: Limit = Limit::new();
 
-/// Has the timer's upcall go to `entry`, and limits work from here on.
+/// Registers `entry` for the timer's upcall, and limits work from here on.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// `entry` must be the address of code that takes an upcall's frame from the stack, and either leaves what was
@@ -79,9 +79,9 @@ pub unsafe fn init(entry: u64) -> Result<(), Errno> {
     let port = event::bind_timer()?;
     PORT.store(port, Ordering::Relaxed);
     event::unmask(port);
-    // At once, not at the first wait: an earlier life may have left the watchdog on, and only what is known to be on is
+    // At once, not at the first wait: an earlier run may have left the watchdog on, and only what is known to be on is
     // turned off while the stub waits.
-    LIMIT.work(&Xen);
+    LIMIT.work(&XenVcpu);
     Ok(())
 }
 
@@ -89,23 +89,23 @@ fn is_limited() -> bool {
     PORT.load(Ordering::Relaxed) != 0
 }
 
-/// From here on the stub works.
+/// The stub works from here on.
 pub fn work() {
     if is_limited() {
-        LIMIT.work(&Xen);
+        LIMIT.work(&XenVcpu);
     }
 }
 
-/// This life ends: no upcall comes any more.
+/// This run ends: masks upcalls, and has the watchdog end the domain if the end hangs.
 pub fn ending() {
     if is_limited() {
-        LIMIT.end(&Xen);
+        LIMIT.end(&XenVcpu);
     }
 }
 
-/// True if the work that the timer's upcall interrupts has run for too long. If it has not, it may go on.
+/// Called by the timer's upcall: true if the work that it interrupts has run for too long.
 pub fn is_over() -> bool {
-    LIMIT.expire(&Xen) == Verdict::Hung
+    LIMIT.expire(&XenVcpu) == Verdict::Hung
 }
 
 /// Blocks until one of `ports` is pending, or the clock reaches `until`. Without `until`, for ever. May end early.
@@ -113,9 +113,9 @@ pub fn is_over() -> bool {
 /// At most 128 ports (Xen's limit); the stub has five.
 pub fn wait(ports: &[Port], until: Option<Duration>) {
     if is_limited() {
-        LIMIT.wait(&Xen, ports, until);
-    } else if !Xen.is_pending(ports) {
-        Xen.poll(ports, until);
+        LIMIT.wait(&XenVcpu, ports, until);
+    } else if !XenVcpu.is_pending(ports) {
+        XenVcpu.poll(ports, until);
     }
 }
 
@@ -128,16 +128,16 @@ fn operate<T>(operation: u32, argument: &mut T) -> Result<u64, Errno> {
 }
 
 /// Runs in the upcall too: no logging, for the interrupted code may be in the middle of that.
-struct Xen;
+struct XenVcpu;
 
-impl Machine for Xen {
+impl Vcpu for XenVcpu {
     fn now(&self) -> Duration {
         clock::now()
     }
 
     fn running(&self) -> Duration {
         let mut state = RunState::default();
-        // Where Xen did not tell (it always does), time on the clock would count.
+        // Xen never refuses this. If it did, time on the clock would count.
         match operate(VCPUOP_GET_RUNSTATE_INFO, &mut state) {
             Ok(_) => Duration::from_nanos(state.time[0]),
             Err(_) => clock::now(),

@@ -1,7 +1,7 @@
-//! Where Xen's first jump leads to, and where every life begins.
+//! The image's entry point, and the start of every run.
 //!
-//! The image says what it is by ELF notes (`xen/include/public/elfnote.h`): a 64-bit PV kernel, linked at
-//! `va = pfn * 4096`, entered at `_start` with rsi pointing to start info. Each life goes on in `boot`, at the symbol
+//! The image describes itself by ELF notes (`xen/include/public/elfnote.h`): a 64-bit PV kernel, linked at
+//! `va = pfn * 4096`, entered at `_start` with rsi pointing to start info. Each run goes on in `boot`, at the symbol
 //! `bulkhead_enter`.
 
 use core::arch::global_asm;
@@ -57,8 +57,8 @@ global_asm!(
     ".globl _start",
     "_start:",
     "mov [rip + start_info], rsi",
-    // Every life begins here: variables have their first values, the stack is empty.
-    "begin_life:",
+    // Every run begins here: variables have their first values, the stack is empty.
+    "begin_run:",
     "cld",
     "xor eax, eax",
     "lea rdi, [rip + bss_start]",
@@ -82,19 +82,19 @@ global_asm!(
 unsafe extern "C" {
     /// The page below the stack.
     static stack_guard: u8;
-    /// Where every life begins. Not to be called: it takes the stack away.
-    fn begin_life() -> !;
+    /// Where every run begins. Not to be called: it takes the stack away.
+    fn begin_run() -> !;
 }
 
-/// Begins a new life. Whatever runs now is cut off for good.
-pub fn live_again() -> ! {
-    // SAFETY: `begin_life` does to memory what Xen's loader did before the first life: it writes all variables, and
-    // the stack is taken as empty, but for what `kept` keeps on purpose. Nothing of this life runs afterwards or
+/// Starts a new run. Nothing of this one goes on.
+pub fn restart_in_place() -> ! {
+    // SAFETY: `begin_run` does to memory what Xen's loader did before the first run: it writes all variables, and
+    // the stack is taken as empty, but for what `kept` keeps on purpose. Nothing of this run runs afterwards or
     // is looked at: its stack is overwritten, its heap is made anew, and there is no other thread. What Xen, dom0 or
     // the guest may still write is none of that memory: pages shared with them are in areas of their own
     // (`memory`), from which nothing is reused before the peer has let go of it. What is mapped and what ports are
     // open `set_up` finds out and undoes before anything new is mapped.
-    unsafe { begin_life() }
+    unsafe { begin_run() }
 }
 
 /// The address of the page below the stack.

@@ -1,5 +1,5 @@
-//! Event channels (`xen/include/public/event_channel.h`), two-level, polled: the only upcall that is ever delivered is
-//! that of [`deadline`](crate::deadline), which also has what waits.
+//! Event channels (`xen/include/public/event_channel.h`), two-level and polled. The only upcall that is ever delivered is
+//! that of [`deadline`](crate::deadline), which also has the wait that all others use.
 
 use crate::{clock, hypercall, shared_info};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -8,13 +8,13 @@ use drivers::log;
 use drivers::platform::{DomId, Errno, Port};
 use xen_sys::{__HYPERVISOR_event_channel_op, __HYPERVISOR_sched_op};
 
-/// Ourselves, where a call asks for a domain (`DOMID_SELF`).
+/// The calling domain (`DOMID_SELF`).
 pub const DOMID_SELF: DomId = 0x7ff0;
 
 /// Ports of the two-level ABI: 64 words of 64 bits.
 const PORT_LIMIT: Port = 64 * 64;
 
-/// Makes sure that no upcall comes.
+/// Masks all upcalls, and all ports.
 pub fn init() {
     let Some(page) = shared_info::page() else { return };
     open_upcalls(false);
@@ -25,7 +25,7 @@ pub fn init() {
     }
 }
 
-/// Has the upcall come when there is an event on `port`, once upcalls are open.
+/// Lets an event on `port` bring an upcall, while upcalls are open.
 pub fn unmask(port: Port) {
     if let Some(page) = shared_info::page().filter(|_| port < PORT_LIMIT) {
         // SAFETY: in the page, which stays mapped for ever (the port is below the limit); Xen reads it at any moment,
@@ -35,9 +35,9 @@ pub fn unmask(port: Port) {
     }
 }
 
-/// Takes note of an event on `port`, the only one that is unmasked: another one brings another upcall.
+/// Acknowledges an event on `port`, the only one that is unmasked: the next one brings another upcall.
 ///
-/// An event that comes in the middle of this brings an upcall that finds nothing pending; no event brings none.
+/// An event that comes in the middle of this may bring an upcall that finds nothing pending. No event is lost.
 pub fn acknowledge(port: Port) {
     let Some(page) = shared_info::page() else { return };
     // SAFETY: as above.
@@ -49,7 +49,7 @@ pub fn acknowledge(port: Port) {
     take_pending(port);
 }
 
-/// Lets upcalls come, or not.
+/// Opens or masks all upcalls.
 pub fn open_upcalls(open: bool) {
     let Some(page) = shared_info::page() else { return };
     // SAFETY: as above.
@@ -59,7 +59,7 @@ pub fn open_upcalls(open: bool) {
         AtomicU8::from_ptr(&raw mut (*info).evtchn_upcall_pending).load(Ordering::SeqCst)
     };
     if open && pending != 0 {
-        // Xen delivers an event that came before only on the way back from the next hypercall.
+        // Xen delivers an event that came while upcalls were masked only on the way back from the next hypercall.
         yield_processor();
     }
 }
@@ -98,7 +98,7 @@ pub fn is_pending(port: Port) -> bool {
     pending_mark(port).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
 }
 
-/// Lets Xen run somebody else on this processor for a moment.
+/// Lets Xen run another vCPU on this processor for a moment.
 pub fn yield_processor() {
     const NONE: u64 = 0;
     let operation = u64::from(xen_sys::SCHEDOP_yield);
@@ -172,8 +172,8 @@ struct Status {
     port: Port,
     status: u32,
     vcpu: u32,
-    /// Of each kind of port other particulars.
-    particulars: [u32; 2],
+    /// What follows depends on the kind of port.
+    details: [u32; 2],
 }
 
 const _: () = assert!(size_of::<Status>() == 24);
@@ -186,7 +186,7 @@ impl Status {
             port,
             status: 0,
             vcpu: 0,
-            particulars: [0; 2],
+            details: [0; 2],
         };
         // SAFETY: the structure of EVTCHNOP_status, which touches no other memory of ours.
         unsafe { operate(xen_sys::EVTCHNOP_status, &mut argument) }.ok()?;
@@ -194,9 +194,9 @@ impl Status {
     }
 }
 
-/// Closes what an earlier life has left open: all ports but those that the toolstack has made.
+/// Closes the ports that an earlier run has left open: all but `kept`, which the toolstack has made.
 pub fn close_all_but(kept: &[Port]) {
-    // Xen knows no port beyond the first one that it does not know.
+    // Xen's table of ports has no gaps: behind the first unknown one there is none.
     for status in (1..PORT_LIMIT).map_while(Status::of) {
         if status.status != xen_sys::EVTCHNSTAT_closed && !kept.contains(&status.port) {
             close(status.port);
@@ -204,10 +204,10 @@ pub fn close_all_but(kept: &[Port]) {
     }
 }
 
-/// The domain and the port that a port of ours is connected to, if it is.
+/// The domain and the port at the other end of a port, if it is connected.
 pub fn other_end(port: Port) -> Option<(DomId, Port)> {
     let status = Status::of(port)?;
-    let [domain, remote] = status.particulars;
+    let [domain, remote] = status.details;
     (status.status == xen_sys::EVTCHNSTAT_interdomain).then_some((domain as DomId, remote))
 }
 

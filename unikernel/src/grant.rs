@@ -1,4 +1,5 @@
-//! The grant table, version 1, both ways (`xen/include/public/grant_table.h`).
+//! The grant table, version 1: mapping pages of other domains, and granting own ones
+//! (`xen/include/public/grant_table.h`).
 
 #[cfg(feature = "misuse")]
 mod misuse;
@@ -64,7 +65,7 @@ const _: () = assert!(
     size_of::<SetupTable>() == 24 && size_of::<MapGrantRef>() == 32 && size_of::<UnmapGrantRef>() == 24
 );
 
-/// Refuses a grant operation by its own status (`GNTST_*`), which Xen gives beside the hypercall's result.
+/// Turns the status of a grant operation (`GNTST_*`), which Xen gives beside the hypercall's result, into a result.
 fn granted(operation: &str, status: i16) -> Result<(), Errno> {
     if status == 0 {
         return Ok(());
@@ -87,9 +88,9 @@ impl ForeignPage {
     /// # Errors
     /// `EINVAL` if there is no such grant for us, `ENOMEM` without a free window.
     pub fn map(owner: DomId, reference: GrantRef) -> Result<Self, Errno> {
-        let window = Window::take()?;
+        let window = Window::allocate()?;
         let va = window.address();
-        // Noted before it is there, so that a life that ends in between leaves word of the window.
+        // Recorded before the mapping is there: a run that ends in between leaves behind which window it may be in.
         kept::expect_foreign(va)?;
         let mut argument = MapGrantRef {
             host_address: va as u64,
@@ -114,7 +115,7 @@ impl ForeignPage {
             !hypercall::LOSE_HANDLE.swap(false, Ordering::Relaxed),
             "as ordered"
         );
-        kept::note_foreign(va, argument.handle);
+        kept::record_handle(va, argument.handle);
         // SAFETY: just mapped there, readable and writable, until `drop`.
         let page = unsafe { RawPage::new(va) };
         Ok(Self {
@@ -142,7 +143,7 @@ impl Drop for ForeignPage {
     }
 }
 
-/// Ends the mapping of a foreign page at `va`, of which nobody may have a view any more.
+/// Ends the mapping of a foreign page at `va`. Nobody may have a view of it any more.
 fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
     let mut argument = UnmapGrantRef {
         host_address: va as u64,
@@ -152,7 +153,7 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
     };
     // SAFETY: the structure of GNTTABOP_unmap_grant_ref. Xen refuses a handle and an address that do not belong
     // together; where it agrees, the entry of a window goes, whose only view is its `ForeignPage`'s: that is in its
-    // `drop`, or belonged to a life that has ended.
+    // `drop`, or belonged to a run that has ended.
     unsafe {
         hypercall::operate_on_one(
             __HYPERVISOR_grant_table_op,
@@ -165,33 +166,33 @@ fn unmap(va: usize, handle: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Handles that Xen may have given: those of one page of its table, in which a domain that maps a few pages at a time
-/// goes round.
+/// Handles that Xen may have given: those of one page of its table. A domain that maps a few pages at a time gets no
+/// others.
 const HANDLES: u32 = 256;
 
-/// Unmaps the foreign pages that an earlier life had. One that would not go keeps its window.
-pub fn unmap_left_behind() {
+/// Unmaps the foreign pages of an earlier run. Where Xen refuses, the window stays in use.
+pub fn unmap_earlier() {
     for (va, handle) in kept::foreign() {
-        // Told of by `kept::is_foreign` if it fails.
+        // A failure shows in `kept::is_foreign`: the entry stays.
         match handle {
             Some(handle) => _ = unmap(va, handle),
-            // Cut off before the mapping was made.
+            // The earlier run ended before the mapping was made.
             None if memory::shows_own_memory(va) => kept::forget_foreign(va),
-            // Cut off between the mapping and the note of its handle. Xen refuses all but the one that belongs to the
-            // address.
+            // It ended between the mapping and the record of its handle. Xen refuses all handles but the one that belongs to
+            // the address.
             None => _ = (0..HANDLES).find(|&handle| unmap(va, handle).is_ok()),
         }
     }
 }
 
-/// Our grant table.
+/// The stub's grant table.
 ///
-/// Each page of [`memory::SHARED`] has one reference, so that the table itself tells which of them a peer still has
-/// mapped, also one that an earlier life has shared.
+/// Each page of [`memory::SHARED`] has a fixed reference. So the table itself tells which pages a peer still has mapped,
+/// also those that an earlier run has shared.
 #[derive(Debug)]
 pub struct GrantTable {
     window: Window,
-    /// The pages that are shared by this life.
+    /// The pages that this run has shared.
     lent: [bool; SHARED_COUNT],
 }
 
@@ -199,7 +200,7 @@ impl GrantTable {
     /// Asks Xen for the table and maps its first frame.
     ///
     /// # Errors
-    /// What Xen says.
+    /// The errno with which Xen refuses.
     pub fn init() -> Result<Self, Errno> {
         let mut frame = 0;
         let mut argument = SetupTable {
@@ -220,7 +221,7 @@ impl GrantTable {
             lent: [false; SHARED_COUNT],
         };
         for index in 0..SHARED_COUNT {
-            // Where the peer still has the page, its turn comes when the page is to be shared again.
+            // Where the peer still has the page mapped, this is tried again when the page is to be shared.
             table.revoke(reference_of(index));
         }
         Ok(table)
@@ -256,14 +257,14 @@ impl GrantTable {
     /// Takes a zeroed page and grants it to `peer`.
     ///
     /// # Errors
-    /// `ENOSPC` if all are shared, or still mapped by those that they were shared with.
+    /// `ENOSPC` if all pages are shared, or still mapped by those that they were shared with.
     pub fn share(&mut self, peer: DomId) -> Result<(OwnPage, GrantRef), Errno> {
         let free = (0..SHARED_COUNT).find(|&index| !self.lent[index] && self.revoke(reference_of(index)));
         let index = free.ok_or(Errno(ENOSPC))?;
         let va = memory::SHARED.start + index * PAGE_SIZE;
         let frame = u32::try_from(memory::shared_frame(va)).map_err(|_| Errno(EINVAL))?;
         // SAFETY: page-aligned, mapped for ever, used by nothing but these views, of which there is one at a time:
-        // it was not lent by this life, those of earlier ones are gone, and no peer has it mapped.
+        // it was not lent by this run, those of earlier ones are gone, and no peer has it mapped.
         let page = unsafe { RawPage::new(va) };
         (0..PAGE_SIZE).step_by(4).for_each(|word| page.store(word, 0));
         self.lent[index] = true;
@@ -271,12 +272,12 @@ impl GrantTable {
         let (flags, domain, target) = self.entry(reference);
         domain.store(peer, Ordering::Relaxed);
         target.store(frame, Ordering::Relaxed);
-        // Last, and released: from here on the peer may map what the entry says.
+        // Last, with release: from here on the peer may map what the entry says.
         flags.store(GTF_PERMIT_ACCESS, Ordering::Release);
         Ok((OwnPage { index, page }, reference))
     }
 
-    /// Ends the grant; a page that the peer still has mapped is not shared again before it has let go.
+    /// Ends the grant. A page that the peer still has mapped is not shared again until the peer has unmapped it.
     pub fn unshare(&mut self, page: OwnPage) {
         self.lent[page.index] = false;
         let reference = reference_of(page.index);
@@ -288,7 +289,7 @@ impl GrantTable {
     }
 }
 
-/// A page of ours that is shared with another domain.
+/// A page of this domain that is shared with another one.
 #[derive(Debug)]
 pub struct OwnPage {
     /// In [`memory::SHARED`].

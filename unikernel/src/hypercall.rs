@@ -1,4 +1,4 @@
-//! Calls into Xen, through the page that Xen fills with its entry sequences.
+//! Hypercalls, through the page that Xen fills with its entry sequences.
 //!
 //! ABI: `xen/include/public/arch-x86/xen-x86_64.h`: number selects a 32-byte slot, arguments in rdi, rsi, rdx,
 //! r10, result in rax, rcx and r11 lost. xen-sys supplies numbers and structures; its call functions are not used,
@@ -20,11 +20,11 @@ global_asm!(
     ".previous",
 );
 
-/// Set: the next call that maps memory fails with `EPERM` before it reaches Xen. For tests.
+/// If set, the next call that maps memory fails with `EPERM` before it reaches Xen. For tests.
 #[cfg(feature = "inject")]
 pub static REFUSE_MAPPING: AtomicBool = AtomicBool::new(false);
 
-/// Set: this life ends between the next mapping of a foreign page and the note of its handle. For tests.
+/// If set, this run ends between the next mapping of a foreign page and the record of its handle. For tests.
 #[cfg(feature = "inject")]
 pub static LOSE_HANDLE: AtomicBool = AtomicBool::new(false);
 

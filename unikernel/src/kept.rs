@@ -1,8 +1,8 @@
-//! What one life of the stub leaves to the next in the same domain: see `entry::live_again`.
+//! Kept memory: what one run of the stub leaves to the next in the same domain (`entry::restart_in_place`).
 //!
-//! All of it lies in `.keep`, which a new life does not clear, and each part is checked before it is believed: the
-//! [`Record`] by a seal over all its bytes, a word about a function by a number of its own, and the two numbers of the xenstore
-//! connection by what xenstored sends next. In a first life all of it is zero.
+//! It lies in the section `.keep`, which a new run does not clear. Each part is checked before it is used: the [`Record`]
+//! by a checksum over all its bytes, a word about a function by a check value of its own, and the two numbers of the
+//! xenstore connection by what xenstored sends next. In a first run all of it is zero.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
@@ -11,11 +11,11 @@ use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
 use pci::bdf::Bdf;
 
-/// Version of [`Record`]; a life only ever meets its own image's.
+/// Version of [`Record`], not 0. A run only meets the records of its own image.
 const VERSION: u64 = 1;
-/// Foreign pages that can be mapped at once: the guest's, and some that would not unmap.
+/// Foreign pages that can be mapped at once: the guest's, and some that Xen refused to unmap.
 const FOREIGN_MAX: usize = 4;
-/// A mapping that may or may not have come about.
+/// The handle is not known: the mapping may or may not be there.
 const NO_HANDLE: u32 = u32::MAX;
 
 /// A window that shows another domain's page.
@@ -28,19 +28,19 @@ struct Foreign {
     handle: u32,
 }
 
-/// Integers without padding only.
+/// The record. It consists of integers without padding, so that its checksum covers all bytes.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Record {
     version: u64,
-    /// Xen's system time at the beginning of the first life, in nanoseconds.
+    /// Xen's system time at the start of the first run, in nanoseconds.
     boot: u64,
     foreign: [Foreign; FOREIGN_MAX],
     crash_log: CrashLog,
 }
 
 const WORDS: usize = size_of::<Record>() / 8;
-// No padding between the fields; none inside of the crash log by its own word.
+// No padding between the fields; inside of the crash log there is none either, as it checks itself.
 const _: () = assert!(
     size_of::<Record>() == WORDS * 8 && size_of::<Record>() == 16 + FOREIGN_MAX * 8 + size_of::<CrashLog>()
 );
@@ -53,7 +53,7 @@ impl Record {
         crash_log: CrashLog::NEW,
     };
 
-    /// A number that no other record has, for all that an accident can do.
+    /// Checksum. Detects accidental corruption; no protection against tampering.
     #[inline(never)]
     fn seal(&self) -> u64 {
         // SAFETY: the record is WORDS words long and aligned as its first field, a word; it has no padding (checked
@@ -66,7 +66,7 @@ impl Record {
     }
 }
 
-/// A record and its seal.
+/// A record and its checksum.
 #[derive(Clone, Copy)]
 struct Sealed {
     record: Record,
@@ -74,7 +74,7 @@ struct Sealed {
 }
 
 impl Sealed {
-    /// As the memory of a first life is.
+    /// All zero, as the memory of a first run.
     const NONE: Self = Self {
         record: Record {
             version: 0,
@@ -88,11 +88,11 @@ impl Sealed {
     }
 }
 
-/// The record, twice: a change is made in the copy that does not count, which then counts by one store. So a life that is
-/// cut off in the middle of a change leaves the record as it was before.
+/// Two copies of the record. A change is made in the copy that does not count, and one store makes it count. So a run that
+/// ends in the middle of a change leaves the record as it was before.
 struct Copies {
     copies: [Sealed; 2],
-    /// Which copy counts. Of any value the lowest bit tells.
+    /// Which copy counts, by the lowest bit: any value is valid.
     current: usize,
 }
 
@@ -106,7 +106,7 @@ impl Copies {
         &self.copies[self.current & 1]
     }
 
-    /// Makes the record of a first life, if this is one.
+    /// Makes the record if this is a first run.
     fn open(&mut self) {
         let kept = &mut self.copies[self.current & 1];
         if kept.record.version == 0 && kept.seal == 0 {
@@ -115,14 +115,14 @@ impl Copies {
         }
     }
 
-    /// Changes the record, if it is as it was left.
+    /// Changes the record, if its checksum is right.
     fn change<R>(&mut self, change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
         let result = change(self.begin()?);
         self.commit();
         Ok(result)
     }
 
-    /// Copies the record, if it is as it was left, to where it may be changed.
+    /// Makes a copy of the record that may be changed, if its checksum is right.
     #[inline(never)]
     fn begin(&mut self) -> Result<&mut Record, Damaged> {
         let current = *self.current();
@@ -134,13 +134,14 @@ impl Copies {
         Ok(&mut draft.record)
     }
 
-    /// Has the changed copy count.
+    /// Makes the changed copy count.
     #[inline(never)]
     fn commit(&mut self) {
         let other = !self.current & 1;
         let draft = &mut self.copies[other];
         draft.seal = draft.record.seal();
-        // Not before the copy is whole.
+        // The compiler must not store this before the copy is whole. The next run is on the same vCPU: no other fence is
+        // needed.
         compiler_fence(Ordering::Release);
         self.current = other;
         compiler_fence(Ordering::Release);
@@ -156,8 +157,7 @@ unsafe impl Sync for Kept {}
 #[unsafe(link_section = ".keep")]
 static KEPT: Kept = Kept(UnsafeCell::new(Copies::NONE));
 
-/// A word about each function of the guest's bus: address, word, and a number that only those two have. Zero memory
-/// is a free entry.
+/// A word about each function of the guest's bus: address, word, and a check value of both. Zero memory is a free entry.
 #[unsafe(link_section = ".keep")]
 static SHADOWS: [[AtomicU32; 3]; 256] = [const { [const { AtomicU32::new(0) }; 3] }; 256];
 
@@ -169,18 +169,18 @@ pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
 #[unsafe(link_section = ".keep")]
 pub static LAST_REQUEST: AtomicU32 = AtomicU32::new(0);
 
-/// The request of the guest that is served at present. Of this life alone: a failure puts it into the record.
+/// The request of the guest that is served at present. Not kept: a failure puts it into the record.
 static UNDER_WAY: [AtomicU32; size_of::<Op>() / 4] = [const { AtomicU32::new(0) }; size_of::<Op>() / 4];
 static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 
-/// The record is not as it was left: memory of ours was overwritten.
+/// The record's checksum is wrong: the stub's memory was overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
 
-fn with<R>(look: impl FnOnce(&mut Copies) -> R) -> R {
-    // SAFETY: the only reference to the cell while `look` runs: nothing that is passed to `with` in this module calls
+fn with<R>(access: impl FnOnce(&mut Copies) -> R) -> R {
+    // SAFETY: the only reference to the cell while `access` runs: nothing that is passed to `with` in this module calls
     // it again, and there is no other thread.
-    look(unsafe { &mut *KEPT.0.get() })
+    access(unsafe { &mut *KEPT.0.get() })
 }
 
 /// See [`Copies::change`].
@@ -188,17 +188,17 @@ fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
     with(|kept| kept.change(change))
 }
 
-/// As [`change`], in the middle of other work: a damaged record ends this life, and with it the domain.
+/// As [`change`], for the middle of other work: a damaged record ends this run, and with it the domain.
 fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
-    change(what).unwrap_or_else(|Damaged| panic!("the record of earlier lives is damaged"))
+    change(what).unwrap_or_else(|Damaged| panic!("the record of earlier runs is damaged"))
 }
 
-/// Makes the record of a first life, if this is one.
+/// Makes the record if this is a first run.
 pub fn open() {
     with(Copies::open);
 }
 
-/// The beginning of the first life; `now` if this is it. Both are Xen's system time in nanoseconds.
+/// The start of the first run, which is `now` if this is it. Both are Xen's system time in nanoseconds.
 pub fn boot_time(now: u64) -> u64 {
     change_or_fail(|record| {
         if record.boot == 0 {
@@ -208,20 +208,20 @@ pub fn boot_time(now: u64) -> u64 {
     })
 }
 
-/// A copy of the crash_log.
+/// A copy of the crash log.
 pub fn crash_log() -> CrashLog {
     with(|kept| kept.current().record.crash_log)
 }
 
-/// Changes the crash_log.
-pub fn note(what: impl FnOnce(&mut CrashLog)) {
+/// Changes the crash log.
+pub fn update_crash_log(what: impl FnOnce(&mut CrashLog)) {
     change_or_fail(|record| what(&mut record.crash_log));
 }
 
-/// Notes that this life ends `now`, and says what comes after it.
+/// Records that this run ends `now`; returns what follows.
 ///
 /// # Errors
-/// [`Damaged`]: then nothing is known of what this life had, and no other one can begin.
+/// [`Damaged`]: which foreign pages are mapped is not known, so no other run can start.
 pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     let mut op = [0; size_of::<Op>()];
     for (bytes, word) in op.chunks_exact_mut(4).zip(&UNDER_WAY) {
@@ -231,8 +231,9 @@ pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
     change(|record| record.crash_log.fail(cause, now, op))
 }
 
-/// Has a failure from here on be put down to this request.
+/// A failure from here on counts against this request.
 pub fn set_under_way(op: Option<&Op>) {
+    // Off while the bytes change: a failure in between must not count against a mixture of two requests.
     IS_UNDER_WAY.store(false, Ordering::Relaxed);
     if let Some(op) = op {
         for (word, bytes) in UNDER_WAY.iter().zip(op.as_chunks().0) {
@@ -242,41 +243,45 @@ pub fn set_under_way(op: Option<&Op>) {
     }
 }
 
-/// What an entry of [`SHADOWS`] must hold.
-fn shadow(place: Bdf, word: u32) -> [u32; 3] {
-    let place = u32::from(place.segment()) << 16 | u32::from(place.bus()) << 8 | u32::from(place.devfn());
-    [place, word, !(place ^ word.rotate_left(8))]
+/// An entry of [`SHADOWS`], with its check value.
+fn shadow(guest_bdf: Bdf, word: u32) -> [u32; 3] {
+    let guest_bdf =
+        u32::from(guest_bdf.segment()) << 16 | u32::from(guest_bdf.bus()) << 8 | u32::from(guest_bdf.devfn());
+    [guest_bdf, word, !(guest_bdf ^ word.rotate_left(8))]
 }
 
-/// The entry about the function at `place`, and its word.
-fn find_shadow(place: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
+/// The entry of the function at `guest_bdf`, and its word.
+fn find_shadow(guest_bdf: Bdf) -> Option<(&'static [AtomicU32; 3], u32)> {
     SHADOWS.iter().find_map(|entry| {
         let held = [0, 1, 2].map(|index| entry[index].load(Ordering::Relaxed));
-        (held == shadow(place, held[1])).then_some((entry, held[1]))
+        (held == shadow(guest_bdf, held[1])).then_some((entry, held[1]))
     })
 }
 
-/// The word that is kept about the function at `place`.
+/// The word that is kept about the function at `guest_bdf`.
 #[inline(never)]
-pub fn recall(place: Bdf) -> Option<u32> {
-    find_shadow(place).map(|(_, word)| word)
+pub fn recall(guest_bdf: Bdf) -> Option<u32> {
+    find_shadow(guest_bdf).map(|(_, word)| word)
 }
 
-/// Keeps a word about the function at `place`, or none. As many are kept as a guest can have functions.
+/// Keeps a word about the function at `guest_bdf`, or forgets it. There is room for as many functions as a guest can have;
+/// a word too many is not kept.
 #[inline(never)]
-pub fn remember(place: Bdf, word: Option<u32>) {
-    let known = find_shadow(place).map(|(entry, _)| entry);
+pub fn remember(guest_bdf: Bdf, word: Option<u32>) {
+    let known = find_shadow(guest_bdf).map(|(entry, _)| entry);
     let free = || SHADOWS.iter().find(|entry| entry[2].load(Ordering::Relaxed) == 0);
     let Some(entry) = known.or_else(|| free().filter(|_| word.is_some())) else {
         return;
     };
-    let held = word.map_or([0; 3], |word| shadow(place, word));
+    let held = word.map_or([0; 3], |word| shadow(guest_bdf, word));
+    // A run that ends between two of these stores leaves an entry that does not pass its check: the word is lost, and the
+    // device's own value counts.
     for (part, value) in entry.iter().zip(held) {
         part.store(value, Ordering::Relaxed);
     }
 }
 
-/// Notes that a foreign page is about to be mapped at `va`.
+/// Records that a foreign page is about to be mapped at `va`.
 ///
 /// # Errors
 /// `ENOMEM` if there are too many.
@@ -284,13 +289,13 @@ pub fn expect_foreign(va: usize) -> Result<(), Errno> {
     set_foreign(0, va as u32, NO_HANDLE).ok_or(Errno(hermit_abi::errno::ENOMEM))
 }
 
-/// Notes the handle of the page that is mapped at `va`.
-pub fn note_foreign(va: usize, handle: u32) {
+/// Records the handle of the page that is mapped at `va`.
+pub fn record_handle(va: usize, handle: u32) {
     // There is an entry: `expect_foreign` has made it.
     let _ = set_foreign(va as u32, va as u32, handle);
 }
 
-/// Notes that no foreign page is mapped at `va` any more.
+/// Records that no foreign page is mapped at `va` any more.
 pub fn forget_foreign(va: usize) {
     // As above.
     let _ = set_foreign(va as u32, 0, 0);
@@ -306,7 +311,7 @@ fn set_foreign(from: u32, va: u32, handle: u32) -> Option<()> {
     })
 }
 
-/// The foreign pages that are mapped: address and handle. Without a handle: one that may or may not be mapped.
+/// The foreign pages that are mapped: address and handle. One without a handle may or may not be mapped.
 pub fn foreign() -> impl Iterator<Item = (usize, Option<u32>)> {
     let mapped = with(|kept| kept.current().record.foreign);
     let mapped = mapped.into_iter().filter(|entry| entry.va != 0);
@@ -389,15 +394,15 @@ mod tests {
 
     #[test]
     fn a_word_is_kept_for_each_function_and_zero_or_damaged_memory_is_none() {
-        let places: Vec<Bdf> = (0..=255).map(|devfn| Bdf::from_devfn(0, 3, devfn)).collect();
-        for &place in &places {
-            assert_eq!(recall(place), None);
+        let guest_bdfs: Vec<Bdf> = (0..=255).map(|devfn| Bdf::from_devfn(0, 3, devfn)).collect();
+        for &guest_bdf in &guest_bdfs {
+            assert_eq!(recall(guest_bdf), None);
             for word in [0, 1, u32::MAX, 0x0001_0547] {
-                remember(place, Some(word));
-                assert_eq!(recall(place), Some(word));
+                remember(guest_bdf, Some(word));
+                assert_eq!(recall(guest_bdf), Some(word));
             }
         }
-        let (first, last) = (places[0], places[255]);
+        let (first, last) = (guest_bdfs[0], guest_bdfs[255]);
         assert_eq!(recall(first), Some(0x0001_0547));
         remember(last, None);
         assert_eq!(recall(last), None);
@@ -419,7 +424,7 @@ mod tests {
             expect_foreign(page * 0x1000).unwrap();
         }
         assert!(expect_foreign(0x9000).is_err());
-        note_foreign(0x2000, 5);
+        record_handle(0x2000, 5);
         assert!(is_foreign(0x2000) && is_foreign(0x1000));
         assert_eq!(foreign().nth(1), Some((0x2000, Some(5))));
         assert_eq!(foreign().next(), Some((0x1000, None)));

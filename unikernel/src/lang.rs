@@ -1,4 +1,4 @@
-//! What the language asks of an image without an operating system: heap, panic handler, memory primitives.
+//! What Rust needs in an image without an operating system: heap, panic handler, memory functions.
 
 use crate::memory;
 use crate::restart;
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for LockedHeap {
 /// Gives the allocator its memory.
 ///
 /// # Safety
-/// Once in a life, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
+/// Once in a run, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
 pub unsafe fn init_heap() {
     // SAFETY: the caller vouches for the memory, which `memory` sets aside for this.
     unsafe {
@@ -53,7 +53,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     restart::end(Cause::Panic, &|| log::error!("{info}"))
 }
 
-/// Where the landing pads of the prebuilt `alloc` end. Nothing in the image unwinds, so that nothing ever gets here.
+/// The landing pads of the prebuilt `alloc` name it. Nothing in the image unwinds, so that it is never called.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
     stop(Reason::Crash)

@@ -1,14 +1,15 @@
-//! What a single-purpose Xen PV guest stands on.
+//! The machine of the stub: a single-purpose Xen PV guest.
 //!
-//! One vCPU, one loop around `SCHEDOP_poll`: nothing in here is ever interrupted, apart from exceptions, which never
-//! return, and the timer that limits work ([`deadline`]), whose upcall returns unless the time for work is over. After
-//! one that does not, or a panic, the stub begins anew in place: a new *life*. `docs/soundness.md` says what every `unsafe` block in this crate relies on.
+//! One vCPU, one loop around `SCHEDOP_poll`. Only two things interrupt it: exceptions, which never return, and the timer
+//! that limits work ([`deadline`]), whose upcall returns unless the time for work is over. After an exception, a panic, or
+//! work without end the stub restarts in place: a new *run*. `docs/soundness.md` has the arguments that the `unsafe`
+//! blocks of this crate rely on.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `entry` | ELF notes, entry point, stack: where every life begins |
+//! | `entry` | ELF notes, entry point, stack, start of every run |
 //! | `boot` | start info, order of set-up |
-//! | `life` | from there to the drivers |
+//! | `run` | the drivers, from start to the end of the domain |
 //! | [`hypercall`] | the calls into Xen |
 //! | [`memory`] | the address space: windows, heap area, page-table updates |
 //! | [`page`] | memory that another domain writes too |
@@ -21,8 +22,8 @@
 //! | [`store`] | the xenstore ring |
 //! | [`platform`] | all of the above as `drivers::platform::Platform` |
 //! | `trap` | exceptions |
-//! | `restart` | the end of a life and the step to the next |
-//! | [`kept`] | what a life leaves to the next |
+//! | `restart` | the end of a run and the restart in place |
+//! | [`kept`] | kept memory: what a run leaves to the next |
 //! | [`shutdown`] | the ways to end |
 //! | `misuse` | what a domain must not do, for the hostile guest and the hostile stub of the tests |
 #![no_std]
@@ -44,8 +45,6 @@ pub mod hypercall;
 pub mod kept;
 #[cfg(feature = "boot")]
 mod lang;
-#[cfg(feature = "boot")]
-pub mod life;
 pub mod memory;
 #[cfg(feature = "misuse")]
 pub mod misuse;
@@ -53,6 +52,8 @@ pub mod page;
 pub mod platform;
 #[cfg(feature = "boot")]
 mod restart;
+#[cfg(feature = "boot")]
+pub mod run;
 pub mod shared_info;
 pub mod shutdown;
 pub mod store;

@@ -2,4 +2,4 @@
 #![no_std]
 #![no_main]
 
-unikernel::main!(unikernel::life::live);
+unikernel::main!(unikernel::run::run);

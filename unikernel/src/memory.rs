@@ -1,8 +1,7 @@
 //! The address space of the stub.
 //!
 //! The domain builder maps all memory from virtual address 0 on, `va = pfn * 4096`, and loads the image at 1 MiB
-//! ([`xen_sys::XEN_ELFNOTE_VIRT_BASE`] is 0). Below the image nobody has placed anything, so that this module hands
-//! it out:
+//! ([`xen_sys::XEN_ELFNOTE_VIRT_BASE`] is 0). It places nothing below the image, so this module hands that area out:
 //!
 //! | from | to | use |
 //! |---|---|---|
@@ -19,12 +18,12 @@ use drivers::platform::Errno;
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
 const WINDOWS: core::ops::Range<usize> = 0x1000..0x80000;
-/// Pages of ours that other domains get to map. They are no part of the heap: the heap begins anew with every life,
-/// and a peer may still be writing to what it had of the last one.
+/// Pages of this domain that other domains map. They are not part of the heap: the heap starts anew with every run, and a
+/// peer may still write to a page of the last one.
 pub const SHARED: core::ops::Range<usize> = 0x80000..0x88000;
 /// The heap's addresses.
 pub const HEAP: core::ops::Range<usize> = 0x88000..0x10_0000;
-/// Windows in all: one a device and a handful for rings.
+/// Number of windows: one for each device, and a few for shared pages.
 pub const WINDOW_COUNT: usize = (WINDOWS.end - WINDOWS.start) / PAGE_SIZE;
 
 const PRESENT: u64 = 1 << 0;
@@ -45,7 +44,7 @@ const FLUSH_ONE: u64 = 2;
 pub enum Mapping {
     /// Ordinary memory, shared with Xen or a domain.
     Shared,
-    /// Configuration space: uncached (Xen refuses to have it otherwise, XSA-154). Asked for as writable, so that
+    /// Configuration space: uncached, because Xen refuses other mappings (XSA-154). Asked for as writable, so that
     /// [`Window::is_writable`] tells whether Xen keeps it read-only.
     Device,
 }
@@ -66,15 +65,16 @@ static FRAMES: AtomicPtr<u64> = AtomicPtr::new(core::ptr::null_mut());
 static FRAME_COUNT: AtomicU64 = AtomicU64::new(0);
 /// Address of the top-level page table, where the domain builder has mapped it, read-only.
 static TOP_TABLE: AtomicUsize = AtomicUsize::new(0);
-/// One bit a window: set while it is handed out.
-static TAKEN: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
+/// One bit for each window: set while it is in use.
+static IN_USE: [AtomicU64; WINDOW_COUNT.div_ceil(64)] =
     [const { AtomicU64::new(0) }; WINDOW_COUNT.div_ceil(64)];
 
-/// Tells this module where the table of machine frames and the page tables are.
+/// Sets the addresses of the table of machine frames and of the page tables.
 ///
 /// # Safety
-/// `top_table` must be the address of the page table that is in use (start info's `pt_base`). `frames` must point to `count` entries that stay valid and unchanged for ever (start info's `mfn_list`), and
-/// the low `count` pages of the address space must be mapped to them, with nothing below 1 MiB in use.
+/// `top_table` must be the address of the page table that is in use (start info's `pt_base`). `frames` must point to
+/// `count` entries that stay valid and unchanged for ever (start info's `mfn_list`), and the low `count` pages of the
+/// address space must be mapped to them, with nothing below 1 MiB in use.
 pub unsafe fn init(frames: *mut u64, count: u64, top_table: usize) {
     TOP_TABLE.store(top_table, Ordering::Relaxed);
     FRAMES.store(frames, Ordering::Relaxed);
@@ -105,19 +105,19 @@ pub fn shared_frame(va: usize) -> u64 {
     frame_of(va)
 }
 
-/// Puts our own memory back behind all windows, whatever an earlier life had them show. Those that `is_lost` are never
-/// handed out: their entries are a grant operation's to remove.
+/// Restores the domain's own memory behind all windows, whatever an earlier run had them show. Those that `is_lost` are
+/// never handed out: only a grant operation may remove their entries.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// No window may be in use.
-pub unsafe fn take_back_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), Errno> {
+pub unsafe fn reset_windows(is_lost: impl Fn(usize) -> bool) -> Result<(), Errno> {
     for index in 0..WINDOW_COUNT {
         let va = WINDOWS.start + index * PAGE_SIZE;
         if is_lost(va) {
-            TAKEN[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+            IN_USE[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
             continue;
         }
         // SAFETY: nobody uses the window, by the caller's word; the frame is our own page of that address, which is
@@ -185,7 +185,7 @@ unsafe fn set_entry(va: usize, entry: u64) -> Result<(), Errno> {
 /// Unmaps page `va`, so that touching it faults.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 ///
 /// # Safety
 /// Nothing may be stored in that page.
@@ -194,7 +194,7 @@ pub unsafe fn guard(va: usize) -> Result<(), Errno> {
     unsafe { set_entry(va, 0) }
 }
 
-/// An address for foreign memory. Given back, with our own memory behind it again, when dropped.
+/// An address for foreign memory. When it is dropped, the domain's own memory is behind it again.
 #[derive(Debug)]
 pub struct Window {
     va: usize,
@@ -205,8 +205,8 @@ impl Window {
     ///
     /// # Errors
     /// `ENOMEM` if all are taken.
-    pub fn take() -> Result<Self, Errno> {
-        for (word, bits) in TAKEN.iter().enumerate() {
+    pub fn allocate() -> Result<Self, Errno> {
+        for (word, bits) in IN_USE.iter().enumerate() {
             let free = bits.load(Ordering::Relaxed).trailing_ones() as usize;
             let index = word * 64 + free;
             if free < 64 && index < WINDOW_COUNT {
@@ -227,14 +227,14 @@ impl Window {
     /// # Safety
     /// `frame` must not be memory that Rust code owns by another address.
     pub unsafe fn show(frame: u64, mapping: Mapping) -> Result<Self, Errno> {
-        let window = Self::take()?;
+        let window = Self::allocate()?;
         // SAFETY: a window's own memory is used by nobody; the caller vouches for the frame.
         unsafe { set_entry(window.va, mapping.entry(frame)) }?;
         Ok(window)
     }
 
-    /// True if what the window shows can be written through it: Xen takes that right off the entries of pages that it
-    /// keeps read-only. Nothing is written to find out.
+    /// True if the page can be written through the window. Xen removes that right from the entries of pages that it keeps
+    /// read-only, so reading the entry is enough.
     pub fn is_writable(&self) -> bool {
         entry_of(self.va) & WRITABLE != 0
     }
@@ -253,7 +253,7 @@ impl Drop for Window {
         match restored {
             Ok(()) => {
                 let index = (self.va - WINDOWS.start) / PAGE_SIZE;
-                TAKEN[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
+                IN_USE[index / 64].fetch_and(!(1 << (index % 64)), Ordering::Relaxed);
             }
             // Never handed out again: a leak of one address is harmless, a stale view is not.
             Err(Errno(errno)) => log::error!(

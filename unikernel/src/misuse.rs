@@ -35,7 +35,7 @@ struct Call {
     number: u32,
     arguments: [Argument; 4],
     fields: &'static [(usize, Field)],
-    /// It says how much it did, and "nothing" is its refusal.
+    /// It returns how much it did; 0 is its refusal.
     counts: bool,
 }
 
@@ -256,8 +256,8 @@ const CALLS: [Call; 24] = [
 /// before it looks who asks.
 const VERSIONS: core::ops::RangeInclusive<u32> = 0x12..=0x1a;
 
-/// Makes every call that is dom0's, against domain `victim` where it needs one; `tell` hears of each whether Xen refused
-/// it.
+/// Makes every call that Xen keeps for dom0, against domain `victim` where it needs one. Calls `tell` with each name, and
+/// whether Xen refused.
 pub fn forbidden(victim: DomId, mut tell: impl FnMut(&'static str, bool)) {
     for call in &CALLS {
         let versioned = [xen_sys::__HYPERVISOR_domctl, xen_sys::__HYPERVISOR_sysctl].contains(&call.number);
@@ -324,7 +324,7 @@ pub fn write_ecam(frame: u64, offset: u16, value: u8) -> Result<(), Errno> {
     // SAFETY: a configuration page, no memory of ours.
     let window = unsafe { Window::show(frame, Mapping::Shared) }?;
     let address = window.address() + usize::from(offset % 4096);
-    // SAFETY: in the window's page. A fault ends this life, as it is meant to.
+    // SAFETY: in the window's page. A fault ends this run, as it is meant to.
     unsafe { (address as *mut u8).write_volatile(value) };
     Ok(())
 }

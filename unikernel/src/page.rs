@@ -1,14 +1,12 @@
-//! Memory that another domain, or Xen, or a device writes while we look.
+//! Memory that another domain, Xen, or a device writes at any moment.
 
 use crate::memory::{PAGE_SIZE, Window};
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use drivers::platform::ConfigSpace;
-use xenbus::pciif::SharedPage;
+use xenbus::pciif::page::{AtomicPage, PageMemory};
 
 /// A page of ordinary memory that somebody else writes too.
 ///
-/// Accessed by volatile copies and by atomics alone, so that a change by the other side can confuse values but never
-/// Rust's rules.
+/// [`AtomicPage`] says how it is accessed.
 #[derive(Debug)]
 pub struct RawPage {
     va: usize,
@@ -19,60 +17,22 @@ impl RawPage {
     ///
     /// # Safety
     /// `va` must be page-aligned and stay mapped readable and writable for as long as the view lives, and no
-    /// Rust reference may point into the page.
+    /// Rust reference may point into the page, but for those to the atomics of [`PageMemory::atomics`].
     pub const unsafe fn new(va: usize) -> Self {
         Self { va }
     }
-
-    /// Start of `len` bytes at `offset`.
-    fn range(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(
-            offset <= PAGE_SIZE && len <= PAGE_SIZE - offset,
-            "bytes {offset}+{len} do not lie in a page"
-        );
-        (self.va + offset) as *mut u8
-    }
-
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
-        // SAFETY: in the page (checked by `range`), aligned (checked above), mapped for the life of `self`
-        // (contract of `new`), and only ever accessed atomically or volatile.
-        unsafe { AtomicU32::from_ptr(self.range(offset, 4).cast()) }
-    }
 }
 
-impl SharedPage for RawPage {
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        let from = self.range(offset, into.len());
-        for (index, byte) in into.iter_mut().enumerate() {
-            // SAFETY: `range` has checked that all `into.len()` bytes lie in the mapped page. An atomic read, because
-            // the other side may write at the same time.
-            *byte = unsafe { AtomicU8::from_ptr(from.add(index)) }.load(Ordering::Relaxed);
+impl PageMemory for RawPage {
+    fn atomics(&self) -> AtomicPage<'_> {
+        // SAFETY: `va` is the address of a page, aligned for both arrays, which stays mapped readable and writable while
+        // `self` is borrowed (contract of `new`). In this program the page is only ever accessed by these atomics.
+        unsafe {
+            AtomicPage {
+                bytes: &*(self.va as *const _),
+                words: &*(self.va as *const _),
+            }
         }
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        let to = self.range(offset, bytes.len());
-        for (index, byte) in bytes.iter().enumerate() {
-            // SAFETY: as in `copy_out`.
-            unsafe { AtomicU8::from_ptr(to.add(index)) }.store(*byte, Ordering::Relaxed);
-        }
-    }
-
-    fn load(&self, offset: usize) -> u32 {
-        self.word(offset).load(Ordering::Acquire)
-    }
-
-    fn store(&self, offset: usize, value: u32) {
-        self.word(offset).store(value, Ordering::Release);
-    }
-
-    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_or(bits, Ordering::AcqRel)
-    }
-
-    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_and(!bits, Ordering::AcqRel)
     }
 }
 

@@ -1,8 +1,8 @@
-//! Hypercalls, as the drivers want them.
+//! The drivers' [`Platform`], by hypercalls.
 
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
-use crate::page::{EcamPage, RawPage};
+use crate::page::EcamPage;
 use crate::{clock, deadline, event, kept};
 #[cfg(feature = "inject")]
 use core::arch::asm;
@@ -11,7 +11,7 @@ use drivers::crash_log::{CrashLog, Op};
 use drivers::log;
 use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
 use pci::bdf::Bdf;
-use xenbus::pciif::SharedPage;
+use xenbus::pciif::page::{AtomicPage, PageMemory};
 
 /// The machine: Xen.
 #[derive(Debug)]
@@ -32,47 +32,21 @@ impl Xen {
     }
 }
 
-/// A page that we share with another domain: its own or ours.
+/// A page that is shared with another domain.
 #[derive(Debug)]
 pub enum Page {
-    /// Granted to us.
+    /// A page of the other domain, granted to this one.
     Foreign(ForeignPage),
-    /// Granted by us.
+    /// A page of this domain, granted to the other one.
     Own(OwnPage),
 }
 
-impl Page {
-    const fn raw(&self) -> &RawPage {
+impl PageMemory for Page {
+    fn atomics(&self) -> AtomicPage<'_> {
         match self {
-            Self::Foreign(page) => page.page(),
-            Self::Own(page) => page.page(),
+            Self::Foreign(page) => page.page().atomics(),
+            Self::Own(page) => page.page().atomics(),
         }
-    }
-}
-
-impl SharedPage for Page {
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        self.raw().copy_out(offset, into);
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        self.raw().copy_in(offset, bytes);
-    }
-
-    fn load(&self, offset: usize) -> u32 {
-        self.raw().load(offset)
-    }
-
-    fn store(&self, offset: usize, value: u32) {
-        self.raw().store(offset, value);
-    }
-
-    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.raw().set_bits(offset, bits)
-    }
-
-    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.raw().clear_bits(offset, bits)
     }
 }
 
@@ -157,30 +131,30 @@ impl Platform for Xen {
         kept::crash_log()
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut CrashLog)) {
-        kept::note(change);
+    fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog)) {
+        kept::update_crash_log(change);
     }
 
     fn set_under_way(&mut self, op: Option<&Op>) {
         kept::set_under_way(op);
     }
 
-    fn recall(&self, place: Bdf) -> Option<u32> {
-        kept::recall(place)
+    fn recall(&self, guest_bdf: Bdf) -> Option<u32> {
+        kept::recall(guest_bdf)
     }
 
-    fn remember(&mut self, place: Bdf, word: Option<u32>) {
-        kept::remember(place, word);
+    fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>) {
+        kept::remember(guest_bdf, word);
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::failure::Kind) {
-        use drivers::failure::Kind;
-        if kind == Kind::Hypercall {
+    fn fault(&mut self, kind: drivers::failure::FailureKind) {
+        use drivers::failure::FailureKind;
+        if kind == FailureKind::Hypercall {
             crate::hypercall::REFUSE_MAPPING.store(true, core::sync::atomic::Ordering::Relaxed);
             return;
         }
-        if kind == Kind::Handle {
+        if kind == FailureKind::Handle {
             crate::hypercall::LOSE_HANDLE.store(true, core::sync::atomic::Ordering::Relaxed);
             return;
         }
@@ -188,11 +162,11 @@ impl Platform for Xen {
         // unmapped, and the other address is none of x86-64.
         unsafe {
             match kind {
-                Kind::PageFault => asm!("mov eax, [0]", out("eax") _, options(nostack)),
-                Kind::ProtectionFault => {
+                FailureKind::PageFault => asm!("mov eax, [0]", out("eax") _, options(nostack)),
+                FailureKind::ProtectionFault => {
                     asm!("mov {0}, 1", "shl {0}, 62", "mov {0}, [{0}]", out(reg) _, options(nostack));
                 }
-                Kind::Deaf => {
+                FailureKind::Deaf => {
                     event::open_upcalls(false);
                     loop {
                         core::hint::spin_loop();

@@ -12,7 +12,7 @@ static PAGE: AtomicPtr<SharedInfo> = AtomicPtr::new(core::ptr::null_mut());
 /// Maps the page.
 ///
 /// # Errors
-/// What Xen says to the mapping.
+/// The errno with which Xen refuses the mapping.
 ///
 /// # Safety
 /// `frame` must be the machine frame of the shared info page (start info).

@@ -1,4 +1,4 @@
-//! The ways to end. Each waits a moment for the console to be read, then never returns.
+//! The end of the domain.
 
 use crate::{console, hypercall};
 use xen_sys::{__HYPERVISOR_sched_op, SCHEDOP_shutdown};
@@ -15,13 +15,13 @@ pub enum Reason {
     Crash = xen_sys::SHUTDOWN_crash,
 }
 
-/// Ends the domain.
+/// Ends the domain, after a moment in which the console can be read.
 pub fn shutdown(reason: Reason) -> ! {
     console::drain();
     stop(reason)
 }
 
-/// The same at once, whatever the console still holds.
+/// Ends the domain at once, whatever the console still holds.
 pub fn stop(reason: Reason) -> ! {
     let mut argument = xen_sys::sched_shutdown {
         reason: reason as u32,

@@ -43,16 +43,16 @@ impl Channel for Port {
 pub struct StoreRing<P = RawPage, C = Port> {
     page: P,
     channel: C,
-    /// The rest of a message that an earlier life was reading may still be there, or to come.
+    /// The rest of a message that an earlier run was reading may still be there, or still come.
     behind: bool,
 }
 
 impl<P: SharedPage, C: Channel> StoreRing<P, C> {
-    /// Takes the connection over from an earlier life, if there was one: the rest of a reply that it was reading is
-    /// dropped here, and replies that nobody has asked for since are [`Client::resume`](xenbus::client::Client)'s.
+    /// Resumes the connection of an earlier run, if there was one. The rest of a reply that it was reading is dropped here;
+    /// later replies to its requests are dropped by [`Client::resume`](xenbus::client::Client).
     ///
-    /// Of a request there is never a part in the ring: see [`Transport::send`].
-    pub fn take_over(page: P, channel: C) -> Self {
+    /// The ring never holds a part of a request: see [`Transport::send`].
+    pub fn resume(page: P, channel: C) -> Self {
         if LAST_REQUEST.load(Ordering::Relaxed) == 0 {
             // Nothing was ever read: the first message is the next.
             NEXT_REPLY.store(page.load(STORE_REPLIES.consumer), Ordering::Relaxed);
@@ -64,12 +64,12 @@ impl<P: SharedPage, C: Channel> StoreRing<P, C> {
         }
     }
 
-    /// Number of the last request that was made, in whichever life; 0 before the first.
+    /// Number of the last request that was made, in whichever run; 0 before the first.
     pub fn last_request(&self) -> u32 {
         LAST_REQUEST.load(Ordering::Relaxed)
     }
 
-    /// Drops what is left of a message that an earlier life was reading.
+    /// Drops what is left of a message that an earlier run was reading.
     fn catch_up(&mut self) -> Result<(), StoreError> {
         while self.behind {
             self.channel.clear();
@@ -83,7 +83,7 @@ impl<P: SharedPage, C: Channel> StoreRing<P, C> {
         Ok(())
     }
 
-    /// Moves bytes until `total` are done: `advance` tries from an offset on and says how far it got.
+    /// Moves bytes until `total` are done. `advance` moves some from an offset on, and returns how many.
     fn run(
         &mut self,
         total: usize,
@@ -91,7 +91,7 @@ impl<P: SharedPage, C: Channel> StoreRing<P, C> {
     ) -> Result<(), StoreError> {
         let mut done = 0;
         while done < total {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Cleared before the ring is read: an event that comes after that ends the wait.
             self.channel.clear();
             match advance(&self.page, done)? {
                 0 => self.channel.wait(),
@@ -145,9 +145,9 @@ impl<P: SharedPage, C: Channel> Transport for StoreRing<P, C> {
     /// A message goes into the ring whole.
     const PAYLOAD_MAX: usize = STORE_REQUESTS.size as usize - Header::SIZE;
 
-    /// One whole message at a time. It goes into the ring whole, by one change of its index, so that a life that ends
-    /// leaves no part of one. xenstored has taken the request before when this one comes, so there is room, but for the
-    /// first one of a life: the last life may not have come to tell xenstored of what it put there.
+    /// Sends one whole message. It goes into the ring by one change of the index, so that a run that ends leaves no part of
+    /// one. xenstored has taken the request before this one, so there is room. Only the first request of a run may find the
+    /// ring full: the last run may have ended before it told xenstored of its request.
     fn send(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         const RING: ByteRing = STORE_REQUESTS;
         let too_long = StoreError::TooLong(bytes.len());
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_that_finds_the_ring_full_tells_xenstored_before_it_waits() {
+    fn a_run_that_finds_the_ring_full_tells_xenstored_before_it_waits() {
         for left in [0, 500, STORE_REQUESTS.size as usize] {
             let page = Page::new();
             STORE_REQUESTS
@@ -225,7 +225,7 @@ mod tests {
                 told: Cell::new(false),
                 taken: Cell::new(0),
             };
-            let mut ring = StoreRing::take_over(page.clone(), xenstored);
+            let mut ring = StoreRing::resume(page.clone(), xenstored);
             for _ in 0..20 {
                 ring.send(&[0; 700]).unwrap();
                 assert!(ring.channel.told.get());

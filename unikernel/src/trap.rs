@@ -1,5 +1,5 @@
-//! Exceptions, and the upcall of the timer. No exception is expected and none returns: the stub says what happened, and
-//! begins a new life. The upcall returns, unless what it interrupts has run for too long.
+//! Exceptions, and the timer's upcall. No exception is expected and none returns: the stub logs it and restarts in place.
+//! The upcall returns, unless what it interrupts has run for too long.
 //!
 //! Xen delivers an exception of a PV guest as a frame on the current stack, rcx and r11 first, then the hardware's
 //! frame, with an error code where the exception has one (`xen/include/public/arch-x86/xen.h`, trap table).
@@ -12,13 +12,13 @@ use drivers::crash_log::Cause;
 use drivers::log;
 use drivers::platform::Errno;
 
-/// An exception: its vector, its name, and whether the hardware pushes an error code.
+/// An exception, by vector and name.
 struct Exception {
     vector: u8,
     name: &'static str,
 }
 
-/// What can happen to a PV guest (Intel SDM volume 3, table 6-1; NMI and double fault stay with Xen).
+/// The exceptions that a PV guest can have (Intel SDM volume 3, table 6-1; NMI and double fault stay with Xen).
 const EXCEPTIONS: &[Exception] = &[
     Exception {
         vector: 0,
@@ -82,7 +82,7 @@ const EXCEPTIONS: &[Exception] = &[
     },
 ];
 const PAGE_FAULT: u64 = 14;
-/// Stands for the end of the time that work may take, where exceptions have their vector.
+/// Stands in the place of a vector for the end of the time that work may take.
 const DEADLINE: u64 = 32;
 /// No upcall comes while an exception is handled (`TI_SET_IF`).
 const MASK_UPCALLS: u8 = 4;
@@ -176,7 +176,7 @@ const PER_LINE: usize = 6;
 /// Registers the handlers with Xen.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 pub fn init() -> Result<(), Errno> {
     let mut table = [xen_sys::trap_info {
         vector: 0,
@@ -203,10 +203,10 @@ pub fn init() -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Has the end of the time that work may take come here too, from now on.
+/// Starts the limit for work ([`deadline`]), whose end is reported as exceptions are.
 ///
 /// # Errors
-/// What Xen says.
+/// The errno with which Xen refuses.
 pub fn limit_work() -> Result<(), Errno> {
     // SAFETY: `upcall_entry` saves all registers, those of SSE included, and has Xen restore them with the frame; what
     // runs in between touches nothing but the limit's own atomics, the shared info page and memory below the frame. No
@@ -219,17 +219,17 @@ extern "C" fn is_over() -> bool {
     deadline::is_over()
 }
 
-/// Tells of an exception and ends this life.
+/// Logs an exception, or the end of the time for work, and ends this run.
 extern "C" fn report(frame: &Frame) -> ! {
     let cause = match frame[VECTOR] {
         DEADLINE => Cause::Deadline,
         // Below VECTORS: pushed by an entry of ours.
         vector => Cause::Fault(vector as u8),
     };
-    restart::end(cause, &|| tell(frame))
+    restart::end(cause, &|| log_exception(frame))
 }
 
-fn tell(frame: &Frame) {
+fn log_exception(frame: &Frame) {
     let (vector, error, rip) = (frame[VECTOR], frame[ERROR], frame[RIP]);
     let name = EXCEPTIONS
         .iter()
@@ -240,17 +240,17 @@ fn tell(frame: &Frame) {
         log::error!("  faulting address {:#x}", faulting_address());
     }
     for line in (0..frame.len()).step_by(PER_LINE) {
-        log::error!(" {}", Line { frame, first: line });
+        log::error!(" {}", RegisterLine { frame, first: line });
     }
 }
 
 /// Some registers of a frame.
-struct Line<'a> {
+struct RegisterLine<'a> {
     frame: &'a Frame,
     first: usize,
 }
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for RegisterLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let registers = REGISTERS.split(' ').zip(self.frame);
         let mut line = registers.skip(self.first).take(PER_LINE);

@@ -1,8 +1,8 @@
 //! A xenstore client over any byte transport.
 //!
-//! The stub runs it over its xenstore ring, the dom0 command over xenstored's
-//! socket. One request is under way at a time. Nodes are read and written
-//! through [`Store`], inside a transaction or outside.
+//! The stub uses it over its xenstore ring, dom0's programs over xenstored's
+//! socket. One request is under way at a time. [`Store`] reads and writes
+//! nodes, inside a transaction or outside.
 //!
 //! ```
 //! use xenbus::client::{Client, Error, Store, Transport};
@@ -36,7 +36,8 @@ use alloc::vec::Vec;
 use core::fmt::{Debug, Display};
 use events::Events;
 
-/// How often a transaction is tried before its conflicts become an error (XSA-206).
+/// How often a transaction is tried before its conflicts become an error. Without a limit another domain could keep it from
+/// ever ending (XSA-206).
 pub const TRANSACTION_TRIES: u32 = 64;
 
 /// A two-way byte stream to xenstored.
@@ -55,16 +56,16 @@ pub trait Transport {
     fn ready(&mut self) -> Result<bool, Self::Error>;
 }
 
-/// A request about nodes, made by the methods of [`Store`] only.
+/// A request to xenstored, as the methods of [`Store`] and [`Client`] make it: checked, and ready to be sent.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct StoreRequest<'a> {
     kind: Kind,
     /// Path or domain, for messages.
     subject: &'a str,
     payload: Vec<u8>,
 }
 
-impl<'a> Request<'a> {
+impl<'a> StoreRequest<'a> {
     /// A request about the node at `path`, with `rest` after the path's NUL.
     fn on_node<E>(kind: Kind, path: &'a str, rest: &[u8]) -> Result<Self, Error<E>> {
         let limit = if path.starts_with('/') {
@@ -72,6 +73,7 @@ impl<'a> Request<'a> {
         } else {
             wire::RELATIVE_PATH_MAX
         };
+        // xenstored refuses a longer one, and a NUL would end the path early.
         if path.is_empty() || path.contains('\0') || path.len() > limit {
             return Err(Error::new(kind, path, Cause::Path));
         }
@@ -80,6 +82,7 @@ impl<'a> Request<'a> {
 
     fn on<E>(kind: Kind, subject: &'a str, payload: &[&[u8]]) -> Result<Self, Error<E>> {
         let payload = payload.concat();
+        // xenstored would drop the whole connection for it.
         if payload.len() > wire::PAYLOAD_MAX {
             return Err(Error::new(kind, subject, Cause::TooLong(payload.len())));
         }
@@ -101,18 +104,18 @@ pub trait Store {
     type TransportError: Debug + Display;
 
     /// Sends a request and returns the payload of its reply.
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
 
-    /// The value of a node, as text. A value is whatever bytes its owner likes: bytes that are no UTF-8 read as one
-    /// [`char::REPLACEMENT_CHARACTER`], which no parser takes.
+    /// The value of a node, as text. A value may be any bytes. Bytes that are not UTF-8 read as one
+    /// [`char::REPLACEMENT_CHARACTER`], which no parser accepts.
     fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
         let value = self.read_bytes(path)?;
         Ok(String::from_utf8(value).unwrap_or_else(|_| String::from(char::REPLACEMENT_CHARACTER)))
     }
 
-    /// The value of a node, as it is.
+    /// The value of a node, as bytes.
     fn read_bytes(&mut self, path: &str) -> Result<Vec<u8>, Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Read, path, b"")?)
+        self.submit(StoreRequest::on_node(Kind::Read, path, b"")?)
     }
 
     /// The xenbus state in a node; [`XenbusState::Unknown`] if there is no such node, or it holds no state.
@@ -130,35 +133,38 @@ pub trait Store {
         }
     }
 
-    /// Sets the value of a node; makes it, and its parents, where missing.
+    /// Sets the value of a node. Makes the node and its parents if they are missing.
     fn write(&mut self, path: &str, value: &str) -> Result<(), Error<Self::TransportError>> {
         self.write_bytes(path, value.as_bytes())
     }
 
     /// The same with any bytes.
     fn write_bytes(&mut self, path: &str, value: &[u8]) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Write, path, value)?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Write, path, value)?)
+            .map(drop)
     }
 
     /// Makes a node without a value, and its parents. An existing node is left as it is.
     fn mkdir(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Mkdir, path, b"")?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Mkdir, path, b"")?)
+            .map(drop)
     }
 
     /// Removes a node and everything below it. A missing node is not an error if its parent exists.
     fn remove(&mut self, path: &str) -> Result<(), Error<Self::TransportError>> {
-        self.submit(Request::on_node(Kind::Remove, path, b"")?).map(drop)
+        self.submit(StoreRequest::on_node(Kind::Remove, path, b"")?)
+            .map(drop)
     }
 
     /// The names of a node's children, in no particular order.
     fn directory(&mut self, path: &str) -> Result<Vec<String>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::Directory, path, b"")?)?;
+        let payload = self.submit(StoreRequest::on_node(Kind::Directory, path, b"")?)?;
         well_formed(Kind::Directory, path, wire::decode_texts(&payload))
     }
 
     /// Who may access a node; the first entry names its owner.
     fn permissions(&mut self, path: &str) -> Result<Vec<Permission>, Error<Self::TransportError>> {
-        let payload = self.submit(Request::on_node(Kind::GetPermissions, path, b"")?)?;
+        let payload = self.submit(StoreRequest::on_node(Kind::GetPermissions, path, b"")?)?;
         let permissions = wire::decode_texts(&payload).and_then(|texts| {
             let permissions = texts
                 .iter()
@@ -179,8 +185,12 @@ pub trait Store {
             texts.push_str(&permission.to_string());
             texts.push('\0');
         }
-        self.submit(Request::on_node(Kind::SetPermissions, path, texts.as_bytes())?)
-            .map(drop)
+        self.submit(StoreRequest::on_node(
+            Kind::SetPermissions,
+            path,
+            texts.as_bytes(),
+        )?)
+        .map(drop)
     }
 }
 
@@ -190,6 +200,7 @@ pub struct Client<T> {
     transport: T,
     last_request: u32,
     events: Events,
+    /// The next byte to be received begins a message.
     in_step: bool,
 }
 
@@ -204,18 +215,20 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// A client that takes over the connection of one that was cut off, which may have left watches, transactions
-    /// and a request without its reply: the first two end, and the reply is dropped. The numbers of requests go on
-    /// after `last_request`, that of the last request made; 0 if there was none.
+    /// A client that takes over the connection of one that was cut off.
+    ///
+    /// Watches and transactions of before are ended, and a reply that is still to come is dropped. Request numbers go on
+    /// after `last_request`, the number of the last request made (0: none), so that an old reply is told from a new one.
     ///
     /// # Errors
     /// The transport's, or a refusal by a xenstored older than Xen 4.2.
     pub fn resume(transport: T, last_request: u32) -> Result<Self, Error<T::Error>> {
+        // Nothing is read before this: whatever still comes belongs to the old client.
         let mut client = Self {
             last_request,
             ..Self::new(transport)
         };
-        client.submit(Request::on(Kind::ResetWatches, "", &[b"\0"])?)?;
+        client.submit(StoreRequest::on(Kind::ResetWatches, "", &[b"\0"])?)?;
         Ok(client)
     }
 
@@ -224,13 +237,13 @@ impl<T: Transport> Client<T> {
         &self.transport
     }
 
-    /// The transport, to wait on. Bytes must be left to the client.
+    /// The transport, to wait on. Only the client may send and receive on it.
     pub fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
     }
 
-    /// False once the connection has failed: no request can succeed any more. What xenstored refuses, and values of any
-    /// kind, leave it usable.
+    /// False once the connection has failed: no request can succeed any more. Refusals, and values of any kind, do not make
+    /// it so.
     pub fn is_usable(&self) -> bool {
         self.in_step
     }
@@ -241,7 +254,7 @@ impl<T: Transport> Client<T> {
     /// be `@introduceDomain` or `@releaseDomain`.
     pub fn watch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
         let request = watch_request(Kind::Watch, path, token)?;
-        // Known before it is asked for: its first event may arrive before the reply.
+        // Before the request: the first event may arrive before the reply, and would be dropped as nobody's.
         self.events.add_watch(path, token);
         let reply = self.submit(request);
         if reply.is_err() {
@@ -252,12 +265,13 @@ impl<T: Transport> Client<T> {
 
     /// Ends a watch. Its events that are not yet asked for are dropped.
     pub fn unwatch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
+        // After the reply: a watch whose end is refused goes on.
         self.submit(watch_request(Kind::Unwatch, path, token)?)?;
         self.events.remove_watch(path, token);
         Ok(())
     }
 
-    /// True if an event has come in with the reply to a request, so that the transport does not show it.
+    /// True if an event is queued. It came before a reply, so the transport does not show it any more.
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
     }
@@ -277,7 +291,7 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// Runs `body` in a transaction: either all of it happens, at one moment, or nothing.
+    /// Runs `body` in a transaction: all of it happens at one moment, or nothing.
     ///
     /// When another writer got in between, `body` runs again, up to
     /// [`TRANSACTION_TRIES`] times in all; then [`Cause::Conflict`]. An error of
@@ -290,7 +304,7 @@ impl<T: Transport> Client<T> {
         self.transaction_within(TRANSACTION_TRIES, body)
     }
 
-    /// The same with another bound, for whoever can come back later.
+    /// [`Self::transaction`] with another limit, for callers that can try again later.
     pub fn transaction_within<R>(
         &mut self,
         tries: u32,
@@ -299,7 +313,7 @@ impl<T: Transport> Client<T> {
         self.transaction_or(tries, body)
     }
 
-    /// The same for a `body` with errors of its own.
+    /// [`Self::transaction_within`] for a `body` with errors of its own.
     pub fn transaction_or<R, F: From<Error<T::Error>>>(
         &mut self,
         tries: u32,
@@ -308,9 +322,11 @@ impl<T: Transport> Client<T> {
         for _ in 0..tries {
             let id = self.start_transaction()?;
             let result = body(&mut Transaction { client: self, id });
+            // Also after an error: xenstored has a quota of open transactions.
             let ended = self.end_transaction(id, result.is_ok());
             match (result, ended) {
                 (Ok(value), Ok(())) => return Ok(value),
+                // Nothing of it has happened: once more from the start.
                 (Ok(_), Err(error)) if error.is_conflict() => {}
                 // The body's error says more than that of a failed abort.
                 (Err(error), _) => return Err(error),
@@ -329,6 +345,7 @@ impl<T: Transport> Client<T> {
     /// True if a domain is connected to xenstore.
     pub fn is_introduced(&mut self, domid: u16) -> Result<bool, Error<T::Error>> {
         let [answer] = self.ask_about_domain(Kind::IsDomainIntroduced, domid)?;
+        // Nothing else is an answer of the protocol.
         let answer = match answer.as_str() {
             "T" => Ok(true),
             "F" => Ok(false),
@@ -339,12 +356,12 @@ impl<T: Transport> Client<T> {
 
     fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
         let domid = domid.to_string();
-        let payload = self.submit(Request::on(kind, &domid, &[domid.as_bytes(), b"\0"])?)?;
+        let payload = self.submit(StoreRequest::on(kind, &domid, &[domid.as_bytes(), b"\0"])?)?;
         well_formed(kind, &domid, wire::decode_exactly(&payload))
     }
 
     fn start_transaction(&mut self) -> Result<u32, Error<T::Error>> {
-        let payload = self.submit(Request::on(Kind::TransactionStart, "", &[b"\0"])?)?;
+        let payload = self.submit(StoreRequest::on(Kind::TransactionStart, "", &[b"\0"])?)?;
         let id = wire::decode_exactly(&payload).and_then(|[id]| match id.parse() {
             // Zero would make the transaction's writes take effect at once.
             Ok(0) | Err(_) => Err(Violation::Value),
@@ -355,17 +372,21 @@ impl<T: Transport> Client<T> {
 
     fn end_transaction(&mut self, id: u32, commit: bool) -> Result<(), Error<T::Error>> {
         let verdict = if commit { "T\0" } else { "F\0" };
-        let request = Request::on(Kind::TransactionEnd, "", &[verdict.as_bytes()])?;
+        let request = StoreRequest::on(Kind::TransactionEnd, "", &[verdict.as_bytes()])?;
         self.exchange(request, id).map(drop)
     }
 
     /// Sends a request, queues the events that come first, and returns the reply's payload.
-    fn exchange(&mut self, request: Request<'_>, transaction: u32) -> Result<Vec<u8>, Error<T::Error>> {
+    fn exchange(&mut self, request: StoreRequest<'_>, transaction: u32) -> Result<Vec<u8>, Error<T::Error>> {
         let result = self.try_exchange(&request, transaction);
         result.map_err(|cause| Error::new(request.kind, request.subject, cause))
     }
 
-    fn try_exchange(&mut self, request: &Request<'_>, transaction: u32) -> Result<Vec<u8>, Cause<T::Error>> {
+    fn try_exchange(
+        &mut self,
+        request: &StoreRequest<'_>,
+        transaction: u32,
+    ) -> Result<Vec<u8>, Cause<T::Error>> {
         if !self.in_step {
             return Err(Cause::OutOfStep);
         }
@@ -373,7 +394,7 @@ impl<T: Transport> Client<T> {
         if request.payload.len() > T::PAYLOAD_MAX {
             return Err(Cause::TooLong(request.payload.len()));
         }
-        // Zero is left out: see below.
+        // Never zero, which the replies of Linux's own have: see below.
         self.last_request = self.last_request.wrapping_add(1).max(1);
         let header = Header {
             kind: request.kind as u32,
@@ -382,6 +403,7 @@ impl<T: Transport> Client<T> {
             // At most PAYLOAD_MAX.
             length: request.payload.len() as u32,
         };
+        // In one piece: a transport may have to take a message whole.
         let sent = self
             .transport
             .send(&[&header.encode()[..], &request.payload].concat());
@@ -390,18 +412,21 @@ impl<T: Transport> Client<T> {
         loop {
             let (header, payload) = self.receive()?;
             let kind = Kind::from_raw(header.kind);
+            // xenstored sends events at any moment, also between a request and its reply.
             if kind == Some(Kind::WatchEvent) {
                 self.queue(&payload)?;
                 continue;
             }
             // Linux's /dev/xen/xenbus answers some requests itself, and leaves the number 0.
             if header.request != self.last_request && header.request != 0 {
-                // It was asked for by the client whose connection is taken over here.
+                // A reply to the client whose connection is taken over. `ResetWatches` is the first request after that: every
+                // reply before its own is one of those.
                 if request.kind == Kind::ResetWatches {
                     continue;
                 }
                 return Err(self.out_of_step(Cause::Violation(Violation::Request(header.request))));
             }
+            // A refusal leaves the stream in step; a reply of another kind does not.
             return match kind {
                 Some(Kind::Error) => Err(Cause::Refused(ErrorName::decode(&payload))),
                 Some(kind) if kind == request.kind => Ok(payload),
@@ -410,7 +435,7 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// Takes in one message if one is there, which must be an event; false if none is.
+    /// Receives one message if there is one, which must be an event; false if there is none.
     fn try_receive_event(&mut self) -> Result<bool, Cause<T::Error>> {
         if !self.in_step {
             return Err(Cause::OutOfStep);
@@ -419,6 +444,7 @@ impl<T: Transport> Client<T> {
         if !ready.map_err(|error| self.out_of_step(Cause::Transport(error)))? {
             return Ok(false);
         }
+        // Where the first byte is, the rest follows.
         let (header, payload) = self.receive()?;
         if Kind::from_raw(header.kind) != Some(Kind::WatchEvent) {
             return Err(self.out_of_step(Cause::Violation(Violation::Request(header.request))));
@@ -433,7 +459,7 @@ impl<T: Transport> Client<T> {
                 self.events.push(WatchEvent { path, token });
                 Ok(())
             }
-            // An event that cannot be read is a change that would go unseen: not to be passed over.
+            // An event that cannot be decoded is a change that would go unseen, so it ends the connection.
             Err(violation) => Err(self.out_of_step(Cause::Violation(violation))),
         }
     }
@@ -444,6 +470,7 @@ impl<T: Transport> Client<T> {
         received.map_err(|error| self.out_of_step(Cause::Transport(error)))?;
         let header = Header::decode(&header);
         let length = header.length as usize;
+        // Before anything is allocated: the length is the other end's.
         if length > wire::PAYLOAD_MAX {
             return Err(self.out_of_step(Cause::Violation(Violation::Oversized(header.length))));
         }
@@ -453,29 +480,29 @@ impl<T: Transport> Client<T> {
         Ok((header, payload))
     }
 
-    /// Notes that nothing more can be made of the stream.
+    /// Ends the use of the connection: nobody knows where in the stream the next message begins.
     fn out_of_step(&mut self, cause: Cause<T::Error>) -> Cause<T::Error> {
         self.in_step = false;
         cause
     }
 }
 
-/// Puts the request's name on a malformed reply.
+/// Adds the request's name to a malformed reply.
 fn well_formed<R, E>(kind: Kind, subject: &str, reply: Result<R, Violation>) -> Result<R, Error<E>> {
     reply.map_err(|violation| Error::new(kind, subject, Cause::Violation(violation)))
 }
 
-fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<Request<'a>, Error<E>> {
+fn watch_request<'a, E>(kind: Kind, path: &'a str, token: &str) -> Result<StoreRequest<'a>, Error<E>> {
     if token.contains('\0') {
         return Err(Error::new(kind, path, Cause::Token));
     }
-    Request::on_node(kind, path, &[token.as_bytes(), b"\0"].concat())
+    StoreRequest::on_node(kind, path, &[token.as_bytes(), b"\0"].concat())
 }
 
 impl<T: Transport> Store for Client<T> {
     type TransportError = T::Error;
 
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.exchange(request, 0)
     }
 }
@@ -490,7 +517,7 @@ pub struct Transaction<'a, T> {
 impl<T: Transport> Store for Transaction<'_, T> {
     type TransportError = T::Error;
 
-    fn submit(&mut self, request: Request<'_>) -> Result<Vec<u8>, Error<T::Error>> {
+    fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.client.exchange(request, self.id)
     }
 }

@@ -1,9 +1,9 @@
-//! What a stub counts, and how dom0's service reads it.
+//! The counters of a stub, and how dom0's service reads them.
 //!
 //! The stub keeps its counters in the page of the second hop, from [`OFFSET`],
-//! where `bulkhead status` finds them without asking. The service reads what
-//! may be a compromised stub's words: decoding checks the form, and the numbers
-//! are shown, never acted upon.
+//! where `bulkhead status` finds them without asking the stub. A stub that was
+//! taken over may write anything there: decoding checks the form, and the
+//! numbers are only shown.
 //!
 //! The block, little endian, offsets in bytes from its start:
 //!
@@ -108,7 +108,7 @@ pub struct DroppedWrite {
     pub count: u32,
 }
 
-/// A set of counters. They stop at their largest value.
+/// All counters of a stub. They stop at their largest value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     values: [u64; Counter::ALL.len()],
@@ -123,7 +123,7 @@ impl Counters {
         *value = value.saturating_add(1);
     }
 
-    /// Sets what is counted elsewhere.
+    /// Sets a counter that is kept elsewhere.
     pub fn set(&mut self, counter: Counter, value: u64) {
         self.values[counter as usize] = value;
     }
@@ -133,14 +133,15 @@ impl Counters {
         self.values[counter as usize]
     }
 
-    /// Counts a dropped write to the register at `offset` of the guest's function at `place`, in segment 0.
+    /// Counts a dropped write to the register at `offset` of the guest's function at `guest_bdf`, in segment 0.
     ///
     /// [`Counter::WritesDropped`] counts all of them; the table names the first
     /// [`DROPPED_MAX`] registers. Returns true for the first write to a register
     /// that the table takes in, so that a log names each register once.
-    pub fn add_dropped_write(&mut self, place: Bdf, offset: u16) -> bool {
+    pub fn add_dropped_write(&mut self, guest_bdf: Bdf, offset: u16) -> bool {
         self.add(Counter::WritesDropped);
-        let (bus, devfn) = (place.bus(), place.devfn());
+        let (bus, devfn) = (guest_bdf.bus(), guest_bdf.devfn());
+        // Free entries are behind the used ones, so the first match is the register's own entry or a new one.
         let entry = self.dropped.iter_mut().find(|entry| {
             let free = entry.count == 0;
             free || (entry.bus, entry.devfn, entry.offset) == (bus, devfn, offset)
@@ -157,11 +158,11 @@ impl Counters {
         })
     }
 
-    /// Takes the registers of the guest's function at `place` out of the table, because another device will stand
-    /// there. The sum, [`Counter::WritesDropped`], stays.
-    pub fn forget_function(&mut self, place: Bdf) {
+    /// Removes the registers of the guest's function at `guest_bdf` from the table, because another device may get its
+    /// address. The sum, [`Counter::WritesDropped`], stays.
+    pub fn forget_function(&mut self, guest_bdf: Bdf) {
         let mut kept = [DroppedWrite::default(); DROPPED_MAX];
-        let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (place.bus(), place.devfn());
+        let stays = |entry: &DroppedWrite| (entry.bus, entry.devfn) != (guest_bdf.bus(), guest_bdf.devfn());
         let others = self.dropped_writes().filter(stays);
         for (to, entry) in kept.iter_mut().zip(others) {
             *to = entry;
@@ -176,7 +177,7 @@ impl Counters {
 
     /// Writes the block into the page of the second hop.
     ///
-    /// The reader may see some counters of before and some of after.
+    /// A reader may see some counters of before and some of after: they are written without a lock.
     pub fn publish(&self, page: &impl SharedPage) {
         page.copy_in(OFFSET, &self.encode());
     }
@@ -234,6 +235,7 @@ impl Counters {
                 offset: u16::from_le_bytes([o0, o1]),
                 count: u32::from_le_bytes([c0, c1, c2, c3]),
             };
+            // No stub of this version writes that: then nothing else in the block can be believed.
             if entry.offset >= CONFIG_SPACE_SIZE {
                 return Err(CountersError::Register(entry.offset));
             }

@@ -8,7 +8,7 @@ use core::str::FromStr;
 /// Number of address registers: BAR 0 to 5, and the expansion ROM last.
 pub const BAR_COUNT: usize = 7;
 
-/// A node's value that has not the form it must have.
+/// A node's value has the wrong form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ValueError {
     expected: &'static str,
@@ -23,7 +23,7 @@ impl fmt::Display for ValueError {
 impl core::error::Error for ValueError {}
 
 impl ValueError {
-    /// What was expected, to go on a sentence.
+    /// What was expected, as the end of a sentence.
     pub const fn expected(self) -> &'static str {
         self.expected
     }
@@ -115,6 +115,7 @@ impl FromStr for Bars {
 fn parse_bar(text: &str) -> Option<Bar> {
     let mut parts = text.split(',').map(hex);
     let (start, size, flags) = (parts.next()??, parts.next()??, parts.next()??);
+    // A range that wraps around would pass for a small one where its ends are compared.
     start.checked_add(size)?;
     let sound = parts.next().is_none() && flags <= 0xf;
     sound.then_some(Bar {
@@ -124,10 +125,10 @@ fn parse_bar(text: &str) -> Option<Bar> {
     })
 }
 
-/// Most [`Quirk`]s of one device: more than any device is known to need, and a list that fits a xenstore node.
+/// Most [`Quirk`]s of one device: more than any known device needs, and a list of them fits a xenstore node.
 pub const MAX_QUIRKS: usize = 32;
 
-/// A register of config space that a user lets the guest write, written `REG:SIZE:MASK` in hex.
+/// A register of config space that an administrator lets the guest write, written `REG:SIZE:MASK` in hex.
 ///
 /// Only the bits of the mask are the guest's; the others keep the device's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -211,7 +212,7 @@ impl FromStr for Quirk {
     }
 }
 
-/// The quirks of a device: none twice, ordered by offset, written with `;` between them.
+/// The quirks of a device: no byte twice, ordered by offset, written with `;` between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Quirks(Vec<Quirk>);
 
@@ -221,6 +222,7 @@ impl Quirks {
     /// # Errors
     /// One that shares a byte with another of the list, and one more than [`MAX_QUIRKS`].
     pub fn add(&mut self, quirk: Quirk) -> Result<(), ValueError> {
+        // Two masks for one byte: nobody could say which one counts.
         if self.0.iter().any(|other| other.overlaps(quirk)) {
             return Err(ValueError {
                 expected: "quirks of different registers",
@@ -231,8 +233,9 @@ impl Quirks {
                 expected: "at most 32 quirks of a device",
             });
         }
-        let place = self.0.partition_point(|other| other.offset < quirk.offset);
-        self.0.insert(place, quirk);
+        // Sorted, so that equal lists have equal texts.
+        let index = self.0.partition_point(|other| other.offset < quirk.offset);
+        self.0.insert(index, quirk);
         Ok(())
     }
 
@@ -260,7 +263,7 @@ impl fmt::Display for Quirks {
 impl FromStr for Quirks {
     type Err = ValueError;
 
-    /// Nothing at all is a list of none.
+    /// An empty text is an empty list.
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let mut quirks = Self::default();
         if !text.is_empty() {

@@ -1,8 +1,8 @@
-//! What must outlive a stub's domain and is known to the stub alone.
+//! The handover block: what the next stub domain must know, and only this one knows.
 //!
-//! The stub keeps it in the page of the second hop, from [`OFFSET`], and dom0's service has it there when the stub is
-//! dead: the page is still mapped. To the next stub it goes as hex, in the node `survivor` of that stub's list of
-//! devices. Neither side trusts the words of the other further than to a value that a guest could have set itself.
+//! The stub keeps it in the page of the second hop, from [`OFFSET`]. When the stub's domain is dead, dom0's service still
+//! has that page mapped, and takes the block out of it. The next stub gets it as hex, in the node `survivor`. Nobody has
+//! to trust it: it holds no more than values that a guest could have set itself.
 //!
 //! The block, little endian, offsets in bytes from its start:
 //!
@@ -18,10 +18,10 @@
 //! | 52 | first table |
 //! | 836 | second table |
 //!
-//! A table has room for [`REFUSED_MAX`] requests that have brought a stub down too often, each as above, and after
-//! them for each function `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: where it stands in the guest, COMMAND as the guest
-//! wrote it, and which of its BARs the guest probes. The stub writes the table that does not count, and then the word
-//! at 8: it may die anywhere in between, and one whole table counts all the same. In the node there is one table only.
+//! A table has room for [`REFUSED_MAX`] poison requests, each as above, and after them for each function
+//! `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: its guest address, COMMAND as the guest wrote it, and which of its BARs the
+//! guest probes. The stub writes the table that does not count, and then the word at 8, which makes it count. So it may
+//! die at any moment, and one whole table counts. In the node there is only the table that counts.
 
 use crate::counters;
 use crate::pciif::{SharedPage, layout::OP_HEAD_SIZE};
@@ -34,7 +34,7 @@ use pci::bdf::Bdf;
 pub const OFFSET: usize = 2048;
 /// Version of the block's layout.
 pub const VERSION: u32 = 2;
-/// Most functions of a guest: more than a stub has room to map.
+/// Most functions in the block: more than a stub has room to map.
 pub const FUNCTIONS_MAX: usize = 128;
 /// Most refused requests.
 pub const REFUSED_MAX: usize = 4;
@@ -63,16 +63,17 @@ const SECOND: u8 = 0x80;
 const _: () =
     assert!(OFFSET >= counters::OFFSET + counters::BLOCK_SIZE && OFFSET + SIZE_MAX + TABLE_SIZE <= 4096);
 
-/// Writes all but the request under way: functions by place and shadow, and the refused requests. Of more than there
-/// is room for the last are left out.
+/// Writes everything but the request under way: functions by guest address and shadow, and the refused requests. What
+/// there is no room for is left out, from the end.
 pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[Op]) {
     let [_, _, now, under_way] = page.load(OFFSET + COUNTS).to_le_bytes();
     let other = now & SECOND ^ SECOND;
     let table = OFFSET + if other == 0 { 0 } else { TABLE_SIZE };
+    // Into the table that does not count: the other one stays whole.
     let mut count = 0u16;
-    for (place, shadow) in functions.take(FUNCTIONS_MAX) {
+    for (guest_bdf, shadow) in functions.take(FUNCTIONS_MAX) {
         let [s0, s1, s2, _] = shadow.to_le_bytes();
-        let entry = [place.devfn(), place.bus(), s0, s1, s2];
+        let entry = [guest_bdf.devfn(), guest_bdf.bus(), s0, s1, s2];
         page.copy_in(table + FUNCTIONS + usize::from(count) * FUNCTION_SIZE, &entry);
         count += 1;
     }
@@ -84,20 +85,22 @@ pub fn publish(page: &impl SharedPage, functions: impl Iterator<Item = (Bdf, u32
         );
         refusals += 1;
     }
+    // One word, by one store: it makes the other table count, with its numbers.
     let [c0, c1] = count.to_le_bytes();
     page.store(OFFSET + COUNTS, u32::from_le_bytes([c0, c1, refusals, under_way]));
-    // Last: without it there is no block.
+    // Last: without the magic there is no block.
     page.copy_in(OFFSET, &MAGIC_AND_VERSION);
 }
 
-/// Notes that a request is under way which has brought the stub down so often before.
+/// Publishes that a request is under way, which has brought down so many stubs before.
 pub fn begin(page: &impl SharedPage, op: &Op, strikes: u32) {
+    // The byte that makes the request count comes last.
     page.copy_in(OFFSET + STRIKES, &strikes.to_le_bytes());
     page.copy_in(OFFSET + REQUEST, op);
     page.copy_in(OFFSET + UNDER_WAY, &[1]);
 }
 
-/// Notes that it is not under way any more.
+/// Publishes that no request is under way.
 pub fn end(page: &impl SharedPage) {
     page.copy_in(OFFSET + UNDER_WAY, &[0]);
 }
@@ -117,10 +120,11 @@ pub fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// Bytes of a block that begins so.
+/// Number of bytes of the block that begins so; `None` if it is none of this version.
 fn size(block: &[u8]) -> Option<usize> {
     let (head, _) = block.split_first_chunk::<REQUEST>()?;
     let count = usize::from(u16::from_le_bytes([head[8], head[9]]));
+    // Every number is checked before it is used as one: a stub that was taken over may have written the block.
     let sound = head[..COUNTS] == MAGIC_AND_VERSION
         && count <= FUNCTIONS_MAX
         && usize::from(head[10]) <= REFUSED_MAX
@@ -128,7 +132,7 @@ fn size(block: &[u8]) -> Option<usize> {
     sound.then_some(FUNCTIONS + count * FUNCTION_SIZE)
 }
 
-/// A block of an earlier stub.
+/// The block of an earlier stub domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverBlock(Vec<u8>);
 
@@ -137,6 +141,7 @@ impl HandoverBlock {
     pub fn from_page(page: &impl SharedPage) -> Option<Self> {
         let mut block = [0; SIZE_MAX];
         page.copy_out(OFFSET, &mut block);
+        // Into the form of the node, which has one table.
         if block[COUNTS + 2] & SECOND != 0 {
             block[COUNTS + 2] &= !SECOND;
             page.copy_out(OFFSET + SIZE_MAX, &mut block[REFUSED..]);
@@ -153,13 +158,15 @@ impl HandoverBlock {
             .map(|&[high, low]| Some((digit(high)? << 4 | digit(low)?) as u8))
             .collect();
         let block = block?;
+        // Neither more nor less than the block: an odd last digit would be lost in the pairs.
         (size(&block)? == block.len() && text.len() == block.len() * 2).then_some(Self(block))
     }
 
-    /// The shadow of the function that stood at `place`.
-    pub fn shadow(&self, place: Bdf) -> Option<u32> {
+    /// The shadow of the function that had this guest address.
+    pub fn shadow(&self, guest_bdf: Bdf) -> Option<u32> {
+        // Without the segment: a guest has only segment 0.
         let mut entries = self.0[FUNCTIONS..].as_chunks::<FUNCTION_SIZE>().0.iter();
-        let &[_, _, s0, s1, s2] = entries.find(|entry| entry[..2] == [place.devfn(), place.bus()])?;
+        let &[_, _, s0, s1, s2] = entries.find(|entry| entry[..2] == [guest_bdf.devfn(), guest_bdf.bus()])?;
         Some(u32::from_le_bytes([s0, s1, s2, 0]))
     }
 
@@ -186,7 +193,7 @@ mod tests {
     const READ: Op = [1; OP_HEAD_SIZE];
     const WRITE: Op = [2; OP_HEAD_SIZE];
 
-    fn place(devfn: u8) -> Bdf {
+    fn guest_bdf(devfn: u8) -> Bdf {
         Bdf::from_devfn(0, 3, devfn)
     }
 
@@ -196,14 +203,14 @@ mod tests {
         assert_eq!(to_hex(&page), None, "nothing yet");
         let functions = (0..=255)
             .take(FUNCTIONS_MAX)
-            .map(|devfn| (place(devfn), 0x7f_0500 | u32::from(devfn)));
+            .map(|devfn| (guest_bdf(devfn), 0x7f_0500 | u32::from(devfn)));
         publish(&page, functions, &[READ, WRITE]);
         begin(&page, &WRITE, 1);
         let text = to_hex(&page).unwrap();
         assert!(text.len() < 3072, "fits into a node");
         let left = HandoverBlock::from_hex(&text).unwrap();
         for devfn in 0..FUNCTIONS_MAX as u8 {
-            assert_eq!(left.shadow(place(devfn)), Some(0x7f_0500 | u32::from(devfn)));
+            assert_eq!(left.shadow(guest_bdf(devfn)), Some(0x7f_0500 | u32::from(devfn)));
         }
         assert_eq!(left.shadow(Bdf::from_devfn(0, 4, 0)), None);
         assert_eq!(left.refused(), [READ, WRITE]);
@@ -212,7 +219,7 @@ mod tests {
         publish(&page, core::iter::empty(), &[]);
         let left = HandoverBlock::from_hex(&to_hex(&page).unwrap()).unwrap();
         assert_eq!(
-            (left.shadow(place(0)), left.refused(), left.under_way()),
+            (left.shadow(guest_bdf(0)), left.refused(), left.under_way()),
             (None, &[][..], None)
         );
     }
@@ -258,8 +265,12 @@ mod tests {
 
     #[test]
     fn a_stub_that_dies_while_it_publishes_leaves_all_of_before_or_all_of_after() {
-        let before = [(place(0), 0x01_0507), (place(8), 0x02_0002)];
-        let after = [(place(8), 0x04_0003), (place(16), 0x08_0006), (place(24), 9)];
+        let before = [(guest_bdf(0), 0x01_0507), (guest_bdf(8), 0x02_0002)];
+        let after = [
+            (guest_bdf(8), 0x04_0003),
+            (guest_bdf(16), 0x08_0006),
+            (guest_bdf(24), 9),
+        ];
         // Both ways, from one table to the other.
         for turns in 0..2 {
             for cut in 0.. {
@@ -289,7 +300,7 @@ mod tests {
     #[test]
     fn what_no_stub_has_left_is_nothing() {
         let page = Page::new();
-        publish(&page, [(place(0), 1)].into_iter(), &[READ]);
+        publish(&page, [(guest_bdf(0), 1)].into_iter(), &[READ]);
         let text = to_hex(&page).unwrap();
         assert!(HandoverBlock::from_hex(&text).is_some());
         for bad in [
@@ -303,7 +314,7 @@ mod tests {
             assert_eq!(HandoverBlock::from_hex(bad), None, "{bad}");
         }
         for (offset, byte) in [(0, 0), (4, 1), (9, 2), (10, 5), (11, 2)] {
-            publish(&page, [(place(0), 1)].into_iter(), &[READ]);
+            publish(&page, [(guest_bdf(0), 1)].into_iter(), &[READ]);
             end(&page);
             page.copy_in(OFFSET + offset, &[byte]);
             assert_eq!(to_hex(&page), None, "byte {offset}");

@@ -1,11 +1,11 @@
-//! What two Xen domains agree on to find each other and to talk about PCI.
+//! The protocols between domains: xenstore, xenbus and pciif. The stub and dom0 share them.
 //!
 //! From the outside in:
 //! - [`ring`]: the byte ring of console and xenstore; [`wire`]: the messages on the latter; [`client`]: a
 //!   xenstore client over any byte [`client::Transport`]; [`permission`]: who may access a node.
-//! - [`path`]: the names of our nodes; [`state`] and [`device`]: what is written into them.
-//! - [`pciif`]: the shared page over which config space and MSI requests travel; [`counters`]: what the
-//!   stub counts, and [`handover_block`]: what must outlive it, in the rest of that page.
+//! - [`path`]: the names of nodes; [`state`] and [`device`]: their values.
+//! - [`pciif`]: the shared page for requests about configuration space and MSI. In the rest of the second hop's page:
+//!   [`counters`], what the stub counts, and [`handover_block`], what must outlive its domain.
 //!
 //! The feature `model` adds a xenstored and a shared page in memory, for the tests of every crate.
 #![no_std]

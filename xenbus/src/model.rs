@@ -152,7 +152,7 @@ struct Watch {
 }
 
 #[derive(Debug)]
-struct Transaction {
+struct OpenTransaction {
     connection: u64,
     tree: Tree,
     changes: Vec<Change>,
@@ -167,7 +167,7 @@ struct Daemon {
     generation: u64,
     introduced: BTreeSet<u16>,
     watches: Vec<Watch>,
-    transactions: BTreeMap<u32, Transaction>,
+    transactions: BTreeMap<u32, OpenTransaction>,
     last_transaction: u32,
     outboxes: BTreeMap<u64, VecDeque<u8>>,
     next_connection: u64,
@@ -287,7 +287,7 @@ impl Daemon {
         self.fire(changes);
     }
 
-    /// Ends what a connection has going on.
+    /// Ends the watches and transactions of a connection.
     fn reset(&mut self, connection: u64) -> Vec<u8> {
         self.watches.retain(|watch| watch.connection != connection);
         self.transactions
@@ -297,7 +297,7 @@ impl Daemon {
 
     fn start_transaction(&mut self, connection: u64) -> Vec<u8> {
         self.last_transaction += 1;
-        let transaction = Transaction {
+        let transaction = OpenTransaction {
             connection,
             tree: self.tree.clone(),
             changes: Vec::new(),
@@ -358,7 +358,7 @@ impl Daemon {
             .position(|watch| watch.connection == connection && watch.path == path && watch.token == token)
     }
 
-    /// The event that tells a new watch that it is in force.
+    /// Sends the first event of a new watch, which names the watched path itself.
     fn fire_first(&mut self, connection: u64) {
         if let Some(watch) = self.watches.last().filter(|watch| watch.connection == connection) {
             send_event(&mut self.outboxes, watch, &watch.absolute);
@@ -379,7 +379,7 @@ impl Daemon {
 }
 
 fn send_event(outboxes: &mut BTreeMap<u64, VecDeque<u8>>, watch: &Watch, changed: &str) {
-    // Told in the spelling of the watch.
+    // In the spelling of the watch: relative if it was set so.
     let below = changed.strip_prefix(&watch.absolute).unwrap_or_default();
     let payload = format!("{}{below}\0{}\0", watch.path, watch.token);
     let header = Header {

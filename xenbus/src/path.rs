@@ -1,4 +1,4 @@
-//! Names of the xenstore nodes that Bulkhead reads and writes (`docs/protocol.md`).
+//! Names of the xenstore nodes that Bulkhead reads and writes. Their values: `docs/protocol.md`.
 
 use alloc::format;
 use alloc::string::String;
@@ -8,7 +8,7 @@ use alloc::string::String;
 pub enum DeviceType {
     /// First hop, guest to stub: what Linux's pcifront looks for.
     Pci,
-    /// Second hop, stub to dom0's service: a type of our own, which dom0's kernel leaves alone.
+    /// Second hop, stub to dom0's service. Not `pci`, because dom0's kernel claims every backend of that type.
     Bulkhead,
 }
 
@@ -95,7 +95,7 @@ impl Device {
     }
 }
 
-/// Keys that stand once in a device's directory.
+/// Keys of the nodes that a device's directory has once.
 pub mod key {
     /// Either end: its xenbus state.
     pub const STATE: &str = "state";
@@ -115,7 +115,7 @@ pub mod key {
     pub const GUEST: &str = "guest";
     /// Backend, second hop: how the guest's devices are addressed, a [`crate::device::SlotMode`].
     pub const SLOTS: &str = "slots";
-    /// What an earlier stub has left for this one: see [`handover_block`](crate::handover_block).
+    /// Backend, second hop: the [handover block](crate::handover_block) of the stub domain before this one.
     pub const HANDOVER_BLOCK: &str = "survivor";
     /// Frontend: path of the backend's directory.
     pub const BACKEND: &str = "backend";
@@ -129,7 +129,7 @@ pub mod key {
     pub const MAGIC: &str = "magic";
 }
 
-/// Keys that stand once for each device, or root, in a backend's directory.
+/// Keys of the nodes that a backend's directory has once for each device, or for each root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Numbered {
     /// Both hops: real address, `SSSS:BB:DD.F`.
@@ -156,7 +156,7 @@ pub enum Numbered {
     Intx,
     /// Second hop: `1` if writes to registers that no table names go to the device.
     Permissive,
-    /// Second hop: the registers that a user lets the guest write, [`crate::device::Quirks`].
+    /// Second hop: the registers that an administrator lets the guest write, [`crate::device::Quirks`].
     Quirks,
     /// Second hop: `0` if MSI and MSI-X are refused.
     Msi,

@@ -1,15 +1,16 @@
 //! The page that a PCI frontend shares with its backend (`xen/include/public/io/pciif.h`).
 //!
-//! The same protocol runs on both hops: guest to stub, and stub to dom0's
-//! service. One request is under way at a time: the frontend writes it, sets
-//! [`ACTIVE`] and sends an event; the backend writes the answer and clears
-//! [`ACTIVE`]. [`backend`] and [`frontend`] are the two sides. Errors of devices
+//! Both hops use this protocol: guest to stub, and stub to dom0's service. One
+//! request is under way at a time. The frontend writes it, sets [`ACTIVE`] and
+//! sends an event; the backend writes the answer, clears [`ACTIVE`] and sends
+//! an event. [`backend`] and [`frontend`] are the two sides. Errors of devices
 //! take the opposite way: [`aer`].
 
 pub mod aer;
 pub mod backend;
 pub mod frontend;
 pub mod layout;
+pub mod page;
 
 use core::fmt;
 use pci::bdf::Bdf;
@@ -21,7 +22,7 @@ pub const MAX_VECTORS: usize = 128;
 
 /// Flag: a request waits for its answer. Set by the frontend, cleared by the backend.
 pub const ACTIVE: u32 = 1 << 0;
-/// Flag: the frontend's driver handles errors told by AER. Set once by the frontend.
+/// Flag: the frontend's driver handles errors of devices. Set once by the frontend.
 pub const AER_HANDLER: u32 = 1 << 1;
 /// Flag: an AER request waits for its answer. Set by the backend, cleared by the frontend.
 pub const AER_ACTIVE: u32 = 1 << 2;
@@ -29,9 +30,9 @@ pub const AER_ACTIVE: u32 = 1 << 2;
 /// Memory that another domain writes at the same time.
 ///
 /// Every access is a copy: nothing in the page can be borrowed, so nothing can
-/// change between a check and its use (XSA-155). Implementors do volatile
-/// accesses; the `u32` calls are single, naturally aligned and atomic, with the
-/// ordering named.
+/// change between a check and its use (XSA-155). Each byte is accessed once; the
+/// `u32` calls are single, naturally aligned and atomic, with the ordering
+/// named. In real memory this is [`page`], for tests `model::Page`.
 ///
 /// # Panics
 /// Implementors may panic when a range does not lie in the 4 KiB page: the
@@ -66,7 +67,7 @@ pub enum Command {
     EnableMsix,
     /// Turn MSI-X off.
     DisableMsix,
-    /// Any other number: AER notices, which only a backend may send, and numbers nobody has defined.
+    /// Any other number: AER notices, which only a backend may send, `enable_multi_msi`, and undefined numbers.
     Other(u32),
 }
 
@@ -112,7 +113,7 @@ impl fmt::Display for Command {
     }
 }
 
-/// A refused request: the negative numbers of the `err` field.
+/// Why a request is refused: the negative numbers of the `err` field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OpError {
     /// `XEN_PCI_ERR_dev_not_found`: no such function on the virtual bus.
@@ -232,8 +233,9 @@ impl Request {
         }
     }
 
-    /// The function spoken of; `None` if its numbers are out of range.
+    /// The function that the request is about; `None` if its numbers are out of range.
     pub fn function(&self) -> Option<Bdf> {
+        // Checked: the fields are 32 bits, and a cut number would be another function's.
         Some(Bdf::from_devfn(
             u16::try_from(self.domain).ok()?,
             u8::try_from(self.bus).ok()?,
@@ -268,7 +270,7 @@ impl fmt::Display for Request {
 /// One vector of an `enable_msix` request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MsixEntry {
-    /// The pirq. Filled in by the answer; what a request says here means nothing.
+    /// The pirq, in the answer. In a request it means nothing.
     pub vector: u16,
     /// Index in the device's MSI-X table.
     pub entry: u16,

@@ -30,9 +30,9 @@ const LETTERS: [(Access, &str); 4] = [
 /// everything, and its access holds for every domain that is not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Permission {
-    /// The domain spoken of.
+    /// The domain.
     pub domid: u16,
-    /// What it may do, or in the first entry: what domains not listed may do.
+    /// What it may do; in the first entry: what domains that are not listed may do.
     pub access: Access,
 }
 
@@ -82,7 +82,7 @@ impl FromStr for Permission {
             .iter()
             .find_map(|&(access, letter)| Some((access, text.strip_prefix(letter)?)))
             .ok_or(PermissionError)?;
-        // `parse` alone would take a plus sign.
+        // One spelling for each permission: `parse` alone would take a plus sign.
         if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(PermissionError);
         }

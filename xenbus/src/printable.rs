@@ -1,4 +1,4 @@
-//! Text from outside, made fit for a log line or a node.
+//! Text from outside, made safe for a log line or a node.
 
 use core::fmt::{self, Write as _};
 

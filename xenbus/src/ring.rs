@@ -1,13 +1,13 @@
 //! Byte rings in a shared page: the console and the xenstore connection of a guest.
 //!
-//! Two free-running indices, each written by one side only; their difference is what the ring holds
+//! A ring has two free-running indices, each written by one side only. Their difference is the number of bytes in the ring
 //! (`xen/include/public/io/console.h` and `xs_wire.h`).
 
 use crate::pciif::SharedPage;
 use crate::wire::Header;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// One direction of a byte ring: where its parts lie in the page.
+/// One direction of a byte ring: the offsets of its parts in the page.
 #[derive(Clone, Copy, Debug)]
 pub struct ByteRing {
     /// Offset of the bytes.
@@ -60,6 +60,7 @@ impl ByteRing {
     /// # Errors
     /// [`Corrupt`] if the indices are further apart than the ring is long.
     pub fn held(&self, page: &impl SharedPage) -> Result<u32, Corrupt> {
+        // Both wrap at 32 bits. The other side may write anything into its own index.
         let held = page.load(self.producer).wrapping_sub(page.load(self.consumer));
         if held <= self.size { Ok(held) } else { Err(Corrupt) }
     }
@@ -75,6 +76,7 @@ impl ByteRing {
         let (first, second) = self.split(producer, taken.len());
         page.copy_in(self.position(producer), &taken[..first]);
         page.copy_in(self.data, &taken[first..first + second]);
+        // After the bytes, with release: the reader takes what the index covers.
         page.store(self.producer, producer.wrapping_add(taken.len() as u32));
         Ok(taken.len())
     }
@@ -89,11 +91,11 @@ impl ByteRing {
         Ok(count)
     }
 
-    /// As [`Self::pop`], for a ring of xenstore's messages. `next` is the index at which the next message begins; it
-    /// is written before the first byte of a message is taken, so that a reader that is cut off anywhere in here
-    /// leaves word of how much of the message under way is left: see [`Self::skip`].
+    /// As [`Self::pop`], for a ring of xenstore's messages. `next` is the index at which the next message begins. It is
+    /// written before the first byte of a message is taken: a reader that is cut off anywhere in here leaves behind where
+    /// the message under way ends, for [`Self::skip`].
     ///
-    /// Takes nothing while only a part of a header is there, and no bytes of two messages at once.
+    /// Takes nothing while only a part of a header is there, and never bytes of two messages at once.
     ///
     /// # Errors
     /// As [`Self::held`].
@@ -109,6 +111,7 @@ impl ByteRing {
             if self.peek(page, &mut header)? < Header::SIZE {
                 return Ok(0);
             }
+            // Not checked: the client refuses a wrong length when it has the header.
             let size = Header::decode(&header).length.wrapping_add(Header::SIZE as u32);
             next.store(consumer.wrapping_add(size), Ordering::Relaxed);
         }
@@ -117,7 +120,7 @@ impl ByteRing {
         self.pop(page, &mut into[..count])
     }
 
-    /// Drops what is there of the message that a reader by [`Self::pop_message`] was at; true once that is all of it.
+    /// Drops what is there of the message that [`Self::pop_message`] was cut off in; true once that is all of it.
     ///
     /// # Errors
     /// As [`Self::held`].
@@ -125,6 +128,7 @@ impl ByteRing {
         let left = next
             .load(Ordering::Relaxed)
             .wrapping_sub(page.load(self.consumer));
+        // The rest may still have to come: a message can be longer than the ring.
         let count = self.held(page)?.min(left);
         self.drop_bytes(page, count as usize);
         Ok(count == left)

@@ -1,16 +1,16 @@
-//! The xenbus states, as both ends of a device write them into their `state` node.
+//! The xenbus states, which both ends of a device write into their `state` nodes.
 
 /// State of one end of a xenbus device (`xen/include/public/io/xenbus.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum XenbusState {
-    /// No node, or a value that is none of the below.
+    /// No node, or a value that is no state.
     Unknown = 0,
     /// The toolstack has made the device.
     Initialising = 1,
-    /// The backend waits for the frontend's particulars.
+    /// The backend waits for the frontend's page and port.
     InitWait = 2,
-    /// Own particulars are published; waiting for the other end.
+    /// This end has published what it has to publish, and waits for the other end.
     Initialised = 3,
     /// In service.
     Connected = 4,
@@ -20,13 +20,14 @@ pub enum XenbusState {
     Closed = 6,
     /// Hotplug: the backend announces a change of the device list.
     Reconfiguring = 7,
-    /// Hotplug: the backend has taken the change in.
+    /// Hotplug: the backend has followed the change.
     Reconfigured = 8,
 }
 
 impl XenbusState {
     /// Reads the text of a `state` node; anything unreadable is [`Self::Unknown`].
     pub fn parse(text: &str) -> Self {
+        // Exact texts: `parse` as a number would take "+4" and "04", which Linux does not write.
         match text {
             "1" => Self::Initialising,
             "2" => Self::InitWait,

@@ -139,7 +139,7 @@ impl Header {
     }
 }
 
-/// What a peer sent that the protocol does not allow.
+/// What the other end sent that the protocol does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A payload of this many bytes is announced, more than [`PAYLOAD_MAX`].
@@ -238,9 +238,11 @@ static ERROR_NAMES: [(&str, ErrorName); 17] = [
 impl ErrorName {
     /// Reads the payload of an error reply: a name, usually ended by NUL. Any bytes are one.
     pub fn decode(payload: &[u8]) -> Self {
+        // Up to the NUL, if there is one.
         let name = payload.split(|&byte| byte == 0).next().unwrap_or_default();
         let known = ERROR_NAMES.iter().find(|(text, _)| text.as_bytes() == name);
         known.map_or_else(
+            // It goes into logs: cut, and without control characters.
             || Self::Other(Printable(&name[..name.len().min(OTHER_NAME_MAX)]).to_string()),
             |(_, error)| error.clone(),
         )
@@ -261,6 +263,7 @@ impl fmt::Display for ErrorName {
 
 /// Reads a payload of texts, each ended by NUL.
 pub fn decode_texts(payload: &[u8]) -> Result<Vec<String>, Violation> {
+    // Without the last NUL, which ends the last text and begins no other.
     let Some((end, body)) = payload.split_last() else {
         return Ok(Vec::new());
     };

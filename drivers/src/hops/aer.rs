@@ -1,13 +1,12 @@
-//! Errors of devices on their way from dom0 to the guest, and the guest's verdicts on their way back.
+//! Errors of devices: requests from dom0 to the guest, and the guest's verdicts back.
 //!
-//! dom0's service posts a request with the device's real address into the page of the second hop. It goes on into
-//! the guest's page with the address on the guest's bus; the verdict goes back as it is, whatever it says. Nothing
-//! waits meanwhile: the guest's driver may access its device while it handles the error. The time limit is the
-//! service's.
+//! dom0's service posts a request with the device's real address into the page of the second hop. The stub posts it into
+//! the guest's page with the guest address. The verdict goes back as it is, whatever it says. Nothing waits meanwhile: the
+//! guest's driver may access its device while it handles the error. The time limit is the service's.
 //!
-//! A request that the guest sits on stays in its page, and no other one comes over it ([`aer`]). So a guest that
-//! sets, clears or leaves the flag as it likes spoils its own requests, and nothing else: at most one verdict goes
-//! back for each request of the service's.
+//! A request that the guest does not answer stays in its page, and no other one is posted ([`aer`]). A guest that sets,
+//! clears or leaves the flag as it likes spoils its own requests and nothing else: at most one verdict goes back for each
+//! request of the service.
 
 use pci::bdf::Bdf;
 use xenbus::pciif::aer::{self, AerRequest, Verdict};
@@ -31,35 +30,37 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Passes on what there is. `service` and `guest` are the pages of the hops that are up; `place` tells where a
-    /// function stands on the guest's bus.
+    /// Passes on what there is. `service` and `guest` are the pages of the hops that are up; `guest_bdf` gives the guest
+    /// address of a function.
     ///
-    /// The device has no driver as far as the service is concerned if the guest is not connected or does not have it.
+    /// If the guest is not connected, or does not have the device, the verdict is [`Verdict::NoDriver`].
     pub fn pass<P: SharedPage>(
         &mut self,
         service: Option<&P>,
         guest: Option<&P>,
-        place: impl FnOnce(Bdf) -> Option<Bdf>,
+        guest_bdf: impl FnOnce(Bdf) -> Option<Bdf>,
     ) -> News {
         let mut news = News::default();
         let Some(service) = service else {
+            // The service's page has gone, and its request with it. The guest's may go on; its verdict reaches nobody.
             self.asked = false;
             return news;
         };
         mirror_handler(service, guest);
         let Some(request) = aer::pending(service) else {
-            // A service that starts anew has a page without the request: nobody waits for the verdict any more.
+            // A service that was restarted has a page without the request: nobody waits for the verdict any more.
             self.asked = false;
             return news;
         };
         let verdict = match guest {
+            // Also where the guest went while it was asked: its page has gone.
             None => Some(Verdict::NoDriver.raw()),
             Some(guest) if self.asked => aer::verdict(guest),
-            Some(guest) => match request.function().and_then(place) {
+            Some(guest) => match request.function().and_then(guest_bdf) {
                 None => Some(Verdict::NoDriver.raw()),
                 Some(function) => {
                     let request: AerRequest = request.about(function);
-                    // Busy with one of before: this one's turn comes with the verdict on that.
+                    // The guest is busy with an earlier one. This one is posted after the verdict on that.
                     if aer::post(guest, &request).is_ok() {
                         self.asked = true;
                         news.guest = Some((request.command, function));
@@ -82,11 +83,11 @@ impl Relay {
     }
 }
 
-/// Has the service see whether the guest handles errors.
+/// Sets the flag by which the service sees whether the guest handles errors.
 fn mirror_handler<P: SharedPage>(service: &P, guest: Option<&P>) {
     let handles = guest.is_some_and(|guest| guest.load(FLAGS) & AER_HANDLER != 0);
     let told = service.load(FLAGS) & AER_HANDLER != 0;
-    // Locked operations only where something changes: this is on the way of every request.
+    // A locked operation only where something changes: this runs for every request of the guest.
     match (told, handles) {
         (false, true) => _ = service.set_bits(FLAGS, AER_HANDLER),
         (true, false) => _ = service.clear_bits(FLAGS, AER_HANDLER),

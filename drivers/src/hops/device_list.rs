@@ -1,7 +1,7 @@
-//! The guest's list of devices: the numbered nodes in our directory of the first hop.
+//! The guest's list of devices: the numbered nodes in the backend's directory of the first hop.
 //!
-//! The toolstack adds a device with state Initialising and asks for one back with Closing. We answer with
-//! Initialised and the device's place on the guest's bus, or with Closed: it is not, or not any more, exported.
+//! The toolstack adds a device with state Initialising, and asks for one back with Closing. The stub answers with
+//! Initialised and the device's guest address, or with Closed: the device is not, or no longer, exported.
 
 use crate::error::{Blame, SetupError};
 use crate::hops::second::SecondHop;
@@ -20,7 +20,7 @@ use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::SharedPage;
 use xenbus::state::XenbusState;
 
-/// Most roots that are looked at: a segment full of buses. Only ours stand there.
+/// Most roots that are read: one for each bus of a segment.
 const MAX_ROOTS: usize = 256;
 
 /// What becomes of a device of the list.
@@ -29,13 +29,13 @@ pub enum Change {
     /// The guest has it.
     Exported {
         /// Its address there.
-        place: Bdf,
-        /// The guest is to look for its bus among the roots.
+        guest_bdf: Bdf,
+        /// Its bus is to be listed as a root, where pcifront looks for devices.
         root: bool,
     },
-    /// The guest has let go of it.
+    /// The guest has let go of it, and it is exported no more.
     Removed,
-    /// It is not exported, and this is why.
+    /// It is not exported, for this reason.
     Refused(Box<SetupError>),
 }
 
@@ -52,22 +52,23 @@ pub struct Entry {
 
 /// A device of the list. What is wrong with it is an error of that device alone.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct ListedDevice {
     /// Its number in the list.
     pub number: usize,
     /// Its state.
     pub state: XenbusState,
     /// Its real address.
     pub bdf: Result<Bdf, Box<SetupError>>,
-    /// Where it stands on the guest's bus, as an earlier life of this stub has published it.
-    pub place: Result<Bdf, Box<SetupError>>,
+    /// Its guest address, as an earlier run of this stub has published it.
+    pub guest_bdf: Result<Bdf, Box<SetupError>>,
     /// What dom0's service says about it.
     pub resources: Result<Resources, Box<SetupError>>,
 }
 
-/// Both lists as they stand at one moment: how devices are addressed, and those in a state that is `wanted`. The
-/// toolstack renumbers both lists in one change; read one node after the other, a device would get the place or the
-/// resources of another.
+/// Reads both lists as they are at one moment: the slot mode, and the devices in a state that is `wanted`.
+///
+/// In one transaction: the toolstack renumbers both lists in one change. Read one node after the other, a device would
+/// get the guest address or the resources of another.
 ///
 /// # Errors
 /// A list without a sound length, or xenstore's.
@@ -76,19 +77,20 @@ pub fn read<T: Transport, Page: SharedPage>(
     device: Device,
     second: &SecondHop<Page>,
     wanted: fn(XenbusState) -> bool,
-) -> Result<(SlotMode, Vec<Listed>), Box<SetupError>> {
+) -> Result<(SlotMode, Vec<ListedDevice>), Box<SetupError>> {
     client.transaction_or(TRANSACTION_TRIES, |store| {
         let store: &mut dyn Nodes = store;
         let served = second.list(store)?;
         let mode = second.slots(store)?;
         let mut all = Vec::new();
         for number in 0..count(store, device)? {
+            // First, for most changes concern one device: the others cost one request each.
             let state = store::state(store, &device.backend_node(&Numbered::State.at(number)))?;
             if !wanted(state) {
                 continue;
             }
             let bdf = of_device(address(store, device, number))?;
-            let place = of_device(place(store, device, number))?;
+            let guest_bdf = of_device(guest_bdf(store, device, number))?;
             let resources = match &bdf {
                 Ok(bdf) => {
                     let served = served.number_of(*bdf);
@@ -96,11 +98,11 @@ pub fn read<T: Transport, Page: SharedPage>(
                 }
                 Err(error) => Err(error.clone()),
             };
-            all.push(Listed {
+            all.push(ListedDevice {
                 number,
                 state,
                 bdf,
-                place,
+                guest_bdf,
                 resources,
             });
         }
@@ -108,7 +110,8 @@ pub fn read<T: Transport, Page: SharedPage>(
     })
 }
 
-/// Tells an error that is the device's from a failure of xenstore, which says nothing about the device.
+/// Separates an error of one device (inner result) from a failure of xenstore (outer result), which says nothing about
+/// the device.
 fn of_device<R>(result: Result<R, Box<SetupError>>) -> Result<Result<R, Box<SetupError>>, Box<SetupError>> {
     match result {
         Err(error) if error.is_of_store() => Err(error),
@@ -133,15 +136,16 @@ fn address(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, 
     node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
 }
 
-fn place(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
+fn guest_bdf(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
     let key = Numbered::VirtualDevice.at(number);
     let expected = "SSSS:BB:DD.FF, or take the device off its list";
     node(store, device, &key, expected, |text| text.parse().ok())
 }
 
-/// Publishes what has become of devices, all at one moment; nothing, and false, if the list is not the one that they
-/// were read from any more: where a device of `entries` or of `exported`, which stay as they are published, has another
-/// number or another place.
+/// Publishes what has become of devices, all at one moment.
+///
+/// Publishes nothing and returns false if the list has been renumbered since it was read: if a device of `entries` has
+/// another number, or one of `exported`, whose nodes stay as they are, another number or guest address.
 ///
 /// # Errors
 /// [`SetupError::Store`] or [`SetupError::StoreLost`].
@@ -151,6 +155,7 @@ pub fn publish<T: Transport>(
     entries: &[Entry],
     exported: &[(usize, Bdf, Bdf)],
 ) -> Result<bool, Box<SetupError>> {
+    // Made before the transaction, whose body runs again where another writer comes first.
     let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
     client.transaction_or(TRANSACTION_TRIES, |store| {
         let store: &mut dyn Nodes = store;
@@ -163,20 +168,25 @@ pub fn publish<T: Transport>(
                 return Ok(false);
             }
         }
-        for &(number, bdf, place) in exported {
+        for &(number, bdf, guest_bdf) in exported {
             if !is_at(Numbered::Device, number, Some(bdf))?
-                || !is_at(Numbered::VirtualDevice, number, Some(place))?
+                || !is_at(Numbered::VirtualDevice, number, Some(guest_bdf))?
             {
                 return Ok(false);
             }
         }
+        // Nothing is written before all is checked: an early return commits what was written.
         let mut added = Vec::new();
         for (entry, nodes) in &plan {
             for (key, value) in nodes {
                 store.set(&device.backend_node(key), value)?;
             }
-            if let Change::Exported { place, root: true } = entry.change {
-                added.push(root(place));
+            if let Change::Exported {
+                guest_bdf,
+                root: true,
+            } = entry.change
+            {
+                added.push(root(guest_bdf));
             }
         }
         publish_roots(store, device, added)?;
@@ -184,9 +194,10 @@ pub fn publish<T: Transport>(
     })
 }
 
-/// Appends the roots that are not in the list yet. As with xen-pciback, none ever leaves it: the guest keeps its buses.
+/// Appends the roots that are not in the list yet. None is ever removed, as with xen-pciback: the guest keeps its buses.
 fn publish_roots(store: &mut dyn Nodes, device: Device, added: Vec<String>) -> Result<(), Box<SetupError>> {
     let node = |key: &str| device.backend_node(key);
+    // Missing until the first device is exported. Garbage counts as none: the node is the stub's own.
     let count = store.get(&node(key::ROOT_NUM))?;
     let count = count.and_then(|text| store::decimal(&text)).unwrap_or(0);
     let mut roots = Vec::new();
@@ -203,19 +214,19 @@ fn publish_roots(store: &mut dyn Nodes, device: Device, added: Vec<String>) -> R
     store.set(&node(key::ROOT_NUM), &roots.len().to_string())
 }
 
-/// The root that a guest finds a function at this place below: its segment and bus.
-fn root(place: Bdf) -> String {
-    let (segment, bus) = bus_of(place);
+/// The root of a function at this guest address: segment and bus.
+fn root(guest_bdf: Bdf) -> String {
+    let (segment, bus) = bus_of(guest_bdf);
     format!("{segment:04x}:{bus:02x}")
 }
 
-/// Key and value of the nodes that tell of a change.
+/// Keys and values of the nodes that publish a change.
 fn nodes(entry: &Entry) -> Vec<(String, String)> {
     let at = |key: Numbered| key.at(entry.number);
     let state = |state: XenbusState| (at(Numbered::State), state.as_str().to_string());
     match &entry.change {
-        Change::Exported { place, .. } => Vec::from([
-            (at(Numbered::VirtualDevice), virtual_address(*place)),
+        Change::Exported { guest_bdf, .. } => Vec::from([
+            (at(Numbered::VirtualDevice), virtual_address(*guest_bdf)),
             state(XenbusState::Initialised),
         ]),
         Change::Removed => Vec::from([state(XenbusState::Closed)]),
@@ -238,12 +249,12 @@ fn node<R>(
 }
 
 /// A function's address as pciback writes it into `vdev-N`: two digits for the function.
-fn virtual_address(place: Bdf) -> String {
+fn virtual_address(guest_bdf: Bdf) -> String {
     format!(
         "{:04x}:{:02x}:{:02x}.{:02x}",
-        place.segment(),
-        place.bus(),
-        place.device(),
-        place.function()
+        guest_bdf.segment(),
+        guest_bdf.bus(),
+        guest_bdf.device(),
+        guest_bdf.function()
     )
 }

@@ -1,21 +1,21 @@
 //! The second hop: a PCI frontend towards dom0's service.
 //!
-//! The stub publishes a page and a port as pcifront does, under the device type `bulkhead`, and posts the
-//! requests that it may not carry out itself.
+//! The stub publishes a page and a port as pcifront does, and posts the requests that it may not carry out itself. The
+//! device type is `bulkhead`, because dom0's kernel claims every device of type `pci`.
 //!
 //! # Late answers
-//! pciif has no request numbers, so an answer that comes late could be taken for that of the next request.
-//! A request whose time is up is therefore **not** withdrawn: it stays in the page, and until the service
-//! has given the page back every further request fails at once with [`RequestError::ServiceBusy`]. The late
-//! answer is dropped. What it did to the device stays; the MSI machine then starts by turning MSI off.
+//! pciif has no request numbers, so a late answer could be taken for that of the next request. A request whose time is up
+//! is therefore **not** withdrawn: it stays in the page. Until the service has answered it, every further request fails
+//! at once with [`RequestError::ServiceBusy`]. The late answer is dropped, and what it did to the device stays. After a
+//! lost answer about MSI, the next request starts by turning MSI off (`MsiState`).
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::log;
 use crate::platform::{DomId, GrantRef, Platform, Port};
 use crate::policy::config::Access;
 use crate::policy::config::bar::Bars;
+use crate::policy::dom0::Dom0;
 use crate::policy::engine::MAX_FUNCTIONS;
-use crate::policy::hardware::Dom0;
 use crate::policy::resources::Resources;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
@@ -32,10 +32,11 @@ use xenbus::pciif::frontend::{self, Posted};
 use xenbus::pciif::{self, Command, MsixEntry, Request};
 use xenbus::state::XenbusState;
 
-/// How long one request of the guest may wait for dom0. The guest itself gives up after 2 s.
+/// How long one request of the guest may wait for dom0. Linux's pcifront gives up after 2 s: until then it can still be
+/// told an error.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What a node must say that is on or off.
+/// What a node that is on or off must say.
 const FLAG: &str = "1 or 0";
 
 fn flag(text: &str) -> Option<bool> {
@@ -46,26 +47,26 @@ fn flag(text: &str) -> Option<bool> {
     }
 }
 
-/// What we share with the service.
+/// The page and the port that are shared with the service.
 #[derive(Debug)]
-struct Channel<Page> {
+struct ServiceChannel<Page> {
     page: Page,
     grant: GrantRef,
     port: Port,
-    /// A request whose time was up.
+    /// A request whose time was up, and which is still in the page.
     overdue: Option<Posted>,
 }
 
 /// How far the connection is.
 #[derive(Debug)]
-enum Phase<Page> {
+enum ServicePhase<Page> {
     /// Nothing is shared.
     Down,
     /// Published; the service has not connected yet.
-    Offered(Channel<Page>),
+    Offered(ServiceChannel<Page>),
     /// In service.
-    Up(Channel<Page>),
-    /// It could not be set up. Tried again after the service has been away.
+    Up(ServiceChannel<Page>),
+    /// It could not be set up. It is tried again after the service has been away.
     Failed,
 }
 
@@ -73,7 +74,7 @@ enum Phase<Page> {
 #[derive(Debug)]
 pub struct SecondHop<Page> {
     device: Device,
-    phase: Phase<Page>,
+    phase: ServicePhase<Page>,
 }
 
 impl<Page: pciif::SharedPage> SecondHop<Page> {
@@ -81,7 +82,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     pub const fn new(stub: DomId) -> Self {
         Self {
             device: Device::second_hop(stub),
-            phase: Phase::Down,
+            phase: ServicePhase::Down,
         }
     }
 
@@ -92,13 +93,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
     /// True while the service takes requests.
     pub const fn is_up(&self) -> bool {
-        matches!(self.phase, Phase::Up(_))
+        matches!(self.phase, ServicePhase::Up(_))
     }
 
     /// What is shared with the service, and the port to it, while it takes requests.
     pub const fn channel(&self) -> Option<(&Page, Port)> {
         match &self.phase {
-            Phase::Up(channel) => Some((&channel.page, channel.port)),
+            ServicePhase::Up(channel) => Some((&channel.page, channel.port)),
             _ => None,
         }
     }
@@ -106,14 +107,15 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// Follows the states of both ends.
     ///
     /// # Errors
-    /// If xenstore fails us. Every other failure is told in the error node, and ends this attempt.
+    /// xenstore's. Every other failure is told in the error node, and ends this attempt.
     pub fn reconcile<P, T>(&mut self, platform: &mut P, client: &mut Client<T>) -> Result<(), Box<SetupError>>
     where
         P: Platform<Page = Page>,
         T: Transport,
     {
         use XenbusState::*;
-        // Every write of ours brings us here again: each arm must lead to one where nothing is left to do.
+        // Every write of the own state causes an event that leads here again: each arm must lead to one where nothing is left
+        // to do.
         let own = store::state(client, &self.device.frontend_node(key::STATE))?;
         let service = if own == Unknown {
             // Without our own nodes there is no device, whatever is left of the other end.
@@ -122,28 +124,32 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             store::state(client, &self.device.backend_node(key::STATE))?
         };
         match (&self.phase, service) {
-            (Phase::Down, Initialising | InitWait | Initialised | Connected) => {
+            (ServicePhase::Down, Initialising | InitWait | Initialised | Connected) => {
                 self.try_offer(platform, client)
             }
-            (Phase::Up(_), Initialising | InitWait) => {
+            // A service in these states waits for a page and a port: it has let go of the old ones.
+            (ServicePhase::Up(_), Initialising | InitWait) => {
                 log::warn!("second hop: dom0's service starts anew");
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
-            // We never go back to this state: the toolstack has made the nodes anew, without our particulars.
-            (Phase::Offered(_), Initialising | InitWait) if own == Initialising => {
+            // The stub never goes back to this state itself: the toolstack has made the nodes anew, without page and port.
+            (ServicePhase::Offered(_), Initialising | InitWait) if own == Initialising => {
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
-            (Phase::Offered(_), Connected) => {
+            // The service has mapped the page. Until then a request in it would reach nobody.
+            (ServicePhase::Offered(_), Connected) => {
                 self.set_state(client, Connected)?;
-                if let Phase::Offered(channel) = core::mem::replace(&mut self.phase, Phase::Down) {
-                    self.phase = Phase::Up(channel);
+                if let ServicePhase::Offered(channel) =
+                    core::mem::replace(&mut self.phase, ServicePhase::Down)
+                {
+                    self.phase = ServicePhase::Up(channel);
                 }
                 log::info!("second hop connected");
                 Ok(())
             }
-            (Phase::Offered(_) | Phase::Up(_), Closing | Closed | Unknown) => {
+            (ServicePhase::Offered(_) | ServicePhase::Up(_), Closing | Closed | Unknown) => {
                 log::warn!("second hop: dom0's service has gone; reads go on, writes fail until it is back");
                 self.drop_channel(platform);
                 if own == Unknown {
@@ -152,13 +158,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                     self.set_state(client, Closed)
                 }
             }
-            (Phase::Failed, Closed | Unknown) => {
-                self.phase = Phase::Down;
+            (ServicePhase::Failed, Closed | Unknown) => {
+                self.phase = ServicePhase::Down;
                 Ok(())
             }
-            (Phase::Failed, _) if own != Closing => self.set_state(client, Closing),
-            // Of an earlier life, or not written when it was due.
-            (Phase::Down, Closing | Closed | Unknown)
+            (ServicePhase::Failed, _) if own != Closing => self.set_state(client, Closing),
+            // A state that an earlier run has written, or that could not be written when it was due.
+            (ServicePhase::Down, Closing | Closed | Unknown)
                 if !matches!(own, Unknown | Initialising | Closing | Closed) =>
             {
                 self.set_state(client, Closed)
@@ -181,11 +187,11 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         )
     }
 
-    /// The addresses of the devices that the service lists for this stub.
+    /// The service's list of devices for this stub.
     ///
     /// # Errors
-    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Listed::number_of`] tells.
-    pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<Listed, Box<SetupError>> {
+    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`ServiceList::number_of`] tells.
+    pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<ServiceList, Box<SetupError>> {
         let count = store::value(
             store,
             &self.device.backend_node(key::NUM_DEVS),
@@ -198,12 +204,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             let address = self.node(store, Numbered::Device.at(number), "SSSS:BB:DD.F", |text| {
                 text.parse().ok()
             });
+            // A bad address spoils its own device only: the others are served.
             match address {
                 Err(error) if error.is_of_store() => return Err(error),
                 address => addresses.push(address),
             }
         }
-        Ok(Listed(addresses))
+        Ok(ServiceList(addresses))
     }
 
     /// What the service says about device `bdf`, which has this number in its list.
@@ -222,6 +229,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
             |text| Bars::new(&text.parse::<device::Bars>().ok()?),
         )?;
+        // The flags that only some devices need may be missing (docs/protocol.md).
         let virtual_function = self.flag(store, Numbered::Virtual, index, false)?;
         Ok(Resources {
             bdf,
@@ -298,11 +306,12 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         store::value(store, &path, Blame::Toolstack, expected, parse)
     }
 
-    /// What a stub before this one has left, if the toolstack has it; what cannot be read counts as nothing.
+    /// The handover block of the stub domain before this one, if the toolstack has written it. One that cannot be read
+    /// counts as none: nothing in it is needed to serve.
     ///
     /// # Errors
     /// [`SetupError::Store`] or [`SetupError::StoreLost`].
-    pub fn left_behind(&self, store: &mut dyn Nodes) -> Result<Option<HandoverBlock>, Box<SetupError>> {
+    pub fn read_handover(&self, store: &mut dyn Nodes) -> Result<Option<HandoverBlock>, Box<SetupError>> {
         let text = store::read(store, &self.device.backend_node(key::HANDOVER_BLOCK))?;
         let left = text.as_deref().map(HandoverBlock::from_hex);
         if left == Some(None) {
@@ -311,30 +320,35 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         Ok(left.flatten())
     }
 
-    /// Puts what must outlive this stub where dom0's service finds it.
-    pub fn leave(&self, functions: impl Iterator<Item = (Bdf, u32)>, refused: &[handover_block::Op]) {
-        if let Phase::Up(channel) = &self.phase {
+    /// Publishes in the second hop's page what the next stub domain must know. Does nothing
+    /// while the service is not connected: there is no page.
+    pub fn publish_handover(
+        &self,
+        functions: impl Iterator<Item = (Bdf, u32)>,
+        refused: &[handover_block::Op],
+    ) {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::publish(&channel.page, functions, refused);
         }
     }
 
-    /// The same for a request that is under way from here on, and has failed so often before.
-    pub fn begin(&self, op: &handover_block::Op, strikes: u32) {
-        if let Phase::Up(channel) = &self.phase {
+    /// Publishes that this request is under way from here on, and how many stubs it has brought down.
+    pub fn begin_request(&self, op: &handover_block::Op, strikes: u32) {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::begin(&channel.page, op, strikes);
         }
     }
 
-    /// It is not under way any more.
-    pub fn end(&self) {
-        if let Phase::Up(channel) = &self.phase {
+    /// Publishes that no request is under way.
+    pub fn end_request(&self) {
+        if let ServicePhase::Up(channel) = &self.phase {
             handover_block::end(&channel.page);
         }
     }
 
-    /// Puts the counters where `bulkhead status` finds them.
-    pub fn publish(&self, counters: &Counters) {
-        if let Phase::Up(channel) = &self.phase {
+    /// Publishes the counters for `bulkhead status`.
+    pub fn publish_counters(&self, counters: &Counters) {
+        if let ServicePhase::Up(channel) = &self.phase {
             counters.publish(&channel.page);
         }
     }
@@ -357,6 +371,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         P: Platform<Page = Page>,
         T: Transport,
     {
+        // What was set up is taken back in either case. A failure of xenstore's is tried again, by the caller; any other one
+        // ends this attempt.
         let Err(error) = self.offer(platform, client) else {
             return Ok(());
         };
@@ -365,7 +381,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             return Err(error);
         }
         log::error!("second hop: {error}");
-        self.phase = Phase::Failed;
+        self.phase = ServicePhase::Failed;
         store::report(
             client,
             self.device.frontend(),
@@ -390,14 +406,15 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 return Err(SetupError::Share(errno).into());
             }
         };
-        // Kept from here on, so that it is given back whatever happens.
-        self.phase = Phase::Offered(Channel {
+        // Kept from here on, so that `drop_channel` finds it whatever happens.
+        self.phase = ServicePhase::Offered(ServiceChannel {
             page,
             grant,
             port,
             overdue: None,
         });
         let device = self.device;
+        // In one transaction, so that the service never finds the page of one run with the port of another.
         client.transaction_or(TRANSACTION_TRIES, |store| {
             let store: &mut dyn Nodes = store;
             store.set(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
@@ -410,7 +427,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 
     fn drop_channel<P: Platform<Page = Page>>(&mut self, platform: &mut P) {
-        if let Phase::Offered(channel) | Phase::Up(channel) = core::mem::replace(&mut self.phase, Phase::Down)
+        // An overdue request goes with the page: its answer can reach nobody any more.
+        if let ServicePhase::Offered(channel) | ServicePhase::Up(channel) =
+            core::mem::replace(&mut self.phase, ServicePhase::Down)
         {
             platform.close(channel.port);
             platform.unshare_page(channel.page, channel.grant);
@@ -424,9 +443,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
 
 /// The service's list of devices: the address under each number, or what is wrong with its node.
 #[derive(Clone, Debug)]
-pub(crate) struct Listed(Vec<Result<Bdf, Box<SetupError>>>);
+pub(crate) struct ServiceList(Vec<Result<Bdf, Box<SetupError>>>);
 
-impl Listed {
+impl ServiceList {
     /// The number of a device.
     ///
     /// # Errors
@@ -435,6 +454,7 @@ impl Listed {
         if let Some(number) = self.0.iter().position(|address| *address == Ok(bdf)) {
             return Ok(number);
         }
+        // The device may be the one behind the bad node, which says more than "not listed".
         let bad = self.0.iter().find_map(|address| address.as_ref().err());
         Err(bad.cloned().unwrap_or_else(|| SetupError::NotServed(bdf).into()))
     }
@@ -458,11 +478,13 @@ impl<P: Platform> Link<'_, P> {
         &mut self,
         request: &Request,
         entries: &[MsixEntry],
-    ) -> Result<frontend::Success, RequestError> {
-        let Phase::Up(channel) = &mut self.hop.phase else {
+    ) -> Result<frontend::Received, RequestError> {
+        // At once, not at the deadline: the guest's CPU spins while it waits.
+        let ServicePhase::Up(channel) = &mut self.hop.phase else {
             return Err(RequestError::ServiceAbsent);
         };
         let started = self.platform.now();
+        // The page holds one request. With the old one still in it, its late answer would be taken for this one's.
         if let Some(overdue) = channel.overdue.take() {
             match overdue.poll(&channel.page) {
                 Ok(_) => log::warn!("second hop: an answer came too late and was dropped"),
@@ -476,14 +498,16 @@ impl<P: Platform> Link<'_, P> {
             frontend::post(&channel.page, request, entries).map_err(|_| RequestError::ServiceBusy)?;
         self.platform.notify(channel.port);
         loop {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Taken before the page is read: an answer that comes after that marks the port again, and ends the wait.
             self.platform.take_pending(channel.port);
             match posted.poll(&channel.page) {
                 Ok(answer) => return answer.map_err(RequestError::ServiceRefused),
                 Err(still) => posted = still,
             }
+            // After the page: an answer that is there counts, however late it is.
             let now = self.platform.now();
             if now >= self.deadline {
+                // Not withdrawn: see "Late answers" above.
                 channel.overdue = Some(posted);
                 return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
             }

@@ -1,10 +1,13 @@
-//! Answers a guest's requests: one in, one out.
+//! Answers a guest's requests, one at a time.
+//!
+//! The engine finds the function that a request names, has [`config`](super::config) or [`msi`](super::msi) judge it,
+//! counts the result, and logs it within limits.
 
 use super::config::{Access, Effect, VirtualConfig};
-use super::hardware::{Dom0, Reach};
+use super::dom0::Dom0;
 use super::msi::MsiState;
 use super::resources::Resources;
-use super::slots::{NoPlace, Slots};
+use super::slots::{SlotError, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::limiter::{Limit, Limiter};
 use crate::log;
@@ -18,10 +21,10 @@ use xenbus::counters::{Counter, Counters};
 use xenbus::device::SlotMode;
 use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 
-/// Most functions that a guest can have: a bus full.
+/// Most functions that a guest can have: 32 slots of 8 functions, one bus.
 pub const MAX_FUNCTIONS: usize = 256;
 
-/// How much a guest can make us log of each [`Line`].
+/// The limit on log lines of each [`LogKind`]: a guest must not be able to fill a disk (XSA-130).
 const LOG_LIMIT: Limit = Limit {
     lines: 8,
     interval: Duration::from_secs(30),
@@ -29,14 +32,15 @@ const LOG_LIMIT: Limit = Limit {
 
 /// The kinds of lines that a guest can cause, each limited on its own.
 #[derive(Clone, Copy)]
-enum Line {
+enum LogKind {
     /// A refusal, by whom it blames.
     Refusal(Blame),
     /// MSI or MSI-X turned on or off.
-    MsiState,
+    MsiMode,
 }
 
-impl Line {
+impl LogKind {
+    /// Number of kinds.
     const KINDS: usize = 5;
 
     const fn index(self) -> usize {
@@ -45,13 +49,13 @@ impl Line {
             Self::Refusal(Blame::Device) => 1,
             Self::Refusal(Blame::Toolstack) => 2,
             Self::Refusal(Blame::Us) => 3,
-            Self::MsiState => 4,
+            Self::MsiMode => 4,
         }
     }
 }
 
-/// What [`Line::index`] stands for in the line about suppressed ones.
-const LINE_NAMES: [&str; Line::KINDS] = [
+/// The names of the kinds, by [`LogKind::index`], for the line about suppressed lines.
+const LOG_KIND_NAMES: [&str; LogKind::KINDS] = [
     "refusals that blame the guest",
     "refusals that blame a device",
     "refusals that blame dom0",
@@ -79,13 +83,18 @@ enum Done {
     /// The pirqs.
     MsixOn(Vec<u16>),
     /// What was on, and the pirq of the INTx line (0: none) that the guest is back to.
-    Off { kind: Option<MessageKind>, line: u32 },
+    Off {
+        kind: Option<MessageKind>,
+        intx_pirq: u32,
+    },
 }
 
 impl Done {
     fn into_reply(self) -> Reply {
         match self {
-            Self::Read(value) | Self::MsiOn(value) | Self::Off { line: value, .. } => Reply::Value(value),
+            Self::Read(value) | Self::MsiOn(value) | Self::Off { intx_pirq: value, .. } => {
+                Reply::Value(value)
+            }
             Self::Written(_) => Reply::Value(0),
             Self::MsixOn(pirqs) => Reply::Vectors(pirqs),
         }
@@ -96,20 +105,20 @@ impl Done {
 #[derive(Debug)]
 struct Function<E> {
     config: VirtualConfig,
-    messages: MsiState,
+    msi: MsiState,
     ecam: E,
-    /// Where it stands in the guest.
-    place: Bdf,
+    /// Its address in the guest.
+    guest_bdf: Bdf,
 }
 
 /// The functions of one guest, and what is counted about them.
 #[derive(Debug)]
 pub struct Engine<E> {
-    /// By the index that `slots` knows; a function that was removed leaves a gap for the next.
+    /// By the index that `slots` knows. A removed function leaves a gap, so that the indices of the others stay.
     functions: Vec<Option<Function<E>>>,
     slots: Slots,
     counters: Counters,
-    limiter: Limiter<{ Line::KINDS }>,
+    limiter: Limiter<{ LogKind::KINDS }>,
 }
 
 impl<E> Default for Engine<E> {
@@ -124,24 +133,26 @@ impl<E> Default for Engine<E> {
 }
 
 impl<E: ConfigSpace> Engine<E> {
-    /// Addresses the functions of a new connection in this way; there are none of an earlier one.
+    /// Starts a new connection with this slot mode. All functions of the last one must have been removed.
     pub fn begin(&mut self, mode: SlotMode) {
         self.slots = Slots::new(mode);
     }
 
-    /// Exports a function, where it stood in the guest before if it did; returns its address there.
+    /// Exports a function at guest address `previous`, or as a new one at the first free address; returns that address.
     ///
     /// # Errors
-    /// What [`VirtualConfig::new`] says of the device, or that the bus has no place for it; with the config space,
-    /// which the caller may want to unmap.
+    /// What [`VirtualConfig::new`] says of the device, or that it cannot have an address on the bus; with the config
+    /// space, for the caller to unmap.
     pub fn add(
         &mut self,
         resources: Resources,
         ecam: E,
-        stood: Option<Bdf>,
+        previous: Option<Bdf>,
     ) -> Result<Bdf, (Box<SetupError>, E)> {
         let bdf = resources.bdf;
         let virtual_function = resources.virtual_function;
+        // The virtual bus has no bus behind it: Linux lets no device beside a bridge have memory in the bridge's window
+        // (decision 22).
         let config = match VirtualConfig::new(resources, &ecam) {
             Ok(config) if config.is_bridge() && self.slots.mode() == SlotMode::Vpci => {
                 return Err((SetupError::VirtualBridge(bdf).into(), ecam));
@@ -149,45 +160,48 @@ impl<E: ConfigSpace> Engine<E> {
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
         };
+        // All that can fail comes before the first change.
         let gap = self.functions.iter().position(Option::is_none);
         let index = gap.unwrap_or(self.functions.len());
-        let placed = u8::try_from(index)
-            .map_err(|_| NoPlace::Full)
-            .and_then(|index| match stood {
-                Some(place) => self.slots.restore(bdf, virtual_function, place, index),
+        let added = u8::try_from(index)
+            .map_err(|_| SlotError::Full)
+            .and_then(|index| match previous {
+                Some(guest_bdf) => self.slots.restore(bdf, virtual_function, guest_bdf, index),
                 None => self.slots.add(bdf, virtual_function, index),
             });
-        let place = match placed {
-            Ok(place) => place,
-            Err(NoPlace::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
-            Err(NoPlace::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
-            Err(NoPlace::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
+        let guest_bdf = match added {
+            Ok(guest_bdf) => guest_bdf,
+            Err(SlotError::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
+            Err(SlotError::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
+            Err(SlotError::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
         };
         let function = Some(Function {
-            messages: MsiState::new(&config, &ecam),
+            msi: MsiState::new(&config, &ecam),
             config,
             ecam,
-            place,
+            guest_bdf,
         });
         match self.functions.get_mut(index) {
             Some(gap) => *gap = function,
             None => self.functions.push(function),
         }
-        Ok(place)
+        Ok(guest_bdf)
     }
 
-    /// Takes a function away from the guest, with its interrupts off; returns its config space, to be unmapped.
-    /// `None` if it is not exported.
+    /// Turns a function's MSI or MSI-X off and exports it no more; returns its config space, to be unmapped. `None` if it
+    /// was not exported.
     pub fn remove(&mut self, bdf: Bdf, dom0: &mut impl Dom0) -> Option<E> {
+        // First, while its state is still known.
         self.quiesce_function(bdf, dom0);
         let exported = self.functions.iter_mut().find(|function| is_at(function, bdf))?;
-        let Function { place, ecam, .. } = exported.take()?;
-        self.slots.remove(place);
-        self.counters.forget_function(place);
+        let Function { guest_bdf, ecam, .. } = exported.take()?;
+        self.slots.remove(guest_bdf);
+        // The next function may get this address. Its dropped writes are counted and named anew.
+        self.counters.forget_function(guest_bdf);
         Some(ecam)
     }
 
-    /// Takes all functions away from the guest; returns their config spaces, to be unmapped.
+    /// Exports no function any more, and leaves all devices as they are; returns their config spaces, to be unmapped.
     pub fn clear(&mut self) -> impl Iterator<Item = E> {
         self.begin(self.slots.mode());
         core::mem::take(&mut self.functions)
@@ -196,10 +210,10 @@ impl<E: ConfigSpace> Engine<E> {
             .map(|function| function.ecam)
     }
 
-    /// True if the guest finds the bus of this place behind a bridge of its own.
-    pub fn is_behind_bridge(&self, place: Bdf) -> bool {
+    /// True if the guest has a bridge behind which the bus of this address lies.
+    pub fn is_behind_bridge(&self, guest_bdf: Bdf) -> bool {
         let mut functions = self.functions.iter().flatten();
-        functions.any(|function| function.config.leads_to(&function.ecam, place))
+        functions.any(|function| function.config.leads_to(&function.ecam, guest_bdf))
     }
 
     /// True if the function at this real address is exported.
@@ -207,13 +221,13 @@ impl<E: ConfigSpace> Engine<E> {
         self.functions.iter().any(|function| is_at(function, bdf))
     }
 
-    /// Where the function at this real address stands on the guest's bus.
-    pub fn place(&self, bdf: Bdf) -> Option<Bdf> {
+    /// The guest address of the function at this real address.
+    pub fn guest_bdf(&self, bdf: Bdf) -> Option<Bdf> {
         let mut exported = self.functions.iter().filter(|function| is_at(function, bdf));
-        Some(exported.next()?.as_ref()?.place)
+        Some(exported.next()?.as_ref()?.guest_bdf)
     }
 
-    /// Turns off MSI and MSI-X wherever they are on. What cannot be turned off is logged.
+    /// Turns off MSI and MSI-X of all functions. A function that refuses is logged, and the others go on.
     pub fn quiesce(&mut self, dom0: &mut impl Dom0) {
         for function in self.functions.iter_mut().flatten() {
             function.quiesce(dom0, &mut self.counters);
@@ -228,37 +242,36 @@ impl<E: ConfigSpace> Engine<E> {
         }
     }
 
-    /// What must outlive a restart about the function that a request is for: where it stands, and
-    /// [`VirtualConfig::shadow`].
+    /// What must outlive a restart about the function of a request: its guest address, and [`VirtualConfig::shadow`].
     pub fn shadow(&self, request: &Request) -> Option<(Bdf, u32)> {
         let index = self.slots.find(request.function())?;
         let function = self.functions.get(index)?.as_ref()?;
-        Some((function.place, function.config.shadow()))
+        Some((function.guest_bdf, function.config.shadow()))
     }
 
     /// The same for all functions.
     pub fn shadows(&self) -> impl Iterator<Item = (Bdf, u32)> {
         let exported = self.functions.iter().flatten();
-        exported.map(|function| (function.place, function.config.shadow()))
+        exported.map(|function| (function.guest_bdf, function.config.shadow()))
     }
 
-    /// Puts back what an earlier life has kept about the function at `place`.
-    pub fn set_shadow(&mut self, place: Bdf, shadow: u32) {
-        if let Some(function) = self.function(Some(place)) {
+    /// Restores what an earlier run has kept about the function at `guest_bdf`.
+    pub fn set_shadow(&mut self, guest_bdf: Bdf, shadow: u32) {
+        if let Some(function) = self.function(Some(guest_bdf)) {
             function.config.set_shadow(shadow);
         }
     }
 
-    /// Notes that a request will be served that may have been carried out by an earlier life, in whole or in part.
-    pub fn unsettle(&mut self, request: &Request) {
+    /// Takes note that this request is served again: an earlier run may have carried it out, in whole or in part.
+    pub fn mark_unknown(&mut self, request: &Request) {
         let kind = match request.command {
             Command::EnableMsi => MessageKind::Msi,
             Command::EnableMsix => MessageKind::Msix,
-            // The others can be carried out twice.
+            // The others can be carried out twice: a write writes the same value, turning off turns off.
             _ => return,
         };
         if let Some(function) = self.function(request.function()) {
-            function.messages.unsettle(kind);
+            function.msi.mark_unknown(kind);
         }
     }
 
@@ -271,19 +284,20 @@ impl<E: ConfigSpace> Engine<E> {
         match self.function(request.function()) {
             Some(function) => {
                 let bdf = function.config.resources().bdf;
-                self.note_refusal(bdf, request, ERROR, now);
+                self.record_refusal(bdf, request, ERROR, now);
             }
+            // Without a line of log, as every request for an address without a device.
             None => self.counters.add(Counter::Refused),
         }
         Err(ERROR)
     }
 
-    fn function(&mut self, place: Option<Bdf>) -> Option<&mut Function<E>> {
-        let index = self.slots.find(place)?;
+    fn function(&mut self, guest_bdf: Option<Bdf>) -> Option<&mut Function<E>> {
+        let index = self.slots.find(guest_bdf)?;
         self.functions.get_mut(index)?.as_mut()
     }
 
-    /// Answers a request. `entries` are those of `enable_msix`.
+    /// Answers a request. `entries` are those of `enable_msix`; for other commands they are not looked at.
     ///
     /// # Errors
     /// [`RequestError`], which says what to tell the guest.
@@ -303,8 +317,8 @@ impl<E: ConfigSpace> Engine<E> {
         let bdf = function.config.resources().bdf;
         let done = function.serve(request, entries, dom0, &mut self.counters);
         match &done {
-            Ok(done) => self.note(bdf, done, now),
-            Err(error) => self.note_refusal(bdf, request, *error, now),
+            Ok(done) => self.record(bdf, done, now),
+            Err(error) => self.record_refusal(bdf, request, *error, now),
         }
         done.map(Done::into_reply)
     }
@@ -314,7 +328,7 @@ impl<E: ConfigSpace> Engine<E> {
         &self.counters
     }
 
-    /// Sets what is counted elsewhere.
+    /// Sets a counter that is kept elsewhere.
     pub fn set_count(&mut self, counter: Counter, value: u64) {
         self.counters.set(counter, value);
     }
@@ -324,12 +338,12 @@ impl<E: ConfigSpace> Engine<E> {
         self.counters.add(counter);
     }
 
-    /// Tells of suppressed log lines that are due; returns when the next ones will be.
-    pub fn settle_log(&mut self, now: Duration) -> Option<Duration> {
-        self.limiter.settle(now, |kind, count| {
-            let name = LINE_NAMES.get(kind).copied().unwrap_or_default();
-            // As serious as the lines that it stands for.
-            let level = if kind == Line::MsiState.index() {
+    /// Logs how many lines were suppressed, for each kind that is due; returns when the next kind is due.
+    pub fn flush_log(&mut self, now: Duration) -> Option<Duration> {
+        self.limiter.flush(now, |kind, count| {
+            let name = LOG_KIND_NAMES.get(kind).copied().unwrap_or_default();
+            // At the level of the lines that were suppressed.
+            let level = if kind == LogKind::MsiMode.index() {
                 log::Level::Info
             } else {
                 log::Level::Warn
@@ -342,13 +356,13 @@ impl<E: ConfigSpace> Engine<E> {
         self.limiter.due()
     }
 
-    /// When [`Self::settle_log`] has something to tell; `None` if nothing was suppressed.
+    /// When [`Self::flush_log`] has something to tell; `None` if nothing was suppressed.
     pub fn log_due(&self) -> Option<Duration> {
         self.limiter.due()
     }
 
     /// Counts what was done, and logs what deserves a line.
-    fn note(&mut self, bdf: Bdf, done: &Done, now: Duration) {
+    fn record(&mut self, bdf: Bdf, done: &Done, now: Duration) {
         match done {
             Done::Read(_) => self.counters.add(Counter::Reads),
             Done::Written(Effect::Forwarded) => self.counters.add(Counter::WritesForwarded),
@@ -356,7 +370,7 @@ impl<E: ConfigSpace> Engine<E> {
             // Counted already, by register; or nothing was on.
             Done::Written(Effect::Dropped) | Done::Off { kind: None, .. } => {}
             Done::MsiOn(pirq) => {
-                self.note_messages(
+                self.record_msi(
                     Counter::MsiEnabled,
                     now,
                     format_args!("{bdf}: MSI turned on, pirq {pirq}"),
@@ -364,27 +378,28 @@ impl<E: ConfigSpace> Engine<E> {
             }
             Done::MsixOn(pirqs) => {
                 let count = pirqs.len();
-                self.note_messages(
+                self.record_msi(
                     Counter::MsixEnabled,
                     now,
                     format_args!("{bdf}: MSI-X turned on, {count} vectors"),
                 );
             }
             Done::Off { kind: Some(kind), .. } => {
-                self.note_messages(disabled(*kind), now, format_args!("{bdf}: {kind} turned off"));
+                self.record_msi(disabled(*kind), now, format_args!("{bdf}: {kind} turned off"));
             }
         }
     }
 
-    fn note_messages(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
+    fn record_msi(&mut self, counter: Counter, now: Duration, line: fmt::Arguments<'_>) {
         self.counters.add(counter);
-        if self.limiter.admit(Line::MsiState.index(), now) {
+        if self.limiter.admit(LogKind::MsiMode.index(), now) {
             log::info!("{line}");
         }
     }
 
-    fn note_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
+    fn record_refusal(&mut self, bdf: Bdf, request: &Request, error: RequestError, now: Duration) {
         self.counters.add(Counter::Refused);
+        // Every stock guest is refused so at every probe: a line of its own would say nothing.
         if error.is_routine() {
             log::debug!("{bdf}: {} refused: {error}", request.command);
             return;
@@ -396,7 +411,7 @@ impl<E: ConfigSpace> Engine<E> {
             Blame::Toolstack => Counter::BlamedToolstack,
             Blame::Us => Counter::BlamedSelf,
         });
-        if self.limiter.admit(Line::Refusal(blame).index(), now) {
+        if self.limiter.admit(LogKind::Refusal(blame).index(), now) {
             log::warn!("{bdf}: {} refused ({blame}): {error}", request.command);
         }
     }
@@ -405,21 +420,19 @@ impl<E: ConfigSpace> Engine<E> {
 impl<E: ConfigSpace> Function<E> {
     fn quiesce(&mut self, dom0: &mut impl Dom0, counters: &mut Counters) {
         let bdf = self.config.resources().bdf;
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf,
-            dom0,
-        };
-        match self.messages.disable(&mut hardware) {
+        match self.msi.disable(dom0) {
             Ok(None) => {}
             Ok(Some(kind)) => {
                 counters.add(disabled(kind));
                 log::info!("{bdf}: {kind} turned off");
             }
+            // Not given up for that: dom0 resets the device before anyone else gets it.
             Err(error) => log::warn!("{bdf}: its interrupts may still be on: {error}"),
         }
     }
 
+    // Inlined, it makes the image 64 bytes longer.
+    #[inline(never)]
     fn serve(
         &mut self,
         request: &Request,
@@ -428,12 +441,8 @@ impl<E: ConfigSpace> Function<E> {
         counters: &mut Counters,
     ) -> Result<Done, RequestError> {
         let resources = self.config.resources();
-        let line = if resources.intx { resources.irq } else { 0 };
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf: resources.bdf,
-            dom0,
-        };
+        // xen-pciback answers a disable request with the pirq of the INTx line, which the guest is back to.
+        let intx_pirq = if resources.intx { resources.irq } else { 0 };
         match request.command {
             Command::ConfRead => {
                 let access = Access::new(request.offset, request.size)?;
@@ -444,14 +453,11 @@ impl<E: ConfigSpace> Function<E> {
                 self.write(access, request.value, dom0, counters)
                     .map(Done::Written)
             }
-            Command::EnableMsi => self.messages.enable_msi(&mut hardware).map(Done::MsiOn),
-            Command::EnableMsix => self
-                .messages
-                .enable_msix(&mut hardware, entries)
-                .map(Done::MsixOn),
+            Command::EnableMsi => self.msi.enable_msi(&self.ecam, dom0).map(Done::MsiOn),
+            Command::EnableMsix => self.msi.enable_msix(&self.ecam, dom0, entries).map(Done::MsixOn),
             Command::DisableMsi | Command::DisableMsix => {
-                let kind = self.messages.disable(&mut hardware)?;
-                Ok(Done::Off { kind, line })
+                let kind = self.msi.disable(dom0)?;
+                Ok(Done::Off { kind, intx_pirq })
             }
             Command::Other(command) => Err(RequestError::UnknownCommand(command)),
         }
@@ -465,19 +471,14 @@ impl<E: ConfigSpace> Function<E> {
         counters: &mut Counters,
     ) -> Result<Effect, RequestError> {
         let bdf = self.config.resources().bdf;
-        let mut hardware = Reach {
-            ecam: &self.ecam,
-            bdf,
-            dom0,
-        };
         // True only once for each register that has a counter of its own: so few lines need no limit.
         let mut first = None;
         let dropped = |offset| {
-            if counters.add_dropped_write(self.place, offset) {
+            if counters.add_dropped_write(self.guest_bdf, offset) {
                 first = first.or(Some(offset));
             }
         };
-        let effect = self.config.write(&mut hardware, access, value, dropped);
+        let effect = self.config.write(&self.ecam, dom0, access, value, dropped);
         if let Some(offset) = first {
             let name = self.config.name_of(offset).unwrap_or("no register of the policy");
             log::info!("{bdf}: writes to {offset:#05x} ({name}) are dropped");

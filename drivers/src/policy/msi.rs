@@ -1,31 +1,37 @@
-//! MSI and MSI-X of one function: what may be turned on when, and turning off what is on.
+//! MSI and MSI-X of one function: when a guest may turn them on, and how they are turned off.
+//!
+//! The state follows dom0's answers. Where an answer is lost, the state is unknown, and the next request starts by turning
+//! off whatever may be on.
 
 use super::config::VirtualConfig;
-use super::hardware::Hardware;
+use super::dom0::Dom0;
 use crate::error::{MessageKind, MessageRefusal, RequestError};
 use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
+use pci::bdf::Bdf;
 use pci::registers::{command, msi, msix, power, register};
 use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
 
-/// Which interrupts the device sends, as far as we know.
+/// Which interrupts the device sends, as far as the stub knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Its INTx line, or nothing.
-    Line,
+    Intx,
     /// MSI or MSI-X.
-    MsiState(MessageKind),
-    /// A request to turn this on or off went out, and no answer came: it may be either.
-    Unsettled(MessageKind),
+    On(MessageKind),
+    /// No answer came to a request to turn this kind on or off: it may be either.
+    Unknown(MessageKind),
 }
 
 /// The message-signalled interrupts of one function.
 #[derive(Debug)]
 pub struct MsiState {
     mode: Mode,
-    /// The toolstack allows both kinds.
+    /// The function's real address, by which dom0 knows it.
+    bdf: Bdf,
+    /// The toolstack lets the guest have MSI and MSI-X.
     offered: bool,
-    /// Its memory decode is that of its physical function, which only dom0 can see.
+    /// An SR-IOV virtual function: its memory decode is that of its physical function, which only dom0 sees.
     virtual_function: bool,
     /// Offset of the register that holds the power state.
     power: Option<u16>,
@@ -36,20 +42,26 @@ pub struct MsiState {
 }
 
 impl MsiState {
-    /// Takes the device's own word for what is on: a stub that was started anew takes up where it was.
-    pub fn new(config: &VirtualConfig, hardware: &impl ConfigSpace) -> Self {
+    /// Reads from the device which kind is on, so that a stub that was restarted goes on where it was.
+    ///
+    /// There is no xenstore node for it: a node could be out of date when the stub dies.
+    pub fn new(config: &VirtualConfig, ecam: &impl ConfigSpace) -> Self {
         let msi = config.message_capability(MessageKind::Msi);
         let msix = config.message_capability(MessageKind::Msix);
-        let is_on = |kind, capability: Option<u16>, enable| match message_control(hardware, capability?) {
+        let is_on = |kind, capability: Option<u16>, enable| match message_control(ecam, capability?) {
             Ok(control) if control & enable == 0 => None,
-            Ok(_) => Some(Mode::MsiState(kind)),
-            Err(_) => Some(Mode::Unsettled(kind)),
+            Ok(_) => Some(Mode::On(kind)),
+            // All-ones: the device does not answer now. It may send messages again when it does.
+            Err(_) => Some(Mode::Unknown(kind)),
         };
+        // dom0 turns on one kind at most, so a device that claims both lies. Either choice is right: dom0 turns off the
+        // kind that is on by its own record, whichever is asked for.
         let mode = is_on(MessageKind::Msix, msix, msix::ENABLE)
             .or_else(|| is_on(MessageKind::Msi, msi, msi::ENABLE))
-            .unwrap_or(Mode::Line);
+            .unwrap_or(Mode::Intx);
         Self {
             mode,
+            bdf: config.resources().bdf,
             offered: config.resources().msi,
             virtual_function: config.resources().virtual_function,
             power: config.power_capability().map(|at| at + power::CONTROL),
@@ -63,11 +75,11 @@ impl MsiState {
         self.mode
     }
 
-    /// A request to turn `kind` on was under way when this stub failed, and will be served again: what it did before
-    /// is not known. Where the other kind is on, it was refused and did nothing.
-    pub fn unsettle(&mut self, kind: MessageKind) {
-        if !matches!(self.mode, Mode::MsiState(on) if on != kind) {
-            self.mode = Mode::Unsettled(kind);
+    /// Takes note that a request to turn `kind` on was under way when the stub failed, and is served again. Nobody knows
+    /// what it did the first time, unless the other kind is on: then it was refused.
+    pub fn mark_unknown(&mut self, kind: MessageKind) {
+        if !matches!(self.mode, Mode::On(on) if on != kind) {
+            self.mode = Mode::Unknown(kind);
         }
     }
 
@@ -75,30 +87,32 @@ impl MsiState {
     ///
     /// # Errors
     /// [`RequestError::Message`], or what dom0's service answers.
-    pub fn enable_msi(&mut self, hardware: &mut impl Hardware) -> Result<u32, RequestError> {
+    pub fn enable_msi(&mut self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<u32, RequestError> {
         const KIND: MessageKind = MessageKind::Msi;
         let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
         if !self.offered {
             return refuse(MessageRefusal::SwitchedOff);
         }
-        self.settle(hardware)?;
+        self.resolve_unknown(dom0)?;
         match self.mode {
-            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
-            Mode::Line | Mode::Unsettled(_) => {}
+            Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Intx | Mode::Unknown(_) => {}
         }
         let Some(base) = self.msi else {
             return refuse(MessageRefusal::NoCapability);
         };
-        message_control(hardware, base)?;
-        if !self.is_awake(hardware)? {
+        // Not for its value: nothing is begun with a device that does not answer.
+        message_control(ecam, base)?;
+        if !self.is_awake(ecam)? {
             return refuse(MessageRefusal::Asleep);
         }
-        let answer = match hardware.enable_msi() {
+        let answer = match dom0.enable_msi(self.bdf) {
+            // Linux takes pirq 0 for a failure.
             Ok(0) => Err(RequestError::ServiceNonsense),
             answer => answer,
         };
-        self.note(KIND, answer)
+        self.update_mode(KIND, answer)
     }
 
     /// Turns MSI-X on for `entries`; returns the guest's pirqs in the same order.
@@ -107,7 +121,8 @@ impl MsiState {
     /// [`RequestError::Message`], or what dom0's service answers.
     pub fn enable_msix(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         entries: Result<&[MsixEntry], TooManyVectors>,
     ) -> Result<Vec<u16>, RequestError> {
         const KIND: MessageKind = MessageKind::Msix;
@@ -119,94 +134,103 @@ impl MsiState {
             Ok(entries) => entries,
             Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
         };
-        self.settle(hardware)?;
+        self.resolve_unknown(dom0)?;
         match self.mode {
-            Mode::MsiState(KIND) => return refuse(MessageRefusal::AlreadyOn),
-            Mode::MsiState(_) => return refuse(MessageRefusal::OtherKindOn),
-            Mode::Line | Mode::Unsettled(_) => {}
+            Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
+            Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
+            Mode::Intx | Mode::Unknown(_) => {}
         }
-        if !self.virtual_function && word(hardware, register::COMMAND)? & command::MEMORY == 0 {
+        // From here on in the order of xen-pciback's checks, so that a guest gets the same error for the same mistake. Xen
+        // writes the vector table in the device's memory: an access that nobody claims can bring the host down (XSA-157).
+        if !self.virtual_function && word(ecam, register::COMMAND)? & command::MEMORY == 0 {
             return refuse(MessageRefusal::MemoryDecodeOff);
         }
         let Some(base) = self.msix else {
             return refuse(MessageRefusal::NoCapability);
         };
-        let table = (message_control(hardware, base)? & msix::LAST_ENTRY) + 1;
-        if !self.is_awake(hardware)? {
+        // The register holds the number of entries less one.
+        let table = (message_control(ecam, base)? & msix::LAST_ENTRY) + 1;
+        if !self.is_awake(ecam)? {
             return refuse(MessageRefusal::Asleep);
         }
         if let Err(refusal) = check_entries(entries, table) {
             return refuse(refusal);
         }
-        let answer = match hardware.enable_msix(entries) {
+        let answer = match dom0.enable_msix(self.bdf, entries) {
+            // The guest takes a pirq for each entry. Fewer, or a 0, would leave it with vectors that nothing arrives at.
             Ok(pirqs) if pirqs.len() != entries.len() || pirqs.contains(&0) => {
                 Err(RequestError::ServiceNonsense)
             }
             answer => answer,
         };
-        self.note(KIND, answer)
+        self.update_mode(KIND, answer)
     }
 
-    /// Turns off whichever kind is on, and says which that was.
+    /// Turns off whichever kind is on; returns that kind. Where nothing is on, nothing happens.
     ///
-    /// A guest's `disable_msi` and `disable_msix` both come here: Linux clears its own flag before it asks,
-    /// and then asks for the wrong kind. Where nothing is on, nothing happens.
+    /// A guest's `disable_msi` and `disable_msix` both come here: Linux clears its own flag before it asks, and then asks
+    /// for the wrong kind (decision 8).
     ///
     /// # Errors
-    /// What dom0's service answers; the kind then counts as on.
-    pub fn disable(&mut self, hardware: &mut impl Hardware) -> Result<Option<MessageKind>, RequestError> {
-        let (Mode::MsiState(kind) | Mode::Unsettled(kind)) = self.mode else {
+    /// What dom0's service answers; the kind then counts as on, or as unknown if the answer was lost.
+    pub fn disable(&mut self, dom0: &mut impl Dom0) -> Result<Option<MessageKind>, RequestError> {
+        let (Mode::On(kind) | Mode::Unknown(kind)) = self.mode else {
             return Ok(None);
         };
-        match hardware.disable(kind) {
+        match dom0.disable(self.bdf, kind) {
             Ok(()) => {
-                self.mode = Mode::Line;
+                self.mode = Mode::Intx;
                 Ok(Some(kind))
             }
             Err(error) => {
-                if error.is_unsettled() {
-                    self.mode = Mode::Unsettled(kind);
+                if error.is_outcome_unknown() {
+                    self.mode = Mode::Unknown(kind);
                 }
                 Err(error)
             }
         }
     }
 
-    /// True if the device is in D0. Otherwise it answers to no memory access, its vector table least of all, although
-    /// COMMAND says that it decodes: what XSA-157 is about.
-    fn is_awake(&self, hardware: &impl ConfigSpace) -> Result<bool, RequestError> {
+    /// True if the device is in D0. In another state it answers no memory access, although COMMAND says that it decodes,
+    /// so its vector table cannot be written (XSA-157).
+    fn is_awake(&self, ecam: &impl ConfigSpace) -> Result<bool, RequestError> {
         match self.power {
-            Some(control) => Ok(word(hardware, control)? & power::STATE == 0),
+            Some(control) => Ok(word(ecam, control)? & power::STATE == 0),
             None => Ok(true),
         }
     }
 
-    /// Turns off what may be on since an answer went missing, so that turning on starts from firm ground.
-    fn settle(&mut self, hardware: &mut impl Hardware) -> Result<(), RequestError> {
-        if matches!(self.mode, Mode::Unsettled(_)) {
-            self.disable(hardware)?;
+    /// Turns off what may be on since an answer was lost, so that turning on starts from a known state.
+    fn resolve_unknown(&mut self, dom0: &mut impl Dom0) -> Result<(), RequestError> {
+        if matches!(self.mode, Mode::Unknown(_)) {
+            self.disable(dom0)?;
         }
         Ok(())
     }
 
-    /// Draws the conclusion from an answer to turning `kind` on.
-    fn note<R>(&mut self, kind: MessageKind, answer: Result<R, RequestError>) -> Result<R, RequestError> {
+    /// Sets the mode by the answer to turning `kind` on; returns the answer.
+    fn update_mode<R>(
+        &mut self,
+        kind: MessageKind,
+        answer: Result<R, RequestError>,
+    ) -> Result<R, RequestError> {
         match &answer {
-            Ok(_) => self.mode = Mode::MsiState(kind),
-            Err(error) if error.is_unsettled() => self.mode = Mode::Unsettled(kind),
+            Ok(_) => self.mode = Mode::On(kind),
+            Err(error) if error.is_outcome_unknown() => self.mode = Mode::Unknown(kind),
+            // dom0 turns on all or nothing: a refusal leaves the mode as it was.
             Err(_) => {}
         }
         answer
     }
 }
 
-fn message_control(hardware: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
-    word(hardware, base + msi::CONTROL)
+fn message_control(ecam: &impl ConfigSpace, base: u16) -> Result<u16, RequestError> {
+    word(ecam, base + msi::CONTROL)
 }
 
-/// A register that is never all-ones in a device that answers: each has bits that read 0.
-fn word(hardware: &impl ConfigSpace, offset: u16) -> Result<u16, RequestError> {
-    match hardware.read(offset, 2) as u16 {
+/// Reads a register that has bits that always read 0. All-ones is then a device that does not answer.
+fn word(ecam: &impl ConfigSpace, offset: u16) -> Result<u16, RequestError> {
+    match ecam.read(offset, 2) as u16 {
         u16::MAX => Err(RequestError::DeviceSilent),
         value => Ok(value),
     }
@@ -221,6 +245,7 @@ fn check_entries(entries: &[MsixEntry], table: u16) -> Result<(), MessageRefusal
         if entry >= table {
             return Err(MessageRefusal::EntryPastTable { entry, table });
         }
+        // Xen maps an entry twice without complaint, and gives two pirqs.
         if entries[..index].iter().any(|earlier| earlier.entry == entry) {
             return Err(MessageRefusal::DuplicateEntry(entry));
         }

@@ -1,4 +1,4 @@
-//! What the toolstack says about a function.
+//! What the toolstack says about a function, in the nodes of the second hop.
 
 use super::config::bar::Bars;
 use pci::bdf::Bdf;
@@ -15,17 +15,17 @@ pub struct Resources {
     pub ecam: u64,
     /// BAR 0 to 5 and the expansion ROM.
     pub bars: Bars,
-    /// The GSI of its INTx line, which is the line's pirq in the guest; 0 if there is none.
+    /// The GSI of its INTx line, which is also the pirq in the guest; 0 if it has none.
     pub irq: u32,
     /// True if the guest may use INTx; otherwise its pin register reads 0.
     pub intx: bool,
     /// True if writes to registers that no table names go to the device.
     pub permissive: bool,
-    /// The registers that a user lets the guest write.
+    /// The registers that an administrator lets the guest write.
     pub quirks: Quirks,
     /// False if MSI and MSI-X are refused.
     pub msi: bool,
-    /// True if it is an SR-IOV virtual function: its ids read all-ones, it has no line, and its BARs and memory decode
-    /// are those of its physical function, which dom0 has.
+    /// True if it is an SR-IOV virtual function: its ids read all-ones, it has no INTx, and its BARs and memory decode are
+    /// its physical function's, which dom0 has.
     pub virtual_function: bool,
 }

@@ -1,11 +1,11 @@
-//! Where functions stand in a guest.
+//! The addresses of functions in a guest.
 //!
-//! With [`SlotMode::Vpci`] that is one bus, 0000:00. Functions of one device keep together and keep their function
-//! numbers; each device takes the first free slot and keeps it until its last function has gone, as with xen-pciback. A
-//! virtual function with function number 0 is a device of its own: the slot's other functions would be looked for only
-//! if its header said "multifunction".
+//! [`SlotMode::Vpci`]: all functions are on one bus, 0000:00. The functions of one device share a slot and keep their
+//! function numbers. A device takes the first free slot and keeps it until its last function has gone, as with
+//! xen-pciback. A virtual function with function number 0 has a slot of its own: Linux looks for further functions of a
+//! slot only if the header of its function 0 says "multifunction".
 //!
-//! With [`SlotMode::Passthrough`] each function stands where it is in the host.
+//! [`SlotMode::Passthrough`]: each function has the address that it has in the host.
 
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
@@ -14,33 +14,33 @@ use xenbus::device::SlotMode;
 /// Number of slots on a bus.
 const SLOTS: u8 = 32;
 
-/// A function that has its place.
+/// A function and its address in the guest.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct SlotEntry {
     real: Bdf,
-    place: Bdf,
-    /// No other function may stand in its slot.
+    guest_bdf: Bdf,
+    /// No other function may share its slot.
     alone: bool,
     /// The caller's number for it.
     index: u8,
 }
 
-/// Which function, by index, stands where.
+/// The guest addresses that are in use, each with the index of its function.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     mode: SlotMode,
-    placed: Vec<Placed>,
+    entries: Vec<SlotEntry>,
 }
 
-/// Why a function finds no place.
+/// Why a function cannot have an address in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoPlace {
+pub enum SlotError {
     /// All slots are taken.
     Full,
-    /// The function has its place already.
+    /// The function has an address already, or another function has this one.
     Taken,
-    /// It cannot stand where it is to stand: not on this bus, under another function number, or among another
-    /// device's functions.
+    /// The address is not possible for this function: not on this bus, with another function number, or in the slot of
+    /// another device.
     Misplaced,
 }
 
@@ -49,7 +49,7 @@ impl Slots {
     pub const fn new(mode: SlotMode) -> Self {
         Self {
             mode,
-            placed: Vec::new(),
+            entries: Vec::new(),
         }
     }
 
@@ -58,99 +58,106 @@ impl Slots {
         self.mode
     }
 
-    /// Places the function `real`, which the caller knows as `index`; returns its address in the guest.
+    /// Gives the function `real`, which the caller knows as `index`, the first free address; returns that address.
     ///
     /// # Errors
-    /// [`NoPlace`]; nothing has changed then.
-    pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, NoPlace> {
-        let alone = stands_alone(real, virtual_function);
-        let place = match self.mode {
+    /// [`SlotError`]; nothing has changed then.
+    pub fn add(&mut self, real: Bdf, virtual_function: bool, index: u8) -> Result<Bdf, SlotError> {
+        let alone = has_own_slot(real, virtual_function);
+        let guest_bdf = match self.mode {
             SlotMode::Passthrough => real,
             SlotMode::Vpci => {
+                // The function number stays, as with xen-pciback.
                 let slot = self.slot_of(real, alone).or_else(|| self.free_slot());
-                Bdf::from_devfn(0, 0, slot.ok_or(NoPlace::Full)? << 3 | real.function())
+                Bdf::from_devfn(0, 0, slot.ok_or(SlotError::Full)? << 3 | real.function())
             }
         };
-        self.put(Placed {
+        self.put(SlotEntry {
             real,
-            place,
+            guest_bdf,
             alone,
             index,
         })
     }
 
-    /// Places the function `real` where it stood before.
+    /// Gives the function `real` the address that it had before. The address is read from a node, so it is checked.
     ///
     /// # Errors
-    /// [`NoPlace`]; nothing has changed then.
+    /// [`SlotError`]; nothing has changed then.
     pub fn restore(
         &mut self,
         real: Bdf,
         virtual_function: bool,
-        place: Bdf,
+        guest_bdf: Bdf,
         index: u8,
-    ) -> Result<Bdf, NoPlace> {
-        let alone = stands_alone(real, virtual_function);
+    ) -> Result<Bdf, SlotError> {
+        let alone = has_own_slot(real, virtual_function);
         let possible = match self.mode {
-            SlotMode::Passthrough => place == real,
+            SlotMode::Passthrough => guest_bdf == real,
             SlotMode::Vpci => {
                 let slot = match self.slot_of(real, alone) {
-                    Some(slot) => slot == place.device(),
-                    None => self.is_free(place.device()),
+                    Some(slot) => slot == guest_bdf.device(),
+                    None => self.is_free(guest_bdf.device()),
                 };
-                slot && bus_of(place) == (0, 0) && place.function() == real.function()
+                slot && bus_of(guest_bdf) == (0, 0) && guest_bdf.function() == real.function()
             }
         };
+        // A function that is listed twice is reported as that, not as misplaced.
         if !possible && !self.has(real) {
-            return Err(NoPlace::Misplaced);
+            return Err(SlotError::Misplaced);
         }
-        self.put(Placed {
+        self.put(SlotEntry {
             real,
-            place,
+            guest_bdf,
             alone,
             index,
         })
     }
 
-    fn put(&mut self, placed: Placed) -> Result<Bdf, NoPlace> {
-        if self.has(placed.real) || self.find(Some(placed.place)).is_some() {
-            return Err(NoPlace::Taken);
+    fn put(&mut self, entry: SlotEntry) -> Result<Bdf, SlotError> {
+        if self.has(entry.real) || self.find(Some(entry.guest_bdf)).is_some() {
+            return Err(SlotError::Taken);
         }
-        self.placed.push(placed);
-        Ok(placed.place)
+        self.entries.push(entry);
+        Ok(entry.guest_bdf)
     }
 
-    /// Frees the place of a function.
-    pub fn remove(&mut self, place: Bdf) {
-        self.placed.retain(|placed| placed.place != place);
+    /// Frees an address.
+    pub fn remove(&mut self, guest_bdf: Bdf) {
+        self.entries.retain(|entry| entry.guest_bdf != guest_bdf);
     }
 
-    /// The index of the function at the address of a request, if that is one.
-    pub fn find(&self, place: Option<Bdf>) -> Option<usize> {
-        let placed = self.placed.iter().find(|placed| Some(placed.place) == place)?;
-        Some(placed.index.into())
+    /// The index of the function at this guest address. `None` for an address that no function has, or that is none.
+    pub fn find(&self, guest_bdf: Option<Bdf>) -> Option<usize> {
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| Some(entry.guest_bdf) == guest_bdf)?;
+        Some(entry.index.into())
     }
 
     fn has(&self, real: Bdf) -> bool {
-        self.placed.iter().any(|placed| placed.real == real)
+        self.entries.iter().any(|entry| entry.real == real)
     }
 
-    /// The slot of the other functions of the same device.
+    /// The slot that other functions of the same device have.
     fn slot_of(&self, real: Bdf, alone: bool) -> Option<u8> {
-        let sibling = |placed: &&Placed| {
+        // By the real address, for the guest address of the first one was a free slot.
+        let sibling = |entry: &&SlotEntry| {
             let device = |bdf: Bdf| (bus_of(bdf), bdf.device());
-            !alone && !placed.alone && device(placed.real) == device(real)
+            !alone && !entry.alone && device(entry.real) == device(real)
         };
-        let placed = self.placed.iter().find(sibling)?;
-        Some(placed.place.device())
+        let entry = self.entries.iter().find(sibling)?;
+        Some(entry.guest_bdf.device())
     }
 
     fn free_slot(&self) -> Option<u8> {
+        // The lowest one, as with xen-pciback.
         (0..SLOTS).find(|&slot| self.is_free(slot))
     }
 
     fn is_free(&self, slot: u8) -> bool {
-        self.placed.iter().all(|placed| placed.place.device() != slot)
+        self.entries.iter().all(|entry| entry.guest_bdf.device() != slot)
     }
 }
 
@@ -159,7 +166,7 @@ pub const fn bus_of(function: Bdf) -> (u16, u8) {
     (function.segment(), function.bus())
 }
 
-const fn stands_alone(real: Bdf, virtual_function: bool) -> bool {
+const fn has_own_slot(real: Bdf, virtual_function: bool) -> bool {
     virtual_function && real.function() == 0
 }
 
@@ -174,7 +181,7 @@ mod tests {
     #[test]
     fn devices_take_slots_in_order_and_functions_stay_together() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        for (index, (real, place)) in [
+        for (index, (real, guest_bdf)) in [
             ("0000:03:00.1", "0000:00:00.1"),
             ("0000:04:00.0", "0000:00:01.0"),
             ("0000:03:00.0", "0000:00:00.0"),
@@ -184,8 +191,12 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            assert_eq!(slots.add(bdf(real), false, index as u8), Ok(bdf(place)), "{real}");
-            assert_eq!(slots.find(Some(bdf(place))), Some(index));
+            assert_eq!(
+                slots.add(bdf(real), false, index as u8),
+                Ok(bdf(guest_bdf)),
+                "{real}"
+            );
+            assert_eq!(slots.find(Some(bdf(guest_bdf))), Some(index));
         }
     }
 
@@ -193,14 +204,14 @@ mod tests {
     fn what_is_not_on_the_bus_is_not_found() {
         let mut slots = Slots::new(SlotMode::Vpci);
         slots.add(bdf("0000:03:00.0"), false, 0).unwrap();
-        for place in [
+        for guest_bdf in [
             "0000:00:00.1",
             "0000:00:01.0",
             "0000:01:00.0",
             "0001:00:00.0",
             "0000:03:00.0",
         ] {
-            assert_eq!(slots.find(Some(bdf(place))), None, "{place}");
+            assert_eq!(slots.find(Some(bdf(guest_bdf))), None, "{guest_bdf}");
         }
         assert_eq!(slots.find(None), None, "no address at all");
     }
@@ -213,8 +224,8 @@ mod tests {
                 .add(Bdf::new(0, 3, device, 0).unwrap(), false, device)
                 .unwrap();
         }
-        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 32), Err(NoPlace::Full));
-        assert_eq!(slots.add(bdf("0000:03:05.0"), false, 32), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:04:00.0"), false, 32), Err(SlotError::Full));
+        assert_eq!(slots.add(bdf("0000:03:05.0"), false, 32), Err(SlotError::Taken));
         assert!(slots.add(bdf("0000:03:05.1"), false, 32).is_ok());
     }
 
@@ -241,19 +252,23 @@ mod tests {
     #[test]
     fn a_function_is_restored_where_it_stood_and_nowhere_that_it_cannot_have_stood() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 7);
+        let mut restore = |real, guest_bdf| slots.restore(bdf(real), false, bdf(guest_bdf), 7);
         assert_eq!(restore("0000:04:00.1", "0000:00:02.1"), Ok(bdf("0000:00:02.1")));
         assert!(restore("0000:04:00.0", "0000:00:02.0").is_ok());
-        for (real, place) in [
+        for (real, guest_bdf) in [
             ("0000:05:00.0", "0001:00:03.0"),
             ("0000:05:00.0", "0000:01:03.0"),
             ("0000:05:00.0", "0000:00:03.1"),
             ("0000:05:00.2", "0000:00:02.2"),
             ("0000:04:00.2", "0000:00:03.2"),
         ] {
-            assert_eq!(restore(real, place), Err(NoPlace::Misplaced), "{real} at {place}");
+            assert_eq!(
+                restore(real, guest_bdf),
+                Err(SlotError::Misplaced),
+                "{real} at {guest_bdf}"
+            );
         }
-        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(NoPlace::Taken));
+        assert_eq!(restore("0000:04:00.0", "0000:00:02.0"), Err(SlotError::Taken));
         assert_eq!(slots.add(bdf("0000:05:00.0"), false, 1), Ok(bdf("0000:00:00.0")));
         assert_eq!(slots.find(Some(bdf("0000:00:02.1"))), Some(7));
     }
@@ -261,22 +276,22 @@ mod tests {
     #[test]
     fn a_virtual_function_0_stands_alone_and_the_others_join_their_device() {
         let mut slots = Slots::new(SlotMode::Vpci);
-        for (real, place) in [
+        for (real, guest_bdf) in [
             ("0000:03:10.0", "0000:00:00.0"),
             ("0000:03:10.2", "0000:00:01.2"),
             ("0000:03:10.4", "0000:00:01.4"),
             ("0000:03:11.4", "0000:00:02.4"),
             ("0000:03:11.0", "0000:00:03.0"),
         ] {
-            assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(place)), "{real}");
+            assert_eq!(slots.add(bdf(real), true, 0), Ok(bdf(guest_bdf)), "{real}");
         }
-        assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:03:10.0"), true, 0), Err(SlotError::Taken));
         let mut again = Slots::new(SlotMode::Vpci);
-        let mut restore = |real, place| again.restore(bdf(real), true, bdf(place), 0);
+        let mut restore = |real, guest_bdf| again.restore(bdf(real), true, bdf(guest_bdf), 0);
         assert!(restore("0000:03:10.0", "0000:00:00.0").is_ok());
-        assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:03:10.2", "0000:00:00.2"), Err(SlotError::Misplaced));
         assert!(restore("0000:03:10.2", "0000:00:01.2").is_ok());
-        assert_eq!(restore("0000:03:11.0", "0000:00:01.0"), Err(NoPlace::Misplaced));
+        assert_eq!(restore("0000:03:11.0", "0000:00:01.0"), Err(SlotError::Misplaced));
     }
 
     #[test]
@@ -290,12 +305,12 @@ mod tests {
             assert_eq!(slots.find(Some(bdf(real))), Some(index), "{real}");
         }
         assert_eq!(slots.find(Some(bdf("0000:00:00.1"))), None);
-        assert_eq!(slots.add(bdf("0000:03:00.1"), false, 9), Err(NoPlace::Taken));
+        assert_eq!(slots.add(bdf("0000:03:00.1"), false, 9), Err(SlotError::Taken));
         slots.remove(bdf("0000:04:00.1"));
         assert_eq!(slots.find(Some(bdf("0000:04:00.1"))), None);
 
-        let mut restore = |real, place| slots.restore(bdf(real), false, bdf(place), 9);
-        assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(NoPlace::Misplaced));
+        let mut restore = |real, guest_bdf| slots.restore(bdf(real), false, bdf(guest_bdf), 9);
+        assert_eq!(restore("0000:04:00.1", "0000:00:00.1"), Err(SlotError::Misplaced));
         assert_eq!(restore("0000:04:00.1", "0000:04:00.1"), Ok(bdf("0000:04:00.1")));
     }
 }

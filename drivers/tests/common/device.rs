@@ -4,7 +4,7 @@ use drivers::error::{MessageKind, RequestError};
 use drivers::platform::ConfigSpace;
 use drivers::policy::config::Access;
 use drivers::policy::config::bar::Bars;
-use drivers::policy::hardware::{Dom0, Hardware};
+use drivers::policy::dom0::Dom0;
 use drivers::policy::resources::Resources;
 use pci::bdf::Bdf;
 use std::cell::RefCell;
@@ -312,23 +312,24 @@ impl ConfigSpace for Device {
     }
 }
 
-impl Hardware for Device {
-    fn write(&mut self, access: Access, value: u32) -> Result<(), RequestError> {
+/// The service of a stub that has this device alone: the address is not looked at.
+impl Dom0 for Device {
+    fn conf_write(&mut self, _: Bdf, access: Access, value: u32) -> Result<(), RequestError> {
         self.served(|device| device.guarded_write(access.offset(), access.width(), value))
     }
 
-    fn enable_msi(&mut self) -> Result<u32, RequestError> {
+    fn enable_msi(&mut self, _: Bdf) -> Result<u32, RequestError> {
         self.served(|device| {
             device.set_messages(MessageKind::Msi, true);
             55
         })
     }
 
-    fn enable_msix(&mut self, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError> {
+    fn enable_msix(&mut self, _: Bdf, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError> {
         self.served(|device| device.map_entries(entries))
     }
 
-    fn disable(&mut self, _: MessageKind) -> Result<(), RequestError> {
+    fn disable(&mut self, _: Bdf, _: MessageKind) -> Result<(), RequestError> {
         self.served(|device| {
             if let Some(kind) = device.mode() {
                 device.set_messages(kind, false);
@@ -349,18 +350,18 @@ impl DirectDom0 {
 
 impl Dom0 for DirectDom0 {
     fn conf_write(&mut self, function: Bdf, access: Access, value: u32) -> Result<(), RequestError> {
-        self.device(function).write(access, value)
+        self.device(function).conf_write(function, access, value)
     }
 
     fn enable_msi(&mut self, function: Bdf) -> Result<u32, RequestError> {
-        self.device(function).enable_msi()
+        self.device(function).enable_msi(function)
     }
 
     fn enable_msix(&mut self, function: Bdf, entries: &[MsixEntry]) -> Result<Vec<u16>, RequestError> {
-        self.device(function).enable_msix(entries)
+        self.device(function).enable_msix(function, entries)
     }
 
     fn disable(&mut self, function: Bdf, kind: MessageKind) -> Result<(), RequestError> {
-        Hardware::disable(self.device(function), kind)
+        self.device(function).disable(function, kind)
     }
 }

@@ -447,7 +447,7 @@ impl Platform for Domain {
         self.world.0.borrow().crash_log
     }
 
-    fn note(&mut self, change: impl FnOnce(&mut CrashLog)) {
+    fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog)) {
         self.world.moment();
         change(&mut self.world.0.borrow_mut().crash_log);
         self.world.moment();
@@ -459,24 +459,24 @@ impl Platform for Domain {
         self.world.moment();
     }
 
-    fn recall(&self, place: Bdf) -> Option<u32> {
-        self.world.0.borrow().remembered.get(&place).copied()
+    fn recall(&self, guest_bdf: Bdf) -> Option<u32> {
+        self.world.0.borrow().remembered.get(&guest_bdf).copied()
     }
 
-    fn remember(&mut self, place: Bdf, word: Option<u32>) {
+    fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>) {
         self.world.moment();
         {
             let remembered = &mut self.world.0.borrow_mut().remembered;
             match word {
-                Some(word) => remembered.insert(place, word),
-                None => remembered.remove(&place),
+                Some(word) => remembered.insert(guest_bdf, word),
+                None => remembered.remove(&guest_bdf),
             };
         }
         self.world.moment();
     }
 
     #[cfg(feature = "inject")]
-    fn fault(&mut self, kind: drivers::failure::Kind) {
+    fn fault(&mut self, kind: drivers::failure::FailureKind) {
         panic!("{kind:?}, as ordered");
     }
 }

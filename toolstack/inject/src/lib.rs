@@ -1,22 +1,22 @@
 //! Failures on demand, for tests: feature `on-demand`, which nothing that ships has.
 //!
-//! Whoever wants some writes lines `POINT:KIND[:COUNT]` into [`ORDERS`]; the next COUNT times (once, if it is not said)
-//! that a process of ours comes by POINT, it fails in the way of KIND. The points lie where the process changes something
-//! outside of itself, before and after, so that what it thinks in between needs none.
+//! A test writes lines `POINT:KIND[:COUNT]` into `ORDERS`. The next COUNT times (default: 1) that a process of Bulkhead's
+//! comes by POINT, it fails in the way of KIND. There are points before and after each change of something outside of the
+//! process: a failure anywhere in between has the same effect as one of these.
 #![forbid(unsafe_code)]
 
 /// Where a process can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// A page of a stub's is mapped, and nothing is settled yet.
+    /// A stub's page is mapped, and what an earlier worker left is not resolved yet.
     TakeUp,
-    /// A request was taken from the page.
+    /// A request has been taken out of the page.
     Taken,
-    /// The answer is in the page, and the stub was not told.
+    /// The answer is in the page, and its event is not sent yet.
     Answered,
-    /// An interrupt mode, or a change of one, is about to be noted.
+    /// An interrupt mode, or a change of one, is about to be recorded.
     Note,
-    /// It is noted.
+    /// It is recorded.
     Noted,
     /// A message is about to be mapped.
     Map,
@@ -34,7 +34,7 @@ pub enum Point {
     Recorded,
     /// A device is about to be assigned to a guest.
     Assign,
-    /// A device is about to be taken from its guest.
+    /// A device is about to be deassigned from its guest.
     Deassign,
     /// The list of a guest's devices in xenstore has changed.
     Listed,
@@ -44,7 +44,7 @@ pub enum Point {
     Destroy,
     /// A device is about to be reset.
     Reset,
-    /// All is taken back, and still recorded.
+    /// All devices are reclaimed, and still recorded.
     Released,
 }
 
@@ -73,7 +73,7 @@ mod on_demand {
     use std::time::Duration;
     use std::{fs, io, process, thread};
 
-    /// Where orders are written.
+    /// The file with the orders.
     pub const ORDERS: &str = "/run/bulkhead/inject";
 
     const POINTS: [(&str, Point); 19] = [
@@ -109,9 +109,9 @@ mod on_demand {
         Fail,
         /// The thread does nothing for a while.
         Delay,
-        /// The process tries what it has given up: to run a program, to open a file of root's, to make a socket.
+        /// The process tries what it must not be able to do: run a program, open a file of root's, make a socket.
         Exec,
-        /// The thread does nothing for longer than anybody should wait for it.
+        /// The thread does nothing for longer than anything waits for it.
         Slow,
     }
 
@@ -127,7 +127,7 @@ mod on_demand {
     const DELAY: Duration = Duration::from_millis(300);
     const SLOW: Duration = Duration::from_secs(30);
 
-    /// What is ordered.
+    /// An order: point and kind by their index, and how often it is still to be done.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Order {
         point: usize,
@@ -212,6 +212,7 @@ mod on_demand {
             .filter(|order| order.left > 0)
             .map(Order::to_string)
             .collect();
+        // Counted before the failure: the process may not live to do it.
         let counted = if left.is_empty() {
             fs::remove_file(ORDERS)
         } else {

@@ -221,7 +221,7 @@ impl Interrupts {
         };
         disable_intx(config)?;
         // Xen writes addresses, data and masks again. The enable bit is dom0's.
-        xen.restore_messages(self.bdf)?;
+        xen.restore_msi(self.bdf)?;
         let Some((control, on, off)) = control else {
             return Ok(());
         };

@@ -86,7 +86,10 @@ impl Service {
         let mut launcher = Launcher::over(socket);
         let wake = Wake::new().map_err(ServeError::Wake)?;
         let end = signal(SIGTERM).map_err(ServeError::Signal)?;
-        let listener = Listener::over(launcher.share(SharedFile::Socket)?, launcher.share(SharedFile::Lock)?);
+        let listener = Listener::over(
+            launcher.share(SharedFile::Socket)?,
+            launcher.share(SharedFile::Lock)?,
+        );
         let uevents = Uevents::over(launcher.share(SharedFile::Uevents)?);
         Ok(Self {
             host: Host::open_with(Runner::Launcher(launcher))?,

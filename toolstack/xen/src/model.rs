@@ -7,16 +7,16 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
 
-/// A hypervisor that notes what is asked of it, and hands out pirqs from 55 downwards.
+/// A hypervisor that records the calls to it, and gives pirqs from 55 downwards.
 pub struct Xen {
     calls: RefCell<Vec<String>>,
-    /// How many more messages may be mapped.
+    /// How many more MSI messages may be mapped.
     mappings: Cell<u16>,
-    /// All devices are in one group: owner and address.
+    /// The devices of the one IOMMU group: owner and address.
     group: RefCell<Vec<(DomId, Bdf)>>,
-    /// The calls that are refused, by how they begin, each with the error.
+    /// The calls that are refused, by their first characters, each with its error.
     refused: RefCell<Vec<(String, Errno)>>,
-    /// The pirqs that are mapped, if they are kept account of: then the highest free one is given, as Xen does.
+    /// The pirqs that are mapped, if they are tracked. Then the highest free one is given, as Xen does.
     pirqs: Option<RefCell<BTreeSet<u16>>>,
 }
 
@@ -27,7 +27,7 @@ impl Default for Xen {
 }
 
 impl Xen {
-    /// One that maps so many messages and no more.
+    /// A hypervisor that maps so many messages and refuses more.
     pub fn refusing_after(mappings: u16) -> Self {
         Self {
             calls: RefCell::default(),
@@ -38,7 +38,7 @@ impl Xen {
         }
     }
 
-    /// One that keeps account of its pirqs, of which these are taken.
+    /// A hypervisor that tracks its pirqs, of which these are mapped.
     pub fn with_pirqs(pirqs: &[u16]) -> Self {
         Self {
             pirqs: Some(RefCell::new(pirqs.iter().copied().collect())),
@@ -46,7 +46,7 @@ impl Xen {
         }
     }
 
-    /// Those that are mapped, if they are kept account of.
+    /// The pirqs that are mapped, if they are tracked.
     pub fn pirqs(&self) -> Vec<u16> {
         let pirqs = self.pirqs.iter().flat_map(|pirqs| pirqs.borrow().clone());
         pirqs.collect()
@@ -57,17 +57,17 @@ impl Xen {
         self.group.borrow_mut().push((owner, bdf));
     }
 
-    /// What was asked of it.
+    /// The calls so far.
     pub fn calls(&self) -> Vec<String> {
         self.calls.borrow().clone()
     }
 
-    /// Has calls that begin so refused from now on.
+    /// Refuses calls that begin with these characters from now on.
     pub fn refuse(&self, beginning: &str, error: Errno) {
         self.refused.borrow_mut().push((beginning.to_owned(), error));
     }
 
-    fn note(&self, call: String) -> io::Result<()> {
+    fn record_call(&self, call: String) -> io::Result<()> {
         let refused = self.refused.borrow();
         let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
         let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
@@ -78,19 +78,19 @@ impl Xen {
 
 impl Hypervisor for Xen {
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
-        self.note(format!("frames {domain} {first:x}+{count:x} {allow}"))
+        self.record_call(format!("frames {domain} {first:x}+{count:x} {allow}"))
     }
 
     fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()> {
-        self.note(format!("ports {domain} {first:x}+{count:x} {allow}"))
+        self.record_call(format!("ports {domain} {first:x}+{count:x} {allow}"))
     }
 
     fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()> {
-        self.note(format!("pirq {domain} {pirq} {allow}"))
+        self.record_call(format!("pirq {domain} {pirq} {allow}"))
     }
 
     fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()> {
-        self.note(format!("gsi {domain} {gsi}"))
+        self.record_call(format!("gsi {domain} {gsi}"))
     }
 
     fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16> {
@@ -109,7 +109,7 @@ impl Hypervisor for Xen {
         let what = msix
             .map(|(entry, table)| format!(" entry {entry} of {table:x}"))
             .unwrap_or_default();
-        self.note(format!("map {domain} {bdf}{what}: {pirq}"))?;
+        self.record_call(format!("map {domain} {bdf}{what}: {pirq}"))?;
         Ok(pirq)
     }
 
@@ -119,19 +119,19 @@ impl Hypervisor for Xen {
         {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.note(format!("unmap {domain} {pirq}"))
+        self.record_call(format!("unmap {domain} {pirq}"))
     }
 
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("restore messages {bdf}"))
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()> {
+        self.record_call(format!("restore messages {bdf}"))
     }
 
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("assign {domain} {bdf}"))
+        self.record_call(format!("assign {domain} {bdf}"))
     }
 
     fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {
-        self.note(format!("deassign {domain} {bdf}"))
+        self.record_call(format!("deassign {domain} {bdf}"))
     }
 
     fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>> {

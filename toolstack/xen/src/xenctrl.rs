@@ -1,8 +1,8 @@
 //! The hypervisor's control interface, through the host's own `libxenctrl`.
 //!
-//! The numbers of these hypercalls change with every Xen release, so the library that came with the
-//! running Xen is loaded at run time. Only functions with scalar arguments are used: their
-//! signatures (`tools/include/xenctrl.h`) are the same from Xen 4.17 to 4.20 and later.
+//! The numbers of these hypercalls change with every Xen release, so the library of the running Xen is
+//! loaded at run time (decision 7). Only functions with scalar arguments, and few simple structures, are
+//! used: their signatures (`tools/include/xenctrl.h`) are the same from Xen 4.17 to 4.20 and later.
 
 mod xencall;
 
@@ -21,32 +21,35 @@ use xencall::Xencall;
 /// Number of a domain.
 pub type DomId = u16;
 
-/// What dom0 asks of the hypervisor. A refusal is the errno that libxenctrl left.
+/// The hypervisor, as dom0's programs use it.
+///
+/// # Errors
+/// A refusal is the errno that libxenctrl left.
 pub trait Hypervisor {
-    /// Gives a domain access to machine frames `first..first + count`, or takes it away.
+    /// Allows a domain to map machine frames `first..first + count`, or revokes that. Mappings that it has stay.
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()>;
-    /// Gives a domain access to I/O ports `first..first + count`, or takes it away.
+    /// Allows a domain to use I/O ports `first..first + count`, or revokes that.
     fn allow_ports(&self, domain: DomId, first: u32, count: u32, allow: bool) -> io::Result<()>;
-    /// Gives a domain access to one of its pirqs, or takes it away.
+    /// Allows a domain to use one of its pirqs, or revokes that.
     fn allow_pirq(&self, domain: DomId, pirq: u32, allow: bool) -> io::Result<()>;
-    /// Gives the interrupt line `gsi` to a domain, as the pirq of the same number.
+    /// Maps the interrupt line `gsi` to the domain's pirq of the same number.
     fn map_gsi(&self, domain: DomId, gsi: u32) -> io::Result<()>;
-    /// Maps a message signalled interrupt of a function to a new pirq of the domain that owns it.
+    /// Maps a message-signalled interrupt of a function to a new pirq of the domain that owns it; returns the pirq.
     ///
-    /// `msix` is the entry of the MSI-X table and the machine address at which the range that holds
-    /// the table begins; `None` means MSI. The function must be in segment 0. Xen has fewer pirqs
-    /// than the 16 bits that pciif gives them.
+    /// `msix` is the entry of the MSI-X table and the machine address of the BAR that holds the table; `None` means MSI.
+    /// The function must be in segment 0. Xen has fewer pirqs than the 16 bits that pciif has for them. It maps an entry
+    /// twice without complaint: the caller must not ask for that.
     fn map_msi(&self, domain: DomId, bdf: Bdf, msix: Option<(u16, u64)>) -> io::Result<u16>;
-    /// Takes a pirq away again.
+    /// Unmaps a pirq.
     fn unmap_pirq(&self, domain: DomId, pirq: u32) -> io::Result<()>;
-    /// Writes the messages of a function that lost them in a reset into it again, for the pirqs that they had. The
-    /// function must decode memory.
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()>;
+    /// Has Xen write the MSI messages of a function into it again after a reset, for the same pirqs. The function must
+    /// decode memory.
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()>;
     /// Puts a function into the domain's IOMMU context.
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
     /// Takes a function out of the domain's IOMMU context, into quarantine or back to dom0.
     fn deassign(&self, domain: DomId, bdf: Bdf) -> io::Result<()>;
-    /// The other functions of the domain whose DMA the IOMMU cannot tell from that of this one.
+    /// The other functions of the domain in the IOMMU group of this one.
     fn group(&self, domain: DomId, bdf: Bdf) -> io::Result<Vec<Bdf>>;
 }
 
@@ -83,7 +86,7 @@ pub enum XenctrlError {
     Open(#[source] io::Error),
 }
 
-/// Where the host's libraries may be.
+/// The directories in which the host's libraries may be.
 pub const DIRECTORIES: [&str; 8] = [
     "/usr/lib/x86_64-linux-gnu",
     "/lib/x86_64-linux-gnu",
@@ -96,23 +99,24 @@ pub const DIRECTORIES: [&str; 8] = [
 ];
 
 /// `xc_interface *`, which only the library looks into.
-type Handle = *mut c_void;
+type XcInterface = *mut c_void;
 
 /// The functions used, as `tools/include/xenctrl.h` declares them.
-struct Functions {
-    close: unsafe extern "C" fn(Handle) -> c_int,
-    iomem_permission: unsafe extern "C" fn(Handle, u32, c_ulong, c_ulong, u8) -> c_int,
-    ioport_permission: unsafe extern "C" fn(Handle, u32, u32, u32, u32) -> c_int,
-    irq_permission: unsafe extern "C" fn(Handle, u32, u32, bool) -> c_int,
-    map_pirq: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int) -> c_int,
-    map_pirq_msi: unsafe extern "C" fn(Handle, u32, c_int, *mut c_int, c_int, c_int, c_int, u64) -> c_int,
-    unmap_pirq: unsafe extern "C" fn(Handle, u32, c_int) -> c_int,
-    assign_device: unsafe extern "C" fn(Handle, u32, u32, u32) -> c_int,
-    deassign_device: unsafe extern "C" fn(Handle, u32, u32) -> c_int,
-    get_device_group: unsafe extern "C" fn(Handle, u32, u32, u32, *mut u32, *mut u32) -> c_int,
-    getinfolist: unsafe extern "C" fn(Handle, u32, c_uint, *mut DomainInfo) -> c_int,
-    unpause: unsafe extern "C" fn(Handle, u32) -> c_int,
-    evtchn_status: unsafe extern "C" fn(Handle, *mut EventChannelStatus) -> c_int,
+struct XenctrlFunctions {
+    close: unsafe extern "C" fn(XcInterface) -> c_int,
+    iomem_permission: unsafe extern "C" fn(XcInterface, u32, c_ulong, c_ulong, u8) -> c_int,
+    ioport_permission: unsafe extern "C" fn(XcInterface, u32, u32, u32, u32) -> c_int,
+    irq_permission: unsafe extern "C" fn(XcInterface, u32, u32, bool) -> c_int,
+    map_pirq: unsafe extern "C" fn(XcInterface, u32, c_int, *mut c_int) -> c_int,
+    map_pirq_msi:
+        unsafe extern "C" fn(XcInterface, u32, c_int, *mut c_int, c_int, c_int, c_int, u64) -> c_int,
+    unmap_pirq: unsafe extern "C" fn(XcInterface, u32, c_int) -> c_int,
+    assign_device: unsafe extern "C" fn(XcInterface, u32, u32, u32) -> c_int,
+    deassign_device: unsafe extern "C" fn(XcInterface, u32, u32) -> c_int,
+    get_device_group: unsafe extern "C" fn(XcInterface, u32, u32, u32, *mut u32, *mut u32) -> c_int,
+    getinfolist: unsafe extern "C" fn(XcInterface, u32, c_uint, *mut DomainInfo) -> c_int,
+    unpause: unsafe extern "C" fn(XcInterface, u32) -> c_int,
+    evtchn_status: unsafe extern "C" fn(XcInterface, *mut EventChannelStatus) -> c_int,
 }
 
 /// `struct evtchn_status` (`xen/include/public/event_channel.h`): the first two fields are the question.
@@ -140,16 +144,17 @@ struct DomainInfo {
     rest: [u8; 4088],
 }
 
-/// What Xen says of a domain.
+/// The state of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DomainState {
-    /// There is none with this number.
+    /// There is no domain with this number.
     Absent,
     /// It runs, or could.
     Alive,
     /// It has shut itself down, or Xen has, for this reason (`SHUTDOWN_*`, `xen/include/public/sched.h`).
     ShutDown(u8),
-    /// It is destroyed, and Xen has not taken all of it apart yet, perhaps because others use pages of it.
+    /// It is destroyed, and Xen still holds a part of it, perhaps because others have pages of it mapped. Its number is not
+    /// free yet.
     Dying,
 }
 
@@ -167,7 +172,7 @@ impl DomainState {
     }
 }
 
-/// An open control interface. Clones are the same one, and make one call at a time.
+/// An open control interface. Clones share it, and make one call at a time.
 #[derive(Clone)]
 pub struct Xenctrl(Arc<Interface>);
 
@@ -179,11 +184,11 @@ impl Deref for Xenctrl {
     }
 }
 
-/// The library, and a handle of its.
+/// The library, with an open handle.
 pub struct Interface {
     handle: Mutex<NonNull<c_void>>,
     calls: Mutex<Xencall>,
-    functions: Functions,
+    functions: XenctrlFunctions,
     /// Keeps the code that `functions` point into mapped; dropped last.
     _library: Library,
 }
@@ -215,9 +220,9 @@ impl Xenctrl {
         // writes; loading it runs no initialiser beyond those of libc's kind.
         let library = unsafe { Library::new(&path) }.map_err(unusable)?;
         let functions = load_functions(&library).map_err(unusable)?;
-        type Open = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> Handle;
-        // SAFETY: `Open` is the declaration of this function in xenctrl.h.
-        let open = *unsafe { library.get::<Open>(b"xc_interface_open\0") }.map_err(unusable)?;
+        type XcInterfaceOpen = unsafe extern "C" fn(*mut c_void, *mut c_void, c_uint) -> XcInterface;
+        // SAFETY: `XcInterfaceOpen` is the declaration of this function in xenctrl.h.
+        let open = *unsafe { library.get::<XcInterfaceOpen>(b"xc_interface_open\0") }.map_err(unusable)?;
         let calls = Xencall::open().map_err(|error| match error {
             xencall::OpenError::Library(source) => XenctrlError::Unusable {
                 path: xencall::LIBRARY.into(),
@@ -237,7 +242,7 @@ impl Xenctrl {
         })))
     }
 
-    /// Whether a domain lives.
+    /// The state of a domain.
     pub fn domain_state(&self, domain: DomId) -> io::Result<DomainState> {
         let mut info = DomainInfo {
             domain: 0,
@@ -252,7 +257,7 @@ impl Xenctrl {
             found = unsafe { (xen.getinfolist)(handle, domain.into(), 1, &raw mut info) };
             found.min(0)
         })?;
-        // It tells of the first one with this number or a higher one.
+        // Xen answers for the first domain with this number or a higher one.
         Ok(if found == 1 && info.domain == domain {
             DomainState::of(info.flags)
         } else {
@@ -266,7 +271,7 @@ impl Xenctrl {
         self.call(|xen, handle| unsafe { (xen.unpause)(handle, domain.into()) })
     }
 
-    /// True if this port of a domain is for, or is bound to, a port of that other one.
+    /// True if this port of `domain` is bound to a port of `other`, or waits for `other` to bind to it.
     pub fn is_port_for(&self, domain: DomId, port: u32, other: DomId) -> io::Result<bool> {
         let mut status = EventChannelStatus {
             domain,
@@ -284,7 +289,7 @@ impl Xenctrl {
 
 impl Interface {
     /// Runs one function of the library. Its result is 0, or -1 with errno set.
-    fn call(&self, function: impl FnOnce(&Functions, Handle) -> c_int) -> io::Result<()> {
+    fn call(&self, function: impl FnOnce(&XenctrlFunctions, XcInterface) -> c_int) -> io::Result<()> {
         // A panic elsewhere leaves no half-done state in the handle: each call is whole.
         let handle = self
             .handle
@@ -304,11 +309,11 @@ impl Drop for Interface {
     }
 }
 
-fn load_functions(library: &Library) -> Result<Functions, libloading::Error> {
+fn load_functions(library: &Library) -> Result<XenctrlFunctions, libloading::Error> {
     // SAFETY: each field's type is the declaration of the named function in xenctrl.h, and the
     // pointers are used only while `Xenctrl` keeps the library loaded.
     unsafe {
-        Ok(Functions {
+        Ok(XenctrlFunctions {
             close: *library.get(b"xc_interface_close\0")?,
             iomem_permission: *library.get(b"xc_domain_iomem_permission\0")?,
             ioport_permission: *library.get(b"xc_domain_ioport_permission\0")?,
@@ -341,7 +346,7 @@ fn machine_sbdf(bdf: Bdf) -> u32 {
     u32::from(bdf.segment()) << 16 | u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn())
 }
 
-/// More functions than one bus can have, twice.
+/// Room for the members of a group: twice as many as a bus can have.
 const LARGEST_GROUP: u32 = 512;
 
 /// A member of a group, whose bus and devfn Xen packs one byte higher than anywhere else
@@ -403,6 +408,7 @@ impl Hypervisor for Xenctrl {
             )
         })?;
         inject::point(Point::Mapped);
+        // Xen's limit is far below; a larger one could not be sent to the guest.
         u16::try_from(pirq).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
@@ -415,10 +421,10 @@ impl Hypervisor for Xenctrl {
         unmapped
     }
 
-    fn restore_messages(&self, bdf: Bdf) -> io::Result<()> {
+    fn restore_msi(&self, bdf: Bdf) -> io::Result<()> {
         // As in `call`.
         let mut calls = self.calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        calls.restore_messages(bdf)
+        calls.restore_msi(bdf)
     }
 
     fn assign(&self, domain: DomId, bdf: Bdf) -> io::Result<()> {

@@ -1,5 +1,6 @@
-//! A stub's page and event channel in this process, by the kernel's devices `gntdev` and `evtchn`; and a page of
-//! this process that dom0's kernel may map, by `gntalloc`.
+//! Shared pages and event channels of this process, by the kernel's devices `gntdev`, `gntalloc` and `evtchn`.
+//!
+//! A [`GrantedPage`] is a stub's, an [`OfferedPage`] is this process's, for a backend in dom0's kernel.
 //!
 //! The numbers and structures are those of Linux's `include/uapi/xen/gntdev.h`, `gntalloc.h` and `evtchn.h`.
 
@@ -12,13 +13,11 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
-use xenbus::pciif::SharedPage;
+use xenbus::pciif::page::{AtomicPage, PAGE_SIZE, PageMemory};
 
 const GNTDEV: &str = "/dev/xen/gntdev";
 const GNTALLOC: &str = "/dev/xen/gntalloc";
 const EVTCHN: &str = "/dev/xen/evtchn";
-const PAGE_SIZE: usize = 4096;
 const DOM0: u32 = 0;
 
 const MAP_GRANT_REF: (u8, u8) = (b'G', 0);
@@ -75,7 +74,7 @@ struct Notify {
     port: u32,
 }
 
-/// A request of one of the two devices, whose result is a number.
+/// An ioctl of one of these devices, whose result is a number.
 struct Request<'a, T> {
     opcode: Opcode,
     argument: &'a mut T,
@@ -100,10 +99,10 @@ unsafe impl<T> Ioctl for Request<'_, T> {
     }
 }
 
-/// Sends a request to a device.
+/// Makes an ioctl on a device.
 ///
 /// # Safety
-/// `device` is the one of the two that knows `request`, and `T` is the structure that the kernel's
+/// `device` is the one that knows `request`, and `T` is the structure that the kernel's
 /// header defines for it.
 unsafe fn submit<T>(device: &OwnedFd, request: (u8, u8), argument: &mut T) -> io::Result<u32> {
     let (letter, number) = request;
@@ -127,8 +126,8 @@ fn open_device(path: &str) -> io::Result<OwnedFd> {
 #[derive(Debug)]
 struct Mapping(NonNull<c_void>);
 
-// SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is a
-// volatile copy or an atomic operation.
+// SAFETY: the mapping belongs to the process, not to a thread, and every access through `&self` is an
+// atomic operation.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -150,99 +149,25 @@ impl Mapping {
         Ok(Self(address))
     }
 
-    /// Ends the mapping; nothing may be read or written through it any more.
+    /// Ends the mapping. Nothing may be accessed through it any more.
     fn unmap(&mut self) -> rustix::io::Result<()> {
         // SAFETY: the page was mapped by `new` with this size, and the owner calls this last of all.
         unsafe { munmap(self.0.as_ptr(), PAGE_SIZE) }
     }
-
-    /// The word at `offset`.
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(
-            offset.is_multiple_of(4) && offset < PAGE_SIZE,
-            "no word of the page: {offset}"
-        );
-        // SAFETY: the word lies in the page, which stays mapped as long as `self`, and is aligned;
-        // this process accesses it by atomic and volatile operations only, and what the other domain
-        // does to it meanwhile is outside of this program.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast::<u8>().add(offset).cast()) }
-    }
-
-    fn check(offset: usize, length: usize) {
-        let end = offset.checked_add(length);
-        assert!(
-            end.is_some_and(|end| end <= PAGE_SIZE),
-            "outside of the page: {offset}+{length}"
-        );
-    }
 }
 
-impl SharedPage for Mapping {
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        Self::check(offset, into.len());
-        let start = self.0.as_ptr().cast::<u8>().cast_const();
-        for (index, byte) in into.iter_mut().enumerate() {
-            // SAFETY: in the page by the check, mapped as long as `self`; volatile, because the other
-            // domain may write it at any time.
-            *byte = unsafe { start.add(offset + index).read_volatile() };
-        }
-    }
-
-    fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        Self::check(offset, bytes.len());
-        let start = self.0.as_ptr().cast::<u8>();
-        for (index, byte) in bytes.iter().enumerate() {
-            // SAFETY: as in `copy_out`; the page is mapped for writing.
-            unsafe { start.add(offset + index).write_volatile(*byte) };
-        }
-    }
-
-    fn load(&self, offset: usize) -> u32 {
-        self.word(offset).load(Ordering::Acquire)
-    }
-
-    fn store(&self, offset: usize, value: u32) {
-        self.word(offset).store(value, Ordering::Release);
-    }
-
-    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_or(bits, Ordering::AcqRel)
-    }
-
-    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-        self.word(offset).fetch_and(!bits, Ordering::AcqRel)
-    }
-}
-
-/// The shared page of a type that holds one as `mapping`.
-macro_rules! share_mapping {
-    ($page:ty) => {
-        impl SharedPage for $page {
-            fn copy_out(&self, offset: usize, into: &mut [u8]) {
-                self.mapping.copy_out(offset, into);
-            }
-
-            fn copy_in(&self, offset: usize, bytes: &[u8]) {
-                self.mapping.copy_in(offset, bytes);
-            }
-
-            fn load(&self, offset: usize) -> u32 {
-                self.mapping.load(offset)
-            }
-
-            fn store(&self, offset: usize, value: u32) {
-                self.mapping.store(offset, value);
-            }
-
-            fn set_bits(&self, offset: usize, bits: u32) -> u32 {
-                self.mapping.set_bits(offset, bits)
-            }
-
-            fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
-                self.mapping.clear_bits(offset, bits)
+impl PageMemory for Mapping {
+    fn atomics(&self) -> AtomicPage<'_> {
+        // SAFETY: the address is that of a page, aligned for both arrays, which stays mapped as long as `self`. This
+        // process accesses it by these atomics only, and what the other domain does to it meanwhile is outside of this
+        // program.
+        unsafe {
+            AtomicPage {
+                bytes: self.0.cast().as_ref(),
+                words: self.0.cast().as_ref(),
             }
         }
-    };
+    }
 }
 
 /// A page of another domain, mapped until it is dropped.
@@ -253,7 +178,11 @@ pub struct GrantedPage {
     device: OwnedFd,
 }
 
-share_mapping!(GrantedPage);
+impl PageMemory for GrantedPage {
+    fn atomics(&self) -> AtomicPage<'_> {
+        self.mapping.atomics()
+    }
+}
 
 impl GrantedPage {
     /// Maps the page that `owner` granted to dom0 as `reference`.
@@ -269,7 +198,7 @@ impl GrantedPage {
         // SAFETY: gntdev knows this request, by this structure with one grant in it.
         unsafe { submit(&device, MAP_GRANT_REF, &mut request) }?;
         let index = request.index;
-        // If that fails: the device forgets the grant when it is closed.
+        // If this fails, the device drops the grant when it is closed.
         let mapping = Mapping::new(&device, index)?;
         Ok(Self {
             mapping,
@@ -295,17 +224,21 @@ impl Drop for GrantedPage {
     }
 }
 
-/// A page of dom0's that its own kernel's backends may map. It is withdrawn when it is dropped, or as soon after that
-/// as it is not mapped any more.
+/// A page of this process that a backend in dom0's kernel may map. The grant ends when this is dropped, or later, when the
+/// backend has unmapped the page.
 #[derive(Debug)]
 pub struct OfferedPage {
     mapping: Mapping,
     reference: u32,
-    /// Closing it withdraws the page.
+    /// Closing it ends the grant.
     _device: OwnedFd,
 }
 
-share_mapping!(OfferedPage);
+impl PageMemory for OfferedPage {
+    fn atomics(&self) -> AtomicPage<'_> {
+        self.mapping.atomics()
+    }
+}
 
 impl OfferedPage {
     /// Makes a page and grants it to dom0.
@@ -336,12 +269,12 @@ impl OfferedPage {
 
 impl Drop for OfferedPage {
     fn drop(&mut self) {
-        // What fails here the kernel does when this process ends.
+        // If this fails, the kernel does it when the process ends.
         let _ = self.mapping.unmap();
     }
 }
 
-/// An event channel that dom0's kernel may bind to; it is closed when this is dropped.
+/// An unbound port that dom0's kernel may bind to. It is closed when this is dropped.
 #[derive(Debug)]
 pub struct LocalPort {
     device: OwnedFd,
@@ -363,30 +296,30 @@ impl LocalPort {
         self.port
     }
 
-    /// Sends an event to whoever has bound to it.
+    /// Sends an event to the end that has bound to it.
     pub fn notify(&self) -> io::Result<()> {
         notify(&self.device, self.port)
     }
 }
 
-/// What a wait for events ended with.
+/// Why a wait for events ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The peer sent an event. No other comes until [`EventChannel::unmask`].
+    /// The peer sent an event. The next one comes after [`EventChannel::unmask`].
     Peer,
     /// Someone in this process called [`EventChannel::stop`].
     Stop,
 }
 
-/// An event channel to another domain, and a second one from this process to itself that ends a wait.
+/// An event channel to another domain, and a second one from this process to itself, which ends a wait.
 ///
-/// The second one makes a wait one blocking read: this is the path that every write of a guest takes,
-/// and a system call more is felt there.
+/// With the second one a wait is one blocking read. Every write of a guest takes this path, and one more system call
+/// would be felt there.
 #[derive(Debug)]
 pub struct EventChannel {
     device: OwnedFd,
     peer: u32,
-    /// The ends of the second channel: what is sent on the first arrives at the other.
+    /// The ends of the second channel: an event sent on the first arrives at the other.
     stop: (u32, u32),
 }
 
@@ -416,7 +349,7 @@ impl EventChannel {
             match u32::from_ne_bytes(port) {
                 port if port == self.peer => return Ok(Event::Peer),
                 port if port == self.stop.1 => return Ok(Event::Stop),
-                // A fresh channel tells of itself once.
+                // Xen marks a port pending once when it is bound; and an interrupted read leaves 0, which is no port.
                 _ => {}
             }
         }
@@ -427,12 +360,12 @@ impl EventChannel {
         notify(&self.device, self.peer)
     }
 
-    /// Ends the wait of another thread, now or when it begins.
+    /// Ends the wait of another thread, at once or as soon as it begins.
     pub fn stop(&self) -> io::Result<()> {
         notify(&self.device, self.stop.0)
     }
 
-    /// Lets the peer's events come again; one that was sent meanwhile comes at once.
+    /// Lets the peer's events come again. One that was sent meanwhile comes at once.
     pub fn unmask(&self) -> io::Result<()> {
         write(&self.device, &self.peer.to_ne_bytes())?;
         Ok(())
@@ -457,6 +390,46 @@ fn notify(device: &OwnedFd, port: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use xenbus::pciif::SharedPage;
+
+    /// A page of this process, which nobody else writes.
+    #[repr(C, align(4096))]
+    struct OwnPage([u8; PAGE_SIZE]);
+
+    fn with_page(test: impl FnOnce(&Mapping)) -> Box<OwnPage> {
+        let page = NonNull::from(Box::leak(Box::new(OwnPage([0; PAGE_SIZE]))));
+        test(&Mapping(page.cast()));
+        // SAFETY: the box that was leaked above; the mapping, which is gone, does not free it.
+        unsafe { Box::from_raw(page.as_ptr()) }
+    }
+
+    #[test]
+    fn bytes_and_words_are_the_same_memory() {
+        let page = with_page(|page| {
+            page.store(4, 0x0403_0201);
+            page.copy_in(4095, &[9]);
+            let mut bytes = [0; 4];
+            page.copy_out(6, &mut bytes);
+            assert_eq!((bytes, page.load(4)), ([3, 4, 0, 0], 0x0403_0201));
+            assert_eq!(page.set_bits(4, 0xf0), 0x0403_0201);
+            assert_eq!(page.clear_bits(4, 0x01), 0x0403_02f1);
+        });
+        assert_eq!((&page.0[4..8], page.0[4095]), (&[0xf0, 2, 3, 4][..], 9));
+    }
+
+    #[test]
+    fn nothing_outside_of_the_page_is_accessed() {
+        let outside: [fn(&Mapping); 4] = [
+            |page| page.copy_out(4093, &mut [0; 4]),
+            |page| page.copy_in(4096, &[0]),
+            |page| _ = page.load(4096),
+            |page| page.store(2, 0),
+        ];
+        for access in outside {
+            let refused = std::panic::catch_unwind(|| drop(with_page(access)));
+            assert!(refused.is_err());
+        }
+    }
 
     #[test]
     fn the_numbers_of_the_requests_are_those_of_the_kernels_headers() {

@@ -1,11 +1,11 @@
 //! Creating a domain with a number of our choice, through the host's own `libxenlight`.
 //!
-//! `xl` has no way to choose the number; the library behind it has (`libxl_domain_create_info.domid`). The layout of
-//! its structures changes with every release, so none is written down here: the configuration goes in as the JSON
-//! that the library itself made of it, into a buffer that is larger than any version's structure.
+//! `xl` cannot choose the number, but its library can (`libxl_domain_create_info.domid`). The layout of the library's
+//! structures changes with every release, so none is declared here. The configuration goes in as JSON that the library
+//! itself has made, into a buffer that is larger than any version's structure.
 //!
-//! libxl starts processes, catches SIGCHLD and keeps memory until its end. It is only used by a process of its own,
-//! `bulkhead recreate`.
+//! libxl starts processes, catches SIGCHLD and keeps memory until the process ends. So only a process of its own uses it,
+//! `bulkhead recreate` (decision 54).
 
 use crate::xenctrl::{DIRECTORIES, DomId};
 use libloading::Library;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::ptr::{NonNull, null, null_mut};
 use thiserror::Error;
 
-/// Why nothing could be created.
+/// Why libxl cannot be used, or refused.
 #[derive(Debug, Error)]
 pub enum XenlightError {
     /// No library for this Xen.
@@ -55,7 +55,7 @@ type Config = *mut c_void;
 
 /// `LIBXL_VERSION` of `libxl.h`.
 const LIBXL_VERSION: c_int = 0;
-/// `XTL_ERROR` of `xentoollog.h`: below that, nothing is said.
+/// `XTL_ERROR` of `xentoollog.h`: the lowest level that is logged.
 const XTL_ERROR: c_int = 8;
 /// Larger than `libxl_domain_config` of any version: 1288 bytes in 4.17. All the library's accesses stay within what its
 /// own headers say.
@@ -70,7 +70,7 @@ unsafe extern "C" {
 }
 
 /// The functions used, as `libxl.h` declares them for callers of API version 4.13 and later.
-struct Functions {
+struct XenlightFunctions {
     ctx_free: unsafe extern "C" fn(Context) -> c_int,
     config_init: unsafe extern "C" fn(Config),
     config_dispose: unsafe extern "C" fn(Config),
@@ -83,13 +83,13 @@ struct Functions {
 /// An open library.
 pub struct Xenlight {
     context: NonNull<c_void>,
-    functions: Functions,
+    functions: XenlightFunctions,
     /// Keep the code that `functions` point into mapped; dropped last.
     _libraries: [Library; 2],
 }
 
 impl Xenlight {
-    /// Loads the library of the running Xen, whose version is `version`. What it complains of goes to standard error.
+    /// Loads the library of the running Xen, whose version is `version`. Its errors go to standard error.
     pub fn open(version: &str) -> Result<Self, XenlightError> {
         let name = format!("libxenlight.so.{version}");
         let mut candidates = DIRECTORIES
@@ -119,7 +119,7 @@ impl Xenlight {
                 Ok((
                     *toollog.get::<CreateLogger>(b"xtl_createlogger_stdiostream\0")?,
                     *xenlight.get::<Alloc>(b"libxl_ctx_alloc\0")?,
-                    Functions {
+                    XenlightFunctions {
                         ctx_free: *xenlight.get(b"libxl_ctx_free\0")?,
                         config_init: *xenlight.get(b"libxl_domain_config_init\0")?,
                         config_dispose: *xenlight.get(b"libxl_domain_config_dispose\0")?,
@@ -164,7 +164,7 @@ impl Xenlight {
         accepted("destroy the domain", code)
     }
 
-    /// Has libxl forget the numbers of all domains that have gone in the last minute, and so accept any number again.
+    /// Clears libxl's list of the numbers of domains that ended in the last minute, so that it accepts any number again.
     pub fn forget_numbers(&mut self) -> Result<(), XenlightError> {
         // SAFETY: the context is live.
         let code = unsafe { (self.functions.clear_history)(self.context.as_ptr()) };
@@ -173,7 +173,7 @@ impl Xenlight {
 
     /// Creates a domain from the JSON of its configuration (`libxl_domain_config`), paused, and returns its number.
     ///
-    /// If the configuration names one, it is that; the toolstack has libxl accept it (`host/domid_history.rs`).
+    /// A number that the configuration names is used; the toolstack has libxl accept it (`host/domid_history.rs`).
     pub fn create(&mut self, config: &str) -> Result<u32, XenlightError> {
         let config = CString::new(config).map_err(|_| XenlightError::ZeroByte)?;
         let context = self.context.as_ptr();

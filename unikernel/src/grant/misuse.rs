@@ -5,14 +5,13 @@ use core::sync::atomic::Ordering;
 use drivers::platform::{DomId, GrantRef};
 
 impl GrantTable {
-    /// Takes a grant away from a peer that may have the page mapped. To us the page stays in use until Xen says
-    /// otherwise, so that nothing else comes to lie where the peer can still write.
+    /// Withdraws a grant from a peer that may have the page mapped. The page stays in use on this side until Xen says
+    /// otherwise, so that nothing else is put where the peer can still write.
     pub fn withdraw(&mut self, reference: GrantRef) {
         self.entry(reference).0.store(GTF_IN_USE, Ordering::SeqCst);
     }
 
-    /// Grants `peer` a page that is not ours, as one that was given back to Xen is not any more: the machine's first,
-    /// which no guest ever has.
+    /// Grants `peer` a page that this domain does not have: the machine's first, which no guest ever has.
     pub fn grant_what_is_not_ours(&mut self, peer: DomId) -> GrantRef {
         const REFERENCE: GrantRef = ENTRIES - 1;
         const FRAME: u32 = 0;

@@ -33,13 +33,13 @@ pub enum Cause<E> {
     Token,
     /// The request's payload has this many bytes, more than the protocol or the transport can carry. Nothing was sent.
     TooLong(usize),
-    /// The transaction met other writers this many times in a row.
+    /// Other writers came first, this many times in a row.
     Conflict(u32),
     /// The transport failed. The client is of no more use.
     Transport(E),
     /// The reply is not what the protocol allows.
     Violation(Violation),
-    /// An earlier failure left the byte stream out of step. The client is of no more use.
+    /// An earlier failure has ended the use of the connection.
     OutOfStep,
 }
 

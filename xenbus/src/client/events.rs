@@ -1,4 +1,4 @@
-//! Watch events that wait to be asked for.
+//! The queue of watch events.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::VecDeque;
@@ -10,12 +10,12 @@ pub const QUEUED_EVENTS_MAX: usize = 64;
 
 /// A watch fired: the node, or one below the watched path, has changed.
 ///
-/// A change under a watch whose events are still queued may be told as one
-/// event: the same path and token are never queued twice, and once
-/// [`QUEUED_EVENTS_MAX`] events wait, a further one names the **watched path
-/// itself**. So an event that names the watched path means "anything at or
-/// below it may have changed"; none is ever lost, and the queue never exceeds
-/// that bound by more than the number of watches (XSA-349).
+/// Events are merged, so that a domain that writes without end cannot fill the
+/// memory of one that watches (XSA-349). The same path and token are never
+/// queued twice. Once [`QUEUED_EVENTS_MAX`] events wait, a further one names
+/// the **watched path itself**, which means "anything at or below it may have
+/// changed". No event is lost, and the queue exceeds that bound by no more
+/// than the number of watches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchEvent {
     /// The changed node, in the spelling of the watch: relative if the watch was.
@@ -24,7 +24,7 @@ pub struct WatchEvent {
     pub token: String,
 }
 
-/// The watches in force and the events not yet asked for.
+/// The watches that are set, and the queue of their events.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     watches: Vec<WatchEvent>,
@@ -47,17 +47,19 @@ impl Events {
             .position(|watch| watch.path == path && watch.token == token)
         {
             self.watches.remove(at);
+            // Another watch with the same token may cover the same event.
             let watches = &self.watches;
             self.queue.retain(|event| watched_by(watches, event).is_some());
         }
     }
 
-    /// Queues an event, folded as [`WatchEvent`] says. One that no watch asked for is dropped: it was
-    /// under way when its watch ended.
+    /// Queues an event, merged as [`WatchEvent`] says. An event of no watch is dropped: it was under way
+    /// when its watch ended.
     pub(super) fn push(&mut self, mut event: WatchEvent) {
         let Some(watch) = watched_by(&self.watches, &event) else {
             return;
         };
+        // Merged into one event for each watch, which is found in the queue from then on.
         if self.queue.len() >= QUEUED_EVENTS_MAX {
             event.path.clone_from(&watch.path);
         }
@@ -84,6 +86,7 @@ fn watched_by<'a>(watches: &'a [WatchEvent], event: &WatchEvent) -> Option<&'a W
 
 /// True if `path` is `top` or lies below it.
 fn covers(top: &str, path: &str) -> bool {
+    // Not "/a" for "/ab". A top that ends in "/" is the root.
     path.strip_prefix(top)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || top.ends_with('/'))
 }

@@ -1,13 +1,11 @@
 //! A shared page in memory.
 
 use crate::pciif::SharedPage;
+use crate::pciif::page::PAGE_SIZE;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::cell::RefCell;
 use core::fmt;
-
-/// Size of a page, in bytes.
-const PAGE_SIZE: usize = 4096;
 
 /// A zeroed page. Clones are the same page, as two domains see it.
 #[derive(Clone)]

@@ -1,20 +1,20 @@
-//! Errors of devices: requests against the stream, from the backend to the frontend's driver.
+//! Errors of devices: requests from the backend to the frontend's driver.
 //!
-//! One is under way at a time, beside the requests of the other direction: the backend writes it, sets
-//! [`AER_ACTIVE`] and sends an event; the frontend has its driver handle it, writes the driver's verdict and clears
-//! [`AER_ACTIVE`]. There are no request numbers, so a request is never withdrawn: a verdict that comes too late
-//! would be taken for that of the next one. Until the frontend clears the flag it is [`Busy`].
+//! One is under way at a time, beside the requests of the other direction. The backend writes it, sets [`AER_ACTIVE`] and
+//! sends an event. The frontend has its driver handle it, writes the driver's verdict and clears [`AER_ACTIVE`]. There
+//! are no request numbers, so a request is never withdrawn: a late verdict would be taken for that of the next one. Until
+//! the frontend clears the flag it is [`Busy`].
 
 use super::layout::{AER_OP, AER_OP_ERR, AER_OP_SIZE, FLAGS};
 use super::{AER_ACTIVE, SharedPage};
 use core::fmt;
 use pci::bdf::Bdf;
 
-/// What a driver is told. Of the four notices of pciif `aer_mmio` is missing: Linux before 6.12 crashes on it if the
-/// driver has no handler for it.
+/// What a driver is told. `aer_mmio` of pciif is left out: Linux before 6.12 crashes on it if the driver has no handler for
+/// it (decision 35).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The device has told an error; what of the device can still be reached.
+    /// The device has reported an error. The channel says what of the device can still be reached.
     Detected(Channel),
     /// The device has been reset.
     SlotReset,
@@ -27,14 +27,14 @@ pub enum Notice {
 pub enum Channel {
     /// All of it.
     Normal,
-    /// Nothing, or it has been reset.
+    /// Nothing, or the device has been reset.
     Frozen,
 }
 
 /// What a driver makes of a notice (Linux's `pci_ers_result_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// There is no handler, or it has nothing to say.
+    /// The driver has no handler, or the handler has no opinion.
     None,
     /// It can go on without a reset.
     CanRecover,
@@ -46,7 +46,7 @@ pub enum Verdict {
     Recovered,
     /// There is no driver.
     NoDriver,
-    /// No number that stands for a verdict.
+    /// A number that is no verdict.
     Nonsense(i32),
 }
 
@@ -110,6 +110,7 @@ pub struct AerRequest {
 impl AerRequest {
     /// The request that tells the driver of `function` this notice.
     pub const fn new(function: Bdf, notice: Notice) -> Self {
+        // The numbers of `XEN_PCI_OP_aer_*` (pciif.h), and of Linux's channel states.
         let (command, state) = match notice {
             Notice::Detected(Channel::Normal) => (6, 1),
             Notice::Detected(Channel::Frozen) => (6, 2),
@@ -136,7 +137,7 @@ impl AerRequest {
         }
     }
 
-    /// The function spoken of; `None` if its numbers are out of range.
+    /// The function that the request is about; `None` if its numbers are out of range.
     pub fn function(&self) -> Option<Bdf> {
         Some(Bdf::from_devfn(
             u16::try_from(self.domain).ok()?,
@@ -146,11 +147,11 @@ impl AerRequest {
     }
 }
 
-/// The request before is still with the frontend.
+/// The frontend has not answered the request before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// True while a request is with the frontend.
+/// True while a request waits for the frontend's verdict.
 pub fn is_pending(page: &impl SharedPage) -> bool {
     page.load(FLAGS) & AER_ACTIVE != 0
 }
@@ -175,6 +176,7 @@ pub fn post(page: &impl SharedPage, request: &AerRequest) -> Result<(), Busy> {
     for (field, word) in bytes.chunks_exact_mut(4).zip(words) {
         field.copy_from_slice(&word.to_le_bytes());
     }
+    // The flag last: from then on the frontend may read the request.
     page.copy_in(AER_OP, &bytes);
     page.set_bits(FLAGS, AER_ACTIVE);
     Ok(())
@@ -209,6 +211,7 @@ pub fn pending(page: &impl SharedPage) -> Option<AerRequest> {
 
 /// The frontend's side: writes the verdict and gives the request back. Send the event next.
 pub fn answer(page: &impl SharedPage, verdict: i32) {
+    // The flag last: from then on the backend may read the verdict, and post another request.
     page.copy_in(AER_OP_ERR, &verdict.to_le_bytes());
     page.clear_bits(FLAGS, AER_ACTIVE);
 }

@@ -1,10 +1,7 @@
-//! The backend's side of the page: take a request, answer it.
+//! The backend's side of the page: take a request and answer it.
 
 use super::layout::{self, ENTRY_SIZE, FLAGS, Head, OP, OP_ENTRIES, OP_ERR, OP_HEAD_SIZE, OP_VALUE};
 use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
-
-/// A successful answer, or why there is none.
-pub type Answer<'a> = Result<Success<'a>, OpError>;
 
 /// What a request achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +16,9 @@ pub enum Success<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Delivery {
-    /// It is in the page: send the event.
+    /// The answer is in the page: send the event next.
     Delivered,
-    /// The frontend no longer waits for it: it gave up, and may have asked something else since.
+    /// The frontend no longer waits for it: it gave the request up, and may have posted another one.
     /// Nothing was written. A new request may be pending.
     Late,
 }
@@ -43,11 +40,13 @@ pub fn take(page: &impl SharedPage) -> Option<Taken> {
     page.copy_out(OP, &mut head);
     let request = Request::from_head(&head);
 
+    // Only this command has entries; in the others `value` means something else.
     let asked = if request.command == Command::EnableMsix {
         request.value
     } else {
         0
     };
+    // Too many are refused later, by `entries`: the request must be answered all the same.
     let count = usize::try_from(asked).ok().filter(|&count| count <= MAX_VECTORS);
     let mut entries = [MsixEntry::default(); MAX_VECTORS];
     if let Some(count) = count {
@@ -105,16 +104,18 @@ impl Taken {
     /// successful `enable_msix`, the vectors asked for. [`Success::Vectors`]
     /// that do not fit the request are our own mistake; the frontend then gets
     /// [`OpError::OpFailed`].
-    pub fn answer(self, page: &impl SharedPage, answer: Answer<'_>) -> Delivery {
+    pub fn answer(self, page: &impl SharedPage, answer: Result<Success<'_>, OpError>) -> Delivery {
         if self.is_late(page) {
             return Delivery::Late;
         }
+        // With an error the value is 0, whatever the request had there.
         let (err, value, vectors) = match answer {
             Ok(Success::Value(value)) => (0, value, &[][..]),
             Ok(Success::Vectors(vectors)) if self.wants(vectors) => (0, 0, vectors),
             Ok(Success::Vectors(_)) => (OpError::OpFailed.raw(), 0, &[][..]),
             Err(error) => (error.raw(), 0, &[][..]),
         };
+        // `ACTIVE` last: from then on the frontend reads the answer, and may write its next request.
         for (index, vector) in vectors.iter().enumerate() {
             page.copy_in(layout::vector_offset(index), &vector.to_le_bytes());
         }
@@ -129,7 +130,7 @@ impl Taken {
     }
 
     /// True if the frontend has given this request up. Linux does so after two
-    /// seconds, by clearing [`ACTIVE`]; it may then have set it again for
+    /// seconds, by clearing [`ACTIVE`]. It may then have set the flag again for
     /// another request, which shows in the head.
     fn is_late(&self, page: &impl SharedPage) -> bool {
         if !is_pending(page) {

@@ -1,4 +1,4 @@
-//! The frontend's side of the page: post a request, read its answer.
+//! The frontend's side of the page: post a request and read its answer.
 
 use super::layout::{self, FLAGS, OP, OP_ERR, OP_VALUE};
 use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// A backend's answer.
-pub type Answer = Result<Success, OpError>;
+pub type Answer = Result<Received, OpError>;
 
-/// What a request achieved.
+/// What a backend's answer to a request holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Success {
+pub struct Received {
     /// The value of `conf_read`, or the pirq of `enable_msi`.
     pub value: u32,
     /// The pirqs of `enable_msix`, one for each entry of the request; else empty.
@@ -20,7 +20,7 @@ pub struct Success {
 /// Why a request cannot be posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostError {
-    /// One that was posted before is still without an answer.
+    /// A request that was posted before has no answer yet.
     Busy,
     /// The entries do not fit the page.
     TooManyVectors(TooManyVectors),
@@ -56,6 +56,7 @@ pub fn post(page: &impl SharedPage, request: &Request, entries: &[MsixEntry]) ->
         let bytes: Vec<u8> = entries.iter().copied().flat_map(layout::encode_entry).collect();
         page.copy_in(layout::OP_ENTRIES, &bytes);
     }
+    // `ACTIVE` last: from then on the backend may read the request.
     page.copy_in(OP, &layout::encode_head(&request));
     page.set_bits(FLAGS, ACTIVE);
     Ok(Posted { vectors })
@@ -70,7 +71,7 @@ pub struct Posted {
 }
 
 impl Posted {
-    /// The answer if it is there, else the request to ask again for.
+    /// The answer if it is there; otherwise the request, to be polled again.
     pub fn poll(self, page: &impl SharedPage) -> Result<Answer, Self> {
         if page.load(FLAGS) & ACTIVE != 0 {
             return Err(self);
@@ -78,15 +79,17 @@ impl Posted {
         Ok(self.read_answer(page))
     }
 
-    /// Gives the request up: the answer if it came in the last moment, else `None`.
+    /// Gives the request up; returns the answer if it came at the last moment.
     ///
-    /// The backend may be at work on it all the same.
+    /// The backend may carry the request out all the same.
     pub fn withdraw(self, page: &impl SharedPage) -> Option<Answer> {
+        // In one operation: an answer that comes between a read and a write of the flag would be lost.
         let before = page.clear_bits(FLAGS, ACTIVE);
         (before & ACTIVE == 0).then(|| self.read_answer(page))
     }
 
     fn read_answer(self, page: &impl SharedPage) -> Answer {
+        // After `ACTIVE` was seen cleared, with acquire: the answer is whole.
         let mut err = [0; 4];
         page.copy_out(OP_ERR, &mut err);
         if let Some(error) = OpError::from_raw(i32::from_le_bytes(err)) {
@@ -94,12 +97,13 @@ impl Posted {
         }
         let mut value = [0; 4];
         page.copy_out(OP_VALUE, &mut value);
+        // As many as were asked for, whatever the page says: the number is not read from it.
         let vectors = (0..self.vectors).map(|index| {
             let mut vector = [0; 2];
             page.copy_out(layout::vector_offset(index), &mut vector);
             u16::from_le_bytes(vector)
         });
-        Ok(Success {
+        Ok(Received {
             value: u32::from_le_bytes(value),
             vectors: vectors.collect(),
         })

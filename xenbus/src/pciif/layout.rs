@@ -1,10 +1,10 @@
-//! Where the fields of `struct xen_pci_sharedinfo` lie in the page, and how a request travels.
+//! Offsets of the fields of `struct xen_pci_sharedinfo` in the page, and the encoding of a request.
 //!
 //! All numbers are little endian; offsets are in bytes from the start of the page.
 
 use super::{Command, MAX_VECTORS, MsixEntry, Request};
 
-/// The flags word, changed by locked operations only.
+/// The flags word. Both ends change bits of it, so it is changed by locked operations only.
 pub const FLAGS: usize = 0;
 /// The request (`struct xen_pci_op`).
 pub const OP: usize = 4;
@@ -22,7 +22,7 @@ pub const ENTRY_SIZE: usize = 4;
 pub const OP_SIZE: usize = OP_HEAD_SIZE + MAX_VECTORS * ENTRY_SIZE;
 /// The AER request (`struct xen_pcie_aer_op`), backend to frontend.
 pub const AER_OP: usize = OP + OP_SIZE;
-/// With a request the state of the device, with its answer the verdict.
+/// In a request the channel state of the device; in its answer the verdict.
 pub const AER_OP_ERR: usize = AER_OP + 4;
 /// Size of the AER request.
 pub const AER_OP_SIZE: usize = 20;

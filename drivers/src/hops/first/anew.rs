@@ -1,9 +1,9 @@
-//! A frontend that starts anew: how it is told from the one in service, how long it may take, and how often it may.
+//! A frontend that starts anew: how the stub recognises it, how long it may take, and how often it may.
 
 use super::channel::{self, RingParams};
 use super::context::Context;
 use super::nodes::set_state;
-use super::phase::Phase;
+use super::phase::GuestPhase;
 use crate::error::SetupError;
 use crate::log;
 use crate::platform::Platform;
@@ -13,20 +13,21 @@ use xenbus::client::Transport;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;
 
-/// How long a frontend whose page or port cannot be had may take to publish others: it may be about to start anew.
+/// How long a frontend may take to publish another page or port if those in its nodes cannot be had: it may be about to
+/// start anew.
 const TRIAL: Duration = Duration::from_secs(5);
-/// The first pause between two looks at it; each next one is twice as long.
+/// The first pause between two tries; each next one is twice as long.
 const TRIAL_PAUSE: Duration = Duration::from_millis(10);
-/// A frontend is not taken up anew more often than this. Each time costs xenstore some sixty requests, and the log a line
-/// for each device.
+/// The least time between two new starts of a frontend. Each costs xenstore some sixty requests, and the log a line for
+/// each device.
 const REST: Duration = Duration::from_millis(250);
-/// The pause of one that starts anew without end: it doubles up to this.
+/// The longest pause of a frontend that starts anew without end: the pause doubles up to this.
 const REST_MAX: Duration = Duration::from_secs(4);
 
-/// True if the frontend is not the one of the connection that is, or was, in service. `last` is its state when all was
-/// last in line with it.
+/// True if the frontend has started anew since the connection that is, or was, in service. `last` is its state at the last
+/// reconciliation that went through.
 pub fn starts_anew<P: Platform, T: Transport>(
-    phase: &mut Phase<P::Page>,
+    phase: &mut GuestPhase<P::Page>,
     last: XenbusState,
     cx: &mut Context<'_, P, T>,
     device: Device,
@@ -35,25 +36,27 @@ pub fn starts_anew<P: Platform, T: Transport>(
 ) -> Result<bool, Box<SetupError>> {
     use XenbusState::*;
     Ok(match phase {
-        Phase::Ended { .. } => match frontend {
+        GuestPhase::Ended { .. } => match frontend {
             Initialising => last != Initialising,
             Initialised => last != Initialised && own != Closing,
             _ => false,
         },
-        Phase::Connected(channel) if frontend == Initialising => {
+        // Not yet: its drivers may still be taken down by the old page. It is told at once that it is seen.
+        GuestPhase::Connected(channel) if frontend == Initialising => {
             if !channel.anew {
                 set_state(cx.client, device, InitWait)?;
                 channel.anew = true;
             }
             false
         }
-        Phase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
-        Phase::Idle | Phase::Exported { .. } => match (own, frontend) {
-            // What an earlier life had in service.
+        GuestPhase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
+        GuestPhase::Idle | GuestPhase::Exported { .. } => match (own, frontend) {
+            // An earlier run had the connection in service.
             (Connected | Reconfiguring | Reconfigured, Initialising) => true,
-            // It was at Reconfiguring then.
+            // The frontend was at Reconfiguring then; nobody goes from there to Initialised.
             (Reconfigured, Initialised) => true,
             (Connected | Reconfiguring, Initialised) => {
+                // Both ends look as an earlier run left them. Another page or port tells that the frontend is a new one.
                 match (
                     channel::remembered(cx.platform),
                     RingParams::read(cx.client, device),
@@ -63,19 +66,19 @@ pub fn starts_anew<P: Platform, T: Transport>(
                     _ => false,
                 }
             }
-            // It has closed, or could not be served: one more try.
-            (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, Phase::Idle),
+            // The connection was closed, or could not be served: one more try.
+            (Closing | Closed, Initialising) | (Closed, Initialised) => matches!(phase, GuestPhase::Idle),
             _ => false,
         },
     })
 }
 
-/// The time given to a frontend whose page or port cannot be had.
+/// The time that a frontend has whose page or port cannot be had.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
-    /// When it fails.
+    /// When the trial has failed.
     end: Duration,
-    /// When it is looked at again.
+    /// When the next try is due.
     next: Duration,
     pause: Duration,
 }
@@ -90,6 +93,7 @@ impl Trial {
         now: Duration,
         error: Box<SetupError>,
     ) -> Result<Duration, Box<SetupError>> {
+        // What another page or port would cure. A wrong version, or a node of garbage, is the frontend's last word.
         let passes = matches!(
             *error,
             SetupError::MissingNode { .. } | SetupError::MapGrant { .. } | SetupError::BindPort { .. }
@@ -108,6 +112,7 @@ impl Trial {
         if now >= trial.end {
             return Err(error);
         }
+        // By the clock, not by calls: every event of the frontend's brings one.
         if now >= trial.next {
             trial.next = now.saturating_add(trial.pause).min(trial.end);
             trial.pause *= 2;
@@ -119,14 +124,14 @@ impl Trial {
 /// The pause between two new starts of the frontend.
 #[derive(Clone, Copy, Debug)]
 pub struct Rest {
-    /// When the next new start may be followed.
+    /// When the next new start may be served.
     pub end: Duration,
     /// The pause before that.
     pause: Duration,
 }
 
 impl Rest {
-    /// The first new start is followed at once.
+    /// The first new start is served at once.
     pub const NONE: Self = Self {
         end: Duration::ZERO,
         pause: REST,
@@ -134,6 +139,7 @@ impl Rest {
 
     /// Begins the pause after a new start.
     pub fn begin(&mut self, now: Duration) {
+        // The longest pause without a new start, and it counts as a first one again.
         let calm = now.saturating_sub(self.end) > REST_MAX;
         self.pause = match calm {
             true => REST,

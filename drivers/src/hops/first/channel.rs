@@ -9,7 +9,8 @@ use xenbus::path::{Device, key};
 use xenbus::pciif;
 use xenbus::state::XenbusState;
 
-/// The key of [`Platform::remember`] for the connection in service. No function on a guest's bus has this address.
+/// The key of [`Platform::remember`] for the connection in service. No function has this guest address: segment 0xffff is
+/// none that is served.
 const REMEMBERED_AT: Bdf = Bdf::from_devfn(u16::MAX, u8::MAX, u8::MAX);
 
 /// The page and the port that a frontend has published.
@@ -32,34 +33,35 @@ impl RingParams {
         })
     }
 
-    /// A word that other parameters hardly have. An earlier life has remembered it of the connection in service.
+    /// Both numbers in one word, which other parameters hardly have. A run remembers it for the next one, to tell whether
+    /// the frontend has started anew meanwhile.
     pub const fn word(self) -> u32 {
         self.grant ^ self.port.rotate_left(16)
     }
 }
 
-/// The [word](RingParams::word) of the connection that an earlier life had in service.
+/// The [word](RingParams::word) of the connection that an earlier run had in service.
 pub fn remembered(platform: &impl Platform) -> Option<u32> {
     platform.recall(REMEMBERED_AT)
 }
 
-/// Forgets the connection of earlier lives.
+/// Forgets the connection of earlier runs.
 pub fn forget(platform: &mut impl Platform) {
     platform.remember(REMEMBERED_AT, None);
 }
 
 /// What is shared with the guest.
 #[derive(Debug)]
-pub struct Channel<Page> {
+pub struct GuestChannel<Page> {
     pub page: Page,
     pub port: Port,
     params: RingParams,
-    /// The frontend has gone back to Initialising since.
+    /// The frontend has gone back to Initialising since the channel was opened.
     pub anew: bool,
 }
 
-impl<Page> Channel<Page> {
-    /// Takes up the page and the port that the guest has published, and remembers which they are.
+impl<Page> GuestChannel<Page> {
+    /// Maps the page and binds the port that the guest has published, and remembers which they are.
     pub fn open<P: Platform<Page = Page>>(
         platform: &mut P,
         guest: DomId,
@@ -76,6 +78,7 @@ impl<Page> Channel<Page> {
                 return Err(SetupError::BindPort { port: remote, errno }.into());
             }
         };
+        // After both succeeded: a run that fails in between has no connection in service.
         platform.remember(REMEMBERED_AT, Some(params.word()));
         Ok(Self {
             page,
@@ -85,15 +88,15 @@ impl<Page> Channel<Page> {
         })
     }
 
-    /// Gives back the page and the port. What is remembered of them stays.
+    /// Closes the port and unmaps the page. What is remembered of them stays.
     pub fn close<P: Platform<Page = Page>>(self, platform: &mut P) {
         platform.close(self.port);
         platform.unmap_grant(self.page);
     }
 
-    /// True if the frontend, which is in state `frontend`, has published another page or port than these, or has been
-    /// at Initialising since. Nodes that cannot be read are no others: whoever is about to write them changes the state
-    /// afterwards.
+    /// True if the frontend, which is in state `frontend`, has published another page or port than these, or has been at
+    /// Initialising since. Nodes that cannot be parsed do not count as others: a frontend writes them before its state, so
+    /// an event follows.
     pub fn is_replaced(
         &self,
         store: &mut dyn Nodes,
@@ -101,6 +104,7 @@ impl<Page> Channel<Page> {
         frontend: XenbusState,
     ) -> Result<bool, Box<SetupError>> {
         use XenbusState::*;
+        // In the other states the nodes may be old or half written.
         if !matches!(frontend, Initialised | Connected | Reconfiguring) {
             return Ok(false);
         }

@@ -1,12 +1,12 @@
-//! The connection to the guest: it follows the xenbus states of both ends.
+//! The connection to the guest, which follows the xenbus states of both ends.
 
 use super::anew::{Rest, Trial, starts_anew};
-use super::channel::{self, Channel, RingParams};
+use super::channel::{self, GuestChannel, RingParams};
 use super::context::Context;
 use super::exports::Exports;
 use super::guests::Guests;
 use super::nodes::{self, set_state};
-use super::phase::Phase;
+use super::phase::GuestPhase;
 use super::requests;
 use crate::crash_log::CrashLog;
 use crate::error::SetupError;
@@ -33,18 +33,18 @@ pub struct FirstHop<P: Platform> {
     stub: DomId,
     /// The guest that this stub serves, once something is exported to it.
     guest: Option<DomId>,
-    phase: Phase<P::Page>,
+    phase: GuestPhase<P::Page>,
     exports: Exports<P::Ecam>,
     errors: Relay,
     /// The node watched under [`FRONTEND_TOKEN`].
     watched: Option<String>,
-    /// Said already that a guest waits for dom0's service.
+    /// The log line that a guest waits for dom0's service has been written.
     said_waiting: bool,
-    /// The frontend's state when all was last in line with it.
+    /// The frontend's state at the last reconciliation that went through.
     last: XenbusState,
     trial: Option<Trial>,
     rest: Rest,
-    /// When to look again, if nothing happens before.
+    /// When to reconcile again, if nothing happens before.
     due: Option<Duration>,
 }
 
@@ -54,7 +54,7 @@ impl<P: Platform> FirstHop<P> {
         Self {
             stub,
             guest: None,
-            phase: Phase::Idle,
+            phase: GuestPhase::Idle,
             exports: Exports::new(),
             errors: Relay::default(),
             watched: None,
@@ -71,14 +71,14 @@ impl<P: Platform> FirstHop<P> {
         &mut self.exports.engine
     }
 
-    /// The port over which the guest asks, while it is connected.
+    /// The port on which the guest sends requests, while it is connected.
     pub fn port(&self) -> Option<Port> {
         self.phase.channel().map(|channel| channel.port)
     }
 
     /// True if nothing is exported, and never was.
     pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && !self.said_waiting
+        matches!(self.phase, GuestPhase::Idle) && !self.said_waiting
     }
 
     /// When [`Self::reconcile`] is to be called again, if nothing happens before.
@@ -86,8 +86,7 @@ impl<P: Platform> FirstHop<P> {
         self.due
     }
 
-    /// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
-    /// accesses, and log lines only within a limit. True if there was one.
+    /// Answers the guest's request, if there is one; true if there was. See [`requests::serve`].
     pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) -> bool {
         match self.phase.channel() {
             Some(channel) => {
@@ -97,15 +96,15 @@ impl<P: Platform> FirstHop<P> {
         }
     }
 
-    /// Passes errors of devices on to the guest, and its verdicts back. The events of both hops must have been taken
-    /// before: what is here to be passed on is seen in the pages alone.
+    /// Passes errors of devices on to the guest, and its verdicts back. Must be called after the events of both hops were
+    /// taken: what is written later then brings an event of its own.
     pub fn relay_errors(&mut self, platform: &mut P, second: &SecondHop<P::Page>) {
         let guest = self.phase.channel();
         let engine = &self.exports.engine;
         let news = self.errors.pass(
             second.channel().map(|(page, _)| page),
             guest.map(|channel| &channel.page),
-            |bdf| engine.place(bdf),
+            |bdf| engine.guest_bdf(bdf),
         );
         if let (Some((notice, function)), Some(channel)) = (news.guest, guest) {
             log::info!("{function}: the guest is told of an error (notice {notice})");
@@ -116,12 +115,13 @@ impl<P: Platform> FirstHop<P> {
         }
     }
 
-    /// True if the frontend's nodes call for more than a look at them. A guest can have us look as often as it likes.
+    /// True if the frontend's nodes have changed so that [`Self::reconcile`] must run. A guest can cause events without
+    /// end, so this is as cheap as can be: two or three reads.
     ///
     /// # Errors
     /// If xenstore fails us.
     pub fn is_changed<T: Transport>(&mut self, client: &mut Client<T>) -> Result<bool, Box<SetupError>> {
-        let (Phase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
+        let (GuestPhase::Connected(channel), Some(guest)) = (&self.phase, self.guest) else {
             return Ok(true);
         };
         let device = Device::first_hop(self.stub, guest);
@@ -132,8 +132,8 @@ impl<P: Platform> FirstHop<P> {
     /// Follows the states of both ends.
     ///
     /// # Errors
-    /// If xenstore fails us: nothing is given up then, and a later call goes on. Every other failure ends the
-    /// connection, and is told in the error node.
+    /// xenstore's: nothing is given up then, and a later call goes on. Every other failure ends the connection, and is
+    /// told in the error node.
     pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         let cx = &mut cx;
         self.due = None;
@@ -145,16 +145,16 @@ impl<P: Platform> FirstHop<P> {
         if own == XenbusState::Unknown {
             return self.forget(cx);
         }
-        // What is left to be told is no concern of a connection that the toolstack has started anew meanwhile.
-        if own != XenbusState::Initialising && self.tell_failure(cx, device)? {
+        // A failure that could not be told yet. A connection that the toolstack has started anew meanwhile has none.
+        if own != XenbusState::Initialising && self.report_failure(cx, device)? {
             own = XenbusState::Closing;
         }
         let frontend = store::state(cx.client, &device.frontend_node(key::STATE))?;
 
-        if own == XenbusState::Initialising && !matches!(self.phase, Phase::Idle) {
+        if own == XenbusState::Initialising && !matches!(self.phase, GuestPhase::Idle) {
             log::info!("guest {guest}: the toolstack starts the connection anew");
             self.release(cx);
-            self.phase = Phase::Idle;
+            self.phase = GuestPhase::Idle;
         } else if starts_anew(&mut self.phase, self.last, cx, device, own, frontend)? {
             if cx.platform.now() < self.rest.end {
                 self.due = Some(self.rest.end);
@@ -163,12 +163,13 @@ impl<P: Platform> FirstHop<P> {
             self.rest.begin(cx.platform.now());
             log::info!("guest {guest}: its frontend starts anew");
             own = XenbusState::InitWait;
-            // First of all, for the frontend takes the state of before for the answer.
+            // First of all: at Connected the frontend would take the old state for the answer to its new start.
             set_state(cx.client, device, own)?;
             self.guest = Some(guest);
             self.release(cx);
-            self.phase = Phase::Idle;
+            self.phase = GuestPhase::Idle;
         }
+        // A failure of xenstore's says nothing about the guest, so it must not end the connection.
         match self.advance(cx, device, own, frontend) {
             Err(error) if error.is_of_store() => return Err(error),
             Err(error) => self.fail(cx, device, error)?,
@@ -188,30 +189,33 @@ impl<P: Platform> FirstHop<P> {
         frontend: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
-        if matches!(self.phase, Phase::Idle) {
+        if matches!(self.phase, GuestPhase::Idle) {
             self.guest = Some(device.frontend());
             self.watch_frontend(cx, device)?;
             match own {
                 Initialising | InitWait => self.export(cx, device, own)?,
-                // The connection of an earlier life of this stub.
-                Initialised | Connected | Reconfiguring | Reconfigured => self.take_up(cx, device)?,
-                _ => self.phase = Phase::ENDED,
+                // The connection of an earlier run. No state is written on the way but what is missing: 5, 6 or 7 would have
+                // pcifront take the devices away.
+                Initialised | Connected | Reconfiguring | Reconfigured => self.resume(cx, device)?,
+                _ => self.phase = GuestPhase::ENDED,
             }
         }
-        if let Phase::Exported { seen } = &mut self.phase {
+        if let GuestPhase::Exported { seen } = &mut self.phase {
             *seen |= frontend != Unknown;
+            // The frontend publishes page and port before it goes to Initialised. The later states are those of a connection
+            // that an earlier run served.
             if !matches!(frontend, Initialised | Connected | Reconfiguring) {
                 self.trial = None;
             } else if let Err(error) = self.connect(cx, device, own) {
                 self.due = Some(Trial::extend(&mut self.trial, cx.platform.now(), error)?);
             }
         }
-        if let Phase::Connected(channel) = &self.phase {
+        if let GuestPhase::Connected(channel) = &self.phase {
             match (own, frontend) {
                 (InitWait | Initialised, Initialised | Connected | Reconfiguring) if !channel.anew => {
                     set_state(cx.client, device, Connected)?;
                 }
-                // Also when the toolstack has thought better of it: the guest waits for an answer.
+                // Also where the toolstack has withdrawn the change (own is Connected): the guest waits for an answer.
                 (Connected | Reconfiguring, Reconfiguring) => {
                     self.exports.reconfigure(cx, device)?;
                     set_state(cx.client, device, Reconfigured)?;
@@ -232,13 +236,15 @@ impl<P: Platform> FirstHop<P> {
         frontend: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         use XenbusState::*;
+        // A missing state means that the guest has gone, but only if it was there: the toolstack writes it last, by itself.
         let gone = match self.phase {
-            Phase::Exported { seen } => seen && frontend == Unknown,
-            Phase::Connected(_) => frontend == Unknown,
-            Phase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
-            Phase::Idle => false,
+            GuestPhase::Exported { seen } => seen && frontend == Unknown,
+            GuestPhase::Connected(_) => frontend == Unknown,
+            GuestPhase::Ended { .. } => matches!(frontend, Unknown | Closed) && own != Closed,
+            GuestPhase::Idle => false,
         };
         let exported = self.phase.is_exported();
+        // The backend goes down after its frontend: to Closing with it, and to Closed with it.
         let next = match frontend {
             _ if gone => Closed,
             Closing if exported || !matches!(own, Closing | Closed) => Closing,
@@ -249,7 +255,7 @@ impl<P: Platform> FirstHop<P> {
             let how = if gone { "has gone" } else { "disconnects" };
             log::info!("guest {} {how}", device.frontend());
             self.release(cx);
-            self.phase = Phase::ENDED;
+            self.phase = GuestPhase::ENDED;
         }
         set_state(cx.client, device, next)
     }
@@ -266,9 +272,10 @@ impl<P: Platform> FirstHop<P> {
         if let Some(guest) = self.guest
             && !guests.has(guest)
         {
-            // Gone, and another one is here: its removal and the next attach came as one change.
+            // The guest has gone and another one is here: both changes came in one event.
             self.forget(cx)?;
         }
+        // The service names the guest, in a node of dom0's: no guest can name itself.
         let served = match self.guest {
             Some(guest) => guest,
             None if cx.second.is_up() => match cx.second.guest(cx.client) {
@@ -290,13 +297,13 @@ impl<P: Platform> FirstHop<P> {
         guests.refuse_others(cx, self.stub, served, &mut self.due)
     }
 
-    /// Gives up the guest, because our nodes are not there, or not any more.
+    /// Gives up the guest: the backend's nodes are not there, or not any more.
     fn forget<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         if let Some(guest) = self.guest.take() {
             log::info!("guest {guest}: its connection was removed");
         }
         self.release(cx);
-        self.phase = Phase::Idle;
+        self.phase = GuestPhase::Idle;
         self.last = XenbusState::Unknown;
         self.unwatch_frontend(cx)
     }
@@ -309,24 +316,26 @@ impl<P: Platform> FirstHop<P> {
         own: XenbusState,
     ) -> Result<(), Box<SetupError>> {
         if own == XenbusState::Initialising {
-            cx.platform.note(CrashLog::forget_requests);
+            // A new guest: what brought the stub down before was another one's.
+            cx.platform.update_crash_log(CrashLog::forget_requests);
             set_state(cx.client, device, XenbusState::InitWait)?;
         } else if !cx.platform.crash_log().has_inherited() {
-            let left = cx.second.left_behind(cx.client)?;
+            // The same guest, which may send the same requests again.
+            let left = cx.second.read_handover(cx.client)?;
             let now = cx.platform.now();
             cx.platform
-                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
+                .update_crash_log(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
         channel::forget(cx.platform);
         log::info!("guest {}: backend in InitWait: ready", device.frontend());
         self.exports.export(cx, device)?;
         set_state(cx.client, device, XenbusState::Initialised)?;
-        self.phase = Phase::Exported { seen: false };
+        self.phase = GuestPhase::Exported { seen: false };
         Ok(())
     }
 
-    /// Takes up the connection of an earlier life of this stub, or of a stub before it.
-    fn take_up<T: Transport>(
+    /// Goes on with the connection of an earlier run of this stub, or of the stub domain before it.
+    fn resume<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
@@ -334,19 +343,20 @@ impl<P: Platform> FirstHop<P> {
         let left = if cx.platform.crash_log().has_inherited() {
             None
         } else {
-            cx.second.left_behind(cx.client)?
+            cx.second.read_handover(cx.client)?
         };
-        self.exports.take_up(cx, device, left.as_ref())?;
+        self.exports.resume(cx, device, left.as_ref())?;
+        // Last: a run that fails before this reads the block again, and its shadows with it.
         if !cx.platform.crash_log().has_inherited() {
             let now = cx.platform.now();
             cx.platform
-                .note(|crash_log| crash_log.inherit(left.as_ref(), now));
+                .update_crash_log(|crash_log| crash_log.inherit(left.as_ref(), now));
         }
-        self.phase = Phase::Exported { seen: false };
+        self.phase = GuestPhase::Exported { seen: false };
         Ok(())
     }
 
-    /// Takes up the guest's page and port.
+    /// Maps the guest's page, binds its port, and goes to Connected.
     fn connect<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -357,24 +367,24 @@ impl<P: Platform> FirstHop<P> {
         let guest = device.frontend();
         let params = RingParams::read(cx.client, device)?;
         channel::check_version(cx.client, device)?;
-        let channel = Channel::open(cx.platform, guest, params)?;
+        let channel = GuestChannel::open(cx.platform, guest, params)?;
         let port = channel.port;
         self.trial = None;
-        self.phase = Phase::Connected(channel);
-        // What an earlier life was at goes on from where it is.
+        self.phase = GuestPhase::Connected(channel);
+        // An earlier run may have been in the middle of a hotplug, which goes on from its state.
         if !matches!(
             own,
             XenbusState::Connected | XenbusState::Reconfiguring | XenbusState::Reconfigured
         ) {
             set_state(cx.client, device, XenbusState::Connected)?;
         }
-        // An earlier life may have answered a request and not told of it any more.
+        // An earlier run may have answered a request and failed before it sent the event. One too many does no harm.
         cx.platform.notify(port);
         log::info!("guest {guest} connected");
         Ok(())
     }
 
-    /// Ends the connection because of `error`, and says why.
+    /// Ends the connection because of `error`, which is told in the error node.
     fn fail<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -383,34 +393,36 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         log::error!("guest {}: {error}", device.frontend());
         self.release(cx);
-        self.phase = Phase::Ended { failure: Some(error) };
-        self.tell_failure(cx, device)?;
+        self.phase = GuestPhase::Ended { failure: Some(error) };
+        self.report_failure(cx, device)?;
         Ok(())
     }
 
-    /// Says why the connection has ended, if that is still to be told; true if it was.
-    fn tell_failure<T: Transport>(
+    /// Writes the error node and goes to Closing, if that is still to be done; true if it was.
+    fn report_failure<T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
     ) -> Result<bool, Box<SetupError>> {
-        if let Phase::Ended { failure } = &mut self.phase
+        if let GuestPhase::Ended { failure } = &mut self.phase
             && let Some(error) = failure
         {
-            nodes::tell_failure(cx.client, self.stub, &device.backend_dir(), error)?;
+            // Forgotten only when it is written: xenstore may refuse now, and the next call tries again.
+            nodes::report_failure(cx.client, self.stub, &device.backend_dir(), error)?;
             *failure = None;
             return Ok(true);
         }
         Ok(false)
     }
 
-    /// Gives back everything that belongs to the guest: interrupts first, then page and port, then the devices.
+    /// Lets go of everything that belongs to the guest: interrupts first, while the devices are still exported, then page
+    /// and port, then the devices.
     fn release<T: Transport>(&mut self, cx: &mut Context<'_, P, T>) {
         self.exports.engine.quiesce(&mut cx.dom0());
-        // The next page knows nothing of what was asked in this one.
+        // An error that the guest was told of in this page has no verdict in the next one.
         self.errors = Relay::default();
         self.trial = None;
-        if let Phase::Connected(channel) = core::mem::replace(&mut self.phase, Phase::ENDED) {
+        if let GuestPhase::Connected(channel) = core::mem::replace(&mut self.phase, GuestPhase::ENDED) {
             channel.close(cx.platform);
         }
         self.exports.withhold_all(cx.platform);
@@ -423,6 +435,7 @@ impl<P: Platform> FirstHop<P> {
     ) -> Result<(), Box<SetupError>> {
         let path = device.frontend_node(key::STATE);
         if self.watched.as_ref() != Some(&path) {
+            // The first event of a watch comes at once, so that a change before this is seen too.
             self.unwatch_frontend(cx)?;
             cx.client.watch(&path, FRONTEND_TOKEN).map_err(store::failed)?;
             self.watched = Some(path);

@@ -15,7 +15,7 @@ pub struct Context<'a, P: Platform, T> {
 }
 
 impl<P: Platform, T> Context<'_, P, T> {
-    /// The way to dom0 for work that begins now.
+    /// dom0, for work that begins now and must end within [`TIMEOUT`].
     pub(super) fn dom0(&mut self) -> Link<'_, P> {
         let deadline = self.platform.now().saturating_add(TIMEOUT);
         self.second.link(self.platform, deadline)

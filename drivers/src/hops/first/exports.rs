@@ -1,4 +1,4 @@
-//! The devices that the guest has, and how they follow the [list of devices](device_list).
+//! The devices that are exported to the guest, by the [list of devices](device_list).
 
 use super::context::Context;
 use crate::error::SetupError;
@@ -16,10 +16,10 @@ use xenbus::handover_block::HandoverBlock;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;
 
-/// No window is left to map a page at.
+/// `ENOMEM`: no window is left to map a page at.
 const NO_MEMORY: Errno = Errno(12);
 
-/// How often a list is read again that has been renumbered before its changes were published.
+/// How often a list is read again because it was renumbered before its changes were published.
 const LIST_TRIES: usize = 8;
 
 /// The devices that are exported: the engine, with their ECAM pages mapped.
@@ -35,8 +35,8 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Takes stock of the devices, and tells the guest where they stand. A new guest gets all of them or none; of a
-    /// frontend that starts anew only those are withheld that cannot be exported any more.
+    /// Exports the devices of the list, and publishes their guest addresses. A new guest gets all of them or none. A
+    /// frontend that starts anew gets those that can still be exported (decision 19).
     pub fn export<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -47,6 +47,7 @@ impl<E: ConfigSpace> Exports<E> {
             self.withhold_all(cx.platform);
             let (mode, listed) = device_list::read(cx.client, device, cx.second, |_| true)?;
             self.engine.begin(mode);
+            // Of a new guest no device has been exported before.
             let first = listed
                 .iter()
                 .all(|listed| matches!(listed.state, XenbusState::Unknown | XenbusState::Initialising));
@@ -57,17 +58,22 @@ impl<E: ConfigSpace> Exports<E> {
                     XenbusState::Closed => continue,
                     XenbusState::Closing => Change::Removed,
                     _ => match self.add(cx, listed.resources, None) {
-                        Ok(place) => Change::Exported { place, root: true },
+                        Ok(guest_bdf) => Change::Exported {
+                            guest_bdf,
+                            root: true,
+                        },
                         Err(error) if first => return Err(error),
                         Err(error) => Change::Refused(error),
                     },
                 };
                 entries.push(Entry { number, bdf, change });
             }
+            // Once all are exported: a bridge may come after what is behind it.
             for entry in &mut entries {
-                if let Change::Exported { place, root } = &mut entry.change {
-                    // A bus that its own scan finds behind a bridge is no root: it would be one bus twice.
-                    *root = !self.engine.is_behind_bridge(*place);
+                if let Change::Exported { guest_bdf, root } = &mut entry.change {
+                    // A bus that the guest's scan finds behind a bridge is no root: Linux would make the bus twice, and fail
+                    // (decision 23).
+                    *root = !self.engine.is_behind_bridge(*guest_bdf);
                 }
             }
             if publish(cx, device, &entries, &[], &mut tries)? {
@@ -76,9 +82,9 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Exports again what an earlier life of this stub exported, each device where it stood: the guest may be
-    /// using them. One that cannot be exported is refused alone. `left` is from a stub before this one.
-    pub fn take_up<P: Platform<Ecam = E>, T: Transport>(
+    /// Exports again what an earlier run has exported, each device at the guest address that it had: the guest may be using
+    /// it. One that cannot be exported is refused alone. `left` is the handover block of the stub domain before this one.
+    pub fn resume<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
         device: Device,
@@ -92,15 +98,16 @@ impl<E: ConfigSpace> Exports<E> {
             let mut entries = Vec::new();
             let mut exported = Vec::new();
             for listed in listed {
-                if let (Some(left), Ok(place)) = (left, &listed.place) {
-                    cx.platform.remember(*place, left.shadow(*place));
+                // Into the platform's memory, from which `add` restores a shadow in every run.
+                if let (Some(left), Ok(guest_bdf)) = (left, &listed.guest_bdf) {
+                    cx.platform.remember(*guest_bdf, left.shadow(*guest_bdf));
                 }
                 let bdf = listed.bdf.clone().ok();
-                let place = listed
-                    .place
-                    .and_then(|place| self.add(cx, listed.resources, Some(place)));
-                match (bdf, place) {
-                    (Some(bdf), Ok(place)) => exported.push((listed.number, bdf, place)),
+                let guest_bdf = listed
+                    .guest_bdf
+                    .and_then(|guest_bdf| self.add(cx, listed.resources, Some(guest_bdf)));
+                match (bdf, guest_bdf) {
+                    (Some(bdf), Ok(guest_bdf)) => exported.push((listed.number, bdf, guest_bdf)),
                     (bdf, Err(error)) => entries.push(Entry {
                         number: listed.number,
                         bdf,
@@ -115,7 +122,8 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Follows the list: takes away what the guest has let go of, and adds what is new. A bad list changes nothing.
+    /// Follows a change of the list: removes what the guest has let go of, and adds what is new. A bad list changes
+    /// nothing: a guest that runs must not lose its devices.
     pub fn reconfigure<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -140,7 +148,8 @@ impl<E: ConfigSpace> Exports<E> {
             }
             let published = publish(cx, device, &entries, &[], &mut tries);
             if !matches!(published, Ok(true)) {
-                // Nobody has been told of them.
+                // Nobody knows of them yet, and the list that is read next may have other numbers. What was removed stays so:
+                // the guest has let go of it.
                 for entry in &entries {
                     if let (Some(bdf), Change::Exported { .. }) = (entry.bdf, &entry.change) {
                         self.remove(cx, bdf);
@@ -153,7 +162,7 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Carries out the changes that the list asks for. Returns what has become of each device.
+    /// Carries out the changes that the list asks for; returns what has become of each device.
     fn change<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -171,8 +180,12 @@ impl<E: ConfigSpace> Exports<E> {
                     Change::Removed
                 }
                 _ => match self.add(cx, listed.resources, None) {
-                    // Also behind a bridge: a guest that runs looks for new devices on its roots only.
-                    Ok(place) => Change::Exported { place, root: true },
+                    // Also behind a bridge: a guest that runs looks for new devices on its roots only, and finds the bus that it
+                    // has (decision 23).
+                    Ok(guest_bdf) => Change::Exported {
+                        guest_bdf,
+                        root: true,
+                    },
                     Err(error) => Change::Refused(error),
                 },
             };
@@ -185,8 +198,8 @@ impl<E: ConfigSpace> Exports<E> {
         Ok(entries)
     }
 
-    /// Exports a device at `previous`, where an earlier life had it; or, as a new one, at the first free place and with
-    /// its interrupts off, whatever an earlier guest left behind.
+    /// Exports a device at guest address `previous`, where an earlier run had it. Without that, exports it as a new one: at
+    /// the first free address and with its interrupts off, whatever an earlier guest left.
     fn add<P: Platform<Ecam = E>, T: Transport>(
         &mut self,
         cx: &mut Context<'_, P, T>,
@@ -200,25 +213,26 @@ impl<E: ConfigSpace> Exports<E> {
             EcamError::Refused(errno) => SetupError::MapEcam { bdf, frame, errno },
             EcamError::Writable => SetupError::EcamWritable { bdf, frame },
         })?;
-        let place = match self.engine.add(resources, ecam, previous) {
-            Ok(place) => place,
+        let guest_bdf = match self.engine.add(resources, ecam, previous) {
+            Ok(guest_bdf) => guest_bdf,
             Err((error, ecam)) => {
                 cx.platform.unmap_ecam(ecam);
                 return Err(error);
             }
         };
-        log::info!("exporting {bdf} ({ids}) as {place}");
-        let known = cx.platform.recall(place);
+        log::info!("exporting {bdf} ({ids}) as {guest_bdf}");
+        let known = cx.platform.recall(guest_bdf);
+        // A shadow of before belongs to the device that had this address before.
         if previous.is_none() {
-            cx.platform.remember(place, None);
+            cx.platform.remember(guest_bdf, None);
             self.engine.quiesce_function(bdf, &mut cx.dom0());
         } else if let Some(shadow) = known {
-            self.engine.set_shadow(place, shadow);
+            self.engine.set_shadow(guest_bdf, shadow);
         }
-        Ok(place)
+        Ok(guest_bdf)
     }
 
-    /// Takes the device at `bdf` away from the guest, if it has it.
+    /// Exports the device at `bdf` no more, with its interrupts off. Does nothing if it was not exported.
     fn remove<P: Platform<Ecam = E>, T: Transport>(&mut self, cx: &mut Context<'_, P, T>, bdf: Bdf) {
         if let Some(ecam) = self.engine.remove(bdf, &mut cx.dom0()) {
             cx.platform.unmap_ecam(ecam);
@@ -226,7 +240,7 @@ impl<E: ConfigSpace> Exports<E> {
         }
     }
 
-    /// Takes all devices from the guest's bus, and leaves them as they are.
+    /// Exports no device any more, and leaves the devices as they are: they may be exported again at once.
     pub fn withhold_all<P: Platform<Ecam = E>>(&mut self, platform: &mut P) {
         for ecam in self.engine.clear() {
             platform.unmap_ecam(ecam);
@@ -234,8 +248,7 @@ impl<E: ConfigSpace> Exports<E> {
     }
 }
 
-/// Publishes what has become of devices of the list. False if that has been renumbered meanwhile: it must be read
-/// again.
+/// Publishes what has become of devices of the list. False if the list was renumbered meanwhile, and must be read again.
 fn publish<P: Platform, T: Transport>(
     cx: &mut Context<'_, P, T>,
     device: Device,
@@ -246,6 +259,7 @@ fn publish<P: Platform, T: Transport>(
     if !device_list::publish(cx.client, device, entries, exported)? {
         return match tries.next() {
             Some(_) => Ok(false),
+            // As a failure of xenstore's: it is tried again after a pause, and no connection ends for it.
             None => Err(SetupError::Store("the list of devices changes all the time".into()).into()),
         };
     }
@@ -257,7 +271,7 @@ fn publish<P: Platform, T: Transport>(
     Ok(true)
 }
 
-/// True if a device of the list in this state is one that the guest may be using.
+/// True if the guest may be using a device in this state: exported, or on its way out.
 fn may_be_used(state: XenbusState) -> bool {
     matches!(state, XenbusState::Initialised | XenbusState::Closing)
 }

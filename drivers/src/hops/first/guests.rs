@@ -1,7 +1,7 @@
-//! The guests for which the toolstack has made nodes. A stub serves one of them; the others are refused.
+//! The guests for which the toolstack has made nodes. A stub serves one of them, and refuses the others.
 
 use super::context::Context;
-use super::nodes::tell_failure;
+use super::nodes::report_failure;
 use crate::error::{Excerpt, SetupError};
 use crate::log;
 use crate::platform::{DomId, Platform};
@@ -15,7 +15,7 @@ use xenbus::client::Transport;
 use xenbus::path::{DeviceType, key};
 use xenbus::state::XenbusState;
 
-/// When a refusal of another guest is tried again that could not be written.
+/// When a refusal that could not be written is tried again.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// The guests that have nodes in the directory of this stub's backends.
@@ -53,6 +53,7 @@ impl Guests {
         let Self { directory, names } = self;
         let mut found = None;
         for name in names {
+            // A name that is no domid, or a number other than 0, is nobody's whom this stub serves: refused like another guest.
             let guest = parse_domid(&name);
             for number in cx.client.children(&format!("{directory}/{name}"))? {
                 let refusal = match guest {
@@ -65,7 +66,7 @@ impl Guests {
                 };
                 let directory = format!("{directory}/{name}/{number}");
                 match refuse(cx.client, stub, &directory, &refusal) {
-                    // The guest that we serve does not wait for that.
+                    // The guest that is served must not wait for that.
                     Err(error) if matches!(*error, SetupError::Store(_)) => {
                         *due = Some(cx.platform.now().saturating_add(REFUSAL_PAUSE));
                     }
@@ -81,7 +82,7 @@ fn parse_domid(text: &str) -> Option<DomId> {
     store::decimal(text)?.try_into().ok()
 }
 
-/// Turns away a connection that is not ours to serve, once: unless it is on its way down already.
+/// Refuses a connection that this stub does not serve. Once: Closing, which is written here, is no longer refused.
 fn refuse(
     store: &mut dyn Nodes,
     stub: DomId,
@@ -94,7 +95,7 @@ fn refuse(
         XenbusState::Initialising | XenbusState::InitWait | XenbusState::Initialised
     ) {
         log::error!("{refusal}");
-        tell_failure(store, stub, directory, refusal)?;
+        report_failure(store, stub, directory, refusal)?;
     }
     Ok(())
 }

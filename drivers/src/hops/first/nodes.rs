@@ -1,4 +1,4 @@
-//! What the backend writes of itself: its state, and why a connection has failed.
+//! The backend's own nodes: its state, and why a connection has failed.
 
 use crate::error::SetupError;
 use crate::platform::DomId;
@@ -13,14 +13,15 @@ pub fn set_state(store: &mut dyn Nodes, device: Device, state: XenbusState) -> R
     store.set(&path, state.as_str())
 }
 
-/// Writes the reason where xenbus and our own toolstack look for it, then goes to Closing.
-pub fn tell_failure(
+/// Writes the reason where Linux's xenbus and Bulkhead's toolstack read it, then goes to Closing.
+pub fn report_failure(
     store: &mut dyn Nodes,
     stub: DomId,
     directory: &str,
     error: &SetupError,
 ) -> Result<(), Box<SetupError>> {
     store::report(store, stub, directory, error);
+    // The state last: whoever sees it finds the reason.
     let closing = XenbusState::Closing.as_str();
     store.set(&format!("{directory}/error"), &store::error_text(error))?;
     store.set(&format!("{directory}/{}", key::STATE), closing)

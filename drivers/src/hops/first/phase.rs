@@ -1,33 +1,34 @@
 //! How far the connection is.
 
-use super::channel::Channel;
+use super::channel::GuestChannel;
 use crate::error::SetupError;
 use alloc::boxed::Box;
 
 /// How far the connection is.
 #[derive(Debug)]
-pub enum Phase<Page> {
+pub enum GuestPhase<Page> {
     /// Nothing is exported.
     Idle,
-    /// The devices are exported; the guest has not connected yet.
+    /// The devices are exported; the guest is not connected yet.
     Exported {
-        /// The guest's nodes have been there, so that their absence means that it has gone.
+        /// The guest's nodes have been seen. Only then does their absence mean that the guest has gone.
         seen: bool,
     },
-    /// In service.
-    Connected(Channel<Page>),
-    /// It has ended. A new one begins when the toolstack sets our state to Initialising, or the frontend its own.
+    /// Page and port are in use.
+    Connected(GuestChannel<Page>),
+    /// The connection has ended. A new one begins when the toolstack sets the backend's state to Initialising, or the
+    /// frontend its own.
     Ended {
-        /// Why, if that is still to be told.
+        /// The reason, if it is still to be written into the error node.
         failure: Option<Box<SetupError>>,
     },
 }
 
-impl<Page> Phase<Page> {
+impl<Page> GuestPhase<Page> {
     pub const ENDED: Self = Self::Ended { failure: None };
 
     /// The channel, while the guest is connected.
-    pub const fn channel(&self) -> Option<&Channel<Page>> {
+    pub const fn channel(&self) -> Option<&GuestChannel<Page>> {
         match self {
             Self::Connected(channel) => Some(channel),
             _ => None,

@@ -1,6 +1,6 @@
-//! Requests of the guest, off the ring that it shares with us.
+//! Requests of the guest: taken out of its page, served, and answered there.
 
-use super::channel::Channel;
+use super::channel::GuestChannel;
 use super::ledger::Ledger;
 use crate::crash_log::Advice;
 use crate::hops::aer::Relay;
@@ -11,10 +11,11 @@ use crate::policy::engine::{Engine, Reply};
 use xenbus::counters::Counter;
 use xenbus::pciif::backend::{self, Delivery, Success};
 
-/// Answers the guest's request, if there is one. Nothing else: no xenstore, no allocation for config
-/// accesses, and log lines only within a limit. True if there was one.
+/// Answers the guest's request, if there is one; true if there was.
+///
+/// No xenstore, no allocation for config accesses, and log lines only within a limit: a guest can ask without a pause.
 pub fn serve<P: Platform>(
-    channel: &Channel<P::Page>,
+    channel: &GuestChannel<P::Page>,
     engine: &mut Engine<P::Ecam>,
     errors: &Relay,
     platform: &mut P,
@@ -24,6 +25,7 @@ pub fn serve<P: Platform>(
         return false;
     }
     let Some(taken) = backend::take(&channel.page) else {
+        // The same port tells of verdicts on errors. Events for nothing are counted and cost no more than this (XSA-332).
         if !errors.is_answered(&channel.page) {
             engine.count(Counter::SpuriousEvents);
         }
@@ -32,17 +34,20 @@ pub fn serve<P: Platform>(
     let now = platform.now();
     let request = *taken.request();
     let ledger = Ledger::open(*taken.head(), now, platform, second);
+    // The copy in private memory is what is judged, served and kept: the guest may change its page meanwhile (XSA-155).
     let reply = if ledger.advice == Advice::Refuse {
         engine.refuse(&request, now)
     } else {
         inject::point(platform, Point::Taken(request.command));
         if ledger.advice == Advice::ServeAgain {
-            engine.unsettle(&request);
+            engine.mark_unknown(&request);
         }
+        // From when the request was taken, not from when it is posted: the guest waits since then.
         let mut dom0 = second.link(platform, now.saturating_add(TIMEOUT));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
-    ledger.keep(&request, engine, platform, second);
+    // Before the answer: see `Ledger::persist`.
+    ledger.persist(&request, engine, platform, second);
     inject::point(platform, Point::Done(request.command));
     let answer = match &reply {
         Ok(Reply::Value(value)) => Ok(Success::Value(*value)),
@@ -51,6 +56,7 @@ pub fn serve<P: Platform>(
     };
     match taken.answer(&channel.page, answer) {
         Delivery::Delivered => platform.notify(channel.port),
+        // The guest does not wait for it any more: an event would be one for nothing.
         Delivery::Late => engine.count(Counter::LateAnswers),
     }
     ledger.close(engine, platform, second);

@@ -1,4 +1,4 @@
-//! A byte range of config space, and how the bytes of one range land in another.
+//! Byte ranges of configuration space, and how the bytes of one range go into another.
 
 use crate::error::RequestError;
 
@@ -18,9 +18,10 @@ impl Access {
     /// Checks what a guest asks for.
     ///
     /// # Errors
-    /// [`RequestError::BadAccess`] for any other size, an unaligned offset, a negative one, or one past the end.
-    /// (Linux's pciback checks neither sign nor end.)
+    /// [`RequestError::BadAccess`] for any other size, an unaligned offset, a negative one, or one past the end. Linux's
+    /// xen-pciback checks neither sign nor end.
     pub const fn new(offset: i32, size: i32) -> Result<Self, RequestError> {
+        // Aligned and below the end, an access does not reach past the end.
         let sound = matches!(size, 1 | 2 | 4) && offset >= 0 && offset % size == 0;
         if sound && offset < CONFIG_SIZE as i32 {
             Ok(Self {
@@ -54,8 +55,8 @@ impl Access {
 
     /// `base`, a value of this range, with the bytes that `other` covers taken from `value`, a value of `other`.
     ///
-    /// The one place where ranges of different width and offset meet: a read overlays registers on what
-    /// was read, a write overlays what was written on a register.
+    /// The one place where ranges of different width and offset meet. A read overlays registers on what was read; a write
+    /// overlays what was written on a register.
     pub fn overlay(self, base: u32, other: Access, value: u32) -> u32 {
         let value = value.to_le_bytes();
         let mut merged = base.to_le_bytes();

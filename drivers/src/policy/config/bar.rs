@@ -1,7 +1,7 @@
-//! Base address registers as a guest sees them: where they are, and how big.
+//! Base address registers as a guest sees them.
 //!
-//! A guest sizes a BAR by writing all-ones and reading back. That never reaches
-//! the device: the answers come from the resources that the toolstack lists.
+//! A guest learns the size of a BAR by writing all-ones and reading back. Neither reaches the device, which would answer
+//! at a wrong address meanwhile: the answers come from the regions that the toolstack lists.
 
 use super::register::BarIndex;
 use pci::registers::command;
@@ -34,7 +34,7 @@ struct Bar {
     size: u32,
     /// The bits that a probe may leave at 0.
     ignored: u32,
-    /// The value may be put back into a device that lost it.
+    /// The value may be restored in a device that lost it.
     restorable: bool,
     probing: bool,
 }
@@ -49,6 +49,7 @@ impl Bar {
         let flags = u32::from(region.flags) & if rom { 1 } else { ignored };
         Self {
             value: region.start as u32 | flags,
+            // All-ones, with a 0 for each bit that an address of this size cannot have.
             size: region.size.wrapping_neg() as u32 | flags,
             ignored,
             // A guest cannot enable the ROM, so it matters to nobody where it would be.
@@ -99,6 +100,7 @@ impl Bars {
             if let Some(lower) = upper_half.take() {
                 *bar = Bar::upper_half(lower);
             } else if region.size != 0 {
+                // A register shows a size by the low bits that an address of that size cannot have.
                 if !region.size.is_power_of_two() || region.start & (region.size - 1) != 0 {
                     return None;
                 }
@@ -143,13 +145,13 @@ impl Bars {
         if bar.probing { bar.size } else { bar.value }
     }
 
-    /// Takes in a write of the whole register, whose value in the device is `hardware` at present.
+    /// Serves a write of the whole register, which holds `hardware` in the device.
     pub fn write(&mut self, index: BarIndex, value: u32, hardware: u32) -> BarWrite {
         let Some(bar) = self.bars.get_mut(usize::from(index)) else {
             return BarWrite::Absorbed;
         };
         bar.probing = value | bar.ignored == u32::MAX;
-        // A device that was in D3 may have lost its addresses; the recorded one may be put back.
+        // A device that was in D3 may have lost its addresses; the guest's kernel writes them again then.
         let lost = !bar.probing && bar.restorable && value == bar.value && hardware != bar.value;
         if lost {
             BarWrite::Restore(bar.value)
@@ -164,7 +166,7 @@ impl Bars {
         bits.fold(0, |probes, (index, bar)| probes | u8::from(bar.probing) << index)
     }
 
-    /// Puts back what [`Self::probes`] told.
+    /// Restores what [`Self::probes`] returned.
     pub fn set_probes(&mut self, probes: u8) {
         for (index, bar) in self.bars.iter_mut().enumerate() {
             bar.probing = probes >> index & 1 != 0;

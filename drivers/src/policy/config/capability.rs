@@ -8,14 +8,14 @@ use pci::registers::{capability, express, msi, msix, power, register, status};
 
 /// VPD address: start a write instead of a read.
 pub const VPD_WRITE: u16 = 0x8000;
-/// Bits of Device Control that are a permissive guest's: relaxed ordering, extended tags, phantom functions, no snoop,
-/// the size of read requests. Dom0 keeps error reporting, the payload size, which must fit the bridges above, auxiliary
-/// power, and the function level reset, which takes the BARs and MSI-X from under Xen.
+/// Bits of Device Control that a permissive guest has: relaxed ordering, extended tags, phantom functions, no snoop, the
+/// size of read requests. dom0 keeps error reporting; the payload size, which must fit the bridges above; auxiliary power;
+/// and the function level reset, which takes BARs and MSI-X away without Xen's knowledge.
 const DEVICE_CONTROL: u16 = 0x7b10;
-/// Likewise of Device Control 2: completion timeouts and ID-based ordering. What needs the bridges above to play along
-/// (LTR, OBFF, AtomicOps, 10-bit tags) is dom0's.
+/// Likewise of Device Control 2: completion timeouts and ID-based ordering. dom0 keeps what the bridges above must support
+/// too (LTR, OBFF, AtomicOps, 10-bit tags).
 const DEVICE_CONTROL_2: u16 = 0x031f;
-/// PMC: in which states the device can send PME. Hidden: no one would hear it.
+/// PMC: in which states the device can send PME. Hidden, because nobody would hear it.
 const PME_SUPPORT: u32 = 0xf800;
 
 /// First byte after the header.
@@ -25,7 +25,7 @@ const END: u16 = 0x100;
 
 /// A kind of capability that the policy has a table for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CapabilityKind {
     /// Power management.
     Pm,
     /// Vital product data.
@@ -42,7 +42,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Policy {
     /// Which kind.
-    pub kind: Kind,
+    pub kind: CapabilityKind,
     /// The id in the list.
     pub id: u8,
     /// The name in the PCI specification.
@@ -55,10 +55,10 @@ const fn plain(offset: u16, width: u8, name: &'static str) -> Register {
     Register::new(offset, width, name, Read::Hardware, Write::Drop)
 }
 
-/// All capabilities that have a table. Of every other one, reads give what the device says and writes are dropped.
+/// All capabilities that have a table. In every other one a guest reads what the device says, and its writes are dropped.
 pub static POLICIES: [Policy; 5] = [
     Policy {
-        kind: Kind::Pm,
+        kind: CapabilityKind::Pm,
         id: capability::POWER,
         name: "Power Management",
         registers: &[
@@ -76,7 +76,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Vpd,
+        kind: CapabilityKind::Vpd,
         id: capability::VPD,
         name: "Vital Product Data",
         registers: &[
@@ -86,7 +86,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Msi,
+        kind: CapabilityKind::Msi,
         id: capability::MSI,
         name: "MSI",
         registers: &[
@@ -98,7 +98,7 @@ pub static POLICIES: [Policy; 5] = [
                 Read::Hardware,
                 Write::MessageControl,
             ),
-            // What they hold depends on the form. All are Xen's, whoever is permissive.
+            // Their meaning depends on the form. All are Xen's, also if the device is permissive.
             plain(4, 4, "MSI Address"),
             plain(8, 4, "MSI Upper Address, or Data"),
             plain(0x0c, 4, "MSI Data, or Mask"),
@@ -107,7 +107,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Msix,
+        kind: CapabilityKind::Msix,
         id: capability::MSIX,
         name: "MSI-X",
         registers: &[
@@ -124,7 +124,7 @@ pub static POLICIES: [Policy; 5] = [
         ],
     },
     Policy {
-        kind: Kind::Express,
+        kind: CapabilityKind::Express,
         id: capability::EXPRESS,
         name: "PCI Express",
         registers: &[
@@ -146,7 +146,7 @@ pub static POLICIES: [Policy; 5] = [
     },
 ];
 
-/// A capability that stays dom0's or Xen's as a whole, whoever is permissive and whatever a quirk says.
+/// A capability that no guest writes: neither a permissive one nor by a quirk.
 #[derive(Debug)]
 pub struct Kept {
     /// The id in its list.
@@ -168,13 +168,13 @@ const EA_ENTRIES: u16 = 0x3f;
 const EA_HEAD: u16 = 8;
 const EA_ENTRY: u16 = 20;
 
-/// Kept ones in the list below 256.
+/// Kept capabilities in the list below 256.
 pub static KEPT: [Kept; 4] = [
     // Interrupts that pass by MSI, and links.
     whole(0x08, 0x1c, "HyperTransport"),
     // Its one control bit resets the function.
     whole(0x13, 6, "Advanced Features"),
-    // These two say to which addresses a function, or a bridge, answers.
+    // These two set the addresses that a function, or a bridge, answers to.
     whole(
         ENHANCED_ALLOCATION as u16,
         EA_HEAD,
@@ -183,8 +183,8 @@ pub static KEPT: [Kept; 4] = [
     whole(0x15, 0x24, "Flattening Portal Bridge"),
 ];
 
-/// Kept ones in extended space: which functions there are and at which addresses, what the IOMMU translates for the
-/// device, what the bridges above must agree to, and what dom0 hears of errors.
+/// Kept capabilities in extended space. They control which functions there are and at which addresses, what the IOMMU
+/// translates for the device, what the bridges above must support, and which errors dom0 hears of.
 pub static KEPT_EXTENDED: [Kept; 13] = [
     whole(0x0001, 0x3c, "Advanced Error Reporting"),
     whole(0x000d, 8, "Access Control Services"),
@@ -204,15 +204,17 @@ pub static KEPT_EXTENDED: [Kept; 13] = [
 const MAX_EXTENDED_HOPS: usize = 480;
 
 /// Adds where the kept capabilities of extended space lie.
-fn walk_extended(hardware: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
+fn walk_extended(ecam: &impl ConfigSpace, kept: &mut Vec<Range<u16>>) {
     let mut next = END;
     for _ in 0..MAX_EXTENDED_HOPS {
-        let header = hardware.read(next, 4);
+        let header = ecam.read(next, 4);
+        // The device does not answer, or has no extended space.
         if header == u32::MAX {
             break;
         }
         if let Some(found) = KEPT_EXTENDED.iter().find(|kept| kept.id == header as u16) {
             let range = next..next + found.length;
+            // The list is a loop: the rest has been seen.
             if kept.contains(&range) {
                 break;
             }
@@ -236,12 +238,12 @@ pub struct Found {
     pub registers: &'static [Register],
 }
 
-/// What the capability lists of a function say.
+/// The result of the walk over a function's capability lists.
 #[derive(Debug, Default)]
 pub struct Lists {
     /// The first capability of each kind that has a table.
     pub found: Vec<Found>,
-    /// What no guest writes, by no quirk and if permissive neither.
+    /// Ranges that no guest writes: neither a permissive one nor by a quirk.
     pub kept: Vec<Range<u16>>,
     /// The first power management capability, also if it overlaps another: the function may sleep all the same.
     pub power: Option<u16>,
@@ -249,45 +251,49 @@ pub struct Lists {
 
 /// Walks the lists of a function.
 ///
-/// They are the device's word and may be anything: the walk ends after 48 hops, at an offset inside the header, and at
-/// all-ones. A capability that has a table and does not fit below 256, overlaps another or is the second of its kind has
-/// no register of its own: what it covers is kept, for it may be Xen's or dom0's all the same.
-pub fn walk(hardware: &impl ConfigSpace) -> Lists {
+/// The lists are the device's and may hold anything. The walk ends after 48 hops, at an offset inside the header, and at
+/// all-ones. A capability with a table that does not fit below 256, overlaps another, or is the second of its kind gets no
+/// registers. The bytes that it covers are kept: Xen or dom0 may use it all the same.
+pub fn walk(ecam: &impl ConfigSpace) -> Lists {
     let mut lists = Lists::default();
-    walk_extended(hardware, &mut lists.kept);
-    if hardware.read(register::STATUS, 2) as u16 & status::CAPABILITIES == 0 {
+    walk_extended(ecam, &mut lists.kept);
+    if ecam.read(register::STATUS, 2) as u16 & status::CAPABILITIES == 0 {
         return lists;
     }
     let mut all: Vec<Found> = Vec::new();
-    let mut next = hardware.read(register::CAPABILITIES, 1) as u16 & !3;
+    let mut next = ecam.read(register::CAPABILITIES, 1) as u16 & !3;
     for _ in 0..capability::MOST {
         if next < FIRST {
             break;
         }
-        let [id, pointer] = (hardware.read(next, 2) as u16).to_le_bytes();
+        let [id, pointer] = (ecam.read(next, 2) as u16).to_le_bytes();
+        // The device does not answer here.
         if id == 0xff {
             break;
         }
         if let Some(policy) = POLICIES.iter().find(|policy| policy.id == id) {
+            // A loop. One without a capability that has a table ends by the number of hops.
             if all.iter().any(|other| other.base == next) {
                 break;
             }
             all.push(Found {
                 base: next,
                 policy,
-                registers: present(policy, hardware, next),
+                registers: present(policy, ecam, next),
             });
         } else if let Some(kept) = KEPT.iter().find(|kept| kept.id == id.into()) {
             let mut length = kept.length;
             if id == ENHANCED_ALLOCATION {
-                length += EA_ENTRY * (hardware.read(next + 2, 2) as u16 & EA_ENTRIES);
+                length += EA_ENTRY * (ecam.read(next + 2, 2) as u16 & EA_ENTRIES);
             }
             lists.kept.push(next..next + length);
         }
+        // The low two bits are reserved: software must mask them (PCI Local Bus 3.0, section 6.7).
         next = u16::from(pointer) & !3;
     }
-    let power = all.iter().find(|one| one.policy.kind == Kind::Pm);
+    let power = all.iter().find(|one| one.policy.kind == CapabilityKind::Pm);
     lists.power = power.map(|one| one.base);
+    // Each against all others: of two that overlap neither can be believed.
     for (index, one) in all.iter().enumerate() {
         let mut others = all.iter().enumerate().filter(|&(at, _)| at != index);
         let clashes = |(at, other): (usize, &Found)| {
@@ -303,18 +309,19 @@ pub fn walk(hardware: &impl ConfigSpace) -> Lists {
 }
 
 /// The registers that a capability of this kind has at `base`.
-fn present(policy: &'static Policy, hardware: &impl ConfigSpace, base: u16) -> &'static [Register] {
+fn present(policy: &'static Policy, ecam: &impl ConfigSpace, base: u16) -> &'static [Register] {
     let all = policy.registers;
     // In the third and fourth byte of both.
-    let control = hardware.read(base + msi::CONTROL, 2) as u16;
+    let control = ecam.read(base + msi::CONTROL, 2) as u16;
     let missing = match policy.kind {
-        Kind::Msi => {
+        CapabilityKind::Msi => {
             // Address, data; the upper address; mask and pending bits.
             let wide = usize::from(control & msi::WIDE != 0);
             let masked = if control & msi::MASKING != 0 { 2 } else { 0 };
             3 - wide - masked
         }
-        Kind::Express => usize::from(control & express::VERSION < 2),
+        // Version 1 ends before Device Control 2: what lies there belongs to something else.
+        CapabilityKind::Express => usize::from(control & express::VERSION < 2),
         _ => 0,
     };
     all.get(..all.len() - missing).unwrap_or(all)
@@ -364,7 +371,7 @@ mod tests {
             }
         }
 
-        fn walk(&self) -> Vec<(u16, Kind)> {
+        fn walk(&self) -> Vec<(u16, CapabilityKind)> {
             walk(self)
                 .found
                 .iter()
@@ -403,10 +410,10 @@ mod tests {
         assert_eq!(
             space.walk(),
             [
-                (0xc8, Kind::Pm),
-                (0xd0, Kind::Msi),
-                (0xe0, Kind::Express),
-                (0xa0, Kind::Msix)
+                (0xc8, CapabilityKind::Pm),
+                (0xd0, CapabilityKind::Msi),
+                (0xe0, CapabilityKind::Express),
+                (0xa0, CapabilityKind::Msix)
             ]
         );
     }
@@ -421,7 +428,7 @@ mod tests {
     #[test]
     fn a_loop_ends() {
         let space = Space::with(0x40, &[(0x40, 0x09, 0x50), (0x50, 0x05, 0x40)]);
-        assert_eq!(space.walk(), [(0x50, Kind::Msi)]);
+        assert_eq!(space.walk(), [(0x50, CapabilityKind::Msi)]);
         assert!(space.reads.get() <= capability::MOST + 3);
     }
 
@@ -430,7 +437,7 @@ mod tests {
         assert_eq!(Space::with(0x04, &[(0x04, 0x05, 0)]).walk(), []);
         assert_eq!(
             Space::with(0x43, &[(0x40, 0x05, 0x3f)]).walk(),
-            [(0x40, Kind::Msi)]
+            [(0x40, CapabilityKind::Msi)]
         );
     }
 
@@ -471,7 +478,7 @@ mod tests {
     fn a_capability_that_sticks_out_overlaps_or_comes_twice_is_kept() {
         for (list, found, kept) in [
             // One that ends with the space fits.
-            (&[(0xf8, 0x01, 0)][..], &[(0xf8, Kind::Pm)][..], vec![]),
+            (&[(0xf8, 0x01, 0)][..], &[(0xf8, CapabilityKind::Pm)][..], vec![]),
             (&[(0xfc, 0x11, 0)], &[], vec![0xfc..0x108]),
             (&[(0xf8, 0x11, 0)], &[], vec![0xf8..0x104]),
             (
@@ -481,12 +488,12 @@ mod tests {
             ),
             (
                 &[(0x44, 0x05, 0x40), (0x40, 0x01, 0x60), (0x60, 0x03, 0)],
-                &[(0x60, Kind::Vpd)],
+                &[(0x60, CapabilityKind::Vpd)],
                 vec![0x44..0x50, 0x40..0x48],
             ),
             (
                 &[(0x40, 0x11, 0x60), (0x60, 0x11, 0)],
-                &[(0x40, Kind::Msix)],
+                &[(0x40, CapabilityKind::Msix)],
                 vec![0x60..0x6c],
             ),
         ] {

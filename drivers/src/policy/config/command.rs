@@ -1,4 +1,6 @@
-//! The COMMAND register: half the device's, half a shadow of what the guest wrote.
+//! The COMMAND register. Some bits a guest reads from the device, the others as it wrote them.
+//!
+//! The two sets of bits are xen-pciback's, so that a guest sees no difference.
 
 use pci::registers::command::{INVALIDATE, IO, MASTER, MEMORY};
 
@@ -17,9 +19,9 @@ pub const fn view(hardware: u16, shadow: u16) -> u16 {
     hardware & FROM_HARDWARE | shadow & !FROM_HARDWARE
 }
 
-/// Which bits of a function's COMMAND a guest can reach.
+/// Which bits of a function's COMMAND follow a guest's write.
 #[derive(Clone, Copy, Debug)]
-pub struct Reach {
+pub struct CommandMask {
     /// The decode bits that mean something: those that there are BARs for.
     pub decodable: u16,
     /// The bits that follow the guest's: [`FORWARDED`], or [`FROM_HARDWARE`] if the device is permissive.
@@ -30,9 +32,10 @@ pub struct Reach {
 ///
 /// Decode goes on with the guest's first decode bit and stays on for ever: an access that nobody claims can
 /// bring the host down (XSA-120). Parity, SERR and INTx disable stay as dom0 left them.
-pub const fn target(hardware: u16, written: u16, reach: Reach) -> u16 {
-    let decode = if written & DECODE != 0 { reach.decodable } else { 0 };
-    hardware & !reach.forwarded | written & reach.forwarded | decode
+pub const fn target(hardware: u16, written: u16, mask: CommandMask) -> u16 {
+    // Either bit turns on all that there are BARs for, as Linux's `pci_enable_device` does for xen-pciback.
+    let decode = if written & DECODE != 0 { mask.decodable } else { 0 };
+    hardware & !mask.forwarded | written & mask.forwarded | decode
 }
 
 #[cfg(test)]
@@ -45,8 +48,8 @@ mod tests {
             for written in [0, 1, 2, 4, 0x10, 0x400, 0x547, 0xffff, hardware, !hardware] {
                 for (decodable, forwarded) in (0..=DECODE).zip([FORWARDED, FROM_HARDWARE].into_iter().cycle())
                 {
-                    let reach = Reach { decodable, forwarded };
-                    let after = target(hardware, written, reach);
+                    let mask = CommandMask { decodable, forwarded };
+                    let after = target(hardware, written, mask);
                     assert_eq!(hardware & DECODE & !after, 0, "decode turned off");
                     assert_eq!((after ^ hardware) & !(forwarded | DECODE), 0, "another bit moved");
                     assert_eq!(

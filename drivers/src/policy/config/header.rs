@@ -26,7 +26,7 @@ const BIST: Register = Register::new(0x0f, 1, "BIST", Read::Hardware, Write::Bis
 const INTERRUPT_LINE: Register = Register::new(0x3c, 1, "Interrupt Line", Read::InterruptLine, Write::Drop);
 const INTERRUPT_PIN: Register = Register::new(0x3d, 1, "Interrupt Pin", Read::InterruptPin, Write::Drop);
 
-/// Type 0: every byte of the first 64 has a name.
+/// Type 0. Every byte of the first 64 has a register, so that no write there is without a rule.
 pub static TYPE_0: [Register; 25] = [
     VENDOR_ID,
     DEVICE_ID,
@@ -55,7 +55,8 @@ pub static TYPE_0: [Register; 25] = [
     plain(0x3f, 1, "Max_Lat"),
 ];
 
-/// Type 1: what a guest cannot write are the numbers of the buses and the windows to them, which are dom0's.
+/// Type 1. The bus numbers and the windows are dom0's, also if the device is permissive: with them a guest could lay claim
+/// to the addresses of other devices (decision 26).
 pub static TYPE_1: [Register; 24] = [
     VENDOR_ID,
     DEVICE_ID,

@@ -1,12 +1,11 @@
-//! Config space as a guest sees it: a policy per register, and hardware behind it.
+//! Configuration space as a guest sees it: a rule for each register.
 //!
-//! The policy is data: [`header::TYPE_0`], [`header::TYPE_1`] and [`capability::POLICIES`]. What is in no table reads
-//! what the device says, and writes to it are dropped and counted, unless the toolstack calls the device permissive or
-//! has a quirk for them. Accesses of any width are split over registers in one place, [`VirtualConfig::read`] and
-//! [`VirtualConfig::write`].
+//! The rules are data: [`header::TYPE_0`], [`header::TYPE_1`] and [`capability::POLICIES`]. Bytes that no table names read
+//! what the device says. Writes to them are dropped and counted, unless the toolstack calls the device permissive or has a
+//! quirk for them. [`VirtualConfig::read`] and [`VirtualConfig::write`] split accesses of any width over the registers.
 //!
-//! Everything that the device itself says may be a lie. Reads are free; a write to the device costs a trip
-//! to dom0, so a write that would change nothing is answered here.
+//! Nothing that the device says is trusted. A read costs nothing, a write to the device a round trip to dom0: a write
+//! that would change nothing is answered here.
 
 pub mod access;
 pub mod bar;
@@ -19,14 +18,14 @@ mod render;
 pub use access::Access;
 pub use render::render;
 
-use super::hardware::Hardware;
+use super::dom0::Dom0;
 use super::resources::Resources;
 use crate::error::{MessageKind, RequestError, SetupError};
 use crate::platform::ConfigSpace;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use bar::BarWrite;
-use capability::Kind;
+use capability::CapabilityKind;
 use core::ops::Range;
 use pci::bdf::Bdf;
 use pci::registers::{header_type, power, register as at};
@@ -47,17 +46,17 @@ const BIST_START: u32 = 0x40;
 /// Of a write over several registers, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
-    /// Nothing: the policy does not let it through.
+    /// The rule does not let it through.
     Dropped,
-    /// It was taken in here; the device did not need to hear of it.
+    /// The stub took it in; the device did not have to change.
     Absorbed,
     /// The device has it.
     Forwarded,
 }
 
-/// A register of this function.
+/// A register, with where it lies in this function.
 #[derive(Clone, Copy, Debug)]
-struct Placed {
+struct PlacedRegister {
     span: Access,
     register: &'static Register,
 }
@@ -66,16 +65,16 @@ struct Placed {
 #[derive(Debug)]
 pub struct VirtualConfig {
     /// By offset, without overlap.
-    registers: Vec<Placed>,
-    /// Capabilities that stay dom0's or Xen's, whoever is permissive and whatever a quirk says.
+    registers: Vec<PlacedRegister>,
+    /// Ranges of capabilities that no guest writes: neither a permissive one nor by a quirk.
     kept: Vec<Range<u16>>,
     resources: Resources,
     /// It is a bridge to other buses.
     bridge: bool,
     /// COMMAND as the guest last wrote it.
     command: u16,
-    /// What of COMMAND the guest can reach in the device.
-    reach: command::Reach,
+    /// Which bits of the device's COMMAND follow the guest's.
+    command_mask: command::CommandMask,
     /// Offsets of the capabilities.
     pm: Option<u16>,
     power: Option<u16>,
@@ -84,18 +83,17 @@ pub struct VirtualConfig {
 }
 
 impl VirtualConfig {
-    /// Takes stock of a function for a new guest: checks that it is the one that the toolstack means, and
-    /// walks its capability list.
+    /// Checks that the function is the one that the toolstack means, and finds its registers by its capability lists.
     ///
     /// # Errors
     /// [`SetupError::DeviceSilent`], [`SetupError::WrongIds`], [`SetupError::HeaderType`],
     /// [`SetupError::QuirkTaken`].
-    pub fn new(resources: Resources, hardware: &impl ConfigSpace) -> Result<Self, Box<SetupError>> {
+    pub fn new(resources: Resources, ecam: &impl ConfigSpace) -> Result<Self, Box<SetupError>> {
         let bdf = resources.bdf;
         // The ids of a virtual function read all-ones (SR-IOV 1.1, section 3.4.1): its class tells that it is there.
-        let ids = hardware.read(0, 4);
+        let ids = ecam.read(0, 4);
         let telling = if resources.virtual_function {
-            hardware.read(at::REVISION, 4)
+            ecam.read(at::REVISION, 4)
         } else {
             ids
         };
@@ -110,7 +108,8 @@ impl VirtualConfig {
         if found != expected && !(resources.virtual_function && ids == u32::MAX) {
             return Err(SetupError::WrongIds { bdf, expected, found }.into());
         }
-        let header = hardware.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
+        // Whether the device has other functions does not change the layout of this one's header.
+        let header = ecam.read(at::HEADER_TYPE, 1) as u8 & !header_type::MULTIFUNCTION;
         let (bridge, header_table) = match header {
             header_type::DEVICE => (false, &header::TYPE_0[..]),
             header_type::BRIDGE => (true, &header::TYPE_1[..]),
@@ -121,24 +120,30 @@ impl VirtualConfig {
             found: capabilities,
             kept,
             power,
-        } = capability::walk(hardware);
+        } = capability::walk(ecam);
         let base = |kind| {
             let of_kind = capabilities.iter().find(|found| found.policy.kind == kind);
             of_kind.map(|found| found.base)
         };
+        // Sorted once, so that an access finds its registers by bisection: reads are on the way of every request.
         let tables = capabilities.iter().map(|found| (found.base, found.registers));
-        let mut registers: Vec<Placed> = Vec::new();
+        let mut registers: Vec<PlacedRegister> = Vec::new();
         for (base, table) in core::iter::once((0, header_table)).chain(tables) {
             for register in table {
                 let span = register.span(base);
-                let behind = |placed: &Placed| placed.span.offset() <= span.offset();
-                registers.insert(registers.partition_point(behind), Placed { span, register });
+                let behind = |placed: &PlacedRegister| placed.span.offset() <= span.offset();
+                registers.insert(
+                    registers.partition_point(behind),
+                    PlacedRegister { span, register },
+                );
             }
         }
 
+        // A quirk opens what has the default rule, and no other register: otherwise a user could open MSI or the BARs by
+        // mistake, and the guard in dom0 would refuse the writes later, without a word at the export.
         for quirk in resources.quirks.as_slice() {
             let span = span_of(quirk);
-            let taken = |placed: &&Placed| match placed.register.write {
+            let taken = |placed: &&PlacedRegister| match placed.register.write {
                 Write::Default => false,
                 Write::Permissive(bits) => placed.span.overlay(0, span, quirk.mask()) & !u32::from(bits) != 0,
                 _ => span.covered_by(placed.span) != 0,
@@ -158,7 +163,7 @@ impl VirtualConfig {
         Ok(Self {
             registers,
             kept,
-            reach: command::Reach {
+            command_mask: command::CommandMask {
                 // A bridge's windows need both, whether it has BARs or not.
                 decodable: if bridge {
                     command::DECODE
@@ -172,11 +177,11 @@ impl VirtualConfig {
                 },
             },
             bridge,
-            command: hardware.read(at::COMMAND, 2) as u16,
-            pm: base(Kind::Pm),
+            command: ecam.read(at::COMMAND, 2) as u16,
+            pm: base(CapabilityKind::Pm),
             power,
-            msi: base(Kind::Msi),
-            msix: base(Kind::Msix),
+            msi: base(CapabilityKind::Msi),
+            msix: base(CapabilityKind::Msix),
             resources,
         })
     }
@@ -192,8 +197,8 @@ impl VirtualConfig {
     }
 
     /// True if it is a bridge behind which the bus of `function` lies.
-    pub fn leads_to(&self, hardware: &impl ConfigSpace, function: Bdf) -> bool {
-        let bus = |offset| hardware.read(offset, 1);
+    pub fn leads_to(&self, ecam: &impl ConfigSpace, function: Bdf) -> bool {
+        let bus = |offset| ecam.read(offset, 1);
         let behind = || bus(at::SECONDARY_BUS)..=bus(at::SUBORDINATE_BUS);
         self.bridge
             && self.resources.bdf.segment() == function.segment()
@@ -202,44 +207,48 @@ impl VirtualConfig {
     }
 
     /// What a guest reads.
-    pub fn read(&self, hardware: &impl ConfigSpace, access: Access) -> u32 {
-        let mut value = hardware.read(access.offset(), access.width());
+    ///
+    /// The device's value, with the bytes of registers that read otherwise laid over it.
+    pub fn read(&self, ecam: &impl ConfigSpace, access: Access) -> u32 {
+        let mut value = ecam.read(access.offset(), access.width());
         for placed in &self.registers[self.touched(access)] {
+            // Most registers read what was just read; another read could see another value of the device.
             if placed.register.read != Read::Hardware {
-                value = access.overlay(value, placed.span, self.value(placed, hardware));
+                value = access.overlay(value, placed.span, self.value(placed, ecam));
             }
         }
         value
     }
 
-    /// Takes in a guest's write.
+    /// Serves a guest's write.
     ///
-    /// Of a write over several registers, each is served on its own; the first refusal is the answer.
-    /// `dropped` is told the offset of each register whose write is dropped.
+    /// Each register that the write covers is served on its own; the first refusal is the answer. `dropped` is called
+    /// with the offset of each register whose write is dropped.
     ///
     /// # Errors
-    /// [`RequestError::Denied`], [`RequestError::MessageControl`] and [`RequestError::PowerState`] where the policy says so, [`RequestError::DeviceSilent`],
-    /// or what the second hop answers.
+    /// [`RequestError::Denied`], [`RequestError::MessageControl`] and [`RequestError::PowerState`] by a rule,
+    /// [`RequestError::DeviceSilent`], or what dom0 answers.
     pub fn write(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         access: Access,
         value: u32,
         mut dropped: impl FnMut(u16),
     ) -> Result<Effect, RequestError> {
         let mut effect = Effect::Dropped;
         let mut refusal = None;
-        let mut note = |result: Result<Effect, RequestError>| match result {
+        let mut combine = |result: Result<Effect, RequestError>| match result {
             Ok(one) => effect = effect.max(one),
             Err(error) => refusal = refusal.or(Some(error)),
         };
-        // What no rule takes in.
+        // The bits that no quirk and no rule has served yet. Quirks first: they are the narrower permission.
         let mut left = access.mask();
         for quirk in self.resources.quirks.as_slice() {
             let covered = access.covered_by(span_of(quirk));
             if covered != 0 {
                 left &= !covered;
-                note(write_masked(hardware, quirk, access, value, &mut dropped));
+                combine(self.write_masked(ecam, dom0, quirk, access, value, &mut dropped));
             }
         }
         let mut unnamed = left;
@@ -250,14 +259,15 @@ impl VirtualConfig {
             if placed.register.write != Write::Default {
                 let free = placed.span.overlay(0, access, left);
                 left &= !covered;
+                // A quirk has served all that this access covers of the register.
                 if free == 0 {
                     continue;
                 }
-                let result = self.write_register(&placed, hardware, access, value, free);
+                let result = self.write_register(&placed, ecam, dom0, access, value, free);
                 if result == Ok(Effect::Dropped) {
                     dropped(placed.span.offset());
                 }
-                note(result);
+                combine(result);
             } else if left & covered != 0 && !self.resources.permissive {
                 dropped(placed.span.offset());
             }
@@ -268,9 +278,9 @@ impl VirtualConfig {
                     dropped(piece.offset());
                     continue;
                 }
-                // Always: what a write does to an unknown register says nobody, not even if it changes nothing.
-                let result = hardware.write(piece, access.part(piece, value));
-                note(result.map(|()| Effect::Forwarded));
+                // Also if it changes nothing: nobody knows what a write to an unknown register does.
+                let result = dom0.conf_write(self.resources.bdf, piece, access.part(piece, value));
+                combine(result.map(|()| Effect::Forwarded));
             }
         } else if unnamed != 0 {
             dropped(access.offset());
@@ -278,19 +288,20 @@ impl VirtualConfig {
         refusal.map_or(Ok(effect), Err)
     }
 
-    /// What the device does not know of the guest's view, as one word: COMMAND as the guest last wrote it, and which
-    /// BARs it probes.
+    /// What the guest has written and the device does not hold, as one word: COMMAND in the lower half, and in the upper
+    /// half which BARs it probes.
     pub fn shadow(&self) -> u32 {
         u32::from(self.command) | u32::from(self.resources.bars.probes()) << 16
     }
 
-    /// Puts back what [`Self::shadow`] told.
+    /// Restores what [`Self::shadow`] returned.
     pub fn set_shadow(&mut self, shadow: u32) {
         self.command = shadow as u16;
         self.resources.bars.set_probes((shadow >> 16) as u8);
     }
 
-    /// Offset of the capability that tells in which power state the function is, whether a guest may change it or not.
+    /// Offset of the power management capability, also where the guest may not write it: the function may sleep all the
+    /// same.
     pub fn power_capability(&self) -> Option<u16> {
         self.power
     }
@@ -321,8 +332,8 @@ impl VirtualConfig {
     }
 
     /// What a guest reads from one register.
-    fn value(&self, placed: &Placed, hardware: &impl ConfigSpace) -> u32 {
-        let present = || hardware.read(placed.span.offset(), placed.span.width());
+    fn value(&self, placed: &PlacedRegister, ecam: &impl ConfigSpace) -> u32 {
+        let present = || ecam.read(placed.span.offset(), placed.span.width());
         match placed.register.read {
             Read::Hardware => present(),
             Read::HardwareWithout(bits) => present() & !bits,
@@ -339,8 +350,9 @@ impl VirtualConfig {
 
     fn write_register(
         &mut self,
-        placed: &Placed,
-        hardware: &mut impl Hardware,
+        placed: &PlacedRegister,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         access: Access,
         value: u32,
         // The bits of the register that no quirk has served.
@@ -353,8 +365,9 @@ impl VirtualConfig {
         if matches!(placed.register.write, Write::Drop | Write::Default) {
             return Ok(Effect::Dropped);
         }
-        let old = self.value(placed, hardware);
-        check_answers(hardware, span, old)?;
+        // Bytes of the register that this access does not cover keep the value that the guest reads there.
+        let old = self.value(placed, ecam);
+        check_answers(ecam, span, old)?;
         let new = span.overlay(old, access, value);
         match placed.register.write {
             Write::Permissive(bits) => {
@@ -363,32 +376,39 @@ impl VirtualConfig {
                 } else {
                     0
                 };
-                match change(hardware, span, old, old & !bits | new & bits)? {
+                // The device's own value in all other bits. A guest that wanted more than it may have is counted.
+                match self.change(dom0, span, old, old & !bits | new & bits)? {
                     Effect::Absorbed if old != new => Ok(Effect::Dropped),
                     effect => Ok(effect),
                 }
             }
-            Write::Forward => change(hardware, span, old, new),
+            Write::Forward => self.change(dom0, span, old, new),
+            // As xen-pciback: nothing but the start bit may change.
             Write::Bist if old & !BIST_START == new & !BIST_START || new == BIST_START => {
-                change(hardware, span, old, new)
+                self.change(dom0, span, old, new)
             }
             Write::Default | Write::Drop | Write::Bist => Ok(Effect::Dropped),
-            Write::Command => self.write_command(hardware, span, new as u16),
+            Write::Command => self.write_command(ecam, dom0, span, new as u16),
             Write::Bar(index) => {
-                let present = hardware.read(span.offset(), span.width());
+                // What is really there: `old` is the size while the guest probes.
+                let present = ecam.read(span.offset(), span.width());
                 match self.resources.bars.write(index, new, present) {
                     BarWrite::Absorbed => Ok(Effect::Absorbed),
-                    BarWrite::Restore(address) => change(hardware, span, present, address),
+                    BarWrite::Restore(address) => self.change(dom0, span, present, address),
                 }
             }
             Write::PowerControl => {
                 // A bit that this access does not cover must not be written back as a 1 that clears it.
                 let written = span.covered_by(access) as u16;
-                self.write_power_control(hardware, span, new as u16, written)
+                self.write_power_control(ecam, dom0, span, new as u16, written)
             }
+            // It would write the device's EEPROM, for all later owners.
             Write::VpdAddress if new as u16 & capability::VPD_WRITE != 0 => Err(denied),
             // Writing the address starts a read, even if it is the same address.
-            Write::VpdAddress => hardware.write(span, new).map(|()| Effect::Forwarded),
+            Write::VpdAddress => dom0
+                .conf_write(self.resources.bdf, span, new)
+                .map(|()| Effect::Forwarded),
+            // Linux writes the bits that the enable ops have set, once they are set: that succeeds.
             Write::MessageControl if new != old => Err(RequestError::MessageControl {
                 register: placed.register.name,
             }),
@@ -398,55 +418,57 @@ impl VirtualConfig {
 
     fn write_command(
         &mut self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         span: Access,
         written: u16,
     ) -> Result<Effect, RequestError> {
-        let read = |hardware: &_| ConfigSpace::read(hardware, span.offset(), span.width()) as u16;
-        let mut present = read(hardware);
+        let read = || ecam.read(span.offset(), span.width()) as u16;
+        let mut present = read();
         let mut effect = Effect::Absorbed;
         let enables = |bits: u16| bits & command::DECODE != 0;
+        // By what the guest sees, not by the device: its decode is never turned off there.
         let enabled_anew = enables(written) && !enables(self.command);
-        if enabled_anew || enables(command::target(present, written, self.reach) & !present) {
+        if enabled_anew || enables(command::target(present, written, self.command_mask) & !present) {
             // A device in D3 answers to no address, which can bring the host down as XSA-120 does; one that was in
             // D3 may have forgotten where it is, and must not answer at address 0.
-            effect = self.wake(hardware)?.max(self.restore_bars(hardware)?);
-            present = read(hardware);
+            effect = self.wake(ecam, dom0)?.max(self.restore_bars(ecam, dom0)?);
+            present = read();
         }
         // All-ones is no value of this register: nothing sound could be derived from it.
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
-        let target = command::target(present, written, self.reach);
-        effect = effect.max(change(hardware, span, u32::from(present), u32::from(target))?);
+        let target = command::target(present, written, self.command_mask);
+        effect = effect.max(self.change(dom0, span, u32::from(present), u32::from(target))?);
         self.command = written;
         Ok(effect)
     }
 
-    /// Brings the function to D0.
-    fn wake(&mut self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+    /// Brings the function to D0. PME status is written as 0, which leaves it: a written 1 would clear it.
+    fn wake(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let Some(pm) = self.pm else {
             return Ok(Effect::Absorbed);
         };
         let control = Access::at(pm + power::CONTROL, 2);
-        let present = hardware.read(control.offset(), control.width()) as u16;
+        let present = ecam.read(control.offset(), control.width()) as u16;
         if present & power::STATE == 0 || present == u16::MAX {
             return Ok(Effect::Absorbed);
         }
         let awake = present & !(power::STATE | PME_STATUS);
-        hardware.write(control, u32::from(awake))?;
+        dom0.conf_write(self.resources.bdf, control, u32::from(awake))?;
         Ok(Effect::Forwarded)
     }
 
-    /// Puts the recorded addresses back into BARs that hold others.
-    fn restore_bars(&self, hardware: &mut impl Hardware) -> Result<Effect, RequestError> {
+    /// Restores the recorded addresses of BARs that hold others.
+    fn restore_bars(&self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<Effect, RequestError> {
         let mut effect = Effect::Absorbed;
         for placed in &self.registers {
             if let Write::Bar(index) = placed.register.write
                 && let Some(address) = self.resources.bars.address(index)
             {
-                let present = hardware.read(placed.span.offset(), placed.span.width());
-                effect = effect.max(change(hardware, placed.span, present, address)?);
+                let present = ecam.read(placed.span.offset(), placed.span.width());
+                effect = effect.max(self.change(dom0, placed.span, present, address)?);
             }
         }
         Ok(effect)
@@ -454,18 +476,20 @@ impl VirtualConfig {
 
     fn write_power_control(
         &self,
-        hardware: &mut impl Hardware,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
         span: Access,
         new: u16,
         written: u16,
     ) -> Result<Effect, RequestError> {
-        let present = hardware.read(span.offset(), span.width()) as u16;
+        let present = ecam.read(span.offset(), span.width()) as u16;
         if present == u16::MAX {
             return Err(RequestError::DeviceSilent);
         }
         let state = new & power::STATE;
         let capabilities = span.offset() - power::CONTROL + power::CAPABILITIES;
-        let supported = hardware.read(capabilities, 2) as u16;
+        // D0 and D3hot every function has; D1 and D2 have a bit each.
+        let supported = ecam.read(capabilities, 2) as u16;
         let absent = |&(number, bit)| state == number && supported & bit == 0;
         if state != present & power::STATE && POWER_STATES.iter().any(absent) {
             return Err(RequestError::PowerState(state as u8));
@@ -476,7 +500,41 @@ impl VirtualConfig {
         // A 1 in PME status changes something only where the device has one.
         let effective = target & !(PME_STATUS & !present);
         let unchanged = present & !PME_STATUS;
-        change(hardware, span, u32::from(unchanged), u32::from(effective))
+        // PME enable, which is in `kept`, stays dom0's: nobody would hear the event.
+        self.change(dom0, span, u32::from(unchanged), u32::from(effective))
+    }
+
+    /// Writes the bits of a quirk's mask that an access covers; the other bits of the register keep their value.
+    fn write_masked(
+        &self,
+        ecam: &impl ConfigSpace,
+        dom0: &mut impl Dom0,
+        quirk: &Quirk,
+        access: Access,
+        value: u32,
+        mut dropped: impl FnMut(u16),
+    ) -> Result<Effect, RequestError> {
+        let span = span_of(quirk);
+        let bits = quirk.mask() & span.covered_by(access);
+        if bits == 0 {
+            dropped(span.offset());
+            return Ok(Effect::Dropped);
+        }
+        let present = ecam.read(span.offset(), span.width());
+        check_answers(ecam, span, present)?;
+        let written = span.overlay(present, access, value);
+        // Also where nothing changes: the bits may be of those that a written 1 clears.
+        dom0.conf_write(self.resources.bdf, span, present & !bits | written & bits)?;
+        Ok(Effect::Forwarded)
+    }
+
+    /// Writes `new` to the device, unless `old`, which is there, is the same.
+    fn change(&self, dom0: &mut impl Dom0, span: Access, old: u32, new: u32) -> Result<Effect, RequestError> {
+        if old == new {
+            return Ok(Effect::Absorbed);
+        }
+        dom0.conf_write(self.resources.bdf, span, new)
+            .map(|()| Effect::Forwarded)
     }
 }
 
@@ -486,10 +544,10 @@ fn keeps(kept: &[Range<u16>], access: Access) -> bool {
         .any(|range| range.start < access.end() && access.offset() < range.end)
 }
 
-/// Refuses to derive anything from `present`, the value of a register, if the device has not answered. All-ones may be
-/// sound in one register; in the class code it never is.
-fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
-    if present == span.mask() && hardware.read(at::REVISION, 4) == u32::MAX {
+/// Refuses to go on with `present`, the value of a register, if it is all-ones because the device does not answer. One
+/// register may hold all-ones; the class code never does.
+fn check_answers(ecam: &impl ConfigSpace, span: Access, present: u32) -> Result<(), RequestError> {
+    if present == span.mask() && ecam.read(at::REVISION, 4) == u32::MAX {
         return Err(RequestError::DeviceSilent);
     }
     Ok(())
@@ -497,34 +555,4 @@ fn check_answers(hardware: &impl ConfigSpace, span: Access, present: u32) -> Res
 
 const fn span_of(quirk: &Quirk) -> Access {
     Access::at(quirk.offset(), quirk.width())
-}
-
-/// Writes the bits of a quirk's mask that an access covers; the other bits of the register keep their value.
-fn write_masked(
-    hardware: &mut impl Hardware,
-    quirk: &Quirk,
-    access: Access,
-    value: u32,
-    mut dropped: impl FnMut(u16),
-) -> Result<Effect, RequestError> {
-    let span = span_of(quirk);
-    let bits = quirk.mask() & span.covered_by(access);
-    if bits == 0 {
-        dropped(span.offset());
-        return Ok(Effect::Dropped);
-    }
-    let present = hardware.read(span.offset(), span.width());
-    check_answers(hardware, span, present)?;
-    let written = span.overlay(present, access, value);
-    // Also where nothing changes: the bits may be of those that a written 1 clears.
-    hardware.write(span, present & !bits | written & bits)?;
-    Ok(Effect::Forwarded)
-}
-
-/// Writes `new` to the device, unless `old`, which is there, is the same.
-fn change(hardware: &mut impl Hardware, span: Access, old: u32, new: u32) -> Result<Effect, RequestError> {
-    if old == new {
-        return Ok(Effect::Absorbed);
-    }
-    hardware.write(span, new).map(|()| Effect::Forwarded)
 }

@@ -1,4 +1,4 @@
-//! What the policy can say about one register.
+//! The rule of one register: what a guest reads, and what its write does.
 
 use super::access::Access;
 use core::fmt;
@@ -75,13 +75,13 @@ pub enum Write {
     /// Bus mastering and memory-write-and-invalidate go to the device; decode is turned on there, never off. A guest
     /// that turns decode on brings the device to D0.
     Command,
-    /// All-ones starts a size probe; the recorded address is put back into a device that lost it, but for the ROM.
+    /// All-ones starts a size probe. The recorded address is restored in a device that lost it, except for the ROM.
     Bar(BarIndex),
     /// PME status, data select and a supported power state go to the device.
     PowerControl,
     /// It goes to the device, unless it would start a write of vital product data: access denied.
     VpdAddress,
-    /// Only the value it already has: access denied for any change. The enable ops are the way.
+    /// The value that it already has; access denied for any change. Only the enable and disable requests change it.
     MessageControl,
 }
 

@@ -93,7 +93,7 @@ mod tests {
     impl<F: FnMut()> Nodes for Meanwhile<F> {
         type TransportError = io::Error;
 
-        fn submit(&mut self, request: xenbus::client::Request<'_>) -> Result<Vec<u8>, StoreError> {
+        fn submit(&mut self, request: xenbus::client::StoreRequest<'_>) -> Result<Vec<u8>, StoreError> {
             let reply = self.0.submit(request);
             (self.1)();
             reply

@@ -1,4 +1,4 @@
-//! Hypercalls of the stable interface that libxenctrl has no function for, through the host's `libxencall`.
+//! A hypercall for which libxenctrl has no function, through the host's `libxencall`. It belongs to Xen's stable interface.
 
 use libloading::Library;
 use pci::bdf::Bdf;
@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ptr::NonNull;
 
-/// The library, by the version of its interface. libxenctrl needs it too, so it is there.
+/// The library, by the version of its interface. libxenctrl needs it too, so it is installed.
 pub const LIBRARY: &str = "libxencall.so.1";
 
 /// `__HYPERVISOR_physdev_op` (`xen/include/public/xen.h`).
@@ -23,25 +23,25 @@ struct PciDevice {
 }
 
 /// `xencall_handle *`, which only the library looks into.
-type Handle = *mut c_void;
+type XencallHandle = *mut c_void;
 
 /// The functions used, as `tools/include/xencall.h` declares them.
-struct Functions {
-    close: unsafe extern "C" fn(Handle) -> c_int,
-    call2: unsafe extern "C" fn(Handle, c_uint, u64, u64) -> c_int,
-    alloc_buffer: unsafe extern "C" fn(Handle, usize) -> *mut c_void,
-    free_buffer: unsafe extern "C" fn(Handle, *mut c_void),
+struct XencallFunctions {
+    close: unsafe extern "C" fn(XencallHandle) -> c_int,
+    call2: unsafe extern "C" fn(XencallHandle, c_uint, u64, u64) -> c_int,
+    alloc_buffer: unsafe extern "C" fn(XencallHandle, usize) -> *mut c_void,
+    free_buffer: unsafe extern "C" fn(XencallHandle, *mut c_void),
 }
 
-/// An open way to the hypervisor.
+/// An open handle of the library.
 pub struct Xencall {
     handle: NonNull<c_void>,
-    functions: Functions,
+    functions: XencallFunctions,
     /// Keeps the code that `functions` point into mapped; dropped last.
     _library: Library,
 }
 
-/// Why there is no way.
+/// Why the library cannot be used.
 #[derive(Debug)]
 pub enum OpenError {
     /// The library cannot be used.
@@ -60,16 +60,16 @@ impl From<libloading::Error> for OpenError {
 unsafe impl Send for Xencall {}
 
 impl Xencall {
-    /// Loads the library and opens the way.
+    /// Loads the library and opens a handle.
     pub fn open() -> Result<Self, OpenError> {
         // SAFETY: the system's own library; loading it runs no initialiser beyond those of libc's kind.
         let library = unsafe { Library::new(LIBRARY) }?;
-        type Open = unsafe extern "C" fn(*mut c_void, c_uint) -> Handle;
+        type XencallOpen = unsafe extern "C" fn(*mut c_void, c_uint) -> XencallHandle;
         // SAFETY: each type is the declaration of the named function in xencall.h, and the pointers are used only
         // while the library stays loaded, as `Self` keeps it.
         let (open, functions) = unsafe {
-            let open = *library.get::<Open>(b"xencall_open\0")?;
-            let functions = Functions {
+            let open = *library.get::<XencallOpen>(b"xencall_open\0")?;
+            let functions = XencallFunctions {
                 close: *library.get(b"xencall_close\0")?,
                 call2: *library.get(b"xencall2\0")?,
                 alloc_buffer: *library.get(b"xencall_alloc_buffer\0")?,
@@ -87,8 +87,8 @@ impl Xencall {
         })
     }
 
-    /// Has Xen write the messages of a function into it again, and turn the capability on.
-    pub fn restore_messages(&mut self, bdf: Bdf) -> io::Result<()> {
+    /// Has Xen write the MSI messages of a function into it again, and turn the capability on.
+    pub fn restore_msi(&mut self, bdf: Bdf) -> io::Result<()> {
         let handle = self.handle.as_ptr();
         // SAFETY: the handle is live; the size is not 0.
         let buffer = unsafe { (self.functions.alloc_buffer)(handle, size_of::<PciDevice>()) };
@@ -106,6 +106,7 @@ impl Xencall {
             argument.write(device);
             (self.functions.call2)(handle, PHYSDEV_OP, RESTORE_MSI_EXT, argument.as_ptr() as u64)
         };
+        // Before the buffer is freed, which may change errno.
         let error = io::Error::last_os_error();
         // SAFETY: it came from `alloc_buffer` of this handle and is used no more.
         unsafe { (self.functions.free_buffer)(handle, buffer) };

@@ -50,7 +50,7 @@ impl Model {
     }
 }
 
-impl Machine for Model {
+impl Vcpu for Model {
     fn now(&self) -> Duration {
         Duration::from_millis(self.now.get())
     }
@@ -311,7 +311,7 @@ fn the_end_of_a_life_is_watched_and_the_next_one_waits_without_a_watchdog() {
     assert!(!model.open.get());
     let bite = model.watchdog.get().expect("set");
     assert!(bite >= model.now.get() + 8_000);
-    // The next life knows nothing of that, and xenstored takes its time.
+    // The next run knows nothing of that, and xenstored takes its time.
     let next = Limit::new();
     next.work(&model);
     model.pending.set(false);

@@ -1,5 +1,4 @@
-//! One life of the stub: the machine is set up, then the drivers have it. The first one and every later one are the
-//! same.
+//! One run of the stub, after its machine is set up. The first one and those after a restart are the same.
 
 use crate::boot::Machine;
 use crate::shutdown::{self, shutdown};
@@ -11,7 +10,7 @@ use drivers::stub::{Reason, Stub};
 use xenbus::client::Client;
 
 /// Runs the drivers on a machine that is set up, until the domain ends.
-pub fn live(machine: Machine) -> ! {
+pub fn run(machine: Machine) -> ! {
     let (major, minor) = machine.xen_version;
     log::info!(
         "Bulkhead stub {} on Xen {major}.{minor}, {} KiB",
@@ -22,6 +21,7 @@ pub fn live(machine: Machine) -> ! {
         panic!("cannot limit the time that work takes: errno {errno}");
     }
     let (port, last_request) = (machine.store.port(), machine.store.last_request());
+    // Also in a first run, which has nothing to resume: start and restart are one path.
     let stub = Client::resume(machine.store, last_request)
         .map_err(store::failed)
         .and_then(|client| Stub::new(machine.xen, client, port));

@@ -1,0 +1,77 @@
+//! Shared pages in real memory: the one place that says how such a page is accessed.
+//!
+//! The owners of the memory, the stub's unikernel and dom0's process, only say where it is, which takes `unsafe`.
+
+use super::SharedPage;
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+const WORD_SIZE: usize = size_of::<u32>();
+
+/// One page of memory as atomics, in both sizes in which it is accessed.
+///
+/// Atomics, because another domain writes the page at any moment: such a write can change values, but is no data race
+/// by Rust's rules. The two sizes never race with each other within this program, as one thread has the page. What the
+/// other domain does is outside of the program.
+#[derive(Clone, Copy, Debug)]
+pub struct AtomicPage<'a> {
+    /// The page, byte by byte.
+    pub bytes: &'a [AtomicU8; PAGE_SIZE],
+    /// The same memory, word by word.
+    pub words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE],
+}
+
+impl<'a> AtomicPage<'a> {
+    /// The bytes from `offset` on.
+    fn range(self, offset: usize, length: usize) -> &'a [AtomicU8] {
+        let range = self.bytes.get(offset..).and_then(|rest| rest.get(..length));
+        range.expect("bytes of the page")
+    }
+
+    /// The aligned word at `offset`, in bytes.
+    fn word(self, offset: usize) -> &'a AtomicU32 {
+        assert!(offset.is_multiple_of(WORD_SIZE), "word at odd offset {offset}");
+        &self.words[offset / WORD_SIZE]
+    }
+}
+
+/// The owner of a page of memory that another domain writes too. Every owner is a [`SharedPage`].
+pub trait PageMemory {
+    /// The page, for as long as its owner is borrowed.
+    fn atomics(&self) -> AtomicPage<'_>;
+}
+
+impl<M: PageMemory> SharedPage for M {
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.atomics().range(offset, into.len());
+        for (to, byte) in into.iter_mut().zip(from) {
+            *to = byte.load(Ordering::Relaxed);
+        }
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        let to = self.atomics().range(offset, bytes.len());
+        for (to, byte) in to.iter().zip(bytes) {
+            to.store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self, offset: usize) -> u32 {
+        self.atomics().word(offset).load(Ordering::Acquire)
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.atomics().word(offset).store(value, Ordering::Release);
+    }
+
+    // Locked, because the other side changes other bits of the same word. AcqRel: what was read or written before stays
+    // before, and the value that is returned orders what follows.
+    fn set_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.atomics().word(offset).fetch_or(bits, Ordering::AcqRel)
+    }
+
+    fn clear_bits(&self, offset: usize, bits: u32) -> u32 {
+        self.atomics().word(offset).fetch_and(!bits, Ordering::AcqRel)
+    }
+}
