@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+pub mod comparison;
 pub mod containment;
 pub mod figure;
 pub mod imports;

@@ -1,10 +1,11 @@
 //! The differential proof's program: `record` in a guest, `compare` in dom0, `known` for the documentation.
 
 use anyhow::{Context as _, Result};
-use bulkhead_tests::lspci::{self, Comparison};
-use bulkhead_tests::sweep::compare::Proof;
+use bulkhead_tests::comparison::{self, Comparison};
+use bulkhead_tests::lspci::{self, Lspci};
+use bulkhead_tests::sweep::compare::Sweep;
+use bulkhead_tests::sweep::guest;
 use bulkhead_tests::sweep::phase::Phase;
-use bulkhead_tests::sweep::{guest, known};
 use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -75,21 +76,13 @@ fn main() -> Result<ExitCode> {
                 .with_context(|| format!("write {}", file.display()))?;
         }
         Command::Compare { pciback, bulkhead } => {
-            let proof = Proof::load(&pciback, &bulkhead)?;
-            print!("{proof}");
-            if !proof.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Sweep>::load(&pciback, &bulkhead)?.conclude());
         }
         Command::CompareLspci { pciback, bulkhead } => {
-            let comparison = Comparison::load(&pciback, &bulkhead)?;
-            print!("{comparison}");
-            if !comparison.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Lspci>::load(&pciback, &bulkhead)?.conclude());
         }
-        Command::KnownLspci => std::io::stdout().write_all(lspci::known::render().as_bytes())?,
-        Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
+        Command::KnownLspci => std::io::stdout().write_all(lspci::render().as_bytes())?,
+        Command::Known => std::io::stdout().write_all(comparison::render::<Sweep>().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,9 @@
 //! Compares what two backends answered to the test guest, in dom0; prints the differences that are meant.
 
 use anyhow::{Context as _, Result};
-use bulkhead_tests::ops::compare::Proof;
-use bulkhead_tests::ops::known;
-use bulkhead_tests::ops::recording::Recording;
+use bulkhead_tests::comparison::{self, Comparison};
+use bulkhead_tests::ops::compare::Ops;
+use bulkhead_tests::ops::recording::RequestRecording;
 use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -30,21 +30,17 @@ enum Command {
     Known,
 }
 
-fn load(path: &Path) -> Result<Recording> {
+fn load(path: &Path) -> Result<RequestRecording> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    Recording::parse(&text).with_context(|| path.display().to_string())
+    RequestRecording::parse(&text).with_context(|| path.display().to_string())
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Compare { pciback, bulkhead } => {
-            let proof = Proof::new(&load(&pciback)?, &load(&bulkhead)?)?;
-            print!("{proof}");
-            if !proof.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Ops>::of(&load(&pciback)?, &load(&bulkhead)?)?.conclude());
         }
-        Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
+        Command::Known => std::io::stdout().write_all(comparison::render::<Ops>().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }

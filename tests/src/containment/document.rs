@@ -29,7 +29,7 @@ pub fn render(figures: &[Figure]) -> String {
         text += &format!("\n## {}\n", row.what);
         let [first, second] = Suite::STABLE;
         text += &table(
-            ["Measured", "Limit", first.name(), second.name(), "Printed by"],
+            &["Measured", "Limit", first.name(), second.name(), "Printed by"],
             row.measures.iter().map(|measure| {
                 let found = Suite::STABLE.map(|suite| find(figures, suite, measure));
                 let [old, new] = found.map(cell);

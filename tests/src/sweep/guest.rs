@@ -6,7 +6,7 @@
 
 use super::operation::{Answer, Operation, Span};
 use super::phase::Phase;
-use super::recording::{About, Recording, dwords};
+use super::recording::{About, AccessRecording, dwords};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 /// No such function, tracing that is not mounted, or an access that the kernel refuses.
-pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize) -> Result<Recording> {
+pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize) -> Result<AccessRecording> {
     let function = Function::open(bdf)?;
     let mut about = About {
         phase,
@@ -65,7 +65,7 @@ pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize
         }));
     }
     about.milliseconds = began.elapsed().as_millis() as u64;
-    Ok(Recording { about, answers })
+    Ok(AccessRecording { about, answers })
 }
 
 /// Accesses between two looks at the trace, which must hold them all.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answers to one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recording {
+pub struct AccessRecording {
     /// What was done.
     pub about: About,
     /// In the order of the accesses.
@@ -62,7 +62,7 @@ pub fn dwords(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks(4).map(dword).collect()
 }
 
-impl Recording {
+impl AccessRecording {
     /// As a file.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A recording of `phase`, each answer given by `answer`.
-    pub fn recording(phase: Phase, mut answer: impl FnMut(usize, Operation) -> Answer) -> Recording {
+    pub fn recording(phase: Phase, mut answer: impl FnMut(usize, Operation) -> Answer) -> AccessRecording {
         let about = About {
             phase,
             seed: 7,
@@ -144,13 +144,13 @@ pub(super) mod tests {
             .iter()
             .enumerate()
             .map(|(index, operation)| answer(index, *operation));
-        Recording {
+        AccessRecording {
             answers: answers.collect(),
             about,
         }
     }
 
-    fn sample() -> Recording {
+    fn sample() -> AccessRecording {
         recording(Phase::Random, |index, operation| Answer {
             value: match operation {
                 Operation::Read(span) => index as u32 & span.mask(),
@@ -164,7 +164,10 @@ pub(super) mod tests {
     fn a_file_holds_all() {
         let sample = sample();
         assert_eq!(bytes(&sample.about.reference), dump());
-        assert_eq!(Recording::decode(&sample.encode().unwrap()).unwrap(), sample);
+        assert_eq!(
+            AccessRecording::decode(&sample.encode().unwrap()).unwrap(),
+            sample
+        );
     }
 
     #[test]
@@ -176,7 +179,7 @@ pub(super) mod tests {
             (&b"sh: not found\n"[..], "JSON"),
             (&[&bytes[..], b"x"].concat(), "1 bytes too many"),
         ] {
-            let error = Recording::decode(bytes).unwrap_err();
+            let error = AccessRecording::decode(bytes).unwrap_err();
             assert!(format!("{error:#}").contains(part), "{error:#}");
         }
     }
