@@ -10,6 +10,7 @@ pub mod comparison;
 pub mod containment;
 pub mod figure;
 pub mod imports;
+pub mod latency;
 pub mod lspci;
 pub mod markdown;
 pub mod ops;

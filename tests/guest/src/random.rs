@@ -13,7 +13,7 @@ const MOST_VECTORS: u16 = 32;
 
 /// Which messages a function sends, as its guest must think.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+enum InterruptMode {
     Line,
     Msi,
     Msix,
@@ -26,7 +26,7 @@ enum Mode {
 #[derive(Clone, Debug)]
 pub struct Random {
     random: Rng,
-    functions: Vec<(Shape, Mode)>,
+    functions: Vec<(Shape, InterruptMode)>,
 }
 
 impl Random {
@@ -34,13 +34,13 @@ impl Random {
     pub fn new(shapes: &[Shape], seed: u64) -> Self {
         Self {
             random: Rng::with_seed(seed),
-            functions: shapes.iter().map(|&shape| (shape, Mode::Line)).collect(),
+            functions: shapes.iter().map(|&shape| (shape, InterruptMode::Line)).collect(),
         }
     }
 
     /// Requests that turn off whatever is on.
     pub fn quiet(&self) -> Vec<Op> {
-        let off = |(shape, mode): &(Shape, Mode)| turn_off(shape, *mode);
+        let off = |(shape, mode): &(Shape, InterruptMode)| turn_off(shape, *mode);
         self.functions.iter().filter_map(off).collect()
     }
 
@@ -86,8 +86,8 @@ impl Random {
         let devfn = u32::from(shape.devfn);
         let (next, op) = match self.random.u8(..6) {
             0 | 1 => {
-                let next = if shape.msi != 0 && mode == Mode::Line {
-                    Mode::Msi
+                let next = if shape.msi != 0 && mode == InterruptMode::Line {
+                    InterruptMode::Msi
                 } else {
                     mode
                 };
@@ -101,13 +101,20 @@ impl Random {
                     let mut entries: Vec<u16> = (0..shape.vectors).collect();
                     self.random.shuffle(&mut entries);
                     entries.truncate(self.random.u16(1..=most.min(6)).into());
-                    let next = if mode == Mode::Line { Mode::Msix } else { mode };
+                    let next = if mode == InterruptMode::Line {
+                        InterruptMode::Msix
+                    } else {
+                        mode
+                    };
                     (next, Op::msix(devfn, entries))
                 }
             }
             _ => {
                 let off = turn_off(&shape, mode);
-                (Mode::Line, off.unwrap_or(Op::new(Command::DisableMsi, devfn)))
+                (
+                    InterruptMode::Line,
+                    off.unwrap_or(Op::new(Command::DisableMsi, devfn)),
+                )
             }
         };
         self.functions[index].1 = next;
@@ -156,11 +163,11 @@ impl Random {
     }
 }
 
-fn turn_off(shape: &Shape, mode: Mode) -> Option<Op> {
+fn turn_off(shape: &Shape, mode: InterruptMode) -> Option<Op> {
     let command = match mode {
-        Mode::Line => return None,
-        Mode::Msi => Command::DisableMsi,
-        Mode::Msix => Command::DisableMsix,
+        InterruptMode::Line => return None,
+        InterruptMode::Msi => Command::DisableMsi,
+        InterruptMode::Msix => Command::DisableMsix,
     };
     Some(Op::new(command, shape.devfn.into()))
 }

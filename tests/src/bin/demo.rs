@@ -1,6 +1,7 @@
 //! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side; and a crash.
 
 use anyhow::{Context as _, Result, bail};
+use bulkhead_tests::latency::Latency;
 use bulkhead_tests::verdict::Verdict;
 use bulkhead_tests::{artifacts, runner, scenario::Scenario};
 use clap::Parser;
@@ -21,21 +22,6 @@ struct Arguments {
     /// Which Debian release's Xen and Linux (bookworm, trixie)
     #[arg(long, default_value = "bookworm")]
     suite: Suite,
-}
-
-/// What `config-latency` prints.
-#[derive(Deserialize)]
-struct Latency {
-    read4: Percentiles,
-    write1: Percentiles,
-    write1_same: Percentiles,
-}
-
-/// Microseconds.
-#[derive(Deserialize)]
-struct Percentiles {
-    p50: f64,
-    p99: f64,
 }
 
 /// What the scenario `side-by-side` leaves.
