@@ -1,12 +1,11 @@
 //! The imports between the modules of one crate.
 
-use super::source::{ModulePath, Source, read_crate};
-use anyhow::Result;
+use super::files::{File, ModulePath};
+use super::source::{Source, sources};
 use petgraph::algo::{condensation, tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 /// Modules as nodes, imports as edges from who uses to what is used.
 pub struct Graph {
@@ -29,9 +28,9 @@ impl Module {
 }
 
 impl Graph {
-    /// Reads the sources of a crate.
-    pub fn read(directory: &Path) -> Result<Self> {
-        Ok(Self::of(&read_crate(directory)?))
+    /// The imports of a crate.
+    pub fn new(files: &BTreeMap<ModulePath, File>) -> Self {
+        Self::of(&sources(files))
     }
 
     fn of(sources: &BTreeMap<ModulePath, Source>) -> Self {
