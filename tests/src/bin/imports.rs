@@ -1,12 +1,13 @@
 //! `cargo imports`: how the crates are built up.
 
 use anyhow::Result;
-use bulkhead_tests::imports::{CRATES, Crate, File, Graph, ModulePath, duplicates, read};
+use bulkhead_tests::imports::{CRATES, Crate, File, Graph, ModulePath, duplicates, measure, read};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Print modules, imports, floors, circles, upward imports, and type names that stand twice, of each crate.
+/// Print for each crate: its size, imports between its modules, floors, circles, upward imports, type names that stand
+/// twice, and how many comments say why.
 #[derive(Parser)]
 #[command(name = "cargo imports")]
 struct Arguments {
@@ -41,6 +42,14 @@ fn print(known: &Crate, files: &BTreeMap<ModulePath, File>) {
         graph.modules(),
         graph.imports(),
         graph.floors()
+    );
+    let size = measure(files);
+    println!(
+        "  lines of code: {}; comments that say why: {}, {:.1} per 100; SAFETY remarks: {}",
+        size.code,
+        size.why,
+        size.why_per_100(),
+        size.safety
     );
     if let Some((longest, lines)) = graph.longest() {
         println!("  longest module: {longest}, {lines} lines");
