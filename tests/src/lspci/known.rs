@@ -25,7 +25,7 @@ pub static KNOWN: &[Known<Line>] = &[
         },
         pciback: "Enable-",
         bulkhead: "Enable+",
-        reason: "MSI-X, which nvme turns on, off and on as it starts: the second time xen-pciback refuses it",
+        reason: "nvme turns MSI-X on, off and on again when it starts; xen-pciback refuses the second time",
     },
     Known {
         at: Line {
@@ -35,7 +35,7 @@ pub static KNOWN: &[Known<Line>] = &[
         },
         pciback: "DisINTx-",
         bulkhead: "DisINTx+",
-        reason: "as above: nvme runs on MSI-X, not on its line",
+        reason: "as above: nvme runs on MSI-X, not on INTx",
     },
 ];
 
@@ -65,13 +65,14 @@ pub const VARYING: &[Varying] = &[
         states: &[State::Bare, State::Driven],
         line: ", Address",
         after: "",
-        reason: "Xen picks anew where messages go, and what it picked for an earlier guest may still stand there",
+        reason: "Xen chooses the address anew for each guest, and the register may still have the address of an \
+                 earlier guest",
     },
     Varying {
         states: &[State::Driven],
         line: "Interrupt",
         after: "IRQ",
-        reason: "with a driver it is a number of the guest's kernel, not one of the device",
+        reason: "with a driver this is a number of the guest's kernel, not of the device",
     },
 ];
 

@@ -41,36 +41,36 @@ fn differing(difference: &Difference<InAnswer, Answer>) -> Option<u32> {
 pub static KNOWN: &[Known<Requests>] = &[
     Known {
         at: Requests {
-            which: "config accesses of a sound size at an offset below 0 or above 4095",
+            which: "aligned config accesses of 1, 2 or 4 bytes at an offset below 0 or above 4095",
             covers: |difference| {
                 let sound = is_sound(difference) && !(0..4096).contains(&difference.place.op.offset);
                 sound && difference.bulkhead.err == -2
             },
         },
-        pciback: "a read gives the errno value of the accessor below (-22), a write is ignored and succeeds",
+        pciback: "a read gives the errno value of the kernel's accessor (-22); a write is ignored and succeeds",
         bulkhead: "invalid_offset (-2)",
-        reason: "what lies outside config space is never touched, nor said to be done",
+        reason: "nothing outside config space is accessed, and no such request succeeds",
     },
     Known {
         at: Requests {
-            which: "those at a devfn of more than 8 bits",
+            which: "requests with a devfn of more than 8 bits",
             covers: |difference| {
                 let (ours, theirs) = (difference.bulkhead.err, difference.pciback.err);
                 difference.place.op.devfn > 0xff && ours == -1 && theirs != -1
             },
         },
-        pciback: "the upper bits are passed over: the function at the lower 8 answers",
+        pciback: "the upper bits are ignored: the function of the lower 8 bits answers",
         bulkhead: "device_not_found (-1)",
         reason: "there is no such function",
     },
     Known {
         at: Requests {
-            which: "enabling messages after a request to turn off the other kind than was on",
+            which: "enable_msi and enable_msix after a request to turn off the mode that was not on",
             covers: |difference| difference.place.case == OTHER_KIND,
         },
         pciback: "the request has turned nothing off: EALREADY (-114), ENXIO (-6) or op_failed (-5)",
-        bulkhead: "the request has turned off what was on: done",
-        reason: "Linux clears its own note first and then asks to turn off the wrong kind: through xen-pciback MSI-X is \
+        bulkhead: "the request has turned off the mode that was on: success",
+        reason: "Linux clears its own flag first and then turns off the wrong mode: through xen-pciback MSI-X is \
                  lost after one rebind of a driver",
     },
     Known {
@@ -78,9 +78,9 @@ pub static KNOWN: &[Known<Requests>] = &[
             which: "config reads of 1 and 2 bytes",
             covers: |difference| differing(difference) == Some(0),
         },
-        pciback: "the value field may hold bits of the bytes behind, above those that were read",
-        bulkhead: "the value field holds what was read, and 0 above",
-        reason: "Linux takes no more than it has asked for; nor should it get more",
+        pciback: "the value field may hold the next bytes of config space above the bytes that were read",
+        bulkhead: "the value field holds the bytes that were read, and 0 above them",
+        reason: "Linux uses only the bytes that it asked for, and should get no others",
     },
     Known {
         at: Requests {
@@ -94,9 +94,9 @@ pub static KNOWN: &[Known<Requests>] = &[
                 bits.is_some_and(|bits| differing(difference).is_some_and(|differing| differing & !bits == 0))
             },
         },
-        pciback: "the number that dom0's kernel has given the message interrupt",
-        bulkhead: "the line, as ever",
-        reason: "the register tells of the line; dom0's numbers are none of a guest's business",
+        pciback: "the number that dom0's kernel has given the MSI interrupt",
+        bulkhead: "the INTx line, as without MSI",
+        reason: "the register names the INTx line, and a guest should not see dom0's numbers",
     },
     Known {
         at: Requests {
@@ -110,11 +110,11 @@ pub static KNOWN: &[Known<Requests>] = &[
         },
         pciback: "ENOSPC (-28)",
         bulkhead: "EINVAL (-22) for what the table cannot hold, op_failed (-5) for what Xen refuses",
-        reason: "in Linux each ends the attempt alike; the stub's log says which it was",
+        reason: "Linux treats all of these errors alike; the stub's log names the cause",
     },
     Known {
         at: Requests {
-            which: "those that are refused, and those whose answer has no value",
+            which: "requests that are refused, and requests whose answer has no value",
             covers: |difference| {
                 let valueless =
                     difference.place.op.known_command() == Command::ConfWrite || difference.bulkhead.err != 0;
@@ -123,9 +123,9 @@ pub static KNOWN: &[Known<Requests>] = &[
                 valueless && same && difference.bulkhead.value() == 0
             },
         },
-        pciback: "the value field keeps what the request had",
+        pciback: "the value field keeps the value of the request",
         bulkhead: "the value field is 0",
-        reason: "no frontend looks at it; an answer holds nothing that it need not",
+        reason: "no frontend reads it; an answer holds no more than it must",
     },
 ];
 

@@ -22,8 +22,8 @@ pub const EXCLUSIONS: &[Exclusion] = &[Exclusion {
     register: PMCSR,
     bits: 0x0003,
     phases: &[Phase::Writes, Phase::Random],
-    reason: "the power state: each change takes 10 ms and more, and what a function outside D0 answers is its own \
-             affair; the phase `power` goes through all states",
+    reason: "the power state: each change takes at least 10 ms, and outside D0 each function answers in its own way; \
+             the phase `power` goes through all states",
 }];
 
 /// `value`, fit to be written to `span` in `phase`.

@@ -33,10 +33,10 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Released],
             devices: &["e1000e"],
         },
-        pciback: "MSI-X stays on after the driver has let go: Linux clears its own note of it first and then asks to turn \
-                  off MSI, which does nothing",
-        bulkhead: "any request to turn off turns off whichever is on",
-        reason: "else the next driver is refused MSI-X for ever",
+        pciback: "MSI-X stays on after the driver is unbound: Linux clears its own flag first, and then sends \
+                  disable_msi, which does nothing",
+        bulkhead: "disable_msi and disable_msix turn off whichever mode is on",
+        reason: "otherwise no later driver gets MSI-X",
     },
     Known {
         at: Registers {
@@ -46,7 +46,7 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Released],
             devices: &["e1000e"],
         },
-        pciback: "INTx stays disabled in the device with that",
+        pciback: "so INTx stays disabled in the device",
         bulkhead: "INTx is enabled again when MSI-X goes off",
         reason: "a driver that wants INTx gets it",
     },
@@ -58,9 +58,10 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Driven],
             devices: &["nvme"],
         },
-        pciback: "nvme turns MSI-X off and on again as it starts, is refused the second time for the reason above, and \
-                  runs on INTx",
-        bulkhead: "it runs on MSI-X; so what may be written to the register without a change is another value",
+        pciback: "nvme turns MSI-X off and on again when it starts; the second time is refused for the reason above, \
+                  and nvme runs on INTx",
+        bulkhead: "nvme runs on MSI-X; so the register has another value, and a write of another value leaves it \
+                   unchanged",
         reason: "as above",
     },
     Known {
@@ -71,8 +72,8 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Driven],
             devices: &["nvme"],
         },
-        pciback: "INTx enabled, by which nvme runs",
-        bulkhead: "INTx disabled, for nvme runs on MSI-X",
+        pciback: "INTx is enabled: nvme runs on it",
+        bulkhead: "INTx is disabled: nvme runs on MSI-X",
         reason: "as above",
     },
     Known {
@@ -83,7 +84,7 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Power],
             devices: &["e1000e"],
         },
-        pciback: "a write that is refused for a power state that the device lacks has set the data select by then",
+        pciback: "a write with a power state that the device lacks is refused, but has already set the data select",
         bulkhead: "a write that is refused changes nothing",
         reason: "an error means that nothing was done",
     },
@@ -95,10 +96,10 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Power],
             devices: &[],
         },
-        pciback: "a write of 4 bytes with a power state that the device lacks is ignored and succeeds: the answer is that \
-                  of the last register which the access touches",
-        bulkhead: "it is refused, as writes of 1 and 2 bytes are by both",
-        reason: "an error is told, whatever the width",
+        pciback: "a write of 4 bytes with a power state that the device lacks is ignored and succeeds: the answer is \
+                  that of the access's last register",
+        bulkhead: "the write is refused, as both backends refuse such writes of 1 and 2 bytes",
+        reason: "an error does not depend on the width",
     },
     Known {
         at: Registers {
@@ -108,8 +109,8 @@ pub static KNOWN: &[Known<Registers>] = &[
             phases: &[Phase::Power, Phase::Random],
             devices: &[],
         },
-        pciback: "a guest that turns on memory-write-and-invalidate gets dom0's cache line size written if its own is no \
-                  multiple of that",
+        pciback: "if the guest turns on memory-write-and-invalidate, and its cache line size is no multiple of \
+                  dom0's, then dom0's size is written",
         bulkhead: "the register holds what the guest wrote",
         reason: "Linux in the guest writes the size before it sets the bit, and a device must not use the command with a \
                  size that it does not support",
