@@ -1,8 +1,8 @@
 //! Measures configuration space accesses from inside a guest: `config-latency BDF [ROUNDS]`.
 //!
-//! Through sysfs, as `setpci` does it: 4-byte reads at offset 0, 1-byte writes of the cache line size that change its
-//! value each time (a write that changes nothing can be answered without touching the device), and such writes
-//! that change nothing. Prints one line of JSON: percentiles in microseconds.
+//! It uses sysfs, as `setpci` does. It measures 4-byte reads at offset 0, 1-byte writes of the cache line size that
+//! change the value each time, and such writes that change nothing (a backend can answer these without touching the
+//! device). It prints one line of JSON: percentiles in microseconds.
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_tests::latency::{Latency, Percentiles};

@@ -1,4 +1,4 @@
-//! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side; and a crash.
+//! `cargo demo`: one card in one boot, through xen-pciback and through Bulkhead, side by side; then a crash of the stub.
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::latency::Latency;
@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Boots real Xen in QEMU and shows a stock Linux guest using a network card through a Bulkhead stub, and the stub
-/// crashing under it.
+/// Boot real Xen in QEMU, and show a stock Linux guest that uses a network card through a Bulkhead stub. Then crash the
+/// stub.
 #[derive(Parser)]
 #[command(name = "cargo demo")]
 struct Arguments {
-    /// Which Debian release's Xen and Linux (bookworm, trixie)
+    /// Take Xen and Linux of this Debian release (bookworm, trixie)
     #[arg(long, default_value = "bookworm")]
     suite: Suite,
 }

@@ -1,4 +1,4 @@
-//! Compares what two backends answered to the test guest, in dom0; prints the differences that are meant.
+//! In dom0: compares the answers of two backends to the test guest. Prints the table of meant differences.
 
 use anyhow::{Context as _, Result};
 use bulkhead_tests::comparison::{self, Comparison};
@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Compares the answers of two backends to the same requests.
+/// Compare the answers of two backends to the same requests.
 #[derive(Parser)]
 #[command(name = "ops-compare")]
 struct Arguments {
@@ -19,14 +19,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare two recordings; fails if anything differs that is not meant to
+    /// Compare two recordings. Fails if a difference is not meant, or one that is meant does not show
     Compare {
-        /// What was recorded through xen-pciback
+        /// Recording through xen-pciback
         pciback: PathBuf,
-        /// What was recorded through Bulkhead
+        /// Recording through Bulkhead
         bulkhead: PathBuf,
     },
-    /// Print the differences that are meant, as docs/parity.md has them
+    /// Print the table of differences that are meant, for docs/parity.md
     Known,
 }
 
