@@ -1,5 +1,5 @@
-//! An apt of our own: its own lists, its own cache, an empty system. The host's apt state is only read, to learn
-//! which mirror the host uses.
+//! A private apt with lists and a cache of its own, and an empty system. The state of the host's apt is read only to
+//! learn which mirror the host uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,9 +96,9 @@ pub struct Candidate {
     pub name: String,
     /// The package's version.
     pub version: String,
-    /// The name under which `apt-get download` leaves it.
+    /// File name that `apt-get download` gives it.
     pub file: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
@@ -233,7 +233,7 @@ impl Apt {
     }
 }
 
-/// Bytes in the files of a directory, as far as they can be seen.
+/// Bytes in the files of a directory. Files that cannot be read do not count.
 fn size_of_files(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -242,10 +242,10 @@ fn size_of_files(dir: &Path) -> u64 {
         .sum()
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns its output.
 ///
 /// # Errors
-/// The command is not installed, or fails: what it said on stderr is in the error.
+/// The command is not installed, or fails. The error has the command's stderr.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command

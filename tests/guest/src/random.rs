@@ -8,10 +8,10 @@ use fastrand::Rng;
 use pci::registers::{command, register};
 use xenbus::pciif::Command;
 
-/// Most vectors of a request: what Xen has pirqs for, by default.
+/// Limit of vectors of a request: Xen has that many pirqs for a guest by default.
 const MOST_VECTORS: u16 = 32;
 
-/// Which messages a function sends, as its guest must think.
+/// How a function interrupts, as far as its guest knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InterruptMode {
     Line,
@@ -21,8 +21,8 @@ enum InterruptMode {
 
 /// An endless sequence of requests about some functions, the same for the same seed.
 ///
-/// Two things never come: a change of power state, which takes its time, and turning off another kind of messages than
-/// is on, after which the two backends differ for good.
+/// Two kinds of requests never come: a change of the power state, which takes long, and turning off the mode that is not
+/// on, after which the two backends differ for good.
 #[derive(Clone, Debug)]
 pub struct Random {
     random: Rng,
@@ -30,7 +30,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// The sequence of `seed`. All functions begin with their messages off.
+    /// The sequence of `seed`. All functions begin with MSI and MSI-X off.
     pub fn new(shapes: &[Shape], seed: u64) -> Self {
         Self {
             random: Rng::with_seed(seed),
@@ -38,7 +38,7 @@ impl Random {
         }
     }
 
-    /// Requests that turn off whatever is on.
+    /// Requests that turn off whichever mode is on.
     pub fn quiet(&self) -> Vec<Op> {
         let off = |(shape, mode): &(Shape, InterruptMode)| turn_off(shape, *mode);
         self.functions.iter().filter_map(off).collect()
@@ -71,7 +71,7 @@ impl Random {
             2 | 3 => 1 << random.u8(..32),
             _ => random.u32(..),
         };
-        // The sweep of configuration space has the difference that this bit makes.
+        // Memory-write-and-invalidate stays off: config-sweep has that difference.
         let is_command = (offset..offset + size).contains(&register::COMMAND);
         let value = if is_command {
             value & !u32::from(command::INVALIDATE)
@@ -135,7 +135,7 @@ impl Random {
         }
     }
 
-    /// A request about nothing that is there, or of no known form.
+    /// A request about a missing function, or with invalid fields.
     fn nonsense(&mut self, shape: &Shape) -> Op {
         let random = &mut self.random;
         let devfn = u32::from(shape.devfn);

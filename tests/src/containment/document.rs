@@ -6,7 +6,7 @@ use crate::figure::Figure;
 use crate::markdown::table;
 use images::Suite;
 
-/// What stands for a figure that no run has given.
+/// Cell of a figure that no run has measured.
 pub const MISSING: &str = "not measured";
 
 const INTRODUCTION: &str = "\
@@ -22,7 +22,7 @@ the two equal, and check the limits. To measure again, run `cargo verify` or the
 repeats a run.
 ";
 
-/// The whole document.
+/// The document in Markdown.
 pub fn render(figures: &[Figure]) -> String {
     let mut text = INTRODUCTION.to_owned();
     for row in ROWS {

@@ -1,24 +1,24 @@
-//! The rows of `docs/containment.md`: what is shown, by which figures, within which limits.
+//! The rows of `docs/containment.md`: events, their figures, and the limits of these.
 
 use std::fmt;
 
-/// What a figure must keep to.
+/// Limit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
-    /// This and nothing else.
+    /// This number and no other.
     Exactly(f64),
     /// No more.
     AtMost(f64),
     /// No less.
     AtLeast(f64),
-    /// Less than another figure of the same run: its name, and what it is for the reader.
+    /// Less than another figure of the same run: its name, and a name for the reader.
     Below(&'static str, &'static str),
-    /// None: for comparison.
+    /// No limit: the figure is for comparison.
     Free,
 }
 
 impl Limit {
-    /// Whether `value` keeps to it; `other` finds another figure of the same run.
+    /// Whether `value` keeps the limit; `other` finds another figure of the same run.
     pub fn is_kept_by(self, value: f64, other: impl Fn(&str) -> Option<f64>) -> bool {
         match self {
             Self::Exactly(limit) => (value - limit).abs() < f64::EPSILON,
@@ -45,28 +45,28 @@ impl fmt::Display for Limit {
 /// One figure of the report.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
-    /// In words.
+    /// What it means, for the reader.
     pub means: &'static str,
     /// The scenario that prints it.
     pub scenario: &'static str,
     /// Its name there.
     pub figure: &'static str,
-    /// The unit of its limit: the first word after the number. Empty for a plain count, whatever the scenario says of what.
+    /// The unit of its limit: the first word after the number. Empty for a plain count, even if the scenario prints a word.
     pub unit: &'static str,
-    /// What it must keep to.
+    /// Its limit.
     pub limit: Limit,
 }
 
-/// Something that is shown, by several figures.
+/// One event, and its figures.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// What happens.
     pub what: &'static str,
-    /// What is measured then.
+    /// Its figures.
     pub measures: &'static [Measure],
 }
 
-/// As the columns read: what it means, scenario, figure, unit, limit.
+/// A figure by columns: what it means, scenario, figure, unit, limit.
 const fn measure(
     means: &'static str,
     scenario: &'static str,
@@ -90,7 +90,7 @@ const TIMEOUT_US: Limit = AtMost(2_000_000.0);
 const TIMEOUT_MS: Limit = AtMost(2_000.0);
 const NONE: Limit = Exactly(0.0);
 
-/// All that the document shows, in its order.
+/// All rows, in the order of the document.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     Row {
@@ -189,7 +189,7 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// Limits that the figures of `docs/containment.jsonl` miss, as [`broken`](super::broken) names them, and why.
+/// Limits that the figures of `docs/containment.jsonl` break, as [`broken`](super::broken) names them, and why.
 pub const MISSED: &[(&str, &str)] = &[
     ("trixie/stub-destroyed: destroyed-given-up", LIBXL_TIME),
     ("trixie/stub-destroyed: destroyed-max", LIBXL_TIME),

@@ -1,4 +1,4 @@
-//! What one source file refers to within its crate.
+//! The paths that one source file mentions within its crate.
 
 use super::files::{File, ModulePath};
 use super::test_code::{attributes, attributes_within, is_test};
@@ -13,7 +13,7 @@ pub struct Source {
     pub paths: BTreeSet<ModulePath>,
 }
 
-/// What all modules of a crate refer to. The root is none of them: it only declares modules.
+/// Reads all modules of a crate except its root, which only declares modules.
 pub fn sources(files: &BTreeMap<ModulePath, File>) -> BTreeMap<ModulePath, Source> {
     let modules: BTreeSet<ModulePath> = files.keys().filter(|path| !path.is_empty()).cloned().collect();
     let source = |module: &ModulePath| {
@@ -48,7 +48,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Takes in a path as it is written.
+    /// Resolves a path as it is written, and keeps it.
     fn mention(&mut self, segments: &[String]) {
         let mut base = self.module.clone();
         let mut rest = segments;
@@ -120,7 +120,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        // A name that is passed on is imported too: whoever uses it from here depends on where it comes from.
+        // A re-export is an import too: its users depend on the module that the name comes from.
         self.mention_tree(&item.tree, &mut Vec::new());
     }
 

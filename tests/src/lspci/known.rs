@@ -1,4 +1,4 @@
-//! What may differ between two listings.
+//! Lines that may differ between two listings.
 
 use super::difference::{InLine, State};
 use crate::comparison::Known;
@@ -46,14 +46,14 @@ impl Line {
     }
 }
 
-/// What is not compared, because it is another one for every guest.
+/// Words that are not compared, because they differ from guest to guest.
 #[derive(Debug)]
 pub struct Varying {
     /// When.
     pub states: &'static [State],
     /// The end of a line's name.
     pub line: &'static str,
-    /// Behind which of its words; empty: the whole line.
+    /// The words after this one are not compared; empty: the whole line.
     pub after: &'static str,
     /// Why.
     pub reason: &'static str,
@@ -77,7 +77,7 @@ pub const VARYING: &[Varying] = &[
 ];
 
 impl Varying {
-    /// Whether it speaks of `line`.
+    /// Whether it is about `line`.
     pub fn covers(&self, state: State, line: &str) -> bool {
         self.states.contains(&state) && line.ends_with(self.line)
     }

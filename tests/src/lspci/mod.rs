@@ -1,7 +1,7 @@
 //! What `lspci -vvv` tells a guest of a function, through xen-pciback and through Bulkhead, side by side.
 //!
-//! Listings are taken word by word: a difference names the line and what each says there. Those of [`known`] are meant,
-//! and each of them has to show; what [`known::VARYING`] names is not compared.
+//! Listings are compared word by word. [`known`] has the differences that are meant. Words of [`known::VARYING`] are not
+//! compared.
 
 pub mod difference;
 pub mod known;
@@ -18,8 +18,8 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The words of each line of a function's listing. A line is named by what stands before its colon, a capability by its
-/// offset; one that is further in has the name of the line that it belongs to before its own.
+/// The words of each line of a function's listing. The name of a line is the text before its colon; for a capability it
+/// ends with the offset. A line that is indented further has the name of its outer line before its own.
 fn lines(listing: &str) -> BTreeMap<String, Vec<&str>> {
     let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut outer = "";
@@ -54,8 +54,8 @@ fn compared<'a>(state: State, line: &str, lines: &BTreeMap<String, Vec<&'a str>>
     }
 }
 
-/// Finds all differences between two listings of one function but for those of [`VARYING`]. What a listing says is a
-/// word, or the whole line if the two have not the same number of words; it is empty if there is no such line.
+/// Finds all differences between two listings of one function, except those of [`VARYING`]. The value of a difference is
+/// one word, or the whole line if the numbers of words differ, or empty if there is no such line.
 pub fn differences(
     function: &str,
     state: State,
@@ -91,7 +91,7 @@ pub fn differences(
     found
 }
 
-/// Whether what a listing says begins in the way that a table names; empty: there is no such line.
+/// Whether a listing's `text` begins as the table says (`how`). Empty stands for no such line, not for any beginning.
 fn begins(text: &str, how: &str) -> bool {
     text.starts_with(how) && text.is_empty() == how.is_empty()
 }
@@ -186,7 +186,7 @@ fn quoted(text: &str) -> String {
     }
 }
 
-/// The table of what is meant and that of what is not compared, in Markdown.
+/// The tables of meant differences and of words that are not compared, in Markdown.
 pub fn render() -> String {
     let known = comparison::render::<Lspci>();
     let varying = table(

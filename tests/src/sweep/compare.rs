@@ -296,7 +296,7 @@ fn history(run: &Run, place: &InRegister) -> String {
         .collect();
     last.reverse();
     for (index, operation) in last {
-        // A `String` takes all that it is given.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(
             text,
             "    after access {index}, {operation}: {} by xen-pciback, {} by Bulkhead",

@@ -1,7 +1,7 @@
-//! What a guest got for a sequence of accesses, as a file.
+//! The answers to a sequence of accesses, as a file.
 //!
-//! One line of JSON, then the answers: of each access its status, one byte (0xff: four bytes follow), and of each read
-//! its value. The accesses themselves are not kept, for phase, seed and the reference stand for them.
+//! The file is one line of JSON, then the answers. An answer is the status in one byte (0xff: four bytes follow), and
+//! for a read also the value. The accesses are not in the file: they follow from phase, seed and reference.
 
 use super::operation::{Answer, Operation};
 use super::phase::Phase;
@@ -23,11 +23,11 @@ pub struct AccessRecording {
 pub struct About {
     /// Which part of the proof.
     pub phase: Phase,
-    /// For accesses at random.
+    /// Seed of the random accesses.
     pub seed: u64,
-    /// How many of those.
+    /// Number of random accesses.
     pub count: usize,
-    /// Config space that the accesses are made for, in dwords: the same for both backends.
+    /// Config space by which the accesses are chosen, in dwords: the same for both backends.
     pub reference: Vec<u32>,
     /// Config space as the guest read it before, in dwords.
     pub start: Vec<u32>,
@@ -66,7 +66,7 @@ impl AccessRecording {
     /// As a file.
     ///
     /// # Errors
-    /// Never in practice: what JSON cannot hold.
+    /// None in practice: everything here has a form in JSON.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec(&self.about)?;
         bytes.push(b'\n');
@@ -88,7 +88,7 @@ impl AccessRecording {
     /// From a file.
     ///
     /// # Errors
-    /// A file that is none, or was cut.
+    /// The file is no recording, or was cut.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let line = bytes.iter().position(|byte| *byte == b'\n');
         let (about, mut rest) = bytes.split_at(line.context("no recording: it has no first line")?);
