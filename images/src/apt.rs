@@ -111,6 +111,7 @@ impl Candidate {
         let (name, version) = (parts.next()?, parts.next()?);
         Some(Candidate {
             name: name.to_owned(),
+            // File names have the colon of an epoch escaped.
             version: version.replace("%3a", ":"),
             file: file.to_owned(),
             size: size.parse().ok()?,
@@ -137,6 +138,7 @@ impl Apt {
         for part in ["lists/partial", "cache/archives/partial", "none"] {
             create_dir(&dir.join(part))?;
         }
+        // For an empty system apt names every dependency, not only those that the host lacks.
         fs::write(dir.join("status"), "").with_context(|| format!("writing to {}", dir.display()))?;
         fs::write(dir.join("sources.list"), Mirrors::of_host()?.sources(suite))
             .with_context(|| format!("writing to {}", dir.display()))?;
@@ -147,6 +149,7 @@ impl Apt {
         let path = |name: &str| self.dir.join(name).display().to_string();
         let mut command = Command::new("apt-get");
         for (option, value) in [
+            // No sources and no pins of the host count.
             ("Dir::Etc::sourcelist", path("sources.list")),
             ("Dir::Etc::sourceparts", path("none")),
             ("Dir::Etc::preferences", path("none/preferences")),
@@ -224,6 +227,7 @@ impl Apt {
                 let _ = child.wait();
                 bail!("stopped while downloading packages");
             }
+            // With -qq apt prints no progress, so the sizes of its files stand for it.
             observer.bytes(size_of_files(dir).min(total), total);
             std::thread::sleep(std::time::Duration::from_millis(100));
         };

@@ -348,6 +348,7 @@ impl Run {
         let mut deadline = Instant::now() + timeout;
         let mut progress = Progress::default();
         loop {
+            // QEMU's end is noted before the files are read: then this read gets all that QEMU has written.
             let ended = self.qemu.try_wait().context("waiting for QEMU")?;
             self.pass_on(&mut progress, observer)?;
             if let Some(status) = ended {
@@ -357,6 +358,7 @@ impl Run {
                 bail!("stopped");
             }
             if Instant::now() >= deadline {
+                // dom0 can end a script only while one runs. Otherwise dropping `self` kills the machine.
                 if progress.stopped || !progress.script_runs || self.stop().is_err() {
                     return Ok(End::TimedOut);
                 }
@@ -392,6 +394,7 @@ impl Run {
         if !output.is_empty() {
             observer.output(&output);
         }
+        // A read can end in the middle of a line.
         self.unfinished_line += &String::from_utf8_lossy(&self.events.read_new()?);
         while let Some((line, rest)) = self.unfinished_line.split_once('\n') {
             match Event::parse(line) {

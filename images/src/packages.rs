@@ -144,6 +144,7 @@ impl Packages {
             suite: self.suite.name().to_owned(),
             packages,
         };
+        // The manifest comes last: after an interrupted fetch the files do not match it, and are fetched again.
         write_atomically(&self.manifest_path(), &serde_json::to_vec_pretty(&manifest)?)?;
         Ok(manifest)
     }

@@ -159,8 +159,8 @@ impl Machine {
         add("display", "none".to_owned());
         add("chardev", format!("file,id=serial,path={}", file::SERIAL));
         add("serial", "chardev:serial".to_owned());
-        // A slot that no scenario uses.
-        // A PVH dom0's addresses are valid for the device only behind the IOMMU. virtio bypasses it without this option.
+        // A PVH dom0's addresses are valid for the device only behind the IOMMU. virtio bypasses it without these options.
+        // No scenario uses the slot 1e.
         let pvh = self.xen_options.iter().any(|option| option.contains("dom0=pvh"));
         let platform = if pvh {
             ",disable-legacy=on,iommu_platform=on"
@@ -208,6 +208,7 @@ impl Machine {
         for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
+        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         arguments.into_iter().map(OsString::from).collect()
     }

@@ -33,6 +33,7 @@ impl Report {
     pub fn details(&self) -> String {
         let lines: Vec<&str> = self.output.lines().collect();
         let shown = match self.verdict {
+            // `say` and `figure` of lib.sh indent their lines.
             Verdict::Success => lines
                 .iter()
                 .filter(|line| line.starts_with("  "))

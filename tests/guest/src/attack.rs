@@ -33,7 +33,7 @@ pub const ANEW: &str = "anew";
 /// How long a backend may take to notice a change of the connection.
 const NOTICE: Duration = Duration::from_secs(20);
 /// How long to wait for an answer that need not come: a request that has changed may never get one.
-const PATIENCE: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Repetitions of an action that takes long.
 const ROUNDS: usize = 1000;
@@ -118,7 +118,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
 
     /// Withdraws a request that is not answered in time, as pcifront does.
     fn settle(&mut self) {
-        let end = self.platform.now().saturating_add(PATIENCE);
+        let end = self.platform.now().saturating_add(TIMEOUT);
         while self.frontend.is_active() && self.platform.now() < end {
             // Clear the event before the page is checked, so that an event after the check ends the wait.
             self.platform.take_pending(self.frontend.port);

@@ -117,6 +117,7 @@ impl<P: Platform> Frontend<P> {
         let domain: DomId = client.read(&id)?.parse().map_err(|_| Failure::Node(id))?;
         let (page, grant) = platform.share_page(domain).map_err(Failure::Xen)?;
         let port = platform.alloc_unbound(domain).map_err(Failure::Xen)?;
+        // As pcifront does: these nodes in one transaction, and then the state.
         client.transaction(|store| {
             store.write(&node(key::PCI_OP_REF), &grant.to_string())?;
             store.write(&node(key::EVENT_CHANNEL), &port.to_string())?;

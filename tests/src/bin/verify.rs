@@ -324,6 +324,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             }
         }
     }
+    // Its progress line would mix with the reports.
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
         let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
@@ -344,7 +345,8 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     reports.extend(run_all(narrow, processors, &files, &figures)?);
 
     // If the host keeps an emulated machine from running for seconds, the scenario can fail without a fault of ours. So
-    // each failed scenario gets a second run, alone. Both verdicts are printed, and a scenario that fails twice has failed.
+    // each failed scenario gets a second run, alone. Both verdicts are printed, and a scenario that fails twice has
+    // failed.
     for Finished { job, report } in reports {
         let second = match report.verdict {
             Verdict::Success | Verdict::Skip(_) => None,

@@ -151,7 +151,21 @@ impl<'ast> Visit<'ast> for Reader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::tests::files;
     use super::*;
+
+    #[test]
+    fn the_root_is_no_module() {
+        let files = files(&[
+            ("lib", "mod a; mod b; pub use a::Item;"),
+            ("a", "use crate::b;"),
+            ("b", ""),
+        ]);
+        let sources = sources(&files);
+        let names: Vec<String> = sources.keys().map(|path| path.join("::")).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(sources[&path("a")].paths, [path("b")].into());
+    }
 
     fn path(text: &str) -> ModulePath {
         text.split("::").map(str::to_owned).collect()

@@ -49,8 +49,9 @@ pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize
             };
             let asked = Instant::now();
             values.push(Some(access()?));
-            if asked.elapsed() > PATIENCE {
+            if asked.elapsed() > TIMEOUT {
                 about.repeated.push(answers.len() + values.len() - 1);
+                // The trace has a status for both tries. `None` drops that of the first one.
                 values.pop();
                 values.extend([None, Some(access()?)]);
             }
@@ -70,9 +71,9 @@ pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize
 
 /// Accesses between two reads of the trace buffer, which must hold all of them.
 const BLOCK: usize = 256;
-/// pcifront gives up on a request after two seconds. That is about the machine's speed, not about the policy. So the
-/// access is noted and repeated.
-const PATIENCE: Duration = Duration::from_millis(1900);
+/// pcifront gives up on a request after two seconds. That is about the machine's speed, not about the policy. So an access
+/// that takes this long is noted and repeated.
+const TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// A function's config space.
 struct Function(File);

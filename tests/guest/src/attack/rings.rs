@@ -1,6 +1,6 @@
 //! Attacks by pages and ports: a second ring, and grants that change.
 
-use super::{Attacker, NOTICE, PATIENCE};
+use super::{Attacker, NOTICE, TIMEOUT};
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend, node, wait_for};
 use crate::grants::Grants;
@@ -40,7 +40,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
     /// Checks that a request in an unused ring gets no answer, and a request in the ring in use gets one.
     fn is_not_served(&mut self, ring: &mut Frontend<P>) -> Result<(), Failure> {
         ring.send(self.platform, &Op::read(0, 0, 4).encode());
-        self.pause(PATIENCE);
+        self.pause(TIMEOUT);
         if !ring.is_active() {
             return Err(Failure::Unsound("it has answered in a second ring"));
         }

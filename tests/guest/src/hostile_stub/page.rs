@@ -13,7 +13,7 @@ use xenbus::pciif::{ACTIVE, Command, SharedPage};
 use xenbus::{counters, handover_block};
 
 /// How long to wait for an answer that need not come.
-const PATIENCE: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_millis(20);
 /// Repetitions of an action that dom0 must look at.
 const ROUNDS: usize = 300;
 /// Bytes of a page.
@@ -31,7 +31,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
 
     /// Waits a moment for an answer, and withdraws the request if there is none.
     pub(super) fn settle(&mut self) {
-        let end = self.platform.now().saturating_add(PATIENCE);
+        let end = self.platform.now().saturating_add(TIMEOUT);
         while self.hop.is_active() && self.platform.now() < end {
             // Clear the event before the page is checked, so that an event after the check ends the wait.
             self.platform.take_pending(self.hop.port);
@@ -272,7 +272,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for round in 0..ROUNDS {
             self.garble_counters(round % 2 == 0);
             if round % 16 == 0 {
-                self.pause(PATIENCE);
+                self.pause(TIMEOUT);
             }
         }
         // The last values stay for `bulkhead status`: the largest that there are.
@@ -303,7 +303,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for round in 0..ROUNDS {
             self.garble_handover(round % 4 != 0);
             if round % 16 == 0 {
-                self.pause(PATIENCE);
+                self.pause(TIMEOUT);
             }
         }
         Ok(())
