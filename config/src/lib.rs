@@ -1,8 +1,8 @@
-//! The configuration files that Bulkhead brings along.
+//! The configuration files that are installed with Bulkhead, and the syntax of device names and options.
 //!
-//! `stubdom.cfg` is one file for two uses: a user gives it to `xl create`, and `bulkhead run` fills it
-//! in with [`stubdom`]. `guest.cfg` is an example of a guest, and `bulkhead.service` the systemd unit
-//! of the service.
+//! `stubdom.cfg` has two uses: a user gives it to `xl create`, and `bulkhead run` fills it in with [`stubdom`].
+//! `guest.cfg` is an example of a guest, `policy.toml` the policy file, and `bulkhead.service` the systemd unit of the
+//! service.
 #![forbid(unsafe_code)]
 
 pub mod name;

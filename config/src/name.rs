@@ -1,11 +1,11 @@
-//! How a device is named: by its address, by what it is, by where it is plugged in.
+//! Names of devices: by address, by path, by ids.
 //!
 //! | form | meaning |
 //! |---|---|
 //! | `0000:03:00.0`, `03:00.0` | the device at this address |
-//! | `0000:00:1c.0/00.0` | the device that one comes to from this address by the device and function numbers that follow: bus numbers change when cards come and go, slots do not |
-//! | `8086:10d3@…` | the device at either, which must have this vendor and device |
-//! | `8086:10d3` | the device with this vendor and device |
+//! | `0000:00:1c.0/00.0` | the path from this bridge down to the device, by device and function numbers: bus numbers change when cards come and go, slots do not |
+//! | `8086:10d3@…` | the device at that address or path, if it has this vendor id and device id |
+//! | `8086:10d3` | the device with this vendor id and device id |
 
 use pci::bdf::Bdf;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -16,11 +16,11 @@ use xenbus::device::Ids;
 /// A device's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Name {
-    /// By what it is.
+    /// By ids.
     Ids(Ids),
-    /// By where it is.
+    /// By address or path.
     At {
-        /// What it must be, besides.
+        /// The ids that it must have.
         ids: Option<Ids>,
         /// Where it is.
         place: Place,
@@ -36,12 +36,12 @@ pub struct Place {
     pub steps: Vec<Step>,
 }
 
-/// Device and function numbers on the bus below a bridge, written `00.0`.
+/// Device and function number on the bus below a bridge, written `00.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(u8);
 
 impl Step {
-    /// Both packed, as in [`Bdf::devfn`].
+    /// Both numbers in one byte, as in [`Bdf::devfn`].
     pub const fn devfn(self) -> u8 {
         self.0
     }
@@ -128,7 +128,7 @@ impl FromStr for Name {
     }
 }
 
-/// True for an address with more than four digits before its first colon, as lspci shows it too.
+/// True for an address with more than four digits before its first colon; lspci prints such addresses too.
 fn has_wide_segment(text: &str) -> bool {
     let address = text.split_once('@').map_or(text, |(_, address)| address);
     let segment = address.split(':').next().unwrap_or_default();
@@ -148,7 +148,7 @@ fn parse_step(text: &str) -> Option<Step> {
     if text.contains(':') {
         return None;
     }
-    // On whichever bus.
+    // The parser needs a bus number; any will do, because only the devfn is kept.
     let on_a_bus: Bdf = format!("00:{text}").parse().ok()?;
     Some(Step(on_a_bus.devfn()))
 }

@@ -1,4 +1,4 @@
-//! What an administrator may choose for a device, on the command line or in the policy file.
+//! Options of a device, on the command line or in the policy file.
 
 use crate::name::{Name, NameError};
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use xenbus::device::{Quirks, ValueError};
 
-/// What is chosen for a device; `None` where nothing is said.
+/// Options of a device; `None` if the administrator has not set one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Whether the guest may use MSI and MSI-X.
@@ -17,12 +17,12 @@ pub struct Options {
     pub quirks: Option<Quirks>,
     /// Whether the guest gets an INTx line that others use too.
     pub share_intx: Option<bool>,
-    /// What becomes of the device after an error that the guest does not handle.
+    /// What happens after an error that the guest does not handle.
     pub aer: Option<AerFate>,
 }
 
 impl Options {
-    /// These, and where they say nothing, what the `weaker` ones say.
+    /// These options. One that is not set is taken from `weaker`.
     pub fn or(self, weaker: Self) -> Self {
         Self {
             msi: self.msi.or(weaker.msi),
@@ -33,7 +33,7 @@ impl Options {
         }
     }
 
-    /// Takes one `KEY=VALUE` in.
+    /// Sets the option of one `KEY=VALUE`.
     fn take(&mut self, text: &str) -> Result<(), OptionError> {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         let wrong = |expected: String| OptionError::Value {
@@ -77,31 +77,31 @@ impl Options {
     }
 }
 
-/// A device that is asked for on the command line, written `NAME[,KEY=VALUE]…`.
+/// A device on the command line, written `NAME[,KEY=VALUE]…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The device.
     pub name: Name,
-    /// What is chosen for it.
+    /// Its options.
     pub options: Options,
 }
 
-/// Why a text asks for no device.
+/// Why a text is no device with options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OptionError {
-    /// It names none.
+    /// It names no device.
     Name(NameError),
-    /// An option that there is not.
+    /// The option does not exist.
     Unknown {
         /// Its name.
         key: String,
     },
-    /// An option that is given two times.
+    /// An option is given twice.
     Twice {
         /// Its name.
         key: String,
     },
-    /// An option with a value that it cannot have.
+    /// An option has a wrong value.
     Value {
         /// The option with its value.
         option: String,
@@ -150,11 +150,11 @@ impl FromStr for Wanted {
     }
 }
 
-/// What becomes of a guest's device after an error that the guest does not handle.
+/// What happens after an error of a device that the guest does not handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AerFate {
-    /// Nothing: the error is told, the device stays as it is.
+    /// Nothing: the error is logged, and the device stays as it is.
     #[default]
     Leave,
     /// The device is taken from the guest.

@@ -1,4 +1,4 @@
-//! The policy file: on what terms guests get devices. `policy.toml` explains each line.
+//! The policy file: the terms on which guests get devices. `policy.toml` explains each line.
 
 use crate::name::Name;
 use crate::options::{AerFate, Options};
@@ -24,7 +24,7 @@ pub struct Policy {
     pub devices: Vec<Device>,
 }
 
-/// What the file says of all devices below a bridge.
+/// Rule for all devices below a bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bridge {
@@ -34,19 +34,19 @@ pub struct Bridge {
     pub msi: bool,
 }
 
-/// What the file says of a device.
+/// Rule for a device.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "RawDevice")]
 pub struct Device {
-    /// The device; ids alone are every device with them.
+    /// The device; ids alone stand for every device with these ids.
     pub name: Name,
-    /// What is chosen for it.
+    /// Its options.
     pub options: Options,
     /// Whether it is taken from dom0's drivers at boot.
     pub seize: bool,
 }
 
-/// As it stands in the file.
+/// A device's keys in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RawDevice {
@@ -96,7 +96,7 @@ pub enum PolicyError {
         /// The cause.
         source: io::Error,
     },
-    /// The file says what cannot be understood.
+    /// The file cannot be parsed.
     Broken {
         /// The file.
         path: PathBuf,

@@ -1,5 +1,5 @@
-//! An apt of our own: its own lists, its own cache, an empty system. The host's apt state is only read, to learn
-//! which mirror the host uses.
+//! A private apt with lists and a cache of its own, and an empty system. The state of the host's apt is read only to
+//! learn which mirror the host uses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,9 +96,9 @@ pub struct Candidate {
     pub name: String,
     /// The package's version.
     pub version: String,
-    /// The name under which `apt-get download` leaves it.
+    /// File name that `apt-get download` gives it.
     pub file: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
@@ -111,6 +111,7 @@ impl Candidate {
         let (name, version) = (parts.next()?, parts.next()?);
         Some(Candidate {
             name: name.to_owned(),
+            // File names have the colon of an epoch escaped.
             version: version.replace("%3a", ":"),
             file: file.to_owned(),
             size: size.parse().ok()?,
@@ -137,6 +138,7 @@ impl Apt {
         for part in ["lists/partial", "cache/archives/partial", "none"] {
             create_dir(&dir.join(part))?;
         }
+        // For an empty system apt names every dependency, not only those that the host lacks.
         fs::write(dir.join("status"), "").with_context(|| format!("writing to {}", dir.display()))?;
         fs::write(dir.join("sources.list"), Mirrors::of_host()?.sources(suite))
             .with_context(|| format!("writing to {}", dir.display()))?;
@@ -147,6 +149,7 @@ impl Apt {
         let path = |name: &str| self.dir.join(name).display().to_string();
         let mut command = Command::new("apt-get");
         for (option, value) in [
+            // No sources and no pins of the host count.
             ("Dir::Etc::sourcelist", path("sources.list")),
             ("Dir::Etc::sourceparts", path("none")),
             ("Dir::Etc::preferences", path("none/preferences")),
@@ -224,6 +227,7 @@ impl Apt {
                 let _ = child.wait();
                 bail!("stopped while downloading packages");
             }
+            // With -qq apt prints no progress, so the sizes of its files stand for it.
             observer.bytes(size_of_files(dir).min(total), total);
             std::thread::sleep(std::time::Duration::from_millis(100));
         };
@@ -233,7 +237,7 @@ impl Apt {
     }
 }
 
-/// Bytes in the files of a directory, as far as they can be seen.
+/// Bytes in the files of a directory. Files that cannot be read do not count.
 fn size_of_files(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -242,10 +246,10 @@ fn size_of_files(dir: &Path) -> u64 {
         .sum()
 }
 
-/// Runs a command to its end and gives what it printed.
+/// Runs a command to its end and returns its output.
 ///
 /// # Errors
-/// The command is not installed, or fails: what it said on stderr is in the error.
+/// The command is not installed, or fails. The error has the command's stderr.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command

@@ -1,4 +1,4 @@
-//! One run: a script in dom0 of a freshly booted machine, and what came of it.
+//! One run: a script in dom0 of a freshly booted machine, and its outcome.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -17,18 +17,18 @@ use crate::qemu::{DISK_BYTES, Machine, STOP, file};
 use crate::rig::Rig;
 use crate::store::create_dir;
 
-/// How often the run's progress is looked at.
+/// Interval between looks at the run's progress.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long dom0 has to hand over its logs when the time is up; [`Boot::timeout`] names it too.
+/// How long dom0 has to send its logs after the time limit; [`Boot::timeout`] states it too.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// A file or directory of the host that dom0 gets, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
+/// A file or directory of the host to copy into dom0, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileIn {
-    /// Where it is now.
+    /// Path on the host.
     pub host: PathBuf,
-    /// Where it will be in dom0.
+    /// Path in dom0.
     pub target: String,
 }
 
@@ -57,7 +57,7 @@ pub struct Boot {
     pub files: Vec<FileIn>,
     /// The program that dom0 runs as root: a script with a first line `#!/bin/sh`.
     pub script: String,
-    /// From power-on. A script that still runs then is killed, and dom0 gets 20 s to hand over its logs.
+    /// Time limit from power-on. A script that still runs then is killed, and dom0 gets 20 s to send its logs.
     pub timeout: Duration,
 }
 
@@ -78,13 +78,13 @@ impl Boot {
 pub enum End {
     /// The script ended with this exit code.
     Exited(i32),
-    /// The time was up.
+    /// The time limit was reached.
     TimedOut,
-    /// The machine ended before the script did, or did not hand over its logs: why.
+    /// The machine ended before the script did, or did not send its logs. Holds the reason.
     Died(String),
 }
 
-/// What came of a run.
+/// Outcome of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// How it ended.
@@ -98,7 +98,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The script's exit code; 124 when the time was up, 125 when the machine died (as `timeout` has it).
+    /// The script's exit code. 124 if the time limit was reached, 125 if the machine died (as `timeout` does).
     pub fn exit_code(&self) -> i32 {
         match self.end {
             End::Exited(code) => code,
@@ -122,7 +122,7 @@ impl Outcome {
         self.log("dom0-dmesg.log")
     }
 
-    /// Everything that came over the serial port: the one log that a crash of dom0 or Xen leaves.
+    /// All output on the serial port: the only log that a crash of dom0 or Xen leaves.
     pub fn serial_log(&self) -> String {
         self.log("serial.log")
     }
@@ -139,7 +139,7 @@ impl Outcome {
     }
 }
 
-/// What a run leaves in its directory.
+/// Files that a run leaves in its directory.
 const LEFT: [&str; 7] = [
     "serial.log",
     "script.log",
@@ -149,7 +149,7 @@ const LEFT: [&str; 7] = [
     "guests",
     "files",
 ];
-/// What QEMU works on, below the directory of the run.
+/// QEMU's working directory, below the directory of the run.
 const MACHINE_DIR: &str = "machine";
 
 impl Rig {
@@ -158,9 +158,8 @@ impl Rig {
     /// `machine/qemu.command`. What an earlier run left there is removed.
     ///
     /// # Errors
-    /// A file for dom0 is missing, `dir` cannot be written, QEMU cannot be had or does not accept a device, or the
-    /// observer cancels.
-    /// That the script fails, hangs or crashes the machine is no error but an [`Outcome`].
+    /// A file for dom0 is missing, `dir` cannot be written, QEMU is not there or does not accept a device, or the
+    /// observer cancels. If the script fails, hangs or crashes the machine, that is no error but an [`Outcome`].
     pub fn run(&self, boot: &Boot, dir: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
         clear(dir)?;
         let work = dir.join(MACHINE_DIR);
@@ -290,7 +289,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// What a phase of dom0's init is called on the terminal.
+/// Name of a phase of dom0's init on the terminal.
 fn phase_name(phase: &str) -> &str {
     match phase {
         "tools" => "dom0 is up, starting Xen's tools",
@@ -320,7 +319,7 @@ impl Run {
             .collect();
         fs::write(work.join("qemu.command"), quoted.join(" ") + "\n")?;
         let stderr = File::create(work.join(file::QEMU_ERRORS))?;
-        // So that they can be read before QEMU gets to them.
+        // QEMU creates them only after it has started, and the readers must not fail before that.
         for name in [file::SERIAL, file::EVENTS, file::OUTPUT] {
             File::create(work.join(name)).with_context(|| format!("creating {name}"))?;
         }
@@ -344,11 +343,12 @@ impl Run {
         })
     }
 
-    /// Passes on what happens until QEMU ends or the time is up.
+    /// Reports progress and output until QEMU ends or the time limit is reached.
     fn watch(&mut self, timeout: Duration, observer: &mut dyn Observer) -> Result<End> {
         let mut deadline = Instant::now() + timeout;
         let mut progress = Progress::default();
         loop {
+            // QEMU's end is noted before the files are read: then this read gets all that QEMU has written.
             let ended = self.qemu.try_wait().context("waiting for QEMU")?;
             self.pass_on(&mut progress, observer)?;
             if let Some(status) = ended {
@@ -358,6 +358,7 @@ impl Run {
                 bail!("stopped");
             }
             if Instant::now() >= deadline {
+                // dom0 can end a script only while one runs. Otherwise dropping `self` kills the machine.
                 if progress.stopped || !progress.script_runs || self.stop().is_err() {
                     return Ok(End::TimedOut);
                 }
@@ -369,9 +370,9 @@ impl Run {
         }
     }
 
-    /// Has dom0 end the script.
+    /// Tells dom0 to end the script.
     fn stop(&self) -> std::io::Result<()> {
-        // QEMU has it open, so this does not wait for a reader.
+        // QEMU has the pipe open, so opening it does not block.
         File::options()
             .write(true)
             .open(self.work.join(file::CONTROL))?
@@ -393,6 +394,7 @@ impl Run {
         if !output.is_empty() {
             observer.output(&output);
         }
+        // A read can end in the middle of a line.
         self.unfinished_line += &String::from_utf8_lossy(&self.events.read_new()?);
         while let Some((line, rest)) = self.unfinished_line.split_once('\n') {
             match Event::parse(line) {
@@ -435,7 +437,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // It has ended already, or it is not wanted any more.
+        // An error means that QEMU has ended already.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
@@ -446,7 +448,7 @@ impl Drop for Run {
 struct Progress {
     kernel_seen: bool,
     script_runs: bool,
-    /// The time was up, and dom0 was told.
+    /// The time limit was reached, and dom0 was told.
     stopped: bool,
     failed: Option<String>,
     exit_code: Option<i32>,
@@ -463,9 +465,9 @@ impl Tail {
             .with_context(|| format!("opening {}", path.display()))
     }
 
-    /// What was written since the last look.
+    /// Bytes that were written since the last call.
     fn read_new(&mut self) -> Result<Vec<u8>> {
-        // QEMU truncates the file when it opens it: what was read before that was empty.
+        // QEMU truncates the file when it opens it. The file was empty before, so nothing is read twice.
         let at = self.0.stream_position()?;
         self.0.seek(SeekFrom::Start(at))?;
         let mut new = Vec::new();

@@ -1,7 +1,7 @@
-//! Files that are made from packages, once, and kept.
+//! Files that are built from packages once, and kept.
 //!
-//! They lie in `built/KEY/`; KEY is a digest of what they are made of, so that another recipe or another package
-//! makes them anew. Their list has a hash of each: what was damaged is made again.
+//! The files are in `built/KEY/`. KEY is a digest of recipe and packages, so a change of either builds the files again.
+//! A list has the hash of each file. A damaged file is built again.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use crate::store::{create_dir, sha256, sha256_of_file, write_atomically};
 
 /// The list of the files, in their directory.
 const LIST: &str = "artefacts.json";
-/// The directory of the directories.
+/// Directory that holds the sets.
 const PARENT: &str = "built";
-/// How many sets of files are kept: each change of a recipe leaves some 150 MB behind.
+/// How many sets of files are kept. Each change of a recipe leaves some 150 MB behind.
 const KEPT: usize = 4;
 
-/// A set of files, made or to be made.
+/// A set of files, which may not be built yet.
 #[derive(Debug)]
 pub struct Built {
     dir: PathBuf,
@@ -33,7 +33,7 @@ struct Artefact {
 }
 
 impl Built {
-    /// The set below `cache` that is made of what `recipe` says.
+    /// The set below `cache` for this `recipe`.
     pub fn of(cache: &Path, recipe: &str) -> Built {
         let key = sha256(recipe.as_bytes());
         Built {
@@ -51,7 +51,7 @@ impl Built {
         self.dir.join(name)
     }
 
-    /// Whether the files were made, and are still what they were.
+    /// Whether the files were built, and are undamaged.
     pub fn is_intact(&self) -> bool {
         let list = fs::read(self.path(LIST)).ok();
         let list: Option<Vec<Artefact>> = list.and_then(|list| serde_json::from_slice(&list).ok());
@@ -61,7 +61,7 @@ impl Built {
             })
         });
         if intact {
-            // Tells when it was last used; if that cannot be noted, it only goes sooner.
+            // The time marks the last use. If it cannot be set, the set is only removed sooner.
             let _ = File::options()
                 .append(true)
                 .open(self.path(LIST))
@@ -70,7 +70,7 @@ impl Built {
         intact
     }
 
-    /// Writes the files, and removes those sets of the same cache that were not used for longest.
+    /// Writes the files, and removes the sets of this cache whose last use is longest ago.
     ///
     /// # Errors
     /// Names what could not be written or removed.
@@ -83,7 +83,7 @@ impl Built {
             let sha256 = sha256(&content);
             list.push(Artefact { name, sha256 });
         }
-        // Last: it stands for all the others being there.
+        // The list comes last: if it is there, all other files are complete.
         write_atomically(&self.path(LIST), &serde_json::to_vec_pretty(&list)?)?;
         self.dir.parent().map_or(Ok(()), prune)
     }

@@ -56,7 +56,7 @@ impl Archive {
 
     /// Adds a symbolic link, and the directories above it.
     pub fn link(&mut self, path: &str, target: &str) {
-        // A link's own name is taken as it is: it may well be /bin.
+        // The name is not mapped below /usr, because the link may be /bin itself.
         let path = path.trim_matches('/').to_owned();
         self.parents_of(&path);
         self.entry(&path, LINK | 0o777, target.as_bytes());
@@ -88,7 +88,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Closes the archive.
+    /// Ends the archive with its trailer.
     ///
     /// # Errors
     /// The archive has grown past the 4 GiB that the format's numbers hold.

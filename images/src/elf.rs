@@ -61,10 +61,10 @@ impl Libraries {
         self.by_name.get(name).map(PathBuf::as_path)
     }
 
-    /// Every library that the `wanted` ones need, these included, by name and file.
+    /// The `wanted` libraries and all that these need, by name and file.
     ///
     /// # Errors
-    /// A library is missing: it and who needs it are named.
+    /// A library is missing. The error names it and the file that needs it.
     pub fn closure(&self, wanted: impl IntoIterator<Item = String>) -> Result<BTreeMap<String, PathBuf>> {
         closure(wanted, |name| {
             let path = self
@@ -79,10 +79,10 @@ impl Libraries {
     }
 }
 
-/// Follows needs until nothing new turns up. `look_up` gives a thing and the names that it needs.
+/// Collects names and all that these need. `look_up` returns a value and the names that it needs.
 ///
 /// # Errors
-/// Those of `look_up`, with the name of who needed what was looked up.
+/// Those of `look_up`, with the name that needed the one that failed.
 pub fn closure<T>(
     wanted: impl IntoIterator<Item = String>,
     mut look_up: impl FnMut(&str) -> Result<(T, Vec<String>)>,

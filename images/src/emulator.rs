@@ -1,8 +1,8 @@
-//! QEMU itself: the host's own, or a newer one out of packages of a later Debian release.
+//! QEMU: the host's own, or a newer one from packages of a later Debian release.
 //!
-//! The host may be older than the devices that a test needs (QEMU 7.2 of Debian 12 has no card with virtual
-//! functions). The newer one is not installed: its program, libraries and firmware lie side by side in the cache, and
-//! its own dynamic loader starts it with these libraries alone.
+//! The host's QEMU may be too old for a test's devices (QEMU 7.2 of Debian 12 has no card with virtual functions). The
+//! newer QEMU is not installed. Its program, libraries and firmware are in one directory of the cache, and its own
+//! dynamic loader starts it with these libraries alone.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -62,7 +62,7 @@ const SUITE: Suite = Suite::Trixie;
 const PACKAGES: [&str; 4] = ["qemu-system-x86", "qemu-system-data", "seabios", "ipxe-qemu"];
 /// Directories of firmware below an unpacked root.
 const FIRMWARE_DIRS: [&str; 3] = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
-/// The firmware that a machine of the rig loads: the BIOS, what starts a multiboot kernel, and the ROMs of cards.
+/// The firmware that a machine of the rig loads: the BIOS, the loader of multiboot kernels, and the ROMs of cards.
 const FIRMWARE: [&str; 9] = [
     "bios-256k.bin",
     "kvmvapic.bin",
@@ -75,7 +75,7 @@ const FIRMWARE: [&str; 9] = [
     "efi-vmxnet3.rom",
 ];
 
-/// A QEMU that is there to be started.
+/// A QEMU that can be started.
 #[derive(Debug)]
 pub struct Emulator {
     /// The program, and the arguments that come first.
@@ -83,7 +83,7 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Makes a QEMU ready, or finds it ready.
+    /// Installs or fetches a QEMU, unless it is there already.
     ///
     /// # Errors
     /// The host's is missing and cannot be installed without asking (the command to run is in the error), or the
@@ -122,8 +122,8 @@ impl Emulator {
         })
     }
 
-    /// The command to which the machine's arguments are added. Where it can be had, QEMU ends with the rig even if
-    /// that is killed without warning.
+    /// The command to which the machine's arguments are added. If the host has the program for it, QEMU ends with the
+    /// rig even if the rig is killed.
     pub fn command(&self) -> Command {
         let guard: &[&str] = match find_program("setpriv") {
             Some(_) => &["setpriv", "--pdeathsig", "KILL"],

@@ -1,4 +1,4 @@
-//! Who looks on while the rig works: a terminal, or nobody.
+//! Progress of the rig: shown on a terminal, or not at all.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Is told what the rig is doing, and may ask it to stop.
+/// Receives the rig's progress, and may ask the rig to stop.
 pub trait Observer {
     /// A new step begins.
     fn phase(&mut self, what: &str);
@@ -22,7 +22,7 @@ pub trait Observer {
     fn cancelled(&self) -> bool;
 }
 
-/// Nobody looks on.
+/// Shows nothing.
 #[derive(Debug, Default)]
 pub struct Quiet;
 
@@ -38,8 +38,7 @@ impl Observer for Quiet {
     }
 }
 
-/// A person at a terminal: steps on stderr, the script's output on stdout. Where stderr is no terminal, each step
-/// is one line.
+/// Shows steps on stderr, and the script's output on stdout. If stderr is no terminal, each step is one line.
 #[derive(Debug)]
 pub struct Terminal {
     bar: ProgressBar,
@@ -61,7 +60,7 @@ impl Terminal {
     }
 
     fn style(&self, template: &str) {
-        // A template that does not parse would only cost looks: the default stays.
+        // If the template did not parse, the default would only look plainer.
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
         }
@@ -87,7 +86,7 @@ impl Observer for Terminal {
     fn output(&mut self, bytes: &[u8]) {
         self.bar.suspend(|| {
             let mut stdout = io::stdout().lock();
-            // A reader that has gone away does not end the run: its logs are still wanted.
+            // A closed stdout does not end the run: its logs are still wanted.
             let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
         });
     }

@@ -1,4 +1,4 @@
-//! Debian packages, and what is made of them: fetched once, listed in a manifest, checked against it, unpacked.
+//! Debian packages: fetched once, listed in a manifest, checked against it, unpacked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::observer::Observer;
 use crate::store::{Lock, create_dir, sha256_of_file, write_atomically};
 use crate::suite::{Suite, is_wanted};
 
-/// Which package files something is made of.
+/// Package files, and where they come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The Debian release.
@@ -31,12 +31,12 @@ pub struct Package {
     pub version: String,
     /// File name below `debs/`.
     pub file: String,
-    /// Of the file, in hex.
+    /// SHA-256 of the file, in hex.
     pub sha256: String,
 }
 
-/// Packages in the cache: `debs/`, `manifest.json` and the private `apt/`; unpacked in `root/`, and what is made of
-/// them in `built/`.
+/// Packages in the cache: `debs/`, `manifest.json` and the private `apt/`. They are unpacked in `root/`; files built
+/// from them are in `built/`.
 #[derive(Debug)]
 pub struct Packages {
     name: String,
@@ -46,8 +46,7 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// The packages `asked_for` of `suite`, and the libraries that they need, kept in `dir`. `name` is what they are
-    /// called when progress is shown.
+    /// The packages `asked_for` of `suite`, and the libraries that they need, kept in `dir`. Progress shows `name`.
     pub fn new(name: &str, suite: Suite, asked_for: Vec<String>, dir: &Path) -> Self {
         Packages {
             name: name.to_owned(),
@@ -57,8 +56,8 @@ impl Packages {
         }
     }
 
-    /// Finds what was made of the packages, or has `make` make it from the directory that they are unpacked in.
-    /// `recipe` is to change with what `make` does.
+    /// Returns the files that `make` builds from the directory of unpacked packages, and calls it only if they are not
+    /// there. `recipe` must change whenever `make` does.
     ///
     /// # Errors
     /// Packages cannot be fetched or unpacked, the cache cannot be written, or `make` fails.
@@ -109,12 +108,12 @@ impl Packages {
         self.dir.join("debs").join(&package.file)
     }
 
-    /// What was fetched before; `None` if nothing was, or if the record of it does not parse.
+    /// The manifest; `None` if there is none, or if it does not parse.
     fn manifest(&self) -> Option<Manifest> {
         serde_json::from_slice(&fs::read(self.manifest_path()).ok()?).ok()
     }
 
-    /// Whether all that is asked for is in the manifest, and every package file still the one that it names.
+    /// Whether the manifest has all packages asked for, and every package file has its hash.
     fn is_intact(&self, manifest: &Manifest) -> bool {
         let has = |name: &String| manifest.packages.iter().any(|package| package.name == *name);
         self.asked_for.iter().all(has)
@@ -145,11 +144,12 @@ impl Packages {
             suite: self.suite.name().to_owned(),
             packages,
         };
+        // The manifest comes last: after an interrupted fetch the files do not match it, and are fetched again.
         write_atomically(&self.manifest_path(), &serde_json::to_vec_pretty(&manifest)?)?;
         Ok(manifest)
     }
 
-    /// Unpacks every package into `root`, which is emptied first.
+    /// Empties `root`, and unpacks every package into it.
     fn unpack(&self, manifest: &Manifest, root: &Path, observer: &mut dyn Observer) -> Result<()> {
         observer.phase(&format!("{}: unpacking packages", self.name));
         remove_dir(root)?;

@@ -1,4 +1,4 @@
-//! Building what this workspace puts into a rig's dom0.
+//! Builds the files of this workspace for a rig's dom0.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,18 +11,18 @@ use crate::observer::Observer;
 use crate::red_zone;
 use crate::store::{target_dir, workspace_dir};
 
-/// A thing that cargo builds from this workspace.
+/// A file that cargo builds from this workspace.
 struct Product {
     name: &'static str,
-    /// Below the target directory.
+    /// Path below the target directory.
     path: &'static str,
-    /// Where it is installed in dom0.
+    /// Path in dom0.
     target: &'static str,
     cargo: &'static [&'static str],
 }
 
-/// For images that upcalls return to: Xen puts an upcall's frame right below what it interrupts. All crates of the image
-/// are built so, which `-C` on cargo's command line would not do.
+/// For images with an upcall that returns: Xen puts the upcall's frame right below the stack pointer. The setting
+/// covers all crates of the image; `-C` after `cargo rustc` covers only the last one.
 const NO_RED_ZONE: &str = "--config=build.rustflags=['-Cno-redzone=yes']";
 
 const STUB: Product = Product {
@@ -37,14 +37,14 @@ const STUB: Product = Product {
         "--features=boot",
         "--profile=stub",
         "--",
-        // The domain builder loads it at fixed addresses; nobody would relocate it.
+        // The domain builder loads the image at fixed addresses, and nothing would relocate it.
         "-Crelocation-model=static",
-        // What several functions have in common is there once: the image is 2 KiB smaller.
+        // The outliner keeps common code of several functions once: the image is 2 KiB smaller.
         "-Cllvm-args=-enable-machine-outliner=always",
     ],
 };
 
-/// Takes the image's place where a scenario wants failures on demand.
+/// The image with failures on demand; some scenarios install it in place of the image.
 const STUB_INJECT: Product = Product {
     name: "the image that fails on demand",
     path: "stub/bulkhead-stub-inject",
@@ -69,7 +69,7 @@ const TOOLSTACK: Product = Product {
     cargo: &["build", "--package=bulkhead", "--bin=bulkhead", "--release"],
 };
 
-/// Takes the command's place where a scenario wants failures on demand.
+/// The command with failures on demand; some scenarios install it in place of the command.
 const TOOLSTACK_INJECT: Product = Product {
     name: "the bulkhead command that fails on demand",
     path: "release/bulkhead-inject",
@@ -83,7 +83,7 @@ const TOOLSTACK_INJECT: Product = Product {
     ],
 };
 
-/// Runs in a guest too, whose image has few libraries.
+/// Runs in a guest too. The guest's image has few libraries.
 const CONFIG_LATENCY: Product = Product {
     name: "the measuring program",
     path: "release/config-latency",
@@ -176,7 +176,7 @@ pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
     build(&TOOLSTACK, observer)
 }
 
-/// What an installation of Bulkhead has, each file where it has it.
+/// The files of an installation of Bulkhead, each with its path.
 ///
 /// # Errors
 /// One of them does not compile.
@@ -211,7 +211,7 @@ pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&CONFIG_LATENCY, observer)
 }
 
-/// The program that compares what two backends answer to the same accesses.
+/// The program that compares the answers of two backends to the same configuration accesses.
 ///
 /// # Errors
 /// It does not compile.
@@ -219,7 +219,7 @@ pub fn config_sweep(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&CONFIG_SWEEP, observer)
 }
 
-/// The program that compares what two backends answer to the test guest.
+/// The program that compares the answers of two backends to the test guest.
 ///
 /// # Errors
 /// It does not compile.
@@ -227,7 +227,7 @@ pub fn ops_compare(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&OPS_COMPARE, observer)
 }
 
-/// The kernel of the test guest, which asks a backend for what Linux would not.
+/// The kernel of the test guest, which sends requests that Linux never sends.
 ///
 /// # Errors
 /// It does not compile.

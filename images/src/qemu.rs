@@ -1,4 +1,4 @@
-//! The machine: which QEMU command line boots Xen.
+//! The machine: QEMU's command line.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -16,29 +16,29 @@ pub mod file {
     pub const KERNEL: &str = "vmlinux";
     /// Read: dom0's initial file system.
     pub const INITRD: &str = "initrd";
-    /// Written: what Xen and dom0 print on the serial port.
+    /// Written: output of Xen and dom0 on the serial port.
     pub const SERIAL: &str = "serial";
-    /// Written: lines by which dom0's init tells how far it is.
+    /// Written: progress of dom0's init, a line each.
     pub const EVENTS: &str = "events";
     /// Read, a named pipe: the line [`STOP`](super::STOP) ends the script.
     pub const CONTROL: &str = "control";
-    /// Written: what the script prints.
+    /// Written: the script's output.
     pub const OUTPUT: &str = "output";
     /// Written: a tar archive of logs.
     pub const RESULTS: &str = "results.tar";
-    /// Made by QEMU, a socket: its monitor (QMP), by which dom0 injects errors into devices.
+    /// Created by QEMU, a socket: its monitor (QMP). dom0 injects errors into devices through it.
     pub const MONITOR: &str = "monitor";
-    /// Written: what QEMU itself has to say.
+    /// Written: QEMU's own messages.
     pub const QEMU_ERRORS: &str = "qemu.stderr";
 }
 
-/// What dom0 is told when the script's time is up: it ends the script and hands over its logs.
+/// Line sent to dom0 when the script's time limit is reached: dom0 ends the script and sends its logs.
 pub const STOP: &str = "stop\n";
 
 /// Which xenstored dom0 runs; Debian ships both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Xenstored {
-    /// The one in C, which hosts run unless they are told otherwise.
+    /// The one in C, the usual one.
     #[default]
     C,
     /// The one in OCaml.
@@ -83,9 +83,9 @@ pub struct Machine {
     pub dom0_vcpus: u8,
     /// Which xenstored dom0 runs.
     pub xenstored: Xenstored,
-    /// More for Xen's command line.
+    /// Options to add to Xen's command line.
     pub xen_options: Vec<String>,
-    /// More for the command line of dom0's kernel.
+    /// Options to add to the command line of dom0's kernel.
     pub dom0_options: Vec<String>,
     /// Arguments of QEMU's `-device`. One with `netdev=NAME` gets a user-mode network of that name that reaches
     /// nothing but its own gateway 10.0.2.2; those whose NAME begins with `wire` are on one network that reaches
@@ -130,7 +130,7 @@ impl Machine {
         .join(" ");
         let mut dom0 = vec!["console=hvc0".to_owned()];
         if self.xenstored != Xenstored::default() {
-            // For dom0's init; the kernel passes over it.
+            // For dom0's init; the kernel ignores it.
             dom0.push(format!("rig.xenstored={}", self.xenstored));
         }
         dom0.extend_from_slice(&self.dom0_options);
@@ -144,7 +144,7 @@ impl Machine {
         add("cpu", self.cpu.clone());
         add("smp", self.cpus.to_string());
         add("m", self.memory_mib.to_string());
-        // Before all devices whose DMA it is to see.
+        // QEMU translates only the DMA of devices that come after the IOMMU on the command line.
         let is_iommu = |device: &&String| device.starts_with("amd-iommu");
         let iommu = self.devices.iter().find(is_iommu);
         add(
@@ -159,8 +159,8 @@ impl Machine {
         add("display", "none".to_owned());
         add("chardev", format!("file,id=serial,path={}", file::SERIAL));
         add("serial", "chardev:serial".to_owned());
-        // Out of the way of the slots that scenarios use.
-        // A PVH dom0's addresses are the device's only behind the IOMMU, which virtio goes round unless it is told.
+        // A PVH dom0's addresses are valid for the device only behind the IOMMU. virtio bypasses it without these options.
+        // No scenario uses the slot 1e.
         let pvh = self.xen_options.iter().any(|option| option.contains("dom0=pvh"));
         let platform = if pvh {
             ",disable-legacy=on,iommu_platform=on"
@@ -168,7 +168,7 @@ impl Machine {
             ""
         };
         add("device", format!("virtio-serial-pci,id=rig,addr=1e{platform}"));
-        // The monitor listens before the port that dom0 reaches it by connects.
+        // The monitor must listen before dom0's port connects to it.
         add(
             "chardev",
             format!("socket,id=qmp,path={},server=on,wait=off", file::MONITOR),
@@ -208,11 +208,12 @@ impl Machine {
         for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
+        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         arguments.into_iter().map(OsString::from).collect()
     }
 
-    /// The names of the blank disks' files, to be made before QEMU starts.
+    /// The files of the blank disks. They must exist before QEMU starts.
     pub fn disk_files(&self) -> Vec<String> {
         self.backends("drive").into_iter().map(disk_file).collect()
     }

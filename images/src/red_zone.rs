@@ -1,8 +1,8 @@
-//! Whether an image keeps anything below its stack pointer.
+//! Checks that an image has no red zone.
 //!
-//! Xen puts the frame of an upcall right below what the upcall interrupts. So an image that upcalls return to must not
-//! use the 128 bytes there (the "red zone" of the x86-64 ABI). The compiler's flag sees to that for our crates, but not
-//! for what comes compiled with Rust.
+//! Xen puts the frame of an upcall right below the stack pointer of the interrupted code. So an image whose upcall
+//! returns must not use the 128 bytes there (the "red zone" of the x86-64 ABI). The compiler's flag prevents that in
+//! our crates, but not in the libraries that come compiled with Rust.
 
 use anyhow::{Context, Result, ensure};
 use goblin::elf::Elf;
@@ -40,7 +40,7 @@ fn first_use(code: &[u8], address: u64) -> Option<u64> {
     let uses = |instruction: &Instruction| {
         let is_memory =
             (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Memory);
-        // With an index the sum may well be above.
+        // With an index register the address may be above the stack pointer.
         is_memory
             && instruction.memory_base() == Register::RSP
             && instruction.memory_index() == Register::None

@@ -1,4 +1,4 @@
-//! All that a boot needs of one suite, made once and kept.
+//! All files that a boot of one suite needs, built once and kept.
 //!
 //! ```text
 //! CACHE/SUITE/debs/, manifest.json   the packages, and what they should be
@@ -37,7 +37,7 @@ const DOM0: &str = "dom0.cpio.gz";
 const GUEST: &str = "guest.cpio";
 
 impl Rig {
-    /// Makes everything that is booted of `suite`, or finds it made: packages and initial file systems.
+    /// Fetches the packages of `suite` and builds its initial file systems, unless they are there already.
     ///
     /// # Errors
     /// Packages cannot be fetched.
@@ -88,7 +88,7 @@ fn contents(source: &Source) -> Result<Vec<(String, Vec<u8>)>> {
         .read_to_end(&mut xen)
         .context("unpacking Xen")?;
 
-    // An archive of its own that is not compressed: unpacking it would take the emulated processor seconds.
+    // This archive is not compressed: the emulated processor would need seconds to unpack it.
     let mut guest = Archive::new();
     guest.file("rig/guest/vmlinux", 0o644, &kernel);
     guest.file("rig/guest/initrd", 0o644, &source.guest()?);

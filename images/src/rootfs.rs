@@ -1,4 +1,5 @@
-//! What is in dom0's initial file system and in the guest's: tables, and the few lines that turn them into archives.
+//! The initial file systems of dom0 and of the guest: tables of their files, and the code that builds archives from
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use crate::elf::{Libraries, needed};
 use crate::modules::{self, Modules};
 use crate::store::sha256;
 
-/// To be raised when the code below puts something else into an archive although the tables are the same.
+/// Version of the code below. Raise it if the code builds another archive from the same tables.
 const FORMAT: u32 = 4;
 
 /// A small file that this crate carries.
@@ -32,9 +33,9 @@ macro_rules! assets {
 #[derive(Debug)]
 struct Recipe {
     programs: &'static [&'static str],
-    /// Beside those that the programs need. `{xen}` stands for Xen's version.
+    /// Libraries, in addition to those that the programs need. `{xen}` stands for Xen's version.
     libraries: &'static [&'static str],
-    /// Directories of what the programs load by themselves; not all versions of Xen have them.
+    /// Directories of files that the programs load at run time. Not all versions of Xen have them.
     plugins: &'static [&'static str],
     modules: &'static [&'static [&'static str]],
     directories: &'static [&'static str],
@@ -60,7 +61,7 @@ const DEVICE_DRIVERS: &[&str] = &[
     "xhci-pci",
 ];
 
-/// Drivers of emulated devices that know nothing but INTx; in guests only.
+/// Drivers of emulated devices that have INTx alone. Only guests get them.
 const INTX_DRIVERS: &[&str] = &[
     "e100",
     "ehci-pci",
@@ -105,9 +106,9 @@ const DOM0: Recipe = Recipe {
         "xl",
     ],
     libraries: &[
-        // pthread_cancel loads it when it is first called: without it xl aborts.
+        // glibc loads it at the first pthread_cancel: without it xl aborts.
         "libgcc_s.so.1",
-        // What `bulkhead` loads at run time, and what a Rust program of the host may be linked with.
+        // `bulkhead` loads these at run time, and a Rust program of the host may be linked with them.
         "libxencall.so.1",
         "libxenctrl.so.{xen}",
         "libxendevicemodel.so.1",
@@ -179,16 +180,16 @@ const GUEST: Recipe = Recipe {
     ],
 };
 
-/// Changes whenever the archives would.
+/// Changes whenever the archives change.
 pub fn fingerprint() -> String {
     sha256(format!("{FORMAT} {DOM0:?} {GUEST:?} {XENSTORE_PROGRAMS:?} {PCI_PROGRAMS:?}").as_bytes())
 }
 
-/// The unpacked packages of one suite, as a place to take things from.
+/// The unpacked packages of one suite.
 #[derive(Debug)]
 pub struct Source<'a> {
     root: &'a Path,
-    /// As the names of directories and libraries carry it.
+    /// Xen's version, as in the names of directories and libraries.
     xen_version: String,
     libraries: Libraries,
     modules: Modules,
@@ -313,7 +314,8 @@ impl<'a> Source<'a> {
     /// Adds a program where its package has it, links it onto the search path, and gives the libraries it needs.
     fn program(&self, archive: &mut Archive, name: &str) -> Result<Vec<String>> {
         let xen_tools = format!("usr/lib/xen-{}/bin", self.xen_version);
-        // First, because usr/sbin has wrappers of the same names: shell scripts that look for the running version.
+        // Xen's directory comes first: usr/sbin has shell scripts of the same names, which look for the running
+        // version.
         let directories = [xen_tools.as_str(), "usr/bin", "usr/sbin", "bin", "sbin"];
         let found = directories
             .iter()

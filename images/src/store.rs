@@ -1,4 +1,4 @@
-//! Where the rig keeps things between runs, and how it tells that they are still what they were.
+//! Files that the rig keeps between runs, and the hashes that show whether they are undamaged.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -37,14 +37,14 @@ pub fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("creating the directory {}", dir.display()))
 }
 
-/// An exclusive hold on a directory, until dropped: runs side by side share one cache.
+/// An exclusive lock on a directory, held until dropped. Concurrent runs share one cache.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Waits until nobody else holds `dir`.
+    /// Waits until nobody else has locked `dir`.
     ///
     /// # Errors
     /// The lock file cannot be created, or the file system has no locks.
@@ -76,7 +76,7 @@ pub fn sha256_of_file(path: &Path) -> Result<String> {
     }
 }
 
-/// SHA-256 of some bytes, in hex.
+/// SHA-256 of bytes, in hex.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

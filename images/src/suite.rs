@@ -10,18 +10,18 @@ pub enum Suite {
     Bookworm,
     /// Debian 13: Xen 4.20, Linux 6.12.
     Trixie,
-    /// Debian's unstable: the newest Xen and Linux that Debian has; the versions move.
+    /// Debian's unstable: the newest Xen and Linux of Debian. The versions change.
     Sid,
 }
 
-/// What sets one release apart from another.
+/// Properties of a release.
 #[derive(Debug)]
 struct Release {
     suite: Suite,
     name: &'static str,
     /// The packages that bring Xen and its tools.
     xen: &'static [&'static str],
-    /// Whether the archive has security updates of it apart.
+    /// Whether its security updates are in an archive of their own.
     security: bool,
 }
 
@@ -41,7 +41,7 @@ const RELEASES: [Release; 3] = [
     Release {
         suite: Suite::Sid,
         name: "sid",
-        // Depends on hypervisor and tools of the version that is current.
+        // The package depends on hypervisor and tools of the current version.
         xen: &["xen-system-amd64"],
         security: false,
     },
@@ -51,7 +51,7 @@ impl Suite {
     /// All releases, oldest first.
     pub const ALL: [Suite; 3] = [Suite::Bookworm, Suite::Trixie, Suite::Sid];
 
-    /// Those whose versions stay: figures that are kept in the repository come from them.
+    /// Releases whose versions do not change. The repository keeps figures of these.
     pub const STABLE: [Suite; 2] = [Suite::Bookworm, Suite::Trixie];
 
     fn release(self) -> &'static Release {
@@ -88,9 +88,9 @@ impl Suite {
 
 /// Whether a package of the dependency closure is fetched.
 ///
-/// A whole Debian system hangs off Xen's tools (Python, Perl, udev) and off QEMU. The images have busybox and their
-/// own init instead, so of everything that was not asked for they need Xen, the kernel (`linux-image-amd64` depends on
-/// it; newer ones come in several packages) and shared libraries; QEMU needs these alone.
+/// Xen's tools and QEMU depend on a whole Debian system (Python, Perl, udev). The images have busybox and an init of
+/// their own instead. Apart from the packages asked for, they need Xen, the kernel (`linux-image-amd64` depends on it;
+/// newer kernels come in several packages) and shared libraries. QEMU needs shared libraries alone.
 pub fn is_wanted(package: &str, asked_for: &[String]) -> bool {
     const VERSIONED: [&str; 6] = [
         "linux-base-",

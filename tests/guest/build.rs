@@ -1,4 +1,4 @@
-//! Links the image as a bare Xen PV kernel, as the stub's is.
+//! Links the image as a bare Xen PV kernel, like the stub's.
 
 include!("../../unikernel/link.rs");
 

@@ -1,18 +1,18 @@
-//! What a scenario finds in dom0 beside the rig's own things.
+//! Files that a scenario finds in dom0, in addition to those of the rig.
 
 use crate::scenario;
 use anyhow::{Context as _, Result};
 use images::{FileIn, Observer, products};
 use std::path::Path;
 
-/// Files of this repository that dom0 gets, and where.
+/// Files of this repository for dom0, each with its path there.
 const FILES: &[(&str, &str)] = &[
     ("config/stubdom.cfg", "/etc/bulkhead/stubdom.cfg"),
     ("config/policy.toml", "/etc/bulkhead/policy.toml"),
     ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
 ];
 
-/// Builds the stub, the dom0 command and the programs for guests, and lists all that dom0 gets.
+/// Builds the stub, the dom0 command and the programs for guests. Returns all files for dom0.
 ///
 /// # Errors
 /// Something does not compile.

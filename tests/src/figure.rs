@@ -1,4 +1,4 @@
-//! Figures: what a scenario measured, one number under one name, and the file that keeps them.
+//! Figures: the numbers that scenarios measure, and the file that keeps them.
 //!
 //! A scenario prints a figure by `figure NAME VALUE UNIT...` of `scenarios/lib.sh`. `cargo verify` keeps those of each
 //! scenario's last run in `target/figures.jsonl`, a JSON object on each line.
@@ -16,24 +16,24 @@ pub struct Figure {
     pub suite: String,
     /// Which scenario printed it.
     pub scenario: String,
-    /// What it is called: lower case, with hyphens; unique within the scenario.
+    /// Name: lower case, with hyphens; unique within the scenario.
     pub name: String,
-    /// How much.
+    /// The number.
     pub value: f64,
-    /// Of what; empty for a plain count.
+    /// Unit, and more words; empty for a plain count.
     pub unit: String,
-    /// What prints it anew.
+    /// The command that measures it again.
     pub command: String,
 }
 
-/// What `figure` of `scenarios/lib.sh` puts in front.
+/// Begin of a line that `figure` of `scenarios/lib.sh` prints.
 const MARK: &str = "  figure ";
 
 impl Figure {
     /// Reads all figures off the output of `scenario`.
     ///
     /// # Errors
-    /// A line that is marked as a figure and is none, or the second of a name; quoted.
+    /// A line is marked as a figure and is none, or a name comes twice. The error quotes the line.
     pub fn all_of(suite: Suite, scenario: &Scenario, output: &str) -> Result<Vec<Self>> {
         let mut figures: Vec<Self> = Vec::new();
         for line in output.lines() {
@@ -79,7 +79,7 @@ impl Figure {
     }
 }
 
-/// Figures in a file, in the order of suite and scenario, each scenario's as it printed them.
+/// Figures in a file, ordered by suite and scenario. Those of one scenario are in the order of its output.
 #[derive(Debug, Default)]
 pub struct Store {
     path: PathBuf,
@@ -92,10 +92,10 @@ impl Store {
         images::store::target_dir().join("figures.jsonl")
     }
 
-    /// Takes up the file, which need not exist.
+    /// Opens the file, which need not exist.
     ///
     /// # Errors
-    /// A file that cannot be read, or is none of figures; named.
+    /// The file cannot be read, or has no figures. The error names it.
     pub fn open(path: &Path) -> Result<Self> {
         let text = match std::fs::read_to_string(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -108,12 +108,12 @@ impl Store {
         })
     }
 
-    /// What is in it.
+    /// All figures.
     pub fn figures(&self) -> &[Figure] {
         &self.figures
     }
 
-    /// Puts what a scenario printed in the place of what it printed before, and writes the file.
+    /// Replaces the figures of a scenario by those of its last run, and writes the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -124,7 +124,7 @@ impl Store {
         self.write()
     }
 
-    /// Takes the figures of other runs, in the place of those of the same suites and scenarios, and writes the file.
+    /// Replaces figures by those of other runs, scenario by scenario, and writes the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -139,7 +139,7 @@ impl Store {
     }
 
     fn write(&mut self) -> Result<()> {
-        // Stable: each scenario's figures stay in their order.
+        // The sort is stable, so figures of one scenario keep their order.
         self.figures
             .sort_by(|a, b| (&a.suite, &a.scenario).cmp(&(&b.suite, &b.scenario)));
         std::fs::write(&self.path, encode(&self.figures)?)
@@ -150,7 +150,7 @@ impl Store {
 /// A JSON object on each line.
 ///
 /// # Errors
-/// None in practice: all that a figure holds has a form in JSON.
+/// None in practice: every figure has a form in JSON.
 pub fn encode(figures: &[Figure]) -> Result<String> {
     let mut text = String::new();
     for figure in figures {
@@ -160,10 +160,10 @@ pub fn encode(figures: &[Figure]) -> Result<String> {
     Ok(text)
 }
 
-/// Reads what [`encode`] wrote.
+/// Reads the output of [`encode`].
 ///
 /// # Errors
-/// A line that is no figure, by its number.
+/// A line is no figure. The error has the line's number.
 pub fn decode(text: &str) -> Result<Vec<Figure>> {
     text.lines()
         .zip(1..)

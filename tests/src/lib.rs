@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+pub mod comparison;
 pub mod containment;
 pub mod figure;
 pub mod imports;
+pub mod latency;
 pub mod lspci;
 pub mod markdown;
 pub mod ops;

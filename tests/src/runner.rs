@@ -1,4 +1,4 @@
-//! Runs scenarios and keeps the score.
+//! Runs scenarios, and reports how they ended.
 
 use crate::figure::Figure;
 use crate::scenario::Scenario;
@@ -17,23 +17,23 @@ pub struct Report {
     pub verdict: Verdict,
     /// From power-on to power-off.
     pub duration: Duration,
-    /// What it printed.
+    /// Its output.
     pub output: String,
-    /// What it measured; nothing unless it succeeded.
+    /// Its figures; none unless it succeeded.
     pub figures: Vec<Figure>,
     /// Where its logs are.
     pub dir: PathBuf,
 }
 
-/// Lines of output that are shown of a scenario that did not succeed.
+/// How many lines of output are shown if a scenario does not succeed.
 const SHOWN: usize = 40;
 
 impl Report {
-    /// What a reader wants to know beside the verdict: nothing of a success but its measurements, else the end of the
-    /// output and where the rest is.
+    /// Details for the reader. After a success: its figures. Otherwise: the end of the output, and the path of the logs.
     pub fn details(&self) -> String {
         let lines: Vec<&str> = self.output.lines().collect();
         let shown = match self.verdict {
+            // `say` and `figure` of lib.sh indent their lines.
             Verdict::Success => lines
                 .iter()
                 .filter(|line| line.starts_with("  "))
@@ -52,7 +52,7 @@ impl Report {
     }
 }
 
-/// Runs `scenario` on `rig`; its logs are left below `out`.
+/// Runs `scenario` on `rig`. Its logs go below `out`.
 ///
 /// # Errors
 /// The rig itself fails: a device that QEMU does not know, a directory that cannot be written.

@@ -1,4 +1,4 @@
-//! Scenarios: what there are, and what each needs.
+//! The scenarios, and what each of them needs.
 
 use anyhow::{Context as _, Result, bail};
 use images::emulator::Version;
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Where the scenarios lie.
+/// Directory of the scenarios.
 pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")
 }
 
-/// One scenario, as its file says. The second line is its title; lines `#: KEY VALUE` below say what it needs.
+/// One scenario. The second line of its file is its title. Lines `#: KEY VALUE` below say what it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scenario {
-    /// The file's name without `.sh`; with `+` and the xenstored if that is not its usual one.
+    /// The file's name without `.sh`. If the xenstored is not the scenario's usual one, `+` and its name follow.
     pub name: String,
     /// The file's name without `.sh`.
     file: String,
@@ -24,34 +24,34 @@ pub struct Scenario {
     pub title: String,
     /// `#: device SPEC`, as many as there are: devices in the form of QEMU's `-device`.
     pub devices: Vec<String>,
-    /// `#: suite NAME`: on these; all if there is none. Where Xen and Linux of all suites do alike, one run saves
-    /// time; `cargo verify --suite NAME --scenario NAME` runs it on another, `cargo verify --all` on all.
+    /// `#: suite NAME`: the suites that it runs on; all if there is none. If Xen and Linux of all suites behave alike,
+    /// one suite saves time. `cargo verify --suite NAME --scenario NAME` runs it on another, `cargo verify --all` on
+    /// all.
     pub suites: Vec<Suite>,
-    /// `#: all`: costs so much that only `cargo verify --all` runs it, or who names it.
+    /// `#: all`: takes so long that `cargo verify` runs it only with `--all`, or by name.
     pub costly: bool,
-    /// `#: qemu VERSION`: which QEMU; the host's unless it says otherwise.
+    /// `#: qemu VERSION`: which QEMU; the host's by default.
     pub qemu: Version,
     /// `#: timeout SECONDS`, from power-on.
     pub timeout: Duration,
-    /// `#: timeout-all SECONDS`: the limit of the whole, which a script does where `$ALL` is set; twice the other unless
-    /// it says otherwise.
+    /// `#: timeout-all SECONDS`: the time limit with `--all`, when the script sees `$ALL`; twice the other by default.
     timeout_all: Option<Duration>,
-    /// `#: cpus N`: physical processors; one unless it says otherwise. QEMU emulates each by a thread: where the
-    /// machine has fewer to spare, Xen's clocks drift apart, and waits that count time end early.
+    /// `#: cpus N`: physical processors; one by default. QEMU emulates each by a thread. If the machine has fewer
+    /// processors to spare, Xen's clocks drift apart, and waits that count time end early.
     pub cpus: u8,
     /// `#: cpu NAME`: QEMU's name of the processor; `qemu64,+rdrand,+svm,+npt` has hardware virtualisation, which HVM
     /// guests and a PVH dom0 need.
     pub cpu: String,
-    /// `#: xenstored NAME`: which xenstored dom0 runs, `xenstored` or `oxenstored`. Of several the first counts, and
-    /// `cargo verify --all` runs the scenario with each.
+    /// `#: xenstored NAME`: which xenstored dom0 runs, `xenstored` or `oxenstored`. If there are several lines, the
+    /// first one counts, and `cargo verify --all` runs the scenario with each.
     pub xenstoreds: Vec<Xenstored>,
-    /// `#: xen OPTION`: more for Xen's command line.
+    /// `#: xen OPTION`: an option to add to Xen's command line.
     pub xen_options: Vec<String>,
-    /// `#: dom0 OPTION`: more for the command line of dom0's kernel.
+    /// `#: dom0 OPTION`: an option to add to the command line of dom0's kernel.
     pub dom0_options: Vec<String>,
     /// The script.
     pub script: String,
-    /// What was asked of it beyond its file, in words for `cargo verify`.
+    /// Settings beyond its file, as options of `cargo verify`.
     asked: String,
 }
 
@@ -67,7 +67,7 @@ impl Scenario {
     /// Reads a scenario's file.
     ///
     /// # Errors
-    /// A file that cannot be read, or lines that do not say what a scenario needs; named.
+    /// The file cannot be read, or a `#:` line is wrong. The error names it.
     pub fn load(path: &Path) -> Result<Self> {
         let name = path
             .file_stem()
@@ -142,7 +142,7 @@ impl Scenario {
         Ok(scenario)
     }
 
-    /// Has the script do all that it can: it finds `$ALL` set, and has the time for that.
+    /// Runs the script in full: sets `$ALL`, and the time limit for that.
     pub fn whole(&mut self) {
         self.prepend("ALL=1\n");
         self.timeout = self.timeout_all.unwrap_or(2 * self.timeout);
@@ -168,7 +168,7 @@ impl Scenario {
         other
     }
 
-    /// Has the script begin with these settings; it uses them where it says `NAME=${NAME:-DEFAULT}`.
+    /// Sets variables that the script reads as `NAME=${NAME:-DEFAULT}`.
     pub fn set(&mut self, settings: &[Setting]) {
         let lines: String = settings
             .iter()
@@ -180,19 +180,19 @@ impl Scenario {
         }
     }
 
-    /// Puts lines before all that the script does, behind the line that names the shell.
+    /// Inserts lines right after the script's first line, which names the shell.
     fn prepend(&mut self, lines: &str) {
         let at = self.script.find('\n').map_or(0, |end| end + 1);
         self.script.insert_str(at, lines);
     }
 
-    /// Gives it another time limit, in seconds from power-on.
+    /// Replaces the time limit, in seconds from power-on.
     pub fn limit(&mut self, seconds: u64) {
         self.timeout = Duration::from_secs(seconds);
         self.asked += &format!(" --timeout {seconds}");
     }
 
-    /// What runs it on `suite` as it is.
+    /// The command that runs it on `suite` with these settings.
     pub fn command(&self, suite: Suite) -> String {
         format!(
             "cargo verify --suite {suite} --scenario {}{}",
@@ -200,13 +200,13 @@ impl Scenario {
         )
     }
 
-    /// Whether it runs on `suite` where nobody asks for more.
+    /// Whether `cargo verify` without options runs it on `suite`.
     pub fn is_for(&self, suite: Suite) -> bool {
         self.suites.is_empty() || self.suites.contains(&suite)
     }
 }
 
-/// A value that a scenario's script is given from outside: `NAME=VALUE`.
+/// A variable for a scenario's script: `NAME=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     name: String,
@@ -221,7 +221,7 @@ impl FromStr for Setting {
             .split_once('=')
             .with_context(|| format!("{text} is no NAME=VALUE"))?;
         let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
-        // Nothing that the shell would do anything about.
+        // The value goes into the script unquoted, so it must not have characters that mean something to the shell.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
         if name.is_empty() || !name.chars().all(is_name) {
             bail!("{name} is no name of a setting: capital letters");
@@ -239,7 +239,7 @@ impl FromStr for Setting {
 /// All scenarios, by name.
 ///
 /// # Errors
-/// The first file that is no sound scenario.
+/// A file is no valid scenario.
 pub fn all() -> Result<Vec<Scenario>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(directory())? {

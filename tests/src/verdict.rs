@@ -1,23 +1,23 @@
-//! What a scenario says of itself on its last line: `VERDICT Success`, or `VERDICT Failure: the reason`.
+//! The verdict of a scenario, which is its last line: `VERDICT Success`, or `VERDICT Failure: the reason`.
 
 use std::fmt;
 
 /// How a scenario ended. The vocabulary is that of the Xen Test Framework.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All that it checks holds.
+    /// Everything that it checks holds.
     Success,
-    /// It cannot tell here, for the reason given.
+    /// It cannot check anything on this machine. Holds the reason.
     Skip(String),
-    /// The scenario, or what it runs on, is wrong.
+    /// The scenario or its machine is broken. Holds the reason.
     Error(String),
-    /// What it tests is wrong.
+    /// The tested code is wrong. Holds the reason.
     Failure(String),
 }
 
 impl Verdict {
-    /// Reads the verdict off a script's output and exit code. What is no clear verdict is an error: a scenario that
-    /// dies half-way has not succeeded.
+    /// Reads the verdict from a script's output and exit code. Without a clear verdict the result is an error: a
+    /// scenario that dies half-way has not succeeded.
     pub fn of(output: &str, exit_code: i32) -> Self {
         let last = output
             .lines()

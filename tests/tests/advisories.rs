@@ -1,4 +1,4 @@
-//! docs/advisories.md names the attack and the test for each rule: each of them exists, and each attack has its place.
+//! docs/advisories.md names an attack or a test for each rule: each of them exists, and each attack is named.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 const ADVISORIES: &str = include_str!("../../docs/advisories.md");
-/// Where attacks have their names: the hostile guest's, and the hostile stub's with its deaths.
+/// The tables with the names of attacks: the hostile guest's, the hostile stub's, and the stub's deaths.
 const TABLES: [(&str, &str); 3] = [
     (include_str!("../guest/src/attack.rs"), "const ATTACKS:"),
     (include_str!("../guest/src/hostile_stub.rs"), "const ATTACKS:"),
@@ -30,7 +30,7 @@ fn claims() -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// What stands in backticks or in quotes, each with its mark: commas are part of an attack's name.
+/// The names in backticks or in quotes, each with its mark. A comma can be part of an attack's name.
 fn names(cell: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut rest = cell;

@@ -1,4 +1,4 @@
-//! docs/containment.md is what its figures print, and these keep their limits.
+//! docs/containment.md is printed from its figures, and the figures keep their limits.
 
 use bulkhead_tests::containment::rows::{MISSED, ROWS};
 use bulkhead_tests::containment::{broken, document, wanted};

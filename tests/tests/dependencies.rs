@@ -1,16 +1,16 @@
-//! What comes from others: crates of the public registry alone, under licences that go with ours.
+//! Dependencies come from the public registry alone, under licences that fit ours.
 
 use cargo_metadata::{MetadataCommand, Package, Source};
 use spdx::{Expression, LicenseReq};
 use std::path::Path;
 
-/// The licences that Bulkhead may be given away with under its own: they ask for no more than their text.
+/// Licences that allow Bulkhead to be distributed under its own: they only ask that their text is included.
 const ALLOWED: [&str; 5] = ["MIT", "Apache-2.0", "ISC", "Unicode-3.0", "Zlib"];
 
-/// All crates that are built, but for our own.
+/// All crates that are built, except our own.
 fn dependencies() -> Vec<Package> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
-    // What is for this platform has been fetched: it is built.
+    // Only crates for this platform are built; the filter needs no network, because they are fetched already.
     let options = [
         "--locked",
         "--offline",

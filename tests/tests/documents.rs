@@ -1,4 +1,4 @@
-//! What the documents for developers name is there.
+//! Files and functions that the documents for developers name exist.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,12 +1,18 @@
-//! Which module may use which, in every crate.
+//! Which module may use which, and which type names may stand, in every crate.
 
-use bulkhead_tests::imports::{CRATES, Graph};
-use std::path::Path;
+use bulkhead_tests::imports::{CRATES, Graph, duplicates, read};
+use std::path::{Path, PathBuf};
+
+fn sources(directory: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(directory)
+        .join("src")
+}
 
 fn graphs() -> impl Iterator<Item = (&'static str, &'static [&'static str], Graph)> {
     CRATES.into_iter().map(|known| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let graph = Graph::read(&root.join(known.directory).join("src")).unwrap();
+        let graph = Graph::new(&read(&sources(known.directory)).unwrap());
         assert!(graph.modules() > 1, "{}", known.directory);
         (known.directory, known.rooms, graph)
     })
@@ -30,4 +36,21 @@ fn a_room_uses_only_what_stands_below_it() {
             "{directory}: where do {unplaced:?} stand? See tests/src/imports/rooms.rs"
         );
     }
+}
+
+#[test]
+fn no_type_name_stands_twice_in_one_crate() {
+    let found: Vec<String> = CRATES
+        .iter()
+        .flat_map(|known| {
+            let files = read(&sources(known.directory)).unwrap();
+            let found = duplicates(&files).into_iter();
+            found.map(|duplicate| format!("{}: {duplicate}", known.directory))
+        })
+        .collect();
+    assert!(
+        found.is_empty(),
+        "rename all but one of each:\n{}",
+        found.join("\n")
+    );
 }

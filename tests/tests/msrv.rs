@@ -1,7 +1,7 @@
 //! The Rust version that Cargo.toml states: no dependency needs a later one.
 //!
-//! What of the standard library is later than that, `cargo clippy` reports (`clippy::incompatible_msrv`, which goes by
-//! the same line of Cargo.toml), in tests as well by clippy.toml.
+//! For uses of a later standard library there is `cargo clippy`: `clippy::incompatible_msrv` goes by the same line of
+//! Cargo.toml, and clippy.toml extends it to tests.
 
 use serde_json::Value;
 use std::path::Path;

@@ -1,11 +1,11 @@
 //! The two walls against each other: the stub's policy before dom0's guard, on devices that no one would build.
 //!
 //! A device is made up from a seed: capabilities at the edges of their space, over each other, in circles, more than
-//! once; registers of zeros, ones and anything; a header of a device or of a bridge; any terms. Then a guest asks for
-//! all kinds of accesses and messages. The stub may let nothing through that the guard refuses, and a third reading of
-//! the same lists, written for this test alone, says what no write may reach in the end.
+//! once; registers of zeros, ones and anything; a header of a device or of a bridge; any terms. Then a guest sends all
+//! kinds of accesses and MSI requests. The stub must let nothing through that the guard refuses. A third implementation
+//! of the same lists, written for this test alone, says which bytes no write may reach.
 //!
-//! A failure prints its seed; `WALLS_SEED=N` repeats that device, `WALLS_DEVICES=N` asks for as many.
+//! A failure prints its seed. `WALLS_SEED=N` repeats that device. `WALLS_DEVICES=N` sets the number of devices.
 
 use drivers::error::{MessageKind, RequestError};
 use drivers::platform::ConfigSpace;
@@ -36,7 +36,7 @@ use xenbus::pciif::frontend::post;
 use xenbus::pciif::{Command, MsixEntry, OpError, Request};
 
 const BDF: &str = "0000:00:05.0";
-/// Devices of one run, and what is asked of each.
+/// Devices of one run, and requests for each.
 const DEVICES: u64 = 3_000;
 const REQUESTS: usize = 60;
 
@@ -157,14 +157,14 @@ impl Hypervisor for Xen {
     }
 }
 
-/// The guard, as the stub reaches it; with what it refused.
+/// The guard behind the stub's trait, and what it refused.
 struct Behind {
     functions: Functions<Card>,
     xen: Xen,
     card: Card,
     never: Never,
     refused: Vec<String>,
-    /// Dom0 writes message control by itself now.
+    /// Whether dom0 itself writes message control now.
     messages: bool,
 }
 
@@ -229,12 +229,12 @@ impl Dom0 for Behind {
     }
 }
 
-/// What no write of a guest may reach, by a reading of its own.
+/// Bytes that no write of a guest may reach, by the third implementation.
 #[derive(Debug)]
 struct Never {
     messages: Vec<Range<u16>>,
     kept: Vec<Range<u16>>,
-    /// Words with rules of their own, which may lie in what is kept.
+    /// Words with rules of their own. They may lie in a protected capability.
     ruled: Vec<u16>,
     power: Option<u16>,
     express: Option<u16>,
@@ -404,7 +404,7 @@ impl Case {
         for _ in 0..self.random.usize(..9) {
             let at = match self.random.u8(..8) {
                 0 => self.random.u16(0x3d..0x40) << 2 | self.random.u16(..4),
-                // Close to the one before.
+                // Close to the last one, so that they overlap at times.
                 1 if link > 0x40 => (link & !3) + 4 * self.random.u16(1..7),
                 2 => self.random.u16(..0x100),
                 _ => self.random.u16(0x10..0x40) << 2,
@@ -473,7 +473,7 @@ impl Case {
         }
         Terms {
             permissive: self.random.bool(),
-            // Those that cover the same bytes twice are none.
+            // Quirks that overlap do not parse: then the device has none.
             quirks: quirks.join(";").parse().unwrap_or_default(),
             ..Terms::default()
         }
@@ -561,7 +561,7 @@ impl Case {
         }
     }
 
-    /// Runs the case; how many requests came to the guard.
+    /// Runs the case. Returns how many requests came to the guard.
     fn run(mut self) -> usize {
         let terms = self.terms();
         let mut engine = Engine::default();
@@ -594,7 +594,7 @@ impl Case {
         for _ in 0..REQUESTS {
             let (mut request, entries) = self.request();
             (request.bus, request.devfn) = (place.bus().into(), place.devfn().into());
-            // Once in a while the device is not there.
+            // Sometimes the device does not answer.
             self.card.silent.set(self.random.u8(..16) == 0);
             let before = self.card.writes.borrow().len();
             let answer = engine.serve(&request, Ok(&entries), &mut behind, Duration::ZERO);

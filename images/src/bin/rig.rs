@@ -14,7 +14,7 @@ use images::observer::{Observer, Terminal};
 use images::qemu::Xenstored;
 use images::{Boot, Emulator, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
 
-/// Boots Debian's Xen in QEMU and runs a script in dom0.
+/// Boot Debian's Xen in QEMU, and run a script in dom0.
 #[derive(Debug, Parser)]
 #[command(name = "cargo rig")]
 struct Arguments {
@@ -24,21 +24,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Fetch the packages and build the images, or check that they are there
+    /// Fetch the packages and build the images, if they are not there yet
     Prepare(Prepare),
-    /// Boot, run a script in dom0 and end with its exit code (124: time is up, 125: the rig failed)
+    /// Boot, run a script in dom0, and end with its exit code (124: time limit reached, 125: the rig failed)
     Run(Run),
 }
 
 #[derive(Debug, clap::Args)]
 struct Prepare {
-    /// Only this Debian release: bookworm, trixie or sid
+    /// Prepare only this Debian release: bookworm, trixie or sid
     #[arg(long)]
     suite: Option<Suite>,
-    /// The QEMU that is to be there: host (installed if missing) or 10 (from Debian's packages, not installed)
+    /// Prepare this QEMU: host (installed if missing) or 10 (from Debian's packages, not installed)
     #[arg(long, default_value_t)]
     qemu: Version,
-    /// Fetch the newest packages even if some are there
+    /// Fetch the newest packages even if older ones are there
     #[arg(long)]
     refresh: bool,
 }
@@ -48,25 +48,25 @@ struct Run {
     /// The Debian release: bookworm (Xen 4.17, Linux 6.1), trixie (Xen 4.20, Linux 6.12) or sid (the newest of both)
     #[arg(long, default_value_t = Suite::Bookworm)]
     suite: Suite,
-    /// Which QEMU: the host's, or 10, which has igb with virtual functions and is fetched but not installed
+    /// QEMU to run: host, or 10 (has igb with virtual functions; fetched, not installed)
     #[arg(long, default_value_t)]
     qemu: Version,
-    /// The script that dom0 runs as root
+    /// Script that dom0 runs as root
     #[arg(long)]
     script: PathBuf,
-    /// An argument for QEMU's -device, e.g. e1000e,netdev=n0,addr=5; netdev=NAME brings a network, drive=NAME a disk
+    /// Argument for QEMU's -device, e.g. e1000e,netdev=n0,addr=5; netdev=NAME adds a network, drive=NAME a disk
     #[arg(long = "device", value_name = "SPEC")]
     devices: Vec<String>,
-    /// A file or directory for dom0
+    /// File or directory to copy into dom0
     #[arg(long = "file", value_name = "HOST=TARGET")]
     files: Vec<FileIn>,
-    /// Build the stub's image and the bulkhead command and install them in dom0
+    /// Build the stub's image and the bulkhead command, and install them in dom0
     #[arg(long)]
     bulkhead: bool,
-    /// Where the logs go [default: rig-out/SCRIPT in the target directory]
+    /// Directory for the logs [default: rig-out/SCRIPT in the target directory]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// The time limit from power-on to power-off
+    /// Time limit from power-on to power-off
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     /// Physical processors
@@ -84,18 +84,18 @@ struct Run {
     /// QEMU's name of the processor: add ,+svm,+npt for HVM guests and for a PVH dom0
     #[arg(long, default_value_t = Machine::default().cpu)]
     cpu: String,
-    /// Which xenstored dom0 runs: xenstored (in C) or oxenstored (in OCaml)
+    /// xenstored to run in dom0: xenstored (in C) or oxenstored (in OCaml)
     #[arg(long, default_value_t)]
     xenstored: Xenstored,
-    /// More for Xen's command line
+    /// Option to add to Xen's command line
     #[arg(long = "xen-option", value_name = "OPTION")]
     xen_options: Vec<String>,
-    /// More for the command line of dom0's kernel
+    /// Option to add to the command line of dom0's kernel
     #[arg(long = "dom0-option", value_name = "OPTION")]
     dom0_options: Vec<String>,
 }
 
-/// The exit code when it is the rig that failed, not the script.
+/// Exit code if the rig failed, not the script.
 const RIG_FAILED: u8 = 125;
 
 fn main() -> ExitCode {

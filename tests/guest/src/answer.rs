@@ -1,4 +1,4 @@
-//! What came back for one request.
+//! The answer to one request.
 
 use crate::op::Op;
 use alloc::vec::Vec;
@@ -10,34 +10,34 @@ use xenbus::pciif::{Command, MAX_VECTORS};
 /// Bytes of the page that belong to the protocol.
 pub type Shared = [u8; TOTAL_SIZE];
 
-/// What a request brought, apart from its error.
+/// The result of a request, apart from its error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gain {
     /// The value field.
     Value(u32),
-    /// A pirq: which one differs from run to run.
+    /// A pirq. Its number differs from run to run, and is not kept.
     Pirq,
-    /// So many pirqs, all there and all different.
+    /// This many pirqs, all there and all different.
     Vectors(u8),
-    /// MSI-X without a sound pirq for each entry.
+    /// MSI-X without a valid pirq for each entry.
     BadVectors,
 }
 
-/// A backend's answer, as far as it must be the same for every backend and in every run.
+/// The parts of a backend's answer that must be the same for every backend and in every run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The error field; 0 is success.
     pub err: i32,
-    /// What it brought.
+    /// The result.
     pub gain: Gain,
     /// Offset in the page of the first byte that the backend has written and should not have.
     pub stray: Option<u16>,
 }
 
 impl Answer {
-    /// Reads the answer to `op` out of the page. `before` is what stood there when the request was sent.
+    /// Reads the answer to `op` out of the page. `before` is the page's content when the request was sent.
     ///
-    /// The flags word is left out: it is for both sides to change.
+    /// The flags word does not count, because both sides change it.
     pub fn read(op: &Op, before: &Shared, after: &Shared) -> Self {
         let word = |at: usize| u32::from_le_bytes([after[at], after[at + 1], after[at + 2], after[at + 3]]);
         let err = word(OP_ERR).cast_signed();
@@ -74,7 +74,7 @@ impl Answer {
         }
     }
 
-    /// What a read brought; 0 for all that brings no value.
+    /// The value of a read; 0 if there is none.
     pub const fn value(&self) -> u32 {
         match self.gain {
             Gain::Value(value) => value,

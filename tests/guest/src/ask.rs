@@ -1,16 +1,16 @@
-//! Things that only dom0 can do: the guest asks for them in words, by a node below its home.
+//! Actions that only dom0 can take: the guest asks for them by a node below its home.
 
 use crate::frontend::{Failure, wait_for};
 use core::time::Duration;
 use drivers::platform::Platform;
 use xenbus::client::{Client, Store, Transport};
 
-/// The node. dom0 empties it when what it asks for is done.
+/// The node. dom0 empties it when the action is done.
 pub const ASK: &str = "data/ask";
-/// How long dom0 may take.
+/// How long the guest waits for dom0.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Asks dom0 for something, and waits until it is done.
+/// Asks dom0 for an action, and waits until it is done.
 ///
 /// # Errors
 /// [`Failure::Silent`], [`Failure::Store`].

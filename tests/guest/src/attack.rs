@@ -1,8 +1,8 @@
-//! What a hostile guest does to its backend, each way named after the advisory that tells of it, or of the nearest kin.
+//! Attacks of a hostile guest on its backend. Each is named after the advisory that describes it or something similar.
 //!
-//! An attack ends with the connection in service: the next one, and the question whether the backend still answers,
-//! need it. What happens to the guest's own devices and answers meanwhile is the guest's affair. `docs/advisories.md`
-//! says which advisory each attack stands for.
+//! An attack ends with a working connection: the next attack needs one, and so does the check that the backend still
+//! answers. The attack may break the guest's own devices and answers meanwhile. `docs/advisories.md` says which
+//! advisory each attack stands for.
 
 mod connections;
 mod race;
@@ -26,19 +26,19 @@ use xenbus::pciif::layout::FLAGS;
 use xenbus::pciif::{ACTIVE, AER_ACTIVE, AER_HANDLER, Command, SharedPage};
 use xenbus::state::XenbusState;
 
-/// What dom0 is asked for before the first attack, so that it is there to see.
+/// Request to dom0 before the first attack, so that dom0 is ready to watch.
 pub const BEGIN: &str = "begin";
-/// What dom0 is asked for to get a new connection: the backend's state is set to Initialising.
+/// Request to dom0 for a new connection: dom0 sets the backend's state to Initialising.
 pub const ANEW: &str = "anew";
-/// How long a backend may take to notice what we have done to the connection.
+/// How long a backend may take to notice a change of the connection.
 const NOTICE: Duration = Duration::from_secs(20);
-/// How long an answer is waited for that need not come: a request that has changed may never get one.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long to wait for an answer that need not come: a request that has changed may never get one.
+const TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How often a thing is done that takes its time.
+/// Repetitions of an action that takes long.
 const ROUNDS: usize = 1000;
 
-/// A guest at war.
+/// The hostile guest.
 pub struct Attacker<'a, P: Grants, T> {
     /// The machine.
     pub platform: &'a mut P,
@@ -48,17 +48,17 @@ pub struct Attacker<'a, P: Grants, T> {
     pub frontend: Frontend<P>,
     /// The functions that we have.
     pub shapes: Vec<Shape>,
-    /// Chance.
+    /// Random numbers.
     pub random: Rng,
-    /// How many requests of garbage are sent.
+    /// Number of garbage requests.
     pub count: usize,
 }
 
-/// One attack: its name, and how it is done.
+/// One attack: its name and its function.
 type Attack<A> = (&'static str, fn(&mut A) -> Result<(), Failure>);
 
 impl<P: Grants, T: Transport> Attacker<'_, P, T> {
-    /// All attacks, in the order in which they are done.
+    /// All attacks, in order.
     const ATTACKS: [Attack<Self>; 15] = [
         ("XSA-120: decode and error bits of COMMAND", Self::command_bits),
         (
@@ -86,7 +86,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         ("closed and opened in every state", Self::every_change_of_state),
     ];
 
-    /// Does all of them; after each the backend must still answer.
+    /// Runs all attacks. After each the backend must still answer.
     ///
     /// # Errors
     /// [`Failure::Silent`] or [`Failure::Unsound`] if it does not; or as the attack itself.
@@ -102,7 +102,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// The backend answers a plain read with what stands there.
+    /// Checks that the backend answers a plain read with the right value.
     fn check_answers(&mut self) -> Result<(), Failure> {
         self.frontend.page.clear_bits(FLAGS, AER_ACTIVE | AER_HANDLER);
         for shape in self.shapes.clone() {
@@ -116,11 +116,11 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Takes a request back that is not answered in time, as pcifront does.
+    /// Withdraws a request that is not answered in time, as pcifront does.
     fn settle(&mut self) {
-        let end = self.platform.now().saturating_add(PATIENCE);
+        let end = self.platform.now().saturating_add(TIMEOUT);
         while self.frontend.is_active() && self.platform.now() < end {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Clear the event before the page is checked, so that an event after the check ends the wait.
             self.platform.take_pending(self.frontend.port);
             if self.frontend.is_active() {
                 self.platform.wait(&[self.frontend.port], Some(end));
@@ -143,7 +143,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Goes down, in order, and waits until the backend has followed.
+    /// Closes the connection in an orderly way, and waits until the backend has closed it too.
     fn close(&mut self) -> Result<(), Failure> {
         self.set_state(XenbusState::Closing)?;
         self.set_state(XenbusState::Closed)?;
@@ -176,8 +176,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(client.read_state(&[&backend, "/", key::STATE].concat())?)
     }
 
-    /// Until the offer in our nodes is turned down: the backend ends the connection, or dom0 has us begin anew, as it
-    /// does with a frontend that has let go of its port.
+    /// Waits until the offer in our nodes is refused: the backend ends the connection, or dom0 tells us to begin anew,
+    /// as it does if a frontend's port is closed.
     fn wait_for_refusal(&mut self) -> Result<(), Failure> {
         wait_for(self.platform, NOTICE, "our offer to be turned down", || {
             let ended = matches!(

@@ -1,4 +1,4 @@
-//! The cases that the rules of the operations name, one by one.
+//! Cases for each rule of the operations.
 
 use crate::op::Op;
 use crate::shape::Shape;
@@ -12,23 +12,23 @@ const CACHE_LINE: i32 = 0x0c;
 const INTERRUPT_LINE: i32 = 0x3c;
 /// COMMAND: memory decode and bus master.
 const WORKING: u32 = 0x0006;
-/// Bytes of config space that are read after all.
+/// Bytes of config space that are read at the end.
 const CONVENTIONAL: u16 = 0x100;
 
-/// Steps about one thing.
+/// Steps about one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// What it is about, as a report names it.
+    /// Name in reports.
     pub name: &'static str,
-    /// In this order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// Name of the case in which a request turns off another kind than is on: the one in which the two backends go separate
-/// ways on purpose.
+/// Name of the case in which a request turns off the mode that is not on. In this case the two backends differ on
+/// purpose.
 pub const OTHER_KIND: &str = "turning off the other kind";
 
-/// All cases for one function. It is left as it was found: messages off, memory decode on.
+/// All cases for one function. In the end the function is as before: MSI and MSI-X off, memory decode on.
 pub fn cases(shape: &Shape) -> Vec<Case> {
     let devfn = u32::from(shape.devfn);
     let op = |command| Op::new(command, devfn);
@@ -84,7 +84,8 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
         let ops = [power(3), msi.clone(), msix(), power(0), msix(), no_msix.clone()];
         cases.push(case("messages while the function sleeps in D3hot", ops.into()));
     }
-    // For others the first request is refused, and the last one is about the other kind.
+    // These need both. Without MSI or MSI-X a request that turns it on is refused, and the one that turns it off is
+    // about the mode that is not on.
     if shape.msi != 0 && shape.msix != 0 {
         cases.extend([
             case(
@@ -127,8 +128,8 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
 }
 
 fn unknown_commands(devfn: u32) -> Vec<Op> {
-    // 6 to 9 are those of error recovery, which only a backend may send; 10 is multi-message MSI, by the header file
-    // alone.
+    // 6 to 9 are the commands of error recovery, which only a backend may send. 10 is MSI with several vectors: the
+    // header file has it, and nobody implements it.
     let numbers = [6, 7, 8, 9, 10, 11, 12, 0x100, 0x8000_0000, u32::MAX];
     let op = |command| Op {
         command,
@@ -138,7 +139,7 @@ fn unknown_commands(devfn: u32) -> Vec<Op> {
     numbers.map(op).into()
 }
 
-/// Every command, at addresses where nothing is.
+/// Every command, at addresses without a function.
 fn absent(devfn: u32) -> Vec<Op> {
     let places = [
         (1, 0, devfn),
@@ -222,7 +223,7 @@ fn spanning(shape: &Shape) -> Vec<Op> {
             ]);
         }
     }
-    // COMMAND and STATUS in one; without memory-write-and-invalidate, of which the other sweep has the difference.
+    // COMMAND and STATUS in one access. Memory-write-and-invalidate stays off: config-sweep has that difference.
     for value in [0, 0xffff_ffef, 0xffff_0000, WORKING] {
         ops.extend([Op::write(devfn, COMMAND, 4, value), Op::read(devfn, COMMAND, 4)]);
     }
@@ -291,7 +292,8 @@ fn entries(shape: &Shape) -> Vec<Op> {
         .collect()
 }
 
-/// Reads of all of conventional config space, but for message addresses and data, which stay behind and are Xen's.
+/// Reads of all of conventional config space, except MSI addresses and data: they are Xen's, and differ from run to
+/// run.
 fn left(shape: &Shape) -> impl Iterator<Item = Op> + use<> {
     let shape = *shape;
     (0..CONVENTIONAL)

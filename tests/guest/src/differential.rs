@@ -1,4 +1,4 @@
-//! A plan carried out: every request of it sent to the backend, and every answer recorded.
+//! Runs a plan: sends every request to the backend, and records every answer.
 
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend};
@@ -10,21 +10,21 @@ use core::time::Duration;
 use drivers::platform::Platform;
 use xenbus::client::{Client, Transport};
 
-/// Where the recording goes, below our home.
+/// Node of the recording, below our home.
 pub const RECORDING: &str = "data/ops";
 
-/// What was done.
+/// Summary of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Requests that were answered.
     pub requests: usize,
-    /// How long the slowest answer took.
+    /// Time of the slowest answer.
     pub slowest: Duration,
 }
 
-/// Carries the plan out on all functions that the backend has at function 0 of a slot.
+/// Runs the plan on all functions that the backend has at function 0 of a slot.
 ///
-/// The recording is `seed=N`, `count=N`, a `shape=…` for each function, and an answer for each request, in words.
+/// The recording is these words: `seed=N`, `count=N`, a `shape=…` for each function, and an answer for each request.
 ///
 /// # Errors
 /// What [`Failure`] names. A refused request is no error.

@@ -1,4 +1,4 @@
-//! As much work for the backend as a guest can make, for some seconds of each kind: dom0 measures what it costs whom.
+//! Floods: as much work for the backend as a guest can cause, for some seconds of each kind. dom0 measures the cost.
 
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend};
@@ -10,19 +10,19 @@ use xenbus::client::{Client, Transport};
 
 /// One flood.
 struct Flood<P: Platform> {
-    /// Its name, for dom0.
+    /// Name for dom0.
     name: &'static str,
     /// How long it lasts.
     length: Duration,
-    /// What is done again and again, with the number of the time.
+    /// The repeated action. It gets the number of the repetition.
     once: fn(&mut P, &mut Frontend<P>, u64) -> Result<(), Failure>,
 }
 
-/// How long nothing is done.
+/// Duration of the idle phase.
 const QUIET: Duration = Duration::from_secs(2);
 
 impl<P: Platform> Flood<P> {
-    /// All floods, and first nothing at all, to compare with.
+    /// All floods. The first one does nothing, for comparison.
     const ALL: [Self; 5] = [
         Self {
             name: "nothing",
@@ -60,7 +60,7 @@ fn nothing<P: Platform>(platform: &mut P, _: &mut Frontend<P>, _: u64) -> Result
 
 fn event<P: Platform>(platform: &mut P, frontend: &mut Frontend<P>, _: u64) -> Result<(), Failure> {
     platform.notify(frontend.port);
-    // Events that find one pending cost nobody anything: the backend gets the time to take it.
+    // An event costs nothing if another one is pending. So the backend gets time to take each event.
     platform.relax();
     Ok(())
 }
@@ -69,7 +69,7 @@ fn read<P: Platform>(platform: &mut P, frontend: &mut Frontend<P>, _: u64) -> Re
     frontend.ask(platform, &Op::read(0, 0, 4)).map(drop)
 }
 
-/// A write that changes the device each time, so that no backend can answer it by itself: the cache line size.
+/// A write of the cache line size that changes the device each time, so that no backend can answer it by itself.
 fn write<P: Platform>(platform: &mut P, frontend: &mut Frontend<P>, time: u64) -> Result<(), Failure> {
     const CACHE_LINE_SIZE: i32 = 0x0c;
     let value = if time.is_multiple_of(2) { 8 } else { 16 };
@@ -78,12 +78,12 @@ fn write<P: Platform>(platform: &mut P, frontend: &mut Frontend<P>, time: u64) -
         .map(drop)
 }
 
-/// A request for more vectors than there can be.
+/// A request for more vectors than MSI-X allows.
 fn refused<P: Platform>(platform: &mut P, frontend: &mut Frontend<P>, _: u64) -> Result<(), Failure> {
     frontend.ask(platform, &Op::msix(0, 0..129)).map(drop)
 }
 
-/// Makes one flood after the other. Dom0 is asked to look at the clock before (`begin NAME`) and after
+/// Runs one flood after the other. Asks dom0 to read the clock before each flood (`begin NAME`) and after it
 /// (`end NAME COUNT`).
 ///
 /// # Errors

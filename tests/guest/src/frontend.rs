@@ -1,4 +1,4 @@
-//! The frontend's side of a connection to a PCI backend, whichever domain that is in.
+//! The frontend's side of a connection to a PCI backend in any domain.
 
 use crate::answer::{Answer, Shared};
 use crate::op::Op;
@@ -17,28 +17,28 @@ use xenbus::state::XenbusState;
 /// Our end of the device, below our home.
 pub const DIRECTORY: &str = "device/pci/0";
 
-/// Slots of a bus.
+/// Number of slots on a bus.
 const SLOTS: u8 = 32;
 /// How long a backend may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
-/// How long a backend may take for an answer. pcifront gives up after two seconds; an emulated machine that is kept
-/// from running for longer is no difference between backends.
+/// How long a backend may take for an answer. It is longer than pcifront's two seconds: a host can keep an emulated
+/// machine from running for longer, and that is no difference between backends.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How often a node is looked at that others are to change.
+/// Interval between reads of a node that another domain will change.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What ended the run.
+/// Why the run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// xenstore refused.
+    /// xenstored refused a request.
     Store(String),
-    /// A node does not hold what it should.
+    /// A node has a wrong value.
     Node(String),
     /// Xen refused us a page or a port.
     Xen(Errno),
-    /// Nobody did what was waited for.
+    /// The timeout ended before the expected event.
     Silent(&'static str),
-    /// The backend did what it must not.
+    /// The backend broke a rule.
     Unsound(&'static str),
     /// The backend has gone to this state instead of connecting.
     Refused(XenbusState),
@@ -67,7 +67,7 @@ impl<E: fmt::Display> From<Error<E>> for Failure {
     }
 }
 
-/// What we share with the backend.
+/// Page and event channel that we share with the backend.
 #[derive(Debug)]
 pub struct Frontend<P: Platform> {
     /// The page.
@@ -83,7 +83,7 @@ pub fn node(key: &str) -> String {
     [DIRECTORY, "/", key].concat()
 }
 
-/// Looks every 20 ms whether `done` gives something, for as long as `limit`.
+/// Calls `done` every 20 ms until it returns a value, for at most `limit`.
 ///
 /// # Errors
 /// Those of `done`, and [`Failure::Silent`] with `what`.
@@ -117,6 +117,7 @@ impl<P: Platform> Frontend<P> {
         let domain: DomId = client.read(&id)?.parse().map_err(|_| Failure::Node(id))?;
         let (page, grant) = platform.share_page(domain).map_err(Failure::Xen)?;
         let port = platform.alloc_unbound(domain).map_err(Failure::Xen)?;
+        // As pcifront does: these nodes in one transaction, and then the state.
         client.transaction(|store| {
             store.write(&node(key::PCI_OP_REF), &grant.to_string())?;
             store.write(&node(key::EVENT_CHANNEL), &port.to_string())?;
@@ -138,13 +139,13 @@ impl<P: Platform> Frontend<P> {
         Ok(Self { page, grant, port })
     }
 
-    /// Takes back what was shared.
+    /// Ends grant and event channel.
     pub fn disconnect(self, platform: &mut P) {
         platform.close(self.port);
         platform.unshare_page(self.page, self.grant);
     }
 
-    /// Sends the bytes of a request, whatever they are, and waits for nothing.
+    /// Sends any bytes as a request, and does not wait.
     pub fn send(&mut self, platform: &mut P, request: &[u8; OP_SIZE]) {
         self.page.copy_in(OP, request);
         self.page.set_bits(FLAGS, ACTIVE);
@@ -196,7 +197,7 @@ impl<P: Platform> Frontend<P> {
     pub fn finish(&mut self, platform: &mut P) -> Result<(), Failure> {
         let end = platform.now().saturating_add(ANSWER_LIMIT);
         loop {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Clear the event before the page is checked, so that an event after the check ends the wait.
             platform.take_pending(self.port);
             if !self.is_active() {
                 return Ok(());

@@ -1,10 +1,10 @@
-//! What a hostile guest does to its grants, beyond what a driver asks of its machine.
+//! Misuse of grants: operations that a driver does not need.
 
 use drivers::platform::{DomId, GrantRef, Platform};
 
 /// A machine with a grant table to misuse.
 pub trait Grants: Platform {
-    /// Takes a grant away from a peer that may have the page mapped.
+    /// Ends a grant even if the peer has the page mapped.
     fn withdraw(&mut self, grant: GrantRef);
     /// Grants `peer` a page that is not ours.
     fn grant_what_is_not_ours(&mut self, peer: DomId) -> GrantRef;

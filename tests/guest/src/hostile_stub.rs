@@ -1,32 +1,30 @@
-//! What a stub does that was taken over by its guest: all that its domain can do to dom0 and to the others.
+//! A stub that was taken over by its guest: it does everything that its domain can do to dom0 and to other domains.
 //!
-//! It begins as a genuine stub ([`drivers::stub`]), with devices really assigned. `tests/scenarios/hostile-stub.sh` takes
-//! it over: a stub that is asked to shut down, by `control/shutdown`, is the hostile one from then on. dom0 gives it
-//! orders by a node:
+//! It begins as a genuine stub ([`drivers::stub`]) with devices assigned to its guest. `tests/scenarios/hostile-stub.sh`
+//! asks it to shut down, by `control/shutdown`. From then on the stub is hostile. dom0 gives it orders by a node:
 //!
 //! | `data/order` | what it does |
 //! |---|---|
-//! | `attack N SEED` | the attack of that number, of [`HostileStub::ATTACKS`] |
-//! | `random SEED COUNT` | so many actions of all kinds, in an order drawn from the seed |
-//! | `flood SECONDS` | all at once that has dom0 look at it, for that long: dom0 sees meanwhile what else it can do |
-//! | `death N` | sets a bad moment up and ends its life in it: [`HostileStub::DEATHS`] |
+//! | `attack N SEED` | attack number N of [`HostileStub::ATTACKS`] |
+//! | `random SEED COUNT` | COUNT actions of all kinds, in a random order from SEED |
+//! | `flood SECONDS` | everything at once that makes dom0 look at the stub; the scenario checks meanwhile what dom0 can still do |
+//! | `death N` | prepares a bad moment, and ends the stub in it: [`HostileStub::DEATHS`] |
 //!
-//! `data/done` repeats the order when it is carried out. What was done is on the console: a line
-//! `did: NAME: KIND=COUNT KIND=COUNT …` for each order. After an attack it offers dom0's service a new page and port, as
-//! a stub that has begun anew does. If the service does not answer any more, that is its right after what was done to
-//! it: the stub ends its domain then, and the next one is a genuine one again.
+//! After an order `data/done` holds the same text. The console has a line `did: NAME: KIND=COUNT KIND=COUNT …` for each
+//! order. After an attack the stub offers dom0's service a new page and port, as a restarted stub does. The service may
+//! refuse to answer after an attack. The stub then ends its domain, and the next stub is a genuine one again.
 //!
 //! | module | attacks by |
 //! |---|---|
 //! | [`page`] | the second hop's page: requests, flags, counters, the handover block |
-//! | [`nodes`] | its nodes in xenstore: states, particulars, what it publishes for its guest |
+//! | [`nodes`] | its nodes in xenstore: states, page and port, nodes for its guest |
 //! | [`store`] | requests to xenstored: transactions, watches, quotas |
 //! | [`machine`] | hypercalls, frames, grants, event channels |
-//! | [`deaths`] | its end |
-//! | [`chance`] | all of that, at random |
+//! | [`deaths`] | the end of its domain |
+//! | [`chance`] | all of these, at random |
 //!
-//! All of these use [`stub`], the stub itself, and what it asks of its machine, [`misuse`]. [`raw`] makes requests to
-//! xenstored, and [`second_hop`] connects to dom0's service.
+//! All of these use [`stub`], the stub itself, and [`misuse`], its machine. [`raw`] sends requests to xenstored, and
+//! [`second_hop`] connects to dom0's service.
 
 pub mod chance;
 pub mod deaths;
@@ -52,14 +50,14 @@ use tally::Tally;
 use xenbus::client::{Client, Store, Transport};
 use xenbus::path::{Device, Numbered, key};
 
-/// The node by which dom0 gives orders, and the one that tells of the last.
+/// The node for dom0's orders, and the node for the last order that was carried out.
 const ORDER: &str = "data/order";
 const DONE: &str = "data/done";
-/// Most functions that are looked at.
+/// Limit of functions that are used.
 const MOST_DEVICES: u32 = 32;
 
 impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
-    /// All attacks, in the order in which they are done.
+    /// All attacks, in order.
     pub const ATTACKS: [Deed<Self>; 24] = [
         (
             "requests of every operation, with fields that are none",
@@ -93,10 +91,10 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
         ("every state, in every order", Self::every_state),
     ];
 
-    /// Goes on from a genuine stub, and connects the second hop anew.
+    /// Takes over from a genuine stub, and connects the second hop anew.
     ///
     /// # Errors
-    /// A node that a stub has is not there, or dom0's service does not answer.
+    /// A node of the stub's is missing, or dom0's service does not answer.
     pub fn take_over(platform: &'a mut P, client: &'a mut Client<T>) -> Result<Self, Failure> {
         raw::forget_watches(client)?;
         let own = number(client, "domid")?;
@@ -139,7 +137,7 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
         Ok(stub)
     }
 
-    /// Carries out what dom0 orders, for ever.
+    /// Carries out dom0's orders, for ever.
     pub fn obey(&mut self) -> ! {
         self.say_done("ready");
         loop {
@@ -149,7 +147,7 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
                 Ok(_) => continue,
                 Err(error) => panic!("orders cannot be read: {error}"),
             };
-            // Else it would be carried out again.
+            // The node keeps its value, and must not be carried out twice.
             let _ = self.client.write(ORDER, "");
             self.tally = Tally::default();
             match self.carry_out(&order) {
@@ -163,7 +161,7 @@ impl<'a, P: Misuse, T: Transport> HostileStub<'a, P, T> {
         }
     }
 
-    /// Returns the name of what was done.
+    /// Returns the name of the action.
     fn carry_out(&mut self, order: &str) -> Result<&'static str, Failure> {
         let mut words = order.split_ascii_whitespace();
         let kind = words.next().unwrap_or_default();

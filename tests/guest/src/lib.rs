@@ -1,18 +1,20 @@
-//! A bare PV guest with a PCI frontend of its own: it asks for what Linux cannot, or would not.
+//! A bare PV guest with a PCI frontend of its own. It sends requests that Linux cannot or would not send.
 //!
-//! It stands on the stub's own library, and connects to whichever backend its nodes name: Bulkhead's stub, or
-//! xen-pciback in dom0. It is for tests, and never shipped.
+//! It uses the stub's library, and connects to the backend that its nodes name: Bulkhead's stub, or xen-pciback in dom0.
+//! It is for tests, and never shipped.
 //!
-//! - [`op`]: a request with every field free; [`answer`]: what came back, down to bytes that nobody may touch.
-//! - [`shape`]: what a sequence has to know of a function; [`step`]: what it is made of; [`case`]: the cases that the
-//!   rules name; [`random`]: requests from a seed; [`plan`]: all of these in one sequence, the same in the guest and
-//!   where its answers are compared.
-//! - [`frontend`]: the frontend's side of the connection; [`recorder`]: answers on their way to dom0;
-//!   [`ask`]: what only dom0 can do; [`differential`]: a plan carried out;
-//!   [`attack`]: what a hostile guest does, and [`grants`] what it needs for that; [`flood`]: work without end.
-//! - [`hostile_stub`]: another program, a stub that was taken over, against dom0's service and all others.
+//! | module | holds |
+//! |---|---|
+//! | [`op`], [`answer`] | a request in which every field is free; its answer, with bytes that nobody may touch |
+//! | [`shape`], [`step`], [`case`], [`random`] | a function's capabilities; parts of a sequence; cases for each rule; random requests |
+//! | [`plan`] | all of these in one sequence: the same in the guest and in the program that compares answers |
+//! | [`frontend`], [`recorder`], [`ask`] | the frontend's end of a connection; answers on their way to dom0; requests to dom0 |
+//! | [`differential`] | runs a plan |
+//! | [`attack`], [`grants`] | a hostile guest, and its misuse of grants |
+//! | [`flood`] | work without a pause |
+//! | [`hostile_stub`] | another program: a stub that was taken over |
 //!
-//! The sequences are pure, and know nothing of a machine: the program that compares answers uses them too.
+//! The sequences need no machine: the program that compares answers uses them too.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The guest's image: connects to its PCI backend, does what the command line says, tells how it went, and idles.
+//! The guest's image: connects to its PCI backend, does what the command line says, prints the result, and idles.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -15,7 +15,7 @@ use xenbus::client::Client;
 
 unikernel::main!(main);
 
-/// For the end of a run: nothing more to do, and the nodes stay for dom0 to read.
+/// Idles at the end of a run, so that the nodes stay for dom0 to read.
 const IDLE: Duration = Duration::from_secs(3600);
 
 fn main(machine: Machine) -> ! {

@@ -1,14 +1,14 @@
-//! One request, as a frontend that follows no rule writes it.
+//! One request of a frontend that keeps no rule.
 
 use alloc::vec::Vec;
 use core::fmt;
 use xenbus::pciif::layout::{OP, OP_ENTRIES, OP_ERR, OP_SIZE, OP_VALUE, vector_offset};
 use xenbus::pciif::{Command, MAX_VECTORS};
 
-/// What stands in every byte of a request that has no other value: neither 0 nor anything that a backend would write.
+/// Fills every byte of a request that has no value: neither 0 nor a value that a backend writes.
 pub const FILLER: u8 = 0xee;
 
-/// A request. Nothing is checked, and no field follows from another.
+/// A request. Nothing is checked, and each field is independent of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
     /// Number of the command.
@@ -25,12 +25,12 @@ pub struct Op {
     pub size: i32,
     /// Value to write, or number of MSI-X vectors.
     pub value: u32,
-    /// Table indices of the MSI-X entries; those behind the 128th do not fit the page.
+    /// Table indices of the MSI-X entries. Entries after the 128th do not fit into the page.
     pub entries: Vec<u16>,
 }
 
 impl Op {
-    /// A request about the function at `devfn` of the first bus that needs nothing else.
+    /// A request about the function at `devfn` of the first bus, without other fields.
     pub const fn new(command: Command, devfn: u32) -> Self {
         Self {
             command: command.raw(),
@@ -73,7 +73,7 @@ impl Op {
         }
     }
 
-    /// The command, where it is one that a backend knows.
+    /// The command, if a backend knows it.
     pub const fn known_command(&self) -> Command {
         Command::from_raw(self.command)
     }
@@ -132,7 +132,7 @@ mod tests {
     use xenbus::pciif::layout::{FLAGS, OP};
     use xenbus::pciif::{ACTIVE, Request, SharedPage, backend};
 
-    /// What a backend of ours reads out of the page.
+    /// The request as a backend of ours reads it from the page.
     fn taken(op: &Op) -> backend::Taken {
         let page = Page::new();
         page.copy_in(OP, &op.encode());

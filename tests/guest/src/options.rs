@@ -1,9 +1,9 @@
-//! What the guest is to do, by its kernel command line (`extra=` of its configuration).
+//! Options of the guest, on its kernel command line (`extra=` of its configuration).
 
 use core::fmt;
 use core::str::FromStr;
 
-/// What there is to do.
+/// What the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Carry out a plan and record the answers.
@@ -12,7 +12,7 @@ pub enum Mode {
     Hostile,
     /// Change requests while the backend handles them.
     Race,
-    /// Make work for the backend.
+    /// Flood the backend.
     Flood,
     /// Connect, and do nothing more.
     Idle,
@@ -33,18 +33,18 @@ impl FromStr for Mode {
     }
 }
 
-/// The words of the command line that are for us; others, such as `loglevel=`, are passed over.
+/// Options of the command line. Other words, such as `loglevel=`, are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `mode=NAME`: [`Mode::Ops`] if absent.
     pub mode: Mode,
-    /// `seed=N`: what random requests come from. 1 if absent.
+    /// `seed=N`: seed of the random requests. 1 if absent.
     pub seed: u64,
-    /// `count=N`: how many random requests. 1000 if absent.
+    /// `count=N`: number of random requests. 1000 if absent.
     pub count: usize,
 }
 
-/// A word whose value is of no use.
+/// An option with a wrong value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadOption<'a>(pub &'a str);
 

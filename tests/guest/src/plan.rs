@@ -1,4 +1,4 @@
-//! All that is asked of a backend, in its order: the same in the guest and where the answers are compared.
+//! All requests to a backend, in order: the same in the guest and in the program that compares the answers.
 
 use crate::case::cases;
 use crate::op::Op;
@@ -7,14 +7,14 @@ use crate::shape::Shape;
 use crate::step::Step;
 use alloc::vec::Vec;
 
-/// What a plan is made of.
+/// The parameters of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The functions.
     pub shapes: Vec<Shape>,
-    /// What random requests come from.
+    /// Seed of the random requests.
     pub seed: u64,
-    /// How many of them.
+    /// Number of random requests.
     pub count: usize,
 }
 
@@ -39,7 +39,7 @@ impl Plan {
                 left -= 1;
                 return random.next();
             }
-            // What is on is turned off, so that every plan leaves all as it was.
+            // MSI and MSI-X are turned off at the end, so that every plan leaves the functions as they were.
             quiet.get_or_insert_with(|| random.quiet()).pop()
         });
         named.chain(at_random.map(|op| (RANDOM, None, Step::Op(op))))

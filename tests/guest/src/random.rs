@@ -8,12 +8,12 @@ use fastrand::Rng;
 use pci::registers::{command, register};
 use xenbus::pciif::Command;
 
-/// Most vectors of a request: what Xen has pirqs for, by default.
+/// Limit of vectors of a request: Xen has that many pirqs for a guest by default.
 const MOST_VECTORS: u16 = 32;
 
-/// Which messages a function sends, as its guest must think.
+/// How a function interrupts, as far as its guest knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+enum InterruptMode {
     Line,
     Msi,
     Msix,
@@ -21,26 +21,26 @@ enum Mode {
 
 /// An endless sequence of requests about some functions, the same for the same seed.
 ///
-/// Two things never come: a change of power state, which takes its time, and turning off another kind of messages than
-/// is on, after which the two backends differ for good.
+/// Two kinds of requests never come: a change of the power state, which takes long, and turning off the mode that is not
+/// on, after which the two backends differ for good.
 #[derive(Clone, Debug)]
 pub struct Random {
     random: Rng,
-    functions: Vec<(Shape, Mode)>,
+    functions: Vec<(Shape, InterruptMode)>,
 }
 
 impl Random {
-    /// The sequence of `seed`. All functions begin with their messages off.
+    /// The sequence of `seed`. All functions begin with MSI and MSI-X off.
     pub fn new(shapes: &[Shape], seed: u64) -> Self {
         Self {
             random: Rng::with_seed(seed),
-            functions: shapes.iter().map(|&shape| (shape, Mode::Line)).collect(),
+            functions: shapes.iter().map(|&shape| (shape, InterruptMode::Line)).collect(),
         }
     }
 
-    /// Requests that turn off whatever is on.
+    /// Requests that turn off whichever mode is on.
     pub fn quiet(&self) -> Vec<Op> {
-        let off = |(shape, mode): &(Shape, Mode)| turn_off(shape, *mode);
+        let off = |(shape, mode): &(Shape, InterruptMode)| turn_off(shape, *mode);
         self.functions.iter().filter_map(off).collect()
     }
 
@@ -71,7 +71,7 @@ impl Random {
             2 | 3 => 1 << random.u8(..32),
             _ => random.u32(..),
         };
-        // The sweep of configuration space has the difference that this bit makes.
+        // Memory-write-and-invalidate stays off: config-sweep has that difference.
         let is_command = (offset..offset + size).contains(&register::COMMAND);
         let value = if is_command {
             value & !u32::from(command::INVALIDATE)
@@ -86,8 +86,8 @@ impl Random {
         let devfn = u32::from(shape.devfn);
         let (next, op) = match self.random.u8(..6) {
             0 | 1 => {
-                let next = if shape.msi != 0 && mode == Mode::Line {
-                    Mode::Msi
+                let next = if shape.msi != 0 && mode == InterruptMode::Line {
+                    InterruptMode::Msi
                 } else {
                     mode
                 };
@@ -101,13 +101,20 @@ impl Random {
                     let mut entries: Vec<u16> = (0..shape.vectors).collect();
                     self.random.shuffle(&mut entries);
                     entries.truncate(self.random.u16(1..=most.min(6)).into());
-                    let next = if mode == Mode::Line { Mode::Msix } else { mode };
+                    let next = if mode == InterruptMode::Line {
+                        InterruptMode::Msix
+                    } else {
+                        mode
+                    };
                     (next, Op::msix(devfn, entries))
                 }
             }
             _ => {
                 let off = turn_off(&shape, mode);
-                (Mode::Line, off.unwrap_or(Op::new(Command::DisableMsi, devfn)))
+                (
+                    InterruptMode::Line,
+                    off.unwrap_or(Op::new(Command::DisableMsi, devfn)),
+                )
             }
         };
         self.functions[index].1 = next;
@@ -128,7 +135,7 @@ impl Random {
         }
     }
 
-    /// A request about nothing that is there, or of no known form.
+    /// A request about a missing function, or with invalid fields.
     fn nonsense(&mut self, shape: &Shape) -> Op {
         let random = &mut self.random;
         let devfn = u32::from(shape.devfn);
@@ -156,11 +163,11 @@ impl Random {
     }
 }
 
-fn turn_off(shape: &Shape, mode: Mode) -> Option<Op> {
+fn turn_off(shape: &Shape, mode: InterruptMode) -> Option<Op> {
     let command = match mode {
-        Mode::Line => return None,
-        Mode::Msi => Command::DisableMsi,
-        Mode::Msix => Command::DisableMsix,
+        InterruptMode::Line => return None,
+        InterruptMode::Msi => Command::DisableMsi,
+        InterruptMode::Msix => Command::DisableMsix,
     };
     Some(Op::new(command, shape.devfn.into()))
 }

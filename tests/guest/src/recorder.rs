@@ -6,10 +6,10 @@ use alloc::string::String;
 use core::fmt::{Display, Write as _};
 use xenbus::client::{Client, Store, Transport};
 
-/// Bytes of a node's value: the request that writes it has to be in the ring whole, which holds 1,024.
+/// Bytes of a node's value. The request that writes it must fit into xenstore's ring of 1,024 bytes.
 const PIECE: usize = 900;
 
-/// Words on their way to the nodes `PATH/0`, `PATH/1`, and so on; `PATH/pieces` is how many there are.
+/// Words for the nodes `PATH/0`, `PATH/1`, and so on. `PATH/pieces` has the number of these nodes.
 #[derive(Debug)]
 pub struct Recorder {
     path: &'static str,
@@ -18,7 +18,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recording that begins.
+    /// Begins a recording.
     pub fn new(path: &'static str) -> Self {
         Self {
             path,
@@ -32,7 +32,7 @@ impl Recorder {
     /// # Errors
     /// [`Failure::Store`].
     pub fn push<T: Transport>(&mut self, client: &mut Client<T>, word: &impl Display) -> Result<(), Failure> {
-        // A `String` takes all that it is given.
+        // Writing to a `String` cannot fail.
         let _ = write!(self.piece, "{word} ");
         if self.piece.len() < PIECE {
             return Ok(());

@@ -1,10 +1,10 @@
-//! What a sequence has to know of a function: where its capabilities lie.
+//! The places of a function's capabilities, by which a sequence is made.
 
 use core::fmt;
 use core::str::FromStr;
 use pci::registers::{capability, msix, register, status};
 
-/// One function, by what does not change while it is in use.
+/// One function: properties that do not change while it is in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// Its address on the guest's bus.
@@ -20,7 +20,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Takes the shape of the function at `devfn`. `read` reads so many bytes of its config space at an offset.
+    /// Reads the shape of the function at `devfn`. `read` gets an offset in config space and a number of bytes.
     ///
     /// # Errors
     /// Those of `read`.

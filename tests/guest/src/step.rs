@@ -1,4 +1,4 @@
-//! What cases and plans are made of: requests, and what dom0 has to do in between.
+//! The parts of cases and plans: requests, and actions of dom0 in between.
 
 use crate::op::Op;
 use core::fmt;
@@ -8,11 +8,11 @@ use core::fmt;
 pub enum Step {
     /// A request to the backend.
     Op(Op),
-    /// Something that only dom0 can do.
+    /// An action that only dom0 can take.
     Ask(Ask),
 }
 
-/// What dom0 is asked for.
+/// An action of dom0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Turn off the memory decode of the function at this devfn, in the device.

@@ -1,11 +1,11 @@
 //! Measures configuration space accesses from inside a guest: `config-latency BDF [ROUNDS]`.
 //!
-//! Through sysfs, as `setpci` does it: 4-byte reads at offset 0, 1-byte writes of the cache line size that change its
-//! value each time (a write that changes nothing can be answered without touching the device), and such writes
-//! that change nothing. Prints one line of JSON: percentiles in microseconds.
+//! It uses sysfs, as `setpci` does. It measures 4-byte reads at offset 0, 1-byte writes of the cache line size that
+//! change the value each time, and such writes that change nothing (a backend can answer these without touching the
+//! device). It prints one line of JSON: percentiles in microseconds.
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Serialize;
+use bulkhead_tests::latency::{Latency, Percentiles};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
@@ -14,41 +14,17 @@ use std::time::{Duration, Instant};
 const CACHE_LINE_SIZE: u64 = 0x0c;
 const WARM_UP: usize = 50;
 
-#[derive(Serialize)]
-struct Percentiles {
-    p50: f64,
-    p99: f64,
-    max: f64,
-    rounds: usize,
-}
-
-#[derive(Serialize)]
-struct Report {
-    read4: Percentiles,
-    write1: Percentiles,
-    write1_same: Percentiles,
-}
-
 /// Times `rounds` calls of `access`, which gets the number of the round.
 fn measure(rounds: usize, mut access: impl FnMut(usize) -> Result<()>) -> Result<Percentiles> {
     for round in 0..WARM_UP {
         access(round)?;
     }
-    let mut times = (0..rounds)
-        .map(|round| {
-            let start = Instant::now();
-            access(round)?;
-            Ok(start.elapsed())
-        })
-        .collect::<Result<Vec<Duration>>>()?;
-    times.sort_unstable();
-    let at = |share: f64| times[((rounds - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6;
-    Ok(Percentiles {
-        p50: at(0.5),
-        p99: at(0.99),
-        max: at(1.0),
-        rounds,
-    })
+    let times = (0..rounds).map(|round| {
+        let start = Instant::now();
+        access(round)?;
+        Ok(start.elapsed())
+    });
+    Percentiles::of(times.collect::<Result<Vec<Duration>>>()?).context("no rounds")
 }
 
 fn write_byte(config: &File, value: u8) -> Result<()> {
@@ -100,7 +76,7 @@ fn main() -> Result<()> {
 
     println!(
         "{}",
-        serde_json::to_string(&Report {
+        serde_json::to_string(&Latency {
             read4,
             write1,
             write1_same

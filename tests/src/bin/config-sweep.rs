@@ -1,16 +1,18 @@
-//! The differential proof's program: `record` in a guest, `compare` in dom0, `known` for the documentation.
+//! The program of the differential proof: `record` runs in a guest, `compare` in dom0, `known` prints tables for the
+//! documentation.
 
 use anyhow::{Context as _, Result};
-use bulkhead_tests::lspci::{self, Comparison};
-use bulkhead_tests::sweep::compare::Proof;
+use bulkhead_tests::comparison::{self, Comparison};
+use bulkhead_tests::lspci::{self, Lspci};
+use bulkhead_tests::sweep::compare::Sweep;
+use bulkhead_tests::sweep::guest;
 use bulkhead_tests::sweep::phase::Phase;
-use bulkhead_tests::sweep::{guest, known};
 use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Makes the same configuration accesses through two backends and compares the answers.
+/// Make the same configuration accesses through two backends, and compare the answers.
 #[derive(Parser)]
 #[command(name = "config-sweep")]
 struct Arguments {
@@ -20,41 +22,41 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// In a Linux guest: make accesses and write a recording of the answers
+    /// In a Linux guest: make accesses, and write a recording of the answers
     Record {
-        /// The function, as the guest names it
+        /// Address of the function in the guest
         bdf: String,
-        /// Which accesses
+        /// Which accesses to make
         phase: Phase,
-        /// A dump of the function's config space: what the accesses are made for
+        /// Dump of the function's config space; the accesses are chosen by it
         #[arg(long)]
         reference: PathBuf,
-        /// Where the recording goes
+        /// File for the recording
         file: PathBuf,
-        /// What accesses at random are made from
+        /// Seed of the random accesses
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// How many accesses at random
+        /// Number of random accesses
         #[arg(long, default_value_t = 100_000)]
         count: usize,
     },
-    /// Compare two directories of recordings; fails if anything differs that is not meant to
+    /// Compare two directories of recordings. Fails if a difference is not meant, or one that is meant does not show
     Compare {
-        /// What was recorded through xen-pciback
+        /// Directory of recordings through xen-pciback
         pciback: PathBuf,
-        /// What was recorded through Bulkhead
+        /// Directory of recordings through Bulkhead
         bulkhead: PathBuf,
     },
-    /// Compare two directories of listings by lspci; fails as `compare` does
+    /// Compare two directories of lspci's listings. Fails as `compare` does
     CompareLspci {
-        /// What was listed through xen-pciback
+        /// Directory of listings through xen-pciback
         pciback: PathBuf,
-        /// What was listed through Bulkhead
+        /// Directory of listings through Bulkhead
         bulkhead: PathBuf,
     },
-    /// Print the differences that are meant, as docs/parity.md has them
+    /// Print the table of differences that are meant, for docs/parity.md
     Known,
-    /// Print those of listings by lspci, as docs/parity.md has them
+    /// Print the same tables for lspci's listings
     KnownLspci,
 }
 
@@ -75,21 +77,13 @@ fn main() -> Result<ExitCode> {
                 .with_context(|| format!("write {}", file.display()))?;
         }
         Command::Compare { pciback, bulkhead } => {
-            let proof = Proof::load(&pciback, &bulkhead)?;
-            print!("{proof}");
-            if !proof.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Sweep>::load(&pciback, &bulkhead)?.conclude());
         }
         Command::CompareLspci { pciback, bulkhead } => {
-            let comparison = Comparison::load(&pciback, &bulkhead)?;
-            print!("{comparison}");
-            if !comparison.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Lspci>::load(&pciback, &bulkhead)?.conclude());
         }
-        Command::KnownLspci => std::io::stdout().write_all(lspci::known::render().as_bytes())?,
-        Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
+        Command::KnownLspci => std::io::stdout().write_all(lspci::render().as_bytes())?,
+        Command::Known => std::io::stdout().write_all(comparison::render::<Sweep>().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }

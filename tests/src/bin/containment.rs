@@ -7,12 +7,12 @@ use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Prints what crashes, kills and attacks cost, from docs/containment.jsonl; fails if a figure breaks its limit.
+/// Print what crashes, kills and attacks cost, from docs/containment.jsonl. Fails if a figure breaks its limit.
 #[derive(Parser)]
 #[command(name = "cargo containment")]
 struct Arguments {
-    /// First puts the figures of this file in the place of older ones of the same scenarios, and writes both
-    /// docs/containment.jsonl and docs/containment.md [without FILE: those that `cargo verify` has kept]
+    /// First replace the figures of the scenarios that FILE has, and write docs/containment.jsonl and
+    /// docs/containment.md [without FILE: the figures that `cargo verify` has kept]
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     take: Option<Option<PathBuf>>,
 }

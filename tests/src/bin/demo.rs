@@ -1,6 +1,7 @@
-//! `cargo demo`: one card, one guest, one boot; by xen-pciback and by Bulkhead, side by side; and a crash.
+//! `cargo demo`: one card in one boot, through xen-pciback and through Bulkhead, side by side; then a crash of the stub.
 
 use anyhow::{Context as _, Result, bail};
+use bulkhead_tests::latency::Latency;
 use bulkhead_tests::verdict::Verdict;
 use bulkhead_tests::{artifacts, runner, scenario::Scenario};
 use clap::Parser;
@@ -13,29 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Boots real Xen in QEMU and shows a stock Linux guest using a network card through a Bulkhead stub, and the stub
-/// crashing under it.
+/// Boot real Xen in QEMU, and show a stock Linux guest that uses a network card through a Bulkhead stub. Then crash the
+/// stub.
 #[derive(Parser)]
 #[command(name = "cargo demo")]
 struct Arguments {
-    /// Which Debian release's Xen and Linux (bookworm, trixie)
+    /// Take Xen and Linux of this Debian release (bookworm, trixie)
     #[arg(long, default_value = "bookworm")]
     suite: Suite,
-}
-
-/// What `config-latency` prints.
-#[derive(Deserialize)]
-struct Latency {
-    read4: Percentiles,
-    write1: Percentiles,
-    write1_same: Percentiles,
-}
-
-/// Microseconds.
-#[derive(Deserialize)]
-struct Percentiles {
-    p50: f64,
-    p99: f64,
 }
 
 /// What the scenario `side-by-side` leaves.

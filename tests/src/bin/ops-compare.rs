@@ -1,15 +1,15 @@
-//! Compares what two backends answered to the test guest, in dom0; prints the differences that are meant.
+//! In dom0: compares the answers of two backends to the test guest. Prints the table of meant differences.
 
 use anyhow::{Context as _, Result};
-use bulkhead_tests::ops::compare::Proof;
-use bulkhead_tests::ops::known;
-use bulkhead_tests::ops::recording::Recording;
+use bulkhead_tests::comparison::{self, Comparison};
+use bulkhead_tests::ops::compare::Ops;
+use bulkhead_tests::ops::recording::RequestRecording;
 use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Compares the answers of two backends to the same requests.
+/// Compare the answers of two backends to the same requests.
 #[derive(Parser)]
 #[command(name = "ops-compare")]
 struct Arguments {
@@ -19,32 +19,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare two recordings; fails if anything differs that is not meant to
+    /// Compare two recordings. Fails if a difference is not meant, or one that is meant does not show
     Compare {
-        /// What was recorded through xen-pciback
+        /// Recording through xen-pciback
         pciback: PathBuf,
-        /// What was recorded through Bulkhead
+        /// Recording through Bulkhead
         bulkhead: PathBuf,
     },
-    /// Print the differences that are meant, as docs/parity.md has them
+    /// Print the table of differences that are meant, for docs/parity.md
     Known,
 }
 
-fn load(path: &Path) -> Result<Recording> {
+fn load(path: &Path) -> Result<RequestRecording> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    Recording::parse(&text).with_context(|| path.display().to_string())
+    RequestRecording::parse(&text).with_context(|| path.display().to_string())
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Compare { pciback, bulkhead } => {
-            let proof = Proof::new(&load(&pciback)?, &load(&bulkhead)?)?;
-            print!("{proof}");
-            if !proof.holds() {
-                return Ok(ExitCode::FAILURE);
-            }
+            return Ok(Comparison::<Ops>::of(&load(&pciback)?, &load(&bulkhead)?)?.conclude());
         }
-        Command::Known => std::io::stdout().write_all(known::render().as_bytes())?,
+        Command::Known => std::io::stdout().write_all(comparison::render::<Ops>().as_bytes())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,29 +19,29 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Checks everything: format, lints, host tests, image size, and the scenarios on real Xen in QEMU.
+/// Check everything: format, lints, host tests, image size, and the scenarios on real Xen in QEMU.
 #[derive(Parser)]
 #[command(name = "cargo verify")]
 struct Arguments {
-    /// Only the scenarios of this suite (bookworm, trixie, sid)
+    /// Run only the scenarios of this suite (bookworm, trixie, sid)
     #[arg(long)]
     suite: Option<Suite>,
-    /// Only this scenario, and nothing else; may be repeated
+    /// Run this scenario and nothing else; may be repeated
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// Every scenario on every suite, those that cost much too, and each in full; hours
+    /// Run every scenario in full on every suite, also those that take long (hours)
     #[arg(long)]
     all: bool,
-    /// A value for the script, where it has `NAME=${NAME:-DEFAULT}`; may be repeated
+    /// Set a variable that the script reads as `NAME=${NAME:-DEFAULT}`; may be repeated
     #[arg(long, value_name = "NAME=VALUE", requires = "scenario")]
     set: Vec<Setting>,
-    /// Which xenstored dom0 runs (xenstored, oxenstored)
+    /// Run this xenstored in dom0 (xenstored, oxenstored)
     #[arg(long, requires = "scenario")]
     xenstored: Option<Xenstored>,
-    /// Another time limit than the scenario's, from power-on
+    /// Replace the scenario's time limit, from power-on
     #[arg(long, value_name = "SECONDS", requires = "scenario")]
     timeout: Option<u64>,
-    /// Only what needs no rig
+    /// Run only the checks that need no rig
     #[arg(long, conflicts_with = "scenario")]
     host: bool,
 }
@@ -49,10 +49,10 @@ struct Arguments {
 /// The largest image that ships, in bytes.
 const IMAGE_LIMIT: u64 = 128 * 1024;
 
-/// What only an image with the feature `inject` has in it (`drivers::inject`).
+/// Text that only an image with the feature `inject` contains (`drivers::inject`).
 const INJECTION: &[u8] = b"control/bulkhead-inject";
 
-/// What only a dom0 command with the feature `inject` has in it (crate `inject`).
+/// Text that only a dom0 command with the feature `inject` contains (crate `inject`).
 const COMMAND_INJECTION: &[u8] = b"/run/bulkhead/inject";
 
 /// A check that needs no rig.
@@ -118,7 +118,7 @@ const HOST_CHECKS: &[HostCheck] = &[
                 "--no-deps",
                 "--document-private-items",
                 "--workspace",
-                // They have their own panic handler, with which nothing of the standard library goes.
+                // These have a panic handler of their own, so they cannot be linked with the standard library.
                 "--exclude=bulkhead-unikernel",
                 "--exclude=bulkhead-test-guest",
                 "--all-features",
@@ -143,7 +143,7 @@ const HOST_CHECKS: &[HostCheck] = &[
     cargo("host tests", &["test", "--quiet", "--workspace"]),
 ];
 
-/// Shell scripts, by directory and the ending of their names: scenarios, and what runs in the rig.
+/// Shell scripts by directory and ending of their names: scenarios, and scripts in the rig's images.
 const SCRIPTS: &[(&str, &str)] = &[
     ("tests/scenarios", ".sh"),
     ("images/examples", ".sh"),
@@ -153,7 +153,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     (".ci", ""),
 ];
 
-/// What `--all` adds to them: a death of the stub at each moment of each test, not at a sample.
+/// Tests that `--all` adds: the stub dies at every moment of each test, not at a sample of moments.
 const EVERY_MOMENT: HostCheck = HostCheck {
     environment: &[("BULKHEAD_EVERY_MOMENT", "1")],
     ..cargo(
@@ -217,7 +217,7 @@ fn main() -> Result<ExitCode> {
 }
 
 impl HostCheck {
-    /// Runs it in the workspace, with `more` arguments.
+    /// Runs the check in the workspace, with `more` arguments.
     fn run(&self, more: &[PathBuf], score: &mut Score) -> Result<()> {
         let Self {
             name, program, words, ..
@@ -225,7 +225,7 @@ impl HostCheck {
         let since = Instant::now();
         println!("-- {name}: {program} {}", words.join(" "));
         let program = match *program {
-            // The one that runs us.
+            // The cargo that runs this program.
             "cargo" => std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
             other => other.into(),
         };
@@ -253,7 +253,7 @@ fn workspace() -> Result<&'static Path> {
         .context("tests/ lies in the workspace")
 }
 
-/// Has shellcheck look at all shell scripts.
+/// Runs shellcheck on all shell scripts.
 fn check_scripts(score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     installed::ensure("shellcheck", "shellcheck", &mut observer)?;
@@ -314,7 +314,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
         if arguments.suite.is_none_or(|only| only == suite) {
             match Rig::prepare(suite, &mut observer) {
                 Ok(rig) => rigs.push(rig),
-                // Sid may be such that nothing can be made of it: the others are tried all the same.
+                // Debian's unstable may lack packages at times. The other suites run all the same.
                 Err(error) => {
                     let name = format!("the rig of {suite}");
                     let verdict = Verdict::Error(format!("{error:#}"));
@@ -324,6 +324,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             }
         }
     }
+    // Its progress line would mix with the reports.
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
         let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
@@ -332,9 +333,9 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             .filter(move |scenario| anywhere || scenario.is_for(rig.suite()));
         suited.map(move |scenario| (rig, scenario))
     });
-    // What takes several processors runs alone, so that it has them.
+    // A scenario for several processors runs alone, so that it gets them.
     let (wide, mut narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
-    // The longest first, so that none is left to run by itself in the end.
+    // The longest scenarios start first, so that no long one runs alone in the end.
     narrow
         .make_contiguous()
         .sort_by_key(|(_, scenario)| Reverse(scenario.timeout));
@@ -343,8 +344,9 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut reports = run_all(wide, 1, &files, &figures)?;
     reports.extend(run_all(narrow, processors, &files, &figures)?);
 
-    // An emulated machine that was kept from running for seconds fails in ways that say nothing of us. So each failure
-    // gets a second run, alone; both verdicts are told, and what fails twice has failed.
+    // If the host keeps an emulated machine from running for seconds, the scenario can fail without a fault of ours. So
+    // each failed scenario gets a second run, alone. Both verdicts are printed, and a scenario that fails twice has
+    // failed.
     for Finished { job, report } in reports {
         let second = match report.verdict {
             Verdict::Success | Verdict::Skip(_) => None,
@@ -361,16 +363,16 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     Ok(())
 }
 
-/// What to run where.
+/// A scenario and the suite to run it on.
 type Job<'a> = (&'a Rig, &'a Scenario);
 
-/// A job that was run.
+/// A job that has run.
 struct Finished<'a> {
     job: Job<'a>,
     report: Report,
 }
 
-/// Runs scenarios, `width` at a time; each is told of when it ends, and its figures are kept.
+/// Runs scenarios, `width` at a time. Prints each when it ends, and keeps its figures.
 fn run_all<'a>(
     jobs: VecDeque<Job<'a>>,
     width: usize,

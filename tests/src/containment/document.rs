@@ -6,30 +6,30 @@ use crate::figure::Figure;
 use crate::markdown::table;
 use images::Suite;
 
-/// What stands for a figure that no run has given.
+/// Cell of a figure that no run has measured.
 pub const MISSING: &str = "not measured";
 
 const INTRODUCTION: &str = "\
 # Containment: what a fault costs
 
-A fault in the backend, whoever causes it, stays in the stub, and the guest goes on. These are the figures of runs on
+A fault in the backend stays in the stub, whoever causes it, and the guest goes on. This page has the figures of runs on
 real Xen with an unmodified Linux guest, in QEMU without hardware virtualisation.
 
-Printed by `cargo containment` from `docs/containment.jsonl`, the figures as the scenarios gave them; tests keep the two
-equal and check the limits. To measure anew: `cargo verify`, or the commands below, then `cargo containment --take`.
-Without settings, `kills` has a dozen rounds; the full run, of 500 in an hour, is
-`cargo verify --suite bookworm --scenario kills --set ROUNDS=500 --timeout 4500`. It prints its seed, and `--set SEED=…`
-repeats it.
+`cargo containment` prints this page from `docs/containment.jsonl`, which has the figures of the scenarios. Tests keep
+the two equal, and check the limits. To measure again, run `cargo verify` or the commands below, and then
+`cargo containment --take`. The scenario `kills` has a dozen rounds by default. Its full run has 500 rounds in an hour:
+`cargo verify --suite bookworm --scenario kills --set ROUNDS=500 --timeout 4500`. It prints its seed. `--set SEED=…`
+repeats a run.
 ";
 
-/// The whole document.
+/// The document in Markdown.
 pub fn render(figures: &[Figure]) -> String {
     let mut text = INTRODUCTION.to_owned();
     for row in ROWS {
         text += &format!("\n## {}\n", row.what);
         let [first, second] = Suite::STABLE;
         text += &table(
-            ["Measured", "Limit", first.name(), second.name(), "Printed by"],
+            &["Measured", "Limit", first.name(), second.name(), "Printed by"],
             row.measures.iter().map(|measure| {
                 let found = Suite::STABLE.map(|suite| find(figures, suite, measure));
                 let [old, new] = found.map(cell);

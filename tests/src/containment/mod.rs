@@ -1,6 +1,6 @@
 //! `docs/containment.md`: what crashes, kills and attacks cost, from figures of real runs.
 //!
-//! [`rows`] says which figures it wants and what limits they keep; [`document`] prints them, and what it lacks as such.
+//! [`rows`] says which figures the page has, and their limits. [`document`] prints the page.
 
 pub mod document;
 pub mod rows;
@@ -24,7 +24,7 @@ fn named<'a>(figures: &'a [Figure], suite: Suite, scenario: &str, name: &str) ->
     })
 }
 
-/// Those figures that have a row.
+/// The figures that have a row.
 pub fn wanted(figures: &[Figure]) -> Vec<Figure> {
     let is_wanted = |figure: &&Figure| {
         let measures = ROWS.iter().flat_map(|row| row.measures);
@@ -35,7 +35,7 @@ pub fn wanted(figures: &[Figure]) -> Vec<Figure> {
     figures.iter().filter(is_wanted).cloned().collect()
 }
 
-/// Every figure that does not keep its limit, in words.
+/// Every figure that breaks its limit, as text.
 pub fn broken(figures: &[Figure]) -> Vec<String> {
     let mut broken = Vec::new();
     for suite in Suite::STABLE {

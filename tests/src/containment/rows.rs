@@ -1,24 +1,24 @@
-//! The rows of `docs/containment.md`: what is shown, by which figures, within which limits.
+//! The rows of `docs/containment.md`: events, their figures, and the limits of these.
 
 use std::fmt;
 
-/// What a figure must keep to.
+/// Limit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Limit {
-    /// This and nothing else.
+    /// This number and no other.
     Exactly(f64),
     /// No more.
     AtMost(f64),
     /// No less.
     AtLeast(f64),
-    /// Less than another figure of the same run: its name, and what it is for the reader.
+    /// Less than another figure of the same run: its name, and a name for the reader.
     Below(&'static str, &'static str),
-    /// None: for comparison.
+    /// No limit: the figure is for comparison.
     Free,
 }
 
 impl Limit {
-    /// Whether `value` keeps to it; `other` finds another figure of the same run.
+    /// Whether `value` keeps the limit; `other` finds another figure of the same run.
     pub fn is_kept_by(self, value: f64, other: impl Fn(&str) -> Option<f64>) -> bool {
         match self {
             Self::Exactly(limit) => (value - limit).abs() < f64::EPSILON,
@@ -45,28 +45,28 @@ impl fmt::Display for Limit {
 /// One figure of the report.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
-    /// In words.
+    /// What it means, for the reader.
     pub means: &'static str,
     /// The scenario that prints it.
     pub scenario: &'static str,
     /// Its name there.
     pub figure: &'static str,
-    /// The unit of its limit: the first word after the number. Empty for a plain count, whatever the scenario says of what.
+    /// The unit of its limit: the first word after the number. Empty for a plain count, even if the scenario prints a word.
     pub unit: &'static str,
-    /// What it must keep to.
+    /// Its limit.
     pub limit: Limit,
 }
 
-/// Something that is shown, by several figures.
+/// One event, and its figures.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// What happens.
     pub what: &'static str,
-    /// What is measured then.
+    /// Its figures.
     pub measures: &'static [Measure],
 }
 
-/// As the columns read: what it means, scenario, figure, unit, limit.
+/// A figure by columns: what it means, scenario, figure, unit, limit.
 const fn measure(
     means: &'static str,
     scenario: &'static str,
@@ -86,11 +86,11 @@ const fn measure(
 use Limit::{AtLeast, AtMost, Below, Exactly, Free};
 
 /// How long an unmodified guest waits for the answer to one request (pcifront's `do_pci_op`): 2 s.
-const PATIENCE_US: Limit = AtMost(2_000_000.0);
-const PATIENCE_MS: Limit = AtMost(2_000.0);
+const TIMEOUT_US: Limit = AtMost(2_000_000.0);
+const TIMEOUT_MS: Limit = AtMost(2_000.0);
 const NONE: Limit = Exactly(0.0);
 
-/// All that the document shows, in its order.
+/// All rows, in the order of the document.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     Row {
@@ -99,41 +99,41 @@ pub const ROWS: &[Row] = &[
             measure("failures", "stub-restarts", "restart-failures", "", AtLeast(12.0)),
             measure("pings lost", "stub-restarts", "restart-pings-lost", "", NONE),
             measure("wrong answers to the guest", "stub-restarts", "restart-wrong-answers", "", NONE),
-            measure("time to service again, p50", "stub-restarts", "restart-p50", "us", PATIENCE_US),
-            measure("time to service again, max", "stub-restarts", "restart-max", "us", PATIENCE_US),
+            measure("time to service again, p50", "stub-restarts", "restart-p50", "us", TIMEOUT_US),
+            measure("time to service again, max", "stub-restarts", "restart-max", "us", TIMEOUT_US),
         ],
     },
     Row {
-        what: "The stub destroyed (`xl destroy`), ten times under traffic: it is brought back",
+        what: "The stub is destroyed (`xl destroy`) ten times under traffic: it is created again",
         measures: &[
             measure("pings lost", "stub-destroyed", "destroyed-pings-lost", "", NONE),
             measure("accesses that the guest gave up", "stub-destroyed", "destroyed-given-up", "", NONE),
-            measure("time to service again, p50", "stub-destroyed", "destroyed-p50", "ms", PATIENCE_MS),
-            measure("time to service again, max", "stub-destroyed", "destroyed-max", "ms", PATIENCE_MS),
+            measure("time to service again, p50", "stub-destroyed", "destroyed-p50", "ms", TIMEOUT_MS),
+            measure("time to service again, max", "stub-destroyed", "destroyed-max", "ms", TIMEOUT_MS),
         ],
     },
     Row {
-        what: "The stub hangs, ten times under traffic: its own timer ends it, and it restarts in its domain",
+        what: "The stub hangs ten times under traffic: its timer ends it, and it restarts in its domain",
         measures: &[
             measure("pings lost", "stub-restarts", "hang-pings-lost", "", NONE),
-            measure("longest that the guest was kept, p50", "stub-restarts", "hang-p50", "ms", PATIENCE_MS),
-            measure("longest that the guest was kept, max", "stub-restarts", "hang-max", "ms", PATIENCE_MS),
+            measure("longest access of the guest, p50", "stub-restarts", "hang-p50", "ms", TIMEOUT_MS),
+            measure("longest access of the guest, max", "stub-restarts", "hang-max", "ms", TIMEOUT_MS),
         ],
     },
     Row {
-        what: "The stub hangs with its timer's upcall masked: Xen's watchdog ends it after 10 s, and it is brought back",
+        what: "The stub hangs with its timer's upcall masked: Xen's watchdog ends it after 10 s, and it is created again",
         measures: &[
             measure("time from the hang to another stub", "stub-restarts", "watchdog-return", "ms", AtMost(15_000.0)),
             measure("pings lost", "stub-restarts", "watchdog-pings-lost", "", NONE),
         ],
     },
     Row {
-        what: "The service killed (`kill -9`) under traffic: its worker ten times, then its launcher three times",
+        what: "The service is killed (`kill -9`) under traffic: its worker ten times, then its launcher three times",
         measures: &[
-            measure("pings lost over the worker's", "service-killed", "worker-killed-pings-lost", "", NONE),
-            measure("worker: time to service again, p50", "service-killed", "worker-killed-p50", "ms", PATIENCE_MS),
-            measure("worker: time to service again, max", "service-killed", "worker-killed-max", "ms", PATIENCE_MS),
-            measure("launcher: time to service again, max", "service-killed", "launcher-killed-max", "ms", PATIENCE_MS),
+            measure("pings lost, worker", "service-killed", "worker-killed-pings-lost", "", NONE),
+            measure("worker: time to service again, p50", "service-killed", "worker-killed-p50", "ms", TIMEOUT_MS),
+            measure("worker: time to service again, max", "service-killed", "worker-killed-max", "ms", TIMEOUT_MS),
+            measure("launcher: time to service again, max", "service-killed", "launcher-killed-max", "ms", TIMEOUT_MS),
         ],
     },
     Row {
@@ -143,13 +143,13 @@ pub const ROWS: &[Row] = &[
             measure("guests killed", "kills", "kills-guests", "", Free),
             measure("stubs killed", "kills", "kills-stubs", "", Free),
             measure("times the service was killed", "kills", "kills-services", "", Free),
-            measure("pings lost by those left", "kills", "kills-pings-lost", "", NONE),
+            measure("pings lost by the guests that are left", "kills", "kills-pings-lost", "", NONE),
             measure("leaks: kinds of pirqs, event channels, grants, memory, xenstore nodes, domains, open files that grew",
                 "kills", "kills-leaks", "", NONE),
         ],
     },
     Row {
-        what: "A guest that attacks its backend in every way that advisories tell of",
+        what: "A guest attacks its backend in every way that the advisories describe",
         measures: &[
             measure("attacks", "hostile", "attacks", "", Free),
             measure("random requests", "hostile", "requests-of-garbage", "", Free),
@@ -180,7 +180,7 @@ pub const ROWS: &[Row] = &[
         ],
     },
     Row {
-        what: "Guests destroyed in the middle of heavy DMA, MSI-X on: network card and disk",
+        what: "Guests are destroyed during heavy DMA with MSI-X on: network card and disk",
         measures: &[
             measure("guests", "guest-destroyed", "dma-guests-destroyed", "", AtLeast(5.0)),
             measure("IOMMU faults between the guest's end and the reset", "guest-destroyed", "dma-faults-before-reset", "", Free),
@@ -189,13 +189,13 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// Limits that the figures of `docs/containment.jsonl` miss, as [`broken`](super::broken) names them, and why.
+/// Limits that the figures of `docs/containment.jsonl` break, as [`broken`](super::broken) names them, and why.
 pub const MISSED: &[(&str, &str)] = &[
     ("trixie/stub-destroyed: destroyed-given-up", LIBXL_TIME),
     ("trixie/stub-destroyed: destroyed-max", LIBXL_TIME),
 ];
-const LIBXL_TIME: &str = "one return of ten took longer than the guest waits: libxl creates the domain in 0.3 to 1.1 s on \
-    the emulated machine, whose own speed varies by two";
+const LIBXL_TIME: &str = "one return of ten took longer than the guest's timeout: libxl needs 0.3 to 1.1 s to create the \
+    domain on the emulated machine, and the speed of that machine varies by a factor of two";
 
 #[cfg(test)]
 mod tests {

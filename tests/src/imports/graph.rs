@@ -1,14 +1,13 @@
 //! The imports between the modules of one crate.
 
-use super::source::{ModulePath, Source, read_crate};
-use anyhow::Result;
+use super::files::{File, ModulePath};
+use super::source::{Source, sources};
 use petgraph::algo::{condensation, tarjan_scc, toposort};
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-/// Modules as nodes, imports as edges from who uses to what is used.
+/// Modules are nodes. An import is an edge from the module that uses to the module that is used.
 pub struct Graph {
     modules: DiGraph<Module, ()>,
 }
@@ -29,9 +28,9 @@ impl Module {
 }
 
 impl Graph {
-    /// Reads the sources of a crate.
-    pub fn read(directory: &Path) -> Result<Self> {
-        Ok(Self::of(&read_crate(directory)?))
+    /// The imports of a crate.
+    pub fn new(files: &BTreeMap<ModulePath, File>) -> Self {
+        Self::of(&sources(files))
     }
 
     fn of(sources: &BTreeMap<ModulePath, Source>) -> Self {
@@ -48,7 +47,7 @@ impl Graph {
             .collect();
         for (path, source) in sources {
             let used = source.paths.iter().filter_map(|used| {
-                // The module that has the item: the longest beginning that is one.
+                // The longest beginning of the path that is a module has the item.
                 (1..=used.len())
                     .rev()
                     .find_map(|length| nodes.get(&used[..length].to_vec()))
@@ -110,7 +109,7 @@ impl Graph {
         Self { modules: rooms }
     }
 
-    /// How many floors the modules stand on, those of one circle on the same.
+    /// Number of floors. A module stands one floor above the highest module that it uses. Modules of a circle share one.
     pub fn floors(&self) -> usize {
         let circles = condensation(self.modules.map(|_, _| (), |_, ()| ()), true);
         let Ok(order) = toposort(&circles, None) else {
@@ -160,7 +159,7 @@ impl Graph {
         rooms.filter(|room| !order.contains(room)).collect()
     }
 
-    /// Imports that `order`, which has the rooms from the top to the bottom, does not allow: from a room to one above it.
+    /// Imports from a room to one above it. `order` has the rooms from top to bottom.
     pub fn upward(&self, order: &[&str]) -> Vec<String> {
         let floor = |module: &Module| order.iter().position(|&room| room == module.room());
         let mut upward: Vec<String> = self

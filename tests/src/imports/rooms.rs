@@ -1,14 +1,14 @@
-//! The crates, and which room of each stands on which.
+//! The crates, and the order of their rooms.
 
 /// One crate of the workspace.
 pub struct Crate {
     /// Its directory.
     pub directory: &'static str,
-    /// Its rooms, from the top to the bottom: a room uses only what stands below it. None if any order will do.
+    /// Its rooms from top to bottom: a room uses only rooms below it. Empty if the order does not matter.
     pub rooms: &'static [&'static str],
 }
 
-/// All of them, but for those of one file.
+/// All crates except those of one file.
 pub const CRATES: [Crate; 10] = [
     Crate {
         directory: "toolstack",

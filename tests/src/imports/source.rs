@@ -1,14 +1,10 @@
-//! What one source file refers to within its crate.
+//! The paths that one source file mentions within its crate.
 
-use anyhow::{Context, Result};
+use super::files::{File, ModulePath};
+use super::test_code::{attributes, attributes_within, is_test};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 use syn::visit::{self, Visit};
-use syn::{Attribute, ItemMacro, ItemUse, Macro, Meta, UseTree};
-
-/// A path below the root of a crate, such as `serve::link`.
-pub type ModulePath = Vec<String>;
+use syn::{ItemMacro, ItemUse, Macro, UseTree};
 
 /// One source file.
 pub struct Source {
@@ -17,65 +13,32 @@ pub struct Source {
     pub paths: BTreeSet<ModulePath>,
 }
 
-/// Reads all modules of a crate but its root; `directory` has its sources.
-pub fn read_crate(directory: &Path) -> Result<BTreeMap<ModulePath, Source>> {
-    let mut files = BTreeMap::new();
-    find(directory, &mut Vec::new(), &mut files)?;
-    let modules: BTreeSet<ModulePath> = files.keys().cloned().collect();
-    files
-        .into_iter()
-        .map(|(module, text)| {
-            let paths = read_paths(&module, &modules, &text);
-            let paths = paths.with_context(|| format!("parse {}", module.join("::")))?;
-            let lines = text.lines().count();
-            Ok((module, Source { lines, paths }))
-        })
-        .collect()
+/// Reads all modules of a crate except its root, which only declares modules.
+pub fn sources(files: &BTreeMap<ModulePath, File>) -> BTreeMap<ModulePath, Source> {
+    let modules: BTreeSet<ModulePath> = files.keys().filter(|path| !path.is_empty()).cloned().collect();
+    let source = |module: &ModulePath| {
+        let file = files.get(module)?;
+        let source = Source {
+            lines: file.text.lines().count(),
+            paths: mentioned(module, &modules, &file.syntax),
+        };
+        Some((module.clone(), source))
+    };
+    modules.iter().filter_map(source).collect()
 }
 
-fn read_paths(
+fn mentioned(
     module: &ModulePath,
     modules: &BTreeSet<ModulePath>,
-    text: &str,
-) -> syn::Result<BTreeSet<ModulePath>> {
+    syntax: &syn::File,
+) -> BTreeSet<ModulePath> {
     let mut reader = Reader {
         module,
         modules,
         paths: BTreeSet::new(),
     };
-    reader.visit_file(&syn::parse_file(text)?);
-    Ok(reader.paths)
-}
-
-fn find(directory: &Path, module: &mut ModulePath, files: &mut BTreeMap<ModulePath, String>) -> Result<()> {
-    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let name = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let is_root = module.is_empty();
-        if path.is_dir() {
-            // `bin` has crates of their own.
-            if !(is_root && name == "bin") {
-                module.push(name);
-                find(&path, module, files)?;
-                module.pop();
-            }
-        } else if path.extension().is_some_and(|extension| extension == "rs")
-            && !(is_root && matches!(&*name, "lib" | "main"))
-        {
-            let mut own = module.clone();
-            if name != "mod" {
-                own.push(name);
-            }
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            files.insert(own, text);
-        }
-    }
-    Ok(())
+    reader.visit_file(syntax);
+    reader.paths
 }
 
 struct Reader<'a> {
@@ -85,7 +48,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Takes in a path as it is written.
+    /// Resolves a path as it is written, and keeps it.
     fn mention(&mut self, segments: &[String]) {
         let mut base = self.module.clone();
         let mut rest = segments;
@@ -151,18 +114,13 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_impl_item(&mut self, item: &'ast syn::ImplItem) {
-        let attributes = match item {
-            syn::ImplItem::Fn(item) => &*item.attrs,
-            syn::ImplItem::Const(item) => &*item.attrs,
-            _ => &[],
-        };
-        if !is_test(attributes) {
+        if !is_test(attributes_within(item)) {
             visit::visit_impl_item(self, item);
         }
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        // A name that is passed on is imported too: whoever uses it from here depends on where it comes from.
+        // A re-export is an import too: its users depend on the module that the name comes from.
         self.mention_tree(&item.tree, &mut Vec::new());
     }
 
@@ -191,40 +149,23 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 }
 
-fn attributes(item: &syn::Item) -> &[Attribute] {
-    use syn::Item::{
-        Const, Enum, ExternCrate, Fn, ForeignMod, Impl, Macro, Mod, Static, Struct, Trait, Type, Use,
-    };
-    match item {
-        Const(item) => &item.attrs,
-        Enum(item) => &item.attrs,
-        ExternCrate(item) => &item.attrs,
-        Fn(item) => &item.attrs,
-        ForeignMod(item) => &item.attrs,
-        Impl(item) => &item.attrs,
-        Macro(item) => &item.attrs,
-        Mod(item) => &item.attrs,
-        Static(item) => &item.attrs,
-        Struct(item) => &item.attrs,
-        Trait(item) => &item.attrs,
-        Type(item) => &item.attrs,
-        Use(item) => &item.attrs,
-        _ => &[],
-    }
-}
-
-/// True for `#[cfg(test)]` and `#[test]`.
-fn is_test(attributes: &[Attribute]) -> bool {
-    attributes.iter().any(|attribute| match &attribute.meta {
-        Meta::Path(path) => path.is_ident("test"),
-        Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == "test",
-        Meta::NameValue(_) => false,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::files::tests::files;
     use super::*;
+
+    #[test]
+    fn the_root_is_no_module() {
+        let files = files(&[
+            ("lib", "mod a; mod b; pub use a::Item;"),
+            ("a", "use crate::b;"),
+            ("b", ""),
+        ]);
+        let sources = sources(&files);
+        let names: Vec<String> = sources.keys().map(|path| path.join("::")).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(sources[&path("a")].paths, [path("b")].into());
+    }
 
     fn path(text: &str) -> ModulePath {
         text.split("::").map(str::to_owned).collect()
@@ -253,7 +194,7 @@ mod tests {
             }
         "#;
         let modules = ["room::this", "room::this::child"].map(path).into();
-        let seen = read_paths(&path("room::this"), &modules, text).unwrap();
+        let seen = mentioned(&path("room::this"), &modules, &syn::parse_file(text).unwrap());
         let expected = [
             "a",
             "a::Item",

@@ -1,4 +1,4 @@
-//! How two listings differ, and where.
+//! Where two listings differ.
 
 use std::fmt;
 
@@ -20,24 +20,19 @@ impl fmt::Display for State {
     }
 }
 
-/// One difference between two listings.
+/// One line of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// The name of the line.
-    pub line: String,
-    /// What it says through xen-pciback: a word, or all of it if the two have not the same number of words.
-    pub pciback: String,
-    /// What it says through Bulkhead; empty if there is no such line.
-    pub bulkhead: String,
-}
-
-/// A difference, and where it was found.
-#[derive(Clone, Debug)]
-pub struct Found {
+pub struct InLine {
     /// In the listings of which function.
     pub function: String,
     /// In which of them.
     pub state: State,
-    /// What differs.
-    pub difference: Difference,
+    /// The name of the line.
+    pub line: String,
+}
+
+impl fmt::Display for InLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}: {}", self.function, self.state, self.line)
+    }
 }

@@ -1,65 +1,59 @@
-//! What may differ between two listings.
+//! Lines that may differ between two listings.
 
-use super::difference::{Found, State};
-use crate::markdown::{list, table};
+use super::difference::{InLine, State};
+use crate::comparison::Known;
 
-/// A difference that is meant.
+/// A line in which a difference is meant.
 #[derive(Debug)]
-pub struct Known {
+pub struct Line {
     /// Which function, by the name of its listing.
     pub function: &'static str,
     /// When it shows.
-    pub states: &'static [State],
-    /// In which line.
-    pub line: &'static str,
-    /// How that begins through xen-pciback.
-    pub pciback: &'static str,
-    /// How that begins through Bulkhead; empty: there is no such line.
-    pub bulkhead: &'static str,
-    /// Why that is right.
-    pub reason: &'static str,
+    pub state: State,
+    /// The name of the line.
+    pub name: &'static str,
 }
 
-/// All of them. Each must show in a run of the whole comparison, or it is stale.
-pub const KNOWN: &[Known] = &[
+/// All of them. Each must show in a run of the whole comparison, or it is stale. What a backend does is the beginning
+/// of what the line says; empty: there is no such line.
+pub static KNOWN: &[Known<Line>] = &[
     Known {
-        function: "nvme",
-        states: &[State::Driven],
-        line: "Capabilities: [40]",
+        at: Line {
+            function: "nvme",
+            state: State::Driven,
+            name: "Capabilities: [40]",
+        },
         pciback: "Enable-",
         bulkhead: "Enable+",
-        reason: "MSI-X, which nvme turns on, off and on as it starts: the second time xen-pciback refuses it",
+        reason: "nvme turns MSI-X on, off and on again when it starts; xen-pciback refuses the second time",
     },
     Known {
-        function: "nvme",
-        states: &[State::Driven],
-        line: "Control",
+        at: Line {
+            function: "nvme",
+            state: State::Driven,
+            name: "Control",
+        },
         pciback: "DisINTx-",
         bulkhead: "DisINTx+",
-        reason: "as above: nvme runs on MSI-X, not on its line",
+        reason: "as above: nvme runs on MSI-X, not on INTx",
     },
 ];
 
-impl Known {
-    /// Whether what was found is this one.
-    pub fn covers(&self, found: &Found) -> bool {
-        let begins = |text: &str, how: &str| text.starts_with(how) && text.is_empty() == how.is_empty();
-        self.function == found.function
-            && self.states.contains(&found.state)
-            && self.line == found.difference.line
-            && begins(&found.difference.pciback, self.pciback)
-            && begins(&found.difference.bulkhead, self.bulkhead)
+impl Line {
+    /// Whether a difference shows here.
+    pub fn is(&self, place: &InLine) -> bool {
+        self.function == place.function && self.state == place.state && self.name == place.line
     }
 }
 
-/// What is not compared, because it is another one for every guest.
+/// Words that are not compared, because they differ from guest to guest.
 #[derive(Debug)]
 pub struct Varying {
     /// When.
     pub states: &'static [State],
     /// The end of a line's name.
     pub line: &'static str,
-    /// Behind which of its words; empty: the whole line.
+    /// The words after this one are not compared; empty: the whole line.
     pub after: &'static str,
     /// Why.
     pub reason: &'static str,
@@ -71,18 +65,19 @@ pub const VARYING: &[Varying] = &[
         states: &[State::Bare, State::Driven],
         line: ", Address",
         after: "",
-        reason: "Xen picks anew where messages go, and what it picked for an earlier guest may still stand there",
+        reason: "Xen chooses the address anew for each guest, and the register may still have the address of an \
+                 earlier guest",
     },
     Varying {
         states: &[State::Driven],
         line: "Interrupt",
         after: "IRQ",
-        reason: "with a driver it is a number of the guest's kernel, not one of the device",
+        reason: "with a driver this is a number of the guest's kernel, not of the device",
     },
 ];
 
 impl Varying {
-    /// Whether it speaks of `line`.
+    /// Whether it is about `line`.
     pub fn covers(&self, state: State, line: &str) -> bool {
         self.states.contains(&state) && line.ends_with(self.line)
     }
@@ -97,47 +92,5 @@ impl Varying {
                 .map_or(words.len(), |at| at + 1),
         };
         words[..kept].to_vec()
-    }
-}
-
-/// Both tables, in markdown.
-pub fn render() -> String {
-    let quoted = |text: &str| match text {
-        "" => "no such line".to_owned(),
-        text => format!("`{text}`"),
-    };
-    let known = table(
-        ["Function", "When", "Line", "xen-pciback", "Bulkhead", "Why"],
-        KNOWN.iter().map(|known| {
-            [
-                known.function.to_owned(),
-                list(known.states),
-                quoted(known.line),
-                quoted(known.pciback),
-                quoted(known.bulkhead),
-                known.reason.to_owned(),
-            ]
-        }),
-    );
-    let varying = table(
-        ["Not compared", "When", "Why"],
-        VARYING.iter().map(|varying| {
-            let what = match varying.after {
-                "" => varying.line.trim_start_matches(", ").to_owned(),
-                after => format!("{}, behind `{after}`", varying.line),
-            };
-            [what, list(varying.states), varying.reason.to_owned()]
-        }),
-    );
-    format!("{known}\n{varying}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_documentation_has_these_tables() {
-        crate::markdown::assert_in_parity(&render(), "config-sweep known-lspci");
     }
 }

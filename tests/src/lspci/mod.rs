@@ -1,21 +1,25 @@
 //! What `lspci -vvv` tells a guest of a function, through xen-pciback and through Bulkhead, side by side.
 //!
-//! Listings are taken word by word: a difference names the line and what each says there. Those of [`known`] are meant,
-//! and each of them has to show; what [`known::VARYING`] names is not compared.
+//! Listings are compared word by word. [`known`] has the differences that are meant. Words of [`known::VARYING`] are not
+//! compared.
 
 pub mod difference;
 pub mod known;
 
+use crate::comparison::{
+    self, Comparison, Difference, DifferenceOf, Known, STALE, Subject, UNEXPECTED, common_names,
+};
+use crate::markdown::{list, table};
 use anyhow::{Context as _, Result, ensure};
-use difference::{Difference, Found, State};
-use known::{KNOWN, Known, VARYING};
+use difference::{InLine, State};
+use known::{KNOWN, Line, VARYING};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The words of each line of a function's listing. A line is named by what stands before its colon, a capability by its
-/// offset; one that is further in has the name of the line that it belongs to before its own.
+/// The words of each line of a function's listing. The name of a line is the text before its colon; for a capability it
+/// ends with the offset. A line that is indented further has the name of its outer line before its own.
 fn lines(listing: &str) -> BTreeMap<String, Vec<&str>> {
     let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut outer = "";
@@ -50,8 +54,14 @@ fn compared<'a>(state: State, line: &str, lines: &BTreeMap<String, Vec<&'a str>>
     }
 }
 
-/// Finds all differences between two listings of one function but for those of [`VARYING`].
-pub fn differences(state: State, pciback: &str, bulkhead: &str) -> Vec<Difference> {
+/// Finds all differences between two listings of one function, except those of [`VARYING`]. The value of a difference is
+/// one word, or the whole line if the numbers of words differ, or empty if there is no such line.
+pub fn differences(
+    function: &str,
+    state: State,
+    pciback: &str,
+    bulkhead: &str,
+) -> Vec<Difference<InLine, String>> {
     let (pciback, bulkhead) = (lines(pciback), lines(bulkhead));
     let names: BTreeSet<&String> = pciback.keys().chain(bulkhead.keys()).collect();
     let mut found = Vec::new();
@@ -60,7 +70,11 @@ pub fn differences(state: State, pciback: &str, bulkhead: &str) -> Vec<Differenc
         let mut add = |theirs: &[&str], ours: &[&str]| {
             if theirs != ours {
                 found.push(Difference {
-                    line: line.clone(),
+                    place: InLine {
+                        function: function.to_owned(),
+                        state,
+                        line: line.clone(),
+                    },
                     pciback: theirs.join(" "),
                     bulkhead: ours.join(" "),
                 });
@@ -77,114 +91,115 @@ pub fn differences(state: State, pciback: &str, bulkhead: &str) -> Vec<Differenc
     found
 }
 
-fn is_meant(found: &Found) -> bool {
-    KNOWN.iter().any(|known| known.covers(found))
+/// Whether a listing's `text` begins as the table says (`how`). Empty stands for no such line, not for any beginning.
+fn begins(text: &str, how: &str) -> bool {
+    text.starts_with(how) && text.is_empty() == how.is_empty()
 }
 
-/// All differences of all functions.
+/// All listings of all functions.
 #[derive(Debug)]
-pub struct Comparison {
+pub struct Lspci {
     /// How many pairs of listings were compared.
     pub listings: usize,
-    /// All of them.
-    pub found: Vec<Found>,
 }
 
-impl Comparison {
+impl Subject for Lspci {
+    type Place = InLine;
+    type Value = String;
+    type Pattern = Line;
+
+    const COLUMNS: &'static [&'static str] = &["Function", "When", "Line"];
+
+    fn table() -> &'static [Known<Line>] {
+        KNOWN
+    }
+
+    fn covers(known: &Known<Line>, difference: &DifferenceOf<Self>) -> bool {
+        known.at.is(&difference.place)
+            && begins(&difference.pciback, known.pciback)
+            && begins(&difference.bulkhead, known.bulkhead)
+    }
+
+    fn cells(line: &Line) -> Vec<String> {
+        vec![
+            line.function.to_owned(),
+            line.state.to_string(),
+            quoted(line.name),
+        ]
+    }
+
+    fn behaviour(text: &'static str) -> String {
+        quoted(text)
+    }
+}
+
+impl Comparison<Lspci> {
     /// Reads what the two backends gave: of each function `NAME.bare` and `NAME.driven`, in both directories.
     ///
     /// # Errors
     /// A file that is missing, empty or that only one of them has.
     pub fn load(pciback: &Path, bulkhead: &Path) -> Result<Self> {
-        let mut comparison = Self {
-            listings: 0,
-            found: Vec::new(),
-        };
+        let mut listings = 0;
+        let mut found = Vec::new();
         for state in [State::Bare, State::Driven] {
-            let names = names(pciback, state)?;
-            ensure!(
-                !names.is_empty() && names == self::names(bulkhead, state)?,
-                "{} and {} hold listings of different functions, or none",
-                pciback.display(),
-                bulkhead.display()
-            );
-            for function in names {
-                let (theirs, ours) = (
-                    read(pciback, &function, state)?,
-                    read(bulkhead, &function, state)?,
-                );
-                comparison.listings += 1;
-                let found = differences(state, &theirs, &ours);
-                comparison.found.extend(found.into_iter().map(|difference| Found {
-                    function: function.clone(),
-                    state,
-                    difference,
-                }));
+            for function in common_names(pciback, bulkhead, &state.to_string())? {
+                let theirs = read(pciback, &function, state)?;
+                let ours = read(bulkhead, &function, state)?;
+                listings += 1;
+                found.extend(differences(&function, state, &theirs, &ours));
             }
         }
-        Ok(comparison)
-    }
-
-    /// Those that are not meant.
-    pub fn unexpected(&self) -> impl Iterator<Item = &Found> {
-        self.found.iter().filter(|found| !is_meant(found))
-    }
-
-    /// Those that are meant and do not show wherever they should.
-    pub fn stale(&self) -> impl Iterator<Item = &'static Known> {
-        let shows = |known: &Known, state| {
-            let here = |found: &&Found| found.state == state && known.covers(found);
-            self.found.iter().find(here).is_some()
-        };
-        KNOWN
-            .iter()
-            .filter(move |known| !known.states.iter().all(|state| shows(known, *state)))
-    }
-
-    /// Whether all is as it should be.
-    pub fn holds(&self) -> bool {
-        self.unexpected().next().is_none() && self.stale().next().is_none()
+        Ok(Self::new(Lspci { listings }, found))
     }
 }
 
-impl fmt::Display for Comparison {
+impl fmt::Display for Comparison<Lspci> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Found {
-            function,
-            state,
-            difference,
+        for Difference {
+            place,
+            pciback,
+            bulkhead,
         } in self.unexpected()
         {
             writeln!(
                 f,
-                "UNEXPECTED, {function}, {state}: {}: \"{}\" by xen-pciback, \"{}\" by Bulkhead",
-                difference.line, difference.pciback, difference.bulkhead
+                "{UNEXPECTED}, {place}: \"{pciback}\" by xen-pciback, \"{bulkhead}\" by Bulkhead"
             )?;
         }
         for known in self.stale() {
-            writeln!(
-                f,
-                "STALE: listed, and does not show: {}, {}",
-                known.function, known.line
-            )?;
+            writeln!(f, "{STALE}: {}, {}", known.at.function, known.at.name)?;
         }
+        let (all, meant) = self.count(|_| true);
         writeln!(
             f,
-            "{} pairs of listings, {} differences, {} meant",
-            self.listings,
-            self.found.len(),
-            self.found.iter().filter(|found| is_meant(found)).count()
+            "{} pairs of listings, {all} differences, {meant} meant",
+            self.subject.listings
         )
     }
 }
 
-fn names(dir: &Path, state: State) -> Result<BTreeSet<String>> {
-    let mut names = BTreeSet::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(&format!(".{state}")).map(str::to_owned));
+/// A cell with the beginning of what a line says.
+fn quoted(text: &str) -> String {
+    match text {
+        "" => "no such line".to_owned(),
+        text => format!("`{text}`"),
     }
-    Ok(names)
+}
+
+/// The tables of meant differences and of words that are not compared, in Markdown.
+pub fn render() -> String {
+    let known = comparison::render::<Lspci>();
+    let varying = table(
+        &["Not compared", "When", "Why"],
+        VARYING.iter().map(|varying| {
+            let what = match varying.after {
+                "" => varying.line.trim_start_matches(", ").to_owned(),
+                after => format!("{}, behind `{after}`", varying.line),
+            };
+            [what, list(varying.states), varying.reason.to_owned()]
+        }),
+    );
+    format!("{known}\n{varying}")
 }
 
 fn read(dir: &Path, name: &str, state: State) -> Result<String> {
@@ -211,9 +226,9 @@ mod tests {
 
     fn found(state: State, from: &str, to: &str) -> Vec<(String, String, String)> {
         assert!(LISTING.contains(from), "{from}");
-        differences(state, LISTING, &LISTING.replace(from, to))
+        differences("nvme", state, LISTING, &LISTING.replace(from, to))
             .into_iter()
-            .map(|difference| (difference.line, difference.pciback, difference.bulkhead))
+            .map(|difference| (difference.place.line, difference.pciback, difference.bulkhead))
             .collect()
     }
     fn one(line: &str, pciback: &str, bulkhead: &str) -> Vec<(String, String, String)> {
@@ -261,31 +276,49 @@ mod tests {
         assert_eq!(found(State::Bare, number, "IRQ 9"), one("Interrupt", "16", "9"));
     }
 
-    fn comparison(found: Vec<Found>) -> Comparison {
-        Comparison { listings: 1, found }
+    fn comparison(found: Vec<Difference<InLine, String>>) -> Comparison<Lspci> {
+        Comparison::new(Lspci { listings: 1 }, found)
     }
 
-    fn differs(function: &str, state: State, line: &str, pciback: &str, bulkhead: &str) -> Found {
-        Found {
-            function: function.into(),
-            state,
-            difference: Difference {
+    fn differs(
+        function: &str,
+        state: State,
+        line: &str,
+        pciback: &str,
+        bulkhead: &str,
+    ) -> Difference<InLine, String> {
+        Difference {
+            place: InLine {
+                function: function.into(),
+                state,
                 line: line.into(),
-                pciback: pciback.into(),
-                bulkhead: bulkhead.into(),
             },
+            pciback: pciback.into(),
+            bulkhead: bulkhead.into(),
         }
     }
 
     #[test]
+    fn the_documentation_has_these_tables() {
+        comparison::assert_in_parity(&render(), "config-sweep known-lspci");
+    }
+
+    #[test]
+    fn a_line_that_is_not_there_is_not_the_beginning_of_one_that_is() {
+        assert!(begins("Enable+ Count=65", "Enable+") && begins("", ""));
+        assert!(!begins("Enable+", "") && !begins("", "Enable+"));
+    }
+
+    #[test]
     fn what_is_listed_has_to_show_and_nothing_else_may() {
-        let shown = |known: &'static Known| {
-            known
-                .states
-                .iter()
-                .map(|&state| differs(known.function, state, known.line, known.pciback, known.bulkhead))
-        };
-        let mut found: Vec<Found> = KNOWN.iter().flat_map(shown).collect();
+        let shown =
+            |Known {
+                 at,
+                 pciback,
+                 bulkhead,
+                 ..
+             }: &Known<Line>| differs(at.function, at.state, at.name, pciback, bulkhead);
+        let mut found: Vec<_> = KNOWN.iter().map(shown).collect();
         assert!(comparison(found.clone()).holds());
         found.push(differs(
             "e1000",
@@ -299,5 +332,18 @@ mod tests {
         assert!(!text.contains("STALE"), "{text}");
         let text = comparison(Vec::new()).to_string();
         assert_eq!(text.matches("STALE").count(), KNOWN.len(), "{text}");
+    }
+
+    #[test]
+    fn a_difference_is_meant_only_with_its_function_state_line_and_words() {
+        let meant = |function, state, line, bulkhead| {
+            let found = vec![differs(function, state, line, "DisINTx-", bulkhead)];
+            comparison(found).unexpected().next().is_none()
+        };
+        assert!(meant("nvme", State::Driven, "Control", "DisINTx+"));
+        assert!(!meant("edu", State::Driven, "Control", "DisINTx+"));
+        assert!(!meant("nvme", State::Bare, "Control", "DisINTx+"));
+        assert!(!meant("nvme", State::Driven, "Status", "DisINTx+"));
+        assert!(!meant("nvme", State::Driven, "Control", ""));
     }
 }

@@ -1,29 +1,54 @@
 //! Putting two recordings side by side.
 
-use super::difference::Difference;
-use super::known::{KNOWN, Known};
-use super::recording::Recording;
+use super::difference::InAnswer;
+use super::known::{KNOWN, Requests};
+use super::recording::RequestRecording;
+use crate::comparison::{Comparison, Difference, DifferenceOf, Known, Subject, UNEXPECTED};
 use anyhow::{Result, ensure};
-use std::collections::BTreeMap;
 use std::fmt;
+use test_guest::answer::Answer;
 
-/// Both recordings, and all differences.
+/// All requests of the test guest.
 #[derive(Debug)]
-pub struct Proof {
+pub struct Ops {
     /// How many requests there were.
     pub requests: usize,
-    /// All differences, each with what explains it.
-    pub differences: Vec<(Difference, Option<&'static Known>)>,
-    /// Answers of Bulkhead that changed what they had no right to.
+    /// Answers of Bulkhead that changed more of the page than an answer may.
     pub strays: usize,
 }
 
-impl Proof {
+impl Subject for Ops {
+    type Place = InAnswer;
+    type Value = Answer;
+    type Pattern = Requests;
+
+    const COLUMNS: &'static [&'static str] = &["Requests"];
+
+    fn table() -> &'static [Known<Requests>] {
+        KNOWN
+    }
+
+    fn covers(known: &Known<Requests>, difference: &DifferenceOf<Self>) -> bool {
+        (known.at.covers)(difference)
+    }
+
+    fn cells(requests: &Requests) -> Vec<String> {
+        vec![requests.which.to_owned()]
+    }
+
+    fn fault(&self) -> Option<String> {
+        let strays = self.strays;
+        (strays != 0)
+            .then(|| format!("{strays} answers of Bulkhead changed more of the page than an answer may"))
+    }
+}
+
+impl Comparison<Ops> {
     /// Compares two recordings.
     ///
     /// # Errors
     /// They are not of the same requests: then nothing can be said.
-    pub fn new(pciback: &Recording, bulkhead: &Recording) -> Result<Self> {
+    pub fn of(pciback: &RequestRecording, bulkhead: &RequestRecording) -> Result<Self> {
         ensure!(
             pciback.plan == bulkhead.plan,
             "the requests are not the same: {:?} by xen-pciback, {:?} by Bulkhead",
@@ -34,99 +59,47 @@ impl Proof {
         let asked = bulkhead.plan.ops().zip(answers).enumerate();
         let differing = asked.filter(|(_, (_, (theirs, ours)))| theirs != ours);
         let differences = differing.map(|(index, ((case, shape, op), (theirs, ours)))| Difference {
-            index,
-            case,
-            shape,
-            op,
+            place: InAnswer {
+                index,
+                case,
+                shape,
+                op,
+            },
             pciback: *theirs,
             bulkhead: *ours,
         });
-        Ok(Self {
+        let strays = bulkhead.answers.iter().filter(|answer| answer.stray.is_some());
+        let ops = Ops {
             requests: bulkhead.answers.len(),
-            differences: differences
-                .map(|difference| {
-                    let known = Known::of(&difference);
-                    (difference, known)
-                })
-                .collect(),
-            strays: bulkhead
-                .answers
-                .iter()
-                .filter(|answer| answer.stray.is_some())
-                .count(),
-        })
-    }
-
-    /// Differences that are not meant.
-    pub fn unexpected(&self) -> impl Iterator<Item = &Difference> {
-        self.differences
-            .iter()
-            .filter(|(_, known)| known.is_none())
-            .map(|(difference, _)| difference)
-    }
-
-    /// How often each difference that is meant shows.
-    pub fn known(&self) -> impl Iterator<Item = (&'static Known, usize)> {
-        KNOWN.iter().map(|known| {
-            let same = |found: &Option<&'static Known>| found.is_some_and(|found| std::ptr::eq(found, known));
-            (
-                known,
-                self.differences.iter().filter(|(_, found)| same(found)).count(),
-            )
-        })
-    }
-
-    /// Whether all is as it should be.
-    pub fn holds(&self) -> bool {
-        self.strays == 0 && self.unexpected().next().is_none() && self.known().all(|(_, count)| count != 0)
+            strays: strays.count(),
+        };
+        Ok(Self::new(ops, differences))
     }
 }
 
 /// How many differences of a case are shown.
 const EXAMPLES: usize = 12;
 
-impl fmt::Display for Proof {
+impl fmt::Display for Comparison<Ops> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (all, unexpected) = (self.differences.len(), self.unexpected().count());
+        let (all, meant) = self.count(|_| true);
         writeln!(
             f,
-            "{} requests, {all} differences, {} meant",
-            self.requests,
-            all - unexpected
+            "{} requests, {all} differences, {meant} meant",
+            self.subject.requests
         )?;
-        for (known, count) in self.known() {
-            let verdict = if count == 0 {
-                "STALE: listed, and does not show"
-            } else {
-                "meant"
-            };
-            writeln!(
-                f,
-                "{verdict}: {} ({count} times): {}",
-                known.requests, known.bulkhead
-            )?;
+        self.write_known(f, |requests| requests.which)?;
+        if let Some(fault) = self.subject.fault() {
+            writeln!(f, "{UNEXPECTED}: {fault}")?;
         }
-        if self.strays != 0 {
-            writeln!(
-                f,
-                "UNEXPECTED: {} answers of Bulkhead changed more of the page than an answer may",
-                self.strays
-            )?;
-        }
-        let mut groups: BTreeMap<_, Vec<&Difference>> = BTreeMap::new();
-        for difference in self.unexpected() {
-            let devfn = difference.shape.map(|shape| shape.devfn);
-            groups
-                .entry((difference.case, devfn))
-                .or_default()
-                .push(difference);
-        }
-        for ((case, devfn), group) in &groups {
+        let groups = self.unexpected_by(|place| (place.case, place.shape.map(|shape| shape.devfn)));
+        for ((case, devfn), group) in groups {
+            let count = group.len();
             match devfn {
-                Some(devfn) => writeln!(f, "UNEXPECTED, {case}, devfn {devfn:#x}: {} times", group.len())?,
-                None => writeln!(f, "UNEXPECTED, {case}: {} times", group.len())?,
+                Some(devfn) => writeln!(f, "{UNEXPECTED}, {case}, devfn {devfn:#x}: {count} times")?,
+                None => writeln!(f, "{UNEXPECTED}, {case}: {count} times")?,
             }
-            for difference in group.iter().take(EXAMPLES) {
+            for difference in group.into_iter().take(EXAMPLES) {
                 writeln!(f, "  {difference}")?;
             }
         }
@@ -142,7 +115,7 @@ mod tests {
     use xenbus::pciif::Command;
 
     /// What xen-pciback and Bulkhead answer, as far as the known differences go.
-    fn meant(bulkhead: bool) -> Recording {
+    fn meant(bulkhead: bool) -> RequestRecording {
         recording(|case, op| {
             let sound = matches!(op.size, 1 | 2 | 4) && op.offset % op.size == 0;
             let outside = sound && !(0..4096).contains(&op.offset);
@@ -162,9 +135,9 @@ mod tests {
 
     #[test]
     fn what_is_meant_is_no_failure() {
-        let proof = Proof::new(&meant(false), &meant(true)).unwrap();
-        assert!(proof.holds(), "{proof}");
-        assert!(!proof.differences.is_empty());
+        let comparison = Comparison::of(&meant(false), &meant(true)).unwrap();
+        assert!(comparison.holds(), "{comparison}");
+        assert_ne!(comparison.count(|_| true), (0, 0));
     }
 
     #[test]
@@ -176,20 +149,20 @@ mod tests {
             .position(|(_, _, op)| op.command == 2)
             .unwrap();
         bulkhead.answers[index] = "0:pirq".parse().unwrap();
-        let proof = Proof::new(&meant(false), &bulkhead).unwrap();
-        assert!(!proof.holds());
+        let comparison = Comparison::of(&meant(false), &bulkhead).unwrap();
+        assert!(!comparison.holds());
         assert!(
-            proof
+            comparison
                 .to_string()
                 .contains("0:0 by xen-pciback, 0:pirq by Bulkhead"),
-            "{proof}"
+            "{comparison}"
         );
     }
 
     #[test]
     fn a_difference_that_is_listed_and_does_not_show_is_a_failure() {
-        let proof = Proof::new(&meant(true), &meant(true)).unwrap();
-        assert!(!proof.holds() && proof.to_string().contains("STALE"));
+        let comparison = Comparison::of(&meant(true), &meant(true)).unwrap();
+        assert!(!comparison.holds() && comparison.to_string().contains("STALE"));
     }
 
     #[test]
@@ -199,13 +172,13 @@ mod tests {
             recording.answers[0].stray = Some(552);
             recording
         };
-        assert!(!Proof::new(&stray(false), &stray(true)).unwrap().holds());
+        assert!(!Comparison::of(&stray(false), &stray(true)).unwrap().holds());
     }
 
     #[test]
     fn recordings_of_other_requests_are_not_compared() {
         let mut other = meant(true);
         other.plan.seed += 1;
-        assert!(Proof::new(&meant(false), &other).is_err());
+        assert!(Comparison::of(&meant(false), &other).is_err());
     }
 }

@@ -1,13 +1,12 @@
-//! How two recordings differ.
+//! Where two recordings differ.
 
 use std::fmt;
-use test_guest::answer::Answer;
 use test_guest::op::Op;
 use test_guest::shape::Shape;
 
-/// A request that the two answer differently.
+/// The answer to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub struct InAnswer {
     /// Number of the request.
     pub index: usize,
     /// What its case is about.
@@ -16,18 +15,10 @@ pub struct Difference {
     pub shape: Option<Shape>,
     /// The request.
     pub op: Op,
-    /// What xen-pciback answers.
-    pub pciback: Answer,
-    /// What Bulkhead answers.
-    pub bulkhead: Answer,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for InAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "request {}, {}: {} by xen-pciback, {} by Bulkhead",
-            self.index, self.op, self.pciback, self.bulkhead
-        )
+        write!(f, "request {}, {}", self.index, self.op)
     }
 }

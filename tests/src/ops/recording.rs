@@ -6,14 +6,14 @@ use test_guest::plan::Plan;
 
 /// The answers of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recording {
+pub struct RequestRecording {
     /// What was asked.
     pub plan: Plan,
     /// In the order of the requests.
     pub answers: Vec<Answer>,
 }
 
-impl Recording {
+impl RequestRecording {
     /// Reads `seed=N count=N shape=…` and the answers, separated by blanks of any kind.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ pub(super) mod tests {
     use test_guest::op::Op;
 
     /// A recording of two functions in which each request is answered by `answer`, in words.
-    pub fn recording(mut answer: impl FnMut(&str, &Op) -> String) -> Recording {
+    pub fn recording(mut answer: impl FnMut(&str, &Op) -> String) -> RequestRecording {
         let head = "seed=7 count=200 shape=0,200,208,160,5 shape=8,0,64,0,0";
         let plan = Plan {
             shapes: head
@@ -64,7 +64,7 @@ pub(super) mod tests {
             count: 200,
         };
         let words: Vec<String> = plan.ops().map(|(case, _, op)| answer(case, &op)).collect();
-        Recording::parse(&format!("{head}\n{}", words.join("\n"))).unwrap()
+        RequestRecording::parse(&format!("{head}\n{}", words.join("\n"))).unwrap()
     }
 
     #[test]
@@ -85,7 +85,7 @@ pub(super) mod tests {
             ("size=4", "only seed"),
             ("sh: not found", "\"sh:\""),
         ] {
-            let error = format!("{:#}", Recording::parse(text).unwrap_err());
+            let error = format!("{:#}", RequestRecording::parse(text).unwrap_err());
             assert!(error.contains(part), "{error}");
         }
     }

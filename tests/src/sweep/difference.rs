@@ -1,11 +1,11 @@
-//! How two recordings differ, and where it shows.
+//! Where two recordings differ.
 
 use super::layout::Register;
 use super::operation::Operation;
 use super::phase::Phase;
 use std::fmt;
 
-/// Where a difference shows.
+/// In what a difference shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Seen {
     /// In what the guest reads before the first access.
@@ -29,12 +29,14 @@ impl fmt::Display for Seen {
     }
 }
 
-/// One difference in one register.
+/// Bits of one register that differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub struct InRegister {
+    /// The device, as the name of its files begins.
+    pub device: String,
     /// In which part of the proof.
     pub phase: Phase,
-    /// Where it shows.
+    /// In what the difference shows.
     pub seen: Seen,
     /// The register; of an access that touches several and differs in its error, the first that has a name.
     pub register: Register,
@@ -42,22 +44,13 @@ pub struct Difference {
     pub bits: u32,
     /// Number and kind of the access.
     pub access: Option<(usize, Operation)>,
-    /// What xen-pciback gave.
-    pub pciback: String,
-    /// What Bulkhead gave.
-    pub bulkhead: String,
 }
 
-impl fmt::Display for Difference {
+impl fmt::Display for InRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.access {
-            Some((index, operation)) => write!(f, "access {index}, {operation}")?,
-            None => write!(f, "{}", self.seen)?,
+            Some((index, operation)) => write!(f, "access {index}, {operation}"),
+            None => write!(f, "{}", self.seen),
         }
-        write!(
-            f,
-            ": {} by xen-pciback, {} by Bulkhead",
-            self.pciback, self.bulkhead
-        )
     }
 }

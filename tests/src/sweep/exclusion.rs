@@ -1,4 +1,4 @@
-//! What is not written, and why.
+//! Bits that are not written, and why.
 
 use super::layout::{Layout, PMCSR, Register};
 use super::operation::Span;
@@ -17,16 +17,16 @@ pub struct Exclusion {
     pub reason: &'static str,
 }
 
-/// All of them. Every other bit of every register is written: what must not reach the device is the backends' to stop.
+/// All of them. Every other bit of every register is written: the backends must stop what may not reach the device.
 pub const EXCLUSIONS: &[Exclusion] = &[Exclusion {
     register: PMCSR,
     bits: 0x0003,
     phases: &[Phase::Writes, Phase::Random],
-    reason: "the power state: each change takes 10 ms and more, and what a function outside D0 answers is its own \
-             affair; the phase `power` goes through all states",
+    reason: "the power state: each change takes at least 10 ms, and outside D0 each function answers in its own way; \
+             the phase `power` goes through all states",
 }];
 
-/// `value`, fit to be written to `span` in `phase`.
+/// `value` without the bits that `phase` may not write to `span`.
 pub fn harmless(layout: &Layout, phase: Phase, span: Span, value: u32) -> u32 {
     EXCLUSIONS
         .iter()

@@ -1,12 +1,12 @@
-//! Making the accesses, in a Linux guest.
+//! Makes the accesses in a Linux guest.
 //!
 //! The sysfs file `config` of a function turns each aligned read or write of 1, 2 or 4 bytes into one request of
-//! pcifront, of that size. It tells no one what came back: errors of reads become all-ones, those of writes are
-//! forgotten. So a probe of the kernel's own tracing reads what pcifront's two functions return.
+//! pcifront, of that size. The file hides the result: an error of a read becomes all-ones, an error of a write is lost.
+//! So a kernel probe (kretprobe of tracefs) reads what pcifront's two functions return.
 
 use super::operation::{Answer, Operation, Span};
 use super::phase::Phase;
-use super::recording::{About, Recording, dwords};
+use super::recording::{About, AccessRecording, dwords};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 /// No such function, tracing that is not mounted, or an access that the kernel refuses.
-pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize) -> Result<Recording> {
+pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize) -> Result<AccessRecording> {
     let function = Function::open(bdf)?;
     let mut about = About {
         phase,
@@ -49,8 +49,9 @@ pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize
             };
             let asked = Instant::now();
             values.push(Some(access()?));
-            if asked.elapsed() > PATIENCE {
+            if asked.elapsed() > TIMEOUT {
                 about.repeated.push(answers.len() + values.len() - 1);
+                // The trace has a status for both tries. `None` drops that of the first one.
                 values.pop();
                 values.extend([None, Some(access()?)]);
             }
@@ -65,14 +66,14 @@ pub fn record(bdf: &str, phase: Phase, reference: &[u8], seed: u64, count: usize
         }));
     }
     about.milliseconds = began.elapsed().as_millis() as u64;
-    Ok(Recording { about, answers })
+    Ok(AccessRecording { about, answers })
 }
 
-/// Accesses between two looks at the trace, which must hold them all.
+/// Accesses between two reads of the trace buffer, which must hold all of them.
 const BLOCK: usize = 256;
-/// pcifront gives up on a request after two seconds. That says something of the machine, and nothing of the policy; so
-/// it is noted, and the access is made once more.
-const PATIENCE: Duration = Duration::from_millis(1900);
+/// pcifront gives up on a request after two seconds. That is about the machine's speed, not about the policy. So an access
+/// that takes this long is noted and repeated.
+const TIMEOUT: Duration = Duration::from_millis(1900);
 
 /// A function's config space.
 struct Function(File);
@@ -84,7 +85,7 @@ impl Function {
         Ok(Self(file.with_context(|| format!("open {path}"))?))
     }
 
-    /// All of it, in dwords.
+    /// The whole config space, in dwords.
     fn dump(&self) -> Result<Vec<u32>> {
         let length = self.0.metadata()?.len();
         ensure!(
@@ -97,7 +98,7 @@ impl Function {
             .collect()
     }
 
-    /// One access, by one call of the kernel.
+    /// Makes one access by one system call.
     fn access(&self, operation: Operation) -> Result<u32> {
         let span = operation.span();
         let (at, width) = (u64::from(span.offset), usize::from(span.width));
@@ -116,9 +117,9 @@ impl Function {
 
 /// The kernel's tracing.
 const TRACING: &str = "/sys/kernel/tracing";
-/// Our probes' group.
+/// Group of our probes.
 const GROUP: &str = "sweep";
-/// What pcifront's read and write return, with nothing around it.
+/// Probes of the return values of pcifront's read and write.
 const PROBES: &[&str] = &[
     "r:sweep/read pcifront_bus_read ret=$retval:s32",
     "r:sweep/write pcifront_bus_write ret=$retval:s32",
@@ -131,7 +132,7 @@ struct Statuses {
 }
 
 impl Statuses {
-    /// From now on, for this process.
+    /// Starts tracing, for this process.
     fn follow() -> Result<Self> {
         ensure!(
             Path::new(TRACING).join("kprobe_events").exists(),
@@ -141,7 +142,7 @@ impl Statuses {
         for probe in PROBES {
             append("kprobe_events", probe)?;
         }
-        // Other processes may look at config space meanwhile.
+        // Other processes may access config space meanwhile, and must not count.
         set(
             &format!("events/{GROUP}/filter"),
             &format!("common_pid=={}", std::process::id()),
@@ -175,7 +176,7 @@ impl Statuses {
         Ok(())
     }
 
-    /// Those of the last `count` calls.
+    /// Return values of the last `count` calls.
     fn take(&mut self, count: usize) -> Result<Vec<i32>> {
         let mut text = Vec::new();
         match self.pipe.read_to_end(&mut text) {
@@ -198,7 +199,7 @@ impl Statuses {
 
 impl Drop for Statuses {
     fn drop(&mut self) {
-        // What is left behind is removed by the next run, or ends with the guest.
+        // If this fails, the next run removes the probes, or they end with the guest.
         let _ = Self::clear();
     }
 }

@@ -1,9 +1,9 @@
-//! Where a function's registers are, and what they are called.
+//! Places and names of a function's registers.
 
 use super::operation::Span;
 use std::fmt;
 
-/// What a register belongs to.
+/// Part of config space that a register belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Block {
     /// The first 64 bytes.
@@ -12,7 +12,7 @@ pub enum Block {
     Capability(u8),
     /// An extended capability, by id.
     Extended(u16),
-    /// Bytes that belong to nothing.
+    /// Bytes outside of all capabilities.
     Nothing,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Block {
 /// A register, wherever its block lies in a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Register {
-    /// What it belongs to.
+    /// The part of config space.
     pub block: Block,
     /// Where in the block; for [`Block::Nothing`], where in config space.
     pub at: Span,
@@ -72,7 +72,7 @@ impl Register {
     }
 }
 
-/// Registers that are not 4 bytes wide, or that deserve a name.
+/// Registers that are not 4 bytes wide, or that have a name in reports.
 const REGISTERS: &[(Register, &str)] = &[
     (Register::new(Block::Header, 0x00, 2), "Vendor ID"),
     (Register::new(Block::Header, 0x02, 2), "Device ID"),
@@ -125,7 +125,7 @@ const STATUS: u16 = 0x06;
 const STATUS_CAPABILITIES: u32 = 0x10;
 const CAPABILITIES: u16 = 0x34;
 const EXTENDED: u16 = 0x100;
-/// No list has more entries: each takes 4 bytes at least.
+/// Limit of entries: config space has no room for more, because each entry takes 4 bytes at least.
 const MOST_BLOCKS: usize = 1024;
 
 /// Where the blocks of a function begin.
@@ -216,7 +216,7 @@ impl Layout {
             .map(|(register, _)| *register)
             .find(|register| register.block == block && register.at.bytes().contains(&within));
         let unnamed = match (block, within) {
-            // Its id and the pointer to the next; what follows is another register.
+            // A capability's header is its id and the pointer to the next one. The next register follows.
             (Block::Capability(_), 0..2) => Register::new(block, 0, 2),
             (Block::Capability(_), 2..4) => Register::new(block, 2, 2),
             _ => Register::new(block, within & !3, 4),

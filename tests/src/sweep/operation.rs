@@ -15,7 +15,7 @@ impl Span {
     /// All widths.
     pub const WIDTHS: [u8; 3] = [1, 2, 4];
 
-    /// A range whose soundness is plain to see.
+    /// A range by numbers; the caller keeps the rule above.
     pub const fn new(offset: u16, width: u8) -> Self {
         Self { offset, width }
     }
@@ -105,7 +105,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// What came back.
+/// The answer to an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The value of a read as the guest's user space gets it (all-ones after an error), 0 for a write.

@@ -1,7 +1,7 @@
-//! What a guest got for a sequence of accesses, as a file.
+//! The answers to a sequence of accesses, as a file.
 //!
-//! One line of JSON, then the answers: of each access its status, one byte (0xff: four bytes follow), and of each read
-//! its value. The accesses themselves are not kept, for phase, seed and the reference stand for them.
+//! The file is one line of JSON, then the answers. An answer is the status in one byte (0xff: four bytes follow), and
+//! for a read also the value. The accesses are not in the file: they follow from phase, seed and reference.
 
 use super::operation::{Answer, Operation};
 use super::phase::Phase;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answers to one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recording {
+pub struct AccessRecording {
     /// What was done.
     pub about: About,
     /// In the order of the accesses.
@@ -23,11 +23,11 @@ pub struct Recording {
 pub struct About {
     /// Which part of the proof.
     pub phase: Phase,
-    /// For accesses at random.
+    /// Seed of the random accesses.
     pub seed: u64,
-    /// How many of those.
+    /// Number of random accesses.
     pub count: usize,
-    /// Config space that the accesses are made for, in dwords: the same for both backends.
+    /// Config space by which the accesses are chosen, in dwords: the same for both backends.
     pub reference: Vec<u32>,
     /// Config space as the guest read it before, in dwords.
     pub start: Vec<u32>,
@@ -62,11 +62,11 @@ pub fn dwords(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks(4).map(dword).collect()
 }
 
-impl Recording {
+impl AccessRecording {
     /// As a file.
     ///
     /// # Errors
-    /// Never in practice: what JSON cannot hold.
+    /// None in practice: everything here has a form in JSON.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut bytes = serde_json::to_vec(&self.about)?;
         bytes.push(b'\n');
@@ -88,7 +88,7 @@ impl Recording {
     /// From a file.
     ///
     /// # Errors
-    /// A file that is none, or was cut.
+    /// The file is no recording, or was cut.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let line = bytes.iter().position(|byte| *byte == b'\n');
         let (about, mut rest) = bytes.split_at(line.context("no recording: it has no first line")?);
@@ -129,7 +129,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A recording of `phase`, each answer given by `answer`.
-    pub fn recording(phase: Phase, mut answer: impl FnMut(usize, Operation) -> Answer) -> Recording {
+    pub fn recording(phase: Phase, mut answer: impl FnMut(usize, Operation) -> Answer) -> AccessRecording {
         let about = About {
             phase,
             seed: 7,
@@ -144,13 +144,13 @@ pub(super) mod tests {
             .iter()
             .enumerate()
             .map(|(index, operation)| answer(index, *operation));
-        Recording {
+        AccessRecording {
             answers: answers.collect(),
             about,
         }
     }
 
-    fn sample() -> Recording {
+    fn sample() -> AccessRecording {
         recording(Phase::Random, |index, operation| Answer {
             value: match operation {
                 Operation::Read(span) => index as u32 & span.mask(),
@@ -164,7 +164,10 @@ pub(super) mod tests {
     fn a_file_holds_all() {
         let sample = sample();
         assert_eq!(bytes(&sample.about.reference), dump());
-        assert_eq!(Recording::decode(&sample.encode().unwrap()).unwrap(), sample);
+        assert_eq!(
+            AccessRecording::decode(&sample.encode().unwrap()).unwrap(),
+            sample
+        );
     }
 
     #[test]
@@ -176,7 +179,7 @@ pub(super) mod tests {
             (&b"sh: not found\n"[..], "JSON"),
             (&[&bytes[..], b"x"].concat(), "1 bytes too many"),
         ] {
-            let error = Recording::decode(bytes).unwrap_err();
+            let error = AccessRecording::decode(bytes).unwrap_err();
             assert!(format!("{error:#}").contains(part), "{error:#}");
         }
     }

@@ -1,17 +1,16 @@
-//! Which accesses are made.
+//! The accesses of each phase.
 
 use super::exclusion::harmless;
 use super::layout::{Block, CACHE_LINE_SIZE, COMMAND, Layout, MSI, MSIX, PMCSR};
 use super::operation::{Operation, Span};
 use super::phase::Phase;
 
-/// Conventional config space, which holds all that either backend has a table for.
+/// Length of conventional config space. Both backends have tables for registers in it only.
 const CONVENTIONAL: u16 = 0x100;
 /// Most registers of an extended capability end here.
 const EXTENDED_LENGTH: u16 = 0x40;
 
-/// The accesses of `phase` to a function whose config space was `start` before all. `seed` and `count` are those of
-/// [`Phase::Random`].
+/// The accesses of `phase` to a function with the config space `start`. `seed` and `count` are for [`Phase::Random`].
 pub fn sequence(phase: Phase, start: &[u8], seed: u64, count: usize) -> Vec<Operation> {
     let layout = Layout::of(start);
     match phase {
@@ -38,12 +37,12 @@ fn reads(layout: &Layout) -> impl Iterator<Item = Operation> + use<> {
     Span::all(layout.length()).map(Operation::Read)
 }
 
-/// Writes of 0, all-ones and walking bits to one range, with what it reads after each; at last as it was.
+/// Writes of 0, all-ones and walking bits to one range, each followed by a read. The last write restores the value.
 fn walk(layout: &Layout, phase: Phase, start: &[u8], span: Span) -> Vec<Operation> {
     let was = span.value_in(start);
     let bits = 0..if walks(layout, span) { 8 * span.width } else { 0 };
     let singles = bits.clone().map(|bit| 1 << bit);
-    // Against what is there: a change of one bit.
+    // Each write changes one bit of the start value.
     let flips = bits.map(|bit| was ^ 1 << bit);
     [0, u32::MAX]
         .into_iter()
@@ -57,7 +56,7 @@ fn walk(layout: &Layout, phase: Phase, start: &[u8], span: Span) -> Vec<Operatio
         .collect()
 }
 
-/// Whether single bits walk through a range: wherever there may be a register.
+/// Whether single bits walk through a range. They do if there may be a register.
 fn walks(layout: &Layout, span: Span) -> bool {
     let (register, _) = layout.register_at(span.offset);
     match register.block {
@@ -66,14 +65,14 @@ fn walks(layout: &Layout, span: Span) -> bool {
     }
 }
 
-/// Power states that are tried: with data select, with PME status, with PME enable; D1 and D2 may be missing.
+/// Values of PMCSR: all power states, some with data select, PME status or PME enable. A device may lack D1 and D2.
 const POWER: &[u32] = &[
     0x1000, 1, 0x1000, 2, 0, 3, 0, 0x8003, 0x8000, 0x0103, 0x0100, 3, 1, 0, 3, 2, 0, 3, 3, 0,
 ];
-/// Decode of I/O and memory, bus master, memory-write-and-invalidate, INTx disable.
+/// Bits of COMMAND: decode of I/O and memory, bus master, memory-write-and-invalidate, INTx disable.
 const COMMANDS: &[u32] = &[0, 1, 2, 4, 0x10, 0, 0x400, 7, 0x17, 0x407];
 
-/// Through all power states, and in each through COMMAND, cache line size and BARs; at last all is as it was.
+/// All power states, and in each of them COMMAND, cache line size and BARs. In the end all registers are restored.
 fn power(layout: &Layout, start: &[u8]) -> Vec<Operation> {
     let (command, cache_line) = (COMMAND.at, CACHE_LINE_SIZE.at);
     let control = layout.place(PMCSR);

@@ -1,4 +1,4 @@
-//! Attacks by the states of a connection, and by what it is made of.
+//! Attacks by the states of a connection, and by its page, port and version.
 
 use super::{ANEW, Attacker};
 use crate::ask::ask_dom0;
@@ -15,7 +15,7 @@ use xenbus::state::XenbusState;
 
 /// Time for the backend to look at a node between two writes of ours.
 const MOMENT: Duration = Duration::from_millis(100);
-/// The same, where it is one of many.
+/// The same time for one of many writes.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// All states, and none: the node is removed.
@@ -32,7 +32,8 @@ const STATES: [Option<&str>; 10] = [
     Some("8"),
 ];
 
-/// The items in such an order that each comes once directly behind each (itself too), if the first follows the last.
+/// Orders the items so that each one directly follows each one (also itself) exactly once, if the first follows the
+/// last.
 fn every_pair<I: Copy>(items: &[I]) -> Vec<I> {
     let mut order = Vec::new();
     for (index, &first) in items.iter().enumerate() {
@@ -45,12 +46,12 @@ fn every_pair<I: Copy>(items: &[I]) -> Vec<I> {
 }
 
 impl<P: Grants, T: Transport> Attacker<'_, P, T> {
-    /// Connections that cannot be: each must be refused, and none cost more than itself.
+    /// Offers of impossible connections. Each must be refused, and must cost this connection only.
     pub(super) fn particulars(&mut self) -> Result<(), Failure> {
         let grant = self.frontend.grant.to_string();
         let port = self.frontend.port.to_string();
-        // Never granted; xenstored's page, granted to dom0; past any table; negative; none. A port of ours that is for
-        // another domain; one that is none; garbage. Other versions of the protocol.
+        // Grants: never granted; xenstored's page, granted to dom0; past any table; negative; no number. Ports: one of
+        // ours for another domain; one that is none; garbage. Versions: other ones than 7.
         let wrong: [(&str, &str, &str); 12] = [
             ("100", &port, MAGIC),
             ("1", &port, MAGIC),
@@ -75,13 +76,13 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         self.reconnect()
     }
 
-    /// Every state out of service, with messages being turned on at that very moment; then all states in a row.
+    /// Every state that ends the service, right after a request for MSI-X; then all states in a row.
     pub(super) fn states(&mut self) -> Result<(), Failure> {
         for state in ["0", "1", "2", "3", "5", "6", "7", "8", "9", "", "garbage"] {
             self.frontend.send(self.platform, &Op::msix(0, [0]).encode());
             self.client.write(&node(key::STATE), state)?;
             self.pause(MOMENT);
-            // An answer need not come any more.
+            // The connection ends, so there need not be an answer.
             self.frontend.send(self.platform, &Op::read(0, 0, 4).encode());
             self.settle();
             for state in ["4", "3", "6", "1", "5", "4"] {
@@ -94,8 +95,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Every change from a state to a state, each with a look of the backend at it. Whenever the connection has ended,
-    /// the toolstack begins a new one, in whichever state we are then.
+    /// Every change from one state to another, with time for the backend to look at each. Whenever the connection has
+    /// ended, the toolstack begins a new one, whatever our state is then.
     pub(super) fn every_change_of_state(&mut self) -> Result<(), Failure> {
         let path = node(key::STATE);
         let mut endings = 0;

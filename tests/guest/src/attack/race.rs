@@ -1,6 +1,7 @@
 //! XSA-155 with a processor for each side: a request changes all the time while the backend handles it.
 //!
-//! Where guest and backend share a processor, a request can only change before or after; here it changes within.
+//! If guest and backend share a processor, a request can change only before or after the backend runs. With two
+//! processors it changes meanwhile.
 
 use super::Attacker;
 use crate::frontend::Failure;
@@ -13,17 +14,17 @@ use xenbus::pciif::{Command, SharedPage};
 
 /// How long each kind of request is raced.
 const LENGTH: Duration = Duration::from_secs(10);
-/// Offsets of two registers that differ, and only in their low byte: ids and class.
+/// Offsets of two registers with different values: ids and class. The offsets differ only in their low byte.
 const REGISTERS: [u8; 2] = [0x00, 0x08];
-/// Field of the request: the offset in the function's config space, by its low byte.
+/// Place of the low byte of the request's field for the offset in config space.
 const OFFSET: usize = OP_VALUE - 8;
-/// Numbers of vectors: one that there is, and more than the page holds.
+/// Numbers of vectors: a valid one, and more than the page holds.
 const VECTORS: [u8; 2] = [1, 200];
 
 /// Most changes of one request.
 const CHANGES: usize = 2000;
 
-/// What came of the requests.
+/// Results of the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Races {
     /// Reads that were answered for the register that they were sent with.
@@ -76,8 +77,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(races)
     }
 
-    /// Sends a request and writes its byte at `at` again and again, until the answer is there or chance has it that the
-    /// request stays as it is; then the answer has to come.
+    /// Sends a request and changes its byte at `at` again and again, for a random number of times or until the answer is
+    /// there. After the last change the answer has to come.
     fn change_until_answered(&mut self, op: &Op, at: usize, values: [u8; 2]) -> Result<(), Failure> {
         self.frontend.send(self.platform, &op.encode());
         let changes = self.random.usize(1..CHANGES);
@@ -87,7 +88,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
             }
             self.frontend.page.copy_in(at, &[value]);
         }
-        // The backend drops its answer to a request that is not the one it took, and looks again at the next event.
+        // The backend drops an answer if the request in the page is not the one that it took. It looks again at the next
+        // event.
         self.platform.notify(self.frontend.port);
         self.frontend.finish(self.platform)
     }

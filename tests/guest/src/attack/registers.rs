@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use xenbus::client::Transport;
 use xenbus::pciif::Command;
 
-/// What dom0 is asked for: it turns the memory decoding of the guest's devices off, and on again.
+/// Requests to dom0: turn memory decode of the guest's devices off, and on again.
 const DECODE_OFF: &str = "decode-off";
 const DECODE_ON: &str = "decode-on";
 const COMMAND: i32 = 4;
@@ -24,12 +24,12 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
                 }
             }
         }
-        // Left at 0: dom0 looks whether the devices still decode.
+        // COMMAND stays 0: the scenario checks in dom0 that the devices still decode.
         Ok(())
     }
 
-    /// Writes of every width at and across every register of the MSI and MSI-X capabilities, first with messages off,
-    /// then on; none may change anything.
+    /// Writes of every width at and across every register of the MSI and MSI-X capabilities, first with MSI and MSI-X
+    /// off, then on. No write may change anything.
     pub(super) fn message_registers(&mut self) -> Result<(), Failure> {
         for shape in self.shapes.clone() {
             let devfn = u32::from(shape.devfn);
@@ -103,8 +103,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         self.quiet()
     }
 
-    /// Without memory decode the MSI-X table cannot be reached: Xen would refuse, or the processor would. What the guest
-    /// does to its own COMMAND register changes nothing in the device; dom0 has to turn it off.
+    /// MSI-X without memory decode: then the MSI-X table cannot be reached. The guest's writes to COMMAND never turn
+    /// decode off in the device, so dom0 has to do it.
     pub(super) fn without_decode(&mut self) -> Result<(), Failure> {
         for shape in self.shapes.clone() {
             self.frontend

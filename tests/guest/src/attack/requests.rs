@@ -1,4 +1,4 @@
-//! Attacks by the page that is shared: requests that change, garbage, flags, and events.
+//! Attacks by the shared page: requests that change, garbage, flags, and events.
 
 use super::{Attacker, ROUNDS};
 use crate::frontend::Failure;
@@ -14,7 +14,7 @@ use xenbus::pciif::{ACTIVE, SharedPage};
 const STORM: Duration = Duration::from_secs(3);
 
 impl<P: Grants, T: Transport> Attacker<'_, P, T> {
-    /// Requests of all kinds, each byte of which may change at any moment until its answer is there.
+    /// Requests of all kinds. Any byte of a request may change until its answer is there.
     pub(super) fn changing_requests(&mut self) -> Result<(), Failure> {
         let mut requests = Random::new(&self.shapes, self.random.u64(..));
         for _ in 0..ROUNDS {
@@ -24,7 +24,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
                 if !self.frontend.is_active() {
                     break;
                 }
-                // Mostly the few words that matter: command, function, size, number of vectors, first entries.
+                // Mostly the words that the backend uses: command, function, size, number of vectors, first entries.
                 let at = OP + self.random.usize(..52);
                 let byte = if self.random.bool() {
                     self.random.u8(..8)
@@ -45,9 +45,9 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         for _ in 0..self.count {
             let mut bytes = [0; OP_SIZE];
             self.random.fill(&mut bytes);
-            // Where all of it is garbage, nothing gets past the first check.
+            // A request of garbage alone would not get past the backend's first check.
             bytes[1..4].fill(0);
-            // Accesses above all: messages, which have attacks of their own, take dom0's time at each turn.
+            // Mostly accesses: MSI and MSI-X have attacks of their own, and each change of the mode takes dom0 long.
             let commands = if self.random.u8(..4) == 0 { 12 } else { 2 };
             bytes[0] = self.random.u8(..commands);
             if self.random.u8(..4) != 0 {
@@ -64,7 +64,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
                 bytes[24] = [1, 2, 4][self.random.usize(..3)];
                 bytes[28] = self.random.u8(..);
             }
-            // A change of the power state takes its time: now and then, and not by chance.
+            // A change of the power state takes long, so it comes rarely and at fixed places.
             if bytes[0] == 1 {
                 bytes[28] &= !3;
             }
@@ -80,7 +80,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         self.quiet()
     }
 
-    /// The flags of error recovery, set by the wrong side; and all other bits that mean nothing.
+    /// The flags of error recovery, set by the wrong side; then all bits without a meaning.
     pub(super) fn recovery_bits(&mut self) -> Result<(), Failure> {
         for round in 0..ROUNDS {
             let mut recovery = [0; TOTAL_SIZE - OP - OP_SIZE];

@@ -1,6 +1,6 @@
-//! Attacks by pages and ports: a second ring, and grants that are not what they were.
+//! Attacks by pages and ports: a second ring, and grants that change.
 
-use super::{Attacker, NOTICE, PATIENCE};
+use super::{Attacker, NOTICE, TIMEOUT};
 use crate::ask::ask_dom0;
 use crate::frontend::{Failure, Frontend, node, wait_for};
 use crate::grants::Grants;
@@ -13,12 +13,12 @@ use xenbus::path::key;
 use xenbus::pciif::MAGIC;
 use xenbus::state::XenbusState;
 
-/// What dom0 is asked for: nodes of a second device of ours with the same backend, and their end.
+/// Requests to dom0: create the nodes of a second device of ours with the same backend, and remove them.
 const SECOND: &str = "second";
 const SECOND_GONE: &str = "second-gone";
-/// Where they are.
+/// Path of these nodes.
 const SECOND_DIRECTORY: &str = "device/pci/1";
-/// How long the backend gets to see a second ring.
+/// Time for the backend to see a second ring.
 const LOOK: Duration = Duration::from_millis(500);
 /// A domain that is not the backend's.
 const DOM0: DomId = 0;
@@ -37,20 +37,20 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(Frontend { page, grant, port })
     }
 
-    /// A request in a ring that is not served gets no answer; one in the ring that is does.
+    /// Checks that a request in an unused ring gets no answer, and a request in the ring in use gets one.
     fn is_not_served(&mut self, ring: &mut Frontend<P>) -> Result<(), Failure> {
         ring.send(self.platform, &Op::read(0, 0, 4).encode());
-        self.pause(PATIENCE);
+        self.pause(TIMEOUT);
         if !ring.is_active() {
             return Err(Failure::Unsound("it has answered in a second ring"));
         }
         self.check_answers()
     }
 
-    /// A page and a port more while connected: in the nodes of the connection, and in those of a second device.
+    /// Another page and port while connected: in the nodes of the connection, and in those of a second device.
     ///
-    /// A frontend that offers another ring has started anew: the backend leaves the old ring for the new one, and never
-    /// serves both.
+    /// A frontend that offers another ring starts anew: the backend must leave the old ring for the new one, and never
+    /// serve both.
     pub(super) fn second_ring(&mut self) -> Result<(), Failure> {
         let second = self.another()?;
         self.publish(&second.grant.to_string(), &second.port.to_string(), MAGIC)?;
@@ -94,17 +94,17 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Grants that go while the backend uses them, that change between two states, and that are of memory which is not
-    /// ours, or for somebody else.
+    /// Grants that end while the backend uses them, grants that change between two states, grants of memory that is not
+    /// ours, and grants for another domain.
     pub(super) fn grants(&mut self) -> Result<(), Failure> {
-        // In use: the backend's mapping stays, and so does the service.
+        // A grant in use: the backend's mapping stays, so the backend must go on.
         self.platform.withdraw(self.frontend.grant);
         self.check_answers()?;
         self.close()?;
         self.reconnect()?;
         self.check_answers()?;
 
-        // Never to be had: each connection is refused.
+        // Grants that cannot be mapped: each connection is refused.
         let port = self.frontend.port.to_string();
         let withdrawn = self.another()?;
         self.platform.withdraw(withdrawn.grant);
@@ -121,7 +121,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         self.platform.unshare_page(foreign, for_others);
         withdrawn.disconnect(self.platform);
 
-        // Another page at the very moment that the first one may be mapped: the backend takes one of them, or neither.
+        // Another page at the moment when the backend may map the first one: it takes one of them, or neither.
         let other = self.another()?;
         self.close()?;
         self.publish(&self.frontend.grant.to_string(), &port, MAGIC)?;

@@ -9,7 +9,7 @@ use xenbus::client::{Store, Transport};
 use xenbus::path::key;
 use xenbus::state::XenbusState;
 
-/// More nodes, and more watches, than xenstored lets a guest have.
+/// More nodes, and more watches, than xenstored allows a guest.
 const MANY_NODES: usize = 1500;
 const MANY_WATCHES: usize = 200;
 /// Sizes of values, up to the longest that fits the ring to xenstored in one piece.
@@ -28,8 +28,8 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Nodes and watches until xenstored has enough, and values as long as it takes them. What it refuses is not told
-    /// of: where its limits lie is its own affair. With all of that in place a connection ends and begins.
+    /// Nodes and watches up to xenstored's quota, and values as long as xenstored accepts. Refusals are no failure: the
+    /// limits are xenstored's choice. With all of these in place a connection ends and another one begins.
     pub(super) fn quotas(&mut self) -> Result<(), Failure> {
         let nodes = (0..MANY_NODES).take_while(|number| {
             let path = format!("{DIRECTORY}/flood/{number}");
@@ -58,7 +58,7 @@ impl<P: Grants, T: Transport> Attacker<'_, P, T> {
         Ok(())
     }
 
-    /// Writes these particulars of a connection.
+    /// Publishes this page, port and version.
     pub(super) fn publish(&mut self, grant: &str, port: &str, magic: &str) -> Result<(), Failure> {
         self.client.write(&node(key::PCI_OP_REF), grant)?;
         self.client.write(&node(key::EVENT_CHANNEL), port)?;

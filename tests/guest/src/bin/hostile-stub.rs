@@ -1,5 +1,5 @@
-//! The image of a stub that was taken over: it serves its guest as every stub does, until it is asked to shut down, which
-//! it does not do. From then on it does what it is told, and dom0's service and all other guests must not notice.
+//! The image of a stub that was taken over. It serves its guest like any stub until it is asked to shut down. It does
+//! not shut down then, but carries out orders of the scenario. dom0's service and all other guests must not be harmed.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]

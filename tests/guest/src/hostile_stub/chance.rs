@@ -1,4 +1,4 @@
-//! All kinds of action, in an order drawn from a seed.
+//! Actions of all kinds, in a random order from a seed.
 
 use super::misuse::Misuse;
 use super::stub::HostileStub;
@@ -11,10 +11,10 @@ use xenbus::path::{Numbered, key};
 
 /// Name of the random part.
 pub const NAME: &str = "at random";
-/// How often it is told how far it has come.
+/// Number of actions between two progress lines.
 const TELL: u64 = 2000;
 
-/// How likely each kind is, of the sum of all.
+/// Weight of each kind in the random choice.
 const WEIGHTS: [(Kind, u32); 18] = [
     (Kind::Request, 300),
     (Kind::Change, 200),
@@ -50,7 +50,7 @@ pub fn draw(random: &mut Rng) -> Kind {
 }
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
-    /// So many actions.
+    /// Runs this many actions.
     pub(super) fn at_random(&mut self, count: u64) -> Result<(), Failure> {
         let mut told = 0;
         while self.tally.total() < count {
@@ -58,7 +58,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             self.act(kind)?;
             if self.tally.total() / TELL > told {
                 told = self.tally.total() / TELL;
-                // A service that has closed the connection answers nothing more: there is more to do in a new life.
+                // A service that has closed the connection answers no more. A new stub can go on attacking.
                 if let Err(failure) = self.reconnect() {
                     self.die(&format!("{NAME}: {failure}"));
                 }
@@ -144,7 +144,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
                 self.map(domain, grant);
             }
             Kind::Frame => {
-                // Where devices of a PC are, apart from our own pages.
+                // Frames of a PC's devices, which are not ours.
                 let frame = self.random.u64(0xc0000..0xff000);
                 if self.devices.iter().all(|device| device.ecam != frame) {
                     self.frame(frame);
@@ -161,7 +161,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// A state of either hop; the two that end the second one are rare, for a new life has to follow.
+    /// A state of either hop. The two states that end the second hop are rare, because a new stub must follow.
     fn random_state(&mut self) -> Result<(), Failure> {
         let state = match self.random.u16(..600) {
             0 => "5",
@@ -193,7 +193,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         }
     }
 
-    /// Any bytes, of any length that goes.
+    /// Any bytes, of any length that xenstored accepts.
     fn random_value(&mut self) -> alloc::vec::Vec<u8> {
         let length = match self.random.u8(..8) {
             0 => self.random.usize(..900),

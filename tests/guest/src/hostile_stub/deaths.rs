@@ -1,4 +1,4 @@
-//! The ways to end, each at a bad moment. dom0 makes a new domain with the same number after each.
+//! Ways to end the domain, each at a bad moment. After each of them dom0 creates a new domain with the same domid.
 
 use super::misuse::{CRASH, Misuse};
 use super::stub::{Deed, HostileStub, LISTEN};
@@ -16,16 +16,16 @@ const REBOOT: u32 = 1;
 const SUSPEND: u32 = 2;
 const WATCHDOG: u32 = 4;
 const SOFT_RESET: u32 = 5;
-/// One that means nothing.
+/// A reason without a meaning.
 const NO_REASON: u32 = 77;
-/// How long a hang lasts that ends by itself.
+/// Duration of a hang that ends by itself.
 const HANG: Duration = Duration::from_secs(5);
-/// Register that a write to the ECAM page would change: the interrupt line, which nothing reads but software.
+/// Register for a write to the ECAM page: the interrupt line. Only software uses it, so a write would do no harm.
 const INTERRUPT_LINE: u16 = 0x3c;
 const WRITTEN: u8 = 0xa5;
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
-    /// All of them.
+    /// All deaths.
     pub const DEATHS: [Deed<Self>; 15] = [
         ("crash while a request is carried out", Self::die_with_request),
         (
@@ -46,7 +46,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         ("soft reset", Self::soft_reset),
         ("a reason that is none", Self::no_reason),
         ("a write to the configuration page", Self::write_page),
-        // After these two a stub stays off until it is destroyed.
+        // After these two the stub stays off until it is destroyed.
         ("poweroff", Self::poweroff),
         ("reboot", Self::reboot),
     ];
@@ -81,7 +81,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.platform.shut_down(CRASH)
     }
 
-    /// What the next stub gets from dom0 is this.
+    /// The next stub gets this handover block from dom0.
     fn die_with_garbage(&mut self) -> Result<(), Failure> {
         self.garble_handover(true);
         self.garble_counters(true);
@@ -130,7 +130,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.platform.shut_down(SUSPEND)
     }
 
-    /// It hangs first, with a request in the page.
+    /// Hangs with a request in the page, and then ends.
     fn watchdog(&mut self) -> Result<(), Failure> {
         let op = self.own_msix();
         self.hop.send(self.platform, &op.encode());
@@ -149,7 +149,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.platform.shut_down(NO_REASON)
     }
 
-    /// Ends by a page fault, after which the stub begins anew in its domain.
+    /// Causes a page fault, after which the stub restarts in its domain.
     fn write_page(&mut self) -> Result<(), Failure> {
         if let Some(device) = self.devices.first().copied() {
             self.platform.write_ecam(device.ecam, INTERRUPT_LINE, WRITTEN);

@@ -1,4 +1,4 @@
-//! Attacks by hypercalls: what is dom0's, memory of others, their ports and grants.
+//! Attacks by hypercalls: dom0's hypercalls, and memory, ports and grants of other domains.
 
 use super::misuse::Misuse;
 use super::stub::{HostileStub, LISTEN};
@@ -11,20 +11,20 @@ use xenbus::client::{Store, Transport};
 use xenbus::device::Bars;
 use xenbus::path::Numbered;
 
-/// Domains that there may be: dom0, and those of a test.
+/// Domids to try: dom0, and the domains of a test.
 const DOMAINS: core::ops::Range<DomId> = 0..16;
-/// Grants and ports of theirs that are tried.
+/// Grants and ports of other domains to try.
 const GRANTS: core::ops::Range<GrantRef> = 0..24;
 const PORTS: core::ops::Range<Port> = 1..48;
 /// More ports than a domain may have.
 const MANY_PORTS: usize = 5000;
-/// What every PC has at these frames: memory of the firmware, interrupt controllers, the IOMMU.
+/// Frames of every PC: memory of the firmware, interrupt controllers, the IOMMU.
 const FRAMES: [u64; 7] = [0, 1, 0xa0, 0xf0, 0xfec00, 0xfed90, 0xfee00];
-/// Frames of ECAM pages, from one function to the next.
+/// Frames of ECAM pages, one for each function.
 const FUNCTIONS: u64 = 0x100;
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
-    /// Ports that the service has bound to are closed; others are made until there are no more.
+    /// Closes ports that the service has bound to. Then allocates ports until there are no more.
     pub(super) fn ports(&mut self) -> Result<(), Failure> {
         let dom0 = self.second.backend();
         let mut ports = Vec::new();
@@ -36,7 +36,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             }
         }
         log::info!("{} ports were to be had", ports.len());
-        // A port that nobody has bound to, and one that the service has already.
+        // A port that nobody has bound to, and a port that the service has bound to already.
         for port in [ports.first().copied(), Some(self.hop.port)]
             .into_iter()
             .flatten()
@@ -49,7 +49,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for port in ports {
             self.close(port);
         }
-        // The one that the service listens to.
+        // The port that the service listens to.
         self.close(self.hop.port);
         self.pause(LISTEN * 10);
         for domain in DOMAINS {
@@ -61,14 +61,14 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Closes a port. What it was connected to is for us again, until the other domain closes that (`evtchn_close` in
-    /// `xen/common/event_channel.c`).
+    /// Closes a port. The port at the other end is unbound and reserved for us again, until the other domain closes it
+    /// (`evtchn_close` in `xen/common/event_channel.c`).
     fn close(&mut self, port: Port) {
         self.other_ends.extend(self.platform.other_end(port));
         self.platform.close(port);
     }
 
-    /// Tries a port that another domain has made for somebody else. Those of our guest are for us.
+    /// Tries a port that another domain has allocated for somebody else. Those of our guest are for us.
     pub(super) fn bind(&mut self, domain: DomId, remote: Port) {
         self.tally.count(Kind::Port);
         if let Ok(port) = self.platform.bind_interdomain(domain, remote) {
@@ -80,7 +80,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         }
     }
 
-    /// Grants that are withdrawn, of memory that is not ours, for others; and those of others.
+    /// Grants that end, grants of memory that is not ours, grants for other domains, and grants of other domains.
     pub(super) fn grants(&mut self) -> Result<(), Failure> {
         let port = self.hop.port.to_string();
         self.platform.withdraw(self.hop.grant);
@@ -121,13 +121,13 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         }
         let mut frames = Vec::from(FRAMES);
         for (index, device) in self.devices.clone().into_iter().enumerate() {
-            // The pages of all other functions of that bus.
+            // The ECAM pages of all other functions of that bus.
             let first = device.ecam & !(FUNCTIONS - 1);
             frames.extend(
                 (first..first + FUNCTIONS)
                     .filter(|frame| self.devices.iter().all(|device| device.ecam != *frame)),
             );
-            // Its own registers are the guest's.
+            // The BARs' registers belong to the guest, not to the stub.
             let bars = self
                 .client
                 .read(&self.second.backend_node(&Numbered::Bars.at(index)))?;
@@ -140,7 +140,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Every hypercall that is dom0's, once.
+    /// Makes every hypercall that only dom0 may make, once.
     pub(super) fn hypercalls(&mut self, victim: DomId) {
         let tally = &mut self.tally;
         self.platform.forbidden(victim, |name, refused| {
@@ -159,7 +159,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         }
     }
 
-    /// Reads all of our devices' configuration pages, as a stub may.
+    /// Reads the configuration pages of our devices. A stub may do this.
     pub(super) fn read_ecam(&mut self) {
         for device in self.devices.clone() {
             if let Ok(page) = self.platform.map_ecam(device.ecam) {

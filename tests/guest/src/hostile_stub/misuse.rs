@@ -1,4 +1,4 @@
-//! What the hostile stub needs of a machine beyond what the drivers ask of it.
+//! The machine of the hostile stub: operations that the drivers do not need.
 
 use crate::grants::Grants;
 use drivers::platform::{DomId, Port};
@@ -6,17 +6,18 @@ use drivers::platform::{DomId, Port};
 /// `SHUTDOWN_crash` (`xen/include/public/sched.h`).
 pub const CRASH: u32 = 3;
 
-/// What a domain must not do, and does all the same.
+/// Operations that a domain must not do.
 pub trait Misuse: Grants {
-    /// Makes every hypercall that is dom0's, against domain `victim`; `tell` hears of each whether it was refused.
+    /// Makes every hypercall that only dom0 may make, against domain `victim`. Calls `tell` for each with whether Xen
+    /// refused it.
     fn forbidden(&mut self, victim: DomId, tell: impl FnMut(&'static str, bool));
     /// The domain and the port that a port of ours is connected to, if it is.
     fn other_end(&mut self, port: Port) -> Option<(DomId, Port)>;
     /// Maps a machine frame writable, and unmaps it; false if Xen refuses.
     fn map_frame(&mut self, frame: u64) -> bool;
-    /// Writes a byte into a configuration page. To return from this is a fault of Xen's.
+    /// Writes a byte into a configuration page. If this returns, Xen has a fault.
     fn write_ecam(&mut self, frame: u64, offset: u16, value: u8);
-    /// Ends the domain for a reason of any number.
+    /// Ends the domain with any number as the reason.
     fn shut_down(&mut self, reason: u32) -> !;
 }
 

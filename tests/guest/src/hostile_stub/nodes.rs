@@ -1,5 +1,4 @@
-//! Attacks by the nodes that are ours: both ends of the second hop's states, the particulars, what is published for the
-//! guest.
+//! Attacks by our own nodes: the states of both hops, page and port of the second hop, and the nodes for the guest.
 
 use super::misuse::Misuse;
 use super::stub::{FLOOD, HostileStub, LISTEN};
@@ -15,7 +14,7 @@ use xenbus::state::XenbusState;
 
 /// Keys of the second hop that dom0 reads.
 const READ: [&str; 4] = [key::STATE, key::PCI_OP_REF, key::EVENT_CHANNEL, key::MAGIC];
-/// What stands for no text: a lone byte, a cut sequence, NUL, all kinds of control characters.
+/// Values that are no text: a lone byte, a cut sequence, NUL, all kinds of control characters.
 pub const NO_TEXT: [&[u8]; 6] = [
     b"\xff",
     b"\xe2\x82",
@@ -24,7 +23,7 @@ pub const NO_TEXT: [&[u8]; 6] = [
     b"\x1b[2J\x1b]0;owned\x07",
     b"\xed\xa0\x80",
 ];
-/// Numbers that a grant or a port cannot be, or that are somebody else's.
+/// Numbers that are no grant or port, or that belong to another domain.
 pub const NUMBERS: [&str; 10] = [
     "0",
     "1",
@@ -45,7 +44,7 @@ const NUMBERED: [Numbered; 6] = [
     Numbered::Error,
     Numbered::Root,
 ];
-/// As many numbers as dom0 may copy: a bus full.
+/// Limit of numbers that dom0 copies: the functions of a bus.
 const PUBLISHED: usize = 150;
 /// States that do not end the second hop.
 const HARMLESS: [&str; 3] = ["3", "4", "2"];
@@ -56,7 +55,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         raw::write(self.client, &self.second.frontend_node(key::STATE), value)
     }
 
-    /// Puts back what we had when we were taken over, and nothing else.
+    /// Restores the nodes that we had when we were taken over, and removes all others.
     pub(super) fn restore_nodes(&mut self) -> Result<(), Failure> {
         for directory in [self.first.backend_dir(), self.second.frontend_dir()] {
             for key in self.client.directory(&directory).unwrap_or_default() {
@@ -67,7 +66,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             }
         }
         for (path, value) in self.nodes.clone() {
-            // The states of the second hop are those of a new offer.
+            // The next offer sets the states of the second hop.
             if !READ.iter().any(|key| self.second.frontend_node(key) == path) {
                 self.client.write(&path, &value)?;
             }
@@ -75,7 +74,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Time for dom0 to look, and to look again.
+    /// Waits until dom0 has had time to look twice.
     fn let_look(&mut self) {
         self.pause(LISTEN * 15);
     }
@@ -113,7 +112,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Each node by itself, with a look of dom0's in between; then whole directories.
+    /// Removes each node by itself, with time for dom0 to look; then whole directories.
     pub(super) fn missing_nodes(&mut self) -> Result<(), Failure> {
         for (path, value) in self.nodes.clone() {
             self.tally.count(Kind::Removal);
@@ -131,7 +130,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             let _ = self.client.remove(&directory);
             self.let_look();
             for (path, value) in self.nodes.clone() {
-                // Where the directory was dom0's to make, it is gone for good.
+                // If dom0 has created the directory, we cannot create it again.
                 let _ = self.client.write(&path, &value);
             }
             self.let_look();
@@ -165,7 +164,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         )
     }
 
-    /// A number for each function that a bus can have, and more than there is room for.
+    /// Nodes for every function that a bus can have, and for more than dom0 has room for.
     pub(super) fn published(&mut self) -> Result<(), Failure> {
         let mut there = 0;
         for number in 0..PUBLISHED {
@@ -176,7 +175,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             }
         }
         log::info!("{there} nodes were published");
-        // Each of them anew, again and again: a copy of all is never right for long.
+        // Writes all of them again and again: a copy of them is out of date at once.
         let end = self.platform.now().saturating_add(FLOOD);
         let mut number = 0;
         while self.platform.now() < end {
@@ -188,7 +187,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// What is told to people: errors, with sequences that a terminal obeys.
+    /// Error texts that dom0 shows to people, with control sequences of terminals.
     pub(super) fn words(&mut self) -> Result<(), Failure> {
         let words: [&[u8]; 4] = [
             b"\x1b[2J\x1b[31mowned\x1b]0;owned\x07",
@@ -216,7 +215,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
 
     pub(super) fn state_flood(&mut self) -> Result<(), Failure> {
         self.flood_state()?;
-        // The first hop's too, of which dom0 keeps a copy.
+        // Also in the first hop's nodes: dom0 keeps a copy of these.
         let end = self.platform.now().saturating_add(FLOOD);
         while self.platform.now() < end {
             for state in ["7", "4", "8"] {
@@ -237,7 +236,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// All three of them all the time, so that whoever reads them at one moment has to begin anew.
+    /// Writes all three nodes without a pause, so that dom0 cannot read them at one moment.
     pub(super) fn particulars_flood(&mut self) -> Result<(), Failure> {
         let end = self.platform.now().saturating_add(FLOOD);
         let own = (self.hop.grant.to_string(), self.hop.port.to_string());
@@ -249,7 +248,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// One round of all that has dom0 look: states, particulars, what is published, a request.
+    /// One round of everything that makes dom0 look: states, page and port, nodes for the guest, a request.
     pub(super) fn flood_once(&mut self, own: &(String, String)) -> Result<(), Failure> {
         for state in HARMLESS {
             self.write_state(state.as_bytes())?;
@@ -266,7 +265,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// All states and some that are none, also none at all, each behind each, with a look of dom0's at every one.
+    /// All states, values that are no state, and a missing node: each one after each one, with time for dom0 to look.
     pub(super) fn every_state(&mut self) -> Result<(), Failure> {
         let states: Vec<Option<String>> = [None]
             .into_iter()

@@ -12,13 +12,13 @@ use xenbus::pciif::layout::{AER_OP, FLAGS, OP, OP_SIZE, TOTAL_SIZE};
 use xenbus::pciif::{ACTIVE, Command, SharedPage};
 use xenbus::{counters, handover_block};
 
-/// How long an answer is waited for that need not come.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// How often a thing is done that dom0 has to look at.
+/// How long to wait for an answer that need not come.
+const TIMEOUT: Duration = Duration::from_millis(20);
+/// Repetitions of an action that dom0 must look at.
 const ROUNDS: usize = 300;
 /// Bytes of a page.
 const PAGE: usize = 4096;
-/// Bytes of the handover block, whatever it holds.
+/// Size of the handover block in bytes.
 const HANDOVER: usize = PAGE - handover_block::OFFSET;
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
@@ -29,11 +29,11 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.settle();
     }
 
-    /// Waits a moment for an answer, and takes the request back if there is none.
+    /// Waits a moment for an answer, and withdraws the request if there is none.
     pub(super) fn settle(&mut self) {
-        let end = self.platform.now().saturating_add(PATIENCE);
+        let end = self.platform.now().saturating_add(TIMEOUT);
         while self.hop.is_active() && self.platform.now() < end {
-            // Taken before the look, so that what comes after the look ends the wait.
+            // Clear the event before the page is checked, so that an event after the check ends the wait.
             self.platform.take_pending(self.hop.port);
             if self.hop.is_active() {
                 self.platform.wait(&[self.hop.port], Some(end));
@@ -55,7 +55,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         }
     }
 
-    /// A request, most often about a device of ours and nearly sound.
+    /// A random request, mostly about a device of ours and nearly valid.
     pub(super) fn random_request(&mut self) -> Op {
         let device = self.random.usize(..self.devices.len().max(1));
         let random = &mut self.random;
@@ -122,7 +122,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Every operation for every function of the first buses, with the values of one that is sound.
+    /// Every operation for every function of the first buses, with otherwise valid values.
     pub(super) fn foreign_devices(&mut self) -> Result<(), Failure> {
         let ours: Vec<_> = self.devices.iter().map(|device| device.bdf).collect();
         for (bus, devfn) in (0..2u32).flat_map(|bus| (0..0x100u32).map(move |devfn| (bus, devfn))) {
@@ -155,7 +155,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Zeros and ones to every register of the first 256 bytes in every width, and to a part of what comes behind.
+    /// Zeros and ones to every register of the first 256 bytes in every width, and to some registers above.
     pub(super) fn every_register(&mut self) -> Result<(), Failure> {
         for device in 0..self.devices.len() {
             for size in [1, 2, 4] {
@@ -190,7 +190,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Another byte in the request, where it matters most.
+    /// Changes a byte of the request, mostly one that the service uses.
     pub(super) fn change_request(&mut self) {
         self.tally.count(Kind::Change);
         let at = OP + self.random.usize(..OP_SIZE.min(64));
@@ -221,7 +221,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Any flags, and any verdict on errors that no device had.
+    /// Random flags, and random verdicts on errors that no device had.
     pub(super) fn flags(&mut self) -> Result<(), Failure> {
         for _ in 0..ROUNDS * 4 {
             self.flip_flags();
@@ -244,7 +244,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.platform.notify(self.hop.port);
     }
 
-    /// Requests as fast as they can be written, with no look at an answer.
+    /// Requests as fast as they can be written, without reading an answer.
     pub(super) fn untaken_answers(&mut self) -> Result<(), Failure> {
         let end = self.platform.now().saturating_add(FLOOD);
         while self.platform.now() < end {
@@ -272,10 +272,10 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for round in 0..ROUNDS {
             self.garble_counters(round % 2 == 0);
             if round % 16 == 0 {
-                self.pause(PATIENCE);
+                self.pause(TIMEOUT);
             }
         }
-        // Left for `bulkhead status` to see: all as large as can be.
+        // The last values stay for `bulkhead status`: the largest that there are.
         self.hop.page.copy_in(counters::OFFSET, b"BHCT");
         self.hop
             .page
@@ -287,7 +287,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(())
     }
 
-    /// Any bytes behind the sound head, or instead of it.
+    /// Random bytes after a valid head, or instead of it.
     pub(super) fn garble_counters(&mut self, sound: bool) {
         self.tally.count(Kind::Counters);
         let mut block = [0; counters::BLOCK_SIZE];
@@ -303,13 +303,13 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         for round in 0..ROUNDS {
             self.garble_handover(round % 4 != 0);
             if round % 16 == 0 {
-                self.pause(PATIENCE);
+                self.pause(TIMEOUT);
             }
         }
         Ok(())
     }
 
-    /// A block with a sound head, and numbers that may be larger than there is room for; or any bytes.
+    /// A block with a valid head and numbers that may be too large; or random bytes.
     pub(super) fn garble_handover(&mut self, sound: bool) {
         self.tally.count(Kind::Handover);
         let mut block = [0; HANDOVER];

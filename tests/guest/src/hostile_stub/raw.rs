@@ -1,4 +1,4 @@
-//! Requests to xenstored, made without the client's care: any bytes as a value, transactions that do not end.
+//! Requests to xenstored without the client's checks: any bytes as a value, transactions that do not end.
 
 use crate::frontend::Failure;
 use alloc::string::ToString;
@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use xenbus::client::{Client, Transport};
 use xenbus::wire::{Header, Kind};
 
-/// Numbers of our requests, apart from those of the client on the same connection.
+/// Request ids of ours. The client on the same connection uses others.
 const REQUEST: u32 = 0x5afe_0000;
 /// Longest payload that goes into the ring with its header in one piece.
 const LONGEST: usize = 1024 - Header::SIZE;
@@ -21,7 +21,7 @@ pub fn request<T: Transport>(
     payload: &[u8],
 ) -> Result<Option<Vec<u8>>, Failure> {
     let broken = |error: T::Error| Failure::Store(error.to_string());
-    // Events that the client has seen are of no use to anybody here.
+    // Nothing here uses the client's events, so they are dropped.
     while client.next_event()?.is_some() {}
     let header = Header {
         kind: kind as u32,

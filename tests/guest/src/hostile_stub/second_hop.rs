@@ -11,11 +11,11 @@ use xenbus::path::{Device, key};
 use xenbus::pciif::MAGIC;
 use xenbus::state::XenbusState;
 
-/// How long dom0's service may take to take up a new page: it looks at xenstore ten times a second under attack.
+/// How long dom0's service may take to map a new page. Under attack it reads our nodes ten times a second only.
 const TAKE_UP: Duration = Duration::from_secs(20);
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
-    /// Publishes a new page and port, as a stub that has begun anew.
+    /// Publishes a new page and port, as a restarted stub does.
     pub(super) fn offer(
         platform: &mut P,
         client: &mut Client<T>,
@@ -34,7 +34,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         Ok(Frontend { page, grant, port })
     }
 
-    /// Puts our nodes back as they were, and offers a new page and port, which dom0's service must take up.
+    /// Restores our nodes, and offers a new page and port, which dom0's service must accept.
     pub(super) fn reconnect(&mut self) -> Result<(), Failure> {
         self.restore_nodes()?;
         let new = Self::offer(self.platform, self.client, self.second)?;
@@ -42,7 +42,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         self.check_answers()
     }
 
-    /// dom0's service answers a request, with whatever.
+    /// Checks that dom0's service answers a request. Any answer will do.
     pub(super) fn check_answers(&mut self) -> Result<(), Failure> {
         self.hop.send(self.platform, &Op::read(0, 0, 4).encode());
         let end = self.platform.now().saturating_add(TAKE_UP);
@@ -50,7 +50,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
             if self.platform.now() >= end {
                 return Err(Failure::Silent("an answer of dom0's service"));
             }
-            // The service may have taken the page up after the event.
+            // The service may have mapped the page only after our event, so it needs another one.
             self.platform.notify(self.hop.port);
             self.pause(LISTEN);
         }

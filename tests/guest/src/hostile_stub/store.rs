@@ -10,13 +10,14 @@ use xenbus::client::{Store, Transport};
 use xenbus::path::key;
 use xenbus::wire::Kind;
 
-/// More than xenstored lets a guest have.
+/// More than xenstored allows a guest.
 const MANY_TRANSACTIONS: usize = 40;
 const MANY_WATCHES: usize = 200;
 const MANY_NODES: usize = 1500;
 
 impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
-    /// Begins a transaction, looks at or writes what dom0 reads, and leaves it open; false if there can be no more.
+    /// Begins a transaction, reads or writes nodes that dom0 reads, and leaves it open. False if xenstored allows no
+    /// more.
     pub(super) fn open_transaction(&mut self) -> Result<bool, Failure> {
         self.tally.count(Action::Transaction);
         let Some(number) = request(self.client, Kind::TransactionStart, 0, b"\0")? else {
@@ -36,7 +37,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         let mut open = 0;
         for _ in 0..MANY_TRANSACTIONS {
             open += usize::from(self.open_transaction()?);
-            // What is written besides makes each of them a conflict for whoever reads.
+            // Writes outside of the transactions make each transaction end in a conflict.
             self.write_state(b"4")?;
         }
         log::info!("{open} transactions were to be had");
@@ -44,7 +45,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         forget_watches(self.client)
     }
 
-    /// Nodes, watches and values up to the quota, and what is told by watches is not listened to.
+    /// Nodes, watches and values up to the quota. Watch events are never read.
     pub(super) fn quotas(&mut self) -> Result<(), Failure> {
         let directory = self.second.frontend_dir();
         let mut nodes = 0;
@@ -66,7 +67,7 @@ impl<P: Misuse, T: Transport> HostileStub<'_, P, T> {
         forget_watches(self.client)
     }
 
-    /// False if there can be no more.
+    /// False if xenstored allows no more.
     pub(super) fn watch(&mut self, path: &str, token: usize) -> Result<bool, Failure> {
         self.tally.count(Action::Watch);
         let payload = format!("{path}\0{token}\0");

@@ -1,4 +1,4 @@
-//! The stub that was taken over: what it has, how it waits, and how it ends.
+//! The stub that was taken over: its state, its waits, and its end.
 
 use super::misuse::{CRASH, Misuse};
 use super::tally::Tally;
@@ -12,12 +12,11 @@ use pci::bdf::Bdf;
 use xenbus::client::Client;
 use xenbus::path::Device;
 
-/// How often dom0 is listened to.
+/// Interval between reads of dom0's order.
 pub(super) const LISTEN: Duration = Duration::from_millis(20);
-/// How long a flood lasts.
+/// Duration of a flood.
 pub(super) const FLOOD: Duration = Duration::from_secs(4);
-/// A life that ends sooner than this after its beginning counts as one of a crash loop
-/// (`toolstack/src/serve/revive/backoff.rs`).
+/// A stub that ends sooner than this counts as part of a crash loop (`toolstack/src/serve/revive/backoff.rs`).
 const LONG_LIFE: Duration = Duration::from_secs(4);
 
 /// One of our devices.
@@ -28,7 +27,7 @@ pub(super) struct Function {
     pub(super) ecam: u64,
 }
 
-/// A stub at war.
+/// The hostile stub.
 pub struct HostileStub<'a, P: Misuse, T> {
     pub(super) platform: &'a mut P,
     pub(super) client: &'a mut Client<T>,
@@ -40,13 +39,13 @@ pub struct HostileStub<'a, P: Misuse, T> {
     pub(super) devices: Vec<Function>,
     /// The nodes that we had when we were taken over, with their values.
     pub(super) nodes: Vec<(String, String)>,
-    /// What ports of ours were connected to before we closed them.
+    /// The other ends of our ports before we closed these.
     pub(super) other_ends: Vec<(DomId, Port)>,
     pub(super) random: Rng,
     pub(super) tally: Tally,
 }
 
-/// A thing to do: its name, and how it is done.
+/// An action: its name and its function.
 pub(super) type Deed<A> = (&'static str, fn(&mut A) -> Result<(), Failure>);
 
 impl<P: Misuse, T> HostileStub<'_, P, T> {
@@ -57,13 +56,13 @@ impl<P: Misuse, T> HostileStub<'_, P, T> {
         }
     }
 
-    /// Waits until this life counts as a long one.
+    /// Waits until the end of this stub does not count as part of a crash loop.
     pub(super) fn grow_old(&mut self) {
         let now = self.platform.now();
         self.pause(LONG_LIFE.saturating_sub(now));
     }
 
-    /// Ends the domain, so that dom0 makes a new one.
+    /// Ends the domain, so that dom0 creates a new one.
     pub(super) fn die(&mut self, why: &str) -> ! {
         self.grow_old();
         log::warn!("dies: {why}: {}", self.tally);

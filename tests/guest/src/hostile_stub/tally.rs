@@ -1,8 +1,8 @@
-//! How often what was done.
+//! Counts of actions.
 
 use core::fmt;
 
-/// Declares [`Kind`] and its names, which cannot differ then.
+/// Declares [`Kind`] together with its names, so that the two cannot differ.
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal,)*) => {
         /// One kind of action.
@@ -69,19 +69,19 @@ kinds! {
 pub struct Tally([u64; Kind::ALL.len()]);
 
 impl Tally {
-    /// One more.
+    /// Counts one action.
     pub fn count(&mut self, kind: Kind) {
         self.0[kind as usize] += 1;
     }
 
-    /// All together.
+    /// Sum of all counts.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 }
 
 impl fmt::Display for Tally {
-    /// `KIND=COUNT` for each that was done at all, and the sum.
+    /// `KIND=COUNT` for each kind with a count, and the sum.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for kind in Kind::ALL {
             match self.0[kind as usize] {
