@@ -174,6 +174,7 @@ impl RequestError {
             | Self::MessageControl { .. }
             | Self::UnknownCommand(_)
             | Self::PowerState(_) => Blame::Guest,
+            // Not the guest: it cannot know of the rule, and asks as any guest does.
             Self::Message(_, MessageRefusal::SwitchedOff) => Blame::Toolstack,
             Self::Message(..) => Blame::Guest,
             Self::DeviceSilent => Blame::Device,
@@ -426,6 +427,7 @@ impl SetupError {
     pub const fn blame(&self) -> Blame {
         match self {
             Self::MissingNode { blame, .. } | Self::BadNode { blame, .. } => *blame,
+            // Page and port are the frontend's.
             Self::MapGrant { .. } | Self::BindPort { .. } => Blame::Guest,
             Self::DeviceSilent(_) | Self::HeaderType { .. } => Blame::Device,
             Self::NotServed(_)

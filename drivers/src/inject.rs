@@ -90,6 +90,7 @@ mod on_demand {
     pub fn take(platform: &mut impl Platform, client: &mut impl Store) {
         let text = store::read(client, NODE).ok().flatten();
         if let Some(order) = text.as_deref().and_then(parse)
+            // The node stays after the order is taken, and is read again at every change of xenstore.
             && order.serial != platform.crash_log().order.serial
         {
             platform.update_crash_log(|crash_log| crash_log.order = order);

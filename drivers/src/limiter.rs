@@ -49,6 +49,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
         };
         // A window with suppressed lines stays until `flush` has told of them: what is suppressed comes before what is new.
         if window.suppressed == 0 && window.end(limit).is_none_or(|end| end <= now) {
+            // The interval begins with its first line: without lines there is nothing to time.
             *window = Window {
                 start: Some(now),
                 ..Window::default()

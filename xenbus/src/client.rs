@@ -110,6 +110,7 @@ pub trait Store {
     /// [`char::REPLACEMENT_CHARACTER`], which no parser accepts.
     fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
         let value = self.read_bytes(path)?;
+        // Not an error: a guest that writes such a value must not end the connection that reads it.
         Ok(String::from_utf8(value).unwrap_or_else(|_| String::from(char::REPLACEMENT_CHARACTER)))
     }
 
@@ -128,6 +129,7 @@ pub trait Store {
     fn read_optional(&mut self, path: &str) -> Result<Option<String>, Error<Self::TransportError>> {
         match self.read(path) {
             Ok(value) => Ok(Some(value)),
+            // Only a missing node. One that may not be read is an error of the reader's.
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }

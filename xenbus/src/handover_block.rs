@@ -170,7 +170,7 @@ impl HandoverBlock {
         Some(u32::from_le_bytes([s0, s1, s2, 0]))
     }
 
-    /// The refused requests, the latest first.
+    /// The refused requests, in the order in which they were published.
     pub fn refused(&self) -> &[Op] {
         &self.0[REFUSED..FUNCTIONS].as_chunks().0[..usize::from(self.0[10])]
     }

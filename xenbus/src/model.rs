@@ -191,6 +191,7 @@ impl Daemon {
     fn serve(&mut self, connection: u64, domid: u16, header: Header, payload: &[u8]) {
         let kind = Kind::from_raw(header.kind);
         if let Some(error) = self.refuses(connection) {
+            // A transaction whose end is refused is over all the same.
             if kind == Some(Kind::TransactionEnd) {
                 self.transactions.remove(&header.transaction);
             }
@@ -284,6 +285,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.generation += 1;
         }
+        // Before the reply, as the real daemon may do it: clients must expect events in front of it.
         self.fire(changes);
     }
 

@@ -76,6 +76,7 @@ impl Device {
 
     /// Directory of the backend, owned by its domain.
     pub fn backend_dir(self) -> String {
+        // Number 0 of the frontend's devices: one pciif connection carries all functions of a guest.
         format!("{}/{}/0", self.device_type.backends(self.backend), self.frontend)
     }
 

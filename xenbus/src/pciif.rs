@@ -261,6 +261,7 @@ impl fmt::Display for Request {
                     self.offset, self.size, self.value
                 )
             }
+            // The frontend's own number, whether so many fit or not.
             Command::EnableMsix => write!(f, " with {} vectors", self.value),
             _ => Ok(()),
         }

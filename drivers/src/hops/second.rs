@@ -124,6 +124,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             store::state(client, &self.device.backend_node(key::STATE))?
         };
         match (&self.phase, service) {
+            // Connected: the service serves the page of an earlier run. It drops that page when it sees another one.
             (ServicePhase::Down, Initialising | InitWait | Initialised | Connected) => {
                 self.try_offer(platform, client)
             }
@@ -138,7 +139,8 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
                 self.drop_channel(platform);
                 self.try_offer(platform, client)
             }
-            // The service has mapped the page. Until then a request in it would reach nobody.
+            // A service that served an earlier run is Connected before it has mapped this page. It serves a request that is
+            // in the page by then.
             (ServicePhase::Offered(_), Connected) => {
                 self.set_state(client, Connected)?;
                 if let ServicePhase::Offered(channel) =

@@ -90,6 +90,7 @@ impl MsiState {
     pub fn enable_msi(&mut self, ecam: &impl ConfigSpace, dom0: &mut impl Dom0) -> Result<u32, RequestError> {
         const KIND: MessageKind = MessageKind::Msi;
         let refuse = |refusal| Err(RequestError::Message(KIND, refusal));
+        // Before anything is sent to dom0, which would refuse it too.
         if !self.offered {
             return refuse(MessageRefusal::SwitchedOff);
         }
@@ -97,6 +98,7 @@ impl MsiState {
         match self.mode {
             Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
+            // Not unknown: that is resolved, or has failed above.
             Mode::Intx | Mode::Unknown(_) => {}
         }
         let Some(base) = self.msi else {

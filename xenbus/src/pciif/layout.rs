@@ -35,6 +35,7 @@ pub(super) type Head = [u8; OP_HEAD_SIZE];
 pub(super) fn encode_head(request: &Request) -> Head {
     let words = [
         request.command.raw(),
+        // `err`, which the answer fills in.
         0,
         request.domain,
         request.bus,

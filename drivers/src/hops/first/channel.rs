@@ -73,6 +73,7 @@ impl<Page> GuestChannel<Page> {
             .map_err(|errno| SetupError::MapGrant { grant, errno })?;
         let port = match platform.bind_interdomain(guest, remote) {
             Ok(port) => port,
+            // Both or neither: the page of a frontend without a port is of no use.
             Err(errno) => {
                 platform.unmap_grant(page);
                 return Err(SetupError::BindPort { port: remote, errno }.into());

@@ -116,7 +116,7 @@ impl<P: Platform> FirstHop<P> {
     }
 
     /// True if the frontend's nodes have changed so that [`Self::reconcile`] must run. A guest can cause events without
-    /// end, so this is as cheap as can be: two or three reads.
+    /// end, so this makes three reads at most.
     ///
     /// # Errors
     /// If xenstore fails us.

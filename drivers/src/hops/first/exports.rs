@@ -55,6 +55,7 @@ impl<E: ConfigSpace> Exports<E> {
             for listed in listed {
                 let (number, bdf) = (listed.number, listed.bdf.clone().ok());
                 let change = match listed.state {
+                    // Refused or removed before, and still in the list.
                     XenbusState::Closed => continue,
                     XenbusState::Closing => Change::Removed,
                     _ => match self.add(cx, listed.resources, None) {
@@ -113,6 +114,7 @@ impl<E: ConfigSpace> Exports<E> {
                         bdf,
                         change: Change::Refused(error),
                     }),
+                    // Cannot be: a device without an address has no resources either.
                     (None, Ok(_)) => {}
                 }
             }
@@ -179,6 +181,7 @@ impl<E: ConfigSpace> Exports<E> {
                     self.remove(cx, bdf);
                     Change::Removed
                 }
+                // A device that is to leave and whose address is bad is refused, by the error in its resources.
                 _ => match self.add(cx, listed.resources, None) {
                     // Also behind a bridge: a guest that runs looks for new devices on its roots only, and finds the bus that it
                     // has (decision 23).

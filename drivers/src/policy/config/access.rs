@@ -76,6 +76,7 @@ impl Access {
     /// The widest sound accesses that make up the bytes of this range whose bits are set in `bits`.
     pub fn pieces(self, bits: u32) -> impl Iterator<Item = Self> {
         let mut left = bits & self.mask();
+        // From the lowest byte on, at each the widest access that is aligned, inside, and covers no other byte.
         core::iter::from_fn(move || {
             let first = left.checked_ilog2().map(|_| left.trailing_zeros() / 8)? as u16;
             let offset = self.offset + first;

@@ -46,6 +46,7 @@ impl Bar {
             (false, true) => 0x3,
             (false, false) => 0xf,
         };
+        // The flags of the register: the ROM's enable bit, or type and prefetchable of a BAR.
         let flags = u32::from(region.flags) & if rom { 1 } else { ignored };
         Self {
             value: region.start as u32 | flags,
@@ -150,6 +151,7 @@ impl Bars {
         let Some(bar) = self.bars.get_mut(usize::from(index)) else {
             return BarWrite::Absorbed;
         };
+        // Guests may leave the type bits at 0 when they probe.
         bar.probing = value | bar.ignored == u32::MAX;
         // A device that was in D3 may have lost its addresses; the guest's kernel writes them again then.
         let lost = !bar.probing && bar.restorable && value == bar.value && hardware != bar.value;

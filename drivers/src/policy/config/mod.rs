@@ -242,7 +242,7 @@ impl VirtualConfig {
             Ok(one) => effect = effect.max(one),
             Err(error) => refusal = refusal.or(Some(error)),
         };
-        // The bits that no quirk and no rule has served yet. Quirks first: they are the narrower permission.
+        // The bits that no quirk and no rule has served yet. A quirk comes before a rule.
         let mut left = access.mask();
         for quirk in self.resources.quirks.as_slice() {
             let covered = access.covered_by(span_of(quirk));
