@@ -152,11 +152,39 @@ bulkhead detach $BDF >/tmp/detach 2>&1 &
 detach=$!
 within 10 "slow reset: status tells of it" remark "devices are taken back"
 answers "slow reset"
+prompt "slow reset: detach of the other's device" 20000 bulkhead detach $OTHER
+check "slow reset: it comes back" bulkhead attach g2 --device $OTHER
 revived "slow reset"
 check "slow reset: it is still on its way" remark "devices are taken back"
 check "slow reset: the detach ends well" wait $detach
 grep . /tmp/detach
 check "bulkhead attach" bulkhead attach g1 --device $BDF
+
+# --- a guest that does not let go of its device
+# asked: g1 is paused, and a command waits for it in vain, in the process $detach.
+asked() {
+    find_nodes
+    xl pause g1
+    bulkhead detach $BDF >/tmp/detach 2>&1 &
+    detach=$!
+    within 10 "paused guest: it is asked for its device" sh -c "[ \"\$(xenstore-read $published/state)\" = 5 ]"
+}
+asked
+prompt "paused guest: detach of the other's device" 20000 bulkhead detach $OTHER
+check "paused guest: it comes back" bulkhead attach g2 --device $OTHER
+refused "paused guest: another command for it waits" "at work for domain $guest .process $detach." \
+    timeout 3 bulkhead detach g1
+check "paused guest: the first command still waits" kill -0 $detach
+xl unpause g1
+check "paused guest: the detach ends well" wait $detach
+check "bulkhead attach" bulkhead attach g1 --device $BDF
+asked
+prompt "paused guest: destroy does not wait for the detach" 20000 bulkhead destroy g1
+check "paused guest: the detach ends with the guest" wait $detach
+equal "locks of guests that are left" "" "$(find /run/bulkhead -name 'guest-*.lock')"
+check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
+guest=$(xl domid g1)
+guest_state=/local/domain/$guest/device/pci/0/state
 
 # --- a stub that takes long to be destroyed
 echo "destroy:slow" >$ORDERS

@@ -5,7 +5,7 @@
 //! an error cannot do its work on this host as it is now. Then the service ends too, and its supervisor decides what follows.
 
 use crate::control::{ControlError, Listener, ServiceFiles};
-use crate::host::launcher::desk::{Desk, News, SharedFiles, Turn, WorkerId, attend};
+use crate::host::launcher::desk::{Desk, News, ReadyWorker, SharedFiles, WorkerId, attend};
 use crate::host::launcher::messages::pair;
 use crate::host::uevent::Uevents;
 use crate::host::{HostError, check_privilege, program, systemd};
@@ -128,7 +128,7 @@ struct Workers {
     crew: Crew,
     processes: BTreeMap<WorkerId, Child>,
     /// The turns of the workers that are set up.
-    waiting: BTreeMap<WorkerId, Turn>,
+    waiting: BTreeMap<WorkerId, ReadyWorker>,
     news: Receiver<News>,
     files: ServiceFiles,
     desk: Arc<Desk>,

@@ -51,20 +51,20 @@ impl SharedFiles {
 /// News of a worker.
 pub enum News {
     /// It is set up, and waits for its turn.
-    Ready(Turn),
+    Ready(ReadyWorker),
     /// It has begun to serve.
     Began(WorkerId),
 }
 
-/// The turn of a worker that is set up: it may serve when no other one does.
-pub struct Turn {
+/// A worker that is set up. It may serve when no other one does.
+pub struct ReadyWorker {
     /// The worker.
     pub worker: WorkerId,
     connection: Arc<Connection>,
     ticket: Ticket,
 }
 
-impl Turn {
+impl ReadyWorker {
     /// Has the worker serve.
     pub fn give(self) {
         self.connection.answer(self.ticket, None, None);
@@ -251,8 +251,8 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
                 let failure = opened.as_ref().err().map(ToString::to_string);
                 connection.answer(ticket, failure, opened.ok().as_ref());
             }
-            // Answered by `Turn::give`, when no other worker serves. This one waits until then.
-            Order::Serve if std::mem::take(&mut may_be_ready) => (desk.news)(News::Ready(Turn {
+            // Answered by `ReadyWorker::give`, when no other worker serves. This one waits until then.
+            Order::Serve if std::mem::take(&mut may_be_ready) => (desk.news)(News::Ready(ReadyWorker {
                 worker,
                 connection: Arc::clone(connection),
                 ticket,
