@@ -18,7 +18,7 @@ const STRIKES: u32 = 2;
 const REFUSAL: Duration = Duration::from_secs(60);
 /// The refusal is doubled so often at most: to 17 hours.
 const DOUBLINGS_MAX: u32 = 10;
-/// Requests that are refused at once. Of more, the one whose refusal ends first is forgotten.
+/// Requests that can be refused at the same time. Of more, the one whose refusal ends first is forgotten.
 const POISONED_MAX: usize = handover_block::REFUSED_MAX;
 /// Restarts within this time of the last one count as a burst.
 const BURST: Duration = Duration::from_secs(10);

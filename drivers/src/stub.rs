@@ -107,8 +107,8 @@ impl Backoff {
     }
 }
 
-/// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. A domain without a guest has nothing
-/// else to do, and its quota may be free again soon.
+/// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. Without its watches the stub can
+/// serve nobody, and its quota may be free again soon.
 fn retry_refused<P: Platform, R>(
     platform: &mut P,
     mut request: impl FnMut() -> Result<R, Box<SetupError>>,
@@ -170,7 +170,8 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     /// Sets the watches. `store_port` is the event channel of `client`'s connection.
     ///
     /// # Errors
-    /// A missing `domid` node, or a request that stays refused: the toolstack has not set this domain up.
+    /// A missing `domid` node: the toolstack has not set this domain up. A request that stays refused, by the quota or because
+    /// xenstored is busy.
     pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
         log_restart(&platform.crash_log(), platform.now());
         let domid: DomId = retry_refused(&mut platform, || {

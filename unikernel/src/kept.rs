@@ -235,10 +235,13 @@ pub fn fail(cause: Cause, now: Duration) -> Result<Next, Damaged> {
 pub fn set_under_way(op: Option<&Op>) {
     // Off while the bytes change: a failure in between must not count against a mixture of two requests.
     IS_UNDER_WAY.store(false, Ordering::Relaxed);
+    // For exceptions and upcalls of this processor, which read these words.
+    compiler_fence(Ordering::SeqCst);
     if let Some(op) = op {
         for (word, bytes) in UNDER_WAY.iter().zip(op.as_chunks().0) {
             word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
         }
+        compiler_fence(Ordering::SeqCst);
         IS_UNDER_WAY.store(true, Ordering::Relaxed);
     }
 }
@@ -275,7 +278,7 @@ pub fn remember(guest_bdf: Bdf, word: Option<u32>) {
     };
     let held = word.map_or([0; 3], |word| shadow(guest_bdf, word));
     // A run that ends between two of these stores leaves an entry that does not pass its check: the word is lost, and the
-    // device's own value counts.
+    // device's own value counts. No guest address is ffff:ff:1f.7, whose entry with the word 0 is the exception.
     for (part, value) in entry.iter().zip(held) {
         part.store(value, Ordering::Relaxed);
     }

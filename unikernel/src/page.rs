@@ -26,13 +26,9 @@ impl RawPage {
 impl PageMemory for RawPage {
     fn atomics(&self) -> AtomicPage<'_> {
         // SAFETY: `va` is the address of a page, aligned for both arrays, which stays mapped readable and writable while
-        // `self` is borrowed (contract of `new`). In this program the page is only ever accessed by these atomics.
-        unsafe {
-            AtomicPage {
-                bytes: &*(self.va as *const _),
-                words: &*(self.va as *const _),
-            }
-        }
+        // `self` is borrowed (contract of `new`). In this program the page is only ever accessed by these atomics, and by
+        // one thread: there is no other.
+        unsafe { AtomicPage::new(&*(self.va as *const _), &*(self.va as *const _)) }
     }
 }
 

@@ -396,7 +396,7 @@ impl<T: Transport> Client<T> {
         if request.payload.len() > T::PAYLOAD_MAX {
             return Err(Cause::TooLong(request.payload.len()));
         }
-        // Never zero, which the replies of Linux's own have: see below.
+        // Never zero: replies that Linux's /dev/xen/xenbus makes by itself have that number (see below).
         self.last_request = self.last_request.wrapping_add(1).max(1);
         let header = Header {
             kind: request.kind as u32,
@@ -521,5 +521,57 @@ impl<T: Transport> Store for Transaction<'_, T> {
 
     fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.client.exchange(request, self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::convert::Infallible;
+
+    /// Answers each request with its own number, and keeps the last one.
+    #[derive(Debug)]
+    struct Echo {
+        request: u32,
+        sent: usize,
+    }
+
+    impl Transport for Echo {
+        type Error = Infallible;
+
+        fn send(&mut self, message: &[u8]) -> Result<(), Infallible> {
+            let header = message.first_chunk().expect("a whole header");
+            self.request = Header::decode(header).request;
+            self.sent += 1;
+            Ok(())
+        }
+
+        fn receive(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+            let header = Header {
+                kind: Kind::Read as u32,
+                request: self.request,
+                transaction: 0,
+                length: 0,
+            };
+            let header = header.encode();
+            let count = bytes.len().min(header.len());
+            bytes[..count].copy_from_slice(&header[..count]);
+            Ok(())
+        }
+
+        fn ready(&mut self) -> Result<bool, Infallible> {
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn the_number_of_a_request_is_never_that_of_linux_own_answers() {
+        let mut client = Client::new(Echo { request: 0, sent: 0 });
+        client.last_request = u32::MAX - 1;
+        for expected in [u32::MAX, 1, 2] {
+            client.read("/node").unwrap();
+            assert_eq!(client.transport.request, expected);
+        }
+        assert_eq!(client.transport.sent, 3);
     }
 }

@@ -82,7 +82,7 @@ impl FromStr for Permission {
             .iter()
             .find_map(|&(access, letter)| Some((access, text.strip_prefix(letter)?)))
             .ok_or(PermissionError)?;
-        // One spelling for each permission: `parse` alone would take a plus sign.
+        // `parse` alone would take a plus sign.
         if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(PermissionError);
         }

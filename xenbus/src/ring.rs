@@ -254,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn of_a_header_that_is_not_there_as_a_whole_nothing_is_taken() {
+        let (page, next) = (Page::new(), AtomicU32::new(0));
+        let sent = messages();
+        STORE_REPLIES.push(&page, &sent[..15]).unwrap();
+        assert_eq!(STORE_REPLIES.pop_message(&page, &next, &mut [0; 64]), Ok(0));
+        assert_eq!(
+            (STORE_REPLIES.held(&page), next.load(Ordering::Relaxed)),
+            (Ok(15), 0)
+        );
+        STORE_REPLIES.push(&page, &sent[15..16]).unwrap();
+        assert_eq!(STORE_REPLIES.pop_message(&page, &next, &mut [0; 64]), Ok(16));
+    }
+
+    #[test]
     fn indices_that_contradict_each_other_are_refused() {
         let page = Page::new();
         page.store(STORE_REPLIES.producer, 1025);

@@ -153,6 +153,16 @@ fn a_reply_beyond_the_limit_is_refused_before_memory_is_set_aside() {
 }
 
 #[test]
+fn the_longest_reply_is_taken_and_one_byte_more_is_not() {
+    let longest = "x".repeat(4096);
+    let mut whole = client([reply(Kind::Read, longest.as_bytes())]);
+    assert_eq!(whole.read("/node").unwrap(), longest);
+    let mut over = client([reply(Kind::Read, &[b'x'; 4097])]);
+    let error = over.read("/node").unwrap_err();
+    assert_eq!(error.cause(), &Cause::Violation(Violation::Oversized(4097)));
+}
+
+#[test]
 fn after_a_broken_frame_the_client_is_of_no_more_use() {
     for (broken, violation) in [
         (message(2, 7, b"x"), Violation::Request(7)),

@@ -7,7 +7,7 @@
 //! pciif has no request numbers, so a late answer could be taken for that of the next request. A request whose time is up
 //! is therefore **not** withdrawn: it stays in the page. Until the service has answered it, every further request fails
 //! at once with [`RequestError::ServiceBusy`]. The late answer is dropped, and what it did to the device stays. After a
-//! lost answer about MSI, the next request starts by turning MSI off (`MsiState`).
+//! lost answer about MSI or MSI-X, the next request about them starts by turning them off (`MsiState`).
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::log;
@@ -334,7 +334,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    /// Publishes that this request is under way from here on, and how many stubs it has brought down.
+    /// Publishes that this request is under way from here on, and how many runs of a stub it has brought down in a row.
     pub fn begin_request(&self, op: &handover_block::Op, strikes: u32) {
         if let ServicePhase::Up(channel) = &self.phase {
             handover_block::begin(&channel.page, op, strikes);
@@ -481,7 +481,7 @@ impl<P: Platform> Link<'_, P> {
         request: &Request,
         entries: &[MsixEntry],
     ) -> Result<frontend::Received, RequestError> {
-        // At once, not at the deadline: the guest's CPU spins while it waits.
+        // At once, not at the deadline: the guest's vCPU is blocked while it waits.
         let ServicePhase::Up(channel) = &mut self.hop.phase else {
             return Err(RequestError::ServiceAbsent);
         };

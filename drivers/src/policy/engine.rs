@@ -133,7 +133,7 @@ impl<E> Default for Engine<E> {
 }
 
 impl<E: ConfigSpace> Engine<E> {
-    /// Starts a new connection with this slot mode. All functions of the last one must have been removed.
+    /// Starts a new connection with this slot mode. The caller removes all functions of the last one.
     pub fn begin(&mut self, mode: SlotMode) {
         self.slots = Slots::new(mode);
     }

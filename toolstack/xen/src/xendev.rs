@@ -159,14 +159,9 @@ impl Mapping {
 impl PageMemory for Mapping {
     fn atomics(&self) -> AtomicPage<'_> {
         // SAFETY: the address is that of a page, aligned for both arrays, which stays mapped as long as `self`. This
-        // process accesses it by these atomics only, and what the other domain does to it meanwhile is outside of this
-        // program.
-        unsafe {
-            AtomicPage {
-                bytes: self.0.cast().as_ref(),
-                words: self.0.cast().as_ref(),
-            }
-        }
+        // process accesses it by these atomics only, and by one thread at a time: `Mapping` is not `Sync`, and the atomics
+        // are not `Send`. What the other domain does to it meanwhile is outside of this program.
+        unsafe { AtomicPage::new(self.0.cast().as_ref(), self.0.cast().as_ref()) }
     }
 }
 

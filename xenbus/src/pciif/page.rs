@@ -3,6 +3,7 @@
 //! The owners of the memory, the stub's unikernel and dom0's process, only say where it is, which takes `unsafe`.
 
 use super::SharedPage;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Bytes of a page.
@@ -12,17 +13,27 @@ const WORD_SIZE: usize = size_of::<u32>();
 /// One page of memory as atomics, in both sizes in which it is accessed.
 ///
 /// Atomics, because another domain writes the page at any moment: such a write can change values, but is no data race
-/// by Rust's rules. The two sizes never race with each other within this program, as one thread has the page. What the
-/// other domain does is outside of the program.
+/// by Rust's rules. The two sizes never race with each other within this program, as an `AtomicPage` stays in its thread.
+/// What the other domain does is outside of the program.
 #[derive(Clone, Copy, Debug)]
 pub struct AtomicPage<'a> {
-    /// The page, byte by byte.
-    pub bytes: &'a [AtomicU8; PAGE_SIZE],
-    /// The same memory, word by word.
-    pub words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE],
+    bytes: &'a [AtomicU8; PAGE_SIZE],
+    words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE],
+    /// Neither `Send` nor `Sync`.
+    of_one_thread: PhantomData<*const ()>,
 }
 
 impl<'a> AtomicPage<'a> {
+    /// One page, byte by byte, and the same memory word by word.
+    pub const fn new(bytes: &'a [AtomicU8; PAGE_SIZE], words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE]) -> Self {
+        let of_one_thread = PhantomData;
+        Self {
+            bytes,
+            words,
+            of_one_thread,
+        }
+    }
+
     /// The bytes from `offset` on.
     fn range(self, offset: usize, length: usize) -> &'a [AtomicU8] {
         let range = self.bytes.get(offset..).and_then(|rest| rest.get(..length));
@@ -46,14 +57,15 @@ impl<M: PageMemory> SharedPage for M {
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
         let from = self.atomics().range(offset, into.len());
         for (to, byte) in into.iter_mut().zip(from) {
-            *to = byte.load(Ordering::Relaxed);
+            *to = byte.load(Ordering::Acquire);
         }
     }
 
     fn copy_in(&self, offset: usize, bytes: &[u8]) {
         let to = self.atomics().range(offset, bytes.len());
+        // Release, so that bytes which say that others count come after those.
         for (to, byte) in to.iter().zip(bytes) {
-            to.store(*byte, Ordering::Relaxed);
+            to.store(*byte, Ordering::Release);
         }
     }
 

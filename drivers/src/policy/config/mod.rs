@@ -139,7 +139,7 @@ impl VirtualConfig {
             }
         }
 
-        // A quirk opens what has the default rule, and no other register: otherwise a user could open MSI or the BARs by
+        // A quirk opens registers with the default rule, and bits that a permissive device has anyway: otherwise a user could open MSI or the BARs by
         // mistake, and the guard in dom0 would refuse the writes later, without a word at the export.
         for quirk in resources.quirks.as_slice() {
             let span = span_of(quirk);
