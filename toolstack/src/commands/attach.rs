@@ -121,7 +121,7 @@ fn attach_first(
         let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
         // A paused guest cannot connect: then the stub's part is all there is to wait for.
         let paused = xl::is_paused(&domid)?;
-        turn.leave();
+        turn.suspend();
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;
         } else {

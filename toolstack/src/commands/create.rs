@@ -8,7 +8,7 @@ use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
 use crate::handover::grant;
 use crate::handover::reclaim::Released;
 use crate::host::Host;
-use crate::host::domains::{self, Domain};
+use crate::host::domains::{self, Domain, is_alive};
 use crate::host::guest_config::GuestConfig;
 use crate::host::store::Store;
 use crate::host::xl;
@@ -206,11 +206,27 @@ pub fn wait_for_guest(
     Ok(Ended::Done)
 }
 
+/// Ends a domain that the command has created, unless another command has since made it a guest with devices, or a stub.
 fn undo_creation(domain: Domain) -> impl FnOnce(&mut Host, &mut Turn) -> Result<()> {
     move |host, turn| {
+        ensure_unattached(&mut host.store, &domain)?;
         turn.give_way(|| Ok(domains::destroy(host, &domain)?))?;
         Ok(unfinished::forget(&mut host.store, &domain.uuid)?)
     }
+}
+
+fn ensure_unattached(store: &mut Store, domain: &Domain) -> Result<()> {
+    let (attachments, _) = Attachment::all(store)?;
+    for Attachment { guest, stub, .. } in &attachments {
+        ensure!(
+            ![&guest.uuid, &stub.uuid].contains(&&domain.uuid),
+            "{} stays: guest {} has devices through stub {}, and `bulkhead destroy {1}` ends them",
+            domain.name,
+            guest.name,
+            stub.name
+        );
+    }
+    Ok(())
 }
 
 /// Takes all devices of an attachment back, and ends the stub if it is the command's own.
@@ -233,6 +249,10 @@ fn leave_stub(host: &mut Host, turn: &mut Turn, attachment: &Attachment) -> Resu
     let bdfs: Vec<Bdf> = attachment.bdfs().collect();
     // Not the whole attachment, for that would end the stub.
     let released = reclaim_devices(host, turn, attachment, &bdfs)?;
+    if !is_alive(&mut host.store, &attachment.stub)? {
+        // It has ended with the guest meanwhile, by the service.
+        return Ok(released);
+    }
     remove_nodes(&mut host.store, attachment)?;
     notice!(
         "stub {0} was there before, and is left running: `xl destroy {0}` ends it",
@@ -312,6 +332,22 @@ mod tests {
             later.write(&mut store).unwrap();
             assert!(!ours.is_recorded(&mut store).unwrap());
         }
+    }
+
+    #[test]
+    fn a_domain_that_another_command_has_attached_since_is_not_ended() {
+        let mut store = dom0(&Xenstored::new());
+        let attached = attachment();
+        ensure_unattached(&mut store, &attached.guest).unwrap();
+        attached.write(&mut store).unwrap();
+        for domain in [&attached.guest, &attached.stub] {
+            let error = ensure_unattached(&mut store, domain).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{} stays: guest web has devices", domain.name)),
+                "{error}"
+            );
+        }
+        ensure_unattached(&mut store, &domain(9, "mail")).unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
 use super::turn::Turn;
-use super::waiting::{GUEST_TIMEOUT, POLL};
+use super::waiting::{GUEST_TIMEOUT, Interrupt, POLL};
 use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, is_alive};
@@ -27,7 +27,9 @@ pub fn destroy(who: &str) -> Result<()> {
     // Its present devices, and those that it had and may still have mapped.
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
     let mapped = records::mapped(&mut host.store)?.into_iter();
-    bdfs.extend(mapped.filter_map(|(bdf, by)| (by == *guest).then_some(bdf)));
+    bdfs.extend(mapped.filter_map(|(bdf, by)| (by.uuid == guest.uuid).then_some(bdf)));
+    // From the kill on all is to be done, or the devices stay held by nobody's order.
+    let _signals = Interrupt::catch()?;
     // Other commands for this guest are not waited for: one that waits for the guest ends with it.
     drop(turn);
     // The guest before the stub: a stub that goes first looks like one that has died, and is brought back.
@@ -46,7 +48,7 @@ pub fn destroy(who: &str) -> Result<()> {
     // By now it may have another stub, or other devices.
     let (mut turn, left) = Turn::take_for(|| {
         let (attachments, _) = Attachment::all(&mut host.store)?;
-        let left = attachments.into_iter().find(|left| left.guest == *guest);
+        let left = attachments.into_iter().find(|left| left.guest.uuid == guest.uuid);
         Ok((Some(guest.clone()), left))
     })?;
     let mut released = Released::default();

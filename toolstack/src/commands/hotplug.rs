@@ -74,11 +74,10 @@ fn add(
 ) -> Result<()> {
     admitted.seize(host, interrupt, undo)?;
     let devices = admitted.describe()?;
-    let grown = attachment.with(devices.clone());
-    let (attachment_of_undo, bdfs) = (grown.clone(), admitted.bdfs().to_vec());
+    let (attachment_of_undo, bdfs) = (attachment.with(devices.clone()), admitted.bdfs().to_vec());
     undo.push(move |host, turn| undo_add(host, turn, &attachment_of_undo, &bdfs));
     // The record, then the service, then the lists: the stub asks for a device as soon as it is in its list.
-    grant::extend(host, &grown, &devices)?;
+    let grown = grant::extend(host, attachment, &devices)?;
     let stub = attachment.stub.domid;
     // The service answers once nothing else is under way with this stub, such as a reset.
     turn.give_way(|| Ok(control::ask_again(&Request::Follow { stub })?))?;

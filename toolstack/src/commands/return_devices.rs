@@ -116,7 +116,7 @@ fn ask_service(
     if is_of_another(Attachment::read(&mut host.store, stub), attachment) {
         return Ok(Released::default());
     }
-    let deadline = Instant::now() + control::RESTART;
+    let mut deadline = None;
     let stopped = loop {
         // A device may take long to be reset.
         let asked = match turn.give_way(|| Ok(control::ask_again(&request)))? {
@@ -124,11 +124,12 @@ fn ask_service(
             Ok(_) => bail!("the service's answer does not fit the request: restart the service"),
             Err(error) => error,
         };
-        if let ControlError::NotRunning(_) = asked {
+        // It may also have failed to start because a command like this one keeps it stopped.
+        if let ControlError::NotRunning(_) | ControlError::NoStart(_) = asked {
             if let Some(lock) = control::keep_stopped()? {
                 break Ok(lock);
             }
-            if Instant::now() < deadline {
+            if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + control::RESTART) {
                 // A service is about to start.
                 thread::sleep(POLL);
                 continue;

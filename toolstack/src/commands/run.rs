@@ -87,7 +87,7 @@ pub fn run(request: &Run) -> Result<Ended> {
     );
     let result = made.and_then(|attachment| {
         // Other commands may work while the guest boots.
-        turn.leave();
+        turn.suspend();
         wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
             .or_else(|error| still_boots(&mut host, &attachment, error))
     });

@@ -1,8 +1,9 @@
 //! Commands take turns at changing things, and let others work while they wait.
 //!
 //! There are two kinds of locks below `/run/bulkhead`: one of all commands, which a command gives up while it waits for a
-//! guest, a stub or a reset; and one of each guest, which it keeps. A hostile guest that does not let go of a device delays
-//! only commands for that guest.
+//! guest, a stub or the service; and one of each guest, which it keeps. A hostile guest that does not let go of a device
+//! delays only commands for that guest. Two things go on without any lock: `destroy` ends a guest, and the service takes
+//! devices back from a guest that has ended.
 //!
 //! Whoever waits for a guest's lock does not have the lock of all commands. Whoever waits for that one may have a guest's.
 
@@ -28,11 +29,14 @@ pub struct Turn {
     directory: PathBuf,
     /// `None` while others may work.
     all: Option<Lock>,
-    guest: Option<Lock>,
+    /// The guest that this command works for.
+    guest: Option<DomId>,
+    /// `None` while others may work for the guest.
+    of_guest: Option<Lock>,
 }
 
 impl Turn {
-    /// Waits until no other command changes anything, and tells the administrator if it has to wait.
+    /// Waits until no other command is in turn, and tells the administrator if it has to wait.
     ///
     /// # Errors
     /// A lock that cannot be opened.
@@ -55,73 +59,91 @@ impl Turn {
         directory: &Path,
         mut find: impl FnMut() -> Result<(Option<Domain>, T)>,
     ) -> Result<(Self, T)> {
-        let mut waited_for: Option<(Domain, Lock)> = None;
+        let mut turn = Self {
+            directory: directory.to_owned(),
+            all: None,
+            guest: None,
+            of_guest: None,
+        };
+        let mut meant: Option<Domain> = None;
         loop {
-            let mut turn = Self {
-                directory: directory.to_owned(),
-                all: Some(lock_all(directory)?),
-                guest: None,
-            };
+            turn.resume()?;
             let (found, more) = find()?;
+            if let Some(meant) = &meant {
+                let is_same = |guest: &Domain| (guest.domid, &guest.uuid) == (meant.domid, &meant.uuid);
+                ensure!(
+                    found.as_ref().is_some_and(is_same),
+                    "what was meant was of guest {} (domain {}) before another bulkhead command worked for it, and is no \
+                     longer: `bulkhead status` shows what there is now",
+                    meant.name,
+                    meant.domid
+                );
+                return Ok((turn, more));
+            }
             let Some(guest) = found else {
                 return Ok((turn, more));
             };
-            turn.guest = match waited_for {
-                Some((meant, lock)) => {
-                    ensure!(
-                        meant == guest,
-                        "guest {0} (domain {1}) has ended while another bulkhead command was at work for it: `bulkhead \
-                         status` shows what there is now",
-                        meant.name,
-                        meant.domid
-                    );
-                    Some(lock)
-                }
-                None => Lock::take(&turn.path_for(guest.domid), true, None)?,
-            };
-            if turn.guest.is_some() {
+            if turn.try_guest(guest.domid)? {
                 return Ok((turn, more));
             }
-            turn.leave();
-            let lock = turn.wait_for_guest(guest.domid)?;
-            waited_for = Some((guest, lock));
+            // Now it is waited for, and found again.
+            turn.suspend();
+            meant = Some(guest);
         }
     }
 
     /// Takes the lock of a guest that this command has created.
     ///
     /// # Errors
-    /// A lock that cannot be opened.
+    /// A command that is not at its end with an earlier domain of that number; a lock that cannot be opened.
     pub fn add_guest(&mut self, guest: DomId) -> Result<()> {
-        // A command for an earlier domain of that number may not be at its end.
-        self.leave();
-        self.guest = Some(self.wait_for_guest(guest)?);
-        self.resume()
+        // Not by a wait: what the command has found out so far must stay true.
+        ensure!(
+            self.try_guest(guest)?,
+            "another bulkhead command is still at work for an earlier domain with the number {guest}: try again"
+        );
+        Ok(())
     }
 
-    /// Lets other commands work until [`Turn::resume`].
-    pub fn leave(&mut self) {
+    /// From now on the turn is for this guest; true if its lock was free.
+    fn try_guest(&mut self, guest: DomId) -> Result<bool> {
+        self.guest = Some(guest);
+        self.of_guest = Lock::take(&self.path_for(guest), true, None)?;
+        Ok(self.of_guest.is_some())
+    }
+
+    /// Lets other commands work, also for the same guest, until [`Turn::resume`].
+    pub fn suspend(&mut self) {
         self.all = None;
+        self.of_guest = None;
     }
 
-    /// Waits until no other command changes anything.
+    /// Waits until no other command is in turn.
     ///
     /// # Errors
     /// A lock that cannot be opened. Nothing may be changed then.
     pub fn resume(&mut self) -> Result<()> {
-        if self.all.is_none() {
-            self.all = Some(lock_all(&self.directory)?);
+        if self.all.is_some() {
+            return Ok(());
         }
+        if let Some(guest) = self.guest
+            && self.of_guest.is_none()
+        {
+            let busy = |holder| notice_busy(&format!(" for domain {guest}"), holder);
+            self.of_guest = Lock::take(&self.path_for(guest), true, Some(&busy))?;
+        }
+        let busy = |holder| notice_busy("", holder);
+        self.all = Lock::take(&self.directory.join("command.lock"), false, Some(&busy))?;
         Ok(())
     }
 
-    /// Lets other commands work while `wait` runs. What was found out before about anything but the guest may no longer
-    /// be true afterwards.
+    /// Lets commands for other guests work while `wait` runs. What was found out before has to be looked at again
+    /// afterwards: the guest may have ended, and another guest may have a device.
     ///
     /// # Errors
     /// Those of `wait`, and of [`Turn::resume`].
     pub fn give_way<T>(&mut self, wait: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.leave();
+        self.all = None;
         let waited = wait();
         self.resume()?;
         waited
@@ -130,18 +152,6 @@ impl Turn {
     fn path_for(&self, guest: DomId) -> PathBuf {
         self.directory.join(format!("guest-{guest}.lock"))
     }
-
-    fn wait_for_guest(&self, guest: DomId) -> Result<Lock> {
-        let busy = |holder| notice_busy(&format!(" for domain {guest}"), holder);
-        let lock = Lock::take(&self.path_for(guest), true, Some(&busy))?;
-        lock.context("a lock that is waited for is had in the end")
-    }
-}
-
-fn lock_all(directory: &Path) -> Result<Lock> {
-    let busy = |holder| notice_busy("", holder);
-    let lock = Lock::take(&directory.join("command.lock"), false, Some(&busy))?;
-    lock.context("a lock that is waited for is had in the end")
 }
 
 fn notice_busy(whom: &str, holder: Option<u32>) {
@@ -419,7 +429,7 @@ mod tests {
         in_time(|directory| {
             for later in [domain(4, "web"), domain(3, "web")] {
                 let mut turn = take_for(directory, Some(3));
-                turn.leave();
+                turn.all = None;
                 let (path, expected) = (directory.to_owned(), later.clone());
                 let waiter = thread::spawn(move || {
                     let mut found = vec![later, domain(3, "web")];
@@ -435,7 +445,7 @@ mod tests {
                         taken
                             .unwrap_err()
                             .to_string()
-                            .starts_with("guest web (domain 3) has ended")
+                            .starts_with("what was meant was of guest web (domain 3)")
                     ),
                 }
             }
@@ -443,17 +453,62 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_was_created_is_kept_from_others_from_then_on() {
+    fn a_renamed_guest_is_the_same() {
+        in_time(|directory| {
+            let mut turn = take_for(directory, Some(3));
+            turn.all = None;
+            let path = directory.to_owned();
+            let waiter = thread::spawn(move || {
+                let mut found = vec![domain(3, "renamed"), domain(3, "web")];
+                Turn::take_in(&path, || Ok((found.pop(), ()))).map(drop)
+            });
+            thread::sleep(NOT_NOW);
+            drop(turn);
+            waiter.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_guest_that_was_created_is_kept_from_others_until_the_turn_is_suspended() {
         in_time(|directory| {
             let mut turn = take_for(directory, None);
             turn.add_guest(3).unwrap();
             turn.resume().expect("once more does no harm");
-            turn.leave();
+            let (other, other_turn) = take_elsewhere(directory, None);
+            other
+                .recv_timeout(NOT_NOW)
+                .expect_err("the turn was not given up for it");
+            turn.all = None;
+            other.recv_timeout(SOON).unwrap();
+            drop(other_turn.join().unwrap());
             let (same, same_turn) = take_elsewhere(directory, Some(3));
             same.recv_timeout(NOT_NOW).unwrap_err();
-            drop(turn);
+            turn.suspend();
             same.recv_timeout(SOON).unwrap();
-            drop(same_turn.join().unwrap());
+            // It has the guest's lock until its end, then this one has it again.
+            let same_turn = same_turn.join().unwrap();
+            let resumed = thread::spawn(move || {
+                turn.resume().unwrap();
+                turn
+            });
+            thread::sleep(NOT_NOW);
+            assert!(!resumed.is_finished());
+            drop(same_turn);
+            assert!(resumed.join().unwrap().of_guest.is_some());
+        });
+    }
+
+    #[test]
+    fn the_lock_of_a_guest_that_another_command_has_yet_is_not_waited_for_when_one_was_created() {
+        in_time(|directory| {
+            let mut earlier = take_for(directory, Some(3));
+            earlier.all = None;
+            let mut turn = take_for(directory, None);
+            let error = turn.add_guest(3).unwrap_err().to_string();
+            assert!(
+                error.starts_with("another bulkhead command is still at work"),
+                "{error}"
+            );
         });
     }
 

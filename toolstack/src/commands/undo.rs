@@ -56,9 +56,7 @@ impl Undo {
         // One that fails does not stop the others: each leaves less behind.
         for step in self.steps.into_iter().rev() {
             if let Err(no_turn) = turn.resume() {
-                notice!(
-                    "not everything was undone ({no_turn:#}): `bulkhead destroy` for the guest undoes the rest"
-                );
+                notice!("not everything was undone ({no_turn:#}): `bulkhead status` shows what is left");
                 return;
             }
             if let Err(error) = step(host, turn) {

@@ -9,7 +9,6 @@ use std::path::Path;
 pub fn open_lock(path: &'static str) -> Result<File, ControlError> {
     let open = OpenOptions::new()
         .create(true)
-        // It may be locked by another process, whose number is in it.
         .truncate(false)
         .read(true)
         .write(true)

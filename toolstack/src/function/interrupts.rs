@@ -152,7 +152,7 @@ impl Interrupts {
         let written =
             disable_intx(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
         written.map_err(|error| {
-            // The mappings are of no use then. What cannot be undone here is left to `reclaim`.
+            // The mappings are of no use then. What cannot be unmapped goes with the guest.
             let _ = self.disable(config, xen, guest, record);
             Failure::config(error)
         })

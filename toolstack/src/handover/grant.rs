@@ -96,21 +96,22 @@ pub fn attach<X: Hypervisor>(host: &mut Host<X>, attachment: &Attachment) -> Res
     Ok(())
 }
 
-/// Gives `new` devices, which the attachment names too, to a guest that is connected already. The lists in xenstore
-/// are left alone.
+/// Gives `new` devices to a guest that is connected already; returns the attachment with them. The lists in xenstore are
+/// left alone.
 ///
 /// As with [`attach()`], the record is written first.
 pub fn extend<X: Hypervisor>(
     host: &mut Host<X>,
     attachment: &Attachment,
     new: &[Device],
-) -> Result<(), AttachError> {
-    attachment.write(&mut host.store)?;
+) -> Result<Attachment, AttachError> {
+    let grown = attachment.add(&mut host.store, new)?;
     for device in new {
         forget_mapped(&mut host.store, device.bdf)?;
         grant(&host.xen, attachment.guest.domid, attachment.stub.domid, device)?;
     }
-    prepare_lines(host, new)
+    prepare_lines(host, new)?;
+    Ok(grown)
 }
 
 /// Makes the lines of `devices` fit for two owners: dom0 answers where it hears them too, and functions that nobody

@@ -137,7 +137,7 @@ pub fn seize(host: &mut Host, bdf: Bdf, seizure: Seizure, by: &str) -> Result<Be
         // This is recorded before xl unbinds the driver, so that the device can be given back whatever happens.
         records::record_seized(&mut host.store, seizure, bdf, driver, by)?;
     } else if seizure == Seizure::ForGuest {
-        // A command that was killed may have seized it. From now on it is this command's to give back.
+        // Another command may have seized it, and be at its end or killed. From now on it is this command's to give back.
         records::adopt_seized(&mut host.store, bdf, by)?;
     }
     // xl runs also for a device that is held already: Xen may not have it in quarantine yet.

@@ -149,15 +149,35 @@ impl Attachment {
         }
     }
 
+    /// Adds devices to the record of this attachment as it is now; returns the attachment with them. Devices that the
+    /// service has taken back since `self` was read do not come back.
+    pub fn add(&self, store: &mut Store, new: &[Device]) -> Result<Self, RecordError> {
+        let added = store.transaction(|store| {
+            let recorded = match Self::read_nodes(store, self.stub.domid)? {
+                Some(Err(damaged)) => return Ok(Err(damaged)),
+                Some(Ok(recorded)) if recorded.is_of(self) => recorded,
+                _ => {
+                    let guest = self.guest.name.clone();
+                    return Ok(Err(RecordError::Ended { guest }));
+                }
+            };
+            let grown = recorded.with(new.to_vec());
+            Ok(match grown.write_nodes(store)? {
+                Some(conflict) => Err(conflict.into()),
+                None => Ok(grown),
+            })
+        })??;
+        inject::point(Point::Recorded);
+        Ok(added)
+    }
+
+    /// True if both are of the same guest and stub.
+    fn is_of(&self, other: &Self) -> bool {
+        (&self.guest.uuid, &self.stub.uuid) == (&other.guest.uuid, &other.stub.uuid)
+    }
+
     /// The nodes of [`Attachment::write`], unless another domain has one of the devices.
     fn write_nodes<S: Nodes>(&self, store: &mut S) -> Result<Option<Conflict>, Error<S::TransportError>> {
-        let ends = Ends {
-            version: VERSION,
-            guest: self.guest.clone(),
-            stub: self.stub.clone(),
-            slots: self.slots,
-        };
-        let root = path(self.stub.domid);
         for bdf in self.bdfs() {
             // What another domain has is not recorded: two domains would have the device.
             if let Some(domid) = assignable::foreign(store, bdf)? {
@@ -170,6 +190,18 @@ impl Attachment {
                 return Ok(Some(Conflict::Guest { bdf, guest, stub }));
             }
         }
+        self.put_nodes(store)?;
+        Ok(None)
+    }
+
+    fn put_nodes<S: Nodes>(&self, store: &mut S) -> Result<(), Error<S::TransportError>> {
+        let ends = Ends {
+            version: VERSION,
+            guest: self.guest.clone(),
+            stub: self.stub.clone(),
+            slots: self.slots,
+        };
+        let root = path(self.stub.domid);
         store.write(&root, &json(&ends))?;
         let recorded = store.directory(&root)?;
         let mut nodes = BTreeSet::new();
@@ -194,7 +226,7 @@ impl Attachment {
                 assignable::unclaim(store, bdf)?;
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Reads the record of a stub; `None` if there is none.
@@ -269,9 +301,7 @@ impl Attachment {
     /// True if the record of the stub is of this attachment, and not of a later one by a stub with the same number.
     pub fn is_recorded(&self, store: &mut Store) -> Result<bool, RecordError> {
         let recorded = Self::read(store, self.stub.domid)?;
-        Ok(recorded.is_some_and(|recorded| {
-            (&recorded.guest.uuid, &recorded.stub.uuid) == (&self.guest.uuid, &self.stub.uuid)
-        }))
+        Ok(recorded.is_some_and(|recorded| recorded.is_of(self)))
     }
 
     /// Reads all records. A damaged one does not hide the others.
@@ -302,7 +332,7 @@ impl Attachment {
             if let Some(Ok(recorded)) = Self::read_nodes(store, self.stub.domid)? {
                 let left = recorded.without(&bdfs);
                 if !left.devices.is_empty() {
-                    return left.write_nodes(store).map(drop);
+                    return left.put_nodes(store);
                 }
             }
             for key in children(store, &root)? {
@@ -319,7 +349,7 @@ impl Attachment {
     /// stay. A record that is not there any more is no error.
     pub fn remove_devices(store: &mut Store, stub: DomId, bdfs: &[Bdf]) -> Result<(), RecordError> {
         let removed = store.transaction(|store| match Self::read_nodes(store, stub)? {
-            Some(Ok(recorded)) => recorded.without(bdfs).write_nodes(store).map(|_| Ok(())),
+            Some(Ok(recorded)) => recorded.without(bdfs).put_nodes(store).map(Ok),
             Some(Err(damaged)) => Ok(Err(damaged)),
             None => Ok(Ok(())),
         })?;
@@ -598,6 +628,50 @@ pub(crate) mod tests {
             None,
             "it is not made again"
         );
+    }
+
+    #[test]
+    fn what_was_taken_back_meanwhile_does_not_come_back_with_a_new_device() {
+        let mut store = dom0(&Xenstored::new());
+        let before = attachment();
+        let seven = [device("00:07.0")];
+        let ended = before.add(&mut store, &seven).unwrap_err().to_string();
+        assert!(
+            ended.starts_with("guest web has no devices through this stub any more"),
+            "{ended}"
+        );
+        assert_eq!(
+            Attachment::read(&mut store, 4).unwrap(),
+            None,
+            "it is not made again"
+        );
+
+        before.write(&mut store).unwrap();
+        Attachment::remove_devices(&mut store, 4, &["00:05.0".parse().unwrap()]).unwrap();
+        let grown = before.add(&mut store, &seven).unwrap();
+        let left: Vec<_> = grown.bdfs().map(|bdf| bdf.to_string()).collect();
+        assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
+        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(grown));
+
+        let later = Attachment {
+            stub: Domain {
+                uuid: "later".into(),
+                ..before.stub.clone()
+            },
+            ..before
+        };
+        later.add(&mut store, &[device("00:08.0")]).unwrap_err();
+    }
+
+    #[test]
+    fn a_device_leaves_the_record_also_if_libxl_has_given_away_one_that_stays() {
+        let mut store = dom0(&Xenstored::new());
+        attachment().write(&mut store).unwrap();
+        let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
+        store.remove(&assignable::path(six, assignable::HOLDER)).unwrap();
+        Attachment::remove_devices(&mut store, 4, &[five]).unwrap();
+        let read = Attachment::read(&mut store, 4).unwrap().unwrap();
+        assert_eq!(read.bdfs().collect::<Vec<_>>(), [six]);
     }
 
     #[test]

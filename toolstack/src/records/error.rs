@@ -40,6 +40,14 @@ pub enum RecordError {
         /// The latest version that this program knows.
         known: u32,
     },
+    /// An attachment whose record is gone, or another's by now.
+    #[error(
+        "guest {guest} has no devices through this stub any more: `bulkhead status` shows what there is now"
+    )]
+    Ended {
+        /// The guest's name.
+        guest: String,
+    },
     /// Another domain has a device.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -77,7 +85,7 @@ impl RecordError {
     pub fn stub(&self) -> Option<DomId> {
         match self {
             Self::Damaged { stub, .. } | Self::Newer { stub, .. } => Some(*stub),
-            Self::Store(_) | Self::Conflict(_) => None,
+            Self::Store(_) | Self::Ended { .. } | Self::Conflict(_) => None,
         }
     }
 }

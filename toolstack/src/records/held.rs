@@ -41,7 +41,7 @@ pub fn record_seized(
     make_root(store)?;
     let path = seizure.path(bdf);
     store.transaction(|store| {
-        // Both nodes are written at once: without `by`, no command would give the device back.
+        // Both nodes are written at once: without `by`, no undo would give the device back.
         store.write(&path, driver)?;
         store.write(&format!("{path}/{BY}"), by)
     })?;

@@ -51,12 +51,14 @@ impl LogLimit {
 
 /// Logs a message as `log::log!` does, if the limit allows it now. The message tells how many before it were not logged.
 macro_rules! log_limited {
-    ($limit:expr, $level:expr, $($message:tt)+) => {
-        if let Some(suppressed) = $limit.allow(std::time::Instant::now()) {
+    ($limit:expr, $level:expr, $($message:tt)+) => {{
+        // A statement of its own: a lock that `$limit` takes is not held while the message is written.
+        let allowed = $limit.allow(std::time::Instant::now());
+        if let Some(suppressed) = allowed {
             let more = $crate::serve::log_limit::more(suppressed);
             log::log!($level, "{}{more}", format_args!($($message)+));
         }
-    };
+    }};
 }
 
 pub(super) use log_limited;

@@ -12,7 +12,7 @@ use xen::xenctrl::DomId;
 
 /// Takes the devices of an attachment back.
 pub fn reclaim_all(host: &mut Host, link: Option<Link>, attachment: &Attachment) -> Released {
-    // The link's thread ends with its last request. From then on nothing changes the record.
+    // The link's thread ends with its last request. From then on no interrupt mode is recorded.
     drop(link);
     let current = current(&mut host.store, attachment);
     // Logged here, for there may be no client: a guest has died.

@@ -25,7 +25,10 @@ pub struct AtomicPage<'a> {
 
 impl<'a> AtomicPage<'a> {
     /// One page, byte by byte, and the same memory word by word.
-    pub const fn new(bytes: &'a [AtomicU8; PAGE_SIZE], words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE]) -> Self {
+    pub const fn new(
+        bytes: &'a [AtomicU8; PAGE_SIZE],
+        words: &'a [AtomicU32; PAGE_SIZE / WORD_SIZE],
+    ) -> Self {
         let of_one_thread = PhantomData;
         Self {
             bytes,

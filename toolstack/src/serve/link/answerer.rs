@@ -151,10 +151,9 @@ impl Answerer {
             self.complain(&request, &failure);
         }
         if delivery == Delivery::Late {
-            let mut limits = lock(&self.limits);
             let name = &self.name;
             log_limited!(
-                limits.complaints,
+                lock(&self.limits).complaints,
                 Level::Warn,
                 "stub {name}: {request}: answered too late"
             );
@@ -163,10 +162,9 @@ impl Answerer {
     }
 
     fn complain(&mut self, request: &Request, failure: &Failure) {
-        let mut limits = lock(&self.limits);
         let (name, Failure { error, cause }) = (&self.name, failure);
         log_limited!(
-            limits.complaints,
+            lock(&self.limits).complaints,
             Level::Warn,
             "stub {name}: {request}: {error}: {cause}"
         );
@@ -192,15 +190,15 @@ impl ModeRecorder<'_> {
             (ModeRecord::Change(change), Err(_)) => change.to_string(),
             (ModeRecord::Mode(mode), _) => mode.to_string(),
         };
-        let (name, mut limits) = (self.name, lock(self.limits));
+        let name = self.name;
         match noted {
             Ok(()) => log_limited!(
-                limits.mode_changes,
+                lock(self.limits).mode_changes,
                 Level::Info,
                 "stub {name}: {bdf} now interrupts by {mode}"
             ),
             Err(error) => log_limited!(
-                limits.mode_changes,
+                lock(self.limits).mode_changes,
                 Level::Error,
                 "stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"
             ),
