@@ -182,8 +182,7 @@ impl Service {
     fn turn(&mut self) -> Result<(), ServeError> {
         let now = Instant::now();
         // Answers of the launcher first: a dead stub's guest waits two seconds in all.
-        let Host { runner, store, .. } = &mut self.host;
-        for stub in self.revivals.ready(runner, store)? {
+        for stub in self.revivals.ready(&mut self.host.runner)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
         match self.agenda.next(now) {

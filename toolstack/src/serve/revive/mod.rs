@@ -15,7 +15,6 @@ mod unplug;
 pub use stub::{Afterwards, StubAction};
 
 use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
-use crate::host::store::Store;
 use crate::host::{Host, Runner};
 use crate::records::failed::Failed;
 use crate::records::{Attachment, RecordError};
@@ -28,8 +27,8 @@ use xen::xenctrl::DomId;
 /// What is known of each stub, dead or alive.
 pub struct Revivals {
     stubs: BTreeMap<DomId, Revival>,
-    /// Orders for guests that get their devices back through a stub of another number.
-    replugs: Vec<(Failed, Ticket)>,
+    /// Orders for guests, by their names, that get their devices back through a stub of another number.
+    replugs: Vec<(String, Ticket)>,
     /// What the times of [`Backoff`](backoff::Backoff) count from.
     epoch: Instant,
 }
@@ -89,12 +88,12 @@ impl Revivals {
     }
 
     /// The stubs that have become ready for their next step. Each is called once until [`Self::advance`] has taken that step.
-    pub fn ready(&mut self, runner: &mut Runner, store: &mut Store) -> Result<Vec<DomId>, LaunchError> {
+    pub fn ready(&mut self, runner: &mut Runner) -> Result<Vec<DomId>, LaunchError> {
         let now = Instant::now();
         let Runner::Launcher(launcher) = runner else {
             return Ok(Vec::new());
         };
-        self.finish_replugs(launcher, store)?;
+        self.finish_replugs(launcher)?;
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
             match revival.stage {
@@ -159,9 +158,14 @@ impl Revivals {
     }
 
     /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
-    pub fn replug(&mut self, host: &mut Host, attachment: &Attachment, kernel: Option<String>) {
-        // Kept with the order, and recorded only if that fails.
+    pub fn replug<X>(&mut self, host: &mut Host<X>, attachment: &Attachment, kernel: Option<String>) {
+        let guest = &attachment.guest.name;
+        // Before the order: if this service dies, `bulkhead status` tells what to do. The record goes when the guest gets its
+        // devices.
         let failed = Failed::new(attachment, "could not be brought back with its number");
+        if let Err(error) = failed.write(&mut host.store) {
+            log::error!("cannot record that {failed}: {error}");
+        }
         let devices = attachment.devices.iter();
         let order = Order::Attach {
             guest: attachment.guest.domid,
@@ -176,27 +180,22 @@ impl Revivals {
             return;
         };
         match launcher.order(order) {
-            Ok(ticket) => self.replugs.push((failed, ticket)),
-            Err(error) => log::error!("{failed}: {error}"),
+            Ok(ticket) => self.replugs.push((guest.clone(), ticket)),
+            Err(error) => log::error!("guest {guest} does not get its devices again: {error}"),
         }
     }
 
     /// Takes in the launcher's answers about replugs.
-    fn finish_replugs(&mut self, launcher: &mut Launcher, store: &mut Store) -> Result<(), LaunchError> {
+    fn finish_replugs(&mut self, launcher: &mut Launcher) -> Result<(), LaunchError> {
         let mut under_way = Vec::new();
-        for (failed, ticket) in self.replugs.drain(..) {
-            let guest = &failed.guest.name;
+        for (guest, ticket) in self.replugs.drain(..) {
             match launcher.poll(ticket)? {
-                None => under_way.push((failed, ticket)),
+                None => under_way.push((guest, ticket)),
                 Some(Ok(())) => {
                     log::warn!("guest {guest} has its devices again, by a stub with another number")
                 }
-                Some(Err(error)) => {
-                    log::error!("guest {guest} does not get its devices again: {error}");
-                    if let Err(error) = failed.write(store) {
-                        log::error!("cannot note that: {error}");
-                    }
-                }
+                // Its record stays, which tells what to do.
+                Some(Err(error)) => log::error!("guest {guest} does not get its devices again: {error}"),
             }
         }
         self.replugs = under_way;
@@ -209,6 +208,9 @@ mod tests {
     use super::stub::{CREATION, Unplugging};
     use super::*;
     use crate::host::store::tests::dom0;
+    use crate::host::sysfs::tests::Tree;
+    use crate::records::tests::attachment;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
 
     const STUB: DomId = 4;
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn a_stub_is_called_once_when_its_time_has_come() {
         let (launcher, _) = Launcher::to_a_thread();
-        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut runner = Runner::Launcher(launcher);
         let now = Instant::now();
         for stage in [
             Stage::Due(now),
@@ -244,17 +246,17 @@ mod tests {
             let mut revivals = at(stage);
             // Nothing else need happen for it to be called.
             assert_eq!(revivals.due(), Some(Duration::ZERO));
-            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+            assert_eq!(revivals.ready(&mut runner).unwrap(), [STUB]);
             // Until it is looked at: nobody waits with no time at all meanwhile.
-            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
             assert_eq!(revivals.due(), None);
         }
         for stage in [Stage::Running, Stage::Off, Stage::Stuck] {
-            assert_eq!(at(stage).ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert_eq!(at(stage).ready(&mut runner).unwrap(), [0; 0]);
         }
         for stage in [Stage::Due(now + AGES), unplugging(now + AGES)] {
             let mut revivals = at(stage);
-            assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+            assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
             assert!(revivals.due().unwrap() > AGES / 2);
         }
     }
@@ -268,7 +270,7 @@ mod tests {
             launcher.order(order.clone()).unwrap(),
             launcher.order(order).unwrap(),
         ];
-        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut runner = Runner::Launcher(launcher);
         let stages = [
             Stage::Creating(tickets[0], Instant::now()),
             Stage::Clearing {
@@ -280,7 +282,7 @@ mod tests {
             let mut revivals = at(stage);
             assert!(revivals.expect_answers());
             assert_eq!(revivals.is_creating(STUB), is_creating);
-            while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+            while revivals.ready(&mut runner).unwrap().is_empty() {
                 std::thread::yield_now();
             }
             assert!(!revivals.expect_answers() && !revivals.is_creating(STUB));
@@ -298,11 +300,11 @@ mod tests {
         let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
         // The answer is taken, so that none comes any more.
         launcher.wait(ticket).unwrap_err();
-        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut runner = Runner::Launcher(launcher);
         let began = Instant::now();
         let mut revivals = at(Stage::Creating(ticket, began));
         assert!(revivals.due().unwrap() > CREATION / 2);
-        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
         assert!(revivals.is_creating(STUB));
 
         let began = began.checked_sub(CREATION).unwrap();
@@ -312,23 +314,48 @@ mod tests {
             Some(Duration::ZERO),
             "the service wakes up for it"
         );
-        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [STUB]);
+        assert_eq!(revivals.ready(&mut runner).unwrap(), [STUB]);
         assert!(!revivals.is_creating(STUB));
         assert!(revivals.expect_answers(), "it may end yet");
         // It is called once, also after it has been looked at.
         revivals.stubs.get_mut(&STUB).unwrap().called = false;
         assert_eq!(revivals.due(), None);
-        assert_eq!(revivals.ready(&mut runner, &mut store).unwrap(), [0; 0]);
+        assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
         assert!(!at(Stage::Running).is_creating(STUB + 1));
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_another_stub_is_recorded_until_it_has_its_devices() {
+        let daemon = Xenstored::new();
+        daemon.introduce(3);
+        let (launcher, _) = Launcher::to_a_thread();
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: Tree::new().sysfs(),
+            runner: Runner::Launcher(launcher),
+        };
+        let attachment = attachment();
+        let mut revivals = Revivals::new();
+        revivals.replug(&mut host, &attachment, None);
+        let failed = Failed::of(&mut host.store, 3).unwrap().unwrap();
+        assert_eq!(failed.devices, attachment.bdfs().collect::<Vec<_>>());
+        assert!(revivals.expect_answers());
+        // There is no Xen here: the order fails.
+        while revivals.expect_answers() {
+            revivals.ready(&mut host.runner).unwrap();
+            std::thread::yield_now();
+        }
+        assert_eq!(Failed::of(&mut host.store, 3).unwrap(), Some(failed));
     }
 
     #[test]
     fn a_creation_that_ends_late_is_taken_in_all_the_same() {
         let (mut launcher, _) = Launcher::to_a_thread();
         let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
-        let (mut runner, mut store) = (Runner::Launcher(launcher), dom0(&Xenstored::new()));
+        let mut runner = Runner::Launcher(launcher);
         let mut revivals = at(Stage::Overdue(ticket));
-        while revivals.ready(&mut runner, &mut store).unwrap().is_empty() {
+        while revivals.ready(&mut runner).unwrap().is_empty() {
             std::thread::yield_now();
         }
         assert!(matches!(revivals.stubs[&STUB].stage, Stage::Created(Err(_))));
