@@ -14,6 +14,7 @@ mod unplug;
 
 pub use stub::{Afterwards, StubAction};
 
+use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::host::{Host, Runner};
 use crate::records::failed::Failed;
@@ -160,6 +161,10 @@ impl Revivals {
     /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
     pub fn replug<X>(&mut self, host: &mut Host<X>, attachment: &Attachment, kernel: Option<String>) {
         let guest = &attachment.guest.name;
+        // A record that is written after the guest's death would stay: the event of the death is over.
+        if is_alive(&mut host.store, &attachment.guest).is_ok_and(|lives| !lives) {
+            return;
+        }
         // Before the order: if this service dies, `bulkhead status` tells what to do. The record goes when the guest gets its
         // devices.
         let failed = Failed::new(attachment, "could not be brought back with its number");
@@ -207,7 +212,7 @@ impl Revivals {
 mod tests {
     use super::stub::{CREATION, Unplugging};
     use super::*;
-    use crate::host::store::tests::dom0;
+    use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::tests::attachment;
     use xen::model::Xen;
@@ -327,7 +332,6 @@ mod tests {
     #[test]
     fn a_guest_that_waits_for_another_stub_is_recorded_until_it_has_its_devices() {
         let daemon = Xenstored::new();
-        daemon.introduce(3);
         let (launcher, _) = Launcher::to_a_thread();
         let mut host = Host {
             store: dom0(&daemon),
@@ -337,6 +341,14 @@ mod tests {
         };
         let attachment = attachment();
         let mut revivals = Revivals::new();
+        revivals.replug(&mut host, &attachment, None);
+        let nothing = Failed::all(&mut host.store).unwrap();
+        assert!(
+            nothing.is_empty() && !revivals.expect_answers(),
+            "a guest that has ended"
+        );
+
+        introduce(&daemon, 3, "web");
         revivals.replug(&mut host, &attachment, None);
         let failed = Failed::of(&mut host.store, 3).unwrap().unwrap();
         assert_eq!(failed.devices, attachment.bdfs().collect::<Vec<_>>());
