@@ -28,7 +28,7 @@ pub fn destroy(who: &str) -> Result<()> {
     let mut bdfs: Vec<Bdf> = attachment.bdfs().collect();
     let mapped = records::mapped(&mut host.store)?.into_iter();
     bdfs.extend(mapped.filter_map(|(bdf, by)| (by.uuid == guest.uuid).then_some(bdf)));
-    // From the kill on all is to be done, or the devices stay held by nobody's order.
+    // A signal after the kill would leave the devices held, and no record by which to find them.
     let _signals = Interrupt::catch()?;
     // Other commands for this guest are not waited for: one that waits for the guest ends with it.
     drop(turn);

@@ -7,16 +7,16 @@
 //!
 //! Whoever waits for a guest's lock does not have the lock of all commands. Whoever waits for that one may have a guest's.
 
-use crate::control::make_directory;
+use crate::control::{make_directory, open_lock};
 use crate::host::domains::Domain;
 use crate::paths::RUN;
 use crate::say::notice;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use xen::xenctrl::DomId;
 
@@ -73,8 +73,8 @@ impl Turn {
                 let is_same = |guest: &Domain| (guest.domid, &guest.uuid) == (meant.domid, &meant.uuid);
                 ensure!(
                     found.as_ref().is_some_and(is_same),
-                    "what was meant was of guest {} (domain {}) before another bulkhead command worked for it, and is no \
-                     longer: `bulkhead status` shows what there is now",
+                    "guest {} (domain {}) has ended or has lost what was named, while another bulkhead command was at work \
+                     for it: `bulkhead status` shows what there is now",
                     meant.name,
                     meant.domid
                 );
@@ -183,7 +183,7 @@ impl Lock {
     /// `None`.
     fn take(path: &Path, is_temporary: bool, busy: Option<&dyn Fn(Option<u32>)>) -> Result<Option<Self>> {
         loop {
-            let file = open(path)?;
+            let file = open_lock(path).with_context(|| format!("cannot open {}", path.display()))?;
             let locked = match busy {
                 Some(busy) => lock_or_wait(&file, busy).map(|()| true),
                 None => try_lock(&file),
@@ -248,18 +248,6 @@ fn holder(lock: &File) -> Option<u32> {
     Path::new("/proc").join(text).exists().then_some(process)
 }
 
-fn open(path: &Path) -> Result<File> {
-    let opened = OpenOptions::new()
-        .create(true)
-        // It may be locked by another process, whose number is in it.
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(path);
-    opened.with_context(|| format!("cannot open {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,11 +310,11 @@ mod tests {
             let path = directory.join("lock");
             fs::write(&path, "99999999999999").unwrap();
             let ours = std::process::id();
-            let first = open(&path).unwrap();
+            let first = open_lock(&path).unwrap();
             lock_or_wait(&first, |_| panic!("nobody has it")).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), ours.to_string());
             let (mut held, mut heard) = (Some(first), None);
-            let second = open(&path).unwrap();
+            let second = open_lock(&path).unwrap();
             let busy = |holder| {
                 heard = holder;
                 held.take();
@@ -334,7 +322,7 @@ mod tests {
             lock_or_wait(&second, busy).unwrap();
             assert_eq!((heard, held.is_none()), (Some(ours), true));
             assert_eq!(fs::read_to_string(&path).unwrap(), ours.to_string());
-            assert!(!try_lock(&open(&path).unwrap()).unwrap());
+            assert!(!try_lock(&open_lock(&path).unwrap()).unwrap());
         });
     }
 
@@ -344,14 +332,14 @@ mod tests {
             let path = directory.join("lock");
             for text in ["", "4194305", "-1", "nonsense", "\u{e9}"] {
                 fs::write(&path, text).unwrap();
-                let file = open(&path).unwrap();
+                let file = open_lock(&path).unwrap();
                 flock(&file, FlockOperation::LockExclusive).unwrap();
                 let (mut held, mut heard) = (Some(file), Some(0));
                 let busy = |holder| {
                     heard = holder;
                     held.take();
                 };
-                lock_or_wait(&open(&path).unwrap(), busy).unwrap();
+                lock_or_wait(&open_lock(&path).unwrap(), busy).unwrap();
                 assert_eq!(heard, None, "{text}");
             }
         });
@@ -445,7 +433,7 @@ mod tests {
                         taken
                             .unwrap_err()
                             .to_string()
-                            .starts_with("what was meant was of guest web (domain 3)")
+                            .starts_with("guest web (domain 3) has ended or has lost")
                     ),
                 }
             }

@@ -1,8 +1,8 @@
 //! The commands' end of the socket: they ask the service, and start it if it does not run.
 
 use super::error::ControlError;
-use super::files::{LOG_DIRECTORY, SERVICE_LOCK, SOCKET};
-use super::locks::{make_directory, open_lock};
+use super::files::{LOG_DIRECTORY, SOCKET};
+use super::locks::{make_directory, open_service_lock};
 use super::protocol::{LONGEST_LINE, Reply, Request, send};
 use crate::host::program;
 use crate::host::systemd;
@@ -59,7 +59,7 @@ pub struct ServiceLock {
 pub fn keep_stopped() -> Result<Option<ServiceLock>, ControlError> {
     // A service takes the lock before it binds the socket.
     make_directory(RUN)?;
-    let lock = open_lock(SERVICE_LOCK)?;
+    let lock = open_service_lock()?;
     let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive);
     Ok(locked.is_ok().then_some(ServiceLock { _file: lock }))
 }

@@ -2,7 +2,7 @@
 
 use super::error::ControlError;
 use super::files::{SERVICE_LOCK, SOCKET};
-use super::locks::{make_directory, open_lock};
+use super::locks::{make_directory, open_service_lock};
 use crate::paths::RUN;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, Permissions};
@@ -23,7 +23,7 @@ impl Listener {
     /// A supervisor would start a service that fails again and again.
     pub fn bind(supervised: bool) -> Result<Self, ControlError> {
         make_directory(RUN)?;
-        let lock = open_lock(SERVICE_LOCK)?;
+        let lock = open_service_lock()?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             if !supervised {
                 return Err(ControlError::Running);

@@ -10,5 +10,5 @@ mod protocol;
 pub use client::{RESTART, ServiceLock, ask, ask_again, ensure_running, keep_stopped};
 pub use error::ControlError;
 pub use listener::{Listener, ServiceFiles};
-pub use locks::make_directory;
+pub use locks::{make_directory, open_lock};
 pub use protocol::{Reply, Request, TIMEOUT, read_request, reply};
