@@ -210,7 +210,8 @@ impl Revivals {
 
 #[cfg(test)]
 mod tests {
-    use super::stub::{CREATION, Unplugging};
+    use super::stub::CREATION;
+    use super::stub::tests::{AGES, unplugging};
     use super::*;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
@@ -219,7 +220,6 @@ mod tests {
     use xenbus::model::Xenstored;
 
     const STUB: DomId = 4;
-    const AGES: Duration = Duration::from_secs(3600);
 
     fn at(stage: Stage) -> Revivals {
         let mut revivals = Revivals::new();
@@ -227,14 +227,6 @@ mod tests {
         revival.stage = stage;
         revivals.stubs.insert(STUB, revival);
         revivals
-    }
-
-    fn unplugging(next_poll: Instant) -> Stage {
-        Stage::Unplugging(Unplugging {
-            next_poll,
-            deadline: next_poll + AGES,
-            afterwards: Afterwards::Replug,
-        })
     }
 
     #[test]

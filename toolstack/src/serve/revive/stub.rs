@@ -358,7 +358,7 @@ fn keep(host: &mut Host, attachment: &Attachment, handover_block: Option<String>
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::host::launcher::Launcher;
     use crate::host::store::tests::{connect, dom0};
@@ -368,9 +368,10 @@ mod tests {
     use xenbus::path::key;
     use xenbus::state::XenbusState;
 
-    const AGES: Duration = Duration::from_secs(3600);
+    pub const AGES: Duration = Duration::from_secs(3600);
 
-    fn unplugging(next_poll: Instant) -> Stage {
+    /// As begun, looked at again at `next_poll`.
+    pub fn unplugging(next_poll: Instant) -> Stage {
         Stage::Unplugging(Unplugging {
             next_poll,
             deadline: next_poll + AGES,
