@@ -4,6 +4,7 @@
 //!
 //! | room | holds |
 //! |---|---|
+//! | [`arguments`] | the command line |
 //! | [`commands`] | the subcommands, one file each |
 //! | [`serve`] | the service, which answers the stubs, hears of errors of devices, and brings dead stubs back |
 //! | [`control`] | what commands and service say to each other |
@@ -23,6 +24,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admission;
+pub mod arguments;
 pub mod commands;
 pub mod config_space;
 pub mod control;

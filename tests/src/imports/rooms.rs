@@ -13,6 +13,7 @@ pub const CRATES: [Crate; 10] = [
     Crate {
         directory: "toolstack",
         rooms: &[
+            "arguments",
             "commands",
             "serve",
             "control",
