@@ -1,15 +1,19 @@
 //! The configuration files that are installed with Bulkhead, and the syntax of device names and options.
 //!
 //! `stubdom.cfg` has two uses: a user gives it to `xl create`, and `bulkhead run` fills it in with [`stubdom`].
-//! `guest.cfg` is an example of a guest, `policy.toml` the policy file, and `bulkhead.service` the systemd unit of the
-//! service.
+//! `guest.cfg` is an example of a guest, `guests.d-example.toml` one of a declaration. `policy.toml` is the policy file, and
+//! `bulkhead.service` the systemd unit of the service.
 #![forbid(unsafe_code)]
 
+pub mod declaration;
 pub mod name;
 pub mod options;
 pub mod policy;
+mod toml_error;
 
 use std::fmt;
+
+pub use toml_error::Broken;
 
 /// The stub's configuration, as it is installed.
 pub const STUBDOM: &str = include_str!("../stubdom.cfg");
@@ -17,6 +21,8 @@ pub const STUBDOM: &str = include_str!("../stubdom.cfg");
 pub const GUEST: &str = include_str!("../guest.cfg");
 /// An example of the policy file, with every line commented out.
 pub const POLICY: &str = include_str!("../policy.toml");
+/// An example of a declaration.
+pub const DECLARATION: &str = include_str!("../guests.d-example.toml");
 /// The systemd unit of the service.
 pub const SERVICE_UNIT: &str = include_str!("../bulkhead.service");
 /// Where the stub's image is installed.

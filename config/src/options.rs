@@ -134,6 +134,33 @@ impl From<Name> for Wanted {
     }
 }
 
+/// In the words that stand for it on the command line.
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options {
+            msi,
+            permissive,
+            quirks,
+            share_intx,
+            aer,
+        } = &self.options;
+        write!(f, "{}", self.name)?;
+        for (key, switch) in [
+            ("permissive", permissive),
+            ("msi", msi),
+            ("share-intx", share_intx),
+        ] {
+            if let Some(switch) = switch {
+                write!(f, ",{key}={}", u8::from(*switch))?;
+            }
+        }
+        for quirk in quirks.iter().flat_map(Quirks::as_slice) {
+            write!(f, ",quirk={quirk}")?;
+        }
+        aer.map_or(Ok(()), |aer| write!(f, ",aer={aer}"))
+    }
+}
+
 impl FromStr for Wanted {
     type Err = OptionError;
 
@@ -216,15 +243,15 @@ mod tests {
             aer: Some(AerFate::Detach),
         };
         let name: Name = "8086:10d3@03:00.0".parse().unwrap();
-        assert_eq!(
-            wanted,
-            Wanted {
-                name: name.clone(),
-                options
-            }
-        );
+        let expected = Wanted {
+            name: name.clone(),
+            options,
+        };
+        assert_eq!(wanted, expected);
+        assert_eq!(wanted.to_string().parse(), Ok(wanted));
         let plain = Wanted::from(name);
-        assert_eq!("8086:10d3@03:00.0".parse(), Ok(plain));
+        assert_eq!("8086:10d3@03:00.0".parse(), Ok(plain.clone()));
+        assert_eq!(plain.to_string(), "8086:10d3@0000:03:00.0");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::name::Name;
 use crate::options::{AerFate, Options};
+use crate::toml_error::Broken;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
@@ -100,10 +101,8 @@ pub enum PolicyError {
     Broken {
         /// The file.
         path: PathBuf,
-        /// The line, from 1 on.
-        line: usize,
-        /// What is wrong with it.
-        cause: String,
+        /// The mistake.
+        broken: Broken,
     },
 }
 
@@ -115,10 +114,10 @@ impl fmt::Display for PolicyError {
                 "cannot read the policy {}: name another with --policy",
                 path.display()
             ),
-            Self::Broken { path, line, cause } => write!(
+            Self::Broken { path, broken } => write!(
                 f,
-                "the policy {} is broken in line {line}: {cause}. Nothing is given to a guest before the line is \
-                 corrected or taken out",
+                "the policy {} is broken in {broken}. Nothing is given to a guest before the line is corrected or taken \
+                 out",
                 path.display()
             ),
         }
@@ -156,14 +155,9 @@ impl Policy {
     /// # Errors
     /// [`PolicyError::Broken`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, PolicyError> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            let before = text.as_bytes().iter().take(start);
-            PolicyError::Broken {
-                path: path.to_owned(),
-                line: 1 + before.filter(|byte| **byte == b'\n').count(),
-                cause: error.message().trim_end_matches('.').replace('\n', " "),
-            }
+        toml::from_str(text).map_err(|error| PolicyError::Broken {
+            path: path.to_owned(),
+            broken: Broken::new(text, &error),
         })
     }
 }
@@ -248,8 +242,9 @@ mod tests {
             ("[[device]", 1, ""),
         ] {
             let error = parse(text).unwrap_err().to_string();
-            let start = format!("the policy /etc/bulkhead/policy.toml is broken in line {line}: {cause}");
+            let start = format!("the policy /etc/bulkhead/policy.toml is broken in line {line}, column ");
             assert!(error.starts_with(&start), "{text:?}: {error}");
+            assert!(error.contains(&format!(": {cause}")), "{text:?}: {error}");
             assert!(!error.contains('\n'), "{error}");
         }
     }
