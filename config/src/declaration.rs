@@ -400,7 +400,7 @@ mod tests {
         for (text, place, cause) in [
             ("guest = 5", "line 1, column 9", "invalid type: integer `5`"),
             (
-                "\nguest = \"\"",
+                "\nguest = \"\"\ndevices = []",
                 "line 2, column 9",
                 "expected the name or the UUID",
             ),

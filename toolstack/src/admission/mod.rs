@@ -4,6 +4,7 @@
 
 mod acs;
 mod console;
+pub mod declared;
 mod describe;
 mod device;
 #[cfg(test)]

@@ -7,20 +7,21 @@ use super::waiting::{GUEST_TIMEOUT, Interrupt, POLL};
 use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, is_alive};
-use crate::records::{self, Attachment, unfinished};
+use crate::records::{self, Attachment, Carried, GuestStart, forget_carried, forget_start, unfinished};
 use crate::say::say;
 use anyhow::{Result, ensure};
 use pci::bdf::Bdf;
 use std::thread;
 use std::time::Instant;
 
-/// Ends a guest and its stub, and gives its devices back to dom0.
+/// Ends a guest and its stub, and gives its devices back to dom0. A guest that has ended does not get its devices again.
 pub fn destroy(who: &str) -> Result<()> {
     let mut host = Host::open()?;
     let turn = Turn::take()?;
     let attachments = attachments(&mut host)?;
     let attachment = match select(&mut host.store, &host.sysfs, &attachments, &[who.to_owned()]) {
         Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
+        Err(SelectError::Guest { .. }) if destroy_waiting(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
     let guest = &attachment.guest;
@@ -56,6 +57,8 @@ pub fn destroy(who: &str) -> Result<()> {
         bdfs.extend(left.bdfs());
         released = reclaim_attachment(&mut host, &mut turn, &left)?;
     }
+    // The service has recorded what it would have again after a reboot.
+    forget_carried(&mut host.store, &guest.uuid)?;
     bdfs.sort_unstable();
     bdfs.dedup();
     rebind_drivers(&mut host, guest, &bdfs, released, false)
@@ -80,4 +83,39 @@ fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
         );
     }
     Ok(!left.is_empty())
+}
+
+/// Ends a guest that waits, paused, for its devices, and forgets the devices that a guest which has ended was to have again.
+/// Returns true if there was either.
+fn destroy_waiting(host: &mut Host, who: &str) -> Result<bool> {
+    let found = domains::find(&mut host.store, who).ok();
+    let mut done = false;
+    if let Some(guest) = &found
+        && GuestStart::of(&mut host.store, guest)?.is_some_and(|start| start.is_paused())
+    {
+        domains::destroy(host, guest)?;
+        forget_start(&mut host.store, guest.domid)?;
+        say!("guest {} is destroyed: it waited for its devices", guest.name);
+        done = true;
+    }
+    for carried in Carried::all(&mut host.store)? {
+        let guest = &carried.guest;
+        let meant = match &found {
+            Some(found) => found.uuid == guest.uuid,
+            None => guest.name == who,
+        };
+        if !meant {
+            continue;
+        }
+        // What the guest is to have again goes first: a device that cannot be given back must not come back to it.
+        forget_carried(&mut host.store, &guest.uuid)?;
+        say!(
+            "guest {} has ended, and does not get its devices again",
+            guest.name
+        );
+        let bdfs: Vec<Bdf> = carried.devices.iter().map(|device| device.bdf).collect();
+        rebind_drivers(host, guest, &bdfs, Released::default(), false)?;
+        done = true;
+    }
+    Ok(done)
 }

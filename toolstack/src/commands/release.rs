@@ -5,8 +5,8 @@ use crate::handover::seize::{self, Rebound, make_ready};
 use crate::host::Host;
 use crate::host::device_names;
 use crate::host::sysfs::PCIBACK;
-use crate::records;
 use crate::records::claims::Claims;
+use crate::records::{self, drop_carried};
 use crate::say::say;
 use anyhow::{Result, anyhow, bail, ensure};
 use bulkhead_config::name::Name;
@@ -33,6 +33,14 @@ pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
 }
 
 fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
+    let line = give_to_dom0(host, bdf, trusted)?;
+    Ok(match drop_carried(&mut host.store, bdf)? {
+        Some(guest) => format!("{line}; guest {} does not get it at its next start", guest.name),
+        None => line,
+    })
+}
+
+fn give_to_dom0(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
     if let Some(line) = clear(host, bdf, trusted)? {
         return Ok(line);
     }

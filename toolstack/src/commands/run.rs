@@ -3,24 +3,23 @@
 use super::create::{
     Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
 };
+use super::give::{Named, let_run};
 use super::prepare::{self, Admitted};
 use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::{Interrupt, TimedOut};
-use crate::admission::policy::Choices;
+use crate::admission::declared::Declared;
 use crate::control;
 use crate::host::Host;
-use crate::host::domains::{self, DomainError};
+use crate::host::domains::{self, Domain, DomainError};
 use crate::host::guest_config::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::xl;
 use crate::nodes::progress::awaits_guest;
 use crate::records::Attachment;
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
-use bulkhead_config::options::Wanted;
 use std::path::PathBuf;
 use std::time::Duration;
-use xenbus::device::SlotMode;
 
 /// Arguments of `run`.
 #[derive(Clone, Debug)]
@@ -28,13 +27,7 @@ pub struct Run {
     /// The guest's configuration file.
     pub config: PathBuf,
     /// The devices that it gets.
-    pub devices: Vec<Wanted>,
-    /// Choices for all of them.
-    pub choices: Choices,
-    /// How the guest addresses them.
-    pub slots: SlotMode,
-    /// The stub's image.
-    pub kernel: PathBuf,
+    pub named: Named,
     /// Time limit for the guest to boot and connect.
     pub wait: Duration,
 }
@@ -52,8 +45,15 @@ pub fn run(request: &Run) -> Result<Ended> {
         "there is no file {}: name the guest's configuration file",
         file.display()
     );
-    check_kernel(&request.kernel)?;
     let config = GuestConfig::from_json(&xl::parse_config(file)?)?;
+    // It has no number yet.
+    let to_be = Domain {
+        domid: 0,
+        name: config.name.clone(),
+        uuid: config.uuid.clone().unwrap_or_default(),
+    };
+    let wanted = request.named.wanted(&mut host.store, &to_be)?;
+    check_kernel(&wanted.kernel)?;
     let overrides = lacking_lines(&config)?;
     let guest = NewDomain::guest(config, overrides)?;
     let stub = stub_name(&guest.name);
@@ -72,24 +72,26 @@ pub fn run(request: &Run) -> Result<Ended> {
     }
     let admitted = prepare::admit(
         &mut host,
-        &request.devices,
-        &request.choices,
+        &wanted.devices,
+        &wanted.choices,
         None,
         &[],
-        request.slots,
+        wanted.slots,
     )?;
     // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
     let made = run_admitted(
-        &mut host, &mut turn, request, &guest, &admitted, &interrupt, &mut undo,
+        &mut host, &mut turn, request, &wanted, &guest, &admitted, &interrupt, &mut undo,
     );
     let result = made.and_then(|attachment| {
         // Other commands may work while the guest boots.
         turn.suspend();
-        wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
-            .or_else(|error| still_boots(&mut host, &attachment, error))
+        let ended = wait_for_guest(&mut host, &attachment, request.wait, &interrupt)
+            .or_else(|error| still_boots(&mut host, &attachment, error))?;
+        let_run(&mut host, &attachment.guest)?;
+        Ok(ended)
     });
     match result {
         Ok(Ended::Done) => {
@@ -112,6 +114,7 @@ fn run_admitted(
     host: &mut Host,
     turn: &mut Turn,
     request: &Run,
+    wanted: &Declared,
     guest: &NewDomain,
     admitted: &Admitted,
     interrupt: &Interrupt,
@@ -125,10 +128,10 @@ fn run_admitted(
     interrupt.check()?;
 
     // The guest stays paused until the nodes are written: it looks for its devices when it boots.
-    let stub = create_stub(host, &guest, &request.kernel, undo)?;
+    let stub = create_stub(host, &guest, &wanted.kernel, undo)?;
     interrupt.check()?;
 
-    let attachment = attach_admitted(host, guest, stub, request.slots, admitted, true, undo)?;
+    let attachment = attach_admitted(host, guest, stub, wanted.slots, admitted, true, undo)?;
     interrupt.check()?;
     xl::unpause(&attachment.guest.domid.to_string())?;
     Ok(attachment)

@@ -105,6 +105,16 @@ pub fn with_uuid(store: &mut Store, wanted: &str) -> Result<Option<Domain>, Stor
     Ok(None)
 }
 
+/// All domains, the lowest number first.
+pub fn all(store: &mut Store) -> Result<Vec<Domain>, StoreError> {
+    let mut all = Vec::new();
+    for (domid, name) in names(store)? {
+        let uuid = uuid(store, domid)?.unwrap_or_default();
+        all.push(Domain { domid, name, uuid });
+    }
+    Ok(all)
+}
+
 /// A domain as it is now; `None` if it has no home.
 fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
     let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {

@@ -2,6 +2,7 @@
 
 pub mod assignable;
 mod attachment;
+mod carried;
 pub mod claims;
 mod error;
 pub mod failed;
@@ -12,12 +13,14 @@ mod mapped;
 mod paths;
 mod quarantine;
 mod renewal;
+mod start;
 pub mod stub_backup;
 pub mod unfinished;
 
 #[cfg(test)]
 pub(crate) use attachment::tests;
 pub use attachment::{Attachment, Device, devices_of, record_mode, unfinished_change};
+pub use carried::{Carried, CarriedDevice, drop_carried, forget_carried};
 pub use error::RecordError;
 pub use held::{Seizure, adopt_seized, forget_seized, is_seized_by, record_seized, seized_from};
 pub use intx_disabled::{forget_intx_disabled, intx_disabled, record_intx_disabled};
@@ -25,3 +28,4 @@ pub use mapped::{forget_dead_mappings, forget_mapped, mapped, mapped_by, record_
 pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, make_root, node_name, remove_from, stub_backup_dir};
 pub use quarantine::{lift_quarantine, quarantine, quarantine_reason, quarantined};
 pub use renewal::renew;
+pub use start::{GuestStart, Stage, forget_start};

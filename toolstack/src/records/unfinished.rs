@@ -38,6 +38,11 @@ pub fn record(store: &mut Store, domain: &Unfinished) -> Result<(), RecordError>
     Ok(store.write(&path(&domain.uuid), &serde_text::json(domain))?)
 }
 
+/// True if a command of ours creates the domain with this UUID, and has not recorded its devices yet.
+pub fn is_recorded(store: &mut Store, uuid: &str) -> Result<bool, RecordError> {
+    Ok(store.read_optional(&path(uuid))?.is_some())
+}
+
 /// Removes the record of a domain: it is part of an attachment, or has ended.
 pub fn forget(store: &mut Store, uuid: &str) -> Result<(), RecordError> {
     match store.remove(&path(uuid)) {

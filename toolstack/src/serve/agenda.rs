@@ -3,8 +3,9 @@
 //! Each event of xenstore marks one stub, or all. Marked stubs take turns. A stub can cause events without end; it is slowed
 //! down after a burst, so that a flood costs the stub that makes it.
 //!
-//! An errand concerns no single stub. All errands but the list wait until no stub is due, for a guest may wait for its stub.
-//! They do not wait for ever, or stubs that flood would keep them from being done.
+//! An errand concerns no single stub. New domains, which must be paused before they run, and the list come at once. All other
+//! errands wait until no stub is due, for a guest may wait for its stub. They do not wait for ever, or stubs that flood
+//! would keep them from being done.
 
 use crate::records::ATTACHMENTS;
 use crate::serve::throttle::{Limit, Throttle};
@@ -30,15 +31,19 @@ pub enum Concern {
     Stub(DomId),
     /// What one stub publishes to its guest, and the service backs up.
     Published(DomId),
+    /// Domains that come.
+    Domains,
     /// libxl's notes of devices.
     Libxl,
     /// Nothing: the service wrote that node itself.
     Nothing,
 }
 
-/// Work that concerns no single stub. Events [mark](Agenda::mark) the first and the last; the list marks tidying.
+/// Work that concerns no single stub. Events [mark](Agenda::mark) all but tidying, which the list marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Errand {
+    /// Look for domains that have come.
+    Domains,
     /// Read the list of stubs.
     List,
     /// Remove what is left of guests that have ended.
@@ -63,6 +68,8 @@ pub enum Work {
 /// Longest time that an errand waits for stubs.
 const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
+/// Token of the watches that tell of new domains.
+pub const DOMAINS_TOKEN: &str = "domains";
 /// Token of the watch on libxl's notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
@@ -88,8 +95,10 @@ pub fn watches(stub: DomId) -> [(String, String); 2] {
 
 /// What an event is about: by its token if that names a stub or libxl, otherwise by the node that changed.
 pub fn concern(event: &WatchEvent) -> Concern {
-    if event.token == LIBXL_TOKEN {
-        return Concern::Libxl;
+    match &*event.token {
+        DOMAINS_TOKEN => return Concern::Domains,
+        LIBXL_TOKEN => return Concern::Libxl,
+        _ => {}
     }
     let stub = |prefix| event.token.strip_prefix(prefix)?.parse().ok();
     if let Some(stub) = stub(STATE) {
@@ -142,6 +151,7 @@ impl Agenda {
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
             Concern::All => self.mark_errand(Errand::List, now),
+            Concern::Domains => self.mark_errand(Errand::Domains, now),
             Concern::Libxl => self.mark_errand(Errand::Libxl, now),
             Concern::Stub(stub) => self.entry(stub, now).marked = true,
             Concern::Published(stub) => {
@@ -185,9 +195,10 @@ impl Agenda {
     /// Takes the next piece of work; `None` if nothing is due.
     pub fn next(&mut self, now: Instant) -> Option<Work> {
         let is_due = |errand: Errand, due: Instant| {
-            due <= now && (errand == Errand::List || due + ERRAND_WAITS <= now)
+            let is_urgent = matches!(errand, Errand::Domains | Errand::List);
+            due <= now && (is_urgent || due + ERRAND_WAITS <= now)
         };
-        // The list first, and errands that have waited long enough; then stubs; then the other errands.
+        // Urgent errands first, and errands that have waited long enough; then stubs; then the other errands.
         self.next_errand(is_due)
             .or_else(|| self.next_stub(now))
             .or_else(|| self.next_errand(|_, due| due <= now))

@@ -71,6 +71,8 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
     // Configuration space, resets. Paths below `bus/pci` lead to below `devices`.
     ("/sys/devices", make_bitflags!(AccessFs::{WriteFile})),
     ("/sys/bus/pci", make_bitflags!(AccessFs::{WriteFile})),
+    // Declarations of guests. The directory above theirs: it is installed, and theirs may come later.
+    ("/etc/bulkhead", READ),
     // Grants and event channels.
     (
         "/dev/xen",

@@ -3,15 +3,20 @@
 use crate::host::domains::is_alive;
 use crate::host::store::Store;
 use crate::records::failed::{self, Failed};
-use crate::records::{self, Attachment, RecordError};
+use crate::records::{self, Attachment, GuestStart, RecordError, forget_start};
 use crate::serve::log_limit::{LogLimit, log_limited};
 use log::Level;
 
-/// Removes the records of failures and of mapped devices of guests that have ended.
+/// Removes the records of failures, of starts and of mapped devices of guests that have ended.
 pub fn tidy(store: &mut Store) -> Result<(), RecordError> {
     for failed in Failed::all(store)? {
         if !is_alive(store, &failed.guest)? {
             failed::forget(store, failed.guest.domid)?;
+        }
+    }
+    for start in GuestStart::all(store)? {
+        if !is_alive(store, &start.guest)? {
+            forget_start(store, start.guest.domid)?;
         }
     }
     records::forget_dead_mappings(store)

@@ -33,6 +33,9 @@ pub enum ServeError {
     /// The records cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A guest starts without its devices.
+    #[error("cannot pause a guest that is to have devices")]
+    Pause(#[source] io::Error),
     /// Threads cannot wake the main thread.
     #[error("cannot make an event descriptor (eventfd)")]
     Wake(#[source] io::Error),

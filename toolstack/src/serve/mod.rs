@@ -2,7 +2,8 @@
 //!
 //! Its first process is the launcher with its [`workers`]. One [`worker`] serves at a time; everything else here is its work.
 //! The main thread ([`service`]) watches xenstore, and starts a [`link`] with a thread of its own for each stub that is ready.
-//! It also hears of [`errors`] of devices from the kernel, and brings dead stubs back ([`mod@revive`]). What it knows it reads
+//! It also hears of [`errors`] of devices from the kernel, brings dead stubs back ([`mod@revive`]), and pauses guests that
+//! are to have devices when they start ([`starts`]). What it knows it reads
 //! from the records and the xenbus states, so a service that starts takes up where the last one ended.
 //!
 //! What a stub or a guest writes can make the work on that stub fail, and can cause work without end. Each turn of the loop
@@ -27,6 +28,7 @@ mod reclaim;
 mod report;
 mod revive;
 mod service;
+mod starts;
 
 pub mod throttle;
 

@@ -28,9 +28,10 @@ use crate::nodes::hops::first_hop;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment};
+use crate::records::{self, ATTACHMENTS, Attachment, Carried};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
+use crate::serve::starts::Starts;
 use log::Level;
 use pci::bdf::Bdf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -74,6 +75,7 @@ pub struct Service {
     replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
     errors: Errors,
     revivals: Revivals,
+    starts: Starts,
     abandoned: Abandoned,
     agenda: Agenda,
     /// For failures that come again at each attempt.
@@ -104,6 +106,7 @@ impl Service {
             replugs: BTreeMap::new(),
             errors: Errors::new(uevents),
             revivals: Revivals::new(),
+            starts: Starts::new(),
             abandoned: Abandoned::default(),
             agenda: Agenda::default(),
             complaints: LogLimit::new(Instant::now()),
@@ -150,6 +153,11 @@ impl Service {
             self.host.store.watch(path, "")?;
         }
         self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
+        // libxl writes below `/vm` before it builds the domain, so that there is time to pause it. A toolstack that does not
+        // is heard of when it introduces the domain.
+        for path in ["/vm", "@introduceDomain"] {
+            self.host.store.watch(path, agenda::DOMAINS_TOKEN)?;
+        }
         log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
         // xenstored sends an event for each new watch, so that the first turns find every stub.
         let mut listen = Instant::now();
@@ -185,6 +193,9 @@ impl Service {
         for stub in self.revivals.ready(&mut self.host.runner)? {
             self.agenda.mark(Concern::Stub(stub), now);
         }
+        if let Err(error) = self.starts.finish(&mut self.host) {
+            self.excuse(error, None)?;
+        }
         match self.agenda.next(now) {
             Some(Work::Errand(errand)) => self.run_errand(errand)?,
             Some(Work::Stub { stub, published }) => {
@@ -214,6 +225,7 @@ impl Service {
     /// Does work that is of no stub in particular.
     fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
         let done = match errand {
+            Errand::Domains => self.starts.look(&mut self.host),
             Errand::List => self.list(),
             Errand::Tidy => tidy(&mut self.host.store).map_err(ServeError::from),
             Errand::Libxl => {
@@ -310,9 +322,9 @@ impl Service {
         let mut unseen = self.host.store.has_events();
         if let Runner::Launcher(launcher) = &mut self.host.runner {
             unseen |= launcher.take_unseen();
-            // The end of the launcher ends the service, and POLLHUP comes unasked. Answers are waited for only if a revival needs
-            // one: `Errors` polls for its own, and jobs have connections of their own.
-            let answers = if self.revivals.expect_answers() {
+            // The end of the launcher ends the service, and POLLHUP comes unasked. Answers are waited for only if a revival or a
+            // start needs one: `Errors` polls for its own, and jobs have connections of their own.
+            let answers = if self.revivals.expect_answers() || self.starts.expect_answers() {
                 PollFlags::IN
             } else {
                 PollFlags::empty()
@@ -402,6 +414,7 @@ impl Service {
             // The end of what holds it up marks the stub again.
             if !self.is_held_up(stub) {
                 log::info!("guest {} is dead", attachment.guest.name);
+                self.carry_over(&attachment)?;
                 self.reclaim_attachment(attachment, None)?;
             }
             return Ok(());
@@ -438,12 +451,23 @@ impl Service {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
             // Read before the record goes, and the backup with it.
-            let config = stub_backup::config(&mut self.host.store, stub)?;
-            let kernel =
-                config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned()));
+            let kernel = self.kernel_of(&attachment)?;
             self.replugs.insert(stub, (attachment.clone(), kernel));
         }
         self.reclaim_attachment(attachment, None)
+    }
+
+    /// Records the devices of a guest that has ended, for its next start.
+    fn carry_over(&mut self, attachment: &Attachment) -> Result<(), ServeError> {
+        let kernel = self.kernel_of(attachment)?;
+        let kernel = kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned());
+        Ok(Carried::new(attachment, kernel).write(&mut self.host.store)?)
+    }
+
+    /// The image of a stub, from the backup of its configuration.
+    fn kernel_of(&mut self, attachment: &Attachment) -> Result<Option<String>, StoreError> {
+        let config = stub_backup::config(&mut self.host.store, attachment.stub.domid)?;
+        Ok(config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned())))
     }
 
     /// Drops all that belongs to a stub without a record.

@@ -1,11 +1,12 @@
 //! A hypervisor for tests.
 
-use crate::xenctrl::{DomId, Hypervisor};
+use crate::xenctrl::{DomId, Hypervisor, RunState};
 use pci::bdf::Bdf;
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Duration;
 
 /// A hypervisor that records the calls to it, and gives pirqs from 55 downwards.
 pub struct Xen {
@@ -16,8 +17,19 @@ pub struct Xen {
     group: RefCell<Vec<(DomId, Bdf)>>,
     /// The calls that are refused, by their first characters, each with its error.
     refused: RefCell<Vec<(String, Errno)>>,
+    /// The domains that are alive.
+    domains: RefCell<BTreeMap<DomId, ModelDomain>>,
     /// The pirqs that are mapped, if they are tracked. Then the highest free one is given, as Xen does.
     pirqs: Option<RefCell<BTreeSet<u16>>>,
+}
+
+/// A domain of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelDomain {
+    /// How often it is paused.
+    pub pauses: u32,
+    /// Time for which it has run.
+    pub cpu_time: Duration,
 }
 
 impl Default for Xen {
@@ -34,6 +46,7 @@ impl Xen {
             mappings: Cell::new(mappings),
             group: RefCell::default(),
             refused: RefCell::default(),
+            domains: RefCell::default(),
             pirqs: None,
         }
     }
@@ -57,6 +70,16 @@ impl Xen {
         self.group.borrow_mut().push((owner, bdf));
     }
 
+    /// Adds a domain, or changes one.
+    pub fn set_domain(&self, domid: DomId, domain: ModelDomain) {
+        self.domains.borrow_mut().insert(domid, domain);
+    }
+
+    /// A domain as it is now.
+    pub fn domain(&self, domid: DomId) -> Option<ModelDomain> {
+        self.domains.borrow().get(&domid).copied()
+    }
+
     /// The calls so far.
     pub fn calls(&self) -> Vec<String> {
         self.calls.borrow().clone()
@@ -77,6 +100,29 @@ impl Xen {
 }
 
 impl Hypervisor for Xen {
+    fn pause(&self, domain: DomId) -> io::Result<()> {
+        self.record_call(format!("pause {domain}"))?;
+        let mut domains = self.domains.borrow_mut();
+        let domain = domains.get_mut(&domain).ok_or(Errno::SRCH)?;
+        domain.pauses += 1;
+        Ok(())
+    }
+
+    fn unpause(&self, domain: DomId) -> io::Result<()> {
+        self.record_call(format!("unpause {domain}"))?;
+        let mut domains = self.domains.borrow_mut();
+        let domain = domains.get_mut(&domain).ok_or(Errno::SRCH)?;
+        domain.pauses = domain.pauses.checked_sub(1).ok_or(Errno::INVAL)?;
+        Ok(())
+    }
+
+    fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>> {
+        Ok(self.domain(domain).map(|domain| RunState {
+            paused: domain.pauses > 0,
+            cpu_time: domain.cpu_time,
+        }))
+    }
+
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
         self.record_call(format!("frames {domain} {first:x}+{count:x} {allow}"))
     }

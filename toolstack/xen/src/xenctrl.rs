@@ -14,6 +14,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{fs, io};
 use thiserror::Error;
 use xencall::Xencall;
@@ -26,6 +27,12 @@ pub type DomId = u16;
 /// # Errors
 /// A refusal is the errno that libxenctrl left.
 pub trait Hypervisor {
+    /// Pauses a domain once more. Xen counts: it runs again after as many calls that let it run.
+    fn pause(&self, domain: DomId) -> io::Result<()>;
+    /// Takes one pause of a domain away. `EINVAL` if it has none.
+    fn unpause(&self, domain: DomId) -> io::Result<()>;
+    /// How a domain has run so far; `None` if there is no such domain, or if it has ended.
+    fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>>;
     /// Allows a domain to map machine frames `first..first + count`, or revokes that. Mappings that it has stay.
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()>;
     /// Allows a domain to use I/O ports `first..first + count`, or revokes that.
@@ -115,6 +122,7 @@ struct XenctrlFunctions {
     deassign_device: unsafe extern "C" fn(XcInterface, u32, u32) -> c_int,
     get_device_group: unsafe extern "C" fn(XcInterface, u32, u32, u32, *mut u32, *mut u32) -> c_int,
     getinfolist: unsafe extern "C" fn(XcInterface, u32, c_uint, *mut DomainInfo) -> c_int,
+    pause: unsafe extern "C" fn(XcInterface, u32) -> c_int,
     unpause: unsafe extern "C" fn(XcInterface, u32) -> c_int,
     evtchn_status: unsafe extern "C" fn(XcInterface, *mut EventChannelStatus) -> c_int,
 }
@@ -134,14 +142,38 @@ struct EventChannelStatus {
 /// `EVTCHNSTAT_unbound` and `EVTCHNSTAT_interdomain`.
 const BETWEEN_DOMAINS: [u32; 2] = [1, 2];
 
-/// `xc_domaininfo_t`, whose first eight bytes are the same in all versions (`struct xen_domctl_getdomaininfo`); the
-/// rest grows, to about 200 bytes in Xen 4.20.
+/// `xc_domaininfo_t` (`struct xen_domctl_getdomaininfo`), whose fields up to `cpu_time` are the same in all versions; the rest
+/// grows, to about 200 bytes in Xen 4.20.
 #[repr(C, align(64))]
 struct DomainInfo {
     domain: u16,
     padding: u16,
     flags: u32,
-    rest: [u8; 4088],
+    /// Numbers of pages, and the frame of the shared information.
+    memory: [u64; 6],
+    /// Nanoseconds.
+    cpu_time: u64,
+    rest: [u8; 4032],
+}
+
+impl DomainInfo {
+    const EMPTY: Self = Self {
+        domain: 0,
+        padding: 0,
+        flags: 0,
+        memory: [0; 6],
+        cpu_time: 0,
+        rest: [0; 4032],
+    };
+}
+
+/// How a domain has run so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunState {
+    /// True if it is paused.
+    pub paused: bool,
+    /// Time for which its vCPUs have run in all. Zero: it has not executed an instruction yet.
+    pub cpu_time: Duration,
 }
 
 /// The state of a domain.
@@ -158,11 +190,14 @@ pub enum DomainState {
     Dying,
 }
 
+/// Flags `XEN_DOMINF_*` of `domctl.h`.
+const DYING: u32 = 1 << 0;
+const SHUT_DOWN: u32 = 1 << 2;
+const PAUSED: u32 = 1 << 3;
+
 impl DomainState {
     /// By the flags `XEN_DOMINF_*` of `domctl.h`.
     fn of(flags: u32) -> Self {
-        const DYING: u32 = 1 << 0;
-        const SHUT_DOWN: u32 = 1 << 2;
         let [_, _, reason, _] = flags.to_le_bytes();
         match flags {
             flags if flags & DYING != 0 => Self::Dying,
@@ -244,12 +279,12 @@ impl Xenctrl {
 
     /// The state of a domain.
     pub fn domain_state(&self, domain: DomId) -> io::Result<DomainState> {
-        let mut info = DomainInfo {
-            domain: 0,
-            padding: 0,
-            flags: 0,
-            rest: [0; 4088],
-        };
+        let info = self.domain_info(domain)?;
+        Ok(info.map_or(DomainState::Absent, |info| DomainState::of(info.flags)))
+    }
+
+    fn domain_info(&self, domain: DomId) -> io::Result<Option<DomainInfo>> {
+        let mut info = DomainInfo::EMPTY;
         let mut found = 0;
         self.call(|xen, handle| {
             // SAFETY: the library writes one element at most, which is smaller than `info`, which outlives the call;
@@ -258,17 +293,7 @@ impl Xenctrl {
             found.min(0)
         })?;
         // Xen answers for the first domain with this number or a higher one.
-        Ok(if found == 1 && info.domain == domain {
-            DomainState::of(info.flags)
-        } else {
-            DomainState::Absent
-        })
-    }
-
-    /// Lets a paused domain run.
-    pub fn unpause(&self, domain: DomId) -> io::Result<()> {
-        // SAFETY: scalars only, the handle is live.
-        self.call(|xen, handle| unsafe { (xen.unpause)(handle, domain.into()) })
+        Ok((found == 1 && info.domain == domain).then_some(info))
     }
 
     /// True if this port of `domain` is bound to a port of `other`, or waits for `other` to bind to it.
@@ -325,6 +350,7 @@ fn load_functions(library: &Library) -> Result<XenctrlFunctions, libloading::Err
             deassign_device: *library.get(b"xc_deassign_device\0")?,
             get_device_group: *library.get(b"xc_get_device_group\0")?,
             getinfolist: *library.get(b"xc_domain_getinfolist\0")?,
+            pause: *library.get(b"xc_domain_pause\0")?,
             unpause: *library.get(b"xc_domain_unpause\0")?,
             evtchn_status: *library.get(b"xc_evtchn_status\0")?,
         })
@@ -363,6 +389,25 @@ fn int(value: u32) -> io::Result<c_int> {
 // Every block below passes the live handle and scalars by value, in the order of the declaration in
 // xenctrl.h; `pirq` points to a local variable that outlives the call.
 impl Hypervisor for Xenctrl {
+    fn pause(&self, domain: DomId) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.pause)(handle, domain.into()) })
+    }
+
+    fn unpause(&self, domain: DomId) -> io::Result<()> {
+        // SAFETY: scalars only, the handle is live (see above).
+        self.call(|xen, handle| unsafe { (xen.unpause)(handle, domain.into()) })
+    }
+
+    fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>> {
+        let info = self.domain_info(domain)?;
+        let alive = info.filter(|info| DomainState::of(info.flags) == DomainState::Alive);
+        Ok(alive.map(|info| RunState {
+            paused: info.flags & PAUSED != 0,
+            cpu_time: Duration::from_nanos(info.cpu_time),
+        }))
+    }
+
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
         // SAFETY: scalars only, the handle is live (see above).
         self.call(|xen, handle| unsafe {
@@ -478,6 +523,7 @@ mod tests {
     #[test]
     fn of_a_domain_the_flags_tell_whether_it_lives() {
         assert_eq!(size_of::<DomainInfo>(), 4096);
+        assert_eq!(std::mem::offset_of!(DomainInfo, cpu_time), 56);
         assert_eq!(size_of::<EventChannelStatus>(), 24);
         for (flags, life) in [
             (0x0000_0020, DomainState::Alive),

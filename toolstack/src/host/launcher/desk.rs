@@ -332,6 +332,7 @@ fn carry_out(order: &Order) -> Result<(), String> {
         Order::DestroyDomain { domid } => xl::destroy(&domid.to_string()).map_err(|error| error.to_string()),
         Order::Detach { bdf } => bulkhead(&["detach", &bdf.to_string()]),
         Order::DestroyGuest { bdf } => bulkhead(&["destroy", &bdf.to_string()]),
+        Order::Start { guest } => bulkhead(&["start", &guest.to_string()]),
         Order::Attach {
             guest,
             devices,

@@ -55,6 +55,11 @@ pub enum Order {
         #[serde(with = "serde_text::text")]
         bdf: Bdf,
     },
+    /// `bulkhead start GUEST`: the devices that a guest is to have whenever it starts.
+    Start {
+        /// The guest.
+        guest: DomId,
+    },
     /// `bulkhead recreate`: a stub with a number of our choice.
     Recreate(NewStub),
     /// Answered when no earlier launcher's process creates a stub any more.
@@ -92,7 +97,7 @@ impl Order {
     pub const fn is_command(&self) -> bool {
         matches!(
             self,
-            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. }
+            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. } | Self::Start { .. }
         )
     }
 }

@@ -1,0 +1,265 @@
+//! The first devices of a guest that exists: what `attach` and `start` share.
+
+use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
+use super::prepare;
+use super::select::attachments;
+use super::turn::Turn;
+use super::undo::Undo;
+use super::waiting::Interrupt;
+use crate::admission::declared::{Declared, declared};
+use crate::admission::policy::Choices;
+use crate::control;
+use crate::host::Host;
+use crate::host::domains::{self, Domain, DomainError};
+use crate::host::guest_config::{GuestConfig, check_stub};
+use crate::host::store::Store;
+use crate::host::xl;
+use crate::records::{Attachment, GuestStart, Stage, forget_carried};
+use crate::say::say;
+use anyhow::{Context, Result, ensure};
+use bulkhead_config::declaration::{DIRECTORY, Unfit};
+use bulkhead_config::options::Wanted;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use xen::xenctrl::{DomainState, Hypervisor as _};
+use xenbus::client::Store as _;
+use xenbus::device::SlotMode;
+use xenbus::path::Device as Hop;
+
+/// What a command line says of a guest's devices.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// The devices; if there are none, those that the guest is to have whenever it starts.
+    pub devices: Vec<Wanted>,
+    /// Choices for all of them.
+    pub choices: Choices,
+    /// How the guest addresses them.
+    pub slots: Option<SlotMode>,
+    /// The stub's image.
+    pub kernel: Option<PathBuf>,
+}
+
+impl Named {
+    /// The devices that are named, or else those that the guest is to have whenever it starts.
+    pub fn wanted(&self, store: &mut Store, guest: &Domain) -> Result<Declared> {
+        let installed = || bulkhead_config::KERNEL.into();
+        let (name, kernel) = (&guest.name, self.kernel.clone());
+        if !self.devices.is_empty() {
+            return Ok(Declared {
+                devices: self.devices.clone(),
+                choices: self.choices.clone(),
+                slots: self.slots.unwrap_or_default(),
+                kernel: kernel.unwrap_or_else(installed),
+                unfit: Unfit::Hold,
+            });
+        }
+        let found = declared(store, Path::new(DIRECTORY), guest)?;
+        let mut wanted = found.with_context(|| {
+            format!(
+                "no devices are named, and guest {name} is not declared: name devices with --device, or declare the guest \
+                 once with `bulkhead declare {name} --device NAME`"
+            )
+        })?;
+        ensure!(
+            self.choices == Choices::default() && self.slots.is_none(),
+            "guest {name} has its devices on the terms of its declaration: leave --slots and the options of terms out, or \
+             name the devices with --device"
+        );
+        wanted.kernel = kernel.unwrap_or(wanted.kernel);
+        Ok(wanted)
+    }
+}
+
+/// A guest with its first devices.
+pub struct GivenFirst {
+    /// Its attachment.
+    pub attachment: Attachment,
+    /// True if the guest is paused. Then its stub offers the devices, and that is all there is to wait for.
+    pub paused: bool,
+}
+
+/// Gives a guest its first devices, through the stub that is named, or else a new one. If the service had paused the guest for
+/// that, it runs afterwards.
+pub fn give_first(
+    host: &mut Host,
+    turn: &mut Turn,
+    guest: Domain,
+    wanted: &Declared,
+    stub: Option<&str>,
+    timeout: Duration,
+    interrupt: &Interrupt,
+) -> Result<GivenFirst> {
+    let domid = guest.domid.to_string();
+    let attachments = attachments(host)?;
+    GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
+    check_kernel(&wanted.kernel)?;
+    let stub = find_stub(host, &guest, stub, &wanted.kernel, &attachments)?;
+    // Devices by xl and by Bulkhead at once would be two backends.
+    check_no_frontend(host, &guest)?;
+    let (choices, slots) = (&wanted.choices, wanted.slots);
+    let admitted = prepare::admit(host, &wanted.devices, choices, Some(&guest), &[], slots)?;
+    control::ensure_running()?;
+
+    let mut undo = Undo::new()?;
+    let steps = || {
+        admitted.seize(host, interrupt, &mut undo)?;
+        let (stub, is_ours) = match stub {
+            Some(stub) => (stub, false),
+            None => (create_stub(host, &guest, &wanted.kernel, &mut undo)?, true),
+        };
+        interrupt.check()?;
+        let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
+        // A paused guest cannot connect: then the stub's part is all there is to wait for.
+        let paused = xl::is_paused(&domid)?;
+        turn.suspend();
+        if paused {
+            wait_for_stub(host, &attachment, interrupt)?;
+        } else {
+            wait_for_guest(host, &attachment, timeout, interrupt)?;
+        }
+        let_run(host, &attachment.guest)?;
+        let paused = xl::is_paused(&domid)?;
+        Ok(GivenFirst { attachment, paused })
+    };
+    let given = steps();
+    if given.is_err() {
+        undo.undo(host, turn);
+    }
+    given
+}
+
+/// The stub that is named, or the one with the usual name for this guest; `None` if that has to be created. A domain that is no
+/// stub is refused, because it would be given nodes that mean something else to it.
+fn find_stub(
+    host: &mut Host,
+    guest: &Domain,
+    named: Option<&str>,
+    kernel: &Path,
+    attachments: &[Attachment],
+) -> Result<Option<Domain>> {
+    let usual = stub_name(&guest.name);
+    let stub = match (domains::find(&mut host.store, named.unwrap_or(&usual)), named) {
+        (Ok(stub), _) => stub,
+        (Err(DomainError::NotFound { .. }), None) => return Ok(None),
+        (Err(error), _) => {
+            return Err(error).with_context(|| {
+                let name = named.unwrap_or(&usual);
+                format!(
+                    "no stub {name}: create it with `xl create stubdom.cfg 'name=\"{name}\"'`, or leave --stub out"
+                )
+            });
+        }
+    };
+    check_is_free(&stub, guest, attachments)?;
+    // Stubs are preserved when they crash, so that a dead one still has its name and number.
+    let state = host
+        .xen
+        .domain_state(stub.domid)
+        .context("cannot ask Xen about the stub")?;
+    ensure!(
+        state == DomainState::Alive,
+        "stub {0} is dead ({state:?}): `xl destroy {0}`, and try again",
+        stub.name
+    );
+    // By dom0's own record of how the domain was created. Its name and its nodes could be anybody's.
+    let config = xl::config_of(&stub.domid.to_string())?;
+    check_stub(&config, &stub.name, kernel).with_context(|| match named {
+        Some(_) => {
+            "--stub is for a domain that was created from stubdom.cfg, and --kernel for its image".to_owned()
+        }
+        None => format!(
+            "the stub of guest {} would have that name: rename the domain, or name a stub with --stub",
+            guest.name
+        ),
+    })?;
+    Ok(Some(stub))
+}
+
+/// Checks by the records that a domain can become the stub of a guest.
+fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> Result<()> {
+    ensure!(stub.domid != 0, "{} is dom0, and no stub", stub.name);
+    ensure!(
+        stub.domid != guest.domid,
+        "{} cannot be guest and stub at once",
+        guest.name
+    );
+    for attachment in attachments {
+        ensure!(
+            attachment.stub.domid != stub.domid,
+            "{} is the stub of guest {} already: name another, or leave --stub out",
+            stub.name,
+            attachment.guest.name
+        );
+        ensure!(
+            attachment.guest.domid != stub.domid,
+            "{} is a guest that has devices, and no stub",
+            stub.name
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the guest has no PCI frontend of xl's. pcifront has one backend only.
+fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
+    let frontend = Hop::first_hop(0, guest.domid).frontend_dir();
+    ensure!(
+        host.store.read_optional(&frontend)?.is_none(),
+        "guest {} has a PCI frontend already ({frontend}): it can have one backend only",
+        guest.name
+    );
+    Ok(())
+}
+
+/// Lets a guest run that has been given its devices, or is to have none: takes the service's pause away, and records that the
+/// service has nothing more to do for it. The toolstack's own pause, and one of the administrator's, stay.
+pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
+    let start = GuestStart::of(&mut host.store, guest)?;
+    if start.is_some_and(|start| start.is_paused()) {
+        let state = host
+            .xen
+            .run_state(guest.domid)
+            .context("cannot ask Xen about the guest")?;
+        if let Some(state) = state {
+            say!(
+                "guest {} (domain {}) goes on; it has run for {} ns so far",
+                guest.name,
+                guest.domid,
+                state.cpu_time.as_nanos()
+            );
+        }
+        match host.xen.unpause(guest.domid) {
+            // Somebody has taken the pause away by `xl unpause`.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+            unpaused => unpaused
+                .with_context(|| format!("cannot let guest {0} run: try `xl unpause {0}`", guest.name))?,
+        }
+    }
+    let given = GuestStart {
+        guest: guest.clone(),
+        stage: Stage::Given,
+    };
+    given.write(&mut host.store)?;
+    Ok(forget_carried(&mut host.store, &guest.uuid)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::tests::{attachment, domain};
+
+    #[test]
+    fn a_stub_serves_one_guest_and_is_none_itself() {
+        let attachments = [attachment()];
+        let mail = domain(7, "mail");
+        check_is_free(&domain(9, "mail-bulkhead"), &mail, &attachments).unwrap();
+        for (stub, expected) in [
+            (domain(0, "Domain-0"), "Domain-0 is dom0"),
+            (mail.clone(), "mail cannot be guest and stub"),
+            (domain(4, "renamed"), "renamed is the stub of guest web already"),
+            (domain(3, "web"), "web is a guest that has devices"),
+        ] {
+            let error = check_is_free(&stub, &mail, &attachments).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `bulkhead start`: gives a guest the devices that it is to have whenever it starts, and lets it run. The service orders it
+//! for each guest that it has paused for that (`serve::starts`).
+
+use super::give::{give_first, let_run};
+use super::turn::Turn;
+use super::waiting::{Interrupt, wait};
+use crate::admission::declared::{Declared, declared};
+use crate::host::Host;
+use crate::host::domains::{self, Domain, is_alive};
+use crate::host::xl;
+use crate::nodes::progress::Progress;
+use crate::records::{Attachment, GuestStart, Stage, forget_start};
+use crate::say::{notice, say};
+use anyhow::{Context, Result, anyhow};
+use bulkhead_config::declaration::{DIRECTORY, Unfit};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+use xen::xenctrl::{DomId, Hypervisor as _};
+
+/// Time limit for the toolstack to finish with a domain: its scripts for disks and networks may be slow.
+const CREATION: Duration = Duration::from_secs(300);
+/// Time limit for the last domain of a guest that reboots to be taken apart, and its devices to be reset.
+const LAST_DOMAIN: Duration = Duration::from_secs(60);
+/// Time limit for a guest that runs to take its devices: it may still boot.
+const RUNNING_GUEST: Duration = Duration::from_secs(600);
+/// Interval at which `xl` is asked for the configuration of a domain that is being created.
+const ASK: Duration = Duration::from_millis(200);
+
+/// Gives the guest with this number its devices, and lets it run. A guest that cannot have them meets what its declaration
+/// says.
+pub fn start(domid: DomId) -> Result<()> {
+    let mut host = Host::open()?;
+    let interrupt = Interrupt::catch()?;
+    let Some(guest) = domains::all(&mut host.store)?
+        .into_iter()
+        .find(|guest| guest.domid == domid)
+    else {
+        return Ok(());
+    };
+    let Some(before) = under_way(&mut host, &guest)? else {
+        return Ok(());
+    };
+    let given = give(&mut host, &guest, &interrupt);
+    if !is_alive(&mut host.store, &guest)? {
+        return Ok(forget_start(&mut host.store, domid)?);
+    }
+    match given {
+        Ok(()) => Ok(()),
+        Err((unfit, error)) => refuse(&mut host, &before, unfit, &error),
+    }
+}
+
+/// The start of a guest, if it has not come to its end.
+fn under_way(host: &mut Host, guest: &Domain) -> Result<Option<GuestStart>> {
+    let start = GuestStart::of(&mut host.store, guest)?;
+    let is_under_way =
+        |start: &GuestStart| matches!(start.stage, Stage::Pausing | Stage::Paused | Stage::Running);
+    Ok(start.filter(is_under_way))
+}
+
+/// Gives the devices. An error comes with what is to happen to the guest.
+fn give(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<(), (Unfit, anyhow::Error)> {
+    let hold = |error: anyhow::Error| (Unfit::Hold, error);
+    wait_for_last_domain(host, guest, interrupt).map_err(hold)?;
+    let found = declared(&mut host.store, Path::new(DIRECTORY), guest);
+    let Some(wanted) = found.map_err(|error| hold(error.into()))? else {
+        // What it had was given away, or its declaration was removed, since it was paused.
+        say!(
+            "guest {} starts without devices: it is to have none any more",
+            guest.name
+        );
+        return let_run(host, guest).map_err(hold);
+    };
+    let unfit = wanted.unfit;
+    give_declared(host, guest, &wanted, interrupt).map_err(|error| (unfit, error))
+}
+
+fn give_declared(host: &mut Host, guest: &Domain, wanted: &Declared, interrupt: &Interrupt) -> Result<()> {
+    wait_for_toolstack(host, guest, interrupt)?;
+    let (mut turn, _) = Turn::take_for(|| Ok((Some(guest.clone()), ())))?;
+    // Another command may have given the devices meanwhile.
+    if under_way(host, guest)?.is_none() {
+        return Ok(());
+    }
+    give_first(
+        host,
+        &mut turn,
+        guest.clone(),
+        wanted,
+        None,
+        RUNNING_GUEST,
+        interrupt,
+    )?;
+    Ok(())
+}
+
+/// Waits until libxl has finished the domain: from then on it tells its configuration.
+fn wait_for_toolstack(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<()> {
+    wait(CREATION, interrupt, || {
+        if !is_alive(&mut host.store, guest)? && !is_being_made(host, guest)? {
+            return Ok(Progress::Failed(format!("guest {} has ended", guest.name)));
+        }
+        if xl::config_of(&guest.domid.to_string()).is_ok() {
+            return Ok(Progress::Connected);
+        }
+        thread::sleep(ASK);
+        Ok(Progress::Waiting(format!(
+            "the toolstack has not finished creating guest {}: `xl list -l {}` tells no configuration of it",
+            guest.name, guest.domid
+        )))
+    })
+}
+
+/// True if Xen has the domain. xenstored knows it only when the toolstack has built it.
+fn is_being_made(host: &Host, guest: &Domain) -> Result<bool> {
+    let state = host.xen.run_state(guest.domid);
+    Ok(state.context("cannot ask Xen about the guest")?.is_some())
+}
+
+/// Waits until the last domain of a guest that reboots has no devices any more.
+fn wait_for_last_domain(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<()> {
+    wait(LAST_DOMAIN, interrupt, || {
+        let (attachments, _) = Attachment::all(&mut host.store)?;
+        let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
+        Ok(
+            match attachments.iter().find(|attachment| is_last(&attachment.guest)) {
+                None => Progress::Connected,
+                Some(Attachment { guest: last, .. }) => Progress::Waiting(format!(
+                    "domain {} of the same guest still has its devices: `bulkhead status` shows why, `xl list` whether it lives",
+                    last.domid
+                )),
+            },
+        )
+    })
+}
+
+/// Does to a guest that cannot have its devices what its declaration says.
+fn refuse(host: &mut Host, before: &GuestStart, unfit: Unfit, error: &anyhow::Error) -> Result<()> {
+    let guest = &before.guest;
+    let reason = format!("{error:#}").replace('\n', "; ");
+    let mut failed = GuestStart {
+        guest: guest.clone(),
+        stage: Stage::Failed {
+            reason: reason.clone(),
+            held: before.is_paused(),
+        },
+    };
+    // Recorded first: if what follows fails, the guest is paused for a known reason.
+    failed.write(&mut host.store)?;
+    match (unfit, before.is_paused()) {
+        (Unfit::Start, true) => {
+            let_run(host, guest)?;
+            failed.stage = Stage::Failed { reason, held: false };
+            failed.write(&mut host.store)?;
+        }
+        (Unfit::Destroy, true) => {
+            notice!(
+                "guest {} is destroyed, as its declaration says, because it cannot have its devices: {reason}",
+                guest.name
+            );
+            domains::destroy(host, guest)?;
+            return Ok(forget_start(&mut host.store, guest.domid)?);
+        }
+        // A guest that runs is left alone.
+        _ => {}
+    }
+    Err(anyhow!("{failed}"))
+}

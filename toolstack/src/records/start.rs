@@ -1,0 +1,183 @@
+//! Starts of guests that are to have devices without a command of an administrator's: how far each has come.
+//!
+//! There is one record for each domain, as long as it lives. It also tells that the service has dealt with the domain:
+//! a guest from which an administrator has detached its devices does not get them again when the service is started anew.
+
+use super::error::RecordError;
+use super::paths::{children, make_root, remove_from};
+use crate::host::domains::Domain;
+use crate::host::store::{Store, StoreError};
+use crate::serde_text;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use xen::xenctrl::DomId;
+use xenbus::client::Store as _;
+
+/// Directory of the records, by the number of the domain.
+const STARTS: &str = "/local/domain/0/bulkhead/start";
+
+/// How far a start has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "stage")]
+pub enum Stage {
+    /// The guest is about to be paused. If this is found later, nobody knows whether it was.
+    Pausing,
+    /// The service has paused the guest, and its devices are being given.
+    Paused,
+    /// The guest ran before the service saw it. It gets its devices while it runs.
+    Running,
+    /// The guest has had its devices.
+    Given,
+    /// The guest could not have its devices.
+    Failed {
+        /// Why.
+        reason: String,
+        /// True if it stays paused by the service.
+        held: bool,
+    },
+}
+
+/// The start of a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStart {
+    /// The guest.
+    pub guest: Domain,
+    /// How far it has come.
+    #[serde(flatten)]
+    pub stage: Stage,
+}
+
+impl GuestStart {
+    /// Writes the record.
+    pub fn write(&self, store: &mut Store) -> Result<(), RecordError> {
+        make_root(store)?;
+        Ok(store.write(&path(self.guest.domid), &serde_text::json(self))?)
+    }
+
+    /// The record of this domain, and not of an earlier one with its number.
+    pub fn of(store: &mut Store, guest: &Domain) -> Result<Option<Self>, StoreError> {
+        let start = Self::numbered(store, guest.domid)?;
+        Ok(start.filter(|start| start.guest.uuid == guest.uuid))
+    }
+
+    fn numbered(store: &mut Store, domid: DomId) -> Result<Option<Self>, StoreError> {
+        let text = store.read_optional(&path(domid))?;
+        // One that cannot be read is as good as none: the guest is looked at as if it were new.
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// All records.
+    pub fn all(store: &mut Store) -> Result<Vec<Self>, StoreError> {
+        let mut all = Vec::new();
+        for name in children(store, STARTS)? {
+            if let Ok(domid) = name.parse() {
+                all.extend(Self::numbered(store, domid)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// True if the guest stays paused until the service, or a command, lets it run.
+    pub const fn is_paused(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Pausing | Stage::Paused | Stage::Failed { held: true, .. }
+        )
+    }
+}
+
+/// In words, with the next step.
+impl fmt::Display for GuestStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let guest = &self.guest.name;
+        match &self.stage {
+            Stage::Pausing | Stage::Paused => {
+                write!(f, "guest {guest} is paused: it is being given its devices")
+            }
+            Stage::Running => write!(f, "guest {guest} runs, and is being given its devices"),
+            Stage::Given => write!(f, "guest {guest} has had its devices"),
+            Stage::Failed { reason, held: true } => write!(
+                f,
+                "guest {guest} is held paused, because it cannot have its devices: {reason}. `bulkhead attach {guest}` tries \
+                 again and starts it, `xl unpause {guest}` starts it without them, `bulkhead destroy {guest}` ends it"
+            ),
+            Stage::Failed { reason, held: false } => write!(
+                f,
+                "guest {guest} runs without its devices: {reason}. `bulkhead attach {guest}` tries again"
+            ),
+        }
+    }
+}
+
+/// Removes the record of a domain, if there is one, and the directory with the last.
+pub fn forget_start(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
+    store.transaction(|store| remove_from(store, STARTS, &path(domid)))
+}
+
+fn path(domid: DomId) -> String {
+    format!("{STARTS}/{domid}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::dom0;
+    use crate::records::tests::domain;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_start_is_found_by_its_domain_and_by_no_later_one_of_that_number() {
+        let mut store = dom0(&Xenstored::new());
+        let stages = [
+            Stage::Pausing,
+            Stage::Paused,
+            Stage::Running,
+            Stage::Given,
+            Stage::Failed {
+                reason: "it is mute".into(),
+                held: true,
+            },
+        ];
+        for stage in stages {
+            let start = GuestStart {
+                guest: domain(3, "web"),
+                stage,
+            };
+            start.write(&mut store).unwrap();
+            assert_eq!(
+                GuestStart::of(&mut store, &start.guest).unwrap(),
+                Some(start.clone())
+            );
+            assert_eq!(GuestStart::all(&mut store).unwrap(), [start]);
+        }
+        let later = Domain {
+            uuid: "another".into(),
+            ..domain(3, "web")
+        };
+        assert_eq!(GuestStart::of(&mut store, &later).unwrap(), None);
+        forget_start(&mut store, 3).unwrap();
+        forget_start(&mut store, 3).expect("once more does no harm");
+        assert_eq!(store.read_optional(STARTS).unwrap(), None, "nor the directory");
+    }
+
+    #[test]
+    fn a_guest_that_is_held_is_told_with_the_reason_and_every_way_on() {
+        let start = |held| GuestStart {
+            guest: domain(3, "web"),
+            stage: Stage::Failed {
+                reason: "0000:00:05.0 is not there".into(),
+                held,
+            },
+        };
+        assert_eq!(
+            start(true).to_string(),
+            "guest web is held paused, because it cannot have its devices: 0000:00:05.0 is not there. `bulkhead attach web` \
+             tries again and starts it, `xl unpause web` starts it without them, `bulkhead destroy web` ends it"
+        );
+        assert_eq!(
+            start(false).to_string(),
+            "guest web runs without its devices: 0000:00:05.0 is not there. `bulkhead attach web` tries again"
+        );
+        assert!(start(true).is_paused() && !start(false).is_paused());
+    }
+}
