@@ -2,11 +2,13 @@
 
 use crate::admission::policy::Choices;
 use crate::terms::Terms;
+use bulkhead_config::declaration::Unfit;
 use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use xen::xenctrl::DomId;
 use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
@@ -27,18 +29,20 @@ pub enum Command {
         #[arg(required_unless_present = "devices")]
         config: Option<String>,
         /// A device for the guest, such as `0000:03:00.0` or `8086:10d3@0000:00:1c.0/00.0`, with its terms:
-        /// `NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]`. May be repeated.
-        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        /// `NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]`. May be repeated. A
+        /// declared guest has its devices without this option.
+        #[arg(long = "device", value_name = "NAME", num_args = 1..)]
         devices: Vec<String>,
         /// Terms for all of the devices.
         #[command(flatten)]
         terms: TermsArgs,
-        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps the addresses in dom0.
-        #[arg(long, value_name = "MODE", default_value_t)]
-        slots: SlotMode,
-        /// Image of the stub.
-        #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
-        kernel: PathBuf,
+        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps the addresses in dom0 [default:
+        /// vpci].
+        #[arg(long, value_name = "MODE")]
+        slots: Option<SlotMode>,
+        /// Image of the stub [default: /usr/lib/bulkhead/bulkhead-stub].
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
         /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
@@ -48,8 +52,9 @@ pub enum Command {
         /// The guest, by name or number.
         #[arg(required_unless_present = "devices")]
         guest: Option<String>,
-        /// A device for the guest, with its terms, as for `run`. May be repeated.
-        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        /// A device for the guest, with its terms, as for `run`. May be repeated. A declared guest gets the devices of its
+        /// declaration without this option.
+        #[arg(long = "device", value_name = "NAME", num_args = 1..)]
         devices: Vec<String>,
         /// Terms for all of the devices.
         #[command(flatten)]
@@ -61,9 +66,9 @@ pub enum Command {
         /// GUEST-bulkhead, which is created if there is none].
         #[arg(long, value_name = "DOMAIN")]
         stub: Option<String>,
-        /// Image of the stub, whether the stub is created or exists.
-        #[arg(long, value_name = "FILE", default_value = bulkhead_config::KERNEL)]
-        kernel: PathBuf,
+        /// Image of the stub, whether the stub is created or exists [default: /usr/lib/bulkhead/bulkhead-stub].
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
         /// Time limit for a running guest to take the devices.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
@@ -83,6 +88,33 @@ pub enum Command {
         /// The guest, by name or number, or one of its devices.
         #[arg(value_name = "GUEST|DEVICE")]
         who: String,
+    },
+    /// Write down which devices a guest gets whenever it starts, whoever starts it. Checks the devices first, as `check` does.
+    Declare {
+        /// The guest, by name or UUID. It need not exist.
+        #[arg(required_unless_present = "devices")]
+        guest: Option<String>,
+        /// A device for the guest, with its terms, as for `run`. May be repeated.
+        #[arg(long = "device", value_name = "NAME", required = true, num_args = 1..)]
+        devices: Vec<String>,
+        /// No MSI and MSI-X for any of the devices, except those with msi=1.
+        #[arg(long)]
+        no_msi: bool,
+        /// Addresses of the devices in the guest, as for `run`.
+        #[arg(long, value_name = "MODE", default_value_t)]
+        slots: SlotMode,
+        /// What happens to the guest if it cannot have all of its devices: hold keeps it paused, start starts it without
+        /// them, destroy ends it.
+        #[arg(long, value_name = "hold|start|destroy", default_value_t)]
+        unfit: Unfit,
+        /// Only print what would be written.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Remove what `declare` has written for a guest. A guest that runs keeps its devices until it ends.
+    Undeclare {
+        /// The guest, by name or UUID.
+        guest: String,
     },
     /// Report whether devices can be passed through, without changing anything. The exit code is 0 if all can.
     Check {
@@ -141,6 +173,12 @@ pub enum Command {
     /// Serve stubs, with few privileges. The service's first process starts this.
     #[command(hide = true)]
     Worker,
+    /// Give a guest that starts the devices that it is to have, and let it run. The service starts this.
+    #[command(hide = true)]
+    Start {
+        /// The guest's number.
+        guest: DomId,
+    },
     /// Create a stub again, as standard input says. The service starts this.
     #[command(hide = true)]
     Recreate,
@@ -195,6 +233,7 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Run { .. } => "run",
+            Self::Declare { .. } => "declare",
             _ => "attach",
         }
     }
@@ -207,6 +246,7 @@ pub fn apart(
     alone: Option<String>,
     mut words: Vec<String>,
 ) -> Result<(String, Vec<Wanted>), clap::Error> {
+    let asks_for_devices = !words.is_empty();
     let is_device = |word: &String| word.parse::<Wanted>().is_ok();
     // Only the last word: anything else that is no device is a mistake in a device.
     let alone = alone.or_else(|| words.pop_if(|last| !is_device(last)));
@@ -223,7 +263,8 @@ pub fn apart(
     });
     let devices = devices.collect::<Result<Vec<_>, _>>()?;
     match alone {
-        Some(alone) if !devices.is_empty() => Ok((alone, devices)),
+        // Without the option the guest's declaration says which devices it has.
+        Some(alone) if !devices.is_empty() || !asks_for_devices => Ok((alone, devices)),
         Some(_) => Err(usage(
             ErrorKind::MissingRequiredArgument,
             "name a device with --device".into(),
@@ -274,6 +315,14 @@ mod tests {
     }
 
     #[test]
+    fn a_declared_guest_needs_no_devices() {
+        assert_eq!(
+            run("bulkhead run web.cfg"),
+            Ok(("web.cfg".to_owned(), Vec::new()))
+        );
+    }
+
+    #[test]
     fn what_is_missing_or_wrong_is_named() {
         for (line, expected) in [
             (
@@ -284,7 +333,7 @@ mod tests {
                 "bulkhead run --device web.cfg",
                 "error: name a device with --device",
             ),
-            ("bulkhead run web.cfg", "error: the following required arguments"),
+            ("bulkhead run", "error: the following required arguments"),
             (
                 "bulkhead run web.cfg --device 00:05.0 other.cfg",
                 "error: --device \"other.cfg\": ",

@@ -13,8 +13,9 @@ use std::time::Duration;
 use toolstack::arguments::{Cli, Command, Switch, apart};
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
+use toolstack::commands::declare::{self, Declare};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, destroy, detach, irq, release, seize};
+use toolstack::commands::{Ended, Named, destroy, detach, irq, release, seize, start};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
@@ -52,10 +53,12 @@ fn execute(command: Command) -> Result<ExitCode> {
             let (config, devices) = apart(name, config, devices).unwrap_or_else(|error| error.exit());
             let ended = run::run(&Run {
                 config: config.into(),
-                devices,
-                choices: terms.into(),
-                slots,
-                kernel,
+                named: Named {
+                    devices,
+                    choices: terms.into(),
+                    slots,
+                    kernel,
+                },
                 wait: Duration::from_secs(wait),
             })?;
             return Ok(match ended {
@@ -76,15 +79,37 @@ fn execute(command: Command) -> Result<ExitCode> {
             attach::attach(&Attach {
                 guest,
                 stub,
-                devices,
-                choices: terms.into(),
-                slots,
-                kernel,
+                named: Named {
+                    devices,
+                    choices: terms.into(),
+                    slots,
+                    kernel,
+                },
                 wait: Duration::from_secs(wait),
             })
         }
         Command::Detach { who, trusted_guest } => detach::detach(&who, trusted_guest),
         Command::Destroy { who } => destroy::destroy(&who),
+        Command::Declare {
+            guest,
+            devices,
+            no_msi,
+            slots,
+            unfit,
+            dry_run,
+        } => {
+            let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
+            declare::declare(&Declare {
+                guest,
+                devices,
+                no_msi,
+                slots,
+                unfit,
+                dry_run,
+            })
+        }
+        Command::Undeclare { guest } => declare::undeclare(&guest),
+        Command::Start { guest } => start::start(guest),
         Command::Check {
             devices,
             guest,

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod check;
 mod create;
+pub mod declare;
 pub mod destroy;
 pub mod detach;
 mod give;
@@ -20,3 +21,4 @@ mod undo;
 mod waiting;
 
 pub use create::Ended;
+pub use give::Named;
