@@ -3,10 +3,17 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// This program's file. That of a test would run tests.
+const FILE: &str = if cfg!(test) {
+    "/nonexistent/bulkhead"
+} else {
+    "/proc/self/exe"
+};
+
 /// A command that runs this program again: the same file, even if another one has its name by now, as after the
 /// upgrade of a package.
 pub fn own() -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(FILE);
     command.arg0("bulkhead");
     command
 }

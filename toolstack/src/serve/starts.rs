@@ -232,3 +232,255 @@ fn fail(store: &mut Store, guest: &Domain, stage: &Stage, reason: &str) -> Resul
     log::error!("{start}");
     start.write(store)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
+    use crate::records::tests::{attachment, domain};
+    use crate::records::unfinished::Unfinished;
+    use crate::records::{Carried, unfinished};
+    use rustix::io::Errno;
+    use std::fs;
+    use xen::model::{ModelDomain, Xen};
+    use xenbus::client::Store as _;
+    use xenbus::model::Xenstored;
+
+    const BUILT: ModelDomain = ModelDomain {
+        pauses: 1,
+        cpu_time: Duration::ZERO,
+    };
+
+    /// A host on which guest web (3) is declared and being built, and mail (7) runs undeclared.
+    struct Scene {
+        daemon: Xenstored,
+        host: Host<Xen>,
+        starts: Starts,
+        directory: tempfile::TempDir,
+        _tree: Tree,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (daemon, tree) = (Xenstored::new(), Tree::new());
+            introduce(&daemon, 3, "web");
+            introduce(&daemon, 7, "mail");
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(
+                directory.path().join("web.toml"),
+                "guest = \"web\"\ndevices = [\"00:05.0\"]",
+            )
+            .unwrap();
+            let xen = Xen::default();
+            [3, 7].into_iter().for_each(|domid| xen.set_domain(domid, BUILT));
+            Self {
+                host: Host {
+                    store: dom0(&daemon),
+                    xen,
+                    sysfs: tree.sysfs(),
+                    runner: Runner::Launcher(crate::host::launcher::Launcher::to_a_thread().0),
+                },
+                starts: Starts::of(directory.path()),
+                daemon,
+                directory,
+                _tree: tree,
+            }
+        }
+
+        fn look(&mut self) {
+            self.starts.look(&mut self.host).unwrap();
+        }
+
+        fn pauses(&self, domid: DomId) -> u32 {
+            self.host.xen.domain(domid).unwrap().pauses
+        }
+
+        fn stage(&mut self, domid: DomId, name: &str) -> Option<Stage> {
+            let start = GuestStart::of(&mut self.host.store, &domain(domid, name)).unwrap();
+            start.map(|start| start.stage)
+        }
+
+        fn record(&mut self, stage: Stage) {
+            let guest = domain(3, "web");
+            GuestStart { guest, stage }.write(&mut self.host.store).unwrap();
+        }
+
+        /// Looks until the launcher has answered: no order can be carried out here.
+        fn finish(&mut self) {
+            while self.starts.expect_answers() {
+                self.starts.finish(&mut self.host).unwrap();
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_declared_guest_is_paused_once_before_its_first_instruction_and_no_other() {
+        let mut scene = Scene::new();
+        for _ in 0..3 {
+            scene.look();
+        }
+        assert_eq!((scene.pauses(3), scene.pauses(7)), (2, 1));
+        assert_eq!(scene.stage(3, "web"), Some(Stage::Paused));
+        assert_eq!(scene.stage(7, "mail"), None);
+        assert_eq!(scene.starts.orders.len(), 1);
+        // The toolstack lets it run, and it does not.
+        scene.host.xen.unpause(3).unwrap();
+        assert!(scene.host.xen.run_state(3).unwrap().unwrap().paused);
+    }
+
+    #[test]
+    fn a_guest_that_runs_already_is_given_its_devices_without_a_pause() {
+        let mut scene = Scene::new();
+        let running = ModelDomain {
+            pauses: 0,
+            cpu_time: Duration::from_millis(1),
+        };
+        scene.host.xen.set_domain(3, running);
+        scene.look();
+        assert_eq!(scene.pauses(3), 0);
+        assert_eq!(scene.stage(3, "web"), Some(Stage::Running));
+        assert!(scene.starts.expect_answers());
+    }
+
+    #[test]
+    fn a_guest_that_reboots_is_paused_while_its_last_domain_still_has_the_devices_and_after() {
+        for is_carried in [false, true] {
+            let mut scene = Scene::new();
+            fs::remove_file(scene.directory.path().join("web.toml")).unwrap();
+            // The last domain of mail.
+            let last = Attachment {
+                guest: Domain {
+                    domid: 5,
+                    ..domain(7, "mail")
+                },
+                ..attachment()
+            };
+            if is_carried {
+                Carried::new(&last, String::new())
+                    .write(&mut scene.host.store)
+                    .unwrap();
+            } else {
+                last.write(&mut scene.host.store).unwrap();
+            }
+            scene.look();
+            assert_eq!((scene.pauses(3), scene.pauses(7)), (1, 2), "{is_carried}");
+        }
+    }
+
+    #[test]
+    fn what_a_command_of_ours_makes_or_a_guest_that_has_devices_is_left_alone() {
+        let mut scene = Scene::new();
+        let Domain { uuid, name, .. } = domain(3, "web");
+        let made = Unfinished {
+            guest: uuid.clone(),
+            guest_name: name.clone(),
+            uuid,
+            name,
+        };
+        unfinished::record(&mut scene.host.store, &made).unwrap();
+        scene.look();
+        assert_eq!((scene.pauses(3), scene.stage(3, "web")), (1, None));
+
+        let mut scene = Scene::new();
+        attachment().write(&mut scene.host.store).unwrap();
+        scene.look();
+        assert_eq!((scene.pauses(3), scene.stage(3, "web")), (1, Some(Stage::Given)));
+        assert!(!scene.starts.expect_answers());
+    }
+
+    #[test]
+    fn a_worker_that_takes_over_goes_on_with_what_was_begun_and_pauses_nobody_twice() {
+        for (stage, goes_on) in [
+            (Stage::Pausing, true),
+            (Stage::Paused, true),
+            (Stage::Running, true),
+            (Stage::Given, false),
+            (
+                Stage::Failed {
+                    reason: String::new(),
+                    held: true,
+                },
+                false,
+            ),
+        ] {
+            let mut scene = Scene::new();
+            scene.record(stage.clone());
+            scene.look();
+            assert_eq!(scene.pauses(3), 1, "{stage:?}");
+            assert_eq!(scene.starts.expect_answers(), goes_on, "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_ends_by_force_leaves_the_guest_held_with_a_reason() {
+        for (stage, held) in [(Stage::Paused, true), (Stage::Running, false)] {
+            let mut scene = Scene::new();
+            scene.record(stage);
+            scene.look();
+            scene.finish();
+            let Some(Stage::Failed { reason, held: found }) = scene.stage(3, "web") else {
+                panic!("{:?}", scene.stage(3, "web"));
+            };
+            assert!(reason.starts_with("`bulkhead start 3` failed"), "{reason}");
+            assert_eq!(found, held);
+        }
+        // One that has recorded by itself what was the matter is believed.
+        let mut scene = Scene::new();
+        scene.look();
+        let failed = Stage::Failed {
+            reason: "it is mute".into(),
+            held: false,
+        };
+        scene.record(failed.clone());
+        scene.finish();
+        assert_eq!(scene.stage(3, "web"), Some(failed));
+    }
+
+    #[test]
+    fn a_broken_declaration_holds_its_guest_and_an_unreadable_directory_nobody() {
+        let mut scene = Scene::new();
+        fs::write(scene.directory.path().join("mail.toml"), "guest =").unwrap();
+        scene.look();
+        assert_eq!((scene.pauses(3), scene.pauses(7)), (2, 2));
+
+        let mut scene = Scene::new();
+        // A file is no directory.
+        scene.starts = Starts::of(&scene.directory.path().join("web.toml"));
+        scene.look();
+        assert_eq!((scene.pauses(3), scene.pauses(7)), (1, 1));
+    }
+
+    #[test]
+    fn a_guest_that_ends_meanwhile_is_no_error_and_leaves_no_record() {
+        let mut scene = Scene::new();
+        scene.host.xen = Xen::default();
+        scene.look();
+        assert_eq!(scene.stage(3, "web"), None);
+
+        let mut scene = Scene::new();
+        scene.host.xen.refuse("pause 3", Errno::BUSY);
+        assert!(matches!(
+            scene.starts.look(&mut scene.host),
+            Err(ServeError::Pause(_))
+        ));
+        assert_eq!(scene.stage(3, "web"), None);
+    }
+
+    #[test]
+    fn a_later_domain_with_the_number_is_looked_at_anew() {
+        let mut scene = Scene::new();
+        scene.look();
+        scene.daemon.release(3);
+        scene.host.store.remove("/local/domain/3").unwrap();
+        scene.look();
+        introduce(&scene.daemon, 3, "web");
+        let vm = "/vm/00000000-0000-0000-0000-000000000099";
+        scene.host.store.write("/local/domain/3/vm", vm).unwrap();
+        scene.host.xen.set_domain(3, BUILT);
+        scene.look();
+        assert_eq!(scene.pauses(3), 2);
+        assert_eq!(scene.starts.orders.len(), 2);
+    }
+}

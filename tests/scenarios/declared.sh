@@ -1,0 +1,98 @@
+#!/bin/sh
+# A declared guest has its devices at every start, whoever starts it, before its first instruction; one that was started by `run` keeps its devices over reboots.
+#: device e1000e,netdev=n0,addr=5
+#: device edu,addr=6
+#: device edu,addr=7
+#: suite trixie
+#: timeout 600
+#: timeout-all 3600
+. /rig/scenarios/lib.sh
+CARD=0000:00:05.0 EDU=0000:00:06.0 OTHER=0000:00:07.0
+# Restarts of each kind. The whole has twenty.
+ROUNDS=${ROUNDS:-$([ "$ALL" ] && echo 20 || echo 2)}
+LOG=/var/log/bulkhead/serve.log
+FILES=/etc/bulkhead/guests.d
+
+serve() {
+    bulkhead serve >>$LOG 2>&1 &
+    within 20 "the service serves" complete
+}
+# pv NAME [LINE]...: writes NAME.cfg, a guest that can have devices.
+pv() {
+    name=$1
+    shift
+    guest_config "$name" 'passthrough = "enabled"' 'on_crash = "restart"' "$@"
+}
+# devices NAME: prints the devices of the guest by `bulkhead status`, once it has connected.
+devices() {
+    bulkhead status --json | jq -r --arg guest "$1" \
+        '[.stubs[] | select(.guest.name == $guest and .guest.state == "connected") | .devices[].bdf] | join(" ")'
+}
+has() { [ "$(devices "$1")" = "$2" ]; }
+# started NAME: prints how many starts of the guest were before its first instruction, how many were not, and how often it
+# had run when its devices stood.
+started() {
+    awk -v name="guest $1 " 'index($0, name) && /paused before its first instruction/ { before++ }
+        index($0, name) && /paused after it had run|runs already/ { late++ }
+        index($0, name) && /it has run for 0 ns/ { unrun++ }
+        END { print before + 0, late + 0, unrun + 0 }' $LOG
+}
+# held NAME PATTERN: the guest is paused, and status says why.
+held() { xl list "$1" | awk 'NR == 2 { exit $5 !~ /p/ }' && bulkhead status | grep -qE "guest $1 is held paused.*$2"; }
+restarted() { now=$(xl domid g1 2>/dev/null) && [ "$now" != "$domid" ] && has g1 $CARD; }
+
+mkdir -p /var/log/bulkhead
+dmesg -c >/dev/null
+serve
+check "declare" bulkhead declare g1 --device $CARD
+cat $FILES/g1.toml
+pv g1
+check "xl create" xl create /root/g1.cfg
+within 60 "it has its card" has g1 $CARD
+check "the card comes up" network_up g1
+equal "interrupts by status" "msi-x 5" "$(mode_of $CARD)"
+equal "starts before the first instruction, others, and with devices before it" "1 0 1" "$(started g1)"
+
+# --- it restarts, from inside, by xl, and by a crash
+up=0
+inventory | grep -v 'free memory' >/tmp/before
+for how in inside xl crash; do
+    for round in $(seq "$ROUNDS"); do
+        domid=$(xl domid g1)
+        case $how in
+            inside) in_guest g1 'nohup sh -c "sleep 1; reboot -f" >/dev/null 2>&1 &' ;;
+            xl) xl reboot -F g1 || xl reboot g1 ;;
+            crash) in_guest g1 'nohup sh -c "sleep 1; echo c >/proc/sysrq-trigger" >/dev/null 2>&1 &' ;;
+        esac >/tmp/check 2>&1
+        within 90 "$how $round: it is there again with its card" restarted
+        check "$how $round: the card comes up" network_up g1
+        equal "$how $round: interrupts by status" "msi-x 5" "$(mode_of $CARD)"
+        up=$((up + 1))
+    done
+done
+equal "restarts with the card on MSI-X" $((3 * ROUNDS)) $up
+equal "starts before the first instruction, others, and with devices before it" "$((up + 1)) 0 $((up + 1))" "$(started g1)"
+inventory | grep -v 'free memory' >/tmp/after
+check "nothing leaks" diff /tmp/before /tmp/after
+
+# --- a guest of `run`, without a declaration
+guest_config g2
+check "run" bulkhead run /root/g2.cfg --device $EDU,msi=0
+domid=$(xl domid g2)
+check "xl reboot" sh -c "xl reboot -F g2 || xl reboot g2"
+again() { now=$(xl domid g2 2>/dev/null) && [ "$now" != "$domid" ] && has g2 $EDU; }
+within 90 "it keeps its device" again
+equal "on its terms" "$(bulkhead status --json | jq -r '.stubs[] | select(.guest.name == "g2") | .devices[].terms.msi | keys[0]')" off
+check "destroy" bulkhead destroy g2
+
+# --- guests that cannot have their devices
+echo 'guest = "g3' >$FILES/g3.toml
+pv g3
+check "xl create of a guest whose declaration is broken" xl create /root/g3.cfg
+within 30 "it is held, and the file is named by line and column" held g3 "g3.toml is broken in line 1, column"
+check "declare" sh -c "rm $FILES/g3.toml && bulkhead declare g3 --device $EDU"
+check "attach starts it" bulkhead attach g3
+within 60 "it has its device" has g3 $EDU
+check "bulkhead declares a device twice" bulkhead declare g4 --device $OTHER $EDU --unfit hold
+grep "declared for guest g3 too" /tmp/check || failure "no word of the other declaration"
+success
