@@ -6,17 +6,18 @@ use super::turn::Turn;
 use super::waiting::{Interrupt, wait};
 use crate::admission::declared::{Declared, declared};
 use crate::host::Host;
-use crate::host::domains::{self, Domain, is_alive};
+use crate::host::domains::{self, Domain, has_home};
+use crate::host::guest_config::GuestConfig;
 use crate::host::xl;
 use crate::nodes::progress::Progress;
 use crate::records::{Attachment, GuestStart, Stage, forget_start};
 use crate::say::{notice, say};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use bulkhead_config::declaration::{DIRECTORY, Unfit};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use xen::xenctrl::{DomId, Hypervisor as _};
+use xen::xenctrl::DomId;
 
 /// Time limit for the toolstack to finish with a domain: its scripts for disks and networks may be slow.
 const CREATION: Duration = Duration::from_secs(300);
@@ -42,7 +43,7 @@ pub fn start(domid: DomId) -> Result<()> {
         return Ok(());
     };
     let given = give(&mut host, &guest, &interrupt);
-    if !is_alive(&mut host.store, &guest)? {
+    if !has_home(&mut host.store, &guest)? {
         return Ok(forget_start(&mut host.store, domid)?);
     }
     match given {
@@ -95,13 +96,15 @@ fn give_declared(host: &mut Host, guest: &Domain, wanted: &Declared, interrupt: 
     Ok(())
 }
 
-/// Waits until libxl has finished the domain: from then on it tells its configuration.
+/// Waits until libxl has finished the domain.
 fn wait_for_toolstack(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<()> {
     wait(CREATION, interrupt, || {
-        if !is_alive(&mut host.store, guest)? && !is_being_made(host, guest)? {
+        if !has_home(&mut host.store, guest)? {
             return Ok(Progress::Failed(format!("guest {} has ended", guest.name)));
         }
-        if xl::config_of(&guest.domid.to_string()).is_ok() {
+        // libxl stores the configuration as its last step; until then there is no name in it.
+        let config = xl::config_of(&guest.domid.to_string());
+        if config.is_ok_and(|config| GuestConfig::from_json(&config).is_ok()) {
             return Ok(Progress::Connected);
         }
         thread::sleep(ASK);
@@ -110,12 +113,6 @@ fn wait_for_toolstack(host: &mut Host, guest: &Domain, interrupt: &Interrupt) ->
             guest.name, guest.domid
         )))
     })
-}
-
-/// True if Xen has the domain. xenstored knows it only when the toolstack has built it.
-fn is_being_made(host: &Host, guest: &Domain) -> Result<bool> {
-    let state = host.xen.run_state(guest.domid);
-    Ok(state.context("cannot ask Xen about the guest")?.is_some())
 }
 
 /// Waits until the last domain of a guest that reboots has no devices any more.

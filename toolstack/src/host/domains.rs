@@ -153,6 +153,12 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
     Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
 }
 
+/// True if the domain, and not a later one with its number, has its home. A domain that is being built has one before it is
+/// [alive](is_alive), and loses it when it is destroyed.
+pub fn has_home(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
+    Ok(uuid(store, domain.domid)?.is_some_and(|uuid| uuid == domain.uuid))
+}
+
 /// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.
 pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyError> {
     if !is_alive(&mut host.store, domain)? {
@@ -273,6 +279,20 @@ mod tests {
         assert!(is_alive(&mut store, &web).unwrap());
         daemon.release(3);
         assert!(!is_alive(&mut store, &web).unwrap());
+    }
+
+    #[test]
+    fn a_domain_has_its_home_while_it_is_being_built() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        let web = crate::records::tests::domain(3, "web");
+        assert!(!has_home(&mut store, &web).unwrap());
+        store
+            .write("/local/domain/3/vm", &format!("/vm/{}", web.uuid))
+            .unwrap();
+        assert!(has_home(&mut store, &web).unwrap() && !is_alive(&mut store, &web).unwrap());
+        store.write("/local/domain/3/vm", "/vm/another").unwrap();
+        assert!(!has_home(&mut store, &web).unwrap());
     }
 
     #[test]

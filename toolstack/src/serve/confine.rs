@@ -5,6 +5,7 @@
 //! The [`crate::host::launcher`], a process of its own that is not confined, runs programs and opens connections for it.
 
 use crate::paths;
+use bulkhead_config::declaration::DIRECTORY;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
@@ -71,8 +72,7 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
     // Configuration space, resets. Paths below `bus/pci` lead to below `devices`.
     ("/sys/devices", make_bitflags!(AccessFs::{WriteFile})),
     ("/sys/bus/pci", make_bitflags!(AccessFs::{WriteFile})),
-    // Declarations of guests. The directory above theirs: it is installed, and theirs may come later.
-    ("/etc/bulkhead", READ),
+    (DIRECTORY, READ),
     // Grants and event channels.
     (
         "/dev/xen",

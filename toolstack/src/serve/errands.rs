@@ -1,6 +1,6 @@
 //! Work of the service that concerns no single stub.
 
-use crate::host::domains::is_alive;
+use crate::host::domains::{has_home, is_alive};
 use crate::host::store::Store;
 use crate::records::failed::{self, Failed};
 use crate::records::{self, Attachment, GuestStart, RecordError, forget_start};
@@ -15,7 +15,7 @@ pub fn tidy(store: &mut Store) -> Result<(), RecordError> {
         }
     }
     for start in GuestStart::all(store)? {
-        if !is_alive(store, &start.guest)? {
+        if !has_home(store, &start.guest)? {
             forget_start(store, start.guest.domid)?;
         }
     }

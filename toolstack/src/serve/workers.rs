@@ -11,6 +11,7 @@ use crate::host::uevent::Uevents;
 use crate::host::{HostError, check_privilege, program, systemd};
 use crate::serve::crew::{Crew, CrewAction, Role};
 use crate::serve::wake::{Wake, signal};
+use bulkhead_config::declaration::DIRECTORY;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -69,6 +71,7 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     let _ = rustix::process::setsid();
     check_privilege()?;
     let (socket, lock) = Listener::bind(supervised)?.into_files();
+    make_declarations_directory();
     let uevents = Uevents::listen().map_err(WorkersError::Uevents)?;
     raise_file_limit();
     let wake = Wake::new().map_err(WorkersError::Events)?;
@@ -101,6 +104,18 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     let ended = workers.keep();
     workers.close(END);
     ended
+}
+
+/// Makes the directory of declarations, for a worker can only read one that exists when it confines itself. Below systemd the
+/// directory is read-only, and was made by the installation.
+fn make_declarations_directory() {
+    if let Err(error) = std::fs::create_dir_all(DIRECTORY)
+        && !Path::new(DIRECTORY).is_dir()
+    {
+        log::warn!(
+            "no guest can be declared, for there is no directory {DIRECTORY}, and it cannot be made: {error}"
+        );
+    }
 }
 
 /// The command that is a worker.
