@@ -169,6 +169,16 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Show it again every second, until Ctrl-C. A file or a pipe gets it again when it has changed.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Check whether this host can give devices to guests, and tell the next step for what is wrong. The exit code is 0 if
+    /// nothing is.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Serve stubs, with few privileges. The service's first process starts this.
     #[command(hide = true)]

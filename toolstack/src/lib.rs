@@ -17,8 +17,8 @@
 //! | [`host`] | this machine: Linux, xl, xenstored |
 //! | [`config_space`] | what a configuration space says |
 //!
-//! Below all of them stand [`terms`], [`paths`], [`say`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
-//! libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
+//! Below all of them stand [`terms`], [`paths`], [`say`], [`output`], [`layout`] and [`serde_text`], and two crates: [`xen`], the
+//! hypervisor and its libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
 #![forbid(unsafe_code)]
 // A command whose reader has gone must not end halfway: see `say`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -31,7 +31,9 @@ pub mod control;
 pub mod function;
 pub mod handover;
 pub mod host;
+pub mod layout;
 pub mod nodes;
+pub mod output;
 pub mod paths;
 pub mod records;
 pub mod say;

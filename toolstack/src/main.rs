@@ -3,10 +3,6 @@
 
 use anyhow::{Context, Result};
 use clap::Parser as _;
-use serde::Serialize;
-use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,12 +11,12 @@ use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::declare::{self, Declare};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, Named, destroy, detach, irq, release, seize, start};
-use toolstack::control::{self, ControlError, Reply, Request};
+use toolstack::commands::{Ended, Named, destroy, detach, doctor, irq, release, seize, start, status};
+use toolstack::host::check_privilege;
 use toolstack::host::recreate;
-use toolstack::host::{Host, check_privilege};
+use toolstack::output::print;
 use toolstack::serve::workers;
-use toolstack::{say, serve, status};
+use toolstack::{say, serve};
 
 /// Exit code of `run` for a guest that runs and has not connected in time.
 const STILL_BOOTS: u8 = 3;
@@ -125,11 +121,7 @@ fn execute(command: Command) -> Result<ExitCode> {
                 choices,
             })?;
             print(&report, json)?;
-            return Ok(if report.fit {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+            return Ok(verdict(report.fit));
         }
         Command::Seize {
             marked: true, policy, ..
@@ -140,7 +132,13 @@ fn execute(command: Command) -> Result<ExitCode> {
             trusted_guest,
         } => release::release(&devices, trusted_guest),
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
-        Command::Status { json } => show_status(json),
+        Command::Status { watch: true, .. } => status::watch(),
+        Command::Status { json, .. } => print(&status::read()?, json),
+        Command::Doctor { json } => {
+            let diagnosis = doctor::doctor();
+            print(&diagnosis, json)?;
+            return Ok(verdict(diagnosis.sound));
+        }
         Command::Worker => {
             log_as_service();
             // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
@@ -162,68 +160,18 @@ fn execute(command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn verdict(is_good: bool) -> ExitCode {
+    if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
 fn log_as_service() {
     let filter = env_logger::Env::default().default_filter_or("info");
     // Milliseconds, because guests wait two seconds for an answer.
     env_logger::Builder::from_env(filter)
         .format_timestamp_millis()
         .init();
-}
-
-fn show_status(json: bool) -> Result<()> {
-    let status = match control::ask(Request::Status) {
-        Ok(Reply::Status(status)) => status,
-        Ok(_) => anyhow::bail!("the service's answer does not fit the request: restart the service"),
-        // Without a service the records still tell what guests have.
-        Err(ControlError::NotRunning(_)) => {
-            let mut host = Host::open()?;
-            status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?
-        }
-        Err(error) => return Err(error.into()),
-    };
-    print(&status, json)
-}
-
-/// Prints a status or a report, as text or as JSON.
-fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
-    let text = if json {
-        serde_json::to_string_pretty(&versioned(found))? + "\n"
-    } else {
-        found.to_string()
-    };
-    match io::stdout().write_all(text.as_bytes()) {
-        // As with `| head`: the reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("cannot print what was found out"),
-    }
-}
-
-/// Version of the JSON that is printed. It changes when a field is removed or gets another meaning, not when one is added.
-const JSON_VERSION: u32 = 1;
-
-/// JSON as it is printed: the version first, then the fields in the order in which they are declared.
-#[derive(Serialize)]
-struct JsonDocument<'a, T> {
-    version: u32,
-    #[serde(flatten)]
-    found: &'a T,
-}
-
-fn versioned<T: Serialize>(found: &T) -> JsonDocument<'_, T> {
-    JsonDocument {
-        version: JSON_VERSION,
-        found,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_says_its_version() {
-        let printed = serde_json::to_value(versioned(&status::Status::default())).unwrap();
-        assert_eq!(printed["version"], 1);
-        assert_eq!(printed["stubs"], serde_json::json!([]));
-    }
 }

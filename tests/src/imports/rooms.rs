@@ -27,6 +27,8 @@ pub const CRATES: [Crate; 10] = [
             "config_space",
             "terms",
             "say",
+            "output",
+            "layout",
             "serde_text",
             "paths",
         ],

@@ -1,6 +1,7 @@
 //! The status, as `bulkhead status --json` prints it and the service sends it.
 
 use crate::handover::shared_intx::LineStatus;
+use crate::host::pci_ids::PciIds;
 use crate::host::store::StoreError;
 use crate::records::RecordError;
 use crate::records::failed::Failed;
@@ -107,6 +108,9 @@ pub struct DeviceStatus {
     pub bdf: String,
     /// Vendor and device id.
     pub ids: String,
+    /// Its product name, if the host has the list of names (`pci.ids`).
+    #[serde(default)]
+    pub called: Option<String>,
     /// `intx`, `msi`, `msi-x`, or `none` where the line is withheld or absent.
     pub mode: String,
     /// The guest's pirqs in use.
@@ -224,6 +228,15 @@ pub enum StatusError {
     Store(#[from] StoreError),
 }
 
+impl Status {
+    /// Adds the products' names. The service cannot: it gives up all files but a few.
+    pub fn add_names(&mut self, names: &PciIds) {
+        for device in self.stubs.iter_mut().flat_map(|stub| &mut stub.devices) {
+            device.called = device.ids.parse().ok().and_then(|ids| names.name(ids));
+        }
+    }
+}
+
 impl StubStatus {
     /// Number of pirqs that the guest has for MSI and MSI-X.
     pub fn msi_pirqs(&self) -> usize {
@@ -261,7 +274,7 @@ impl Served {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::device;
