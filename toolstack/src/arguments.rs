@@ -173,6 +173,24 @@ pub enum Command {
         #[arg(long, conflicts_with = "json")]
         watch: bool,
     },
+    /// Tell what a guest can see and change of a device, and why. Of a device that no guest has, tell what one would get.
+    Explain {
+        /// A guest, by name or number, for all of its devices; or a device, with its terms, as for `run`.
+        #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
+        who: Vec<String>,
+        /// Write a page for a browser, with a picture of configuration space, instead of the text.
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        html: Option<PathBuf>,
+        /// Addresses of the devices in the guest: vpci or passthrough.
+        #[arg(long, value_name = "MODE", default_value_t = SlotMode::Vpci)]
+        slots: SlotMode,
+        /// Terms for devices that no guest has.
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check whether this host can give devices to guests, and tell the next step for what is wrong. The exit code is 0 if
     /// nothing is.
     Doctor {

@@ -10,6 +10,7 @@ use toolstack::arguments::{Cli, Command, Switch, apart};
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::declare::{self, Declare};
+use toolstack::commands::explain::{self, Explain};
 use toolstack::commands::run::{self, Run};
 use toolstack::commands::{Ended, Named, destroy, detach, doctor, irq, release, seize, start, status};
 use toolstack::host::check_privilege;
@@ -134,6 +135,20 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { watch: true, .. } => status::watch(),
         Command::Status { json, .. } => print(&status::read()?, json),
+        Command::Explain {
+            who,
+            html,
+            slots,
+            terms,
+            json,
+        } => {
+            let choices = terms.into();
+            let explanations = explain::explain(&Explain { who, choices, slots })?;
+            match html {
+                Some(file) => explain::write_page(&explanations, &file),
+                None => print(&explanations, json),
+            }
+        }
         Command::Doctor { json } => {
             let diagnosis = doctor::doctor();
             print(&diagnosis, json)?;

@@ -7,6 +7,7 @@ pub mod declare;
 pub mod destroy;
 pub mod detach;
 pub mod doctor;
+pub mod explain;
 mod give;
 mod hotplug;
 pub mod irq;

@@ -42,7 +42,7 @@ pub struct KnownFault {
 
 /// What a version tells about a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub enum FaultPresence {
     /// It has the fault, unless the distribution has corrected it.
     Likely,
     /// It is on the way to the release with the correction, or nothing is known about its branch.
@@ -53,12 +53,12 @@ pub enum Presence {
 
 impl KnownFault {
     /// What a version tells about this fault.
-    pub fn presence(&self, version: Version) -> Presence {
+    pub fn presence(&self, version: Version) -> FaultPresence {
         if !version.reaches(self.since) {
-            return Presence::Absent;
+            return FaultPresence::Absent;
         }
         if self.corrected.is_empty() && version.branch() > self.since.branch() {
-            return Presence::Unclear;
+            return FaultPresence::Unclear;
         }
         let newest = self.corrected.iter().map(|release| release.branch()).max();
         let of_branch = self
@@ -66,10 +66,10 @@ impl KnownFault {
             .iter()
             .find(|release| release.branch() == version.branch());
         match of_branch {
-            Some(&release) if version.leads_to(release) => Presence::Unclear,
-            Some(&release) if version.reaches(release) => Presence::Absent,
-            None if newest.is_some_and(|newest| version.branch() > newest) => Presence::Absent,
-            _ => Presence::Likely,
+            Some(&release) if version.leads_to(release) => FaultPresence::Unclear,
+            Some(&release) if version.reaches(release) => FaultPresence::Absent,
+            None if newest.is_some_and(|newest| version.branch() > newest) => FaultPresence::Absent,
+            _ => FaultPresence::Likely,
         }
     }
 }
@@ -147,21 +147,27 @@ mod tests {
     fn a_correction_counts_for_its_branch_and_all_branches_after_the_last() {
         let fault = &XEN[2];
         for (version, expected) in [
-            ("3.4.0", Presence::Absent),
-            ("4.16.7", Presence::Likely),
-            ("4.17.5", Presence::Likely),
-            ("4.17.6-pre", Presence::Unclear),
-            ("4.17.6", Presence::Absent),
-            ("4.18.4", Presence::Likely),
-            ("4.19.2", Presence::Absent),
-            ("4.20.0", Presence::Absent),
-            ("4.21-unstable", Presence::Absent),
+            ("3.4.0", FaultPresence::Absent),
+            ("4.16.7", FaultPresence::Likely),
+            ("4.17.5", FaultPresence::Likely),
+            ("4.17.6-pre", FaultPresence::Unclear),
+            ("4.17.6", FaultPresence::Absent),
+            ("4.18.4", FaultPresence::Likely),
+            ("4.19.2", FaultPresence::Absent),
+            ("4.20.0", FaultPresence::Absent),
+            ("4.21-unstable", FaultPresence::Absent),
         ] {
             assert_eq!(fault.presence(version.parse().unwrap()), expected, "{version}");
         }
         let uncorrected = &XEN[3];
-        assert_eq!(uncorrected.presence(Version::new(4, 17, 5)), Presence::Likely);
-        assert_eq!(uncorrected.presence(Version::new(4, 25, 0)), Presence::Unclear);
+        assert_eq!(
+            uncorrected.presence(Version::new(4, 17, 5)),
+            FaultPresence::Likely
+        );
+        assert_eq!(
+            uncorrected.presence(Version::new(4, 25, 0)),
+            FaultPresence::Unclear
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::facts::{Facts, Module, STUBDOM, Units};
 use super::finding::Finding;
 use super::known::{
-    Concerns, KnownFault, LINUX, Presence, TESTED_LINUX, TESTED_SOURCE, TESTED_XEN, Vendor, XEN,
+    Concerns, FaultPresence, KnownFault, LINUX, TESTED_LINUX, TESTED_SOURCE, TESTED_XEN, Vendor, XEN,
 };
 use super::version::Version;
 use crate::admission::{HostFault, host_faults, host_notes};
@@ -176,11 +176,11 @@ fn version(
             Concerns::VirtualFunctions => facts.virtual_functions,
         };
         let presence = fault.presence(version);
-        if !concerns || presence == Presence::Absent {
+        if !concerns || presence == FaultPresence::Absent {
             continue;
         }
         let doubt = match presence {
-            Presence::Unclear => "may have this fault, or its correction already",
+            FaultPresence::Unclear => "may have this fault, or its correction already",
             _ => "has this fault, unless your distribution has corrected it",
         };
         let found = format!("{name} {version} {doubt}: {}", fault.what);
