@@ -10,6 +10,7 @@ pub const VERSION: u32 = 1;
 
 /// A JSON document as it is printed: the version first, then the fields in the order in which they are declared.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Document<T> {
     /// Version of this form.
     version: u32,

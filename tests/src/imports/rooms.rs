@@ -26,6 +26,7 @@ pub const CRATES: [Crate; 10] = [
             "host",
             "config_space",
             "terms",
+            "exit",
             "say",
             "output",
             "layout",

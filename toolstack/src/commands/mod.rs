@@ -7,6 +7,7 @@ pub mod declare;
 pub mod destroy;
 pub mod detach;
 pub mod doctor;
+mod dry_run;
 pub mod explain;
 mod give;
 mod hotplug;
@@ -15,6 +16,8 @@ mod prepare;
 pub mod release;
 mod return_devices;
 pub mod run;
+#[cfg(test)]
+mod schemas;
 pub mod seize;
 mod select;
 pub mod start;
@@ -24,4 +27,5 @@ mod undo;
 mod waiting;
 
 pub use create::Ended;
+pub use dry_run::{DryRun, PlannedDevice};
 pub use give::Named;

@@ -3,6 +3,7 @@
 use super::create::{
     Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
 };
+use super::dry_run::{DryRun, service_runs};
 use super::give::{Named, let_run};
 use super::prepare::{self, Admitted};
 use super::turn::Turn;
@@ -32,13 +33,16 @@ pub struct Run {
     pub wait: Duration,
 }
 
-/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
-pub fn run(request: &Run) -> Result<Ended> {
-    let mut host = Host::open()?;
-    // Before anything is checked: what is true now must be true when the devices are taken.
-    let mut turn = Turn::take()?;
-    // After the lock: until then Ctrl-C may end the command at once.
-    let interrupt = Interrupt::catch()?;
+/// What the checks have found out, before anything is changed.
+struct Checked {
+    guest: NewDomain,
+    stub: String,
+    wanted: Declared,
+    admitted: Admitted,
+}
+
+/// Makes all checks.
+fn check(host: &mut Host, request: &Run) -> Result<Checked> {
     let file = &request.config;
     ensure!(
         file.is_file(),
@@ -70,14 +74,45 @@ pub fn run(request: &Run) -> Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     }
-    let admitted = prepare::admit(
-        &mut host,
-        &wanted.devices,
-        &wanted.choices,
-        None,
-        &[],
-        wanted.slots,
-    )?;
+    let admitted = prepare::admit(host, &wanted.devices, &wanted.choices, None, &[], wanted.slots)?;
+    Ok(Checked {
+        guest,
+        stub,
+        wanted,
+        admitted,
+    })
+}
+
+/// What [`run`] would do. Nothing is changed.
+pub fn plan(request: &Run) -> Result<DryRun> {
+    let checked = check(&mut Host::open()?, request)?;
+    let (devices, notes) = checked.admitted.plan()?;
+    Ok(DryRun {
+        command: "run",
+        service_runs: service_runs(),
+        guest: checked.guest.name,
+        config: Some(request.config.display().to_string()),
+        stub: checked.stub,
+        image: Some(checked.wanted.kernel.display().to_string()),
+        slots: checked.wanted.slots.to_string(),
+        devices,
+        notes,
+    })
+}
+
+/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
+pub fn run(request: &Run) -> Result<Ended> {
+    let mut host = Host::open()?;
+    // Before anything is checked: what is true now must be true when the devices are taken.
+    let mut turn = Turn::take()?;
+    // After the lock: until then Ctrl-C may end the command at once.
+    let interrupt = Interrupt::catch()?;
+    let Checked {
+        guest,
+        stub,
+        wanted,
+        admitted,
+    } = check(&mut host, request)?;
     // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 

@@ -19,6 +19,7 @@ use xenbus::pciif::Request;
 
 /// All about the attachments and held devices of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// Dom0's end of all second hops.
     pub service: ServiceStatus,
@@ -41,6 +42,7 @@ pub struct Status {
 
 /// A device that a guest may still have mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mapped {
     /// The device.
     pub bdf: String,
@@ -50,6 +52,7 @@ pub struct Mapped {
 
 /// State of the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// If false, writes of guests and changes of their interrupt mode fail.
     pub running: bool,
@@ -60,6 +63,7 @@ pub struct ServiceStatus {
 
 /// One stub with its guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StubStatus {
     /// The stub, and the state of its second hop.
     #[serde(flatten)]
@@ -68,6 +72,7 @@ pub struct StubStatus {
     pub guest: DomainStatus,
     /// How the guest addresses the devices: `vpci` or `passthrough`.
     #[serde(default, with = "serde_text::text")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub slots: SlotMode,
     /// The guest's devices.
     pub devices: Vec<DeviceStatus>,
@@ -89,6 +94,7 @@ pub struct Seen {
 
 /// A domain, and the state of its frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DomainStatus {
     /// Its domid.
     pub domid: DomId,
@@ -103,6 +109,7 @@ pub const GONE: &str = "gone";
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceStatus {
     /// Its address.
     pub bdf: String,
@@ -137,6 +144,7 @@ pub struct DeviceStatus {
 
 /// What the service has seen of a stub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Served {
     /// Requests answered.
     pub requests: u64,
@@ -164,6 +172,7 @@ pub struct Served {
 
 /// Errors of a device that could not be corrected, and what came of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceErrors {
     /// The device.
     pub bdf: String,
@@ -177,6 +186,7 @@ pub struct DeviceErrors {
 
 /// A request that the stub refuses because it failed over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PoisonousRequest {
     /// The request in words.
     pub request: String,
@@ -186,6 +196,7 @@ pub struct PoisonousRequest {
 
 /// Writes to one register that the guard refused for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RefusedWrite {
     /// The device.
     pub bdf: String,
@@ -199,6 +210,7 @@ pub struct RefusedWrite {
 
 /// Writes to one register that the stub dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DroppedWrites {
     /// The device's slot and function on the guest's bus, such as `00.0`.
     pub slot: String,
@@ -210,6 +222,7 @@ pub struct DroppedWrites {
 
 /// A device in quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quarantined {
     /// Its address.
     pub bdf: String,

@@ -6,6 +6,7 @@ use std::fmt;
 
 /// All about the devices that were named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// True if all of them would be accepted.
     pub fit: bool,
@@ -23,6 +24,7 @@ pub struct Report {
 
 /// The guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Guest {
     /// Its name.
     pub name: String,
@@ -34,6 +36,7 @@ pub struct Guest {
 
 /// One of the names, and what is known about its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceReport {
     /// As it was named.
     pub name: String,
@@ -50,6 +53,7 @@ pub struct DeviceReport {
 
 /// A device as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
     /// Its address.
     pub bdf: String,
@@ -84,6 +88,7 @@ pub struct DeviceFacts {
 
 /// Reset methods of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reset {
     /// The ways that Linux lists, in its order.
     pub methods: Vec<String>,
@@ -95,6 +100,7 @@ pub struct Reset {
 
 /// INTx line of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// Its GSI; absent as long as dom0 has not enabled the device.
     pub gsi: Option<u32>,
@@ -269,10 +275,10 @@ impl fmt::Display for Line {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::commands) mod tests {
     use super::*;
 
-    fn report() -> Report {
+    pub fn report() -> Report {
         let device = DeviceFacts {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),

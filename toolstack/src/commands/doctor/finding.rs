@@ -6,6 +6,7 @@ use std::fmt;
 
 /// All findings about a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Diagnosis {
     /// True if no finding is a problem.
     pub sound: bool,
@@ -15,6 +16,7 @@ pub struct Diagnosis {
 
 /// What was found out about one thing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
     /// What was checked, such as `iommu`.
     pub check: &'static str,
@@ -30,6 +32,7 @@ pub struct Finding {
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// As it should be.
@@ -140,8 +143,15 @@ impl fmt::Display for Diagnosis {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::commands) mod tests {
     use super::*;
+
+    pub fn diagnosis() -> Diagnosis {
+        Diagnosis::new(vec![
+            Finding::ok("iommu", "Xen uses it"),
+            Finding::note("linux", "old", "install a newer kernel in dom0").from_source("docs/support.md"),
+        ])
+    }
 
     #[test]
     fn a_host_is_sound_without_a_problem_and_the_verdict_is_told_last() {

@@ -8,6 +8,8 @@ mod known;
 mod rules;
 mod version;
 
+#[cfg(test)]
+pub(super) use finding::tests;
 pub use finding::{Diagnosis, Finding, Level};
 
 use facts::Facts;

@@ -50,6 +50,7 @@ pub struct Explain {
 
 /// What is to tell about devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanations {
     /// The devices, in the order in which they were named, or of their guest.
     pub devices: Vec<Explanation>,
@@ -57,6 +58,7 @@ pub struct Explanations {
 
 /// What a guest can see and change of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explanation {
     /// The device's address.
     pub bdf: String,
@@ -84,6 +86,7 @@ pub struct Explanation {
 
 /// The guest that has a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Holding {
     /// Its name.
     pub name: String,
@@ -95,6 +98,7 @@ pub struct Holding {
 
 /// A range of addresses that a guest maps. Its accesses to it pass no judgement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryRange {
     /// The base address register: 0 to 5.
     pub bar: u8,
@@ -392,4 +396,4 @@ impl Explanation {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -13,6 +13,7 @@ use xenbus::device::Quirk;
 
 /// A part of a configuration space.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Region {
     /// Its first byte.
     pub offset: u16,
@@ -43,6 +44,7 @@ pub struct Region {
 
 /// Whose bytes they are, in the sense of who decides what a guest's write does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ByteOwner {
     /// Reads and writes go to the device.
@@ -65,6 +67,7 @@ pub enum ByteOwner {
 
 /// The bits of a register, each mask over all its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bits {
     /// What the device has.
     pub device: u32,

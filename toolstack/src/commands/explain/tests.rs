@@ -215,7 +215,7 @@ fn a_device_that_a_stub_would_refuse_is_refused_in_words() {
     assert!(error.to_string().contains("quirk"), "{error}");
 }
 
-fn explanations() -> Explanations {
+pub fn explanations() -> Explanations {
     let terms = Terms {
         quirks: "f0:2:8ff0".parse().unwrap(),
         ..Terms::default()
