@@ -11,8 +11,8 @@ use xenbus::device::Quirk;
 pub enum Refusal {
     /// A quirk for a register that is not free.
     #[error(
-        "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's \
-         (docs/config-space.md lists them): take the quirk out"
+        "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's: take the \
+         quirk out (`bulkhead explain {bdf}` shows which bytes are free)"
     )]
     Quirk {
         /// The device.

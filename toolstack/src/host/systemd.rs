@@ -1,5 +1,6 @@
 //! The service under systemd: starts its unit, and notifies systemd that it is ready.
 
+use crate::paths::LOG;
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -65,6 +66,15 @@ pub fn start_unit() -> Result<bool, UnitError> {
 /// True if systemd is the host's first process.
 pub fn is_booted() -> bool {
     Path::new(BOOTED).exists()
+}
+
+/// Where the service's log is.
+pub fn service_log() -> String {
+    if is_booted() {
+        format!("`journalctl -u {UNIT}`")
+    } else {
+        LOG.to_owned()
+    }
 }
 
 /// Whether a unit starts at boot, in systemd's words: `enabled`, `disabled`, `masked`, `not-found` and others.

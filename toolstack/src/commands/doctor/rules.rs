@@ -154,7 +154,7 @@ fn version(
         return vec![Finding::note(
             check,
             found,
-            "see docs/support.md for what is tested",
+            "nothing, if it works; tell of what does not",
         )];
     };
     let first = if is_tested(version) {
@@ -308,14 +308,14 @@ fn files(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::problem(
             "files",
             format!("the stub's image {} is not there", bulkhead_config::KERNEL),
-            "install it (docs/administration.md), or name another with --kernel",
+            "install Bulkhead again, or name another image with --kernel",
         ));
     }
     if !facts.stubdom {
         findings.push(Finding::note(
             "files",
             format!("there is no {STUBDOM}, which `xl create` needs for a stub that is made by hand"),
-            "install it (docs/administration.md); `run` and `attach` do without it",
+            "install Bulkhead again; `run` and `attach` do without this file",
         ));
     }
     or_ok(
@@ -337,7 +337,7 @@ fn service(facts: &Facts) -> Vec<Finding> {
                 "{} is not installed: the service does not start at boot",
                 systemd::UNIT
             ),
-            "install the unit (docs/administration.md)",
+            "install Bulkhead again",
         )),
         Some("masked" | "masked-runtime") => findings.push(Finding::problem(
             check,
