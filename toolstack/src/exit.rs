@@ -1,6 +1,6 @@
 //! Exit codes of the commands. docs/administration.md has the same table; a test compares them.
 
-use crate::say::{self, Told};
+use crate::say::{self, ToldLines};
 use anyhow::Result;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -56,7 +56,7 @@ pub struct ActionReport {
     pub exit_code: u8,
     /// What was done, and what the administrator should know.
     #[serde(flatten)]
-    pub told: Told,
+    pub told: ToldLines,
     /// Why it failed; absent if it did not.
     pub error: Option<String>,
 }

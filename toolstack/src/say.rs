@@ -11,13 +11,13 @@ use std::io::{self, Write};
 thread_local! {
     /// What a command has told, kept for its JSON document. `None`: what was done is printed. A command tells things in one
     /// thread.
-    static TOLD: RefCell<Option<Told>> = const { RefCell::new(None) };
+    static TOLD: RefCell<Option<ToldLines>> = const { RefCell::new(None) };
 }
 
 /// What a command has told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Told {
+pub struct ToldLines {
     /// What was done, a line for each step.
     pub done: Vec<String>,
     /// What the administrator should know.
@@ -26,16 +26,16 @@ pub struct Told {
 
 /// From now on what was done is kept instead of printed. Notes are printed too: they go to standard error.
 pub fn keep() {
-    TOLD.set(Some(Told::default()));
+    TOLD.set(Some(ToldLines::default()));
 }
 
 /// What was kept.
-pub fn take_kept() -> Told {
+pub fn take_kept() -> ToldLines {
     TOLD.take().unwrap_or_default()
 }
 
 /// Adds to what is kept; false if nothing is.
-fn add(line: &impl Display, list: fn(&mut Told) -> &mut Vec<String>) -> bool {
+fn add(line: &impl Display, list: fn(&mut ToldLines) -> &mut Vec<String>) -> bool {
     TOLD.with_borrow_mut(|told| {
         let told = told.as_mut();
         told.map(|told| list(told).push(line.to_string())).is_some()

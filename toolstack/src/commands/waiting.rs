@@ -40,7 +40,7 @@ pub fn wait(
     let began = Instant::now();
     // `None` for a time that `Instant` cannot express: no limit.
     let deadline = began.checked_add(timeout);
-    let mut news = News::default();
+    let mut news = WaitNews::default();
     loop {
         interrupt.check()?;
         match poll()? {
@@ -64,11 +64,11 @@ pub fn wait(
 
 /// What a wait has told, and when.
 #[derive(Debug, Default)]
-struct News {
+struct WaitNews {
     last: Option<(Duration, String)>,
 }
 
-impl News {
+impl WaitNews {
     /// True if it is time to tell what is waited for.
     fn is_due(&mut self, waited: Duration, what: &str) -> bool {
         let is_due = waited >= TOLD_FIRST
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_long_wait_tells_what_it_waits_for_when_that_changes_and_now_and_then() {
-        let mut news = News::default();
+        let mut news = WaitNews::default();
         let mut due = |seconds, what| news.is_due(Duration::from_secs(seconds), what);
         assert!(!due(4, "the stub"));
         assert!(due(5, "the stub"));

@@ -1,7 +1,7 @@
 //! An explanation as one page for a browser, which needs nothing from elsewhere: `templates/explain.html`.
 
+use super::explanation::{Explanation, Explanations};
 use super::regions::{ByteOwner, OWNERS, Region};
-use super::{Explanation, Explanations};
 use askama::Template;
 
 #[derive(Template)]
@@ -10,34 +10,34 @@ struct Page<'a> {
     title: String,
     version: &'static str,
     legend: &'a [(ByteOwner, &'a str, &'a str)],
-    devices: Vec<Section<'a>>,
+    devices: Vec<PageSection<'a>>,
 }
 
 /// One device.
-struct Section<'a> {
+struct PageSection<'a> {
     number: usize,
     about: &'a Explanation,
     facts: Vec<(&'static str, String)>,
     /// The regions with refused writes, the most first.
     counted: Vec<&'a Region>,
     no_counts: &'static str,
-    maps: [Map; 2],
+    maps: [PageMap; 2],
 }
 
 /// A picture of the space, or of its beginning.
-struct Map {
+struct PageMap {
     title: &'static str,
     width: u32,
     height: u32,
     /// The texts above the columns, and left of the rows.
     columns: Vec<(u32, String)>,
     rows: Vec<(u32, String)>,
-    runs: Vec<Run>,
-    marks: Vec<Mark>,
+    runs: Vec<MapRun>,
+    marks: Vec<MapMark>,
 }
 
 /// The bytes of a region within one row.
-struct Run {
+struct MapRun {
     region: usize,
     owner: ByteOwner,
     x: u32,
@@ -52,7 +52,7 @@ struct Run {
 }
 
 /// A counter of refused writes.
-struct Mark {
+struct MapMark {
     x: u32,
     y: u32,
     radius: u32,
@@ -60,7 +60,7 @@ struct Mark {
 }
 
 /// How a map is drawn.
-struct Scale {
+struct MapScale {
     title: &'static str,
     /// Bytes that are drawn, and how many of them are in a row.
     bytes: u16,
@@ -76,8 +76,8 @@ struct Scale {
 }
 
 /// The beginning, where nearly all registers are, with their names; and all.
-const SCALES: [Scale; 2] = [
-    Scale {
+const SCALES: [MapScale; 2] = [
+    MapScale {
         title: "The first 256 bytes",
         bytes: 256,
         columns: 16,
@@ -87,7 +87,7 @@ const SCALES: [Scale; 2] = [
         letter: 6,
         radius: 8,
     },
-    Scale {
+    MapScale {
         title: "All 4096 bytes",
         bytes: 4096,
         columns: 64,
@@ -117,13 +117,13 @@ pub fn render(explanations: &Explanations) -> Result<String, askama::Error> {
             .devices
             .iter()
             .zip(1..)
-            .map(|(about, number)| Section::new(number, about))
+            .map(|(about, number)| PageSection::new(number, about))
             .collect(),
     };
     page.render()
 }
 
-impl<'a> Section<'a> {
+impl<'a> PageSection<'a> {
     fn new(number: usize, about: &'a Explanation) -> Self {
         let mut counted: Vec<&Region> = about
             .regions
@@ -146,8 +146,8 @@ impl<'a> Section<'a> {
     }
 }
 
-impl Scale {
-    fn draw(&self, regions: &[Region]) -> Map {
+impl MapScale {
+    fn draw(&self, regions: &[Region]) -> PageMap {
         let rows = self.bytes / self.columns;
         let x = |column: u16| LEFT + u32::from(column) * self.width;
         let y = |row: u16| ABOVE + u32::from(row) * self.height;
@@ -161,7 +161,7 @@ impl Scale {
                 format!("0x{:03x}", row * self.columns),
             )
         });
-        let mut map = Map {
+        let mut map = PageMap {
             title: self.title,
             width: x(self.columns) + 2,
             height: y(rows) + 2,
@@ -177,7 +177,7 @@ impl Scale {
                 let row = at / self.columns;
                 let stop = end.min((row + 1) * self.columns);
                 let width = u32::from(stop - at) * self.width;
-                map.runs.push(Run {
+                map.runs.push(MapRun {
                     region: number,
                     owner: region.owner,
                     x: x(at % self.columns),
@@ -194,7 +194,7 @@ impl Scale {
             if region.counted() > 0 && region.offset < self.bytes {
                 // In the corner, so that the name stays legible.
                 let bytes = region.bytes.min(self.columns - region.offset % self.columns);
-                map.marks.push(Mark {
+                map.marks.push(MapMark {
                     x: x(region.offset % self.columns) + u32::from(bytes) * self.width - self.radius,
                     y: y(region.offset / self.columns) + self.radius,
                     radius: self.radius,

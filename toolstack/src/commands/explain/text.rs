@@ -1,7 +1,7 @@
 //! An explanation as text.
 
+use super::explanation::{Explanation, Explanations};
 use super::regions::{OWNERS, Region};
-use super::{Explanation, Explanations};
 use crate::layout::{Lines, Render};
 
 /// Columns of the titles.
