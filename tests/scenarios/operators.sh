@@ -39,7 +39,7 @@ narrow bulkhead doctor
 code 0 bulkhead doctor --json
 check "the host is sound, and each finding that is not ok has a next step" \
     jq -e '.version == 1 and .sound and ([.findings[] | select(.level != "ok" and .next == null)] == [])' /tmp/out
-for finding in dom0 iommu interrupt-remapping xsm config-space libraries modules xen-pciback xenstore policy; do
+for finding in dom0 iommu interrupt-remapping xsm config-space libraries modules xen-pciback xenstore policy declarations; do
     equal "doctor: $finding" ok "$(jq -r --arg check $finding '[.findings[] | select(.check == $check).level] | unique | join(" ")' /tmp/out)"
 done
 mkdir -p /etc/bulkhead
@@ -83,7 +83,7 @@ narrow bulkhead explain g1
 within 5 "the dropped write is counted at its register" sh -c "bulkhead explain $CARD --json |
     jq -e '.devices[0] | .guest.name == \"g1\" and (.regions[] | select(.register == \"Latency Timer\") | .dropped > 0)'"
 check "what explain says, the guest finds: bits of COMMAND" sh -c "bulkhead explain $CARD --json |
-    jq -e '.devices[0].regions[] | select(.register == \"Command\").bits | .can_set == 22 and .can_clear == 20'"
+    jq -e '.devices[0].regions[] | select(.register == \"Command\").bits | .can_set == 23 and .can_clear == 20'"
 code 1 bulkhead explain $CARD,permissive=1
 check "the terms of a guest are those that it has" grep "leave the terms out" /tmp/err
 code 0 bulkhead explain g1 --html /tmp/page.html

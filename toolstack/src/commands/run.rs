@@ -19,7 +19,7 @@ use crate::nodes::progress::awaits_guest;
 use crate::records::Attachment;
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Arguments of `run`.
@@ -107,18 +107,18 @@ pub fn run(request: &Run) -> Result<Ended> {
     let mut turn = Turn::take()?;
     // After the lock: until then Ctrl-C may end the command at once.
     let interrupt = Interrupt::catch()?;
-    let Checked {
-        guest,
-        stub,
-        wanted,
-        admitted,
-    } = check(&mut host, request)?;
+    let checked = check(&mut host, request)?;
     // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
     let made = run_admitted(
-        &mut host, &mut turn, request, &wanted, &guest, &admitted, &interrupt, &mut undo,
+        &mut host,
+        &mut turn,
+        &request.config,
+        &checked,
+        &interrupt,
+        &mut undo,
     );
     let result = made.and_then(|attachment| {
         // Other commands may work while the guest boots.
@@ -131,8 +131,9 @@ pub fn run(request: &Run) -> Result<Ended> {
     match result {
         Ok(Ended::Done) => {
             say!(
-                "guest {} has its devices through stub {stub}: `bulkhead status` shows them",
-                guest.name
+                "guest {} has its devices through stub {}: `bulkhead status` shows them",
+                checked.guest.name,
+                checked.stub
             );
             Ok(Ended::Done)
         }
@@ -148,15 +149,19 @@ pub fn run(request: &Run) -> Result<Ended> {
 fn run_admitted(
     host: &mut Host,
     turn: &mut Turn,
-    request: &Run,
-    wanted: &Declared,
-    guest: &NewDomain,
-    admitted: &Admitted,
+    config: &Path,
+    checked: &Checked,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
+    let Checked {
+        guest,
+        wanted,
+        admitted,
+        ..
+    } = checked;
     admitted.seize(host, interrupt, undo)?;
-    let created = guest.create(host, &request.config, true, undo);
+    let created = guest.create(host, config, true, undo);
     let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
     turn.add_guest(guest.domid)?;

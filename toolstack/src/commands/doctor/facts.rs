@@ -11,6 +11,7 @@ use crate::host::systemd;
 use crate::host::xl::{self, HostInfo};
 use crate::host::{device_names, store};
 use crate::status::{self, Status};
+use bulkhead_config::declaration::{self, Declaration, Declarations};
 use bulkhead_config::policy::{self, Policy};
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -48,6 +49,8 @@ pub struct Facts {
     pub pci_ids: bool,
     /// The policy file.
     pub policy: Result<PolicyFacts, String>,
+    /// The declarations of guests.
+    pub declarations: Result<DeclarationFacts, String>,
     /// True if the stub's image is installed.
     pub image: bool,
     /// True if the stub's configuration for `xl` is installed.
@@ -121,6 +124,17 @@ pub struct PolicyFacts {
     pub seizes: bool,
 }
 
+/// What the declarations of guests say that concerns the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeclarationFacts {
+    /// Number of declared guests.
+    pub guests: usize,
+    /// What is wrong with files, in words.
+    pub broken: Vec<String>,
+    /// Guests with a device that this host does not have.
+    pub missing: Vec<(String, String)>,
+}
+
 /// How systemd treats the units, in its words, such as `enabled`; `not-found` if a unit is not installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Units {
@@ -163,6 +177,7 @@ impl Facts {
             },
             pci_ids: !PciIds::read().is_empty(),
             policy: policy(&sysfs),
+            declarations: declarations(&sysfs),
             image: Path::new(bulkhead_config::KERNEL).is_file(),
             stubdom: Path::new(STUBDOM).is_file(),
             units: systemd::is_booted().then(|| Units {
@@ -239,6 +254,29 @@ fn policy(sysfs: &Sysfs) -> Result<PolicyFacts, String> {
         without_effect: bridges.chain(devices).filter_map(missing).collect(),
         seizes: policy.devices.iter().any(|device| device.seize),
     })
+}
+
+fn declarations(sysfs: &Sysfs) -> Result<DeclarationFacts, String> {
+    let files = Declarations::read(Path::new(declaration::DIRECTORY));
+    let files = files.map_err(|error| format!("cannot read {}: {error}", declaration::DIRECTORY))?;
+    let mut facts = DeclarationFacts {
+        guests: files.0.len(),
+        ..DeclarationFacts::default()
+    };
+    for file in &files.0 {
+        match &file.declaration {
+            Ok(Declaration { guest, devices, .. }) => {
+                let missing = devices
+                    .iter()
+                    .filter(|wanted| device_names::resolve(&wanted.name, sysfs).is_err());
+                facts
+                    .missing
+                    .extend(missing.map(|wanted| (guest.clone(), wanted.name.to_string())));
+            }
+            Err(error) => facts.broken.push(error.to_string()),
+        }
+    }
+    Ok(facts)
 }
 
 fn service(sysfs: &Sysfs) -> Result<Status, String> {

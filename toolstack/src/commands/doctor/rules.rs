@@ -9,17 +9,19 @@ use super::version::Version;
 use crate::admission::{HostFault, host_faults, host_notes};
 use crate::host::systemd;
 use crate::host::xl::HostInfo;
+use bulkhead_config::declaration::DIRECTORY;
 use bulkhead_config::policy;
 
 /// The checks that need to know what Xen says of the host.
 const OF_HOST: [fn(&HostInfo, &Facts) -> Vec<Finding>; 5] = [dom0, iommu, xsm, config_space, versions];
-/// The other checks. Declarations of guests have their place after the policy.
-const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 8] = [
+/// The other checks.
+const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 9] = [
     libraries,
     nodes,
     pciback,
     xenstore,
     policy_file,
+    declarations,
     files,
     service,
     names,
@@ -302,6 +304,39 @@ fn policy_file(facts: &Facts) -> Vec<Finding> {
     or_ok(findings, check, found)
 }
 
+fn declarations(facts: &Facts) -> Vec<Finding> {
+    let check = "declarations";
+    let declarations = match &facts.declarations {
+        Ok(declarations) => declarations,
+        Err(why) => {
+            let next = format!("make {DIRECTORY} a directory that root can read");
+            return vec![Finding::problem(check, why, next)];
+        }
+    };
+    let mut findings: Vec<_> = declarations
+        .broken
+        .iter()
+        .map(|why| {
+            let next =
+                "correct the file, or write it anew with `bulkhead declare`; other guests are not concerned";
+            Finding::problem(check, why, next)
+        })
+        .collect();
+    findings.extend(declarations.missing.iter().map(|(guest, device)| {
+        Finding::problem(
+            check,
+            format!("guest {guest} is declared with {device}, and this host has no such device, or more than one"),
+            format!("`lspci -Dnn` shows what is there; `bulkhead declare {guest} --device NAME` writes another declaration"),
+        )
+    }));
+    let found = match declarations.guests {
+        0 => format!("no guest is declared in {DIRECTORY}"),
+        1 => "1 guest is declared, and its devices are there".into(),
+        count => format!("{count} guests are declared, and their devices are there"),
+    };
+    or_ok(findings, check, found)
+}
+
 fn files(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !facts.image {
@@ -419,7 +454,7 @@ fn names(facts: &Facts) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::facts::{NODES, PolicyFacts};
+    use super::super::facts::{DeclarationFacts, NODES, PolicyFacts};
     use super::super::finding::{Diagnosis, Level};
     use super::*;
     use crate::records::failed::Failed;
@@ -451,6 +486,10 @@ mod tests {
             policy: Ok(PolicyFacts {
                 exists: true,
                 ..PolicyFacts::default()
+            }),
+            declarations: Ok(DeclarationFacts {
+                guests: 2,
+                ..DeclarationFacts::default()
             }),
             image: true,
             stubdom: true,
@@ -485,7 +524,7 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_with_its_next_step() {
-        let cases: [Case; 33] = [
+        let cases: [Case; 36] = [
             (
                 |facts| facts.info = Err("cannot run xl".into()),
                 "xen",
@@ -648,6 +687,27 @@ mod tests {
                 "policy",
                 Level::Problem,
                 "`systemctl enable bulkhead-seize.service`",
+            ),
+            (
+                |facts| facts.declarations = Err("cannot read guests.d".into()),
+                "declarations",
+                Level::Problem,
+                "cannot read guests.d",
+            ),
+            (
+                |facts| facts.declarations.as_mut().unwrap().broken = vec!["web.toml, line 3".into()],
+                "declarations",
+                Level::Problem,
+                "web.toml, line 3",
+            ),
+            (
+                |facts| {
+                    let missing = ("web".into(), "0000:03:00.0".into());
+                    facts.declarations.as_mut().unwrap().missing = vec![missing];
+                },
+                "declarations",
+                Level::Problem,
+                "`bulkhead declare web --device NAME`",
             ),
             (
                 |facts| facts.image = false,
