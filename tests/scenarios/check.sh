@@ -61,7 +61,7 @@ equal "line of one that shares it with its guest alone" "[] true" "$(about $E100
 check "one whose DMA is not its own alone" sh -c "jq -r '.devices[7].refusals[0]' /tmp/json | grep 'cannot tell the DMA of $FIRST from that of $SECOND'"
 check "one that is not there" sh -c "jq -r '.devices[8].refusals[0]' /tmp/json | grep 'no PCI device 0000:00:1e.7'"
 check "a typo" sh -c "jq -r '.devices[9].refusals[0]' /tmp/json | grep '00:5'"
-check "a bridge" sh -c "jq -r '.devices[10].refusals[0]' /tmp/json | grep 'is a bridge'"
+check "the bridge of the mainboard" sh -c "jq -r '.devices[10].refusals[0]' /tmp/json | grep 'is a part of the mainboard, the bridge to'"
 told $E1000E
 equal "line of one that shares it with a card of dom0's" "[\"$RTL\"] false" "$(about $E1000E '"\(.line.shared_with) \(.line.offered)"')"
 told $FIRST $SECOND

@@ -1,6 +1,9 @@
 # What scenarios share: verdicts, checks, and guests.
 # shellcheck shell=sh
 
+# A message of the commands is one line, for the scenarios look for words in it.
+export COLUMNS=9999
+
 ended=
 finish() { # CODE VERDICT
     ended=1

@@ -1,6 +1,7 @@
 //! Which module may use which, and which type names may stand, in every crate.
 
 use bulkhead_tests::imports::{CRATES, Graph, duplicates, read};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 fn sources(directory: &str) -> PathBuf {
@@ -53,4 +54,30 @@ fn no_type_name_stands_twice_in_one_crate() {
         "rename all but one of each:\n{}",
         found.join("\n")
     );
+}
+
+/// Judgement 2 must hold against a stub that was taken over, so it is code of its own. `explain` asks both judgements.
+#[test]
+fn explain_alone_uses_the_stubs_policy_in_dom0() {
+    fn users(directory: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                users(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && fs::read_to_string(&path).unwrap().contains("drivers::")
+            {
+                found.push(path.to_string_lossy().into_owned());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for directory in ["toolstack", "toolstack/xen"] {
+        users(&sources(directory), &mut found);
+    }
+    let (explain, others): (Vec<String>, Vec<String>) = found
+        .into_iter()
+        .partition(|path| path.contains("/src/commands/explain/"));
+    assert!(!explain.is_empty());
+    assert_eq!(others, [""; 0]);
 }

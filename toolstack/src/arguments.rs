@@ -1,6 +1,7 @@
 //! The command line: subcommands, arguments and their help.
 
 use crate::admission::policy::Choices;
+use crate::exit;
 use crate::terms::Terms;
 use bulkhead_config::declaration::Unfit;
 use bulkhead_config::name::Name;
@@ -13,7 +14,7 @@ use xenbus::device::SlotMode;
 
 /// PCI passthrough for Xen PV guests, with the backend in a stub domain of its own instead of dom0.
 #[derive(Parser)]
-#[command(name = "bulkhead", version)]
+#[command(name = "bulkhead", version, after_help = exit::HELP)]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
@@ -46,6 +47,12 @@ pub enum Command {
         /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
+        /// Make all checks, tell what would be done, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Give devices to a guest that exists. A running guest sees a hotplug.
     Attach {
@@ -72,6 +79,12 @@ pub enum Command {
         /// Time limit for a running guest to take the devices.
         #[arg(long, value_name = "SECONDS", default_value_t = 120)]
         wait: u64,
+        /// Make all checks, tell what would be done, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Take devices back from a running guest. The guest lets go, then the devices are reset. The stub ends with the last device.
     Detach {
@@ -82,12 +95,18 @@ pub enum Command {
         /// still have mapped. Without this option the devices stay held for that guest until it has ended.
         #[arg(long)]
         trusted_guest: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Destroy a guest and its stub, reset its devices, and give the devices back to dom0.
     Destroy {
         /// The guest, by name or number, or one of its devices.
         #[arg(value_name = "GUEST|DEVICE")]
         who: String,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Write down which devices a guest gets whenever it starts, whoever starts it. Checks the devices first, as `check` does.
     Declare {
@@ -110,11 +129,17 @@ pub enum Command {
         /// Only print what would be written.
         #[arg(long)]
         dry_run: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Remove what `declare` has written for a guest. A guest that runs keeps its devices until it ends.
     Undeclare {
         /// The guest, by name or UUID.
         guest: String,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Report whether devices can be passed through, without changing anything. The exit code is 0 if all can.
     Check {
@@ -145,6 +170,9 @@ pub enum Command {
         /// Policy file [default: /etc/bulkhead/policy.toml].
         #[arg(long, value_name = "FILE", requires = "marked")]
         policy: Option<PathBuf>,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Give held devices back to dom0's drivers. A device in quarantine is reset first. If that fails, it stays in quarantine.
     Release {
@@ -154,6 +182,9 @@ pub enum Command {
         /// Trust the running guest that had the devices not to use memory of them that it may still have mapped.
         #[arg(long)]
         trusted_guest: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Switch dom0's acknowledgement of a shared INTx line on or off, for a guest's device. `status` shows the state.
     Irq {
@@ -163,9 +194,40 @@ pub enum Command {
         /// Whether dom0 acknowledges the line's interrupts.
         #[arg(value_name = "on|off")]
         ack: Switch,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Show stubs, guests, devices, interrupt modes and counters.
     Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Show it again every second, until Ctrl-C. A file or a pipe gets it again when it has changed.
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Tell what a guest can see and change of a device, and why. Of a device that no guest has, tell what one would get.
+    Explain {
+        /// A guest, by name or number, for all of its devices; or a device, with its terms, as for `run`.
+        #[arg(value_name = "GUEST|DEVICE", required = true, num_args = 1..)]
+        who: Vec<String>,
+        /// Write a page for a browser, with a picture of configuration space, instead of the text.
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        html: Option<PathBuf>,
+        /// Addresses of the devices in the guest: vpci or passthrough.
+        #[arg(long, value_name = "MODE", default_value_t = SlotMode::Vpci)]
+        slots: SlotMode,
+        /// Terms for devices that no guest has.
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check whether this host can give devices to guests, and tell the next step for what is wrong. The exit code is 0 if
+    /// nothing is.
+    Doctor {
         /// Print JSON.
         #[arg(long)]
         json: bool,

@@ -17,8 +17,9 @@
 //! | [`host`] | this machine: Linux, xl, xenstored |
 //! | [`config_space`] | what a configuration space says |
 //!
-//! Below all of them stand [`terms`], [`paths`], [`say`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
-//! libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
+//! Below all of them stand [`terms`], [`paths`], [`exit`], [`say`], [`output`], [`layout`] and
+//! [`serde_text`], and two crates: [`xen`], the
+//! hypervisor and its libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
 #![forbid(unsafe_code)]
 // A command whose reader has gone must not end halfway: see `say`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -28,10 +29,13 @@ pub mod arguments;
 pub mod commands;
 pub mod config_space;
 pub mod control;
+pub mod exit;
 pub mod function;
 pub mod handover;
 pub mod host;
+pub mod layout;
 pub mod nodes;
+pub mod output;
 pub mod paths;
 pub mod records;
 pub mod say;

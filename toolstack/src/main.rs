@@ -3,10 +3,6 @@
 
 use anyhow::{Context, Result};
 use clap::Parser as _;
-use serde::Serialize;
-use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,30 +10,43 @@ use toolstack::arguments::{Cli, Command, Switch, apart};
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::declare::{self, Declare};
+use toolstack::commands::explain::{self, Explain};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, Named, destroy, detach, irq, release, seize, start};
-use toolstack::control::{self, ControlError, Reply, Request};
+use toolstack::commands::{Ended, Named, destroy, detach, doctor, irq, release, seize, start, status};
+use toolstack::exit::{ActionReport, Exit};
+use toolstack::host::check_privilege;
 use toolstack::host::recreate;
-use toolstack::host::{Host, check_privilege};
+use toolstack::output::{print, print_document};
 use toolstack::serve::workers;
-use toolstack::{say, serve, status};
-
-/// Exit code of `run` for a guest that runs and has not connected in time.
-const STILL_BOOTS: u8 = 3;
+use toolstack::{say, serve};
 
 pub(crate) fn main() -> ExitCode {
     // A process that was started through /proc/self/exe would be called `exe`.
     let _ = rustix::thread::set_name(c"bulkhead");
     match execute(Cli::parse().command) {
-        Ok(code) => code,
+        Ok(exit) => exit.into(),
         Err(error) => {
             say::error(format_args!("{error:#}"));
-            ExitCode::FAILURE
+            Exit::Failed.into()
         }
     }
 }
 
-fn execute(command: Command) -> Result<ExitCode> {
+/// Runs a command that changes something, and prints its report if that is wanted.
+fn act(name: &'static str, json: bool, run: impl FnOnce() -> Result<Exit>) -> Result<Exit> {
+    if !json {
+        return run();
+    }
+    let (report, ended) = ActionReport::of(name, run);
+    print_document(&report)?;
+    ended
+}
+
+fn done(result: Result<()>) -> Result<Exit> {
+    result.map(|()| Exit::Done)
+}
+
+fn execute(command: Command) -> Result<Exit> {
     // Before the arguments are looked at closely: without root nothing works.
     check_privilege()?;
     let name = command.name();
@@ -49,9 +58,11 @@ fn execute(command: Command) -> Result<ExitCode> {
             slots,
             kernel,
             wait,
+            dry_run,
+            json,
         } => {
             let (config, devices) = apart(name, config, devices).unwrap_or_else(|error| error.exit());
-            let ended = run::run(&Run {
+            let request = Run {
                 config: config.into(),
                 named: Named {
                     devices,
@@ -60,11 +71,16 @@ fn execute(command: Command) -> Result<ExitCode> {
                     kernel,
                 },
                 wait: Duration::from_secs(wait),
-            })?;
-            return Ok(match ended {
-                Ended::Done => ExitCode::SUCCESS,
-                Ended::GuestStillBoots => STILL_BOOTS.into(),
-            });
+            };
+            if dry_run {
+                return done(print(&run::plan(&request)?, json));
+            }
+            act("run", json, || {
+                Ok(match run::run(&request)? {
+                    Ended::Done => Exit::Done,
+                    Ended::GuestStillBoots => Exit::StillBoots,
+                })
+            })
         }
         Command::Attach {
             guest,
@@ -74,9 +90,11 @@ fn execute(command: Command) -> Result<ExitCode> {
             stub,
             kernel,
             wait,
+            dry_run,
+            json,
         } => {
             let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
-            attach::attach(&Attach {
+            let request = Attach {
                 guest,
                 stub,
                 named: Named {
@@ -86,10 +104,18 @@ fn execute(command: Command) -> Result<ExitCode> {
                     kernel,
                 },
                 wait: Duration::from_secs(wait),
-            })
+            };
+            if dry_run {
+                return done(print(&attach::plan(&request)?, json));
+            }
+            act("attach", json, || done(attach::attach(&request)))
         }
-        Command::Detach { who, trusted_guest } => detach::detach(&who, trusted_guest),
-        Command::Destroy { who } => destroy::destroy(&who),
+        Command::Detach {
+            who,
+            trusted_guest,
+            json,
+        } => act("detach", json, || done(detach::detach(&who, trusted_guest))),
+        Command::Destroy { who, json } => act("destroy", json, || done(destroy::destroy(&who))),
         Command::Declare {
             guest,
             devices,
@@ -97,19 +123,21 @@ fn execute(command: Command) -> Result<ExitCode> {
             slots,
             unfit,
             dry_run,
+            json,
         } => {
             let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
-            declare::declare(&Declare {
+            let request = Declare {
                 guest,
                 devices,
                 no_msi,
                 slots,
                 unfit,
                 dry_run,
-            })
+            };
+            act("declare", json, || done(declare::declare(&request)))
         }
-        Command::Undeclare { guest } => declare::undeclare(&guest),
-        Command::Start { guest } => start::start(guest),
+        Command::Undeclare { guest, json } => act("undeclare", json, || done(declare::undeclare(&guest))),
+        Command::Start { guest } => done(start::start(guest)),
         Command::Check {
             devices,
             guest,
@@ -125,41 +153,69 @@ fn execute(command: Command) -> Result<ExitCode> {
                 choices,
             })?;
             print(&report, json)?;
-            return Ok(if report.fit {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+            Ok(Exit::verdict(report.fit))
         }
         Command::Seize {
-            marked: true, policy, ..
-        } => seize::seize_marked(policy.as_deref()),
-        Command::Seize { devices, .. } => seize::seize(&devices),
+            devices,
+            marked,
+            policy,
+            json,
+        } => act("seize", json, || {
+            done(if marked {
+                seize::seize_marked(policy.as_deref())
+            } else {
+                seize::seize(&devices)
+            })
+        }),
         Command::Release {
             devices,
             trusted_guest,
-        } => release::release(&devices, trusted_guest),
-        Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
-        Command::Status { json } => show_status(json),
+            json,
+        } => act("release", json, || {
+            done(release::release(&devices, trusted_guest))
+        }),
+        Command::Irq { device, ack, json } => act("irq", json, || {
+            done(irq::answer_for_line(&device, ack == Switch::On))
+        }),
+        Command::Status { watch: true, .. } => done(status::watch()),
+        Command::Status { json, .. } => done(print(&status::read()?, json)),
+        Command::Explain {
+            who,
+            html,
+            slots,
+            terms,
+            json,
+        } => {
+            let choices = terms.into();
+            let explanations = explain::explain(&Explain { who, choices, slots })?;
+            done(match html {
+                Some(file) => explain::write_page(&explanations, &file),
+                None => print(&explanations, json),
+            })
+        }
+        Command::Doctor { json } => {
+            let diagnosis = doctor::doctor();
+            print(&diagnosis, json)?;
+            Ok(Exit::verdict(diagnosis.sound))
+        }
         Command::Worker => {
             log_as_service();
             // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
             serve::work(socket).inspect_err(|error| log::error!("{error}"))?;
-            Ok(())
+            Ok(Exit::Done)
         }
         Command::Recreate => {
             say::progress(recreate::recreate(&mut std::io::stdin().lock())?);
-            Ok(())
+            Ok(Exit::Done)
         }
         Command::Serve { supervised } => {
             log_as_service();
             workers::run(supervised).inspect_err(|error| log::error!("{error}"))?;
-            Ok(())
+            Ok(Exit::Done)
         }
-    }?;
-    Ok(ExitCode::SUCCESS)
+    }
 }
 
 fn log_as_service() {
@@ -168,62 +224,4 @@ fn log_as_service() {
     env_logger::Builder::from_env(filter)
         .format_timestamp_millis()
         .init();
-}
-
-fn show_status(json: bool) -> Result<()> {
-    let status = match control::ask(Request::Status) {
-        Ok(Reply::Status(status)) => status,
-        Ok(_) => anyhow::bail!("the service's answer does not fit the request: restart the service"),
-        // Without a service the records still tell what guests have.
-        Err(ControlError::NotRunning(_)) => {
-            let mut host = Host::open()?;
-            status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?
-        }
-        Err(error) => return Err(error.into()),
-    };
-    print(&status, json)
-}
-
-/// Prints a status or a report, as text or as JSON.
-fn print(found: &(impl Serialize + Display), json: bool) -> Result<()> {
-    let text = if json {
-        serde_json::to_string_pretty(&versioned(found))? + "\n"
-    } else {
-        found.to_string()
-    };
-    match io::stdout().write_all(text.as_bytes()) {
-        // As with `| head`: the reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        printed => printed.context("cannot print what was found out"),
-    }
-}
-
-/// Version of the JSON that is printed. It changes when a field is removed or gets another meaning, not when one is added.
-const JSON_VERSION: u32 = 1;
-
-/// JSON as it is printed: the version first, then the fields in the order in which they are declared.
-#[derive(Serialize)]
-struct JsonDocument<'a, T> {
-    version: u32,
-    #[serde(flatten)]
-    found: &'a T,
-}
-
-fn versioned<T: Serialize>(found: &T) -> JsonDocument<'_, T> {
-    JsonDocument {
-        version: JSON_VERSION,
-        found,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_says_its_version() {
-        let printed = serde_json::to_value(versioned(&status::Status::default())).unwrap();
-        assert_eq!(printed["version"], 1);
-        assert_eq!(printed["stubs"], serde_json::json!([]));
-    }
 }

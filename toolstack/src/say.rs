@@ -3,16 +3,55 @@
 //! A reader that goes away (`bulkhead run … | head -1`) or a full disk must not end a command halfway. So a line that cannot be
 //! written is dropped, where `println!` would panic.
 
+use serde::Serialize;
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::{self, Write};
 
+thread_local! {
+    /// What a command has told, kept for its JSON document. `None`: what was done is printed. A command tells things in one
+    /// thread.
+    static TOLD: RefCell<Option<ToldLines>> = const { RefCell::new(None) };
+}
+
+/// What a command has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ToldLines {
+    /// What was done, a line for each step.
+    pub done: Vec<String>,
+    /// What the administrator should know.
+    pub notes: Vec<String>,
+}
+
+/// From now on what was done is kept instead of printed. Notes are printed too: they go to standard error.
+pub fn keep() {
+    TOLD.set(Some(ToldLines::default()));
+}
+
+/// What was kept.
+pub fn take_kept() -> ToldLines {
+    TOLD.take().unwrap_or_default()
+}
+
+/// Adds to what is kept; false if nothing is.
+fn add(line: &impl Display, list: fn(&mut ToldLines) -> &mut Vec<String>) -> bool {
+    TOLD.with_borrow_mut(|told| {
+        let told = told.as_mut();
+        told.map(|told| list(told).push(line.to_string())).is_some()
+    })
+}
+
 /// Tells on standard output what was done.
 pub fn print_done(line: impl Display) {
-    write_line(&mut io::stdout(), line);
+    if !add(&line, |told| &mut told.done) {
+        write_line(&mut io::stdout(), line);
+    }
 }
 
 /// Tells on standard error what the administrator should know.
 pub fn print_notice(line: impl Display) {
+    add(&line, |told| &mut told.notes);
     write_line(&mut io::stderr(), format_args!("note: {line}"));
 }
 

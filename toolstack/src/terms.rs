@@ -12,12 +12,14 @@ use xenbus::device::Quirks;
 
 /// The terms on which a guest has a device: what it may do beyond the usual, or less.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Terms {
     /// Writes to registers that no table names go to the device.
     pub permissive: bool,
     /// Registers of which the guest may write some bits.
     #[serde(with = "serde_text::text")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub quirks: Quirks,
     /// Whether the guest may use MSI and MSI-X.
     pub msi: Msi,
@@ -25,6 +27,7 @@ pub struct Terms {
     /// has no other interrupts.
     pub share_intx: Option<bool>,
     /// Fate of the device after an error without recovery.
+    #[cfg_attr(test, schemars(with = "String"))]
     pub aer: AerFate,
 }
 
@@ -50,6 +53,7 @@ impl Terms {
 
 /// Whether a guest may use MSI and MSI-X.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Msi {
     /// MSI and MSI-X are allowed.

@@ -7,7 +7,20 @@ use pci::registers::register;
 
 /// Class and subclass (PCI Code and ID Assignment Specification, section 1).
 const ISA_BRIDGE: u16 = 0x0601;
-const SMBUS: u16 = 0x0c05;
+/// Parts of a mainboard wherever they stand.
+const PARTS: [(u16, &str); 8] = [
+    (0x0600, "the host bridge, by which processors reach PCI"),
+    (ISA_BRIDGE, "the bridge to its built-in devices (ISA, LPC)"),
+    (0x0800, "its interrupt controller"),
+    (0x0801, "its DMA controller"),
+    (0x0802, "its timer"),
+    (0x0803, "its clock"),
+    (0x0806, "its IOMMU"),
+    (
+        0x0c05,
+        "the bus of its memory modules, sensors and voltage regulators",
+    ),
+];
 /// Those of a chipset that stand beside its bridge to ISA: memory controllers (power management, hidden registers) and
 /// the bus of the firmware's flash memory.
 const BESIDE: [(u16, u16, &str); 2] = [
@@ -18,8 +31,8 @@ const BESIDE: [(u16, u16, &str); 2] = [
 /// The part of the mainboard that a function is; `None` if it is none.
 pub fn part_of_mainboard(bdf: Bdf, sysfs: &Sysfs) -> Option<&'static str> {
     let class = class_of(bdf, sysfs);
-    if class == SMBUS {
-        return Some("the bus of its memory modules, sensors and voltage regulators");
+    if let Some(&(_, what)) = PARTS.iter().find(|&&(part, _)| part == class) {
+        return Some(what);
     }
     let found = BESIDE
         .into_iter()
@@ -77,20 +90,26 @@ mod tests {
             ("0000:00:1f.0", ISA_BRIDGE),
             ("0000:00:1f.2", 0x0580),
             ("0000:00:1f.3", 0x0403),
-            ("0000:00:1f.4", SMBUS),
+            ("0000:00:1f.4", 0x0c05),
+            ("0000:00:00.0", 0x0600),
+            ("0000:00:00.2", 0x0806),
+            ("0000:00:05.4", 0x0800),
+            ("0000:05:00.0", 0x0805),
             ("0000:00:1f.5", 0x0c80),
             ("0000:00:1f.6", 0x0200),
             ("0000:03:00.0", 0x0580),
-            ("0000:04:00.0", SMBUS),
+            ("0000:04:00.0", 0x0c05),
         ] {
             tree.add(name, &[("config", &with_class(class))]);
         }
         let part = |name| part_of_mainboard(bdf(name), &tree.sysfs()).is_some();
-        for name in ["00:1f.2", "00:1f.4", "00:1f.5", "04:00.0"] {
+        for name in [
+            "00:00.0", "00:00.2", "00:05.4", "00:1f.0", "00:1f.2", "00:1f.4", "00:1f.5", "04:00.0",
+        ] {
             assert!(part(name), "{name}");
         }
-        // Sound and network of the chipset, and a memory controller on a card.
-        for name in ["00:1f.3", "00:1f.6", "03:00.0", "00:09.0"] {
+        // Sound and network of the chipset; a memory controller and a reader of SD cards on a card.
+        for name in ["00:1f.3", "00:1f.6", "03:00.0", "05:00.0", "00:09.0"] {
             assert!(!part(name), "{name}");
         }
     }

@@ -79,11 +79,10 @@ fn check_device(
     let (class, kind) = (byte(register::BASE_CLASS), header::kind(&config));
     if kind == header_type::BRIDGE {
         check_bridge(bdf, &config, elsewhere.clone(), slots)?;
+    } else if let Some(what) = part_of_mainboard(bdf, sysfs) {
+        return Err(Refusal::Chipset { bdf, what });
     } else if class == CLASS_BRIDGE || kind != 0 {
         return Err(Refusal::Mainboard { bdf, class, kind });
-    }
-    if let Some(what) = part_of_mainboard(bdf, sysfs) {
-        return Err(Refusal::Chipset { bdf, what });
     }
     if around.mcfg.frame(bdf).is_none() {
         return Err(Refusal::NoEcam { bdf });
@@ -179,13 +178,22 @@ mod tests {
     fn a_bridge_of_the_mainboard_is_one_too() {
         let tree = host();
         let mut isa = config(0, 0, 1);
-        isa[0x0b] = 0x06;
-        tree.add(A, &[("config", &isa)]);
-        let told = refusals(&tree, &[A], &Claims::default());
-        assert!(
-            told[0].starts_with("0000:00:05.0 is a bridge (class 06, header type 0)"),
-            "{told:?}"
-        );
+        for (subclass, expected) in [
+            (
+                0x00,
+                "0000:00:05.0 is a part of the mainboard, the host bridge, by which",
+            ),
+            (
+                0x01,
+                "0000:00:05.0 is a part of the mainboard, the bridge to its built-in devices",
+            ),
+            (0x80, "0000:00:05.0 is a bridge (class 06, header type 0)"),
+        ] {
+            isa[0x0a..0x0c].copy_from_slice(&[subclass, 0x06]);
+            tree.add(A, &[("config", &isa)]);
+            let told = refusals(&tree, &[A], &Claims::default());
+            assert!(told[0].starts_with(expected), "{told:?}");
+        }
     }
 
     #[test]

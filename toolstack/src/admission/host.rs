@@ -1,35 +1,75 @@
 //! Checks that the host can isolate a guest's device.
 
-use super::refusal::Refusal;
 use crate::host::xl::HostInfo;
+use thiserror::Error;
 
 /// Xen's default of `extra_guest_irqs` for a guest.
 const SPARE_PIRQS: u32 = 32;
 
+/// Why a host can give no device to any guest.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{}: {}", self.cause(), self.next_step())]
+pub enum HostFault {
+    /// Dom0 is of another type than PV, such as PVH.
+    Dom0Kind(String),
+    /// Xen runs with `xsm=silo`, which forbids two guests to share memory and events.
+    Silo,
+    /// Without an IOMMU a guest's DMA reaches all memory.
+    NoIommu,
+    /// Xen's protection of configuration space is off, by this option.
+    EcamWritable(String),
+}
+
+impl HostFault {
+    /// What is wrong.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Dom0Kind(kind) => format!(
+                "dom0 is of type {kind}, and Bulkhead needs a PV dom0, because another one cannot give away configuration \
+                 pages, has no xen-pciback that prepares MSI-X, and has other numbers for interrupt lines"
+            ),
+            Self::Silo => "Xen was booted with xsm=silo, which keeps a guest and its stub from sharing memory and events".into(),
+            Self::NoIommu => "this host has no IOMMU that Xen uses for PV guests (xl info: virt_caps has no pv_directio), \
+                              so a device's DMA could reach all memory"
+                .into(),
+            Self::EcamWritable(option) => format!(
+                "Xen was booted with {option}, so the stub's configuration page would be writable, past every check"
+            ),
+        }
+    }
+
+    /// What the administrator can do about it.
+    pub fn next_step(&self) -> String {
+        match self {
+            Self::Dom0Kind(kind) => format!("boot Xen without dom0={}", kind.to_lowercase()),
+            Self::Silo | Self::EcamWritable(_) => "boot Xen without that option".into(),
+            Self::NoIommu => "turn on VT-d or AMD-Vi in the firmware, and boot Xen with iommu=1".into(),
+        }
+    }
+}
+
 /// Checks that the host can keep a device's DMA and configuration space apart.
-pub fn check_host(host: &HostInfo) -> Result<(), Refusal> {
-    if !matches!(host.dom0_type.as_str(), "PV" | "") {
-        let kind = host.dom0_type.clone();
-        return Err(Refusal::Dom0Kind { kind });
-    }
-    // The policy silo lets a guest share memory and events with dom0 alone.
-    if option(host, "xsm=") == Some("silo") {
-        return Err(Refusal::Silo);
-    }
-    if !host
+pub fn check_host(host: &HostInfo) -> Result<(), HostFault> {
+    host_faults(host).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// All that keeps the host from giving devices to guests.
+pub fn host_faults(host: &HostInfo) -> Vec<HostFault> {
+    let is_pv = matches!(host.dom0_type.as_str(), "PV" | "");
+    let uses_iommu = host
         .capabilities
         .iter()
-        .any(|capability| capability == "pv_directio")
-    {
-        return Err(Refusal::NoIommu);
-    }
+        .any(|capability| capability == "pv_directio");
     let mut options = host.command_line.split_whitespace();
-    match options.find(|option| turns_mmcfg_off(option)) {
-        Some(option) => Err(Refusal::EcamWritable {
-            option: option.into(),
-        }),
-        None => Ok(()),
-    }
+    let faults = [
+        (!is_pv).then(|| HostFault::Dom0Kind(host.dom0_type.clone())),
+        (option(host, "xsm=") == Some("silo")).then_some(HostFault::Silo),
+        (!uses_iommu).then_some(HostFault::NoIommu),
+        options
+            .find(|option| turns_mmcfg_off(option))
+            .map(|option| HostFault::EcamWritable(option.into())),
+    ];
+    faults.into_iter().flatten().collect()
 }
 
 /// True if Xen does not use memory-mapped configuration space after this option, and so does not protect it. Read as Xen
@@ -82,10 +122,10 @@ mod tests {
             ..HostInfo::default()
         };
         assert!(check_host(&host("pv hvm pv_directio", "dom0_mem=1G")).is_ok());
-        assert!(matches!(
+        assert_eq!(
             check_host(&host("pv hvm hvm_directio", "")),
-            Err(Refusal::NoIommu)
-        ));
+            Err(HostFault::NoIommu)
+        );
         for option in [
             "mmcfg=0",
             "mmcfg=off",
@@ -117,6 +157,7 @@ mod tests {
             capabilities: vec!["pv_directio".into()],
             command_line: command_line.into(),
             dom0_type: dom0.into(),
+            ..HostInfo::default()
         };
         assert!(check_host(&host("PV", "")).is_ok());
         assert!(
@@ -140,6 +181,19 @@ mod tests {
         ] {
             assert_eq!(host_notes(&host("PV", options)).len(), notes, "{options}");
         }
+    }
+
+    #[test]
+    fn all_faults_of_a_host_are_told_each_with_the_next_step() {
+        let host = HostInfo {
+            command_line: "xsm=silo mmcfg=0".into(),
+            dom0_type: "PVH".into(),
+            ..HostInfo::default()
+        };
+        let told: Vec<_> = host_faults(&host).iter().map(HostFault::next_step).collect();
+        let without = "boot Xen without that option";
+        let iommu = "turn on VT-d or AMD-Vi in the firmware, and boot Xen with iommu=1";
+        assert_eq!(told, ["boot Xen without dom0=pvh", without, iommu, without]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use acs::without_acs;
 pub use describe::{Notice, describe, describe_all};
 pub use device::check_devices;
 pub use group::Groups;
-pub use host::{check_host, host_notes, spare_pirqs};
+pub use host::{HostFault, check_host, host_faults, host_notes, spare_pirqs};
 pub use leaving::check_leaving;
 pub use line::{Offer, check_lines, line_sharers};
 pub use mounts::{Mounts, MountsError, Use};

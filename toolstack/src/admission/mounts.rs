@@ -18,8 +18,29 @@ use kernel::Kernel;
 use lent::{Lent, lent};
 use table::Mount;
 
-/// Directories without which dom0 does not run.
-const ESSENTIAL: [&str; 5] = ["/", "/usr", "/var", "/etc", "/nix"];
+/// Directories that dom0 lives on, with all that is below them, and what it does by them. `/run/live` and
+/// `/run/initramfs` are those of systems that run from a medium.
+const ESSENTIAL: [(&str, &str); 7] = [
+    ("/boot", "boots"),
+    ("/usr", "runs"),
+    ("/var", "runs"),
+    ("/etc", "runs"),
+    ("/nix", "runs"),
+    ("/run/live", "runs"),
+    ("/run/initramfs", "runs"),
+];
+
+/// What dom0 does by a directory, if it needs it.
+fn essential(directory: &str) -> Option<&'static str> {
+    let below = |&&(essential, _): &&(&str, &str)| {
+        let rest = directory.strip_prefix(essential);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    match directory {
+        "/" => Some("runs"),
+        _ => ESSENTIAL.iter().find(below).map(|&(_, does)| does),
+    }
+}
 /// Limit of block devices that lie one on top of another.
 const DEPTH: u32 = 16;
 
@@ -30,6 +51,8 @@ pub struct Mounts {
     /// Names such as `sda2`.
     swaps: Vec<String>,
     lent: Vec<Lent>,
+    /// The interfaces that default routes lead over.
+    default_routes: Vec<String>,
     kernel: Kernel,
 }
 
@@ -48,8 +71,12 @@ impl Mounts {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(MountsError::Proc)?;
         // A kernel without swapping has no such file.
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        // Without one of these protocols there is no such file.
+        let routes = ["/proc/net/route", "/proc/net/ipv6_route"].map(fs::read_to_string);
+        let [v4, v6] = routes.map(Result::unwrap_or_default);
         Ok(Self {
             lent: lent(store)?,
+            default_routes: table::default_routes(&v4, &v6),
             ..Self::parse(&mounts, &swaps)
         })
     }
@@ -70,10 +97,7 @@ impl Mounts {
     pub fn of(&self, bdf: Bdf, sysfs: &Sysfs) -> Option<Use> {
         let up = sysfs.interfaces(bdf).into_iter().find(|(_, up)| *up);
         if let Some((interface, _)) = up {
-            return Some(Use {
-                what: format!("its interface {interface} is up"),
-                next: format!("`ip link set {interface} down` frees it"),
-            });
+            return Some(self.interface_up(&interface, sysfs));
         }
         if let Some(mount) = self.shared_directory(bdf, sysfs) {
             return Some(mounted(
@@ -87,6 +111,28 @@ impl Mounts {
             .find_map(|disk| self.known_use(disk, sysfs, DEPTH))
             // The tables come first: they say how the use can be ended. The kernel knows of uses that no table has.
             .or_else(|| disks.iter().find_map(|disk| self.unknown_use(disk, bdf)))
+    }
+
+    /// An interface that is up, with what goes over it: dom0's default route, or the traffic of a bridge or bond.
+    fn interface_up(&self, interface: &str, sysfs: &Sysfs) -> Use {
+        let down = format!("`ip link set {interface} down` frees it");
+        let above = sysfs.interfaces_above(interface);
+        let leads = |name: &String| self.default_routes.contains(name);
+        let by = above.first().map(|above| format!(" as a port of {above}"));
+        let by = by.unwrap_or_default();
+        if leads(&interface.to_owned()) || above.iter().any(leads) {
+            return Use {
+                what: format!("its interface {interface} is up{by}, and dom0's default route leads over it"),
+                next: format!("{down}, and cuts dom0 off from its network: give dom0 another way first"),
+            };
+        }
+        Use {
+            what: format!("its interface {interface} is up{by}"),
+            next: match above.first() {
+                Some(above) => format!("{down}; what is connected to {above} loses that way out"),
+                None => down,
+            },
+        }
     }
 
     /// What the tables say of a block device, and of those that are made of it.
@@ -185,14 +231,20 @@ pub enum MountsError {
 
 fn mounted(what: &str, mounts: &[&Mount]) -> Use {
     let directories: Vec<&str> = mounts.iter().map(|mount| mount.directory.as_str()).collect();
-    let essential = directories.iter().find(|directory| ESSENTIAL.contains(directory));
-    let shown = essential.or(directories.first()).copied().unwrap_or_default();
-    // `umount` would be bad advice for what dom0 runs from.
-    let next = if essential.is_some() {
-        "dom0 runs from it, and has to keep it".to_owned()
-    } else {
-        let words: Vec<String> = directories.iter().map(|directory| quoted(directory)).collect();
-        format!("`umount {}` frees it", words.join(" "))
+    let needed = directories
+        .iter()
+        .find_map(|&directory| Some((directory, essential(directory)?)));
+    let shown = needed
+        .map(|(directory, _)| directory)
+        .or(directories.first().copied());
+    let shown = shown.unwrap_or_default();
+    // `umount` would be bad advice for what dom0 lives on.
+    let next = match needed {
+        Some((_, does)) => format!("dom0 {does} from it, and has to keep it"),
+        None => {
+            let words: Vec<String> = directories.iter().map(|directory| quoted(directory)).collect();
+            format!("`umount {}` frees it", words.join(" "))
+        }
     };
     Use {
         what: format!("{what} is mounted on {}", shown.escape_debug()),
@@ -279,6 +331,59 @@ mod tests {
             used(&tree, "00:05.0").as_deref(),
             Some("its interface eth1 is up; `ip link set eth1 down` frees it")
         );
+    }
+
+    #[test]
+    fn what_goes_over_an_interface_is_told_before_somebody_cuts_it_off() {
+        let tree = Tree::new();
+        tree.add("0000:00:05.0", &[]);
+        let home = tree.add_class("0000:00:05.0", "net", "eth0", &[("flags", "0x1003\n")]);
+        let told = |routes: &[&str]| {
+            let mut mounts = mounts(&[]);
+            mounts.default_routes = routes.iter().map(|&route| route.to_owned()).collect();
+            let used = mounts.of("00:05.0".parse().unwrap(), &tree.sysfs()).unwrap();
+            format!("{}; {}", used.what, used.next)
+        };
+        assert_eq!(
+            told(&["eth0"]),
+            "its interface eth0 is up, and dom0's default route leads over it; `ip link set eth0 down` frees it, and \
+             cuts dom0 off from its network: give dom0 another way first"
+        );
+        let bridge = tree.directory.path().join("class/net/xenbr0");
+        std::fs::create_dir_all(&bridge).unwrap();
+        symlink(&bridge, home.join("master")).unwrap();
+        assert!(told(&["xenbr0"]).starts_with(
+            "its interface eth0 is up as a port of xenbr0, and dom0's default route leads over it; "
+        ));
+        assert_eq!(
+            told(&[]),
+            "its interface eth0 is up as a port of xenbr0; `ip link set eth0 down` frees it; what is connected to xenbr0 \
+             loses that way out"
+        );
+    }
+
+    #[test]
+    fn umount_is_never_advised_for_what_dom0_lives_on() {
+        for (directory, advised) in [
+            ("/", false),
+            ("/boot", false),
+            ("/boot/efi", false),
+            ("/var/lib/xen", false),
+            ("/usr", false),
+            ("/run/live/medium", false),
+            ("/home", true),
+            ("/variety", true),
+            ("/run/media/somebody/stick", true),
+        ] {
+            let mount = Mount::parse(&format!("40 28 8:1 / {directory} rw - ext4 /dev/sda1 rw")).unwrap();
+            let used = mounted("/dev/sda1", &[&mount]);
+            assert_eq!(
+                used.next.contains("umount"),
+                advised,
+                "{directory}: {}",
+                used.next
+            );
+        }
     }
 
     #[test]

@@ -9,41 +9,10 @@ use xenbus::device::Quirk;
 /// Why devices cannot be given to a guest.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// Without an IOMMU a guest's DMA reaches all memory.
-    #[error(
-        "this host has no IOMMU that Xen uses for PV guests (xl info: virt_caps has no pv_directio), so a \
-         device's DMA could reach all memory: turn on VT-d or AMD-Vi in the firmware, and boot Xen with iommu=1"
-    )]
-    NoIommu,
-    /// Xen's protection of configuration space is off.
-    #[error(
-        "Xen was booted with {option}: the stub's configuration page would be writable, past every check. \
-         Boot Xen without that option"
-    )]
-    EcamWritable {
-        /// The option.
-        option: String,
-    },
-    /// Dom0 is of another type than PV.
-    #[error(
-        "dom0 is of type {kind}, and Bulkhead needs a PV dom0: another one cannot give away configuration pages, has no \
-         xen-pciback that prepares MSI-X, and has other numbers for interrupt lines. Boot Xen without dom0={option}",
-        option = kind.to_lowercase()
-    )]
-    Dom0Kind {
-        /// Such as PVH.
-        kind: String,
-    },
-    /// Xen runs with `xsm=silo`, which forbids two guests to share memory and events.
-    #[error(
-        "Xen was booted with xsm=silo, which keeps a guest and its stub from sharing memory and events: boot Xen without \
-         that option"
-    )]
-    Silo,
     /// A quirk for a register that is not free.
     #[error(
-        "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's \
-         (docs/config-space.md lists them): take the quirk out"
+        "{bdf}: quirk {quirk} cannot be had, because the register has rules of its own, or is dom0's or Xen's: take the \
+         quirk out (`bulkhead explain {bdf}` shows which bytes are free)"
     )]
     Quirk {
         /// The device.
@@ -280,7 +249,7 @@ fn addresses(bdfs: &[Bdf]) -> String {
 }
 
 impl Refusal {
-    /// The device that is refused; `None` if the host is what stands in the way.
+    /// The device that is refused; `None` if sysfs is what stands in the way.
     pub fn bdf(&self) -> Option<Bdf> {
         match self {
             Self::NamedTwice { bdf }
@@ -306,11 +275,7 @@ impl Refusal {
             | Self::LineForbidden { bdf, .. }
             | Self::PageStays { bdf, .. } => Some(*bdf),
             Self::Sysfs(error) => Some(error.bdf()),
-            Self::Dom0Kind { .. }
-            | Self::Silo
-            | Self::NoIommu
-            | Self::EcamWritable { .. }
-            | Self::NoSysfs(_) => None,
+            Self::NoSysfs(_) => None,
         }
     }
 }
@@ -328,12 +293,6 @@ mod tests {
     fn all() -> Vec<Refusal> {
         let (bdf, other) = (bdf("0000:03:00.0"), bdf("0000:03:00.1"));
         vec![
-            Refusal::NoIommu,
-            Refusal::EcamWritable {
-                option: "mmcfg=0".into(),
-            },
-            Refusal::Dom0Kind { kind: "PVH".into() },
-            Refusal::Silo,
             Refusal::Quirk {
                 bdf,
                 quirk: "10:4:ffffffff".parse().unwrap(),

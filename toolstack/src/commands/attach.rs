@@ -1,12 +1,14 @@
 //! `bulkhead attach`: gives devices to a guest that exists.
 
-use super::give::{Named, give_first};
+use super::dry_run::DryRun;
+use super::give::{Named, give_first, plan_first};
 use super::hotplug;
 use super::select::attachments;
 use super::turn::Turn;
 use super::waiting::Interrupt;
 use crate::host::Host;
-use crate::host::domains;
+use crate::host::domains::{self, Domain};
+use crate::records::Attachment;
 use crate::say::say;
 use anyhow::{Result, ensure};
 use std::time::Duration;
@@ -32,11 +34,7 @@ pub fn attach(request: &Attach) -> Result<()> {
         Ok((Some(guest.clone()), guest))
     })?;
     let interrupt = Interrupt::catch()?;
-    ensure!(
-        guest.domid != 0,
-        "{} is dom0, which has the devices: name a guest",
-        request.guest
-    );
+    check_is_guest(&guest)?;
     let attachments = attachments(&mut host)?;
     match attachments
         .iter()
@@ -44,25 +42,7 @@ pub fn attach(request: &Attach) -> Result<()> {
     {
         // A guest has one backend, so further devices come through the stub that it has.
         Some(attachment) => {
-            let stub = &attachment.stub;
-            let named = request.stub.as_deref();
-            ensure!(
-                named.is_none_or(|name| name == stub.name || name == stub.domid.to_string()),
-                "guest {} has devices already, through stub {}: it can have one stub only, so leave --stub out",
-                guest.name,
-                stub.name
-            );
-            ensure!(
-                request.named.slots.is_none_or(|slots| slots == attachment.slots),
-                "guest {} addresses its devices by --slots {}, all of them: leave --slots out",
-                guest.name,
-                attachment.slots
-            );
-            ensure!(
-                !request.named.devices.is_empty(),
-                "guest {} has devices already: name others with --device",
-                guest.name
-            );
+            check_more(request, attachment)?;
             hotplug::grow(
                 &mut host,
                 &mut turn,
@@ -96,4 +76,59 @@ pub fn attach(request: &Attach) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// What [`attach`] would do. Nothing is changed.
+pub fn plan(request: &Attach) -> Result<DryRun> {
+    let mut host = Host::open()?;
+    let guest = domains::find(&mut host.store, &request.guest)?;
+    check_is_guest(&guest)?;
+    let attachments = attachments(&mut host)?;
+    let attachment = attachments
+        .iter()
+        .find(|attachment| attachment.guest.domid == guest.domid);
+    match attachment {
+        Some(attachment) => {
+            check_more(request, attachment)?;
+            let Named { devices, choices, .. } = &request.named;
+            hotplug::plan_growth(&mut host, attachment, devices, choices)
+        }
+        None => {
+            let wanted = request.named.wanted(&mut host.store, &guest)?;
+            plan_first(&mut host, &guest, &wanted, request.stub.as_deref())
+        }
+    }
+}
+
+fn check_is_guest(domain: &Domain) -> Result<()> {
+    ensure!(
+        domain.domid != 0,
+        "{} is dom0, which has the devices: name a guest",
+        domain.name
+    );
+    Ok(())
+}
+
+/// Checks that a guest that has devices can be given more in this way.
+fn check_more(request: &Attach, attachment: &Attachment) -> Result<()> {
+    let stub = &attachment.stub;
+    let named = request.stub.as_deref();
+    ensure!(
+        named.is_none_or(|name| name == stub.name || name == stub.domid.to_string()),
+        "guest {} has devices already, through stub {}: it can have one stub only, so leave --stub out",
+        attachment.guest.name,
+        stub.name
+    );
+    ensure!(
+        request.named.slots.is_none_or(|slots| slots == attachment.slots),
+        "guest {} addresses its devices by --slots {}, all of them: leave --slots out",
+        attachment.guest.name,
+        attachment.slots
+    );
+    ensure!(
+        !request.named.devices.is_empty(),
+        "guest {} has devices already: name others with --device",
+        attachment.guest.name
+    );
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! The first devices of a guest that exists: what `attach` and `start` share.
 
 use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
-use super::prepare;
+use super::dry_run::{DryRun, service_runs};
+use super::prepare::{self, Admitted};
 use super::select::attachments;
 use super::turn::Turn;
 use super::undo::Undo;
@@ -78,6 +79,42 @@ pub struct GivenFirst {
     pub paused: bool,
 }
 
+/// Makes all checks for a guest's first devices. Returns the stub, if there is one already.
+fn check_first(
+    host: &mut Host,
+    guest: &Domain,
+    wanted: &Declared,
+    stub: Option<&str>,
+) -> Result<(Option<Domain>, Admitted)> {
+    let attachments = attachments(host)?;
+    GuestConfig::from_json(&xl::config_of(&guest.domid.to_string())?)?.check()?;
+    check_kernel(&wanted.kernel)?;
+    let stub = find_stub(host, guest, stub, &wanted.kernel, &attachments)?;
+    // Devices by xl and by Bulkhead at once would be two backends.
+    check_no_frontend(host, guest)?;
+    let (choices, slots) = (&wanted.choices, wanted.slots);
+    let admitted = prepare::admit(host, &wanted.devices, choices, Some(guest), &[], slots)?;
+    Ok((stub, admitted))
+}
+
+/// What [`give_first`] would do. Nothing is changed.
+pub fn plan_first(host: &mut Host, guest: &Domain, wanted: &Declared, stub: Option<&str>) -> Result<DryRun> {
+    let (stub, admitted) = check_first(host, guest, wanted, stub)?;
+    let (devices, notes) = admitted.plan()?;
+    let image = wanted.kernel.display().to_string();
+    Ok(DryRun {
+        command: "attach",
+        service_runs: service_runs(),
+        guest: guest.name.clone(),
+        config: None,
+        image: stub.is_none().then_some(image),
+        stub: stub.map_or_else(|| stub_name(&guest.name), |stub| stub.name),
+        slots: wanted.slots.to_string(),
+        devices,
+        notes,
+    })
+}
+
 /// Gives a guest its first devices, through the stub that is named, or else a new one. If the service had paused the guest for
 /// that, it runs afterwards.
 pub fn give_first(
@@ -90,14 +127,8 @@ pub fn give_first(
     interrupt: &Interrupt,
 ) -> Result<GivenFirst> {
     let domid = guest.domid.to_string();
-    let attachments = attachments(host)?;
-    GuestConfig::from_json(&xl::config_of(&domid)?)?.check()?;
-    check_kernel(&wanted.kernel)?;
-    let stub = find_stub(host, &guest, stub, &wanted.kernel, &attachments)?;
-    // Devices by xl and by Bulkhead at once would be two backends.
-    check_no_frontend(host, &guest)?;
-    let (choices, slots) = (&wanted.choices, wanted.slots);
-    let admitted = prepare::admit(host, &wanted.devices, choices, Some(&guest), &[], slots)?;
+    let (stub, admitted) = check_first(host, &guest, wanted, stub)?;
+    let slots = wanted.slots;
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;

@@ -1,5 +1,6 @@
 //! Hotplug: devices are added to, or removed from, a guest whose connection stands.
 
+use super::dry_run::{DryRun, service_runs};
 use super::prepare::{self, Admitted};
 use super::return_devices::{rebind_drivers, reclaim_devices};
 use super::turn::Turn;
@@ -60,6 +61,31 @@ pub fn grow(
             Err(error)
         }
     }
+}
+
+/// What [`grow`] would do. Nothing is changed.
+pub fn plan_growth(
+    host: &mut Host,
+    attachment: &Attachment,
+    wanted: &[Wanted],
+    choices: &Choices,
+) -> Result<DryRun> {
+    let already: Vec<Bdf> = attachment.bdfs().collect();
+    let guest = Some(&attachment.guest);
+    let admitted = prepare::admit(host, wanted, choices, guest, &already, attachment.slots)?;
+    ensure_stub(host, attachment)?;
+    let (devices, notes) = admitted.plan()?;
+    Ok(DryRun {
+        command: "attach",
+        service_runs: service_runs(),
+        guest: attachment.guest.name.clone(),
+        config: None,
+        stub: attachment.stub.name.clone(),
+        image: None,
+        slots: attachment.slots.to_string(),
+        devices,
+        notes,
+    })
 }
 
 /// The part of [`grow`] that changes things. `undo` has what it did.

@@ -6,6 +6,9 @@ mod create;
 pub mod declare;
 pub mod destroy;
 pub mod detach;
+pub mod doctor;
+mod dry_run;
+pub mod explain;
 mod give;
 mod hotplug;
 pub mod irq;
@@ -13,12 +16,16 @@ mod prepare;
 pub mod release;
 mod return_devices;
 pub mod run;
+#[cfg(test)]
+mod schemas;
 pub mod seize;
 mod select;
 pub mod start;
+pub mod status;
 mod turn;
 mod undo;
 mod waiting;
 
 pub use create::Ended;
+pub use dry_run::{DryRun, PlannedDevice};
 pub use give::Named;

@@ -1,14 +1,19 @@
 //! The steps before devices are given to a guest: they are admitted, taken from dom0, and described.
 
+use super::check::holder;
+use super::dry_run::PlannedDevice;
 use super::return_devices::why_held;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::policy::{self, Choices, Decided};
-use crate::admission::{self, Refusal, Surroundings};
+use crate::admission::{self, Notice, Refusal, Surroundings};
 use crate::handover::config_backup;
+use crate::handover::intx_lines::line_is_known;
+use crate::handover::reset::Plan;
 use crate::handover::seize::{Before, Rebound, make_ready, rebind_driver, seize};
 use crate::host::Host;
 use crate::host::domains::Domain;
+use crate::host::pci_ids::PciIds;
 use crate::host::store::Store;
 use crate::host::xl;
 use crate::paths;
@@ -83,6 +88,30 @@ impl Admitted {
     /// The devices.
     pub fn bdfs(&self) -> &[Bdf] {
         &self.bdfs
+    }
+
+    /// What would become of the devices, and what the administrator should know about them. Nothing is changed.
+    pub fn plan(&self) -> Result<(Vec<PlannedDevice>, Vec<String>)> {
+        let wanted: Vec<_> = self.bdfs.iter().copied().zip(&self.terms).collect();
+        let (described, notices) = admission::describe_all(&wanted, &self.already, &self.around)?;
+        let names = PciIds::read();
+        let devices = described.iter().map(|device| PlannedDevice {
+            bdf: device.bdf.to_string(),
+            ids: device.ids.to_string(),
+            called: names.name(device.ids),
+            held_by: holder(device.bdf, &self.around),
+            reset: Plan::of(device.bdf, &self.around.sysfs)
+                .used()
+                .map(|method| method.to_string()),
+            terms: device.terms.to_string(),
+        });
+        // Linux assigns the line when it enables the device.
+        let is_known = |notice: &&Notice| {
+            let known = |bdf| line_is_known(bdf, &self.around.sysfs);
+            !notice.is_about_line() || notice.bdf().is_none_or(known)
+        };
+        let notes = notices.iter().filter(is_known).map(Notice::to_string);
+        Ok((devices.collect(), notes.collect()))
     }
 
     /// Takes the devices from dom0's drivers.

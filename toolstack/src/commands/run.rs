@@ -3,6 +3,7 @@
 use super::create::{
     Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
 };
+use super::dry_run::{DryRun, service_runs};
 use super::give::{Named, let_run};
 use super::prepare::{self, Admitted};
 use super::turn::Turn;
@@ -18,7 +19,7 @@ use crate::nodes::progress::awaits_guest;
 use crate::records::Attachment;
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Arguments of `run`.
@@ -32,13 +33,16 @@ pub struct Run {
     pub wait: Duration,
 }
 
-/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
-pub fn run(request: &Run) -> Result<Ended> {
-    let mut host = Host::open()?;
-    // Before anything is checked: what is true now must be true when the devices are taken.
-    let mut turn = Turn::take()?;
-    // After the lock: until then Ctrl-C may end the command at once.
-    let interrupt = Interrupt::catch()?;
+/// What the checks have found out, before anything is changed.
+struct Checked {
+    guest: NewDomain,
+    stub: String,
+    wanted: Declared,
+    admitted: Admitted,
+}
+
+/// Makes all checks.
+fn check(host: &mut Host, request: &Run) -> Result<Checked> {
     let file = &request.config;
     ensure!(
         file.is_file(),
@@ -70,20 +74,51 @@ pub fn run(request: &Run) -> Result<Ended> {
             Err(error) => return Err(error.into()),
         }
     }
-    let admitted = prepare::admit(
-        &mut host,
-        &wanted.devices,
-        &wanted.choices,
-        None,
-        &[],
-        wanted.slots,
-    )?;
+    let admitted = prepare::admit(host, &wanted.devices, &wanted.choices, None, &[], wanted.slots)?;
+    Ok(Checked {
+        guest,
+        stub,
+        wanted,
+        admitted,
+    })
+}
+
+/// What [`run`] would do. Nothing is changed.
+pub fn plan(request: &Run) -> Result<DryRun> {
+    let checked = check(&mut Host::open()?, request)?;
+    let (devices, notes) = checked.admitted.plan()?;
+    Ok(DryRun {
+        command: "run",
+        service_runs: service_runs(),
+        guest: checked.guest.name,
+        config: Some(request.config.display().to_string()),
+        stub: checked.stub,
+        image: Some(checked.wanted.kernel.display().to_string()),
+        slots: checked.wanted.slots.to_string(),
+        devices,
+        notes,
+    })
+}
+
+/// Creates a guest with devices, and waits until it has them. A failure undoes all steps. A guest that is slow is no failure.
+pub fn run(request: &Run) -> Result<Ended> {
+    let mut host = Host::open()?;
+    // Before anything is checked: what is true now must be true when the devices are taken.
+    let mut turn = Turn::take()?;
+    // After the lock: until then Ctrl-C may end the command at once.
+    let interrupt = Interrupt::catch()?;
+    let checked = check(&mut host, request)?;
     // The last step that changes nothing: the guest's writes need the service.
     control::ensure_running()?;
 
     let mut undo = Undo::new()?;
     let made = run_admitted(
-        &mut host, &mut turn, request, &wanted, &guest, &admitted, &interrupt, &mut undo,
+        &mut host,
+        &mut turn,
+        &request.config,
+        &checked,
+        &interrupt,
+        &mut undo,
     );
     let result = made.and_then(|attachment| {
         // Other commands may work while the guest boots.
@@ -96,8 +131,9 @@ pub fn run(request: &Run) -> Result<Ended> {
     match result {
         Ok(Ended::Done) => {
             say!(
-                "guest {} has its devices through stub {stub}: `bulkhead status` shows them",
-                guest.name
+                "guest {} has its devices through stub {}: `bulkhead status` shows them",
+                checked.guest.name,
+                checked.stub
             );
             Ok(Ended::Done)
         }
@@ -113,15 +149,19 @@ pub fn run(request: &Run) -> Result<Ended> {
 fn run_admitted(
     host: &mut Host,
     turn: &mut Turn,
-    request: &Run,
-    wanted: &Declared,
-    guest: &NewDomain,
-    admitted: &Admitted,
+    config: &Path,
+    checked: &Checked,
     interrupt: &Interrupt,
     undo: &mut Undo,
 ) -> Result<Attachment> {
+    let Checked {
+        guest,
+        wanted,
+        admitted,
+        ..
+    } = checked;
     admitted.seize(host, interrupt, undo)?;
-    let created = guest.create(host, &request.config, true, undo);
+    let created = guest.create(host, config, true, undo);
     let guest = created.with_context(|| format!("cannot create guest {}", guest.name))?;
     say!("created guest {} (domain {}), paused", guest.name, guest.domid);
     turn.add_guest(guest.domid)?;

@@ -1,6 +1,7 @@
 //! Waiting with a time limit, and signals.
 
 use crate::nodes::progress::Progress;
+use crate::say;
 use anyhow::{Context, Result, bail, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;
@@ -17,6 +18,10 @@ pub const STUB_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time limit for a guest to connect, to let go of devices, to take new ones, or to be destroyed.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A wait tells what it waits for after the first time, and again after each of the others, or when that has changed.
+const TOLD_FIRST: Duration = Duration::from_secs(5);
+const TOLD_AGAIN: Duration = Duration::from_secs(20);
+
 /// The time limit of a wait is over.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("gave up after {} s: {what}", .timeout.as_secs())]
@@ -32,8 +37,10 @@ pub fn wait(
     interrupt: &Interrupt,
     mut poll: impl FnMut() -> Result<Progress>,
 ) -> Result<()> {
+    let began = Instant::now();
     // `None` for a time that `Instant` cannot express: no limit.
-    let deadline = Instant::now().checked_add(timeout);
+    let deadline = began.checked_add(timeout);
+    let mut news = WaitNews::default();
     loop {
         interrupt.check()?;
         match poll()? {
@@ -42,8 +49,37 @@ pub fn wait(
             Progress::Waiting(what) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
                 return Err(TimedOut { timeout, what }.into());
             }
-            Progress::Waiting(_) => thread::sleep(POLL),
+            Progress::Waiting(what) => {
+                let waited = began.elapsed();
+                if news.is_due(waited, &what) {
+                    let limit = deadline.map(|_| format!(" of {} s", timeout.as_secs()));
+                    let limit = limit.unwrap_or_default();
+                    say::progress(format_args!("waiting, {} s{limit}: {what}", waited.as_secs()));
+                }
+                thread::sleep(POLL);
+            }
         }
+    }
+}
+
+/// What a wait has told, and when.
+#[derive(Debug, Default)]
+struct WaitNews {
+    last: Option<(Duration, String)>,
+}
+
+impl WaitNews {
+    /// True if it is time to tell what is waited for.
+    fn is_due(&mut self, waited: Duration, what: &str) -> bool {
+        let is_due = waited >= TOLD_FIRST
+            && self
+                .last
+                .as_ref()
+                .is_none_or(|(when, told)| told != what || waited.saturating_sub(*when) >= TOLD_AGAIN);
+        if is_due {
+            self.last = Some((waited, what.to_owned()));
+        }
+        is_due
     }
 }
 
@@ -102,6 +138,18 @@ mod tests {
         });
         let error = failed.unwrap_err();
         assert!(error.to_string() == "it has ended" && error.downcast::<TimedOut>().is_err());
+    }
+
+    #[test]
+    fn a_long_wait_tells_what_it_waits_for_when_that_changes_and_now_and_then() {
+        let mut news = WaitNews::default();
+        let mut due = |seconds, what| news.is_due(Duration::from_secs(seconds), what);
+        assert!(!due(4, "the stub"));
+        assert!(due(5, "the stub"));
+        assert!(!due(6, "the stub"));
+        assert!(due(7, "the guest"));
+        assert!(!due(26, "the guest"));
+        assert!(due(27, "the guest"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::files::SOCKET;
 use crate::host::systemd::UnitError;
-use crate::paths::LOG;
+use crate::host::systemd::service_log;
 use std::io;
 use thiserror::Error;
 
@@ -13,7 +13,7 @@ pub enum ControlError {
     #[error("the service is not running (nobody listens on {SOCKET}): start it with `bulkhead serve`")]
     NotRunning(#[source] io::Error),
     /// The connection ended without an answer.
-    #[error("the service did not answer: its log is {LOG}, or `journalctl -u bulkhead`")]
+    #[error("the service did not answer: see {}", service_log())]
     NoAnswer(#[source] io::Error),
     /// The answer makes no sense.
     #[error("the service answered {line:?}: are service and command of one version? Restart the service")]
@@ -28,7 +28,7 @@ pub enum ControlError {
     #[error(transparent)]
     Unit(#[from] UnitError),
     /// It does not start.
-    #[error("the service does not start: the end of {LOG} says why")]
+    #[error("the service does not start: see the end of {}", service_log())]
     NoStart(#[source] io::Error),
     /// The runtime directory cannot be used.
     #[error("cannot use {path}")]

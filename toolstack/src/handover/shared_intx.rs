@@ -107,6 +107,7 @@ pub fn handler(bdf: Bdf, sysfs: &Sysfs) -> Option<Handler> {
 
 /// A line that a guest's device has, as dom0 sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LineStatus {
     /// The GSI.
     pub gsi: u32,

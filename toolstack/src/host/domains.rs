@@ -11,6 +11,7 @@ use xenbus::path::home;
 
 /// A domain, with what tells it from a later one with the same number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Domain {
     /// Its number.
     pub domid: DomId,

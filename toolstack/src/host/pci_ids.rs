@@ -13,6 +13,12 @@ const PATHS: [&str; 3] = [
 #[derive(Clone, Debug, Default)]
 pub struct PciIds(String);
 
+impl From<&str> for PciIds {
+    fn from(list: &str) -> Self {
+        Self(list.to_owned())
+    }
+}
+
 impl PciIds {
     /// This machine's.
     pub fn read() -> Self {
@@ -21,6 +27,11 @@ impl PciIds {
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .next();
         Self(text.unwrap_or_default())
+    }
+
+    /// True if the host has no list.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Names of vendor and device, as far as they are known. In the file, a vendor's line begins with its four
@@ -61,7 +72,7 @@ C 02  Network controller
 ";
 
     fn name(ids: &str) -> Option<String> {
-        PciIds(LIST.into()).name(ids.parse().unwrap())
+        PciIds::from(LIST).name(ids.parse().unwrap())
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The service under systemd: starts its unit, and notifies systemd that it is ready.
 
+use crate::paths::LOG;
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -11,6 +12,8 @@ use thiserror::Error;
 
 /// The unit of the service.
 pub const UNIT: &str = "bulkhead.service";
+/// The unit that seizes devices at boot.
+pub const SEIZE_UNIT: &str = "bulkhead-seize.service";
 /// Directory that exists if systemd is the host's first process (`sd_booted`).
 const BOOTED: &str = "/run/systemd/system";
 /// Environment variable with the socket on which the service says that it is ready (`sd_notify`).
@@ -38,7 +41,7 @@ enum Unit {
 
 /// Starts the unit, and waits until the service is ready; false if there is no systemd or no unit.
 pub fn start_unit() -> Result<bool, UnitError> {
-    if !Path::new(BOOTED).exists() {
+    if !is_booted() {
         return Ok(false);
     }
     let shown = Command::new("systemctl")
@@ -58,6 +61,31 @@ pub fn start_unit() -> Result<bool, UnitError> {
     } else {
         Err(UnitError::Start(started.to_string()))
     }
+}
+
+/// True if systemd is the host's first process.
+pub fn is_booted() -> bool {
+    Path::new(BOOTED).exists()
+}
+
+/// Where the service's log is.
+pub fn service_log() -> String {
+    if is_booted() {
+        format!("`journalctl -u {UNIT}`")
+    } else {
+        LOG.to_owned()
+    }
+}
+
+/// Whether a unit starts at boot, in systemd's words: `enabled`, `disabled`, `masked`, `not-found` and others.
+pub fn enablement(unit: &str) -> String {
+    let told = Command::new("systemctl").args(["is-enabled", unit]).output();
+    // Older ones say on standard error that there is no such unit.
+    let word = told.map_or_else(
+        |_| String::new(),
+        |told| String::from_utf8_lossy(&told.stdout).trim().to_owned(),
+    );
+    if word.is_empty() { "not-found".into() } else { word }
 }
 
 fn load_state(shown: &[u8]) -> Unit {

@@ -101,6 +101,10 @@ pub struct HostInfo {
     pub command_line: String,
     /// Type of dom0: `PV`, `PVH` or `HVM`; empty if its kernel does not say.
     pub dom0_type: String,
+    /// Xen's version, such as `4.20.0`.
+    pub version: String,
+    /// The release of dom0's kernel, such as `6.12.43+deb13-amd64`.
+    pub kernel: String,
 }
 
 /// File in which Linux says how it runs under Xen.
@@ -120,6 +124,8 @@ impl HostInfo {
             capabilities: value("virt_caps").split_whitespace().map(str::to_owned).collect(),
             command_line: value("xen_commandline"),
             dom0_type: String::new(),
+            version: value("xen_version"),
+            kernel: value("release"),
         }
     }
 }
@@ -131,6 +137,11 @@ pub fn info() -> Result<HostInfo, XlError> {
         dom0_type: dom0_type.trim().to_owned(),
         ..HostInfo::parse(&xl(&["info".as_ref()])?)
     })
+}
+
+/// Xen's log, as far as it is kept: new messages overwrite the oldest ones.
+pub fn messages() -> Result<String, XlError> {
+    xl(&["dmesg".as_ref()])
 }
 
 /// The configuration that a file stands for, as xl understands it; nothing is created.
@@ -206,11 +217,16 @@ mod tests {
 
     #[test]
     fn the_hosts_capabilities_and_command_line_are_read() {
-        let text = "host                   : dom0\nvirt_caps              : pv hvm hvm_directio pv_directio\n\
+        let text = "host                   : dom0\nrelease                : 6.1.0-37-amd64\n\
+                    xen_version            : 4.17.6-pre\nvirt_caps              : pv hvm hvm_directio pv_directio\n\
                     xen_commandline        : placeholder com1=115200,8n1 mmcfg=0\n";
         let info = HostInfo::parse(text);
         assert_eq!(info.capabilities, ["pv", "hvm", "hvm_directio", "pv_directio"]);
         assert_eq!(info.command_line, "placeholder com1=115200,8n1 mmcfg=0");
+        assert_eq!(
+            (info.version.as_str(), info.kernel.as_str()),
+            ("4.17.6-pre", "6.1.0-37-amd64")
+        );
         assert_eq!(HostInfo::parse("nothing of the kind"), HostInfo::default());
     }
 

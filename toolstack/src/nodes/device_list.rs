@@ -106,6 +106,24 @@ impl List {
     }
 }
 
+/// The devices that the stub offers, each with the address at which the guest sees it.
+pub fn guest_addresses(store: &mut Store, attachment: &Attachment) -> Result<Vec<(Bdf, Bdf)>, StoreError> {
+    let hop = first_hop(attachment);
+    store.transaction(|store| {
+        let mut addresses = Vec::new();
+        for number in 0..length(store, hop)?.unwrap_or(0) {
+            let mut address = |key: Numbered| -> Result<Option<Bdf>, StoreError> {
+                let text = store.read_optional(&hop.backend_node(&key.at(number)))?;
+                Ok(text.and_then(|text| text.parse().ok()))
+            };
+            // A stub may write anything: what is no address is none.
+            let pair = (address(Numbered::Device)?, address(Numbered::VirtualDevice)?);
+            addresses.extend(pair.0.zip(pair.1));
+        }
+        Ok(addresses)
+    })
+}
+
 /// Adds the devices `new`, which the attachment names already, and has both ends follow. Returns false, and changes
 /// nothing, while another change is under way or an end is not connected.
 pub fn add(store: &mut Store, attachment: &Attachment, new: &[Device]) -> Result<bool, StoreError> {

@@ -2,6 +2,7 @@
 
 use crate::host::domains::is_alive;
 use crate::host::store::{Store, StoreError};
+use crate::host::systemd;
 use crate::nodes::device_list::List;
 use crate::nodes::hops::{error_node, guest_errors};
 use crate::records::Attachment;
@@ -274,7 +275,7 @@ fn console_log_in(directories: &[&Path], domain: &str) -> String {
 }
 
 fn service_log() -> String {
-    format!("see {}, or `journalctl -u bulkhead`", crate::paths::LOG)
+    format!("see {}", systemd::service_log())
 }
 
 #[cfg(test)]

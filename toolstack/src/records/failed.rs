@@ -18,6 +18,7 @@ const FAILED: &str = "/local/domain/0/bulkhead/failed";
 
 /// A guest that lost its devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Failed {
     /// The guest.
     pub guest: Domain,
@@ -25,6 +26,7 @@ pub struct Failed {
     pub stub: String,
     /// The devices.
     #[serde(with = "serde_text::texts")]
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub devices: Vec<Bdf>,
     /// The reason, and what was done, in words.
     pub reason: String,

@@ -142,6 +142,7 @@ pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
     DeviceStatus {
         bdf: device.bdf.to_string(),
         ids: device.ids.to_string(),
+        called: None,
         mode: name.into(),
         pirqs,
         gsi: device.gsi,

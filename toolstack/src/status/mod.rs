@@ -10,3 +10,6 @@ pub use model::{
     DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined,
     RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError, StubStatus,
 };
+
+#[cfg(test)]
+pub(crate) use model::tests;

@@ -1,6 +1,7 @@
 //! The status, as `bulkhead status --json` prints it and the service sends it.
 
 use crate::handover::shared_intx::LineStatus;
+use crate::host::pci_ids::PciIds;
 use crate::host::store::StoreError;
 use crate::records::RecordError;
 use crate::records::failed::Failed;
@@ -18,6 +19,7 @@ use xenbus::pciif::Request;
 
 /// All about the attachments and held devices of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// Dom0's end of all second hops.
     pub service: ServiceStatus,
@@ -40,6 +42,7 @@ pub struct Status {
 
 /// A device that a guest may still have mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mapped {
     /// The device.
     pub bdf: String,
@@ -49,6 +52,7 @@ pub struct Mapped {
 
 /// State of the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// If false, writes of guests and changes of their interrupt mode fail.
     pub running: bool,
@@ -59,6 +63,7 @@ pub struct ServiceStatus {
 
 /// One stub with its guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StubStatus {
     /// The stub, and the state of its second hop.
     #[serde(flatten)]
@@ -67,6 +72,7 @@ pub struct StubStatus {
     pub guest: DomainStatus,
     /// How the guest addresses the devices: `vpci` or `passthrough`.
     #[serde(default, with = "serde_text::text")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub slots: SlotMode,
     /// The guest's devices.
     pub devices: Vec<DeviceStatus>,
@@ -88,6 +94,7 @@ pub struct Seen {
 
 /// A domain, and the state of its frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DomainStatus {
     /// Its domid.
     pub domid: DomId,
@@ -102,11 +109,15 @@ pub const GONE: &str = "gone";
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceStatus {
     /// Its address.
     pub bdf: String,
     /// Vendor and device id.
     pub ids: String,
+    /// Its product name, if the host has the list of names (`pci.ids`).
+    #[serde(default)]
+    pub called: Option<String>,
     /// `intx`, `msi`, `msi-x`, or `none` where the line is withheld or absent.
     pub mode: String,
     /// The guest's pirqs in use.
@@ -133,6 +144,7 @@ pub struct DeviceStatus {
 
 /// What the service has seen of a stub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Served {
     /// Requests answered.
     pub requests: u64,
@@ -160,6 +172,7 @@ pub struct Served {
 
 /// Errors of a device that could not be corrected, and what came of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceErrors {
     /// The device.
     pub bdf: String,
@@ -173,6 +186,7 @@ pub struct DeviceErrors {
 
 /// A request that the stub refuses because it failed over it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PoisonousRequest {
     /// The request in words.
     pub request: String,
@@ -182,6 +196,7 @@ pub struct PoisonousRequest {
 
 /// Writes to one register that the guard refused for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RefusedWrite {
     /// The device.
     pub bdf: String,
@@ -195,6 +210,7 @@ pub struct RefusedWrite {
 
 /// Writes to one register that the stub dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DroppedWrites {
     /// The device's slot and function on the guest's bus, such as `00.0`.
     pub slot: String,
@@ -206,6 +222,7 @@ pub struct DroppedWrites {
 
 /// A device in quarantine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quarantined {
     /// Its address.
     pub bdf: String,
@@ -222,6 +239,15 @@ pub enum StatusError {
     /// The domains.
     #[error("cannot read the state of a domain in xenstore")]
     Store(#[from] StoreError),
+}
+
+impl Status {
+    /// Adds the products' names. The service cannot: it gives up all files but a few.
+    pub fn add_names(&mut self, names: &PciIds) {
+        for device in self.stubs.iter_mut().flat_map(|stub| &mut stub.devices) {
+            device.called = device.ids.parse().ok().and_then(|ids| names.name(ids));
+        }
+    }
 }
 
 impl StubStatus {
@@ -261,7 +287,7 @@ impl Served {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::device;

@@ -55,6 +55,7 @@ const EVENT_CHANNELS: &str = "/dev/xen/evtchn";
 
 /// What a process holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessStats {
     /// Its process id.
     pub pid: u32,

@@ -4,83 +4,89 @@ use super::model::{
     DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
     StubStatus,
 };
+use crate::layout::{COLUMNS, Lines, Render};
 use crate::terms::Terms;
-use comfy_table::{Table, presets};
 use std::collections::BTreeMap;
 use std::fmt;
 use xenbus::device::SlotMode;
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(COLUMNS))
+    }
+}
+
+/// First an overview, guest by guest. Then a paragraph for each thing that somebody should know, which begins with the device
+/// or the stub that it is about.
+impl Render for Status {
+    fn render(&self, columns: usize) -> String {
+        let mut lines = Lines::new(columns);
         let service = if self.service.running {
             "running"
         } else {
             "DOWN: guests' writes and interrupt changes fail (start it with `bulkhead serve`)"
         };
-        writeln!(f, "service: {service}")?;
+        lines.line(format_args!("service: {service}"));
         if let Some(process) = &self.service.process {
-            writeln!(f, "{process}")?;
+            lines.line(process);
         }
         if self.stubs.is_empty() {
-            writeln!(f, "no devices are passed through")?;
-        } else {
-            writeln!(f, "{}", self.devices_table())?;
+            lines.line("no devices are passed through");
         }
-        for stub in self
-            .stubs
-            .iter()
-            .filter(|stub| stub.slots == SlotMode::Passthrough)
-        {
-            writeln!(
-                f,
-                "guest {} sees its devices at their addresses in dom0",
-                stub.guest.name
-            )?;
-        }
-        let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
-        for device in devices.clone() {
-            if let Some(line) = &device.line {
-                writeln!(f, "{}", line.told(&device.bdf))?;
-            }
-        }
-        for device in devices.filter(|device| device.terms != Terms::default()) {
-            writeln!(f, "{}: {}", device.bdf, device.terms)?;
-        }
-        for (physical, virtuals) in self.physical_functions() {
-            writeln!(
-                f,
-                "{physical} has to stay in dom0 with its driver: guests have its virtual functions {}",
-                virtuals.join(", ")
-            )?;
-        }
-        self.stubs.iter().try_for_each(|stub| stub.fmt_errors(f))?;
-        self.stubs.iter().try_for_each(|stub| stub.fmt_served(f))?;
+        self.stubs.iter().for_each(|stub| stub.overview(&mut lines));
+        self.about_devices(&mut lines);
+        self.stubs.iter().for_each(|stub| stub.about_errors(&mut lines));
+        self.stubs.iter().for_each(|stub| stub.about_stub(&mut lines));
         if !self.held.is_empty() {
-            writeln!(f, "held for guests: {}", self.held.join(", "))?;
+            lines.line(format_args!("held for guests: {}", self.held.join(", ")));
         }
         for Mapped { bdf, guest } in &self.mapped {
-            writeln!(
-                f,
+            lines.line(format_args!(
                 "held: {bdf}, which guest {guest} had and may still have mapped: `bulkhead release {bdf}` when that has ended"
-            )?;
+            ));
         }
-        for device in &self.quarantined {
-            let Quarantined { bdf, reason } = device;
-            writeln!(
-                f,
+        for Quarantined { bdf, reason } in &self.quarantined {
+            lines.line(format_args!(
                 "quarantine: {bdf}, because {reason}: `bulkhead release {bdf}` tries its reset again"
-            )?;
+            ));
         }
-        self.failed
-            .iter()
-            .try_for_each(|failed| writeln!(f, "failed: {failed}"))?;
-        self.problems
-            .iter()
-            .try_for_each(|problem| writeln!(f, "problem: {problem}"))
+        for failed in &self.failed {
+            lines.line(format_args!("failed: {failed}"));
+        }
+        for problem in &self.problems {
+            lines.line(format_args!("problem: {problem}"));
+        }
+        lines.into_text()
     }
 }
 
 impl Status {
+    fn about_devices(&self, lines: &mut Lines) {
+        for stub in &self.stubs {
+            if stub.slots == SlotMode::Passthrough {
+                lines.line(format_args!(
+                    "guest {} sees its devices at their addresses in dom0",
+                    stub.guest.name
+                ));
+            }
+        }
+        let devices = self.stubs.iter().flat_map(|stub| &stub.devices);
+        for device in devices.clone() {
+            if let Some(line) = &device.line {
+                lines.line(line.told(&device.bdf));
+            }
+        }
+        for device in devices.filter(|device| device.terms != Terms::default()) {
+            lines.line(format_args!("{}: {}", device.bdf, device.terms));
+        }
+        for (physical, virtuals) in self.physical_functions() {
+            lines.line(format_args!(
+                "{physical} has to stay in dom0 with its driver: guests have its virtual functions {}",
+                virtuals.join(", ")
+            ));
+        }
+    }
+
     /// The physical functions of which guests have virtual functions, with these.
     fn physical_functions(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut physical_functions = BTreeMap::<_, Vec<_>>::new();
@@ -93,27 +99,6 @@ impl Status {
             }
         }
         physical_functions
-    }
-
-    fn devices_table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_preset(presets::ASCII_BORDERS_ONLY_CONDENSED);
-        table.set_header(["guest", "stub", "device", "ids", "interrupts", "pirqs", "reset"]);
-        for stub in &self.stubs {
-            for device in &stub.devices {
-                let pirqs: Vec<_> = device.pirqs.iter().map(u32::to_string).collect();
-                table.add_row([
-                    stub.guest.to_string(),
-                    stub.domain.to_string(),
-                    device.bdf.clone(),
-                    device.ids.clone(),
-                    device.interrupts(),
-                    pirqs.join(" "),
-                    device.reset.clone().unwrap_or_else(|| "none".into()),
-                ]);
-            }
-        }
-        table
     }
 }
 
@@ -131,6 +116,25 @@ impl DeviceStatus {
             _ => format!("none{withheld}"),
         }
     }
+
+    /// Two lines in the overview: what the device is, and how it interrupts and is reset.
+    fn overview(&self, lines: &mut Lines) {
+        let called = self.called.as_deref().unwrap_or_default();
+        lines.row(2, &self.bdf, 13, format_args!("{} {called}", self.ids));
+        let pirqs: Vec<_> = self.pirqs.iter().map(u32::to_string).collect();
+        let pirqs = match pirqs.as_slice() {
+            [] => String::new(),
+            [pirq] => format!(" (pirq {pirq})"),
+            _ => format!(" (pirqs {})", pirqs.join(" ")),
+        };
+        let reset = self.reset.as_deref().unwrap_or("nothing: it has no method");
+        lines.row(
+            2,
+            "",
+            13,
+            format_args!("{}{pirqs}; reset by {reset}", self.interrupts()),
+        );
+    }
 }
 
 impl fmt::Display for DomainStatus {
@@ -140,60 +144,58 @@ impl fmt::Display for DomainStatus {
 }
 
 impl StubStatus {
-    fn fmt_errors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn overview(&self, lines: &mut Lines) {
+        lines.line(format_args!("guest {}, through stub {}", self.guest, self.domain));
+        self.devices.iter().for_each(|device| device.overview(lines));
+    }
+
+    fn about_errors(&self, lines: &mut Lines) {
         for device in &self.devices {
             if let Some(count @ 1..) = device.corrected_errors {
-                writeln!(f, "{}: {count} errors that the hardware corrected", device.bdf)?;
+                lines.line(format_args!(
+                    "{}: {count} errors that the hardware corrected",
+                    device.bdf
+                ));
             }
         }
-        let errors = self.served.iter().flat_map(|served| &served.errors);
-        for device in errors {
+        for device in self.served.iter().flat_map(|served| &served.errors) {
             let last = match device.last.as_str() {
                 "" => "being dealt with",
                 last => last,
             };
             let (bdf, errors, recovered) = (&device.bdf, device.errors, device.recovered);
-            writeln!(
-                f,
+            lines.line(format_args!(
                 "{bdf}: errors {errors}, recovered {recovered}; the last: {last}"
-            )?;
+            ));
         }
-        Ok(())
     }
 
-    fn fmt_served(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn about_stub(&self, lines: &mut Lines) {
         let name = &self.domain.name;
         if let Some(remark) = &self.remark {
-            writeln!(f, "{name}: {remark}")?;
+            lines.line(format_args!("{name}: {remark}"));
         }
         let Some(served) = &self.served else {
-            return writeln!(f, "{name}: not served");
+            return lines.line(format_args!("{name}: not served"));
         };
-        write!(
-            f,
-            "{name}: {} requests to dom0, {} failed",
-            served.requests, served.failed
-        )?;
+        let mut counts = format!("{} requests to dom0, {} failed", served.requests, served.failed);
         if served.revivals > 0 {
-            write!(f, ", brought back {} times", served.revivals)?;
+            counts += &format!(", brought back {} times", served.revivals);
         }
         // Counters at zero are left out, or the line would be long and say little.
         for (counter, value) in served.counters.iter().filter(|(_, value)| **value > 0) {
-            write!(f, ", {counter} {value}")?;
+            counts += &format!(", {counter} {value}");
         }
-        writeln!(f)?;
-        for write in &served.dropped {
-            let DroppedWrites { slot, offset, count } = write;
-            writeln!(
-                f,
+        lines.line(format_args!("{name}: {counts}"));
+        for DroppedWrites { slot, offset, count } in &served.dropped {
+            lines.line(format_args!(
                 "{name}: dropped {count} writes to register {offset:#x} of the guest's {slot}"
-            )?;
+            ));
         }
         for PoisonousRequest { request, bytes } in &served.poisonous {
-            writeln!(
-                f,
+            lines.line(format_args!(
                 "{name}: REFUSES {request} for a while, because it brought the stub down twice; its bytes, for a report: {bytes}"
-            )?;
+            ));
         }
         for write in &served.refused {
             let RefusedWrite {
@@ -202,19 +204,16 @@ impl StubStatus {
                 reason,
                 count,
             } = write;
-            writeln!(
-                f,
+            lines.line(format_args!(
                 "{name}: REFUSED {count} writes to register {offset:#x} of {bdf}: {reason}"
-            )?;
+            ));
         }
         if served.refused_besides > 0 {
-            writeln!(
-                f,
+            lines.line(format_args!(
                 "{name}: REFUSED {} writes to further registers: a sound stub sends none of these",
                 served.refused_besides
-            )?;
+            ));
         }
-        Ok(())
     }
 }
 
@@ -224,8 +223,14 @@ mod tests {
     use super::super::model::DeviceErrors;
     use super::super::model::tests::status;
     use super::*;
+    use crate::host::pci_ids::PciIds;
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::virtual_function;
+
+    /// In lines as long as they need to be.
+    fn unwrapped(status: &Status) -> String {
+        status.render(10_000)
+    }
 
     #[test]
     fn all_that_there_is_to_tell() {
@@ -233,27 +238,47 @@ mod tests {
     }
 
     #[test]
-    fn people_see_guest_stub_device_mode_and_pirqs_in_one_row() {
-        let text = status().to_string();
-        let row = text
-            .lines()
-            .find(|line| line.contains("0000:00:05.0") && line.contains("web"))
-            .unwrap();
-        for cell in [
-            "web (3) connected",
-            "web-bulkhead (4)",
-            "8086:10d3",
-            "MSI-X, 2 vectors",
-            "55 54",
-            "FLR",
-        ] {
-            assert!(row.contains(cell), "{cell} in {row}");
+    fn people_see_guest_stub_device_name_mode_pirqs_and_reset_at_a_glance() {
+        let mut status = status();
+        status.add_names(&PciIds::from("8086  Intel Corporation\n\t10d3  82574L\n"));
+        let text = status.to_string();
+        let expected = "\
+guest web (3) connected, through stub web-bulkhead (4) connected
+  0000:00:05.0  8086:10d3 Intel Corporation 82574L
+                MSI-X, 2 vectors (pirqs 55 54); reset by FLR
+";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn all_fits_80_columns_but_for_a_word_that_is_longer() {
+        let mut status = status();
+        let stub = &mut status.stubs[0];
+        stub.guest.name =
+            "a guest with a long name, which xl allows, and more words than fit on a line".into();
+        let device = &mut stub.devices[0];
+        device.called = Some("Advanced Micro Devices, Inc. [AMD] Starship/Matisse PTDMA ".repeat(2));
+        device.pirqs = (40..168).collect();
+        device.terms = crate::terms::tests::unusual();
+        status.problems = vec!["something is wrong, and it takes many words to say so: ".repeat(3)];
+        for columns in [40, 80, 132] {
+            let text = status.render(columns);
+            let long = text
+                .lines()
+                .find(|line| line.chars().count() > columns && line.trim_start().contains(' '));
+            assert_eq!(long, None);
         }
+        let long = status.render(COLUMNS);
+        let long: Vec<_> = long
+            .lines()
+            .filter(|line| line.chars().count() > COLUMNS)
+            .collect();
+        assert_eq!(long, [""; 0]);
     }
 
     #[test]
     fn dropped_and_refused_writes_are_named_by_register() {
-        let text = status().to_string();
+        let text = unwrapped(&status());
         assert!(
             text.contains("12 requests to dom0, 1 failed, reads 1, writes_dropped 1"),
             "{text}"
@@ -269,7 +294,7 @@ mod tests {
         assert!(!text.contains("further registers"), "{text}");
         let mut many = status();
         many.stubs[0].served.as_mut().unwrap().refused_besides = 4000;
-        let text = many.to_string();
+        let text = unwrapped(&many);
         assert!(
             text.contains("web-bulkhead: REFUSED 4000 writes to further registers"),
             "{text}"
@@ -278,7 +303,7 @@ mod tests {
 
     #[test]
     fn requests_that_brought_a_stub_down_are_told_with_their_bytes() {
-        let text = status().to_string();
+        let text = unwrapped(&status());
         assert!(
             text.contains(
                 "REFUSES conf_read 0000:00:00.0 offset 0x60 size 4 for a while, because it brought the stub down twice; its bytes, for a \
@@ -295,13 +320,12 @@ mod tests {
     fn terms_are_told_of_the_devices_whose_terms_are_not_the_usual_ones() {
         let mut status = status();
         assert!(
-            !status
-                .to_string()
+            !unwrapped(&status)
                 .lines()
                 .any(|line| line.starts_with("0000:00:05.0"))
         );
         status.stubs[0].devices[0].terms = crate::terms::tests::unusual();
-        let text = status.to_string();
+        let text = unwrapped(&status);
         let line = text
             .lines()
             .find(|line| line.starts_with("0000:00:05.0"))
@@ -319,7 +343,7 @@ mod tests {
             let device = device_status(&virtual_function(bdf), &Mode::Intx);
             status.stubs[0].devices.push(device);
         }
-        let text = status.to_string();
+        let text = unwrapped(&status);
         let line = "\n0000:01:00.0 has to stay in dom0 with its driver: guests have its virtual functions 0000:01:10.0, \
                     0000:01:10.2\n";
         assert!(text.contains(line), "{text}");
@@ -328,7 +352,7 @@ mod tests {
     #[test]
     fn errors_of_devices_are_told_with_what_came_of_them() {
         let mut status = status();
-        assert!(!status.to_string().contains("errors"));
+        assert!(!unwrapped(&status).contains("errors"));
         status.stubs[0].devices[0].corrected_errors = Some(3);
         status.stubs[0].served.as_mut().unwrap().errors = vec![DeviceErrors {
             bdf: "0000:00:05.0".into(),
@@ -336,7 +360,7 @@ mod tests {
             recovered: 1,
             last: "the guest handles no errors: it is left as it is".into(),
         }];
-        let text = status.to_string();
+        let text = unwrapped(&status);
         for line in [
             "\n0000:00:05.0: 3 errors that the hardware corrected\n",
             "\n0000:00:05.0: errors 2, recovered 1; the last: the guest handles no errors: it is left as it is\n",
@@ -347,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_service_that_is_down_is_said_first() {
-        let text = Status::default().to_string();
+        let text = unwrapped(&Status::default());
         assert!(text.starts_with("service: DOWN"), "{text}");
         assert!(text.contains("no devices are passed through"), "{text}");
     }
@@ -355,13 +379,9 @@ mod tests {
     #[test]
     fn a_guest_that_has_its_devices_where_they_are_in_dom0_is_named() {
         let mut status = status();
-        assert!(
-            status
-                .to_string()
-                .contains("guest web sees its devices at their addresses in dom0\n")
-        );
+        assert!(unwrapped(&status).contains("guest web sees its devices at their addresses in dom0\n"));
         status.stubs[0].slots = SlotMode::Vpci;
-        assert!(!status.to_string().contains("at their addresses"));
+        assert!(!unwrapped(&status).contains("at their addresses"));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["stubs"][0]["slots"], "vpci");
     }
@@ -380,7 +400,7 @@ mod tests {
             }],
             ..Status::default()
         };
-        let text = status.to_string();
+        let text = unwrapped(&status);
         assert!(text.contains("held for guests: 0000:00:05.0\n"), "{text}");
         assert!(
             text.contains(

@@ -88,18 +88,23 @@ pub struct Xenlight {
     _libraries: [Library; 2],
 }
 
+/// The library's file for the Xen with this version, without a look into it.
+pub fn installed(version: &str) -> Result<PathBuf, XenlightError> {
+    let name = format!("libxenlight.so.{version}");
+    let mut candidates = DIRECTORIES
+        .iter()
+        .map(|directory| PathBuf::from(directory).join(&name));
+    candidates
+        .find(|path| path.exists())
+        .ok_or_else(|| XenlightError::NoLibrary {
+            version: version.to_owned(),
+        })
+}
+
 impl Xenlight {
     /// Loads the library of the running Xen, whose version is `version`. Its errors go to standard error.
     pub fn open(version: &str) -> Result<Self, XenlightError> {
-        let name = format!("libxenlight.so.{version}");
-        let mut candidates = DIRECTORIES
-            .iter()
-            .map(|directory| PathBuf::from(directory).join(&name));
-        let path = candidates
-            .find(|path| path.exists())
-            .ok_or_else(|| XenlightError::NoLibrary {
-                version: version.to_owned(),
-            })?;
+        let path = installed(version)?;
         let unusable = |path: &std::path::Path| {
             let path = path.display().to_string();
             move |source| XenlightError::Unusable { path, source }

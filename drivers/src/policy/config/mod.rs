@@ -316,10 +316,20 @@ impl VirtualConfig {
 
     /// The name of the register at `offset`, if it has a table.
     pub fn name_of(&self, offset: u16) -> Option<&'static str> {
+        self.register_at(offset).map(|(_, register)| register.name)
+    }
+
+    /// The register at `offset`, if it has a table, and the bytes that it takes.
+    pub fn register_at(&self, offset: u16) -> Option<(Access, &'static Register)> {
         let [placed, ..] = &self.registers[self.touched(Access::at(offset, 1))] else {
             return None;
         };
-        Some(placed.register.name)
+        Some((placed.span, placed.register))
+    }
+
+    /// True if the byte at `offset` is part of what neither a permissive guest nor one with a quirk writes.
+    pub fn is_kept(&self, offset: u16) -> bool {
+        keeps(&self.kept, Access::at(offset, 1))
     }
 
     /// Indices of the registers that `access` touches.

@@ -29,6 +29,26 @@ impl Mount {
     }
 }
 
+/// The interfaces that default routes lead over, by the texts of `/proc/net/route` (interface, destination, …) and
+/// `/proc/net/ipv6_route` (destination, length of its prefix, …, interface). Those of IPv6 on `lo` mean that there is none.
+pub(super) fn default_routes(v4: &str, v6: &str) -> Vec<String> {
+    let v4 = v4.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (interface, destination) = (words.next()?, words.next()?);
+        // The mask stands six words on.
+        (destination == "00000000" && words.nth(5)? == "00000000").then_some(interface)
+    });
+    let v6 = v6.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (destination, prefix) = (words.next()?, words.next()?);
+        let is_default = prefix == "00" && destination.bytes().all(|digit| digit == b'0');
+        words
+            .next_back()
+            .filter(|&interface| is_default && interface != "lo")
+    });
+    v4.chain(v6).map(str::to_owned).collect()
+}
+
 /// Undoes the octal escapes of `/proc`, such as `\040` for a space.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
@@ -45,6 +65,23 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn default_routes_are_told_from_others() {
+        let v4 = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+                  eth0 00000000 0202000A 0003 0 0 0 00000000 0 0 0\n\
+                  eth1 0002000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n\
+                  tun0 00000000 00000000 0001 0 0 0 00000080 0 0 0\n";
+        let zeros = "0".repeat(32);
+        let v6 = format!(
+            "{zeros} 00 {zeros} 00 fe800000000000000000000000000002 00000400 00000001 00000000 00000003 xenbr0\n\
+             {zeros} 00 {zeros} 00 {zeros} ffffffff 00000001 00000000 00200200 lo\n\
+             fe80{} 40 {zeros} 00 {zeros} 00000100 00000001 00000000 00000001 eth1\n",
+            &zeros[4..]
+        );
+        assert_eq!(default_routes(v4, &v6), ["eth0", "xenbr0"]);
+        assert_eq!(default_routes("", "nonsense"), [""; 0]);
+    }
 
     #[test]
     fn a_line_that_makes_no_sense_is_no_mount() {

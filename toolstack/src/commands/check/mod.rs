@@ -2,6 +2,8 @@
 
 mod report;
 
+#[cfg(test)]
+pub(super) use report::tests;
 pub use report::{DeviceFacts, DeviceReport, Guest, Line, Report, Reset};
 
 use crate::admission::policy::{self, Choices};
@@ -235,7 +237,7 @@ impl Firmware {
 }
 
 /// What holds the device now, in words.
-fn holder(bdf: Bdf, around: &Surroundings) -> String {
+pub fn holder(bdf: Bdf, around: &Surroundings) -> String {
     if let Some(claim) = around.claims.taken.iter().find(|claim| claim.bdf == bdf) {
         return claim.by.trim_start_matches("by ").to_owned();
     }

@@ -1,10 +1,12 @@
 //! The report of `bulkhead check`, as text and as JSON.
 
+use crate::layout::{COLUMNS, Lines, Render};
 use serde::Serialize;
 use std::fmt;
 
 /// All about the devices that were named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// True if all of them would be accepted.
     pub fit: bool,
@@ -22,6 +24,7 @@ pub struct Report {
 
 /// The guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Guest {
     /// Its name.
     pub name: String,
@@ -33,6 +36,7 @@ pub struct Guest {
 
 /// One of the names, and what is known about its device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceReport {
     /// As it was named.
     pub name: String,
@@ -49,6 +53,7 @@ pub struct DeviceReport {
 
 /// A device as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceFacts {
     /// Its address.
     pub bdf: String,
@@ -83,6 +88,7 @@ pub struct DeviceFacts {
 
 /// Reset methods of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reset {
     /// The ways that Linux lists, in its order.
     pub methods: Vec<String>,
@@ -94,6 +100,7 @@ pub struct Reset {
 
 /// INTx line of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Line {
     /// Its GSI; absent as long as dom0 has not enabled the device.
     pub gsi: Option<u32>,
@@ -144,94 +151,96 @@ fn listed(names: &[String], otherwise: &str) -> String {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// Columns of the titles of rows.
+const TITLE: usize = 12;
+
+impl Render for Report {
+    fn render(&self, columns: usize) -> String {
+        let mut lines = Lines::new(columns);
         if let Some(refusal) = &self.host {
-            writeln!(f, "host: {refusal}")?;
+            lines.line(format_args!("host: {refusal}"));
         }
-        for entry in &self.devices {
-            entry.fmt(f)?;
+        self.devices.iter().for_each(|entry| entry.describe(&mut lines));
+        for note in &self.notes {
+            lines.line(format_args!("note: {note}"));
         }
-        self.notes
-            .iter()
-            .try_for_each(|note| writeln!(f, "note: {note}"))?;
         match &self.guest {
-            Some(guest) => writeln!(
-                f,
+            Some(guest) => lines.line(format_args!(
                 "guest {} ({}) uses {} of {} messages (MSI, MSI-X)",
                 guest.name, guest.domid, guest.pirqs_used, self.spare_pirqs
-            )?,
-            None => writeln!(
-                f,
+            )),
+            None => lines.line(format_args!(
                 "a guest can have {} messages (MSI, MSI-X) in all",
                 self.spare_pirqs
-            )?,
+            )),
         }
-        let verdict = if self.fit {
+        lines.line(if self.fit {
             "all can be given to a guest"
         } else {
             "not all can be given to a guest"
-        };
-        writeln!(f, "{verdict}")
+        });
+        lines.into_text()
     }
 }
 
-impl fmt::Display for DeviceReport {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.name)?;
+        f.write_str(&self.render(COLUMNS))
+    }
+}
+
+impl DeviceReport {
+    fn describe(&self, lines: &mut Lines) {
+        lines.line(&self.name);
         if let Some(device) = &self.device {
-            device.fmt(f)?;
+            device.describe(lines);
         }
-        let mut row = |title: &str, text: &str| writeln!(f, "  {title:<12} {text}");
-        self.notes.iter().try_for_each(|note| row("note", note))?;
+        for note in &self.notes {
+            lines.row(2, "note", TITLE, note);
+        }
         if self.fit {
-            row("fit", "yes")
-        } else {
-            self.refusals
-                .iter()
-                .try_for_each(|refusal| row("NOT FIT", refusal))
+            lines.row(2, "fit", TITLE, "yes");
+        }
+        for refusal in self.refusals.iter().filter(|_| !self.fit) {
+            lines.row(2, "NOT FIT", TITLE, refusal);
         }
     }
 }
 
-impl fmt::Display for DeviceFacts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |title: &str, text: String| writeln!(f, "  {title:<12} {text}");
+impl DeviceFacts {
+    fn describe(&self, lines: &mut Lines) {
+        let mut row = |title: &str, text: &dyn fmt::Display| lines.row(2, title, TITLE, text);
         row(
             "device",
-            format!("{} {}, {}", self.bdf, self.ids, class_name(&self.class)),
-        )?;
+            &format_args!("{} {}, {}", self.bdf, self.ids, class_name(&self.class)),
+        );
         if let Some(called) = &self.called {
-            row("called", called.clone())?;
+            row("called", called);
         }
-        row("held by", self.held_by.clone())?;
-        row("reset", self.reset.to_string())?;
-        row("IOMMU group", listed(&self.group, "alone"))?;
-        row(
-            "ACS",
-            match self.without_acs.as_slice() {
-                [] => "the IOMMU sees all of its DMA".into(),
-                at => format!("missing or off in {}: its DMA may pass the IOMMU", at.join(", ")),
-            },
-        )?;
-        row("page shared", listed(&self.shares_page_with, "with nobody"))?;
-        row(
-            "INTx",
-            self.line.as_ref().map_or_else(|| "none".into(), Line::to_string),
-        )?;
-        row("messages", format!("MSI {}, MSI-X {}", self.msi, self.msix))?;
+        row("held by", &self.held_by);
+        row("reset", &self.reset);
+        row("IOMMU group", &listed(&self.group, "alone"));
+        match self.without_acs.as_slice() {
+            [] => row("ACS", &"the IOMMU sees all of its DMA"),
+            at => row(
+                "ACS",
+                &format_args!("missing or off in {}: its DMA may pass the IOMMU", at.join(", ")),
+            ),
+        }
+        row("page shared", &listed(&self.shares_page_with, "with nobody"));
+        match &self.line {
+            Some(line) => row("INTx", line),
+            None => row("INTx", &"none"),
+        }
+        row("messages", &format_args!("MSI {}, MSI-X {}", self.msi, self.msix));
         match self.reserved.as_deref() {
-            None => row(
-                "reserved",
-                "unknown: the firmware has no table DMAR or IVRS".into(),
-            )?,
+            None => row("reserved", &"unknown: the firmware has no table DMAR or IVRS"),
             Some([]) => {}
-            Some(ranges) => row("reserved", ranges.join(", "))?,
+            Some(ranges) => row("reserved", &ranges.join(", ")),
         }
         if !self.terms.is_empty() {
-            row("terms", self.terms.clone())?;
+            row("terms", &self.terms);
         }
-        Ok(())
     }
 }
 
@@ -266,10 +275,10 @@ impl fmt::Display for Line {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::commands) mod tests {
     use super::*;
 
-    fn report() -> Report {
+    pub fn report() -> Report {
         let device = DeviceFacts {
             bdf: "0000:00:05.0".into(),
             ids: "8086:10d3".into(),
@@ -349,10 +358,15 @@ not all can be given to a guest
 
     #[test]
     fn missing_acs_and_reserved_memory_that_is_unknown_are_told() {
+        let told = |device: &DeviceFacts| {
+            let mut lines = Lines::new(1000);
+            device.describe(&mut lines);
+            lines.into_text()
+        };
         let mut device = report().devices.remove(0).device.unwrap();
         device.without_acs = vec!["0000:00:1c.0".into()];
         device.reserved = None;
-        let text = device.to_string();
+        let text = told(&device);
         assert!(
             text.contains("  ACS          missing or off in 0000:00:1c.0: its DMA may pass"),
             "{text}"
@@ -362,7 +376,7 @@ not all can be given to a guest
             "{text}"
         );
         device.reserved = Some(vec!["0x1000-0x1fff".into()]);
-        assert!(device.to_string().contains("  reserved     0x1000-0x1fff\n"));
+        assert!(told(&device).contains("  reserved     0x1000-0x1fff\n"));
     }
 
     #[test]

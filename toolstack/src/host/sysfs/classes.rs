@@ -24,6 +24,20 @@ impl Sysfs {
         interfaces.collect()
     }
 
+    /// The bridge or bond that an interface is a port of, and what that is a port of, and so on.
+    pub fn interfaces_above(&self, interface: &str) -> Vec<String> {
+        let mut above: Vec<String> = Vec::new();
+        let mut below = interface.to_owned();
+        while let Ok(master) = fs::read_link(self.root.join("class/net").join(&below).join("master"))
+            && let Some(name) = master.file_name().and_then(|name| name.to_str())
+            && !above.iter().any(|known| known == name)
+        {
+            below = name.to_owned();
+            above.push(below.clone());
+        }
+        above
+    }
+
     /// The disks and partitions of the function. For an NVMe namespace that several controllers may lead to, it is
     /// the namespace itself, which belongs to the controller's subsystem, and not one of the paths to it.
     pub fn disks(&self, bdf: Bdf) -> Vec<BlockDevice> {
