@@ -18,6 +18,7 @@ const STARTS: &str = "/local/domain/0/bulkhead/start";
 
 /// How far a start has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", tag = "stage")]
 pub enum Stage {
     /// The guest is about to be paused. If this is found later, nobody knows whether it was.
@@ -39,6 +40,7 @@ pub enum Stage {
 
 /// The start of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GuestStart {
     /// The guest.
     pub guest: Domain,

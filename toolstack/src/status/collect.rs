@@ -1,8 +1,8 @@
 //! Finds out the status, from the records, xenstore and sysfs.
 
 use super::model::{
-    DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, ServiceStatus, Status, StatusError,
-    StubStatus,
+    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, ServiceStatus,
+    Status, StatusError, StubStatus,
 };
 use crate::handover::reset::Plan;
 use crate::handover::shared_intx::LineStatus;
@@ -13,8 +13,10 @@ use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::records::claims::Claims;
 use crate::records::failed::Failed;
 use crate::records::interrupt_mode::Mode;
-use crate::records::{self, Attachment, Device};
+use crate::records::{self, Attachment, Carried, Device, GuestStart, Stage};
+use bulkhead_config::declaration::{DIRECTORY, DeclarationError, DeclarationFile, Declarations};
 use std::collections::BTreeMap;
+use std::path::Path;
 use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
@@ -69,8 +71,45 @@ pub fn collect(
         status.quarantined.push(Quarantined { bdf, reason });
     }
     status.failed = Failed::all(store)?;
+    status.starts = GuestStart::all(store)?;
+    status.starts.retain(|start| start.stage != Stage::Given);
+    status.carried = Carried::all(store)?.into_iter().map(carried).collect();
+    match Declarations::read(Path::new(DIRECTORY)) {
+        Ok(files) => {
+            for file in files.0 {
+                match declared(file) {
+                    Ok(declared) => status.declared.push(declared),
+                    Err(broken) => status.problems.push(broken.to_string()),
+                }
+            }
+        }
+        Err(error) => status.problems.push(format!(
+            "cannot read the directory of declarations {DIRECTORY}: {error}"
+        )),
+    }
     (status.held, status.mapped) = held(store, sysfs);
     Ok(status)
+}
+
+fn carried(carried: Carried) -> CarriedGuest {
+    CarriedGuest {
+        guest: carried.guest.name,
+        uuid: carried.guest.uuid,
+        devices: carried
+            .devices
+            .iter()
+            .map(|device| device.bdf.to_string())
+            .collect(),
+    }
+}
+
+fn declared(file: DeclarationFile) -> Result<DeclaredGuest, DeclarationError> {
+    let declaration = file.declaration?;
+    Ok(DeclaredGuest {
+        guest: declaration.guest,
+        devices: declaration.devices.iter().map(ToString::to_string).collect(),
+        file: file.path.display().to_string(),
+    })
 }
 
 /// The devices that xen-pciback holds and no guest has: those that any guest can have, and those that a guest may still have

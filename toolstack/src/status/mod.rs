@@ -7,8 +7,9 @@ mod text;
 
 pub use collect::collect;
 pub use model::{
-    DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined,
-    RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError, StubStatus,
+    CarriedGuest, DeclaredGuest, DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped,
+    PoisonousRequest, Quarantined, RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError,
+    StubStatus,
 };
 
 #[cfg(test)]

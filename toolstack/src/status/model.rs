@@ -3,8 +3,8 @@
 use crate::handover::shared_intx::LineStatus;
 use crate::host::pci_ids::PciIds;
 use crate::host::store::StoreError;
-use crate::records::RecordError;
 use crate::records::failed::Failed;
+use crate::records::{GuestStart, RecordError};
 use crate::serde_text;
 use crate::status::process::ProcessStats;
 use crate::terms::Terms;
@@ -36,8 +36,41 @@ pub struct Status {
     /// Guests that lost their devices, because their stub could not be brought back.
     #[serde(default)]
     pub failed: Vec<Failed>,
+    /// Guests that wait for the devices that they are to have, or could not have them.
+    #[serde(default)]
+    pub starts: Vec<GuestStart>,
+    /// Guests with a declaration.
+    #[serde(default)]
+    pub declared: Vec<DeclaredGuest>,
+    /// Guests that have ended, and have their devices again when they start.
+    #[serde(default)]
+    pub carried: Vec<CarriedGuest>,
     /// What is wrong, such as a damaged record.
     pub problems: Vec<String>,
+}
+
+/// A guest that has its devices whenever it starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct DeclaredGuest {
+    /// The guest, by name or UUID.
+    pub guest: String,
+    /// Its devices with their terms, as on the command line.
+    pub devices: Vec<String>,
+    /// The file.
+    pub file: String,
+}
+
+/// A guest that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CarriedGuest {
+    /// Its name.
+    pub guest: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The devices that it had.
+    pub devices: Vec<String>,
 }
 
 /// A device that a guest may still have mapped.
@@ -338,6 +371,9 @@ pub(crate) mod tests {
             mapped: vec![],
             quarantined: vec![],
             failed: vec![],
+            starts: vec![],
+            declared: vec![],
+            carried: vec![],
             problems: vec![],
         }
     }

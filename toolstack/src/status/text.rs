@@ -1,8 +1,8 @@
 //! The status as text, for people.
 
 use super::model::{
-    DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest, Quarantined, RefusedWrite, Status,
-    StubStatus,
+    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest,
+    Quarantined, RefusedWrite, Status, StubStatus,
 };
 use crate::layout::{COLUMNS, Lines, Render};
 use crate::terms::Terms;
@@ -52,6 +52,21 @@ impl Render for Status {
         }
         for failed in &self.failed {
             lines.line(format_args!("failed: {failed}"));
+        }
+        for start in &self.starts {
+            lines.line(start);
+        }
+        for DeclaredGuest { guest, devices, .. } in &self.declared {
+            lines.line(format_args!(
+                "declared: guest {guest} has {} whenever it starts",
+                devices.join(" ")
+            ));
+        }
+        for CarriedGuest { guest, devices, .. } in &self.carried {
+            lines.line(format_args!(
+                "guest {guest} has ended, and has {} again when it starts: `bulkhead destroy {guest}` gives them to dom0",
+                devices.join(" ")
+            ));
         }
         for problem in &self.problems {
             lines.line(format_args!("problem: {problem}"));
@@ -226,6 +241,7 @@ mod tests {
     use crate::host::pci_ids::PciIds;
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::virtual_function;
+    use crate::records::{GuestStart, Stage};
 
     /// In lines as long as they need to be.
     fn unwrapped(status: &Status) -> String {
@@ -248,6 +264,31 @@ guest web (3) connected, through stub web-bulkhead (4) connected
                 MSI-X, 2 vectors (pirqs 55 54); reset by FLR
 ";
         assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn guests_that_are_to_have_devices_whenever_they_start_are_listed_with_the_next_step() {
+        let status = Status {
+            starts: vec![GuestStart {
+                guest: crate::records::tests::domain(7, "mail"),
+                stage: Stage::Failed {
+                    reason: "0000:00:06.0 is in use".into(),
+                    held: true,
+                },
+            }],
+            declared: vec![DeclaredGuest {
+                guest: "mail".into(),
+                devices: vec!["0000:00:06.0,msi=0".into(), "0000:00:07.0".into()],
+                file: "/etc/bulkhead/guests.d/mail.toml".into(),
+            }],
+            carried: vec![CarriedGuest {
+                guest: "news".into(),
+                uuid: "0".into(),
+                devices: vec!["0000:00:08.0".into()],
+            }],
+            ..Status::default()
+        };
+        insta::assert_snapshot!(status.to_string());
     }
 
     #[test]
