@@ -73,6 +73,8 @@ pub enum Order {
     Serve,
     /// Tells that the worker has begun to serve.
     Begun,
+    /// Tells that the loop of the worker that serves goes on. Not answered.
+    Alive,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
         /// The guest.
