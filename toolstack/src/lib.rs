@@ -17,7 +17,7 @@
 //! | [`host`] | this machine: Linux, xl, xenstored |
 //! | [`config_space`] | what a configuration space says |
 //!
-//! Below all of them stand [`terms`], [`paths`], [`say`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
+//! Below all of them stand [`terms`], [`paths`], [`say`], [`service_log`] and [`serde_text`], and two crates: [`xen`], the hypervisor and its
 //! libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
 #![forbid(unsafe_code)]
 // A command whose reader has gone must not end halfway: see `say`.
@@ -37,5 +37,6 @@ pub mod records;
 pub mod say;
 pub mod serde_text;
 pub mod serve;
+pub mod service_log;
 pub mod status;
 pub mod terms;

@@ -19,7 +19,7 @@ use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
 use toolstack::serve::workers;
-use toolstack::{say, serve, status};
+use toolstack::{say, serve, service_log, status};
 
 /// Exit code of `run` for a guest that runs and has not connected in time.
 const STILL_BOOTS: u8 = 3;
@@ -117,7 +117,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Irq { device, ack } => irq::answer_for_line(&device, ack == Switch::On),
         Command::Status { json } => show_status(json),
         Command::Worker => {
-            log_as_service();
+            service_log::start();
             // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
@@ -129,20 +129,12 @@ fn execute(command: Command) -> Result<ExitCode> {
             Ok(())
         }
         Command::Serve { supervised } => {
-            log_as_service();
+            service_log::start();
             workers::run(supervised).inspect_err(|error| log::error!("{error}"))?;
             Ok(())
         }
     }?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn log_as_service() {
-    let filter = env_logger::Env::default().default_filter_or("info");
-    // Milliseconds, because guests wait two seconds for an answer.
-    env_logger::Builder::from_env(filter)
-        .format_timestamp_millis()
-        .init();
 }
 
 fn show_status(json: bool) -> Result<()> {

@@ -26,6 +26,7 @@ pub const CRATES: [Crate; 10] = [
             "host",
             "config_space",
             "terms",
+            "service_log",
             "say",
             "serde_text",
             "paths",

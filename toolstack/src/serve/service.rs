@@ -32,6 +32,7 @@ use crate::records::stub_backup;
 use crate::records::{self, ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
+use crate::service_log;
 use log::Level;
 use pci::bdf::Bdf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -397,6 +398,7 @@ impl Service {
                 return Err(error.into());
             }
         };
+        let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
         // Before the states are read: a change after the reading then brings another turn.
         if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
