@@ -14,7 +14,7 @@ use toolstack::arguments::{Cli, Command, Switch, apart};
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, destroy, detach, irq, release, seize};
+use toolstack::commands::{Ended, destroy, detach, irq, release, seize, shutdown};
 use toolstack::control::{self, ControlError, Reply, Request};
 use toolstack::host::recreate;
 use toolstack::host::{Host, check_privilege};
@@ -84,6 +84,12 @@ fn execute(command: Command) -> Result<ExitCode> {
             })
         }
         Command::Detach { who, trusted_guest } => detach::detach(&who, trusted_guest),
+        Command::Shutdown {
+            all: _,
+            wait,
+            destroy,
+        } => shutdown::shutdown_all(Duration::from_secs(wait), destroy),
+        Command::CheckRemovable => shutdown::check_removable(),
         Command::Destroy { who } => destroy::destroy(&who),
         Command::Check {
             devices,

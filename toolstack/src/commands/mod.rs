@@ -13,6 +13,7 @@ mod return_devices;
 pub mod run;
 pub mod seize;
 mod select;
+pub mod shutdown;
 mod turn;
 mod undo;
 mod waiting;

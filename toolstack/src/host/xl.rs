@@ -179,6 +179,11 @@ fn shows_paused(text: &str) -> Option<bool> {
     Some(state.contains('p'))
 }
 
+/// Asks a domain to shut down.
+pub fn shutdown(domain: &str) -> Result<(), XlError> {
+    xl(&["shutdown", domain].map(OsStr::new)).map(drop)
+}
+
 /// Destroys a domain.
 pub fn destroy(domain: &str) -> Result<(), XlError> {
     xl(&["destroy", domain].map(OsStr::new)).map(drop)
