@@ -1,6 +1,6 @@
 //! The files of the package.
 
-use crate::{control, manual};
+use crate::{control, licences, manual};
 use anyhow::{Context as _, Result};
 use flate2::{Compression, GzBuilder};
 use std::fs;
@@ -97,6 +97,11 @@ pub fn files(sources: &Sources) -> Result<Vec<Entry>> {
     entries.push(entry(
         format!("{DOCUMENTS}/changelog.gz"),
         compressed(changelog.as_bytes())?,
+    ));
+    let third_party = licences::third_party(&sources.workspace)?;
+    entries.push(entry(
+        format!("{DOCUMENTS}/third-party-licences.gz"),
+        compressed(third_party.as_bytes())?,
     ));
     let date = releases
         .first()

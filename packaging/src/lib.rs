@@ -1,10 +1,12 @@
 //! The Debian package of Bulkhead: its files ([`contents`]), its control file and changelog ([`control`]), the pages and
-//! completions that are made from the command line ([`manual`]), and the archive ([`archive`]).
+//! completions that are made from the command line ([`manual`]), the licences of other people's crates ([`licences`]), and
+//! the archive ([`archive`]).
 #![forbid(unsafe_code)]
 
 pub mod archive;
 pub mod contents;
 pub mod control;
+pub mod licences;
 pub mod manual;
 
 use anyhow::{Context as _, Result, ensure};

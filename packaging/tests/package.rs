@@ -70,6 +70,7 @@ fn the_package_has_all_that_an_installation_needs() {
         ),
         ("./usr/share/doc/bulkhead/copyright", "-rw-r--r--"),
         ("./usr/share/doc/bulkhead/changelog.gz", "-rw-r--r--"),
+        ("./usr/share/doc/bulkhead/third-party-licences.gz", "-rw-r--r--"),
         ("./usr/share/doc/bulkhead/README.md", "-rw-r--r--"),
         ("./usr/share/doc/bulkhead/docs/administration.md", "-rw-r--r--"),
     ] {

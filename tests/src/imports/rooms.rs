@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All crates except those of one file.
-pub const CRATES: [Crate; 10] = [
+pub const CRATES: [Crate; 11] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -71,6 +71,10 @@ pub const CRATES: [Crate; 10] = [
     },
     Crate {
         directory: "images",
+        rooms: &[],
+    },
+    Crate {
+        directory: "packaging",
         rooms: &[],
     },
     Crate {
