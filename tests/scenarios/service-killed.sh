@@ -91,6 +91,15 @@ figure worker-killed-p50 "$(sed -n 5p /tmp/times)" ms
 figure worker-killed-max "$(sed -n '$p' /tmp/times)" ms
 figure worker-killed-pings-lost 0 of 300
 
+# --- a worker that was stopped, which never goes on by itself
+stands_by "a stop"
+stopped=$(service_pid)
+count=$(wc -l </tmp/served)
+check "the worker is stopped" kill -STOP "$stopped"
+within 20 "it is killed, and another one serves the stub" served $((count + 1))
+check "it is gone" [ ! -e "/proc/$stopped" ]
+equal "after that: pings lost of 10" 0 "$(pings_lost g1 10 0.1)"
+
 # --- the launcher, without which there is no worker
 rm /tmp/times
 for round in 1 2 3; do

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 3] = ["docs/architecture.md", "docs/glossary.md", "docs/development.md"];
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 10] = [
     "config",
     "drivers",
     "images",
+    "packaging",
     "pci",
     "toolstack",
     "toolstack/inject",

@@ -141,6 +141,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shut down all guests that have devices, and wait until their devices are taken back.
+    Shutdown {
+        /// All guests that have devices: to shut down one guest, use `xl shutdown`.
+        #[arg(long, required = true)]
+        all: bool,
+        /// Time limit for the guests to end.
+        #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+        wait: u64,
+        /// Destroy a guest that has not ended by then. Without this option the command fails, and the guest stays.
+        #[arg(long)]
+        destroy: bool,
+    },
     /// Report whether devices can be passed through, without changing anything. The exit code is 0 if all can.
     Check {
         /// A device, with its terms, as for `run`.
@@ -244,6 +256,9 @@ pub enum Command {
     /// Create a stub again, as standard input says. The service starts this.
     #[command(hide = true)]
     Recreate,
+    /// Fail while a guest has devices. The package runs this before it is removed.
+    #[command(hide = true)]
+    CheckRemovable,
     /// Run the dom0 service. `run` and `attach` start it if it does not run: as a systemd unit, or in the background.
     Serve {
         /// Wait for the end of another service instead of failing. For supervisors, which would restart this one in a loop.

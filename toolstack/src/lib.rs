@@ -17,9 +17,9 @@
 //! | [`host`] | this machine: Linux, xl, xenstored |
 //! | [`config_space`] | what a configuration space says |
 //!
-//! Below all of them stand [`terms`], [`paths`], [`exit`], [`say`], [`output`], [`layout`] and
-//! [`serde_text`], and two crates: [`xen`], the
-//! hypervisor and its libraries, with all of dom0's `unsafe`, and [`inject`], failures on demand.
+//! Below all of them stand [`terms`], [`paths`], [`exit`], [`service_log`], [`say`], [`output`], [`layout`] and
+//! [`serde_text`], and two crates: [`xen`], the hypervisor and its libraries, with all of dom0's `unsafe`, and [`inject`],
+//! failures on demand.
 #![forbid(unsafe_code)]
 // A command whose reader has gone must not end halfway: see `say`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -41,5 +41,6 @@ pub mod records;
 pub mod say;
 pub mod serde_text;
 pub mod serve;
+pub mod service_log;
 pub mod status;
 pub mod terms;

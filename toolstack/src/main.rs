@@ -12,13 +12,15 @@ use toolstack::commands::check::{self, Check};
 use toolstack::commands::declare::{self, Declare};
 use toolstack::commands::explain::{self, Explain};
 use toolstack::commands::run::{self, Run};
-use toolstack::commands::{Ended, Named, destroy, detach, doctor, irq, release, seize, start, status};
+use toolstack::commands::{
+    Ended, Named, destroy, detach, doctor, irq, release, seize, shutdown, start, status,
+};
 use toolstack::exit::{ActionReport, Exit};
 use toolstack::host::check_privilege;
 use toolstack::host::recreate;
 use toolstack::output::{print, print_document};
 use toolstack::serve::workers;
-use toolstack::{say, serve};
+use toolstack::{say, serve, service_log};
 
 pub(crate) fn main() -> ExitCode {
     // A process that was started through /proc/self/exe would be called `exe`.
@@ -138,6 +140,12 @@ fn execute(command: Command) -> Result<Exit> {
         }
         Command::Undeclare { guest, json } => act("undeclare", json, || done(declare::undeclare(&guest))),
         Command::Start { guest } => done(start::start(guest)),
+        Command::Shutdown {
+            all: _,
+            wait,
+            destroy,
+        } => done(shutdown::shutdown_all(Duration::from_secs(wait), destroy)),
+        Command::CheckRemovable => done(shutdown::check_removable()),
         Command::Check {
             devices,
             guest,
@@ -199,7 +207,7 @@ fn execute(command: Command) -> Result<Exit> {
             Ok(Exit::verdict(diagnosis.sound))
         }
         Command::Worker => {
-            log_as_service();
+            service_log::start();
             // The launcher passes its socket as standard input, the one descriptor that a new program surely has.
             let socket = std::io::stdin().as_fd().try_clone_to_owned();
             let socket = socket.context("no socket of the service's on standard input")?;
@@ -211,17 +219,9 @@ fn execute(command: Command) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Command::Serve { supervised } => {
-            log_as_service();
+            service_log::start();
             workers::run(supervised).inspect_err(|error| log::error!("{error}"))?;
             Ok(Exit::Done)
         }
     }
-}
-
-fn log_as_service() {
-    let filter = env_logger::Env::default().default_filter_or("info");
-    // Milliseconds, because guests wait two seconds for an answer.
-    env_logger::Builder::from_env(filter)
-        .format_timestamp_millis()
-        .init();
 }

@@ -151,6 +151,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("images/rootfs/dom0/bin", ""),
     ("images/rootfs/guest", ""),
     (".ci", ""),
+    ("packaging/debian", ""),
 ];
 
 /// Tests that `--all` adds: the stub dies at every moment of each test, not at a sample of moments.

@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All crates except those of one file.
-pub const CRATES: [Crate; 10] = [
+pub const CRATES: [Crate; 11] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -27,6 +27,7 @@ pub const CRATES: [Crate; 10] = [
             "config_space",
             "terms",
             "exit",
+            "service_log",
             "say",
             "output",
             "layout",
@@ -73,6 +74,10 @@ pub const CRATES: [Crate; 10] = [
     },
     Crate {
         directory: "images",
+        rooms: &[],
+    },
+    Crate {
+        directory: "packaging",
         rooms: &[],
     },
     Crate {

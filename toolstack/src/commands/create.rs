@@ -51,6 +51,7 @@ pub struct NewDomain {
     guest: (String, String),
     /// Lines that xl takes besides those of the file.
     overrides: &'static [&'static str],
+    watched: bool,
 }
 
 impl NewDomain {
@@ -65,6 +66,7 @@ impl NewDomain {
             uuid: uuid.clone(),
             guest: (uuid, config.name),
             overrides,
+            watched: true,
         })
     }
 
@@ -75,6 +77,9 @@ impl NewDomain {
             uuid: unique()?,
             guest: (guest.uuid.clone(), guest.name.clone()),
             overrides: &[],
+            // All of its `on_…` settings say `preserve`. And the service may order this: a process of xl's would stay in its
+            // unit, and systemd would complain on each stop.
+            watched: false,
         })
     }
 
@@ -92,7 +97,7 @@ impl NewDomain {
         // The file's UUID, or one of ours: of a file without one xl would make another each time that it reads it.
         let uuid = format!("uuid=\"{}\"", self.uuid);
         let overrides: Vec<&str> = self.overrides.iter().copied().chain([uuid.as_str()]).collect();
-        let created = xl::create(file, &overrides, paused);
+        let created = xl::create(file, &overrides, paused, self.watched);
         // By its UUID and not by its name: somebody else's domain may have got the name meanwhile.
         let domain = domains::with_uuid(&mut host.store, &self.uuid)?;
         match (created, domain) {

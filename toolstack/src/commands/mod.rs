@@ -20,6 +20,7 @@ pub mod run;
 mod schemas;
 pub mod seize;
 mod select;
+pub mod shutdown;
 pub mod start;
 pub mod status;
 mod turn;

@@ -97,6 +97,21 @@ impl Launcher {
         Ok(ticket)
     }
 
+    /// Tells that this worker's loop goes on. It does not wait: a launcher that takes no messages hangs itself.
+    pub fn tell_alive(&mut self) -> Result<(), LaunchError> {
+        let (ticket, order) = (Ticket(self.next), Order::Alive);
+        self.next += 1;
+        match tell(
+            &self.socket,
+            &PlacedOrder { ticket, order },
+            None,
+            SendFlags::DONTWAIT,
+        ) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(LaunchError::Gone(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// The result of an order; `None` while it is under way.
     pub fn poll(&mut self, ticket: Ticket) -> Result<Option<Result<(), LaunchError>>, LaunchError> {
         self.listen(Duration::ZERO)?;
@@ -369,6 +384,32 @@ mod tests {
         assert!(worker.wait(ticket).is_ok());
         worker.run(Order::Begun).unwrap();
         assert!(matches!(turns.recv(), Ok(News::Began(7))));
+    }
+
+    #[test]
+    fn a_worker_that_goes_on_says_so_as_often_as_it_likes_and_has_no_answer() {
+        let (desk, _news) = desk(files());
+        let mut worker = worker(7, &desk);
+        for _ in 0..3 {
+            worker.tell_alive().unwrap();
+        }
+        worker.share(SharedFile::Lock).unwrap();
+        assert!(worker.answers.is_empty());
+        assert!(desk.take_alive(7));
+        assert!(!desk.take_alive(7), "once");
+        worker.tell_alive().unwrap();
+        worker.share(SharedFile::Lock).unwrap();
+        desk.cut(7);
+        assert!(!desk.take_alive(7), "it has ended");
+    }
+
+    #[test]
+    fn a_launcher_that_takes_nothing_does_not_keep_a_worker_from_its_work() {
+        let (ours, _theirs) = pair().unwrap();
+        let mut worker = Launcher::over(ours);
+        for _ in 0..10_000 {
+            worker.tell_alive().unwrap();
+        }
     }
 
     #[test]

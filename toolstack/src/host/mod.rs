@@ -14,6 +14,7 @@ pub mod recreate;
 pub mod store;
 pub mod sysfs;
 pub mod systemd;
+pub mod thread_state;
 pub mod uevent;
 pub mod xl;
 

@@ -1,23 +1,16 @@
-//! The service under systemd: starts its unit, and notifies systemd that it is ready.
+//! The service under systemd: starts its unit, and notifies systemd that it is ready, and that it does not hang.
 
 use crate::paths::LOG;
-use std::ffi::OsStr;
+use sd_notify::NotifyState;
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// The unit of the service.
 pub const UNIT: &str = "bulkhead.service";
 /// The unit that seizes devices at boot.
 pub const SEIZE_UNIT: &str = "bulkhead-seize.service";
-/// Directory that exists if systemd is the host's first process (`sd_booted`).
-const BOOTED: &str = "/run/systemd/system";
-/// Environment variable with the socket on which the service says that it is ready (`sd_notify`).
-const NOTIFY: &str = "NOTIFY_SOCKET";
 
 /// Why the unit was not started.
 #[derive(Debug, Error)]
@@ -65,7 +58,7 @@ pub fn start_unit() -> Result<bool, UnitError> {
 
 /// True if systemd is the host's first process.
 pub fn is_booted() -> bool {
-    Path::new(BOOTED).exists()
+    sd_notify::booted().unwrap_or(false)
 }
 
 /// Where the service's log is.
@@ -98,18 +91,57 @@ fn load_state(shown: &[u8]) -> Unit {
 
 /// Says that the service is ready, if the process that started it asks for that.
 pub fn notify_ready() -> io::Result<()> {
-    std::env::var_os(NOTIFY).map_or(Ok(()), |socket| notify(&socket, b"READY=1"))
+    sd_notify::notify(&[NotifyState::Ready])
 }
 
-fn notify(socket: &OsStr, message: &[u8]) -> io::Result<()> {
-    let address = match socket.as_bytes() {
-        // `@` stands for the zero byte of an abstract socket (`sd_notify`).
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(socket)?,
-    };
-    let datagram = UnixDatagram::unbound()?;
-    datagram.send_to_addr(message, &address)?;
-    Ok(())
+/// Says that the service ends because it was told to, or because it cannot go on.
+pub fn notify_stopping() -> io::Result<()> {
+    sd_notify::notify(&[NotifyState::Stopping])
+}
+
+/// Says that the service does not hang.
+pub fn notify_alive() -> io::Result<()> {
+    sd_notify::notify(&[NotifyState::Watchdog])
+}
+
+/// When to say that the service does not hang, if its unit asks for that (`WatchdogSec`). Time is an argument.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// None without a supervisor that waits for it.
+    interval: Option<Duration>,
+    next: Instant,
+}
+
+impl Watchdog {
+    /// As this process was started.
+    pub fn of_unit(now: Instant) -> Self {
+        Self::within(sd_notify::watchdog_enabled(), now)
+    }
+
+    /// For a supervisor that kills after a silence of `limit`.
+    pub fn within(limit: Option<Duration>, now: Instant) -> Self {
+        Self {
+            // More than one in each limit, for one may be late on a busy host.
+            interval: limit.map(|limit| limit / 4),
+            next: now,
+        }
+    }
+
+    /// True if it is time, which then counts as done.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        match self.interval {
+            Some(interval) if now >= self.next => {
+                self.next = now + interval;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Time until it is due.
+    pub fn idle(&self, now: Instant) -> Option<Duration> {
+        self.interval.map(|_| self.next.saturating_duration_since(now))
+    }
 }
 
 #[cfg(test)]
@@ -126,23 +158,24 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_to_know_hears_that_the_service_is_ready() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("notify");
-        let name = format!("bulkhead-test-{}", std::process::id());
-        let listeners = [
-            (path.as_os_str().to_owned(), UnixDatagram::bind(&path).unwrap()),
-            (
-                format!("@{name}").into(),
-                UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap(),
-            ),
-        ];
-        for (address, listener) in listeners {
-            notify(&address, b"READY=1").unwrap();
-            let mut heard = [0; 64];
-            let length = listener.recv(&mut heard).unwrap();
-            assert_eq!(&heard[..length], b"READY=1");
-        }
-        assert!(notify(OsStr::new("/nonexistent/notify"), b"READY=1").is_err());
+    fn a_supervisor_that_waits_is_told_several_times_within_its_limit() {
+        let now = Instant::now();
+        let mut watchdog = Watchdog::within(Some(Duration::from_secs(30)), now);
+        assert!(watchdog.is_due(now));
+        assert!(!watchdog.is_due(now));
+        let interval = watchdog.idle(now).unwrap();
+        assert!(interval * 3 < Duration::from_secs(30), "two may be late");
+        assert!(watchdog.is_due(now + interval));
+        // One that was late is not made up for.
+        assert!(watchdog.is_due(now + interval * 10));
+        assert!(!watchdog.is_due(now + interval * 10));
+    }
+
+    #[test]
+    fn without_one_nothing_is_ever_due() {
+        let now = Instant::now();
+        let mut watchdog = Watchdog::within(None, now);
+        assert!(!watchdog.is_due(now + Duration::from_secs(1000)));
+        assert_eq!(watchdog.idle(now), None);
     }
 }

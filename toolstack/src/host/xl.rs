@@ -154,9 +154,13 @@ pub fn config_of(domain: &str) -> Result<Value, XlError> {
     xl_json(&["list", "-l", domain].map(OsStr::new))
 }
 
-/// Creates a domain, and leaves it paused if asked to. `overrides` are further lines of the file.
-pub fn create(file: &Path, overrides: &[&str], paused: bool) -> Result<(), XlError> {
+/// Creates a domain, and leaves it paused if asked to. `overrides` are further lines of the file. Unless it is `watched`, no
+/// process of xl's stays that carries out its `on_…` settings.
+pub fn create(file: &Path, overrides: &[&str], paused: bool, watched: bool) -> Result<(), XlError> {
     let mut arguments: Vec<&OsStr> = ["create", "-q"].map(OsStr::new).to_vec();
+    if !watched {
+        arguments.push("-e".as_ref());
+    }
     if paused {
         arguments.push("-p".as_ref());
     }
@@ -188,6 +192,11 @@ fn shows_paused(text: &str) -> Option<bool> {
     let mut columns = text.lines().last()?.split_whitespace().rev();
     let state = columns.nth(1).filter(|state| state.len() == 6)?;
     Some(state.contains('p'))
+}
+
+/// Asks a domain to shut down.
+pub fn shutdown(domain: &str) -> Result<(), XlError> {
+    xl(&["shutdown", domain].map(OsStr::new)).map(drop)
 }
 
 /// Destroys a domain.

@@ -187,8 +187,9 @@ const CALLS: &[(i64, &[&[Only]])] = &[
             ],
         ],
     ),
-    (libc::SYS_sendto, &[]),
-    (libc::SYS_sendmsg, &[]),
+    // Over connected sockets only. No `sendmsg`, which names its receiver in memory that a filter cannot read: over the
+    // journal's socket a worker could send to any daemon.
+    (libc::SYS_sendto, &[&[only(4, u64::MAX, 0)]]),
     (libc::SYS_recvfrom, &[]),
     (libc::SYS_recvmsg, &[]),
     // Memory, none of it executable.
@@ -491,7 +492,7 @@ pub(crate) mod tests {
         let own = u64::from(std::process::id());
         let socket = bits(libc::SOL_SOCKET);
         #[rustfmt::skip]
-        let calls: [(&str, i64, &[u64], u32); 29] = [
+        let calls: [(&str, i64, &[u64], u32); 32] = [
             ("fork", libc::SYS_fork, &[], refused),
             ("vfork", libc::SYS_vfork, &[], refused),
             ("a process", libc::SYS_clone, &[bits(libc::SIGCHLD)], refused),
@@ -520,6 +521,9 @@ pub(crate) mod tests {
             ("a copy of a descriptor", libc::SYS_fcntl, &[3, bits(libc::F_DUPFD_CLOEXEC)], ALLOWED),
             ("a signal at a client", libc::SYS_fcntl, &[3, bits(libc::F_SETOWN), 1], refused),
             ("a socket that waits", libc::SYS_fcntl, &[3, bits(libc::F_SETFL)], refused),
+            ("a message to a connected peer", libc::SYS_sendto, &[3, 0, 0, 0, 0], ALLOWED),
+            ("a message to any daemon", libc::SYS_sendto, &[3, 0, 0, 0, 0x7f00_0000_1000], refused),
+            ("a message to whom memory says", libc::SYS_sendmsg, &[3], refused),
             ("input to a terminal", libc::SYS_ioctl, &[0, libc::TIOCSTI], refused),
         ];
         for (what, call, arguments, expected) in calls {

@@ -19,6 +19,16 @@ const SET_UP: Duration = Duration::from_secs(30);
 const BEGIN: Duration = Duration::from_secs(5);
 /// Delay after a spare worker that could not be set up.
 const RETRY: Duration = Duration::from_secs(10);
+/// Interval at which the launcher looks at the worker that serves. The worker tells as often that its loop goes on.
+pub const LOOK: Duration = Duration::from_secs(2);
+/// A worker that serves is killed after a silence of this length. It is longer than a turn of the loop may take: the longest
+/// waits of a turn are those for xenstored and for the launcher ([`crate::host::launcher`]).
+const SILENCE: Duration = Duration::from_secs(40);
+/// A worker that was stopped (SIGSTOP) is killed after this time. Nothing else than a stop looks like one.
+const STOPPED: Duration = Duration::from_secs(5);
+/// One look counts for no more than this. A launcher that looks late has waited for a processor itself, and its worker had
+/// none either.
+const LONGEST_LOOK: Duration = Duration::from_secs(4);
 
 /// Which worker serves, which one stands by, and when the next is to be started.
 #[derive(Debug)]
@@ -42,6 +52,71 @@ struct ServingWorker {
     worker: WorkerId,
     since: Instant,
     has_begun: bool,
+    silence: Silence,
+}
+
+/// How long the worker that serves has told nothing.
+#[derive(Debug)]
+struct Silence {
+    looked: Instant,
+    /// What its main thread had waited for a processor by then.
+    queued: Duration,
+    /// Time that counts against it.
+    silent: Duration,
+    stopped: Duration,
+}
+
+impl Silence {
+    const fn new(now: Instant) -> Self {
+        Self {
+            looked: now,
+            queued: Duration::ZERO,
+            silent: Duration::ZERO,
+            stopped: Duration::ZERO,
+        }
+    }
+
+    fn add(&mut self, now: Instant, seen: Sighting) {
+        let passed = now.saturating_duration_since(self.looked).min(LONGEST_LOOK);
+        let queued = seen.queued.saturating_sub(self.queued);
+        (self.looked, self.queued) = (now, seen.queued);
+        self.stopped = match seen.activity {
+            Activity::Stopped => self.stopped + passed,
+            _ => Duration::ZERO,
+        };
+        self.silent = match seen.activity {
+            _ if seen.has_told => Duration::ZERO,
+            // A kill does not end a wait for the kernel. The wait's end does, and the worker is sound then.
+            Activity::InKernel => self.silent,
+            Activity::Stopped | Activity::Other => self.silent + passed.saturating_sub(queued),
+        };
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.silent >= SILENCE || self.stopped >= STOPPED
+    }
+}
+
+/// What the launcher sees of the worker that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// True if it has told since the last look that its loop goes on.
+    pub has_told: bool,
+    /// What its main thread does.
+    pub activity: Activity,
+    /// How long its main thread has waited for a processor, in all.
+    pub queued: Duration,
+}
+
+/// What a thread does, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It was stopped by a signal or a debugger.
+    Stopped,
+    /// It waits for the kernel, and no signal ends that.
+    InKernel,
+    /// It runs, waits for a processor, or waits for something that a signal ends.
+    Other,
 }
 
 #[derive(Debug)]
@@ -58,8 +133,10 @@ pub enum CrewAction {
     Start(WorkerId),
     /// Have this worker serve.
     Serve(WorkerId),
-    /// Kill this worker, which takes too long. Another one takes its place.
+    /// Kill this worker, which takes too long or hangs. Another one takes its place.
     Kill(WorkerId),
+    /// Look at this worker, which serves, and tell by [`Crew::saw`].
+    Look(WorkerId),
 }
 
 /// Role of a worker that has ended.
@@ -102,6 +179,7 @@ impl Crew {
                 worker,
                 since: now,
                 has_begun: false,
+                silence: Silence::new(now),
             });
             (self.spare, self.start) = (None, now + SPARE_DELAY);
             return Some(CrewAction::Serve(worker));
@@ -118,7 +196,20 @@ impl Crew {
             });
             return Some(CrewAction::Start(worker));
         }
-        None
+        self.look(now).map(CrewAction::Look)
+    }
+
+    /// The worker that serves, if it is time to look at it.
+    fn look(&mut self, now: Instant) -> Option<WorkerId> {
+        let serving = self.serving.as_ref().filter(|serving| serving.has_begun)?;
+        (now >= serving.silence.looked + LOOK).then_some(serving.worker)
+    }
+
+    /// Takes in what the launcher sees of the worker that serves.
+    pub fn saw(&mut self, worker: WorkerId, now: Instant, seen: Sighting) {
+        if let Some(serving) = self.serving.as_mut().filter(|serving| serving.worker == worker) {
+            serving.silence.add(now, seen);
+        }
     }
 
     /// The worker that guests wait for, and when it is given up.
@@ -133,6 +224,14 @@ impl Crew {
 
     /// A worker that is to be killed now.
     fn late(&mut self, now: Instant) -> Option<WorkerId> {
+        if let Some(serving) = self.serving.as_mut()
+            && serving.has_begun
+            && serving.silence.is_too_long()
+        {
+            // As below: it is killed once, until its end is seen or it goes on for as long.
+            (serving.silence.silent, serving.silence.stopped) = (Duration::ZERO, Duration::ZERO);
+            return Some(serving.worker);
+        }
         let (worker, _) = self.awaited().filter(|&(_, until)| now >= until)?;
         // The time starts again: the next call must not kill it once more before its end is seen.
         if let Some(serving) = &mut self.serving {
@@ -147,7 +246,9 @@ impl Crew {
     pub fn idle(&self, now: Instant) -> Option<Duration> {
         let start = self.spare.is_none().then_some(self.start);
         let late = self.awaited().map(|(_, until)| until);
-        let next = start.into_iter().chain(late).min()?;
+        let serving = self.serving.as_ref().filter(|serving| serving.has_begun);
+        let look = serving.map(|serving| serving.silence.looked + LOOK);
+        let next = start.into_iter().chain(late).chain(look).min()?;
         Some(next.saturating_duration_since(now))
     }
 
@@ -162,6 +263,7 @@ impl Crew {
     pub fn has_begun(&mut self, worker: WorkerId, now: Instant) {
         if let Some(serving) = self.serving.as_mut().filter(|serving| serving.worker == worker) {
             (serving.has_begun, serving.since) = (true, now);
+            serving.silence = Silence::new(now);
             self.has_served = true;
         }
     }
@@ -230,11 +332,7 @@ mod tests {
         let later = now + SPARE_DELAY;
         assert_eq!(crew.step(later), Some(CrewAction::Start(1)));
         crew.is_ready(1);
-        assert_eq!(
-            (crew.step(later), crew.idle(later)),
-            (None, None),
-            "one serves at a time"
-        );
+        assert_eq!(crew.step(later), None, "one serves at a time");
     }
 
     #[test]
@@ -288,12 +386,16 @@ mod tests {
         let now = Instant::now();
         let death = now + ms(5000);
         let mut crew = complete(now);
+        assert_eq!(crew.step(death), Some(CrewAction::Look(0)));
+        crew.saw(0, death, well());
         assert_eq!(crew.ended(1, death), Role::Spare);
         assert_eq!((crew.step(death), crew.idle(death)), (None, Some(SPARE_DELAY)));
         assert_eq!(crew.step(death + SPARE_DELAY), Some(CrewAction::Start(2)));
         // It could not be set up.
         assert_eq!(crew.ended(2, death + SPARE_DELAY), Role::Spare);
-        assert_eq!(crew.idle(death + SPARE_DELAY), Some(RETRY));
+        let looked = death + SPARE_DELAY + RETRY - ms(1);
+        crew.saw(0, looked, well());
+        assert_eq!(crew.idle(looked), Some(ms(1)));
         assert_eq!(crew.ended(0, death + SPARE_DELAY), Role::Server);
         assert_eq!(
             crew.step(death + SPARE_DELAY + PAUSE),
@@ -369,10 +471,127 @@ mod tests {
         crew.step(now);
         crew.has_begun(0, now);
         crew.step(now + SPARE_DELAY);
-        assert_eq!(
-            (crew.step(now + SET_UP * 10), crew.idle(now + SET_UP * 10)),
-            (None, None)
-        );
+        let later = now + SET_UP * 10;
+        assert_eq!(crew.step(later), Some(CrewAction::Look(0)));
+        crew.saw(0, later, well());
+        assert_eq!(crew.step(later), None);
+    }
+
+    /// A worker that has told that it goes on.
+    const fn well() -> Sighting {
+        Sighting {
+            has_told: true,
+            activity: Activity::Other,
+            queued: Duration::ZERO,
+        }
+    }
+
+    /// Looks at worker 0 every two seconds for this long. Returns when it is to be killed, if it is.
+    fn look_for(
+        crew: &mut Crew,
+        from: Instant,
+        length: Duration,
+        mut seen: impl FnMut(Duration) -> Sighting,
+    ) -> Option<Duration> {
+        let mut now = from;
+        while now < from + length {
+            now += crew.idle(now).unwrap();
+            while let Some(action) = crew.step(now) {
+                match action {
+                    CrewAction::Look(0) => crew.saw(0, now, seen(now - from)),
+                    CrewAction::Kill(0) => return Some(now - from),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        None
+    }
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_worker_that_tells_that_it_goes_on_is_left_alone() {
+        let now = Instant::now();
+        let mut crew = complete(now);
+        assert_eq!(look_for(&mut crew, now + SPARE_DELAY, DAY, |_| well()), None);
+    }
+
+    #[test]
+    fn a_worker_that_hangs_is_killed_and_the_spare_one_takes_over() {
+        let now = Instant::now();
+        let silent = Sighting {
+            has_told: false,
+            ..well()
+        };
+        let mut crew = complete(now);
+        assert_eq!(crew.step(now + LOOK), Some(CrewAction::Look(0)));
+        crew.saw(0, now + LOOK, well());
+        let killed = look_for(&mut crew, now + LOOK, DAY, |_| silent);
+        assert_eq!(killed, Some(SILENCE));
+        let killed = now + LOOK + SILENCE;
+        assert_eq!(crew.step(killed), None, "it is killed once");
+        assert_eq!(crew.ended(0, killed), Role::Server);
+        assert_eq!(crew.step(killed), Some(CrewAction::Serve(1)));
+        crew.has_begun(1, killed);
+        assert_eq!(crew.step(killed), None, "the next one begins with a clean slate");
+    }
+
+    #[test]
+    fn a_worker_that_was_stopped_is_killed_soon_unless_it_goes_on_by_then() {
+        let now = Instant::now();
+        let stopped = Sighting {
+            has_told: false,
+            activity: Activity::Stopped,
+            ..well()
+        };
+        let killed = look_for(&mut complete(now), now + SPARE_DELAY, DAY, |_| stopped).unwrap();
+        assert!(killed <= STOPPED + LOOK * 2, "{killed:?}");
+        // As while a debugger reads its memory.
+        let mut for_a_moment = 0;
+        let killed = look_for(&mut complete(now), now + SPARE_DELAY, DAY, |_| {
+            for_a_moment += 1;
+            if for_a_moment % 3 == 0 { well() } else { stopped }
+        });
+        assert_eq!(killed, None);
+    }
+
+    #[test]
+    fn a_worker_that_waits_for_a_processor_or_for_the_kernel_is_not_killed() {
+        let now = Instant::now();
+        let silent = |activity, queued| Sighting {
+            has_told: false,
+            activity,
+            queued,
+        };
+        // The host is so busy that its main thread has waited all the time.
+        let waits = |passed| silent(Activity::Other, passed);
+        assert_eq!(look_for(&mut complete(now), now, DAY, waits), None);
+        let in_kernel = |_| silent(Activity::InKernel, Duration::ZERO);
+        assert_eq!(look_for(&mut complete(now), now, DAY, in_kernel), None);
+        // It waits half of the time, and runs in a circle the other half.
+        let both = |passed: Duration| silent(Activity::Other, passed / 2);
+        let killed = look_for(&mut complete(now), now, DAY, both).unwrap();
+        assert!(killed >= SILENCE * 2 && killed < SILENCE * 3, "{killed:?}");
+    }
+
+    #[test]
+    fn a_launcher_that_looks_late_does_not_count_what_it_has_missed() {
+        let now = Instant::now();
+        let mut crew = complete(now);
+        let mut time = now;
+        // Both have had no processor for a minute, and the worker none since.
+        for _ in 0..9 {
+            time += ms(60_000);
+            assert_eq!(crew.step(time), Some(CrewAction::Look(0)));
+            let silent = Sighting {
+                has_told: false,
+                ..well()
+            };
+            crew.saw(0, time, silent);
+        }
+        assert_eq!(crew.step(time), None);
+        crew.saw(0, time, well());
+        assert_eq!(crew.step(time), None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
 use crate::records::Attachment;
 use crate::serve::log_limit::{LogLimit, log_limited};
+use crate::service_log;
 use crate::status::DeviceErrors;
 use bulkhead_config::options::AerFate;
 use pci::bdf::Bdf;
@@ -126,18 +127,20 @@ impl Errors {
             let Some(owner) = owner else {
                 continue;
             };
+            let _about = service_log::about(&owner.guest.name, &owner.stub.name);
             let input = match phase {
                 Phase::Removed => {
                     // Nothing is done to the guest: Xen 4.17, measured, stops the host (a BUG in
                     // `__pirq_guest_unbind`) when a guest closes an interrupt of a function that dom0 removed.
                     log::error!(
+                        DEVICE:% = bdf;
                         "{bdf}: dom0 removed it while guest {} has it; Xen may stop the host when that guest lets go of \
                          its interrupts",
                         owner.guest.name
                     );
                     // The guest and the stub still have its memory and ECAM page, and Linux may place the next card there.
                     for problem in revoke_removed(&cx.host.xen, owner, bdf) {
-                        log::error!("{problem}");
+                        log::error!(DEVICE:% = bdf; "{problem}");
                     }
                     continue;
                 }
@@ -159,6 +162,7 @@ impl Errors {
         let Some(mut recovery) = self.stubs.remove(&stub) else {
             return;
         };
+        let _about = cx.links.get(stub).map(Link::about);
         let mut next = Some(input);
         // A step may bring the next input at once, such as a reset that is not needed.
         while let Some(input) = next {
@@ -219,6 +223,7 @@ impl Errors {
     /// Restores a device that was reset.
     fn renew(&mut self, cx: &Context<'_>, stub: DomId, bdf: Bdf, reset: Result<(), String>) -> Input {
         let link = cx.links.get(stub);
+        let _about = link.map(Link::about);
         let renewed = reset.and_then(|()| {
             link.map_or(Ok(()), |link| link.renew(bdf, cx.links.xen()))
                 .map_err(|error| error.to_string())
@@ -242,7 +247,7 @@ impl Errors {
         };
         match launcher.order(order) {
             Ok(ticket) => self.fates.push((bdf, ticket)),
-            Err(error) => log::error!("{bdf}: cannot carry out what its terms say: {error}"),
+            Err(error) => log::error!(DEVICE:% = bdf; "{bdf}: cannot carry out what its terms say: {error}"),
         }
     }
 
@@ -262,18 +267,18 @@ impl Errors {
             Ok(Some(())) => false,
             // The command has failed, such as when the guest does not let go.
             Err(error @ LaunchError::Failed(_)) => {
-                log::error!("{bdf}: {error}: its guest keeps it");
+                log::error!(DEVICE:% = bdf; "{bdf}: {error}: its guest keeps it");
                 false
             }
             Err(error) => {
-                log::error!("{bdf}: cannot see whether its fate was carried out: {error}");
+                log::error!(DEVICE:% = bdf; "{bdf}: cannot see whether its fate was carried out: {error}");
                 false
             }
         });
     }
 
     fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
-        log_limited!(self.limit, level, "{bdf}: error: {outcome}");
+        log_limited!(self.limit, level, DEVICE = bdf; "{bdf}: error: {outcome}");
     }
 }
 

@@ -49,8 +49,15 @@ impl LogLimit {
     }
 }
 
-/// Logs a message as `log::log!` does, if the limit allows it now. The message tells how many before it were not logged.
+/// Logs a message as `log::log!` does, if the limit allows it now, with the device as a field if it is about one. The message tells how many before it were not logged.
 macro_rules! log_limited {
+    ($limit:expr, $level:expr, DEVICE = $device:expr; $($message:tt)+) => {{
+        let allowed = $limit.allow(std::time::Instant::now());
+        if let Some(suppressed) = allowed {
+            let more = $crate::serve::log_limit::more(suppressed);
+            log::log!($level, DEVICE:% = $device; "{}{more}", format_args!($($message)+));
+        }
+    }};
     ($limit:expr, $level:expr, $($message:tt)+) => {{
         // A statement of its own: a lock that `$limit` takes is not held while the message is written.
         let allowed = $limit.allow(std::time::Instant::now());

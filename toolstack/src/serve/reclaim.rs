@@ -6,12 +6,14 @@ use super::links::current;
 use crate::handover::reclaim::{self, Released};
 use crate::host::Host;
 use crate::records::Attachment;
+use crate::service_log;
 use pci::bdf::Bdf;
 use std::collections::BTreeMap;
 use xen::xenctrl::DomId;
 
 /// Takes the devices of an attachment back.
 pub fn reclaim_all(host: &mut Host, link: Option<Link>, attachment: &Attachment) -> Released {
+    let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
     // The link's thread ends with its last request. From then on no interrupt mode is recorded.
     drop(link);
     let current = current(&mut host.store, attachment);
@@ -26,6 +28,7 @@ pub fn reclaim_some(
     attachment: &Attachment,
     bdfs: &[Bdf],
 ) -> Released {
+    let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
     // The stub stays served for its other devices. Those that leave answer no request any more.
     if let Some(link) = link {
         link.drop_devices(bdfs);

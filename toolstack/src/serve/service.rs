@@ -8,6 +8,7 @@ use super::abandoned::Abandoned;
 use super::agenda::{self, Agenda, Concern, Errand, Work};
 use super::clients::{Client, ClientRequest, Clients};
 use super::connections::{open_host, open_store};
+use super::crew::LOOK;
 use super::errands::{renew_libxl_notes, tidy};
 use super::errors::{self, Errors};
 use super::jobs::{Jobs, Outcome};
@@ -32,6 +33,7 @@ use crate::records::{self, ATTACHMENTS, Attachment, Carried};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
+use crate::service_log;
 use log::Level;
 use pci::bdf::Bdf;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -161,16 +163,29 @@ impl Service {
         log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
         // xenstored sends an event for each new watch, so that the first turns find every stub.
         let mut listen = Instant::now();
+        let mut tell = Instant::now();
         loop {
             if Instant::now() >= listen {
                 self.take_events()?;
                 listen = Instant::now() + PAUSE;
             }
             self.turn()?;
-            if self.wait(listen)? {
+            if Instant::now() >= tell {
+                self.tell_alive()?;
+                tell = Instant::now() + LOOK;
+            }
+            if self.wait(listen, tell)? {
                 return Ok(());
             }
         }
+    }
+
+    /// Tells the launcher that this loop goes on.
+    fn tell_alive(&mut self) -> Result<(), ServeError> {
+        if let Runner::Launcher(launcher) = &mut self.host.runner {
+            launcher.tell_alive()?;
+        }
+        Ok(())
     }
 
     /// Marks what xenstore's events are about.
@@ -310,8 +325,8 @@ impl Service {
     }
 
     /// Waits for something to do. Returns true if the service is told to end. Events of xenstore do not end the wait before
-    /// `listen`.
-    fn wait(&mut self, listen: Instant) -> Result<bool, ServeError> {
+    /// `listen`. It does not last longer than until `tell`.
+    fn wait(&mut self, listen: Instant, tell: Instant) -> Result<bool, ServeError> {
         let now = Instant::now();
         let mut fds = vec![
             PollFd::new(&self.clients, PollFlags::IN),
@@ -340,12 +355,12 @@ impl Service {
         let mut longest = [self.errors.due(), self.revivals.due(), self.agenda.idle(now)]
             .into_iter()
             .flatten()
-            .min();
+            .fold(tell.saturating_duration_since(now), Duration::min);
         // Messages that were read together with another answer lie in this process: their descriptors do not become ready.
         if !deaf.is_zero() || unseen {
-            longest = Some(longest.map_or(deaf, |longest| longest.min(deaf)));
+            longest = longest.min(deaf);
         }
-        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        let longest = Timespec::try_from(longest).ok();
         match poll(&mut fds, longest.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(ServeError::Wait(error.into())),
@@ -395,6 +410,7 @@ impl Service {
                 return Err(error.into());
             }
         };
+        let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
         // Before the states are read: a change after the reading then brings another turn.
         if !self.watched.contains(&stub) {
             let store = &mut self.host.store;

@@ -7,9 +7,11 @@
 use crate::control::{ControlError, Listener, ServiceFiles};
 use crate::host::launcher::desk::{Desk, News, ReadyWorker, SharedFiles, WorkerId, attend};
 use crate::host::launcher::messages::pair;
+use crate::host::systemd::{self, Watchdog};
+use crate::host::thread_state::ThreadState;
 use crate::host::uevent::Uevents;
-use crate::host::{HostError, check_privilege, program, systemd};
-use crate::serve::crew::{Crew, CrewAction, Role};
+use crate::host::{HostError, check_privilege, program};
+use crate::serve::crew::{Activity, Crew, CrewAction, Role, Sighting};
 use crate::serve::wake::{Wake, signal};
 use bulkhead_config::declaration::DIRECTORY;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,8 +102,11 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
         wake,
         end: signal(SIGTERM).map_err(WorkersError::Events)?,
         children: signal(SIGCHLD).map_err(WorkersError::Events)?,
+        watchdog: Watchdog::of_unit(Instant::now()),
     };
     let ended = workers.keep();
+    // Without a supervisor nobody waits for it.
+    let _ = systemd::notify_stopping();
     workers.close(END);
     ended
 }
@@ -152,6 +157,7 @@ struct Workers {
     end: UnixStream,
     /// Ready when a process has ended.
     children: UnixStream,
+    watchdog: Watchdog,
 }
 
 impl Workers {
@@ -162,10 +168,16 @@ impl Workers {
                 self.hear(news);
             }
             self.see_ends()?;
+            if self.watchdog.is_due(Instant::now())
+                && let Err(error) = systemd::notify_alive()
+            {
+                log::warn!("cannot tell systemd that the service does not hang: {error}");
+            }
             match self.crew.step(Instant::now()) {
                 Some(CrewAction::Start(worker)) => self.start(worker)?,
                 Some(CrewAction::Serve(worker)) => self.serve(worker),
                 Some(CrewAction::Kill(worker)) => self.kill(worker),
+                Some(CrewAction::Look(worker)) => self.look(worker),
                 None if self.wait()? => return Ok(()),
                 None => {}
             }
@@ -218,10 +230,27 @@ impl Workers {
 
     fn kill(&mut self, worker: WorkerId) {
         if let Some(process) = self.processes.get_mut(&worker) {
-            log::warn!("worker {} does not answer: it is killed", process.id());
+            log::warn!("worker {} does not answer, or hangs: it is killed", process.id());
             // It may have ended by itself.
             let _ = process.kill();
         }
+    }
+
+    /// Looks at the worker that serves.
+    fn look(&mut self, worker: WorkerId) {
+        let process = self.processes.get(&worker).map(Child::id);
+        // A process that is gone shows nothing, and its end is seen soon.
+        let thread = process.and_then(ThreadState::of_main).unwrap_or_default();
+        let seen = Sighting {
+            has_told: self.desk.take_alive(worker),
+            activity: match thread.state {
+                'T' | 't' => Activity::Stopped,
+                'D' => Activity::InKernel,
+                _ => Activity::Other,
+            },
+            queued: thread.queued,
+        };
+        self.crew.saw(worker, Instant::now(), seen);
     }
 
     /// Reaps the workers that have ended.
@@ -260,7 +289,13 @@ impl Workers {
 
     /// Waits for something to do. Returns true if the service is told to end.
     fn wait(&mut self) -> Result<bool, WorkersError> {
-        let idle = self.crew.idle(Instant::now());
+        let now = Instant::now();
+        let idle = self
+            .crew
+            .idle(now)
+            .into_iter()
+            .chain(self.watchdog.idle(now))
+            .min();
         let idle = idle.and_then(|idle| Timespec::try_from(idle).ok());
         let mut fds = [
             PollFd::new(&self.end, PollFlags::IN),
@@ -337,6 +372,7 @@ mod tests {
             wake: Wake::new().unwrap(),
             end,
             children: signal(SIGCHLD).unwrap(),
+            watchdog: Watchdog::within(None, Instant::now()),
         };
         (workers, ender)
     }

@@ -10,7 +10,7 @@ use crate::host::recreate::{self, NewStub, Spare};
 use crate::host::{program, store, xl};
 use rustix::fd::OwnedFd;
 use rustix::net::{SendFlags, Shutdown, shutdown};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,6 +111,8 @@ pub struct Desk {
     /// None when the service ends.
     files: Mutex<Option<SharedFiles>>,
     connections: Mutex<Vec<Weak<Connection>>>,
+    /// The workers that have told that they go on, since that was asked last. A set: a worker may tell it as often as it likes.
+    alive: Mutex<BTreeSet<WorkerId>>,
     /// Called with news of workers.
     news: Box<dyn Fn(News) + Send + Sync>,
     /// The stubs that are being created anew, each with those who wait for that: a worker that has just begun may order
@@ -139,6 +141,7 @@ impl Desk {
             spare: Arc::default(),
             files: Mutex::new(Some(files)),
             connections: Mutex::default(),
+            alive: Mutex::default(),
             news: Box::new(news),
             recreating: Mutex::default(),
             own: Arc::new(Queue::new(limit)),
@@ -163,6 +166,11 @@ impl Desk {
         self.spare.end();
     }
 
+    /// True if a worker has told since the last call that it goes on.
+    pub fn take_alive(&self, worker: WorkerId) -> bool {
+        lock(&self.alive).remove(&worker)
+    }
+
     /// Ends all connections of a worker that has ended. Whoever has a copy of one has none any more.
     pub fn cut(&self, worker: WorkerId) {
         let mut connections = lock(&self.connections);
@@ -173,6 +181,8 @@ impl Desk {
         }
         // Connections that have ended leave an entry behind.
         connections.retain(|connection| connection.strong_count() > 0);
+        drop(connections);
+        lock(&self.alive).remove(&worker);
     }
 
     /// Takes a connection in: a worker's first one, or a further one that it has ordered over `orderer`. None if that one
@@ -261,6 +271,7 @@ fn take_orders(connection: &Arc<Connection>, desk: &Arc<Desk>, is_first: bool) -
                 (desk.news)(News::Began(worker));
                 connection.answer(ticket, None, None);
             }
+            Order::Alive => _ = lock(&desk.alive).insert(worker),
             // A second time, or over another connection, these are no orders: see above.
             Order::Serve | Order::Begun => return Err(io::ErrorKind::InvalidData.into()),
             // Apart from the queue's other jobs: two workers may order the same stub.
@@ -355,7 +366,8 @@ fn carry_out(order: &Order) -> Result<(), String> {
         | Order::Share { .. }
         | Order::Connection
         | Order::Serve
-        | Order::Begun => Ok(()),
+        | Order::Begun
+        | Order::Alive => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, send, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -78,6 +78,8 @@ pub enum Order {
     Serve,
     /// Tells that the worker has begun to serve.
     Begun,
+    /// Tells that the loop of the worker that serves goes on. Not answered.
+    Alive,
     /// `bulkhead attach GUEST`: devices for a guest that has none, by a new stub.
     Attach {
         /// The guest.
@@ -150,15 +152,19 @@ pub fn tell(
     flags: SendFlags,
 ) -> io::Result<()> {
     let text = serde_json::to_string(message)?;
+    // A peer that is gone is an error of this call, and no SIGPIPE for the process.
+    let flags = flags | SendFlags::NOSIGNAL;
+    let Some(file) = file else {
+        // Not `sendmsg`, which a worker may not call: a filter cannot see to whom it sends.
+        send(socket, text.as_bytes(), flags)?;
+        return Ok(());
+    };
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let files: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-    if !files.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&files));
-    }
+    let files = [file.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&files));
     let text = [IoSlice::new(text.as_bytes())];
-    // A peer that is gone is an error of this call, and no SIGPIPE for the process.
-    sendmsg(socket, &text, &mut control, flags | SendFlags::NOSIGNAL)?;
+    sendmsg(socket, &text, &mut control, flags)?;
     Ok(())
 }
 

@@ -64,8 +64,9 @@ impl Answerer {
             });
         for (bdf, resolved) in resolved {
             match resolved {
-                Ok(found) => log::warn!("stub {}: {bdf}: {found}", self.name),
+                Ok(found) => log::warn!(DEVICE:% = bdf; "stub {}: {bdf}: {found}", self.name),
                 Err(error) => log::error!(
+                    DEVICE:% = bdf;
                     "stub {}: {bdf}: a change that an earlier service left unfinished cannot be finished: {error}",
                     self.name
                 ),
@@ -195,11 +196,13 @@ impl ModeRecorder<'_> {
             Ok(()) => log_limited!(
                 lock(self.limits).mode_changes,
                 Level::Info,
+                DEVICE = bdf;
                 "stub {name}: {bdf} now interrupts by {mode}"
             ),
             Err(error) => log_limited!(
                 lock(self.limits).mode_changes,
                 Level::Error,
+                DEVICE = bdf;
                 "stub {name}: {bdf}: cannot note interrupt mode {mode}: {error}"
             ),
         }

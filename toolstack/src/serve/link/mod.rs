@@ -16,6 +16,7 @@ use crate::function::aer::{Health, Told};
 use crate::host::store;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::records::Attachment;
+use crate::service_log::{self, About};
 use answerer::Answerer;
 use pci::bdf::Bdf;
 use state::LinkState;
@@ -76,6 +77,8 @@ pub struct Link {
     thread: Option<JoinHandle<()>>,
     ended: Arc<AtomicBool>,
     began: Instant,
+    /// Names of the guest and of the stub, for the log.
+    names: (String, String),
 }
 
 /// Tells of the end of a link's thread, a panic included.
@@ -125,6 +128,8 @@ impl Link {
             xen,
             limits,
         };
+        let names = (attachment.guest.name.clone(), attachment.stub.name.clone());
+        let (guest_name, stub_name) = names.clone();
         let ended = Arc::new(AtomicBool::new(false));
         let end = ThreadEnd {
             ended: Arc::clone(&ended),
@@ -135,6 +140,7 @@ impl Link {
             .spawn(move || {
                 // Dropped last, also when the thread unwinds.
                 let _end = end;
+                let _about = service_log::about(&guest_name, &stub_name);
                 answerer.run(store::over(store));
             })?;
         Ok(Self {
@@ -144,7 +150,14 @@ impl Link {
             thread: Some(thread),
             ended,
             began: Instant::now(),
+            names,
         })
+    }
+
+    /// Says that the thread works on this stub from now on.
+    pub fn about(&self) -> About {
+        let (guest, stub) = &self.names;
+        service_log::about(guest, stub)
     }
 
     /// True if nobody answers the stub any more, because the thread has failed.
@@ -223,7 +236,8 @@ fn report_errors(functions: &mut Functions<ConfigFile>, sysfs: &Sysfs) {
         .filter(|function| sysfs.hears_errors(function.bdf()))
     {
         if let Err(error) = function.report_errors() {
-            log::warn!("{}: it will not report its errors: {error}", function.bdf());
+            let bdf = function.bdf();
+            log::warn!(DEVICE:% = bdf; "{bdf}: it will not report its errors: {error}");
         }
     }
 }

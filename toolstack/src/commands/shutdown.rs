@@ -1,0 +1,155 @@
+//! `bulkhead shutdown`: ends all guests with devices in order, as the host's shutdown needs it; and whether the package may be
+//! removed, which it may not while there are such guests.
+//!
+//! Xen's own scripts for the host's shutdown would save guests and stubs one by one. A guest with devices cannot be saved, a stub
+//! does not answer that, and a stub must not end before its guest.
+
+use super::destroy;
+use super::waiting::{Interrupt, POLL};
+use crate::control;
+use crate::host::domains::Domain;
+use crate::host::store::{self, Store};
+use crate::host::sysfs::{PCIBACK, Sysfs};
+use crate::host::{Host, xl};
+use crate::records::{Attachment, RecordError};
+use crate::say::{notice, say};
+use anyhow::{Result, ensure};
+use std::fmt::Display;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Tells all guests with devices to shut down, and waits until their devices are taken back and their stubs are gone. A guest
+/// that is not done after `longest` is destroyed, if `destroy_late` says so.
+pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
+    let mut host = Host::open()?;
+    let interrupt = Interrupt::catch()?;
+    let (guests, damaged) = guests(&mut host.store)?;
+    for error in damaged {
+        notice!("{error}");
+    }
+    if guests.is_empty() {
+        say!("no guest has devices");
+        return Ok(());
+    }
+    // The service takes the devices back. When the host goes down systemd may start it no more.
+    if let Err(error) = control::ensure_running() {
+        notice!("{error:#}");
+    }
+    for guest in &guests {
+        match xl::shutdown(&guest.domid.to_string()) {
+            Ok(()) => say!("guest {} is told to shut down", guest.name),
+            // Without drivers that listen it never ends by itself; it may have ended by now too.
+            Err(error) => notice!("guest {}: {error}", guest.name),
+        }
+    }
+    // `None` for a time that `Instant` cannot express: no limit.
+    let deadline = Instant::now().checked_add(longest);
+    let mut left = still_there(&mut host.store, &guests)?;
+    while !left.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+        interrupt.check()?;
+        thread::sleep(POLL);
+        left = still_there(&mut host.store, &guests)?;
+    }
+    let names = names(&left);
+    ensure!(
+        left.is_empty() || destroy_late,
+        "{names} did not shut down within {} s: `xl console` shows what a guest does, and `bulkhead destroy` ends it",
+        longest.as_secs()
+    );
+    let mut problems = Vec::new();
+    for guest in &left {
+        notice!(
+            "guest {} did not shut down within {} s: it is destroyed",
+            guest.name,
+            longest.as_secs()
+        );
+        // One that does not die does not keep the others.
+        if let Err(error) = destroy::destroy(&guest.domid.to_string()) {
+            problems.push(format!("{error:#}"));
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    say!(
+        "{} guests are shut down, and their devices are taken back",
+        guests.len()
+    );
+    Ok(())
+}
+
+/// Fails while a guest has devices: without the service it would lose their registers and interrupts at its next change.
+pub fn check_removable() -> Result<()> {
+    // Without xenstore no guest runs.
+    let Ok(mut store) = store::open() else {
+        return Ok(());
+    };
+    let (guests, damaged) = guests(&mut store)?;
+    refuse(&guests, &damaged)?;
+    let sysfs = Sysfs::host();
+    let held: Vec<String> = sysfs
+        .functions()?
+        .into_iter()
+        .filter(|&bdf| sysfs.driver(bdf).as_deref() == Some(PCIBACK))
+        .map(|bdf| bdf.to_string())
+        .collect();
+    if !held.is_empty() {
+        notice!(
+            "{} stay with xen-pciback until the host restarts; `bulkhead release` gives devices back to dom0's drivers",
+            held.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn refuse(guests: &[Domain], damaged: &[impl Display]) -> Result<()> {
+    if let Some(error) = damaged.first() {
+        anyhow::bail!("it cannot be seen whether guests have devices: {error}");
+    }
+    ensure!(
+        guests.is_empty(),
+        "{} would lose the devices: Bulkhead stays. `bulkhead shutdown --all` ends these guests in order; then remove the \
+         package again",
+        names(guests)
+    );
+    Ok(())
+}
+
+fn names(guests: &[Domain]) -> String {
+    let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+    let noun = if names.len() == 1 { "guest" } else { "guests" };
+    format!("{noun} {}", names.join(", "))
+}
+
+/// The guests that have devices, and the records that cannot be read.
+fn guests(store: &mut Store) -> Result<(Vec<Domain>, Vec<RecordError>)> {
+    let (attachments, damaged) = Attachment::all(store)?;
+    let guests = attachments.into_iter().map(|attachment| attachment.guest);
+    Ok((guests.collect(), damaged))
+}
+
+fn still_there(store: &mut Store, guests: &[Domain]) -> Result<Vec<Domain>> {
+    let (now, _) = self::guests(store)?;
+    let is_there = |guest: &&Domain| now.iter().any(|other| other.uuid == guest.uuid);
+    Ok(guests.iter().filter(is_there).cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str) -> Domain {
+        Domain {
+            domid: 7,
+            name: name.into(),
+            uuid: format!("uuid of {name}"),
+        }
+    }
+
+    #[test]
+    fn the_package_stays_while_guests_have_devices_and_the_refusal_names_them_and_the_next_step() {
+        refuse(&[], &[] as &[String]).unwrap();
+        let refused = refuse(&[guest("web"), guest("mail")], &[] as &[String]).unwrap_err();
+        insta::assert_snapshot!(refused.to_string(), @"guests web, mail would lose the devices: Bulkhead stays. `bulkhead shutdown --all` ends these guests in order; then remove the package again");
+        let unknown = refuse(&[], &["record 7 is damaged"]).unwrap_err();
+        insta::assert_snapshot!(unknown.to_string(), @"it cannot be seen whether guests have devices: record 7 is damaged");
+    }
+}
