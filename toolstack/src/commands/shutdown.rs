@@ -69,10 +69,7 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
         }
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
-    say!(
-        "{} guests are shut down, and their devices are taken back",
-        guests.len()
-    );
+    say!("done: the devices of {} are taken back", names(&guests));
     Ok(())
 }
 
