@@ -1,5 +1,6 @@
 //! One run: a script in dom0 of a freshly booted machine, and its outcome.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::cpio::Archive;
+use crate::cpio::{Archive, normalized};
 use crate::emulator::Emulator;
 use crate::observer::Observer;
 use crate::qemu::{DISK_BYTES, Machine, STOP, file};
@@ -140,12 +141,13 @@ impl Outcome {
 }
 
 /// Files that a run leaves in its directory.
-const LEFT: [&str; 7] = [
+const LEFT: [&str; 8] = [
     "serial.log",
     "script.log",
     "exit-code",
     "xl-dmesg.log",
     "dom0-dmesg.log",
+    "journal.log",
     "guests",
     "files",
 ];
@@ -167,7 +169,8 @@ impl Rig {
         let emulator = Emulator::prepare(boot.machine.qemu, observer)?;
         observer.phase(&format!("{}: booting Xen", self.suite()));
         let started = Instant::now();
-        let mut run = Run::start(&emulator, &boot.machine, &work)?;
+        let arguments = boot.machine.arguments(self.host());
+        let mut run = Run::start(&emulator, &arguments, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
         for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
@@ -203,12 +206,13 @@ impl Rig {
     fn set_up(&self, boot: &Boot, work: &Path) -> Result<()> {
         create_dir(work)?;
         let mut extra = Archive::new();
+        let overlay = self.host().overlay();
         for FileIn { host, target } in &boot.files {
             extra
-                .host_path(target, host)
+                .host_path(&format!("{overlay}{}", normalized(target)), host)
                 .with_context(|| format!("{target} for dom0"))?;
         }
-        extra.file("rig/script", 0o755, boot.script.as_bytes());
+        extra.file(&format!("{overlay}rig/script"), 0o755, boot.script.as_bytes());
 
         let path = work.join(file::INITRD);
         let mut initrd = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -223,7 +227,9 @@ impl Rig {
             .write_all(&extra.finish()?)
             .with_context(|| format!("writing {}", path.display()))?;
 
-        for (name, target) in [(file::XEN, self.xen()), (file::KERNEL, self.kernel())] {
+        let disk = self.disk().map(|disk| (file::DISK, disk.to_owned()));
+        let links = [(file::XEN, self.xen()), (file::KERNEL, self.kernel())];
+        for (name, target) in links.into_iter().chain(disk) {
             let target =
                 fs::canonicalize(&target).with_context(|| format!("looking for {}", target.display()))?;
             std::os::unix::fs::symlink(target, work.join(name)).with_context(|| format!("linking {name}"))?;
@@ -273,7 +279,8 @@ enum Event<'a> {
     Phase(&'a str),
     Failed(&'a str),
     Exit(i32),
-    Done,
+    /// The logs are sent. dom0 powers off, in an orderly way if it says for how many seconds at most.
+    Done(Option<u64>),
 }
 
 impl<'a> Event<'a> {
@@ -283,7 +290,8 @@ impl<'a> Event<'a> {
             "phase" => Some(Event::Phase(rest)),
             "failed" => Some(Event::Failed(rest)),
             "exit" => rest.parse().ok().map(Event::Exit),
-            "done" => Some(Event::Done),
+            "done" if rest.is_empty() => Some(Event::Done(None)),
+            "done" => rest.parse().ok().map(|seconds| Event::Done(Some(seconds))),
             _ => None,
         }
     }
@@ -292,6 +300,8 @@ impl<'a> Event<'a> {
 /// Name of a phase of dom0's init on the terminal.
 fn phase_name(phase: &str) -> &str {
     match phase {
+        "disk" => "dom0's kernel is up, mounting the disk",
+        "systemd" => "starting systemd",
         "tools" => "dom0 is up, starting Xen's tools",
         "script" => "running the script",
         "results" => "fetching the logs",
@@ -310,9 +320,9 @@ struct Run {
 }
 
 impl Run {
-    fn start(emulator: &Emulator, machine: &Machine, work: &Path) -> Result<Run> {
+    fn start(emulator: &Emulator, arguments: &[OsString], work: &Path) -> Result<Run> {
         let mut command = emulator.command();
-        command.args(machine.arguments());
+        command.args(arguments);
         let quoted: Vec<_> = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|word| format!("'{}'", word.to_string_lossy()))
@@ -356,6 +366,11 @@ impl Run {
             }
             if observer.cancelled() {
                 bail!("stopped");
+            }
+            if let Some(PowerOff { seconds, before }) = progress.power_off
+                && Instant::now() >= before
+            {
+                return Ok(End::Died(format!("dom0 did not power off within {seconds} s")));
             }
             if Instant::now() >= deadline {
                 // dom0 can end a script only while one runs. Otherwise dropping `self` kills the machine.
@@ -404,7 +419,13 @@ impl Run {
                 }
                 Some(Event::Failed(reason)) => progress.failed = Some(reason.to_owned()),
                 Some(Event::Exit(code)) => progress.exit_code = Some(code),
-                Some(Event::Done) => progress.done = true,
+                Some(Event::Done(limit)) => {
+                    progress.done = true;
+                    progress.power_off = limit.map(|seconds| PowerOff {
+                        seconds,
+                        before: Instant::now() + Duration::from_secs(seconds),
+                    });
+                }
                 None => {}
             }
             self.unfinished_line = rest.to_owned();
@@ -453,6 +474,14 @@ struct Progress {
     failed: Option<String>,
     exit_code: Option<i32>,
     done: bool,
+    power_off: Option<PowerOff>,
+}
+
+/// How long dom0 may take to power off.
+#[derive(Clone, Copy, Debug)]
+struct PowerOff {
+    seconds: u64,
+    before: Instant,
 }
 
 /// The end of a file that is being written.
@@ -506,12 +535,13 @@ mod tests {
     fn events_of_dom0_are_read_and_anything_else_is_passed_over() {
         assert_eq!(Event::parse("phase script"), Some(Event::Phase("script")));
         assert_eq!(Event::parse("exit 3"), Some(Event::Exit(3)));
-        assert_eq!(Event::parse("done"), Some(Event::Done));
+        assert_eq!(Event::parse("done"), Some(Event::Done(None)));
+        assert_eq!(Event::parse("done 60"), Some(Event::Done(Some(60))));
         assert_eq!(
             Event::parse("failed xenstored (exit code 1): no"),
             Some(Event::Failed("xenstored (exit code 1): no"))
         );
-        for line in ["", "exit", "exit x", "hello"] {
+        for line in ["", "exit", "exit x", "done soon", "hello"] {
             assert_eq!(Event::parse(line), None, "{line}");
         }
     }

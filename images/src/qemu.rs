@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::emulator::Version;
+use crate::host::Host;
 
 /// Files that QEMU reads and writes, all below its working directory: `-kernel` and `-initrd` split their arguments
 /// at spaces and commas, so no name may have any.
@@ -16,6 +17,8 @@ pub mod file {
     pub const KERNEL: &str = "vmlinux";
     /// Read: dom0's initial file system.
     pub const INITRD: &str = "initrd";
+    /// Read: dom0's root file system, if it has one. What dom0 writes to it ends with QEMU.
+    pub const DISK: &str = "root.img";
     /// Written: output of Xen and dom0 on the serial port.
     pub const SERIAL: &str = "serial";
     /// Written: progress of dom0's init, a line each.
@@ -115,8 +118,8 @@ impl Default for Machine {
 pub const DISK_BYTES: u64 = 16 << 20;
 
 impl Machine {
-    /// The arguments for QEMU. File names are relative to its working directory.
-    pub fn arguments(&self) -> Vec<OsString> {
+    /// The arguments for QEMU, with `host` as dom0. File names are relative to its working directory.
+    pub fn arguments(&self, host: Host) -> Vec<OsString> {
         let xen = [
             "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all".to_owned(),
             format!(
@@ -208,7 +211,19 @@ impl Machine {
         for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
-        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run.
+        if host == Host::Debian {
+            // By the serial number the initial file system tells it from other disks. No scenario uses the slot 1d.
+            add(
+                "drive",
+                format!("if=none,id=root,format=raw,snapshot=on,file={}", file::DISK),
+            );
+            add(
+                "device",
+                "virtio-blk-pci,drive=root,serial=root,addr=1d".to_owned(),
+            );
+        }
+        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. A Debian host says so over the monitor
+        // before it reboots.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         arguments.into_iter().map(OsString::from).collect()
     }
@@ -240,7 +255,7 @@ mod tests {
 
     fn arguments(machine: &Machine) -> String {
         let words: Vec<_> = machine
-            .arguments()
+            .arguments(Host::Busybox)
             .into_iter()
             .map(|word| word.into_string().expect("text"))
             .collect();

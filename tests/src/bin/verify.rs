@@ -10,7 +10,7 @@ use clap::Parser;
 use images::installed;
 use images::observer::{Quiet, Terminal};
 use images::qemu::Xenstored;
-use images::{Emulator, FileIn, Rig, Suite};
+use images::{Emulator, FileIn, Host, Rig, Suite};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -309,14 +309,23 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     for version in versions {
         Emulator::prepare(version, &mut observer)?;
     }
+    let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
+    let runs_on =
+        |scenario: &Scenario, suite, host| scenario.host == host && (anywhere || scenario.is_for(suite));
     let mut rigs = Vec::new();
-    for suite in Suite::ALL {
-        if arguments.suite.is_none_or(|only| only == suite) {
-            match Rig::prepare(suite, &mut observer) {
+    for suite in Suite::ALL
+        .into_iter()
+        .filter(|suite| arguments.suite.is_none_or(|only| only == *suite))
+    {
+        for host in [Host::Busybox, Host::Debian] {
+            if !chosen.iter().any(|scenario| runs_on(scenario, suite, host)) {
+                continue;
+            }
+            match Rig::prepare(suite, host, &mut observer) {
                 Ok(rig) => rigs.push(rig),
                 // Debian's unstable may lack packages at times. The other suites run all the same.
                 Err(error) => {
-                    let name = format!("the rig of {suite}");
+                    let name = format!("the rig of {suite} with {host}");
                     let verdict = Verdict::Error(format!("{error:#}"));
                     tell(&name, &verdict, Duration::ZERO);
                     score.note(&name, &verdict);
@@ -327,10 +336,9 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     // Its progress line would mix with the reports.
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
-        let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
         let suited = chosen
             .iter()
-            .filter(move |scenario| anywhere || scenario.is_for(rig.suite()));
+            .filter(move |scenario| runs_on(scenario, rig.suite(), rig.host()));
         suited.map(move |scenario| (rig, scenario))
     });
     // A scenario for several processors runs alone, so that it gets them.
