@@ -2,17 +2,19 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use crate::apt::output_of;
 use crate::cpio::{Archive, normalized};
 use crate::emulator::Emulator;
+use crate::installed;
 use crate::observer::Observer;
 use crate::qemu::{DISK_BYTES, Machine, STOP, file};
 use crate::rig::Rig;
@@ -165,12 +167,15 @@ impl Rig {
     pub fn run(&self, boot: &Boot, dir: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
         clear(dir)?;
         let work = dir.join(MACHINE_DIR);
-        self.set_up(boot, &work)?;
         let emulator = Emulator::prepare(boot.machine.qemu, observer)?;
+        if self.disk().is_some() {
+            installed::ensure("qemu-img", "qemu-utils", observer)?;
+        }
+        self.set_up(boot, &work)?;
         observer.phase(&format!("{}: booting Xen", self.suite()));
         let started = Instant::now();
         let arguments = boot.machine.arguments(self.host());
-        let mut run = Run::start(&emulator, &arguments, &work)?;
+        let mut run = Run::start(&emulator, arguments, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
         for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
@@ -185,6 +190,7 @@ impl Rig {
         };
         for name in [
             file::INITRD,
+            file::DISK,
             file::RESULTS,
             file::EVENTS,
             file::CONTROL,
@@ -227,9 +233,15 @@ impl Rig {
             .write_all(&extra.finish()?)
             .with_context(|| format!("writing {}", path.display()))?;
 
-        let disk = self.disk().map(|disk| (file::DISK, disk.to_owned()));
-        let links = [(file::XEN, self.xen()), (file::KERNEL, self.kernel())];
-        for (name, target) in links.into_iter().chain(disk) {
+        if let Some(disk) = self.disk() {
+            // The file takes what dom0 writes, and outlives a reboot. The image itself stays as it is.
+            output_of(
+                Command::new("qemu-img")
+                    .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                    .args([&fs::canonicalize(disk)?, &work.join(file::DISK)]),
+            )?;
+        }
+        for (name, target) in [(file::XEN, self.xen()), (file::KERNEL, self.kernel())] {
             let target =
                 fs::canonicalize(&target).with_context(|| format!("looking for {}", target.display()))?;
             std::os::unix::fs::symlink(target, work.join(name)).with_context(|| format!("linking {name}"))?;
@@ -279,6 +291,8 @@ enum Event<'a> {
     Phase(&'a str),
     Failed(&'a str),
     Exit(i32),
+    /// The script asked for a reboot, and will run again.
+    Reboot,
     /// The logs are sent. dom0 powers off, in an orderly way if it says for how many seconds at most.
     Done(Option<u64>),
 }
@@ -290,6 +304,7 @@ impl<'a> Event<'a> {
             "phase" => Some(Event::Phase(rest)),
             "failed" => Some(Event::Failed(rest)),
             "exit" => rest.parse().ok().map(Event::Exit),
+            "reboot" => Some(Event::Reboot),
             "done" if rest.is_empty() => Some(Event::Done(None)),
             "done" => rest.parse().ok().map(|seconds| Event::Done(Some(seconds))),
             _ => None,
@@ -311,6 +326,7 @@ fn phase_name(phase: &str) -> &str {
 
 /// QEMU at work. Dropping it ends QEMU.
 struct Run {
+    command: Command,
     qemu: Child,
     work: PathBuf,
     events: Tail,
@@ -320,7 +336,7 @@ struct Run {
 }
 
 impl Run {
-    fn start(emulator: &Emulator, arguments: &[OsString], work: &Path) -> Result<Run> {
+    fn start(emulator: &Emulator, arguments: Vec<OsString>, work: &Path) -> Result<Run> {
         let mut command = emulator.command();
         command.args(arguments);
         let quoted: Vec<_> = std::iter::once(command.get_program())
@@ -336,14 +352,14 @@ impl Run {
         let control = work.join(file::CONTROL);
         mknodat(CWD, &control, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .with_context(|| format!("creating {}", control.display()))?;
-        let qemu = command
+        command
             .current_dir(work)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .context("starting QEMU")?;
+            .stderr(stderr);
+        let qemu = command.spawn().context("starting QEMU")?;
         Ok(Run {
+            command,
             qemu,
             work: work.to_owned(),
             events: Tail::open(&work.join(file::EVENTS))?,
@@ -362,7 +378,14 @@ impl Run {
             let ended = self.qemu.try_wait().context("waiting for QEMU")?;
             self.pass_on(&mut progress, observer)?;
             if let Some(status) = ended {
-                return self.verdict(status, progress);
+                if !(progress.reboots && status.success()) {
+                    return self.verdict(status, progress);
+                }
+                // A new QEMU, and not a reset of the old one: after a reset in QEMU 7.2 Xen hangs where it sets dom0's
+                // IOMMU up.
+                self.qemu = self.command.spawn().context("starting QEMU again")?;
+                progress = Progress::default();
+                observer.phase("dom0 has rebooted, booting Xen");
             }
             if observer.cancelled() {
                 bail!("stopped");
@@ -419,6 +442,11 @@ impl Run {
                 }
                 Some(Event::Failed(reason)) => progress.failed = Some(reason.to_owned()),
                 Some(Event::Exit(code)) => progress.exit_code = Some(code),
+                Some(Event::Reboot) => {
+                    progress.reboots = true;
+                    progress.script_runs = false;
+                    observer.phase("dom0 reboots");
+                }
                 Some(Event::Done(limit)) => {
                     progress.done = true;
                     progress.power_off = limit.map(|seconds| PowerOff {
@@ -473,6 +501,8 @@ struct Progress {
     stopped: bool,
     failed: Option<String>,
     exit_code: Option<i32>,
+    /// dom0 has said that the end of this machine is a reboot.
+    reboots: bool,
     done: bool,
     power_off: Option<PowerOff>,
 }
@@ -496,9 +526,6 @@ impl Tail {
 
     /// Bytes that were written since the last call.
     fn read_new(&mut self) -> Result<Vec<u8>> {
-        // QEMU truncates the file when it opens it. The file was empty before, so nothing is read twice.
-        let at = self.0.stream_position()?;
-        self.0.seek(SeekFrom::Start(at))?;
         let mut new = Vec::new();
         self.0.read_to_end(&mut new)?;
         Ok(new)
@@ -535,6 +562,7 @@ mod tests {
     fn events_of_dom0_are_read_and_anything_else_is_passed_over() {
         assert_eq!(Event::parse("phase script"), Some(Event::Phase("script")));
         assert_eq!(Event::parse("exit 3"), Some(Event::Exit(3)));
+        assert_eq!(Event::parse("reboot"), Some(Event::Reboot));
         assert_eq!(Event::parse("done"), Some(Event::Done(None)));
         assert_eq!(Event::parse("done 60"), Some(Event::Done(Some(60))));
         assert_eq!(

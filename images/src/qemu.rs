@@ -17,8 +17,8 @@ pub mod file {
     pub const KERNEL: &str = "vmlinux";
     /// Read: dom0's initial file system.
     pub const INITRD: &str = "initrd";
-    /// Read: dom0's root file system, if it has one. What dom0 writes to it ends with QEMU.
-    pub const DISK: &str = "root.img";
+    /// Read and written: dom0's root file system, if it has one.
+    pub const DISK: &str = "root.qcow2";
     /// Written: output of Xen and dom0 on the serial port.
     pub const SERIAL: &str = "serial";
     /// Written: progress of dom0's init, a line each.
@@ -160,7 +160,11 @@ impl Machine {
         add("append", xen);
         add("initrd", format!("{} {dom0},{}", file::KERNEL, file::INITRD));
         add("display", "none".to_owned());
-        add("chardev", format!("file,id=serial,path={}", file::SERIAL));
+        // A file is appended to, so that it keeps what was written before a reboot.
+        add(
+            "chardev",
+            format!("file,append=on,id=serial,path={}", file::SERIAL),
+        );
         add("serial", "chardev:serial".to_owned());
         // A PVH dom0's addresses are valid for the device only behind the IOMMU. virtio bypasses it without these options.
         // No scenario uses the slot 1e.
@@ -178,9 +182,9 @@ impl Machine {
         );
         add("mon", "chardev=qmp,mode=control".to_owned());
         let ports = [
-            ("events", "file", file::EVENTS),
-            ("output", "file", file::OUTPUT),
-            ("results", "file", file::RESULTS),
+            ("events", "file,append=on", file::EVENTS),
+            ("output", "file,append=on", file::OUTPUT),
+            ("results", "file,append=on", file::RESULTS),
             ("control", "pipe", file::CONTROL),
             ("monitor", "socket", file::MONITOR),
         ];
@@ -215,15 +219,16 @@ impl Machine {
             // By the serial number the initial file system tells it from other disks. No scenario uses the slot 1d.
             add(
                 "drive",
-                format!("if=none,id=root,format=raw,snapshot=on,file={}", file::DISK),
+                // Nobody reads the file after a crash of this host.
+                format!("if=none,id=root,format=qcow2,cache=unsafe,file={}", file::DISK),
             );
             add(
                 "device",
                 "virtio-blk-pci,drive=root,serial=root,addr=1d".to_owned(),
             );
         }
-        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. A Debian host says so over the monitor
-        // before it reboots.
+        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. If a script asked for the reboot, the rig
+        // starts QEMU again.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         arguments.into_iter().map(OsString::from).collect()
     }
@@ -313,6 +318,21 @@ mod tests {
             with("dom0=pvh").contains("virtio-serial-pci,id=rig,addr=1e,disable-legacy=on,iommu_platform=on")
         );
         assert!(!with("loglvl=all").contains("iommu_platform"));
+    }
+
+    #[test]
+    fn a_debian_host_has_a_disk_that_others_do_not_have() {
+        let line = |host| {
+            let words = Machine::default().arguments(host).into_iter();
+            words
+                .map(|word| word.into_string().expect("text") + " ")
+                .collect::<String>()
+        };
+        assert!(
+            line(Host::Debian)
+                .contains("file=root.qcow2 -device virtio-blk-pci,drive=root,serial=root,addr=1d")
+        );
+        assert!(!line(Host::Busybox).contains("virtio-blk"));
     }
 
     #[test]

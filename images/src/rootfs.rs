@@ -207,7 +207,6 @@ const BOOT: Recipe = Recipe {
         "overlay/rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "overlay/rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
         "overlay/rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
-        "overlay/rig/bin/host-reboot" 0o755 "debian/bin/host-reboot",
         "overlay/rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "overlay/rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
         "overlay/rig/run-scenario" 0o755 "debian/run-scenario",

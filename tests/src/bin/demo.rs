@@ -34,7 +34,7 @@ struct SideBySide {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
-    let files = artifacts::build(&mut observer)?;
+    let files = artifacts::build(&[Host::Busybox], &mut observer)?.of(Host::Busybox);
     let rig = Rig::prepare(arguments.suite, Host::Busybox, &mut observer)?;
     show("nic", &rig, &files, &mut observer)?;
     let comparison = show("side-by-side", &rig, &files, &mut observer)?;

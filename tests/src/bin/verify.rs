@@ -1,7 +1,7 @@
 //! `cargo verify`: formatting, lints, host tests, and every scenario on real Xen.
 
 use anyhow::{Context as _, Result, bail};
-use bulkhead_tests::artifacts;
+use bulkhead_tests::artifacts::{self, Artifacts};
 use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
@@ -10,7 +10,7 @@ use clap::Parser;
 use images::installed;
 use images::observer::{Quiet, Terminal};
 use images::qemu::Xenstored;
-use images::{Emulator, FileIn, Host, Rig, Suite};
+use images::{Emulator, Host, Rig, Suite};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -302,7 +302,8 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
         }
     }
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
-    let files = artifacts::build(&mut observer)?;
+    let hosts: Vec<Host> = chosen.iter().map(|scenario| scenario.host).collect();
+    let files = artifacts::build(&hosts, &mut observer)?;
     image_check(score, &mut observer)?;
     command_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
@@ -384,7 +385,7 @@ struct Finished<'a> {
 fn run_all<'a>(
     jobs: VecDeque<Job<'a>>,
     width: usize,
-    files: &[FileIn],
+    files: &Artifacts,
     figures: &Mutex<Store>,
 ) -> Result<Vec<Finished<'a>>> {
     let out = images::store::target_dir().join("rig-out");
@@ -395,7 +396,7 @@ fn run_all<'a>(
         while let Some(job) = next() {
             let (rig, scenario) = job;
             println!("-- {}/{}: {}", rig.suite(), scenario.name, scenario.title);
-            let report = runner::run(rig, scenario, files, &out, &mut Quiet)?;
+            let report = runner::run(rig, scenario, &files.of(rig.host()), &out, &mut Quiet)?;
             tell(&report.name, &report.verdict, report.duration);
             print!("{}", report.details());
             let mut figures = figures.lock().unwrap_or_else(PoisonError::into_inner);
