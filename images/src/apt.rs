@@ -15,7 +15,7 @@ use crate::suite::Suite;
 pub const MIRROR_VARIABLE: &str = "BULKHEAD_RIG_MIRROR";
 
 /// The keys of Debian's archive, as the package `debian-archive-keyring` installs them.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Names that the main archive of a Debian release can have in a host's configuration.
 const RELEASE_NAMES: [&str; 9] = [
@@ -79,6 +79,18 @@ impl Mirrors {
         })
     }
 
+    /// The lines of a `sources.list` for a release, from the mirrors that this host uses.
+    ///
+    /// # Errors
+    /// There is no keyring or no known mirror on this host.
+    pub fn list(suite: Suite) -> Result<String> {
+        ensure!(
+            Path::new(KEYRING).exists(),
+            "{KEYRING} is missing: install the package debian-archive-keyring"
+        );
+        Ok(Mirrors::of_host()?.sources(suite))
+    }
+
     /// The lines of a `sources.list` for a release.
     fn sources(&self, suite: Suite) -> String {
         let mut sources = format!("deb [signed-by={KEYRING}] {} {suite} main\n", self.main);
@@ -131,16 +143,13 @@ impl Apt {
     /// # Errors
     /// There is no apt, no keyring or no known mirror on this host, or `dir` cannot be written.
     pub fn create(dir: &Path, suite: Suite) -> Result<Apt> {
-        ensure!(
-            Path::new(KEYRING).exists(),
-            "{KEYRING} is missing: install the package debian-archive-keyring"
-        );
+        let sources = Mirrors::list(suite)?;
         for part in ["lists/partial", "cache/archives/partial", "none"] {
             create_dir(&dir.join(part))?;
         }
         // For an empty system apt names every dependency, not only those that the host lacks.
         fs::write(dir.join("status"), "").with_context(|| format!("writing to {}", dir.display()))?;
-        fs::write(dir.join("sources.list"), Mirrors::of_host()?.sources(suite))
+        fs::write(dir.join("sources.list"), sources)
             .with_context(|| format!("writing to {}", dir.display()))?;
         Ok(Apt { dir: dir.to_owned() })
     }

@@ -1,17 +1,20 @@
 //! One run: a script in dom0 of a freshly booted machine, and its outcome.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::cpio::Archive;
+use crate::apt::output_of;
+use crate::cpio::{Archive, normalized};
 use crate::emulator::Emulator;
+use crate::installed;
 use crate::observer::Observer;
 use crate::qemu::{DISK_BYTES, Machine, STOP, file};
 use crate::rig::Rig;
@@ -140,12 +143,13 @@ impl Outcome {
 }
 
 /// Files that a run leaves in its directory.
-const LEFT: [&str; 7] = [
+const LEFT: [&str; 8] = [
     "serial.log",
     "script.log",
     "exit-code",
     "xl-dmesg.log",
     "dom0-dmesg.log",
+    "journal.log",
     "guests",
     "files",
 ];
@@ -163,11 +167,15 @@ impl Rig {
     pub fn run(&self, boot: &Boot, dir: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
         clear(dir)?;
         let work = dir.join(MACHINE_DIR);
-        self.set_up(boot, &work)?;
         let emulator = Emulator::prepare(boot.machine.qemu, observer)?;
+        if self.disk().is_some() {
+            installed::ensure("qemu-img", "qemu-utils", observer)?;
+        }
+        self.set_up(boot, &work)?;
         observer.phase(&format!("{}: booting Xen", self.suite()));
         let started = Instant::now();
-        let mut run = Run::start(&emulator, &boot.machine, &work)?;
+        let arguments = boot.machine.arguments(self.host());
+        let mut run = Run::start(&emulator, arguments, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
         for (from, to) in [(file::SERIAL, "serial.log"), (file::OUTPUT, "script.log")] {
@@ -182,6 +190,7 @@ impl Rig {
         };
         for name in [
             file::INITRD,
+            file::DISK,
             file::RESULTS,
             file::EVENTS,
             file::CONTROL,
@@ -203,12 +212,13 @@ impl Rig {
     fn set_up(&self, boot: &Boot, work: &Path) -> Result<()> {
         create_dir(work)?;
         let mut extra = Archive::new();
+        let overlay = self.host().overlay();
         for FileIn { host, target } in &boot.files {
             extra
-                .host_path(target, host)
+                .host_path(&format!("{overlay}{}", normalized(target)), host)
                 .with_context(|| format!("{target} for dom0"))?;
         }
-        extra.file("rig/script", 0o755, boot.script.as_bytes());
+        extra.file(&format!("{overlay}rig/script"), 0o755, boot.script.as_bytes());
 
         let path = work.join(file::INITRD);
         let mut initrd = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -223,6 +233,14 @@ impl Rig {
             .write_all(&extra.finish()?)
             .with_context(|| format!("writing {}", path.display()))?;
 
+        if let Some(disk) = self.disk() {
+            // The file takes what dom0 writes, and outlives a reboot. The image itself stays as it is.
+            output_of(
+                Command::new("qemu-img")
+                    .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                    .args([&fs::canonicalize(disk)?, &work.join(file::DISK)]),
+            )?;
+        }
         for (name, target) in [(file::XEN, self.xen()), (file::KERNEL, self.kernel())] {
             let target =
                 fs::canonicalize(&target).with_context(|| format!("looking for {}", target.display()))?;
@@ -273,7 +291,10 @@ enum Event<'a> {
     Phase(&'a str),
     Failed(&'a str),
     Exit(i32),
-    Done,
+    /// The script asked for a reboot, and will run again.
+    Reboot,
+    /// The logs are sent. dom0 powers off, in an orderly way if it says for how many seconds at most.
+    Done(Option<u64>),
 }
 
 impl<'a> Event<'a> {
@@ -283,7 +304,9 @@ impl<'a> Event<'a> {
             "phase" => Some(Event::Phase(rest)),
             "failed" => Some(Event::Failed(rest)),
             "exit" => rest.parse().ok().map(Event::Exit),
-            "done" => Some(Event::Done),
+            "reboot" => Some(Event::Reboot),
+            "done" if rest.is_empty() => Some(Event::Done(None)),
+            "done" => rest.parse().ok().map(|seconds| Event::Done(Some(seconds))),
             _ => None,
         }
     }
@@ -292,6 +315,8 @@ impl<'a> Event<'a> {
 /// Name of a phase of dom0's init on the terminal.
 fn phase_name(phase: &str) -> &str {
     match phase {
+        "disk" => "dom0's kernel is up, mounting the disk",
+        "systemd" => "starting systemd",
         "tools" => "dom0 is up, starting Xen's tools",
         "script" => "running the script",
         "results" => "fetching the logs",
@@ -301,6 +326,7 @@ fn phase_name(phase: &str) -> &str {
 
 /// QEMU at work. Dropping it ends QEMU.
 struct Run {
+    command: Command,
     qemu: Child,
     work: PathBuf,
     events: Tail,
@@ -310,9 +336,9 @@ struct Run {
 }
 
 impl Run {
-    fn start(emulator: &Emulator, machine: &Machine, work: &Path) -> Result<Run> {
+    fn start(emulator: &Emulator, arguments: Vec<OsString>, work: &Path) -> Result<Run> {
         let mut command = emulator.command();
-        command.args(machine.arguments());
+        command.args(arguments);
         let quoted: Vec<_> = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|word| format!("'{}'", word.to_string_lossy()))
@@ -326,14 +352,14 @@ impl Run {
         let control = work.join(file::CONTROL);
         mknodat(CWD, &control, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .with_context(|| format!("creating {}", control.display()))?;
-        let qemu = command
+        command
             .current_dir(work)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .context("starting QEMU")?;
+            .stderr(stderr);
+        let qemu = command.spawn().context("starting QEMU")?;
         Ok(Run {
+            command,
             qemu,
             work: work.to_owned(),
             events: Tail::open(&work.join(file::EVENTS))?,
@@ -352,10 +378,22 @@ impl Run {
             let ended = self.qemu.try_wait().context("waiting for QEMU")?;
             self.pass_on(&mut progress, observer)?;
             if let Some(status) = ended {
-                return self.verdict(status, progress);
+                if !(progress.reboots && status.success()) {
+                    return self.verdict(status, progress);
+                }
+                // A new QEMU, and not a reset of the old one: after a reset in QEMU 7.2 Xen hangs where it sets dom0's
+                // IOMMU up.
+                self.qemu = self.command.spawn().context("starting QEMU again")?;
+                progress = Progress::default();
+                observer.phase("dom0 has rebooted, booting Xen");
             }
             if observer.cancelled() {
                 bail!("stopped");
+            }
+            if let Some(PowerOff { seconds, before }) = progress.power_off
+                && Instant::now() >= before
+            {
+                return Ok(End::Died(format!("dom0 did not power off within {seconds} s")));
             }
             if Instant::now() >= deadline {
                 // dom0 can end a script only while one runs. Otherwise dropping `self` kills the machine.
@@ -404,7 +442,18 @@ impl Run {
                 }
                 Some(Event::Failed(reason)) => progress.failed = Some(reason.to_owned()),
                 Some(Event::Exit(code)) => progress.exit_code = Some(code),
-                Some(Event::Done) => progress.done = true,
+                Some(Event::Reboot) => {
+                    progress.reboots = true;
+                    progress.script_runs = false;
+                    observer.phase("dom0 reboots");
+                }
+                Some(Event::Done(limit)) => {
+                    progress.done = true;
+                    progress.power_off = limit.map(|seconds| PowerOff {
+                        seconds,
+                        before: Instant::now() + Duration::from_secs(seconds),
+                    });
+                }
                 None => {}
             }
             self.unfinished_line = rest.to_owned();
@@ -452,7 +501,17 @@ struct Progress {
     stopped: bool,
     failed: Option<String>,
     exit_code: Option<i32>,
+    /// dom0 has said that the end of this machine is a reboot.
+    reboots: bool,
     done: bool,
+    power_off: Option<PowerOff>,
+}
+
+/// How long dom0 may take to power off.
+#[derive(Clone, Copy, Debug)]
+struct PowerOff {
+    seconds: u64,
+    before: Instant,
 }
 
 /// The end of a file that is being written.
@@ -467,9 +526,6 @@ impl Tail {
 
     /// Bytes that were written since the last call.
     fn read_new(&mut self) -> Result<Vec<u8>> {
-        // QEMU truncates the file when it opens it. The file was empty before, so nothing is read twice.
-        let at = self.0.stream_position()?;
-        self.0.seek(SeekFrom::Start(at))?;
         let mut new = Vec::new();
         self.0.read_to_end(&mut new)?;
         Ok(new)
@@ -506,12 +562,14 @@ mod tests {
     fn events_of_dom0_are_read_and_anything_else_is_passed_over() {
         assert_eq!(Event::parse("phase script"), Some(Event::Phase("script")));
         assert_eq!(Event::parse("exit 3"), Some(Event::Exit(3)));
-        assert_eq!(Event::parse("done"), Some(Event::Done));
+        assert_eq!(Event::parse("reboot"), Some(Event::Reboot));
+        assert_eq!(Event::parse("done"), Some(Event::Done(None)));
+        assert_eq!(Event::parse("done 60"), Some(Event::Done(Some(60))));
         assert_eq!(
             Event::parse("failed xenstored (exit code 1): no"),
             Some(Event::Failed("xenstored (exit code 1): no"))
         );
-        for line in ["", "exit", "exit x", "hello"] {
+        for line in ["", "exit", "exit x", "done soon", "hello"] {
             assert_eq!(Event::parse(line), None, "{line}");
         }
     }

@@ -70,6 +70,14 @@ impl Built {
         intact
     }
 
+    /// A digest of all files, by the list of their hashes.
+    ///
+    /// # Errors
+    /// The files were not built.
+    pub fn digest(&self) -> Result<String> {
+        sha256_of_file(&self.path(LIST))
+    }
+
     /// Writes the files, and removes the sets of this cache whose last use is longest ago.
     ///
     /// # Errors
@@ -83,13 +91,30 @@ impl Built {
             let sha256 = sha256(&content);
             list.push(Artefact { name, sha256 });
         }
+        self.list(&list, KEPT)
+    }
+
+    /// Makes a set of one file, too large for the memory: moves `file` to the set's directory as `name`. Of the sets of
+    /// this cache, those that were used last are kept, `kept` of them.
+    ///
+    /// # Errors
+    /// Names what could not be read, written or removed.
+    pub fn adopt(&self, name: &str, file: &Path, kept: usize) -> Result<()> {
+        create_dir(&self.dir)?;
+        let sha256 = sha256_of_file(file)?;
+        fs::rename(file, self.path(name)).with_context(|| format!("moving {} into place", file.display()))?;
+        let name = name.to_owned();
+        self.list(&[Artefact { name, sha256 }], kept)
+    }
+
+    fn list(&self, list: &[Artefact], kept: usize) -> Result<()> {
         // The list comes last: if it is there, all other files are complete.
         write_atomically(&self.path(LIST), &serde_json::to_vec_pretty(&list)?)?;
-        self.dir.parent().map_or(Ok(()), prune)
+        self.dir.parent().map_or(Ok(()), |sets| prune(sets, kept))
     }
 }
 
-fn prune(built: &Path) -> Result<()> {
+fn prune(built: &Path, kept: usize) -> Result<()> {
     let mut dirs: Vec<(SystemTime, PathBuf)> = fs::read_dir(built)?
         .filter_map(|entry| {
             let dir = entry.ok()?.path();
@@ -98,7 +123,7 @@ fn prune(built: &Path) -> Result<()> {
         })
         .collect();
     dirs.sort_unstable();
-    for (_, dir) in &dirs[..dirs.len().saturating_sub(KEPT)] {
+    for (_, dir) in &dirs[..dirs.len().saturating_sub(kept)] {
         fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
     }
     Ok(())
@@ -142,6 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn a_large_file_is_moved_into_its_set_and_the_set_before_it_goes() {
+        let cache = Cache::new("adopt");
+        let part = cache.0.join("part");
+        for recipe in ["first", "second"] {
+            fs::write(&part, recipe).expect("temporary");
+            Built::of(&cache.0, recipe)
+                .adopt("image", &part, 1)
+                .expect("temporary");
+        }
+        let built = Built::of(&cache.0, "second");
+        assert!(built.is_intact() && !part.exists());
+        assert_eq!(fs::read(built.path("image")).expect("moved"), b"second");
+        assert!(!Built::of(&cache.0, "first").dir().exists());
+    }
+
+    #[test]
     fn images_not_used_for_longest_are_removed() {
         let cache = Cache::new("prune");
         let built = &cache.0;
@@ -152,7 +193,7 @@ mod tests {
             list.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60 * minutes))
                 .expect("temporary");
         }
-        prune(built).expect("temporary");
+        prune(built, KEPT).expect("temporary");
         let left = ["new", "newer", "newest", "old", "older"].map(|name| built.join(name).exists());
         assert_eq!(left, [true, true, true, true, false]);
     }

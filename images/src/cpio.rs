@@ -144,7 +144,7 @@ impl Archive {
 
 /// The name of an entry: no slash at either end, and below `/usr` what a merged `/usr` has there. (A directory
 /// entry named `lib` would make the kernel replace the link `/lib` by an empty directory.)
-fn normalized(path: &str) -> String {
+pub fn normalized(path: &str) -> String {
     let path = path
         .split('/')
         .filter(|part| !part.is_empty() && *part != ".")

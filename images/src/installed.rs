@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Where Debian has the programs for administrators.
+const SYSTEM_PROGRAMS: [&str; 2] = ["/usr/sbin", "/sbin"];
+
 /// Installs the package of a program that is not on the search path.
 ///
 /// # Errors
@@ -15,11 +18,7 @@ pub fn ensure(program: &str, package: &str, observer: &mut dyn Observer) -> Resu
         return Ok(());
     }
     let by_hand = format!("apt-get update && apt-get install --no-install-recommends {package}");
-    let privilege: &[&str] = if rustix::process::geteuid().is_root() {
-        &[]
-    } else if find_program("sudo").is_some() {
-        &["sudo", "-n"]
-    } else {
+    let Some(privilege) = as_root() else {
         bail!("{program} is missing, and installing it takes root: run '{by_hand}'");
     };
     observer.phase(&format!("installing the package {package}"));
@@ -44,9 +43,22 @@ pub fn ensure(program: &str, package: &str, observer: &mut dyn Observer) -> Resu
     Ok(())
 }
 
-/// Where a program is on the search path.
+/// The words that go before a command to run it as root; `None` if there is no way to do so without a password.
+pub fn as_root() -> Option<&'static [&'static str]> {
+    if rustix::process::geteuid().is_root() {
+        Some(&[])
+    } else if find_program("sudo").is_some() {
+        Some(&["sudo", "-n"])
+    } else {
+        None
+    }
+}
+
+/// Where a program is on the search path, or among the system's programs, which the search path of an ordinary user may
+/// lack.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
+        .chain(SYSTEM_PROGRAMS.map(PathBuf::from))
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
 }

@@ -6,10 +6,10 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use images::{Boot, Machine, Rig, Suite, observer::Quiet};
+//! use images::{Boot, Host, Machine, Rig, Suite, observer::Quiet};
 //!
 //! # fn main() -> anyhow::Result<()> {
-//! let rig = Rig::prepare(Suite::Bookworm, &mut Quiet)?;
+//! let rig = Rig::prepare(Suite::Bookworm, Host::Busybox, &mut Quiet)?;
 //! let boot = Boot {
 //!     machine: Machine { devices: vec!["e1000e,netdev=n0,addr=5".into()], ..Machine::default() },
 //!     timeout: Duration::from_secs(60),
@@ -27,6 +27,7 @@
 //! | [`apt`], [`packages`] | fetching the packages without touching the host's apt |
 //! | [`built`] | what is made of the packages, kept and checked |
 //! | [`cpio`], [`elf`], [`kernel`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
+//! | [`host`], [`debian`] | what dom0 is, and the disk of one that is an installed Debian |
 //! | [`rig`] | the cache of all that |
 //! | [`emulator`] | QEMU: the host's, or a newer one |
 //! | [`qemu`] | the machine |
@@ -38,8 +39,10 @@ pub mod apt;
 pub mod boot;
 pub mod built;
 pub mod cpio;
+pub mod debian;
 pub mod elf;
 pub mod emulator;
+pub mod host;
 pub mod installed;
 pub mod kernel;
 pub mod modules;
@@ -55,6 +58,7 @@ pub mod suite;
 
 pub use boot::{Boot, End, FileIn, Outcome};
 pub use emulator::Emulator;
+pub use host::Host;
 pub use observer::Observer;
 pub use qemu::Machine;
 pub use rig::Rig;

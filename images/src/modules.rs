@@ -126,6 +126,16 @@ impl Modules {
         })
     }
 
+    /// Whether this kernel has a module of that name, which may be built in.
+    pub fn has(&self, name: &str) -> bool {
+        let name = canonical(name);
+        self.by_name.contains_key(&name) || self.is_builtin(&name)
+    }
+
+    fn is_builtin(&self, name: &str) -> bool {
+        self.builtin.lines().any(|builtin| name_of(builtin) == name)
+    }
+
     /// The modules named, and those that they need, in an order in which they can be loaded. What is built into
     /// the kernel is passed over.
     ///
@@ -142,7 +152,7 @@ impl Modules {
     fn load(&self, name: &str) -> Result<Option<Module>> {
         let Some(path) = self.by_name.get(name) else {
             ensure!(
-                self.builtin.lines().any(|builtin| name_of(builtin) == name),
+                self.is_builtin(name),
                 "kernel {} has no module {name}",
                 self.version
             );

@@ -173,7 +173,10 @@ fn record(debs: &Path, candidate: Candidate) -> Result<Package> {
 }
 
 /// Removes a directory with all it holds; none there is fine.
-fn remove_dir(dir: &Path) -> Result<()> {
+///
+/// # Errors
+/// Names the directory.
+pub fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))

@@ -243,6 +243,49 @@ pub fn hostile_stub(observer: &mut dyn Observer) -> Result<FileIn> {
     build_file(&HOSTILE_STUB, observer)
 }
 
+/// The environment variable with the path of a Debian package, to be installed in place of the one that is built.
+pub const PACKAGE_VARIABLE: &str = "BULKHEAD_DEB";
+
+/// Builds Bulkhead's Debian package and gives its path; `None` if this workspace makes no package.
+///
+/// # Errors
+/// It cannot be built, or the one that [`PACKAGE_VARIABLE`] names is not there.
+pub fn package(observer: &mut dyn Observer) -> Result<Option<PathBuf>> {
+    if let Some(path) = std::env::var_os(PACKAGE_VARIABLE) {
+        let path = PathBuf::from(path);
+        ensure!(
+            path.is_file(),
+            "{PACKAGE_VARIABLE} names {}, which is no file",
+            path.display()
+        );
+        return Ok(Some(path));
+    }
+    if !workspace_dir().join(PACKAGING).exists() {
+        return Ok(None);
+    }
+    observer.phase("building the Debian package");
+    let path = output_of(cargo().args(["deb"])).context("building the Debian package")?;
+    let path = path.lines().last().map(PathBuf::from).unwrap_or_default();
+    ensure!(
+        path.is_file(),
+        "`cargo deb` ended well, but its last line names no file: {}",
+        path.display()
+    );
+    Ok(Some(path))
+}
+
+/// Where the crate is that makes the package.
+const PACKAGING: &str = "packaging/Cargo.toml";
+
+fn cargo() -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command
+        .current_dir(workspace_dir())
+        .env("CARGO_TARGET_DIR", target_dir());
+    command
+}
+
 fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {
     Ok(FileIn {
         host: build(product, observer)?,
@@ -252,14 +295,7 @@ fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> 
 
 fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
     observer.phase(&format!("building {}", product.name));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    output_of(
-        Command::new(cargo)
-            .args(product.cargo)
-            .current_dir(workspace_dir())
-            .env("CARGO_TARGET_DIR", target_dir()),
-    )
-    .with_context(|| format!("building {}", product.name))?;
+    output_of(cargo().args(product.cargo)).with_context(|| format!("building {}", product.name))?;
     let path = target_dir().join(product.path);
     ensure!(
         path.is_file(),

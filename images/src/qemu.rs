@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::emulator::Version;
+use crate::host::Host;
 
 /// Files that QEMU reads and writes, all below its working directory: `-kernel` and `-initrd` split their arguments
 /// at spaces and commas, so no name may have any.
@@ -16,6 +17,8 @@ pub mod file {
     pub const KERNEL: &str = "vmlinux";
     /// Read: dom0's initial file system.
     pub const INITRD: &str = "initrd";
+    /// Read and written: dom0's root file system, if it has one.
+    pub const DISK: &str = "root.qcow2";
     /// Written: output of Xen and dom0 on the serial port.
     pub const SERIAL: &str = "serial";
     /// Written: progress of dom0's init, a line each.
@@ -115,8 +118,8 @@ impl Default for Machine {
 pub const DISK_BYTES: u64 = 16 << 20;
 
 impl Machine {
-    /// The arguments for QEMU. File names are relative to its working directory.
-    pub fn arguments(&self) -> Vec<OsString> {
+    /// The arguments for QEMU, with `host` as dom0. File names are relative to its working directory.
+    pub fn arguments(&self, host: Host) -> Vec<OsString> {
         let xen = [
             "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all".to_owned(),
             format!(
@@ -157,7 +160,11 @@ impl Machine {
         add("append", xen);
         add("initrd", format!("{} {dom0},{}", file::KERNEL, file::INITRD));
         add("display", "none".to_owned());
-        add("chardev", format!("file,id=serial,path={}", file::SERIAL));
+        // A file is appended to, so that it keeps what was written before a reboot.
+        add(
+            "chardev",
+            format!("file,append=on,id=serial,path={}", file::SERIAL),
+        );
         add("serial", "chardev:serial".to_owned());
         // A PVH dom0's addresses are valid for the device only behind the IOMMU. virtio bypasses it without these options.
         // No scenario uses the slot 1e.
@@ -175,9 +182,9 @@ impl Machine {
         );
         add("mon", "chardev=qmp,mode=control".to_owned());
         let ports = [
-            ("events", "file", file::EVENTS),
-            ("output", "file", file::OUTPUT),
-            ("results", "file", file::RESULTS),
+            ("events", "file,append=on", file::EVENTS),
+            ("output", "file,append=on", file::OUTPUT),
+            ("results", "file,append=on", file::RESULTS),
             ("control", "pipe", file::CONTROL),
             ("monitor", "socket", file::MONITOR),
         ];
@@ -208,7 +215,20 @@ impl Machine {
         for device in self.devices.iter().filter(|device| !is_iommu(device)) {
             add("device", device.clone());
         }
-        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run.
+        if host == Host::Debian {
+            // By the serial number the initial file system tells it from other disks. No scenario uses the slot 1d.
+            add(
+                "drive",
+                // Nobody reads the file after a crash of this host.
+                format!("if=none,id=root,format=qcow2,cache=unsafe,file={}", file::DISK),
+            );
+            add(
+                "device",
+                "virtio-blk-pci,drive=root,serial=root,addr=1d".to_owned(),
+            );
+        }
+        // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. If a script asked for the reboot, the rig
+        // starts QEMU again.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
         arguments.into_iter().map(OsString::from).collect()
     }
@@ -240,7 +260,7 @@ mod tests {
 
     fn arguments(machine: &Machine) -> String {
         let words: Vec<_> = machine
-            .arguments()
+            .arguments(Host::Busybox)
             .into_iter()
             .map(|word| word.into_string().expect("text"))
             .collect();
@@ -298,6 +318,21 @@ mod tests {
             with("dom0=pvh").contains("virtio-serial-pci,id=rig,addr=1e,disable-legacy=on,iommu_platform=on")
         );
         assert!(!with("loglvl=all").contains("iommu_platform"));
+    }
+
+    #[test]
+    fn a_debian_host_has_a_disk_that_others_do_not_have() {
+        let line = |host| {
+            let words = Machine::default().arguments(host).into_iter();
+            words
+                .map(|word| word.into_string().expect("text") + " ")
+                .collect::<String>()
+        };
+        assert!(
+            line(Host::Debian)
+                .contains("file=root.qcow2 -device virtio-blk-pci,drive=root,serial=root,addr=1d")
+        );
+        assert!(!line(Host::Busybox).contains("virtio-blk"));
     }
 
     #[test]

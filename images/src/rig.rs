@@ -4,6 +4,7 @@
 //! CACHE/SUITE/debs/, manifest.json   the packages, and what they should be
 //! CACHE/SUITE/root/                  the packages unpacked
 //! CACHE/SUITE/built/KEY/             what is booted; KEY changes with the packages and with the recipe
+//! CACHE/SUITE-debian/                the same for a Debian host (`debian`)
 //! ```
 
 use std::io::{Read, Write};
@@ -16,10 +17,12 @@ use flate2::write::GzEncoder;
 
 use crate::built::Built;
 use crate::cpio::Archive;
+use crate::debian;
+use crate::host::Host;
 use crate::kernel;
 use crate::observer::Observer;
 use crate::packages::Packages;
-use crate::rootfs::{Source, fingerprint};
+use crate::rootfs::{Source, debian_fingerprint, fingerprint};
 use crate::store::{cache_dir, read};
 use crate::suite::Suite;
 
@@ -27,7 +30,9 @@ use crate::suite::Suite;
 #[derive(Debug)]
 pub struct Rig {
     suite: Suite,
+    host: Host,
     built: Built,
+    disk: Option<PathBuf>,
 }
 
 /// Names of what is built.
@@ -37,14 +42,31 @@ const DOM0: &str = "dom0.cpio.gz";
 const GUEST: &str = "guest.cpio";
 
 impl Rig {
-    /// Fetches the packages of `suite` and builds its initial file systems, unless they are there already.
+    /// Fetches the packages of `suite` and builds what boots its `host`, unless that is there already.
     ///
     /// # Errors
-    /// Packages cannot be fetched.
-    pub fn prepare(suite: Suite, observer: &mut dyn Observer) -> Result<Rig> {
-        let build = |root: &Path| contents(&Source::new(root)?);
-        let built = packages(suite).build(&fingerprint(), observer, build)?;
-        Ok(Rig { suite, built })
+    /// Packages cannot be fetched. For a Debian host, also: nobody may act as root here.
+    pub fn prepare(suite: Suite, host: Host, observer: &mut dyn Observer) -> Result<Rig> {
+        let build = |root: &Path, dom0: fn(&Source) -> Result<Vec<u8>>| {
+            contents(&Source::new(root)?, dom0, host.overlay())
+        };
+        let (built, disk) = match host {
+            Host::Busybox => {
+                let build = |root: &Path| build(root, |source| source.dom0());
+                (packages(suite).build(&fingerprint(), observer, build)?, None)
+            }
+            Host::Debian => {
+                let build = |root: &Path| build(root, |source| source.boot());
+                let (built, disk) = debian::build(suite, &debian_fingerprint(), observer, build)?;
+                (built, Some(disk))
+            }
+        };
+        Ok(Rig {
+            suite,
+            host,
+            built,
+            disk,
+        })
     }
 
     /// Forgets the packages of `suite`, so that the next [`Rig::prepare`] fetches the newest.
@@ -52,12 +74,23 @@ impl Rig {
     /// # Errors
     /// The cache cannot be written.
     pub fn forget(suite: Suite) -> Result<()> {
-        packages(suite).forget()
+        packages(suite).forget()?;
+        debian::forget(suite)
     }
 
     /// The suite that this rig boots.
     pub fn suite(&self) -> Suite {
         self.suite
+    }
+
+    /// What its dom0 is.
+    pub fn host(&self) -> Host {
+        self.host
+    }
+
+    /// The image of dom0's root file system, if it has one. Runs must not write to it.
+    pub fn disk(&self) -> Option<&Path> {
+        self.disk.as_deref()
     }
 
     /// The hypervisor, unpacked: QEMU takes it as a multiboot kernel.
@@ -81,7 +114,12 @@ fn packages(suite: Suite) -> Packages {
     Packages::new(suite.name(), suite, suite.packages(), &dir)
 }
 
-fn contents(source: &Source) -> Result<Vec<(String, Vec<u8>)>> {
+/// What is booted, with the initial file system that `dom0` makes. The files of the guest go below `overlay`.
+fn contents(
+    source: &Source,
+    dom0: fn(&Source) -> Result<Vec<u8>>,
+    overlay: &str,
+) -> Result<Vec<(String, Vec<u8>)>> {
     let kernel = kernel::unpack(&read(&source.kernel())?).context("unpacking Linux")?;
     let mut xen = Vec::new();
     GzDecoder::new(&read(&source.hypervisor())?[..])
@@ -90,13 +128,13 @@ fn contents(source: &Source) -> Result<Vec<(String, Vec<u8>)>> {
 
     // This archive is not compressed: the emulated processor would need seconds to unpack it.
     let mut guest = Archive::new();
-    guest.file("rig/guest/vmlinux", 0o644, &kernel);
-    guest.file("rig/guest/initrd", 0o644, &source.guest()?);
+    guest.file(&format!("{overlay}rig/guest/vmlinux"), 0o644, &kernel);
+    guest.file(&format!("{overlay}rig/guest/initrd"), 0o644, &source.guest()?);
 
     let files = [
         (XEN, xen),
         (KERNEL, kernel),
-        (DOM0, gzip(&source.dom0()?)?),
+        (DOM0, gzip(&dom0(source)?)?),
         (GUEST, guest.finish()?),
     ];
     Ok(files.map(|(name, content)| (name.to_owned(), content)).into())

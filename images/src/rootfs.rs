@@ -32,12 +32,15 @@ macro_rules! assets {
 /// `usr`, and the directory of Xen's tools.
 #[derive(Debug)]
 struct Recipe {
-    programs: &'static [&'static str],
+    /// Programs, in addition to busybox.
+    programs: &'static [&'static [&'static str]],
     /// Libraries, in addition to those that the programs need. `{xen}` stands for Xen's version.
     libraries: &'static [&'static str],
     /// Directories of files that the programs load at run time. Not all versions of Xen have them.
     plugins: &'static [&'static str],
     modules: &'static [&'static [&'static str]],
+    /// Modules that not all kernels have.
+    optional_modules: &'static [&'static str],
     directories: &'static [&'static str],
     assets: &'static [Asset],
 }
@@ -93,17 +96,21 @@ const PCI_PROGRAMS: [&str; 2] = ["lspci", "setpci"];
 
 const DOM0: Recipe = Recipe {
     programs: &[
-        "jq",
-        "libxl-save-helper",
-        "lsevtchn",
-        "oxenstored",
-        "xen-hptool",
-        "xen-init-dom0",
-        "xenconsole",
-        "xenconsoled",
-        "xenctx",
-        "xenstored",
-        "xl",
+        &[
+            "jq",
+            "libxl-save-helper",
+            "lsevtchn",
+            "oxenstored",
+            "xen-hptool",
+            "xen-init-dom0",
+            "xenconsole",
+            "xenconsoled",
+            "xenctx",
+            "xenstored",
+            "xl",
+        ],
+        &XENSTORE_PROGRAMS,
+        &PCI_PROGRAMS,
     ],
     libraries: &[
         // glibc loads it at the first pthread_cancel: without it xl aborts.
@@ -139,6 +146,7 @@ const DOM0: Recipe = Recipe {
         ],
         DEVICE_DRIVERS,
     ],
+    optional_modules: &[],
     directories: &[
         "etc/xen",
         "proc/xen",
@@ -155,6 +163,7 @@ const DOM0: Recipe = Recipe {
         "rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
         "rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
+        "rig/run.sh" 0o644 "dom0/run.sh",
         "etc/passwd" 0o644 "passwd",
         "etc/group" 0o644 "group",
         "etc/xen/oxenstored.conf" 0o644 "dom0/oxenstored.conf",
@@ -163,7 +172,7 @@ const DOM0: Recipe = Recipe {
 };
 
 const GUEST: Recipe = Recipe {
-    programs: &[],
+    programs: &[&XENSTORE_PROGRAMS, &PCI_PROGRAMS],
     libraries: &[],
     plugins: &[],
     modules: &[
@@ -171,6 +180,7 @@ const GUEST: Recipe = Recipe {
         DEVICE_DRIVERS,
         INTX_DRIVERS,
     ],
+    optional_modules: &[],
     directories: &["root", "tmp", "var/log"],
     assets: assets![
         "init" 0o755 "guest/init",
@@ -180,9 +190,42 @@ const GUEST: Recipe = Recipe {
     ],
 };
 
-/// Changes whenever the archives change.
+/// What boots a Debian host: its initial file system finds the root file system, adds the files of the rig and of the
+/// run to it, and starts systemd.
+const BOOT: Recipe = Recipe {
+    programs: &[],
+    libraries: &[],
+    plugins: &[],
+    modules: &[&["ext4", "virtio_blk", "virtio_console", "virtio_pci"]],
+    // ext4 asks for it by the name of an algorithm. Linux 7 has it in a library.
+    optional_modules: &["crc32c_generic"],
+    directories: &["host"],
+    // `overlay` is copied to the root file system.
+    assets: assets![
+        "init" 0o755 "debian/init",
+        "overlay/etc/systemd/system/rig.service" 0o644 "debian/rig.service",
+        "overlay/rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
+        "overlay/rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
+        "overlay/rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
+        "overlay/rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
+        "overlay/rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
+        "overlay/rig/run-scenario" 0o755 "debian/run-scenario",
+        "overlay/rig/run.sh" 0o644 "dom0/run.sh",
+    ],
+};
+
+/// Changes whenever the archives change of a dom0 that has busybox.
 pub fn fingerprint() -> String {
-    sha256(format!("{FORMAT} {DOM0:?} {GUEST:?} {XENSTORE_PROGRAMS:?} {PCI_PROGRAMS:?}").as_bytes())
+    digest(&[&DOM0, &GUEST])
+}
+
+/// Changes whenever the archives change of a dom0 that is a Debian host.
+pub fn debian_fingerprint() -> String {
+    digest(&[&BOOT, &GUEST])
+}
+
+fn digest(recipes: &[&Recipe]) -> String {
+    sha256(format!("{FORMAT} {recipes:?}").as_bytes())
 }
 
 /// The unpacked packages of one suite.
@@ -243,6 +286,14 @@ impl<'a> Source<'a> {
         self.build(&GUEST)
     }
 
+    /// The initial file system that boots a Debian host.
+    ///
+    /// # Errors
+    /// Something in the tables is in no package.
+    pub fn boot(&self) -> Result<Vec<u8>> {
+        self.build(&BOOT)
+    }
+
     fn build(&self, recipe: &Recipe) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
         for top in ["bin", "sbin", "lib", "lib64"] {
@@ -264,13 +315,7 @@ impl<'a> Source<'a> {
             .iter()
             .map(|name| name.replace("{xen}", &self.xen_version))
             .collect();
-        for name in recipe
-            .programs
-            .iter()
-            .chain(&XENSTORE_PROGRAMS)
-            .chain(&PCI_PROGRAMS)
-            .chain(&["busybox"])
-        {
+        for name in recipe.programs.concat().iter().chain(&["busybox"]) {
             libraries.extend(self.program(&mut archive, name)?);
         }
         for directory in recipe.plugins {
@@ -287,7 +332,14 @@ impl<'a> Source<'a> {
                 );
             }
         }
-        let modules = self.modules.closure(&recipe.modules.concat())?;
+        let mut modules = recipe.modules.concat();
+        modules.extend(
+            recipe
+                .optional_modules
+                .iter()
+                .filter(|name| self.modules.has(name)),
+        );
+        let modules = self.modules.closure(&modules)?;
         modules::install(&mut archive, &self.modules, &modules);
         archive.finish()
     }

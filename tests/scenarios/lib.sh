@@ -29,6 +29,36 @@ explain() {
         echo "--- the last lines of $log"
         tail -n 15 "$log"
     done
+    if [ -d /run/systemd/system ]; then
+        echo "--- the end of the journal"
+        journalctl --no-pager --lines=40 --output=short-monotonic
+    fi
+}
+
+# --- a Debian host (`#: host debian`), on which $BOOT tells how often it has booted
+
+# reboot_host: reboots it in an orderly way. The script runs again from its start.
+reboot_host() {
+    ended=1
+    touch /run/rig/reboot
+    exit 0
+}
+
+# install_bulkhead: by the package if there is one, else by hand as docs/administration.md says.
+install_bulkhead() {
+    if ls /rig/bulkhead_*.deb >/dev/null 2>&1; then
+        check "apt install" env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes /rig/bulkhead_*.deb
+    else
+        check "the files of an installation" cp -a /rig/install/. /
+        check "systemctl enable --now bulkhead" systemctl enable --now bulkhead
+    fi
+}
+# power_off_within SECONDS: the host powers off in an orderly way after the script, and has so much time for it. Without
+# this it is switched off.
+power_off_within() { echo "$1" >/run/rig/power-off; }
+# shutdown_complaints: prints what the journal of the boot before has of units that did not end in time or in order.
+shutdown_complaints() {
+    journalctl --no-pager --boot=-1 --output=cat | grep -E "timed out|Failed with result|State '.*' timed|Killing process|still around after"
 }
 
 # say TEXT: a line of the report.

@@ -1,9 +1,9 @@
 //! Files that a scenario finds in dom0, in addition to those of the rig.
 
 use crate::scenario;
-use anyhow::{Context as _, Result};
-use images::{FileIn, Observer, products};
-use std::path::Path;
+use anyhow::Result;
+use images::{FileIn, Host, Observer, products, store};
+use std::path::{Path, PathBuf};
 
 /// Files of this repository for dom0, each with its path there.
 const FILES: &[(&str, &str)] = &[
@@ -12,21 +12,70 @@ const FILES: &[(&str, &str)] = &[
     ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
 ];
 
-/// Builds the stub, the dom0 command and the programs for guests. Returns all files for dom0.
+/// The unit of the service, which only an installation on a Debian host has.
+const UNIT: (&str, &str) = ("config/bulkhead.service", "/etc/systemd/system/bulkhead.service");
+
+/// Where a Debian host finds the files of an installation by hand, below the directories that they belong in.
+const BY_HAND: &str = "/rig/install";
+
+/// The files for each kind of dom0.
+#[derive(Debug)]
+pub struct Artifacts {
+    /// An installation of Bulkhead.
+    installation: Vec<FileIn>,
+    /// Programs of the tests.
+    tests: Vec<FileIn>,
+    /// For a Debian host: Bulkhead's package, if this workspace has one.
+    package: Option<PathBuf>,
+}
+
+impl Artifacts {
+    /// All files for dom0. Bulkhead is installed already on a host with busybox. A Debian host gets the package in
+    /// `/rig`, or else the files in `/rig/install`, and the script installs it (`install_bulkhead` of `lib.sh`).
+    pub fn of(&self, host: Host) -> Vec<FileIn> {
+        let installed = self.installation.iter().cloned();
+        let installation: Vec<FileIn> = match (host, &self.package) {
+            (Host::Busybox, _) => installed.collect(),
+            (Host::Debian, None) => installed
+                .chain([of_workspace(UNIT)])
+                .map(|file| FileIn {
+                    target: format!("{BY_HAND}{}", file.target),
+                    ..file
+                })
+                .collect(),
+            (Host::Debian, Some(package)) => vec![FileIn {
+                host: package.clone(),
+                target: format!("/rig/{}", name_of(package)),
+            }],
+        };
+        [installation, self.tests.clone()].concat()
+    }
+}
+
+fn name_of(package: &Path) -> String {
+    let name = package.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn of_workspace((host, target): (&str, &str)) -> FileIn {
+    FileIn {
+        host: store::workspace_dir().join(host),
+        target: target.to_owned(),
+    }
+}
+
+/// Builds the stub, the dom0 command and the programs for guests; for Debian hosts, if there will be any, also the package.
 ///
 /// # Errors
 /// Something does not compile.
-pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
-    let mut files = products::install(observer)?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("tests/ lies in the workspace")?;
-    for (host, target) in FILES {
-        files.push(FileIn {
-            host: root.join(host),
-            target: (*target).to_owned(),
-        });
-    }
+pub fn build(hosts: &[Host], observer: &mut dyn Observer) -> Result<Artifacts> {
+    let mut installation = products::install(observer)?;
+    installation.extend(FILES.iter().map(|file| of_workspace(*file)));
+    let package = match hosts.contains(&Host::Debian) {
+        true => products::package(observer)?,
+        false => None,
+    };
+    let mut files = Vec::new();
     files.push(products::stub_inject(observer)?);
     files.push(products::toolstack_inject(observer)?);
     files.push(products::config_latency(observer)?);
@@ -38,5 +87,52 @@ pub fn build(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
         host: scenario::directory().join("lib.sh"),
         target: "/rig/scenarios/lib.sh".to_owned(),
     });
-    Ok(files)
+    Ok(Artifacts {
+        installation,
+        tests: files,
+        package,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(artifacts: &Artifacts, host: Host) -> Vec<String> {
+        artifacts.of(host).into_iter().map(|file| file.target).collect()
+    }
+
+    #[test]
+    fn a_debian_host_gets_the_package_or_else_all_files_to_install() {
+        let file = |target: &str| FileIn {
+            host: target.into(),
+            target: target.into(),
+        };
+        let mut artifacts = Artifacts {
+            installation: vec![file("/usr/bin/bulkhead")],
+            tests: vec![file("/rig/test")],
+            package: None,
+        };
+        assert_eq!(
+            targets(&artifacts, Host::Busybox),
+            ["/usr/bin/bulkhead", "/rig/test"]
+        );
+        assert_eq!(
+            targets(&artifacts, Host::Debian),
+            [
+                "/rig/install/usr/bin/bulkhead",
+                "/rig/install/etc/systemd/system/bulkhead.service",
+                "/rig/test"
+            ]
+        );
+        artifacts.package = Some("/somewhere/bulkhead_1_amd64.deb".into());
+        assert_eq!(
+            targets(&artifacts, Host::Debian),
+            ["/rig/bulkhead_1_amd64.deb", "/rig/test"]
+        );
+        assert_eq!(
+            targets(&artifacts, Host::Busybox),
+            ["/usr/bin/bulkhead", "/rig/test"]
+        );
+    }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use images::emulator::Version;
 use images::qemu::Xenstored;
-use images::{Machine, Suite};
+use images::{Host, Machine, Suite};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -30,6 +30,9 @@ pub struct Scenario {
     pub suites: Vec<Suite>,
     /// `#: all`: takes so long that `cargo verify` runs it only with `--all`, or by name.
     pub costly: bool,
+    /// `#: host NAME`: what dom0 is, `busybox` by default, or `debian`: an installed Debian with systemd, on which
+    /// Bulkhead is installed by the script ([`crate::artifacts::installation`]). It takes a minute to boot.
+    pub host: Host,
     /// `#: qemu VERSION`: which QEMU; the host's by default.
     pub qemu: Version,
     /// `#: timeout SECONDS`, from power-on.
@@ -90,6 +93,7 @@ impl Scenario {
             devices: Vec::new(),
             suites: Vec::new(),
             costly: false,
+            host: Host::default(),
             qemu: Version::default(),
             timeout: Duration::from_secs(180),
             timeout_all: None,
@@ -118,6 +122,7 @@ impl Scenario {
                 "suite" => scenario
                     .suites
                     .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
+                "host" => scenario.host = value.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
                 "qemu" => scenario.qemu = value.parse().map_err(|error| anyhow::anyhow!("{error}"))?,
                 "timeout" => scenario.timeout = seconds(value)?,
                 "timeout-all" => scenario.timeout_all = Some(seconds(value)?),
@@ -133,10 +138,15 @@ impl Scenario {
                 "xen" => scenario.xen_options.push(value.to_owned()),
                 "dom0" => scenario.dom0_options.push(value.to_owned()),
                 _ => bail!(
-                    "`#: {need}`: no such need; there are all, device, suite, qemu, timeout, timeout-all, cpus, cpu, \
-                     xenstored, xen and dom0"
+                    "`#: {need}`: no such need; there are all, device, suite, host, qemu, timeout, timeout-all, \
+                     cpus, cpu, xenstored, xen and dom0"
                 ),
             }
+        }
+        if scenario.host == Host::Debian && !scenario.xenstoreds.is_empty() {
+            bail!(
+                "`#: xenstored` is for a host with busybox: a Debian host runs the xenstored that Debian chooses"
+            );
         }
         scenario.script = script;
         Ok(scenario)
@@ -263,7 +273,7 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: dom0 quiet\n#: cpus 2\n#: qemu 10\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: dom0 quiet\n#: cpus 2\n#: host debian\n#: qemu 10\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
@@ -273,7 +283,13 @@ mod tests {
         assert_eq!(scenario.xen_options, ["iommu=0"]);
         assert_eq!(scenario.dom0_options, ["quiet"]);
         assert_eq!(scenario.cpus, 2);
+        assert_eq!(scenario.host, Host::Debian);
         assert_eq!(scenario.qemu, Version::Ten);
+    }
+
+    #[test]
+    fn dom0_has_busybox_unless_the_scenario_names_another_host() {
+        assert_eq!(parse("#!/bin/sh\n# T.\ntrue\n").unwrap().host, Host::Busybox);
     }
 
     #[test]
@@ -286,6 +302,8 @@ mod tests {
             ("#: xenstored mysql", "mysql"),
             ("#: suite buster", "buster"),
             ("#: qemu 1", "called 1"),
+            ("#: host fedora", "called fedora"),
+            ("#: host debian\n#: xenstored xenstored", "that Debian chooses"),
             ("#: device", "device"),
         ] {
             let error = parse(&format!("#!/bin/sh\n# T.\n{line}\n")).unwrap_err();

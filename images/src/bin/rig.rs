@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use images::emulator::Version;
 use images::observer::{Observer, Terminal};
 use images::qemu::Xenstored;
-use images::{Boot, Emulator, End, FileIn, Machine, Outcome, Rig, Suite, products, store};
+use images::{Boot, Emulator, End, FileIn, Host, Machine, Outcome, Rig, Suite, products, store};
 
 /// Boot Debian's Xen in QEMU, and run a script in dom0.
 #[derive(Debug, Parser)]
@@ -35,6 +35,9 @@ struct Prepare {
     /// Prepare only this Debian release: bookworm, trixie or sid
     #[arg(long)]
     suite: Option<Suite>,
+    /// What dom0 is: busybox, or debian (an installed Debian with systemd, made as root)
+    #[arg(long, default_value_t)]
+    host: Host,
     /// Prepare this QEMU: host (installed if missing) or 10 (from Debian's packages, not installed)
     #[arg(long, default_value_t)]
     qemu: Version,
@@ -48,6 +51,9 @@ struct Run {
     /// The Debian release: bookworm (Xen 4.17, Linux 6.1), trixie (Xen 4.20, Linux 6.12) or sid (the newest of both)
     #[arg(long, default_value_t = Suite::Bookworm)]
     suite: Suite,
+    /// What dom0 is: busybox, or debian (an installed Debian with systemd, made as root)
+    #[arg(long, default_value_t)]
+    host: Host,
     /// QEMU to run: host, or 10 (has igb with virtual functions; fetched, not installed)
     #[arg(long, default_value_t)]
     qemu: Version,
@@ -128,7 +134,7 @@ impl Prepare {
             if self.refresh {
                 Rig::forget(suite)?;
             }
-            Rig::prepare(suite, observer)?;
+            Rig::prepare(suite, self.host, observer)?;
             observer.phase(&format!("{suite}: ready"));
         }
         Ok(0)
@@ -169,7 +175,7 @@ impl Run {
             script,
             timeout: Duration::from_secs(self.timeout),
         };
-        let outcome = Rig::prepare(self.suite, &mut terminal)?.run(&boot, &out, &mut terminal)?;
+        let outcome = Rig::prepare(self.suite, self.host, &mut terminal)?.run(&boot, &out, &mut terminal)?;
         drop(terminal);
         report(&outcome);
         Ok(outcome.exit_code().clamp(0, 255) as u8)

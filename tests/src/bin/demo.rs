@@ -8,7 +8,7 @@ use clap::Parser;
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use images::Observer as _;
 use images::observer::Terminal;
-use images::{FileIn, Rig, Suite};
+use images::{FileIn, Host, Rig, Suite};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +34,8 @@ struct SideBySide {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
-    let files = artifacts::build(&mut observer)?;
-    let rig = Rig::prepare(arguments.suite, &mut observer)?;
+    let files = artifacts::build(&[Host::Busybox], &mut observer)?.of(Host::Busybox);
+    let rig = Rig::prepare(arguments.suite, Host::Busybox, &mut observer)?;
     show("nic", &rig, &files, &mut observer)?;
     let comparison = show("side-by-side", &rig, &files, &mut observer)?;
     let table = table(&comparison.join("files/latency.json"))?;

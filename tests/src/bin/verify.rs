@@ -1,7 +1,7 @@
 //! `cargo verify`: formatting, lints, host tests, and every scenario on real Xen.
 
 use anyhow::{Context as _, Result, bail};
-use bulkhead_tests::artifacts;
+use bulkhead_tests::artifacts::{self, Artifacts};
 use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
@@ -10,7 +10,7 @@ use clap::Parser;
 use images::installed;
 use images::observer::{Quiet, Terminal};
 use images::qemu::Xenstored;
-use images::{Emulator, FileIn, Rig, Suite};
+use images::{Emulator, Host, Rig, Suite};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -303,21 +303,31 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
         }
     }
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
-    let files = artifacts::build(&mut observer)?;
+    let hosts: Vec<Host> = chosen.iter().map(|scenario| scenario.host).collect();
+    let files = artifacts::build(&hosts, &mut observer)?;
     image_check(score, &mut observer)?;
     command_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
     for version in versions {
         Emulator::prepare(version, &mut observer)?;
     }
+    let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
+    let runs_on =
+        |scenario: &Scenario, suite, host| scenario.host == host && (anywhere || scenario.is_for(suite));
     let mut rigs = Vec::new();
-    for suite in Suite::ALL {
-        if arguments.suite.is_none_or(|only| only == suite) {
-            match Rig::prepare(suite, &mut observer) {
+    for suite in Suite::ALL
+        .into_iter()
+        .filter(|suite| arguments.suite.is_none_or(|only| only == *suite))
+    {
+        for host in [Host::Busybox, Host::Debian] {
+            if !chosen.iter().any(|scenario| runs_on(scenario, suite, host)) {
+                continue;
+            }
+            match Rig::prepare(suite, host, &mut observer) {
                 Ok(rig) => rigs.push(rig),
                 // Debian's unstable may lack packages at times. The other suites run all the same.
                 Err(error) => {
-                    let name = format!("the rig of {suite}");
+                    let name = format!("the rig of {suite} with {host}");
                     let verdict = Verdict::Error(format!("{error:#}"));
                     tell(&name, &verdict, Duration::ZERO);
                     score.note(&name, &verdict);
@@ -328,10 +338,9 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     // Its progress line would mix with the reports.
     drop(observer);
     let jobs = rigs.iter().flat_map(|rig| {
-        let anywhere = arguments.all || arguments.suite.is_some() && !arguments.scenario.is_empty();
         let suited = chosen
             .iter()
-            .filter(move |scenario| anywhere || scenario.is_for(rig.suite()));
+            .filter(move |scenario| runs_on(scenario, rig.suite(), rig.host()));
         suited.map(move |scenario| (rig, scenario))
     });
     // A scenario for several processors runs alone, so that it gets them.
@@ -377,7 +386,7 @@ struct Finished<'a> {
 fn run_all<'a>(
     jobs: VecDeque<Job<'a>>,
     width: usize,
-    files: &[FileIn],
+    files: &Artifacts,
     figures: &Mutex<Store>,
 ) -> Result<Vec<Finished<'a>>> {
     let out = images::store::target_dir().join("rig-out");
@@ -388,7 +397,7 @@ fn run_all<'a>(
         while let Some(job) = next() {
             let (rig, scenario) = job;
             println!("-- {}/{}: {}", rig.suite(), scenario.name, scenario.title);
-            let report = runner::run(rig, scenario, files, &out, &mut Quiet)?;
+            let report = runner::run(rig, scenario, &files.of(rig.host()), &out, &mut Quiet)?;
             tell(&report.name, &report.verdict, report.duration);
             print!("{}", report.details());
             let mut figures = figures.lock().unwrap_or_else(PoisonError::into_inner);
