@@ -23,12 +23,6 @@ pv() {
     shift
     guest_config "$name" 'passthrough = "enabled"' 'on_crash = "restart"' "$@"
 }
-# devices NAME: prints the devices of the guest by `bulkhead status`, once it has connected.
-devices() {
-    bulkhead status --json | jq -r --arg guest "$1" \
-        '[.stubs[] | select(.guest.name == $guest and .guest.state == "connected") | .devices[].bdf] | join(" ")'
-}
-has() { [ "$(devices "$1")" = "$2" ]; }
 # started NAME: prints how many starts of the guest were before its first instruction, how many were not, and how often it
 # had run when its devices stood.
 started() {
@@ -42,7 +36,6 @@ held() {
     xl list "$1" | awk 'NR == 2 { exit $5 !~ /p/ }' &&
         bulkhead status --json | jq -r --arg guest "$1" '.starts[] | select(.guest.name == $guest and .held) | .reason' | grep -qE "$2"
 }
-restarted() { now=$(xl domid g1 2>/dev/null) && [ "$now" != "$domid" ] && has g1 $CARD; }
 
 mkdir -p /var/log/bulkhead
 dmesg -c >/dev/null
@@ -67,7 +60,7 @@ for how in inside xl crash; do
             xl) xl reboot -F g1 || xl reboot g1 ;;
             crash) in_guest g1 '(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 & echo started' ;;
         esac >/tmp/check 2>&1
-        within 90 "$how $round: it is there again with its card" restarted
+        within 90 "$how $round: it is there again with its card" is_new g1 "$domid" $CARD
         check "$how $round: the card comes up" network_up g1
         equal "$how $round: interrupts by status" "msi-x 5" "$(mode_of $CARD)"
         up=$((up + 1))
@@ -83,8 +76,7 @@ guest_config g2
 check "run" bulkhead run /root/g2.cfg --device $EDU,msi=0
 domid=$(xl domid g2)
 check "xl reboot" sh -c "xl reboot -F g2 || xl reboot g2"
-again() { now=$(xl domid g2 2>/dev/null) && [ "$now" != "$domid" ] && has g2 $EDU; }
-within 90 "it keeps its device" again
+within 90 "it keeps its device" is_new g2 "$domid" $EDU
 equal "on its terms" "$(bulkhead status --json | jq -r '.stubs[] | select(.guest.name == "g2") | .devices[].terms.msi | keys[0]')" off
 check "destroy" bulkhead destroy g2
 

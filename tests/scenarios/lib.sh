@@ -159,6 +159,16 @@ END
     done
 }
 
+# has NAME BDF...: the guest has connected, and has these devices by `bulkhead status`.
+has() {
+    [ "$(bulkhead status --json | jq -r --arg guest "$1" \
+        '[.stubs[] | select(.guest.name == $guest and .guest.state == "connected") | .devices[].bdf] | join(" ")')" = "$(shift; echo "$*")" ]
+}
+# is_new NAME DOMID BDF...: the guest is another domain by now, and has these devices.
+is_new() {
+    now=$(xl domid "$1" 2>/dev/null) && [ "$now" != "$2" ] && name=$1 && shift 2 && has "$name" "$@"
+}
+
 # bare_guest NAME WORDS [LINE]...: writes NAME.cfg, a guest that is no Linux: what it does with its PCI backend is told by
 # WORDS on its command line (tests/guest).
 bare_guest() {
