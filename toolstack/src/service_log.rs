@@ -29,10 +29,11 @@ thread_local! {
 #[derive(Clone, Debug)]
 struct Subject {
     guest: String,
-    stub: String,
+    /// `None` for a guest that has none yet.
+    stub: Option<String>,
 }
 
-/// While this lives, what the thread logs is about one stub.
+/// While this lives, what the thread logs is about one guest.
 #[derive(Debug)]
 #[must_use]
 pub struct About {
@@ -41,12 +42,18 @@ pub struct About {
 
 /// Says that the thread works on the stub of a guest from now on.
 pub fn about(guest: &str, stub: &str) -> About {
-    let subject = Subject {
-        guest: guest.to_owned(),
-        stub: stub.to_owned(),
-    };
+    begin(guest, Some(stub.to_owned()))
+}
+
+/// Says that the thread works on a guest that has no stub yet.
+pub fn about_guest(guest: &str) -> About {
+    begin(guest, None)
+}
+
+fn begin(guest: &str, stub: Option<String>) -> About {
+    let guest = guest.to_owned();
     About {
-        before: SUBJECT.replace(Some(subject)),
+        before: SUBJECT.replace(Some(Subject { guest, stub })),
     }
 }
 
@@ -124,7 +131,9 @@ fn message(record: &Record<'_>) -> Vec<u8> {
     SUBJECT.with_borrow(|subject| {
         if let Some(Subject { guest, stub }) = subject {
             message.add("GUEST", guest);
-            message.add("STUB", stub);
+            if let Some(stub) = stub {
+                message.add("STUB", stub);
+            }
         }
     });
     // It fails if a field cannot be shown: the others stand there.

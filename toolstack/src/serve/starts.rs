@@ -12,6 +12,7 @@ use crate::host::{Host, Runner};
 use crate::records::unfinished;
 use crate::records::{Attachment, GuestStart, RecordError, Stage, forget_start};
 use crate::serve::error::ServeError;
+use crate::service_log;
 use bulkhead_config::declaration::DIRECTORY;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,7 @@ impl Starts {
     }
 
     fn begin<X: Hypervisor>(&mut self, host: &mut Host<X>, guest: &Domain) -> Result<(), ServeError> {
+        let _about = service_log::about_guest(&guest.name);
         let stage = match self.newcomer(&mut host.store, guest)? {
             Newcomer::Other => return Ok(()),
             Newcomer::Begun(stage) => stage,
@@ -154,6 +156,7 @@ impl Starts {
         }
         self.orders = under_way;
         for (guest, error) in failures {
+            let _about = service_log::about_guest(&guest.name);
             // The command records by itself what it cannot give. This is for one that has come to an end by force.
             let start = GuestStart::of(&mut host.store, &guest)?;
             if let Some(GuestStart { stage, .. }) = start {
