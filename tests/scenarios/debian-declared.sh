@@ -24,7 +24,7 @@ within 60 "systemctl is-system-running" systemctl --quiet is-system-running
 equal "units that failed" "" "$(systemctl list-units --failed --plain --no-legend)"
 within 60 "the guest that xendomains has started has its card" has web $CARD
 check "the card comes up" network_up web
-equal "interrupts by status" "msi-x 5" "$(mode_of $CARD)"
+equal "interrupts by status" "msi-x 3" "$(mode_of $CARD)"
 equal "starts before the first instruction" 1 "$(journalctl -u bulkhead GUEST=web -o cat | grep -c 'paused before its first instruction')"
 
 # --- a service that stands still, and an upgrade, under traffic

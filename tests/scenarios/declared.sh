@@ -46,7 +46,7 @@ pv g1
 check "xl create" xl create /root/g1.cfg
 within 60 "it has its card" has g1 $CARD
 check "the card comes up" network_up g1
-equal "interrupts by status" "msi-x 5" "$(mode_of $CARD)"
+equal "interrupts by status" "msi-x 3" "$(mode_of $CARD)"
 equal "starts before the first instruction, others, and with devices before it" "1 0 1" "$(started g1)"
 
 # --- it restarts, from inside, by xl, and by a crash
@@ -62,7 +62,7 @@ for how in inside xl crash; do
         esac >/tmp/check 2>&1
         within 90 "$how $round: it is there again with its card" is_new g1 "$domid" $CARD
         check "$how $round: the card comes up" network_up g1
-        equal "$how $round: interrupts by status" "msi-x 5" "$(mode_of $CARD)"
+        equal "$how $round: interrupts by status" "msi-x 3" "$(mode_of $CARD)"
         up=$((up + 1))
     done
 done
