@@ -28,7 +28,7 @@ use toolstack::host::domains::Domain;
 use toolstack::records::interrupt_mode::Mode;
 use toolstack::records::{Attachment, Device};
 use toolstack::terms::Terms;
-use xen::xenctrl::{DomId, Hypervisor};
+use xen::xenctrl::{DomId, Hypervisor, RunState};
 use xenbus::device::{self, SlotMode};
 use xenbus::model::Page;
 use xenbus::pciif::backend::take;
@@ -154,6 +154,18 @@ impl Hypervisor for Xen {
 
     fn group(&self, _: DomId, _: Bdf) -> io::Result<Vec<Bdf>> {
         Ok(Vec::new())
+    }
+
+    fn pause(&self, _: DomId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unpause(&self, _: DomId) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn run_state(&self, _: DomId) -> io::Result<Option<RunState>> {
+        Ok(None)
     }
 }
 

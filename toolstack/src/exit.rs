@@ -42,7 +42,7 @@ impl From<Exit> for ExitCode {
 pub const HELP: &str = "\
 Exit codes:
   0  done; `check`: all devices are fit; `doctor`: no problem; `--dry-run`: nothing speaks against it
-  1  refused or failed, and what was begun was undone; `check`: not all are fit; `doctor`: a problem
+  1  refused or failed (`run` and `attach` undo what they began); `check`: not all are fit; `doctor`: a problem
   2  the command line is wrong
   3  `run`: the guest runs and has not connected in time; it keeps its devices";
 
