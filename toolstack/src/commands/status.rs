@@ -26,7 +26,7 @@ pub fn read() -> Result<Status> {
 
 fn read_with(names: &PciIds) -> Result<Status> {
     let mut status = match control::ask(Request::Status) {
-        Ok(Reply::Status(status)) => status,
+        Ok(Reply::Status(status)) => *status,
         Ok(_) => bail!("the service's answer does not fit the request: restart the service"),
         // Without a service the records still tell what guests have.
         Err(ControlError::NotRunning(_)) => {

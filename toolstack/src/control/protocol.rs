@@ -46,7 +46,7 @@ pub enum Request {
 #[serde(rename_all = "snake_case", tag = "reply")]
 pub enum Reply {
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// To [`Request::Follow`].
     Followed,
     /// To [`Request::Release`] and [`Request::TakeBack`].

@@ -44,7 +44,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
         Ok(mut status) => {
             // Read here, for `/proc/self` of the command would be the command's.
             status.service.process = process_stats(&status);
-            Reply::Status(status)
+            Reply::Status(status.into())
         }
         Err(error) => Reply::error(error),
     }

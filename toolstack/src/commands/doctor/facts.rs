@@ -281,7 +281,7 @@ fn declarations(sysfs: &Sysfs) -> Result<DeclarationFacts, String> {
 
 fn service(sysfs: &Sysfs) -> Result<Status, String> {
     match control::ask(Request::Status) {
-        Ok(Reply::Status(status)) => Ok(status),
+        Ok(Reply::Status(status)) => Ok(*status),
         Ok(_) => Err("the service's answer does not fit the request: another version of it runs".into()),
         // The records tell whether a guest needs the service.
         Err(ControlError::NotRunning(_)) => {

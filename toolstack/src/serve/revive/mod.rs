@@ -22,7 +22,7 @@ use crate::records::{Attachment, RecordError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
-use stub::{Moment, Revival, Stage};
+use stub::{Moment, Revival, RevivalStage};
 use xen::xenctrl::DomId;
 
 /// What is known of each stub, dead or alive.
@@ -65,7 +65,7 @@ impl Revivals {
     /// domain would have to be destroyed afterwards.
     pub fn is_creating(&self, stub: DomId) -> bool {
         let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
-        matches!(stage, Some(Stage::Creating(..)))
+        matches!(stage, Some(RevivalStage::Creating(..)))
     }
 
     /// True if an answer of the launcher is outstanding.
@@ -75,7 +75,7 @@ impl Revivals {
             || stages.any(|stage| {
                 matches!(
                     stage,
-                    Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. }
+                    RevivalStage::Creating(..) | RevivalStage::Overdue(_) | RevivalStage::Clearing { .. }
                 )
             })
     }
@@ -98,27 +98,27 @@ impl Revivals {
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
             match revival.stage {
-                Stage::Creating(ticket, _) | Stage::Overdue(ticket) => {
+                RevivalStage::Creating(ticket, _) | RevivalStage::Overdue(ticket) => {
                     if let Some(created) = launcher.poll(ticket)? {
-                        revival.stage = Stage::Created(created);
+                        revival.stage = RevivalStage::Created(created);
                     }
                 }
-                Stage::Clearing { ticket, is_final } => {
+                RevivalStage::Clearing { ticket, is_final } => {
                     if let Some(destroyed) = launcher.poll(ticket)? {
                         // The next attempt fails by itself if the number is still taken.
                         if let Err(error) = destroyed {
                             log::error!("cannot destroy what there is of stub {stub}: {error}");
                         }
-                        revival.stage = Stage::Cleared { is_final };
+                        revival.stage = RevivalStage::Cleared { is_final };
                     }
                 }
                 _ => {}
             }
             let is_ready = revival.stage.due(now).is_some_and(|due| due <= now);
             if is_ready && !mem::replace(&mut revival.called, true) {
-                if let Stage::Creating(ticket, _) = revival.stage {
+                if let RevivalStage::Creating(ticket, _) = revival.stage {
                     // The next call is for the launcher's answer.
-                    revival.stage = Stage::Overdue(ticket);
+                    revival.stage = RevivalStage::Overdue(ticket);
                 }
                 ready.push(stub);
             }
@@ -142,7 +142,7 @@ impl Revivals {
             .or_insert_with(|| Revival::new(now));
         revival.called = false;
         // The step consumes its stage. If it fails, the stage at rest is put back, and the step is repeated.
-        let stage = mem::replace(&mut revival.stage, Stage::Running);
+        let stage = mem::replace(&mut revival.stage, RevivalStage::Running);
         let before = stage.at_rest();
         let clock = now.duration_since(self.epoch);
         let moment = Moment { now, clock, is_busy };
@@ -221,7 +221,7 @@ mod tests {
 
     const STUB: DomId = 4;
 
-    fn at(stage: Stage) -> Revivals {
+    fn at(stage: RevivalStage) -> Revivals {
         let mut revivals = Revivals::new();
         let mut revival = Revival::new(Instant::now());
         revival.stage = stage;
@@ -235,10 +235,10 @@ mod tests {
         let mut runner = Runner::Launcher(launcher);
         let now = Instant::now();
         for stage in [
-            Stage::Due(now),
+            RevivalStage::Due(now),
             unplugging(now),
-            Stage::Cleared { is_final: false },
-            Stage::Created(Ok(())),
+            RevivalStage::Cleared { is_final: false },
+            RevivalStage::Created(Ok(())),
         ] {
             let mut revivals = at(stage);
             // Nothing else need happen for it to be called.
@@ -248,10 +248,10 @@ mod tests {
             assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
             assert_eq!(revivals.due(), None);
         }
-        for stage in [Stage::Running, Stage::Off, Stage::Stuck] {
+        for stage in [RevivalStage::Running, RevivalStage::Off, RevivalStage::Stuck] {
             assert_eq!(at(stage).ready(&mut runner).unwrap(), [0; 0]);
         }
-        for stage in [Stage::Due(now + AGES), unplugging(now + AGES)] {
+        for stage in [RevivalStage::Due(now + AGES), unplugging(now + AGES)] {
             let mut revivals = at(stage);
             assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
             assert!(revivals.due().unwrap() > AGES / 2);
@@ -269,8 +269,8 @@ mod tests {
         ];
         let mut runner = Runner::Launcher(launcher);
         let stages = [
-            Stage::Creating(tickets[0], Instant::now()),
-            Stage::Clearing {
+            RevivalStage::Creating(tickets[0], Instant::now()),
+            RevivalStage::Clearing {
                 ticket: tickets[1],
                 is_final: true,
             },
@@ -286,7 +286,7 @@ mod tests {
             let stage = &revivals.stubs[&STUB].stage;
             assert!(matches!(
                 stage,
-                Stage::Created(Err(_)) | Stage::Cleared { is_final: true }
+                RevivalStage::Created(Err(_)) | RevivalStage::Cleared { is_final: true }
             ));
         }
     }
@@ -299,13 +299,13 @@ mod tests {
         launcher.wait(ticket).unwrap_err();
         let mut runner = Runner::Launcher(launcher);
         let began = Instant::now();
-        let mut revivals = at(Stage::Creating(ticket, began));
+        let mut revivals = at(RevivalStage::Creating(ticket, began));
         assert!(revivals.due().unwrap() > CREATION / 2);
         assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
         assert!(revivals.is_creating(STUB));
 
         let began = began.checked_sub(CREATION).unwrap();
-        let mut revivals = at(Stage::Creating(ticket, began));
+        let mut revivals = at(RevivalStage::Creating(ticket, began));
         assert_eq!(
             revivals.due(),
             Some(Duration::ZERO),
@@ -318,7 +318,7 @@ mod tests {
         revivals.stubs.get_mut(&STUB).unwrap().called = false;
         assert_eq!(revivals.due(), None);
         assert_eq!(revivals.ready(&mut runner).unwrap(), [0; 0]);
-        assert!(!at(Stage::Running).is_creating(STUB + 1));
+        assert!(!at(RevivalStage::Running).is_creating(STUB + 1));
     }
 
     #[test]
@@ -358,10 +358,13 @@ mod tests {
         let (mut launcher, _) = Launcher::to_a_thread();
         let ticket = launcher.order(Order::DestroyDomain { domid: 32_751 }).unwrap();
         let mut runner = Runner::Launcher(launcher);
-        let mut revivals = at(Stage::Overdue(ticket));
+        let mut revivals = at(RevivalStage::Overdue(ticket));
         while revivals.ready(&mut runner).unwrap().is_empty() {
             std::thread::yield_now();
         }
-        assert!(matches!(revivals.stubs[&STUB].stage, Stage::Created(Err(_))));
+        assert!(matches!(
+            revivals.stubs[&STUB].stage,
+            RevivalStage::Created(Err(_))
+        ));
     }
 }

@@ -21,7 +21,7 @@ const UNPLUG_TIMEOUT: Duration = Duration::from_secs(300);
 const UNPLUG_POLL: Duration = Duration::from_millis(250);
 
 /// How far the return of a stub has come.
-pub enum Stage {
+pub enum RevivalStage {
     /// The stub lives, as far as is known.
     Running,
     /// The stub was shut down on purpose. It stays off until it is destroyed.
@@ -70,7 +70,7 @@ pub enum Afterwards {
     Nothing,
 }
 
-impl Stage {
+impl RevivalStage {
     /// When the next step is to be taken; `None` if an event brings it.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         match *self {
@@ -112,7 +112,7 @@ pub struct Moment {
 /// What is known of one stub.
 pub struct Revival {
     pub backoff: Backoff,
-    pub stage: Stage,
+    pub stage: RevivalStage,
     /// When the stub was found dead.
     died: Instant,
     /// How it died, in words; empty while it was not seen to die.
@@ -139,7 +139,7 @@ impl Revival {
     pub fn new(now: Instant) -> Self {
         Self {
             backoff: Backoff::default(),
-            stage: Stage::Running,
+            stage: RevivalStage::Running,
             died: now,
             how: "",
             called: false,
@@ -153,35 +153,38 @@ impl Revival {
         &mut self,
         host: &mut Host,
         attachment: &Attachment,
-        stage: Stage,
+        stage: RevivalStage,
         Moment { now, clock, is_busy }: Moment,
         on_death: impl FnOnce() -> Option<String>,
-    ) -> Result<(StubAction, Stage), RecordError> {
+    ) -> Result<(StubAction, RevivalStage), RecordError> {
         let name = &attachment.stub.name;
         let stay = |stage| Ok((StubAction::Leave, stage));
         let error = match stage {
             // The launcher's answer, or the guest's end, brings the next step.
-            Stage::Creating(..) | Stage::Overdue(_) | Stage::Clearing { .. } | Stage::Stuck => {
+            RevivalStage::Creating(..)
+            | RevivalStage::Overdue(_)
+            | RevivalStage::Clearing { .. }
+            | RevivalStage::Stuck => {
                 return stay(stage);
             }
             // An attempt has failed. If no further one can help, a stub of another number may.
-            Stage::Cleared { is_final } => {
+            RevivalStage::Cleared { is_final } => {
                 return match self.backoff.failed() {
-                    Decision::After(delay) if !is_final => stay(Stage::Due(now + delay)),
+                    Decision::After(delay) if !is_final => stay(RevivalStage::Due(now + delay)),
                     _ => self.unplug(host, attachment, Afterwards::Replug, now),
                 };
             }
-            Stage::Due(due) if due > now => return stay(stage),
-            Stage::Unplugging(unplugging) => {
+            RevivalStage::Due(due) if due > now => return stay(stage),
+            RevivalStage::Unplugging(unplugging) => {
                 return unplugging.poll(&mut host.store, attachment, is_busy, now);
             }
-            Stage::Running | Stage::Off => match self.state(host, attachment)? {
-                StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
+            RevivalStage::Running | RevivalStage::Off => match self.state(host, attachment)? {
+                StubState::Alive => return Ok((StubAction::Serve, RevivalStage::Running)),
                 // Its number is free when Xen has finished: xenstored's event tells.
                 StubState::Dying => return stay(stage),
                 StubState::Off => {
                     // Backed up once, when it is first seen off.
-                    if matches!(stage, Stage::Running) {
+                    if matches!(stage, RevivalStage::Running) {
                         keep(host, attachment, on_death());
                         log::warn!(
                             "stub {name} was shut down, and stays so: guest {} cannot configure its devices until \
@@ -189,7 +192,7 @@ impl Revival {
                             attachment.guest.name
                         );
                     }
-                    return stay(Stage::Off);
+                    return stay(RevivalStage::Off);
                 }
                 StubState::Dead(how) => {
                     keep(host, attachment, on_death());
@@ -200,29 +203,29 @@ impl Revival {
                         return self.unplug(host, attachment, Afterwards::Nothing, now);
                     }
                     return match self.backoff.died(clock) {
-                        Decision::After(delay) => stay(Stage::Due(now + delay)),
+                        Decision::After(delay) => stay(RevivalStage::Due(now + delay)),
                         Decision::GiveUp => self.unplug(host, attachment, Afterwards::Nothing, now),
                     };
                 }
                 // The launcher of a service that was killed may still be creating it.
                 StubState::Unprovisioned => match await_creations(host) {
-                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
+                    Ok(ticket) => return stay(RevivalStage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
             // Asked once more: the launcher of a service that was killed may have finished what that service had ordered.
-            Stage::Due(_) => match self.state(host, attachment)? {
-                StubState::Alive => return Ok((StubAction::Serve, Stage::Running)),
+            RevivalStage::Due(_) => match self.state(host, attachment)? {
+                StubState::Alive => return Ok((StubAction::Serve, RevivalStage::Running)),
                 StubState::Unprovisioned => match await_creations(host) {
-                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
+                    Ok(ticket) => return stay(RevivalStage::Creating(ticket, now)),
                     Err(error) => error,
                 },
                 StubState::Dying | StubState::Off | StubState::Dead(_) => match create(host, attachment) {
-                    Ok(ticket) => return stay(Stage::Creating(ticket, now)),
+                    Ok(ticket) => return stay(RevivalStage::Creating(ticket, now)),
                     Err(error) => error,
                 },
             },
-            Stage::Created(created) => {
+            RevivalStage::Created(created) => {
                 let created = created.map_err(ReviveError::from);
                 match created.and_then(|()| provision(host, attachment)) {
                     Ok(()) => {
@@ -232,7 +235,7 @@ impl Revival {
                             log::warn!(
                                 "stub {name} was left unfinished by an earlier service, and serves now"
                             );
-                            return Ok((StubAction::Serve, Stage::Running));
+                            return Ok((StubAction::Serve, RevivalStage::Running));
                         }
                         self.backoff.returned(clock);
                         log::warn!(
@@ -240,7 +243,7 @@ impl Revival {
                             self.died.elapsed().as_millis(),
                             self.backoff.revivals()
                         );
-                        return Ok((StubAction::Serve, Stage::Running));
+                        return Ok((StubAction::Serve, RevivalStage::Running));
                     }
                     Err(error) => error,
                 }
@@ -257,11 +260,11 @@ impl Revival {
         {
             let domid = attachment.stub.domid;
             match launcher.order(Order::DestroyDomain { domid }) {
-                Ok(ticket) => return stay(Stage::Clearing { ticket, is_final }),
+                Ok(ticket) => return stay(RevivalStage::Clearing { ticket, is_final }),
                 Err(error) => log::error!("cannot destroy what was created of stub {name}: {error}"),
             }
         }
-        stay(Stage::Cleared { is_final })
+        stay(RevivalStage::Cleared { is_final })
     }
 
     /// State of the domain, by what Xen and xenstore say and by what is known of it.
@@ -279,7 +282,7 @@ impl Revival {
         attachment: &Attachment,
         afterwards: Afterwards,
         now: Instant,
-    ) -> Result<(StubAction, Stage), RecordError> {
+    ) -> Result<(StubAction, RevivalStage), RecordError> {
         let guest = &attachment.guest.name;
         if afterwards == Afterwards::Nothing {
             let reason = format!("{}, {} times in a row", self.how, self.backoff.early_deaths() + 1);
@@ -288,7 +291,7 @@ impl Revival {
         }
         log::warn!("the devices of guest {guest} are unplugged");
         unplug::begin(&mut host.store, attachment)?;
-        let stage = Stage::Unplugging(Unplugging {
+        let stage = RevivalStage::Unplugging(Unplugging {
             next_poll: now + UNPLUG_POLL,
             deadline: now + UNPLUG_TIMEOUT,
             afterwards,
@@ -306,9 +309,9 @@ impl Unplugging {
         attachment: &Attachment,
         is_busy: bool,
         now: Instant,
-    ) -> Result<(StubAction, Stage), RecordError> {
+    ) -> Result<(StubAction, RevivalStage), RecordError> {
         let guest = &attachment.guest.name;
-        let again = Stage::Unplugging(Self {
+        let again = RevivalStage::Unplugging(Self {
             next_poll: now + UNPLUG_POLL,
             ..self
         });
@@ -325,7 +328,7 @@ impl Unplugging {
             return Ok((StubAction::Leave, again));
         }
         log::error!("guest {guest} does not let go of its devices: `bulkhead destroy {guest}` frees them");
-        Ok((StubAction::Leave, Stage::Stuck))
+        Ok((StubAction::Leave, RevivalStage::Stuck))
     }
 }
 
@@ -371,8 +374,8 @@ pub mod tests {
     pub const AGES: Duration = Duration::from_secs(3600);
 
     /// As begun, looked at again at `next_poll`.
-    pub fn unplugging(next_poll: Instant) -> Stage {
-        Stage::Unplugging(Unplugging {
+    pub fn unplugging(next_poll: Instant) -> RevivalStage {
+        RevivalStage::Unplugging(Unplugging {
             next_poll,
             deadline: next_poll + AGES,
             afterwards: Afterwards::Replug,
@@ -396,8 +399,8 @@ pub mod tests {
             connect(&daemon, 3).write(&frontend, state.as_str()).unwrap();
             unplugging.poll(&mut store, &attachment, is_busy, now).unwrap()
         };
-        let comes_again = |stage: &Stage, now: Instant| {
-            matches!(stage, Stage::Unplugging(Unplugging { next_poll, afterwards: Afterwards::Replug, .. })
+        let comes_again = |stage: &RevivalStage, now: Instant| {
+            matches!(stage, RevivalStage::Unplugging(Unplugging { next_poll, afterwards: Afterwards::Replug, .. })
                 if *next_poll == now + UNPLUG_POLL)
         };
         let (verdict, stage) = poll(XenbusState::Closing, false, now);
@@ -409,21 +412,26 @@ pub mod tests {
         let (verdict, stage) = poll(XenbusState::Closed, false, late);
         assert!(verdict == StubAction::Reclaim(Afterwards::Replug) && comes_again(&stage, late));
         let (verdict, stage) = poll(XenbusState::Closing, false, late);
-        assert!(verdict == StubAction::Leave && matches!(stage, Stage::Stuck));
+        assert!(verdict == StubAction::Leave && matches!(stage, RevivalStage::Stuck));
     }
 
     #[test]
     fn a_step_that_failed_begins_again_where_it_was() {
         let now = Instant::now();
-        assert!(matches!(Stage::Due(now).at_rest(), Stage::Due(due) if due == now));
+        assert!(matches!(RevivalStage::Due(now).at_rest(), RevivalStage::Due(due) if due == now));
         assert!(
-            matches!(unplugging(now).at_rest(), Stage::Unplugging(Unplugging { next_poll, .. }) if next_poll == now)
+            matches!(unplugging(now).at_rest(), RevivalStage::Unplugging(Unplugging { next_poll, .. }) if next_poll == now)
         );
-        assert!(matches!(Stage::Off.at_rest(), Stage::Off));
+        assert!(matches!(RevivalStage::Off.at_rest(), RevivalStage::Off));
         let ticket = Launcher::to_a_thread().0.order(Order::AwaitCreations).unwrap();
-        assert!(matches!(Stage::Overdue(ticket).at_rest(), Stage::Overdue(same) if same == ticket));
+        assert!(
+            matches!(RevivalStage::Overdue(ticket).at_rest(), RevivalStage::Overdue(same) if same == ticket)
+        );
         // What there is of it by now is seen by a look at its domain.
-        assert!(matches!(Stage::Created(Ok(())).at_rest(), Stage::Running));
+        assert!(matches!(
+            RevivalStage::Created(Ok(())).at_rest(),
+            RevivalStage::Running
+        ));
     }
 
     #[test]
