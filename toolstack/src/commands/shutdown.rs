@@ -50,10 +50,10 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
         thread::sleep(POLL);
         left = still_there(&mut host.store, &guests)?;
     }
-    let names = names(&left);
+    let late = names(&left);
     ensure!(
         left.is_empty() || destroy_late,
-        "{names} did not shut down within {} s: `xl console` shows what a guest does, and `bulkhead destroy` ends it",
+        "{late} did not shut down within {} s: `xl console` shows what a guest does, and `bulkhead destroy` ends it",
         longest.as_secs()
     );
     let mut problems = Vec::new();
@@ -69,10 +69,7 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
         }
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
-    say!(
-        "{} guests are shut down, and their devices are taken back",
-        guests.len()
-    );
+    say!("done: the devices of {} are taken back", names(&guests));
     Ok(())
 }
 
