@@ -5,7 +5,7 @@
 //! does not answer that, and a stub must not end before its guest.
 
 use super::destroy;
-use super::waiting::{Interrupt, POLL};
+use super::waiting::Interrupt;
 use crate::control;
 use crate::host::domains::Domain;
 use crate::host::store::{self, Store};
@@ -17,6 +17,9 @@ use anyhow::{Result, ensure};
 use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Interval at which the records are read. Guests take seconds to shut down, and each reading is many requests to xenstored.
+const POLL: Duration = Duration::from_millis(500);
 
 /// Tells all guests with devices to shut down, and waits until their devices are taken back and their stubs are gone. A guest
 /// that is not done after `longest` is destroyed, if `destroy_late` says so.
