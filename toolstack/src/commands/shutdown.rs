@@ -5,18 +5,43 @@
 //! does not answer that, and a stub must not end before its guest.
 
 use super::destroy;
-use super::waiting::{Interrupt, POLL};
+use super::waiting::Interrupt;
 use crate::control;
-use crate::host::domains::Domain;
+use crate::host::domains::{self, Domain};
 use crate::host::store::{self, Store};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::{Host, xl};
 use crate::records::{Attachment, RecordError};
 use crate::say::{notice, say};
 use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
+use xen::xenctrl::{DomId, DomainState};
+
+/// Interval at which the records are read. Guests take seconds to shut down, and each reading is many requests to xenstored.
+const POLL: Duration = Duration::from_millis(500);
+
+/// What has shut down is destroyed after this time, if xl does not do so.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Guests that have shut down, each with the time since when. xl's process that destroys such a guest lives in the session of
+/// whoever created it, and ends with that session: when the host goes down, it may be gone before the guest.
+#[derive(Default)]
+struct Unattended(BTreeMap<DomId, Instant>);
+
+impl Unattended {
+    /// True if a guest has been shut down for so long that nobody destroys it.
+    fn is_left(&mut self, guest: DomId, is_shut_down: bool, now: Instant) -> bool {
+        if !is_shut_down {
+            self.0.remove(&guest);
+            return false;
+        }
+        let since = *self.0.entry(guest).or_insert(now);
+        now >= since + GRACE
+    }
+}
 
 /// Tells all guests with devices to shut down, and waits until their devices are taken back and their stubs are gone. A guest
 /// that is not done after `longest` is destroyed, if `destroy_late` says so.
@@ -44,10 +69,19 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     }
     // `None` for a time that `Instant` cannot express: no limit.
     let deadline = Instant::now().checked_add(longest);
+    let mut unattended = Unattended::default();
     let mut left = still_there(&mut host.store, &guests)?;
     while !left.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
         interrupt.check()?;
         thread::sleep(POLL);
+        for guest in &left {
+            let state = host.xen.domain_state(guest.domid);
+            let is_shut_down = matches!(state, Ok(DomainState::ShutDown(_)));
+            if unattended.is_left(guest.domid, is_shut_down, Instant::now()) {
+                // It fails if somebody else has destroyed it by now. What stays is told below.
+                let _ = domains::destroy(&mut host, guest);
+            }
+        }
         left = still_there(&mut host.store, &guests)?;
     }
     let late = names(&left);
@@ -139,6 +173,20 @@ mod tests {
             name: name.into(),
             uuid: format!("uuid of {name}"),
         }
+    }
+
+    #[test]
+    fn a_guest_that_has_shut_down_is_destroyed_if_nobody_else_does_so() {
+        let now = Instant::now();
+        let mut unattended = Unattended::default();
+        assert!(!unattended.is_left(3, false, now));
+        assert!(!unattended.is_left(3, true, now));
+        assert!(!unattended.is_left(4, true, now + POLL));
+        assert!(unattended.is_left(3, true, now + GRACE));
+        assert!(!unattended.is_left(4, true, now + GRACE));
+        // Another domain has the number by now, such as after a restart.
+        assert!(!unattended.is_left(3, false, now + GRACE));
+        assert!(!unattended.is_left(3, true, now + GRACE));
     }
 
     #[test]

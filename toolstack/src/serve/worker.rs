@@ -80,6 +80,9 @@ mod tests {
             ];
             let waited = poll(&mut fds, None).map_err(|error| format!("poll: {error}"))?;
             wake.clear();
+            launcher
+                .tell_alive()
+                .map_err(|error| format!("a sign of life: {error}"))?;
             let mut other = launcher.connect().map_err(|error| format!("launcher: {error}"))?;
             let refused = other.run(Order::DestroyDomain { domid: 32_751 });
             drop((launcher, other));
