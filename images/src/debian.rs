@@ -114,7 +114,7 @@ fn install(suite: Suite, dir: &Path, image: &Path, observer: &mut dyn Observer) 
     installed::ensure("mmdebstrap", "mmdebstrap", observer)?;
     installed::ensure("mkfs.ext4", "e2fsprogs", observer)?;
     observer.phase(&format!(
-        "{suite}: installing a Debian host with {} packages and what they need (minutes, once)",
+        "{suite}: installing a Debian host: {} packages and what they need (minutes, once)",
         PACKAGES.len()
     ));
     let sources = dir.join("sources.list");

@@ -24,6 +24,26 @@ impl Host {
             Host::Debian => "overlay/",
         }
     }
+
+    /// QEMU's name of the processor, unless something else is asked for.
+    pub fn cpu(self) -> &'static str {
+        // Without a source of random numbers xl waits three seconds for each identifier that it makes up.
+        match self {
+            Host::Busybox => "qemu64,+rdrand",
+            // libvirt's driver for Xen starts only on a processor that it has a model for. Each of its models has one of
+            // the features SEP and VME. Xen hides SEP on processors of AMD's, and QEMU does not emulate VME.
+            Host::Debian => "Penryn,+rdrand",
+        }
+    }
+
+    /// Options for Xen that this host needs.
+    pub fn xen_options(self) -> &'static [&'static str] {
+        match self {
+            Host::Busybox => &[],
+            // The processor is an old one of Intel's. What Xen does against its weaknesses costs an emulated one dearly.
+            Host::Debian => &["spec-ctrl=no"],
+        }
+    }
 }
 
 impl fmt::Display for Host {

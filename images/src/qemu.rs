@@ -100,8 +100,7 @@ impl Default for Machine {
     fn default() -> Self {
         Machine {
             qemu: Version::Host,
-            // Without a source of random numbers xl waits three seconds for each identifier that it makes up.
-            cpu: "qemu64,+rdrand".to_owned(),
+            cpu: Host::default().cpu().to_owned(),
             cpus: 2,
             memory_mib: 2048,
             dom0_memory_mib: 1024,
@@ -128,6 +127,7 @@ impl Machine {
             ),
         ]
         .into_iter()
+        .chain(host.xen_options().iter().map(|option| (*option).to_owned()))
         .chain(self.xen_options.iter().cloned())
         .collect::<Vec<_>>()
         .join(" ");
@@ -224,7 +224,7 @@ impl Machine {
             );
             add(
                 "device",
-                "virtio-blk-pci,drive=root,serial=root,addr=1d".to_owned(),
+                format!("virtio-blk-pci,drive=root,serial=root,addr=1d{platform}"),
             );
         }
         // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. If a script asked for the reboot, the rig

@@ -18,7 +18,7 @@ up() {
 if [ "$BOOT" = 1 ]; then
     up "first boot"
     # libvirtd's unit conflicts with the one of Xen's script, which would end all guests when libvirtd starts.
-    check "libvirt in place of Xen's script" systemctl --quiet disable --now xendomains
+    check "libvirt in place of Xen's script" systemctl --quiet --no-reload disable --now xendomains
     install_bulkhead
     equal "the service" active "$(systemctl is-active bulkhead)"
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use images::emulator::Version;
 use images::qemu::Xenstored;
-use images::{Host, Machine, Suite};
+use images::{Host, Suite};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub struct Scenario {
     /// `#: cpus N`: physical processors; one by default. QEMU emulates each by a thread. If the machine has fewer
     /// processors to spare, Xen's clocks drift apart, and waits that count time end early.
     pub cpus: u8,
-    /// `#: cpu NAME`: QEMU's name of the processor; `qemu64,+rdrand,+svm,+npt` has hardware virtualisation, which HVM
+    /// `#: cpu NAME`: QEMU's name of the processor, [`Host::cpu`] by default; `qemu64,+rdrand,+svm,+npt` has hardware virtualisation, which HVM
     /// guests and a PVH dom0 need.
     pub cpu: String,
     /// `#: xenstored NAME`: which xenstored dom0 runs, `xenstored` or `oxenstored`. If there are several lines, the
@@ -98,7 +98,7 @@ impl Scenario {
             timeout: Duration::from_secs(180),
             timeout_all: None,
             cpus: 1,
-            cpu: Machine::default().cpu,
+            cpu: String::new(),
             xenstoreds: Vec::new(),
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
@@ -142,6 +142,9 @@ impl Scenario {
                      cpus, cpu, xenstored, xen and dom0"
                 ),
             }
+        }
+        if scenario.cpu.is_empty() {
+            scenario.cpu = scenario.host.cpu().to_owned();
         }
         if scenario.host == Host::Debian && !scenario.xenstoreds.is_empty() {
             bail!(
@@ -289,7 +292,18 @@ mod tests {
 
     #[test]
     fn dom0_has_busybox_unless_the_scenario_names_another_host() {
-        assert_eq!(parse("#!/bin/sh\n# T.\ntrue\n").unwrap().host, Host::Busybox);
+        let usual = parse("#!/bin/sh\n# T.\ntrue\n").unwrap();
+        assert_eq!(
+            (usual.host, usual.cpu.as_str()),
+            (Host::Busybox, Host::Busybox.cpu())
+        );
+        let debian = parse("#!/bin/sh\n# T.\n#: host debian\n").unwrap();
+        assert_eq!(
+            (debian.host, debian.cpu.as_str()),
+            (Host::Debian, Host::Debian.cpu())
+        );
+        let other = parse("#!/bin/sh\n# T.\n#: cpu max\n#: host debian\n").unwrap();
+        assert_eq!(other.cpu, "max");
     }
 
     #[test]

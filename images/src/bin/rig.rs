@@ -87,9 +87,9 @@ struct Run {
     /// Dom0's memory
     #[arg(long, value_name = "MIB", default_value_t = Machine::default().dom0_memory_mib)]
     dom0_memory: u32,
-    /// QEMU's name of the processor: add ,+svm,+npt for HVM guests and for a PVH dom0
-    #[arg(long, default_value_t = Machine::default().cpu)]
-    cpu: String,
+    /// QEMU's name of the processor, such as qemu64,+rdrand,+svm,+npt for HVM guests and a PVH dom0 [default: the host's]
+    #[arg(long)]
+    cpu: Option<String>,
     /// xenstored to run in dom0: xenstored (in C) or oxenstored (in OCaml)
     #[arg(long, default_value_t)]
     xenstored: Xenstored,
@@ -161,7 +161,7 @@ impl Run {
         let boot = Boot {
             machine: Machine {
                 qemu: self.qemu,
-                cpu: self.cpu,
+                cpu: self.cpu.unwrap_or_else(|| self.host.cpu().to_owned()),
                 cpus: self.cpus,
                 memory_mib: self.memory,
                 dom0_memory_mib: self.dom0_memory,
