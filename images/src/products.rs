@@ -246,11 +246,11 @@ pub fn hostile_stub(observer: &mut dyn Observer) -> Result<FileIn> {
 /// The environment variable with the path of a Debian package, to be installed in place of the one that is built.
 pub const PACKAGE_VARIABLE: &str = "BULKHEAD_DEB";
 
-/// Builds Bulkhead's Debian package and gives its path; `None` if this workspace makes no package.
+/// Builds Bulkhead's Debian package and gives its path.
 ///
 /// # Errors
 /// It cannot be built, or the one that [`PACKAGE_VARIABLE`] names is not there.
-pub fn package(observer: &mut dyn Observer) -> Result<Option<PathBuf>> {
+pub fn package(observer: &mut dyn Observer) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(PACKAGE_VARIABLE) {
         let path = PathBuf::from(path);
         ensure!(
@@ -258,10 +258,7 @@ pub fn package(observer: &mut dyn Observer) -> Result<Option<PathBuf>> {
             "{PACKAGE_VARIABLE} names {}, which is no file",
             path.display()
         );
-        return Ok(Some(path));
-    }
-    if !workspace_dir().join(PACKAGING).exists() {
-        return Ok(None);
+        return Ok(path);
     }
     observer.phase("building the Debian package");
     let path = output_of(cargo().args(["deb"])).context("building the Debian package")?;
@@ -271,11 +268,8 @@ pub fn package(observer: &mut dyn Observer) -> Result<Option<PathBuf>> {
         "`cargo deb` ended well, but its last line names no file: {}",
         path.display()
     );
-    Ok(Some(path))
+    Ok(path)
 }
-
-/// Where the crate is that makes the package.
-const PACKAGING: &str = "packaging/Cargo.toml";
 
 fn cargo() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -44,14 +44,9 @@ reboot_host() {
     exit 0
 }
 
-# install_bulkhead: by the package if there is one, else by hand as docs/administration.md says.
+# install_bulkhead: by its package.
 install_bulkhead() {
-    if ls /rig/bulkhead_*.deb >/dev/null 2>&1; then
-        check "apt install" env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes /rig/bulkhead_*.deb
-    else
-        check "the files of an installation" cp -a /rig/install/. /
-        check "systemctl enable --now bulkhead" systemctl enable --now bulkhead
-    fi
+    check "apt install" env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes /rig/bulkhead_*.deb
 }
 # power_off_within SECONDS: the host powers off in an orderly way after the script, and has so much time for it. Without
 # this it is switched off.

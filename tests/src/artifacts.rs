@@ -12,12 +12,6 @@ const FILES: &[(&str, &str)] = &[
     ("config/guest.cfg", "/etc/bulkhead/guest.cfg"),
 ];
 
-/// The unit of the service, which only an installation on a Debian host has.
-const UNIT: (&str, &str) = ("config/bulkhead.service", "/etc/systemd/system/bulkhead.service");
-
-/// Where a Debian host finds the files of an installation by hand, below the directories that they belong in.
-const BY_HAND: &str = "/rig/install";
-
 /// The files for each kind of dom0.
 #[derive(Debug)]
 pub struct Artifacts {
@@ -25,30 +19,26 @@ pub struct Artifacts {
     installation: Vec<FileIn>,
     /// Programs of the tests.
     tests: Vec<FileIn>,
-    /// For a Debian host: Bulkhead's package, if this workspace has one.
+    /// Bulkhead's package, if there will be a Debian host.
     package: Option<PathBuf>,
 }
 
 impl Artifacts {
-    /// All files for dom0. Bulkhead is installed already on a host with busybox. A Debian host gets the package in
-    /// `/rig`, or else the files in `/rig/install`, and the script installs it (`install_bulkhead` of `lib.sh`).
+    /// All files for dom0. Bulkhead is installed already on a host with busybox. A Debian host gets the package in `/rig`, and
+    /// the script installs it (`install_bulkhead` of `lib.sh`).
     pub fn of(&self, host: Host) -> Vec<FileIn> {
-        let installed = self.installation.iter().cloned();
-        let installation: Vec<FileIn> = match (host, &self.package) {
-            (Host::Busybox, _) => installed.collect(),
-            (Host::Debian, None) => installed
-                .chain([of_workspace(UNIT)])
-                .map(|file| FileIn {
-                    target: format!("{BY_HAND}{}", file.target),
-                    ..file
-                })
-                .collect(),
-            (Host::Debian, Some(package)) => vec![FileIn {
-                host: package.clone(),
-                target: format!("/rig/{}", name_of(package)),
-            }],
+        let installation = match host {
+            Host::Busybox => self.installation.clone(),
+            Host::Debian => self.package.iter().map(packaged).collect(),
         };
         [installation, self.tests.clone()].concat()
+    }
+}
+
+fn packaged(package: &PathBuf) -> FileIn {
+    FileIn {
+        host: package.clone(),
+        target: format!("/rig/{}", name_of(package)),
     }
 }
 
@@ -72,7 +62,7 @@ pub fn build(hosts: &[Host], observer: &mut dyn Observer) -> Result<Artifacts> {
     let mut installation = products::install(observer)?;
     installation.extend(FILES.iter().map(|file| of_workspace(*file)));
     let package = match hosts.contains(&Host::Debian) {
-        true => products::package(observer)?,
+        true => Some(products::package(observer)?),
         false => None,
     };
     let mut files = Vec::new();
@@ -103,15 +93,15 @@ mod tests {
     }
 
     #[test]
-    fn a_debian_host_gets_the_package_or_else_all_files_to_install() {
+    fn a_debian_host_gets_the_package_and_the_other_host_an_installation() {
         let file = |target: &str| FileIn {
             host: target.into(),
             target: target.into(),
         };
-        let mut artifacts = Artifacts {
+        let artifacts = Artifacts {
             installation: vec![file("/usr/bin/bulkhead")],
             tests: vec![file("/rig/test")],
-            package: None,
+            package: Some("/somewhere/bulkhead_1_amd64.deb".into()),
         };
         assert_eq!(
             targets(&artifacts, Host::Busybox),
@@ -119,20 +109,7 @@ mod tests {
         );
         assert_eq!(
             targets(&artifacts, Host::Debian),
-            [
-                "/rig/install/usr/bin/bulkhead",
-                "/rig/install/etc/systemd/system/bulkhead.service",
-                "/rig/test"
-            ]
-        );
-        artifacts.package = Some("/somewhere/bulkhead_1_amd64.deb".into());
-        assert_eq!(
-            targets(&artifacts, Host::Debian),
             ["/rig/bulkhead_1_amd64.deb", "/rig/test"]
-        );
-        assert_eq!(
-            targets(&artifacts, Host::Busybox),
-            ["/usr/bin/bulkhead", "/rig/test"]
         );
     }
 }
