@@ -1,7 +1,7 @@
 //! `bulkhead attach`: gives devices to a guest that exists.
 
 use super::dry_run::DryRun;
-use super::give::{Named, give_first, plan_first};
+use super::give::{GuestDoes, Named, give_first, plan_first};
 use super::hotplug;
 use super::select::attachments;
 use super::turn::Turn;
@@ -66,12 +66,16 @@ pub fn attach(request: &Attach) -> Result<()> {
                 &interrupt,
             )?;
             let (guest, stub) = (&given.attachment.guest.name, &given.attachment.stub.name);
-            if given.paused {
-                say!(
-                    "stub {stub} offers the devices to guest {guest}, which is paused: `xl unpause {guest}`"
-                );
-            } else {
-                say!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
+            match given.guest {
+                GuestDoes::Uses => {
+                    say!("guest {guest} has its devices through stub {stub}: `bulkhead status` shows them");
+                }
+                GuestDoes::Starts => say!("guest {guest} starts, with its devices through stub {stub}"),
+                GuestDoes::Waits => {
+                    say!(
+                        "stub {stub} offers the devices to guest {guest}, which is paused: `xl unpause {guest}`"
+                    );
+                }
             }
             Ok(())
         }

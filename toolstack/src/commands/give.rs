@@ -75,8 +75,19 @@ impl Named {
 pub struct GivenFirst {
     /// Its attachment.
     pub attachment: Attachment,
-    /// True if the guest is paused. Then its stub offers the devices, and that is all there is to wait for.
-    pub paused: bool,
+    /// What the guest does.
+    pub guest: GuestDoes,
+}
+
+/// What a guest does that has got its first devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestDoes {
+    /// It runs, and has connected.
+    Uses,
+    /// The service had paused it for this. It goes on, and finds the devices when its kernel looks for them.
+    Starts,
+    /// It stays paused.
+    Waits,
 }
 
 /// Makes all checks for a guest's first devices. Returns the stub, if there is one already.
@@ -149,8 +160,12 @@ pub fn give_first(
             wait_for_guest(host, &attachment, timeout, interrupt)?;
         }
         let_run(host, &attachment.guest)?;
-        let paused = xl::is_paused(&domid)?;
-        Ok(GivenFirst { attachment, paused })
+        let guest = match (paused, xl::is_paused(&domid)?) {
+            (_, true) => GuestDoes::Waits,
+            (true, false) => GuestDoes::Starts,
+            (false, false) => GuestDoes::Uses,
+        };
+        Ok(GivenFirst { attachment, guest })
     };
     let given = steps();
     if given.is_err() {
