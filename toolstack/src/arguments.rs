@@ -152,6 +152,9 @@ pub enum Command {
         /// Destroy a guest that has not ended by then. Without this option the command fails, and the guest stays.
         #[arg(long)]
         destroy: bool,
+        /// Print a JSON report of what was done instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Report whether devices can be passed through, without changing anything. The exit code is 0 if all can.
     Check {

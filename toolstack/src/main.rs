@@ -144,7 +144,10 @@ fn execute(command: Command) -> Result<Exit> {
             all: _,
             wait,
             destroy,
-        } => done(shutdown::shutdown_all(Duration::from_secs(wait), destroy)),
+            json,
+        } => act("shutdown", json, || {
+            done(shutdown::shutdown_all(Duration::from_secs(wait), destroy))
+        }),
         Command::CheckRemovable => done(shutdown::check_removable()),
         Command::Check {
             devices,

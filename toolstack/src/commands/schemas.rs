@@ -46,7 +46,7 @@ fn schemas() -> [(&'static str, Value); 6] {
         (
             "action",
             schema::<ActionReport>(
-                "bulkhead run|attach|detach|destroy|declare|undeclare|seize|release|irq --json",
+                "bulkhead run|attach|detach|destroy|declare|undeclare|seize|release|irq|shutdown --json",
             ),
         ),
     ]
