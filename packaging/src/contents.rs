@@ -39,7 +39,7 @@ const FILES: [(&str, &str); 9] = [
     ("config/stubdom.cfg", SETTINGS),
     ("config/guest.cfg", SETTINGS),
     ("README.md", DOCUMENTS),
-    ("packaging/debian/copyright", DOCUMENTS),
+    ("packaging/copyright", DOCUMENTS),
     ("packaging/debian/lintian/bulkhead", "usr/share/lintian/overrides"),
 ];
 
