@@ -1,7 +1,7 @@
 //! The root file system of a Debian host: an installed Debian with systemd, Xen and libvirt, as a disk image.
 //!
 //! mmdebstrap installs Debian's packages, as root: their maintainer scripts run in a chroot. mkfs.ext4 makes the image
-//! from the directory, so nothing is mounted on this host beyond the run of mmdebstrap.
+//! from the directory, so nothing is mounted on this host but by mmdebstrap while it runs.
 //!
 //! ```text
 //! CACHE/SUITE-debian/image/KEY/root.img  the disk; KEY changes with the packages asked for and with the recipe
@@ -9,7 +9,7 @@
 //! CACHE/SUITE-debian/built/KEY/          what is booted, but for the disk
 //! ```
 
-use std::fs;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -123,51 +123,60 @@ fn install(suite: Suite, dir: &Path, image: &Path, observer: &mut dyn Observer) 
     write_atomically(&configure, CONFIGURE.as_bytes())?;
     // Packages are unpacked here and not in /tmp, which may be small.
     let scratch = dir.join("scratch");
+    let as_root = |words: &[&OsStr]| {
+        let words: Vec<&OsStr> = privilege
+            .iter()
+            .map(OsStr::new)
+            .chain(words.iter().copied())
+            .collect();
+        output_of(Command::new(words[0]).args(&words[1..])).map(drop)
+    };
+    let remove: [&OsStr; 3] = ["rm".as_ref(), "-rf".as_ref(), scratch.as_ref()];
+    as_root(&remove)?;
     create_dir(&scratch)?;
-    let hook = format!(
-        "sh '{}' \"$1\" '{}' {IMAGE_MIB}",
-        configure.display(),
-        image.display()
-    );
-    let words = privilege.iter().copied().chain([
-        "env",
-        // No initial file system is made for the kernel: the rig has its own.
-        "INITRD=No",
-        "DEBIAN_FRONTEND=noninteractive",
-        "LC_ALL=C",
-    ]);
-    let mut words = words.map(str::to_owned).collect::<Vec<_>>();
-    words.push(format!("TMPDIR={}", scratch.display()));
-    words.extend(
-        [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=essential",
-            "--format=null",
-            "--aptopt=APT::Install-Recommends \"false\"",
-            "--aptopt=Acquire::Languages \"none\"",
-            "--aptopt=Acquire::Retries \"3\"",
-            // Nobody needs the directory after a crash of this host.
-            "--dpkgopt=force-unsafe-io",
-        ]
-        .map(str::to_owned),
-    );
-    words.extend([
+    let root = scratch.join("root");
+    let options = [
+        format!("TMPDIR={}", scratch.display()),
         format!("--keyring={KEYRING}"),
         format!("--include={}", PACKAGES.join(",")),
-        format!("--customize-hook={hook}"),
         suite.to_string(),
-        "-".to_owned(),
-        sources.display().to_string(),
+        IMAGE_MIB.to_string(),
+    ];
+    let [tmpdir, keyring, include, suite, size] = options.each_ref().map(OsStr::new);
+    let installed = as_root(&[
+        "env".as_ref(),
+        // No initial file system is made for the kernel: the rig has its own.
+        "INITRD=No".as_ref(),
+        "DEBIAN_FRONTEND=noninteractive".as_ref(),
+        "LC_ALL=C".as_ref(),
+        tmpdir,
+        "mmdebstrap".as_ref(),
+        "--mode=root".as_ref(),
+        "--variant=essential".as_ref(),
+        "--format=directory".as_ref(),
+        "--aptopt=APT::Install-Recommends \"false\"".as_ref(),
+        "--aptopt=Acquire::Languages \"none\"".as_ref(),
+        "--aptopt=Acquire::Retries \"3\"".as_ref(),
+        // Nobody needs the directory after a crash of this host.
+        "--dpkgopt=force-unsafe-io".as_ref(),
+        keyring,
+        include,
+        suite,
+        root.as_ref(),
+        sources.as_ref(),
     ]);
-    let done = output_of(Command::new(&words[0]).args(&words[1..])).map(drop);
-    let _ = fs::remove_dir(&scratch);
-    done?;
-    ensure!(
-        image.is_file(),
-        "mmdebstrap ended well, but left no image at {}",
-        image.display()
-    );
+    let made = installed.and_then(|()| {
+        as_root(&[
+            "sh".as_ref(),
+            configure.as_ref(),
+            root.as_ref(),
+            image.as_ref(),
+            size,
+        ])
+    });
+    as_root(&remove)?;
+    made?;
+    ensure!(image.is_file(), "no image was made at {}", image.display());
     Ok(())
 }
 

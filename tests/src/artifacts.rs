@@ -65,21 +65,22 @@ pub fn build(hosts: &[Host], observer: &mut dyn Observer) -> Result<Artifacts> {
         true => Some(products::package(observer)?),
         false => None,
     };
-    let mut files = Vec::new();
-    files.push(products::stub_inject(observer)?);
-    files.push(products::toolstack_inject(observer)?);
-    files.push(products::config_latency(observer)?);
-    files.push(products::config_sweep(observer)?);
-    files.push(products::ops_compare(observer)?);
-    files.push(products::test_guest(observer)?);
-    files.push(products::hostile_stub(observer)?);
-    files.push(FileIn {
-        host: scenario::directory().join("lib.sh"),
-        target: "/rig/scenarios/lib.sh".to_owned(),
-    });
+    let tests = vec![
+        products::stub_inject(observer)?,
+        products::toolstack_inject(observer)?,
+        products::config_latency(observer)?,
+        products::config_sweep(observer)?,
+        products::ops_compare(observer)?,
+        products::test_guest(observer)?,
+        products::hostile_stub(observer)?,
+        FileIn {
+            host: scenario::directory().join("lib.sh"),
+            target: "/rig/scenarios/lib.sh".to_owned(),
+        },
+    ];
     Ok(Artifacts {
         installation,
-        tests: files,
+        tests,
         package,
     })
 }
