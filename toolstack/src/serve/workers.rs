@@ -396,10 +396,13 @@ mod tests {
             thread::sleep(ms(450));
             io::Write::write_all(&mut ender, b"x").unwrap();
         });
+        let began = Instant::now();
         workers.keep().unwrap();
         teller.join().unwrap();
-        // At 0, 100, 200, 300 and 400 ms, or later.
-        assert!((2..=5).contains(&workers.crew.next), "{}", workers.crew.next);
+        // At 0, 100, 200, 300 and 400 ms, or later. A busy machine may tell it to end later too.
+        let most = 1 + began.elapsed().as_millis() / 100;
+        let started = u128::from(workers.crew.next);
+        assert!((2..=most).contains(&started), "{started} of {most}");
     }
 
     #[test]
