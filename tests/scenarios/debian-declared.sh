@@ -1,6 +1,7 @@
 #!/bin/sh
 # Declared guests have their devices on a Debian host: after a boot without a hand, by xendomains and by libvirt, over reboots, a service that stands still, and an upgrade.
 #: host debian
+#: all
 #: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Devices that know nothing but INTx work in guests whose lines cross with each other's, with dom0's, and with one that a function without a driver holds down.
+#: all
 #: suite bookworm
 #: device pcnet,netdev=n0,addr=3
 #: device ne2k_pci,netdev=n1,addr=4

@@ -29,15 +29,15 @@ impl Artifacts {
     pub fn of(&self, host: Host) -> Vec<FileIn> {
         let installation = match host {
             Host::Busybox => self.installation.clone(),
-            Host::Debian => self.package.iter().map(packaged).collect(),
+            Host::Debian => self.package.iter().map(|package| packaged(package)).collect(),
         };
         [installation, self.tests.clone()].concat()
     }
 }
 
-fn packaged(package: &PathBuf) -> FileIn {
+fn packaged(package: &Path) -> FileIn {
     FileIn {
-        host: package.clone(),
+        host: package.to_owned(),
         target: format!("/rig/{}", name_of(package)),
     }
 }
