@@ -31,7 +31,7 @@ pub struct Scenario {
     /// `#: all`: takes so long that `cargo verify` runs it only with `--all`, or by name.
     pub costly: bool,
     /// `#: host NAME`: what dom0 is, `busybox` by default, or `debian`: an installed Debian with systemd, on which
-    /// Bulkhead is installed by the script ([`crate::artifacts::installation`]). It takes a minute to boot.
+    /// Bulkhead is installed by the script ([`crate::artifacts::Artifacts::of`]). It takes a minute to boot.
     pub host: Host,
     /// `#: qemu VERSION`: which QEMU; the host's by default.
     pub qemu: Version,
