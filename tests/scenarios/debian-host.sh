@@ -1,6 +1,7 @@
 #!/bin/sh
 # The service is a good member of a Debian host: it starts at boot, its stop leaves guests alone, reboot and power-off are clean.
 #: host debian
+#: all
 #: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: timeout 480
