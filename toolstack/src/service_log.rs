@@ -111,9 +111,13 @@ impl Log for ServiceLog {
         let sent = self
             .journal
             .as_ref()
-            .is_some_and(|journal| journal.send(&message(record)).is_ok());
-        if !sent {
-            self.plain.log(record);
+            .map(|journal| journal.send(&message(record)));
+        match sent {
+            Some(Ok(_)) => {}
+            // Standard error leads to the same journal, and has no time limit: the message is left out.
+            Some(Err(error))
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            _ => self.plain.log(record),
         }
     }
 

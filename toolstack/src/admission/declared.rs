@@ -66,6 +66,12 @@ pub fn declared(
     Ok(Carried::of(store, &guest.uuid)?.map(Into::into))
 }
 
+/// True if a file declares the guest, be it broken. `directory` is that of the declarations.
+pub fn has_file(directory: &Path, guest: &Domain) -> bool {
+    let files = Declarations::read(directory);
+    files.is_ok_and(|files| !files.files_of(&guest.name, &guest.uuid).is_empty())
+}
+
 impl From<Declaration> for Declared {
     fn from(declaration: Declaration) -> Self {
         Self {
@@ -152,5 +158,7 @@ mod tests {
         fs::write(&file, "guest = 5").unwrap();
         assert!(matches!(declared(&again), Err(DeclaredError::File(_))));
         assert_eq!(declared(&domain(8, "mail")).unwrap(), None);
+        assert!(has_file(directory.path(), &again) && !has_file(directory.path(), &domain(8, "mail")));
+        assert!(!has_file(&file, &again), "a directory that cannot be read");
     }
 }

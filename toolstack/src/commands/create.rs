@@ -15,10 +15,10 @@ use crate::host::xl;
 use crate::nodes::hops::{error_directory, first_hop};
 use crate::nodes::progress::{Progress, is_exported, progress};
 use crate::paths;
-use crate::records::Attachment;
 use crate::records::interrupt_mode::Mode;
 use crate::records::stub_backup;
 use crate::records::unfinished::{self, Unfinished};
+use crate::records::{Attachment, Carried, drop_carried};
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use pci::bdf::Bdf;
@@ -68,6 +68,11 @@ impl NewDomain {
             overrides,
             watched: true,
         })
+    }
+
+    /// Its UUID.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
     }
 
     /// The stub of a guest.
@@ -167,6 +172,9 @@ pub fn attach_admitted(
     let attached = attachment.clone();
     undo.push(move |host, turn| undo_attach(host, turn, &attached, stub_is_ours));
     grant::attach(host, &attachment)?;
+    for device in attachment.bdfs() {
+        forget_at_other_guests(host, attachment.guest.uuid.as_str(), device)?;
+    }
     // The attachment's record tells from now on where they come from.
     for domain in [&attachment.guest, &attachment.stub] {
         unfinished::forget(&mut host.store, &domain.uuid)?;
@@ -179,6 +187,21 @@ pub fn attach_admitted(
         );
     }
     Ok(attachment)
+}
+
+/// A device that a guest has is carried over for no other one.
+pub fn forget_at_other_guests(host: &mut Host, guest: &str, device: Bdf) -> Result<()> {
+    for carried in Carried::all(&mut host.store)? {
+        let has_it = carried.devices.iter().any(|carried| carried.bdf == device);
+        if has_it && carried.guest.uuid != guest {
+            drop_carried(&mut host.store, device)?;
+            notice!(
+                "{device} was to go to guest {} at its next start: it does not any more",
+                carried.guest.name
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Backs up the configuration of a stub, from which the service creates it again.

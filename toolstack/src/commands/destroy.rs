@@ -1,5 +1,6 @@
 //! `bulkhead destroy`: ends a guest and its stub.
 
+use super::give::destroy_built;
 use super::return_devices::{rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
 use super::turn::Turn;
@@ -7,7 +8,7 @@ use super::waiting::{GUEST_TIMEOUT, Interrupt, POLL};
 use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, is_alive};
-use crate::records::{self, Attachment, Carried, GuestStart, forget_carried, forget_start, unfinished};
+use crate::records::{self, Attachment, Carried, GuestStart, forget_carried, unfinished};
 use crate::say::say;
 use anyhow::{Result, ensure};
 use pci::bdf::Bdf;
@@ -20,8 +21,7 @@ pub fn destroy(who: &str) -> Result<()> {
     let turn = Turn::take()?;
     let attachments = attachments(&mut host)?;
     let attachment = match select(&mut host.store, &host.sysfs, &attachments, &[who.to_owned()]) {
-        Err(SelectError::Guest { .. }) if destroy_unfinished(&mut host, who)? => return Ok(()),
-        Err(SelectError::Guest { .. }) if destroy_waiting(&mut host, who)? => return Ok(()),
+        Err(SelectError::Guest { .. }) if destroy_rest(&mut host, who)? => return Ok(()),
         selected => selected?.attachment,
     };
     let guest = &attachment.guest;
@@ -64,6 +64,13 @@ pub fn destroy(who: &str) -> Result<()> {
     rebind_drivers(&mut host, guest, &bdfs, released, false)
 }
 
+/// Ends what there is of a guest without devices. Returns true if there was anything.
+fn destroy_rest(host: &mut Host, who: &str) -> Result<bool> {
+    // The guest first: a stub that goes before it may be brought back.
+    let waited = destroy_waiting(host, who)?;
+    Ok(destroy_unfinished(host, who)? || waited)
+}
+
 /// Ends what a killed command of Bulkhead's has left: a guest that never ran, a stub without a guest. Returns true if there was
 /// anything. Devices that were taken for it stay held.
 fn destroy_unfinished(host: &mut Host, who: &str) -> Result<bool> {
@@ -93,8 +100,7 @@ fn destroy_waiting(host: &mut Host, who: &str) -> Result<bool> {
     if let Some(guest) = &found
         && GuestStart::of(&mut host.store, guest)?.is_some_and(|start| start.is_paused())
     {
-        domains::destroy(host, guest)?;
-        forget_start(&mut host.store, guest.domid)?;
+        destroy_built(host, guest)?;
         say!("guest {} is destroyed: it waited for its devices", guest.name);
         done = true;
     }

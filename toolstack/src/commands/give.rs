@@ -7,7 +7,7 @@ use super::select::attachments;
 use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::Interrupt;
-use crate::admission::declared::{Declared, declared};
+use crate::admission::declared::{Declared, declared, has_file};
 use crate::admission::policy::Choices;
 use crate::control;
 use crate::host::Host;
@@ -15,8 +15,8 @@ use crate::host::domains::{self, Domain, DomainError};
 use crate::host::guest_config::{GuestConfig, check_stub};
 use crate::host::store::Store;
 use crate::host::xl;
-use crate::records::{Attachment, GuestStart, Stage, forget_carried};
-use crate::say::say;
+use crate::records::{Attachment, GuestStart, Stage, forget_carried, forget_start};
+use crate::say::{notice, say};
 use anyhow::{Context, Result, ensure};
 use bulkhead_config::declaration::{DIRECTORY, Unfit};
 use bulkhead_config::options::Wanted;
@@ -160,7 +160,8 @@ pub fn give_first(
             wait_for_guest(host, &attachment, timeout, interrupt)?;
         }
         let_run(host, &attachment.guest)?;
-        let guest = match (paused, xl::is_paused(&domid)?) {
+        // Nothing may fail any more: the guest runs.
+        let guest = match (paused, xl::is_paused(&domid).unwrap_or(false)) {
             (_, true) => GuestDoes::Waits,
             (true, false) => GuestDoes::Starts,
             (false, false) => GuestDoes::Uses,
@@ -256,15 +257,46 @@ fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
     Ok(())
 }
 
+/// Goes on with a start whose command came to its end when the devices were recorded already: waits for the stub, and lets the
+/// guest run. False if no devices are recorded.
+pub fn finish_given(host: &mut Host, turn: &mut Turn, guest: &Domain, interrupt: &Interrupt) -> Result<bool> {
+    let attachments = attachments(host)?;
+    let Some(attachment) = attachments.iter().find(|attachment| attachment.guest == *guest) else {
+        return Ok(false);
+    };
+    turn.suspend();
+    wait_for_stub(host, attachment, interrupt)?;
+    let_run(host, guest)?;
+    Ok(true)
+}
+
+/// Destroys a guest that waits for its devices, also one that the toolstack still builds. Its record goes with its home.
+pub fn destroy_built(host: &mut Host, guest: &Domain) -> Result<()> {
+    if domains::has_home(&mut host.store, guest)? {
+        // `domains::destroy` leaves one alone that is not introduced yet.
+        let destroyed = host.runner.destroy(guest.domid);
+        if domains::has_home(&mut host.store, guest)? {
+            destroyed?;
+        }
+    }
+    Ok(forget_start(&mut host.store, guest.domid)?)
+}
+
 /// Lets a guest run that has been given its devices, or is to have none: takes the service's pause away, and records that the
 /// service has nothing more to do for it. The toolstack's own pause, and one of the administrator's, stay.
 pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
     let start = GuestStart::of(&mut host.store, guest)?;
-    if start.is_some_and(|start| start.is_paused()) {
-        let state = host
-            .xen
-            .run_state(guest.domid)
-            .context("cannot ask Xen about the guest")?;
+    let state = host
+        .xen
+        .run_state(guest.domid)
+        .context("cannot ask Xen about the guest")?;
+    // One that was held and has run since was let run by the administrator: another pause is theirs.
+    let has_run = state.is_none_or(|state| !state.paused || !state.cpu_time.is_zero());
+    let is_ours = |start: &GuestStart| match start.stage {
+        Stage::Failed { held, .. } => held && !has_run,
+        _ => start.is_paused(),
+    };
+    if start.is_some_and(|start| is_ours(&start)) {
         if let Some(state) = state {
             say!(
                 "guest {} (domain {}) goes on; it has run for {} ns so far",
@@ -282,10 +314,19 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
     }
     let given = GuestStart {
         guest: guest.clone(),
-        stage: Stage::Given,
+        stage: Stage::Given {
+            declared: has_file(Path::new(DIRECTORY), guest),
+        },
     };
     given.write(&mut host.store)?;
-    Ok(forget_carried(&mut host.store, &guest.uuid)?)
+    // The guest runs: no reason to undo anything.
+    if let Err(error) = forget_carried(&mut host.store, &guest.uuid) {
+        notice!(
+            "cannot remove the record of what guest {} had before: {error}",
+            guest.name
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Hotplug: devices are added to, or removed from, a guest whose connection stands.
 
+use super::create::forget_at_other_guests;
 use super::dry_run::{DryRun, service_runs};
 use super::prepare::{self, Admitted};
 use super::return_devices::{rebind_drivers, reclaim_devices};
@@ -104,6 +105,9 @@ fn add(
     undo.push(move |host, turn| undo_add(host, turn, &attachment_of_undo, &bdfs));
     // The record, then the service, then the lists: the stub asks for a device as soon as it is in its list.
     let grown = grant::extend(host, attachment, &devices)?;
+    for device in &devices {
+        forget_at_other_guests(host, attachment.guest.uuid.as_str(), device.bdf)?;
+    }
     let stub = attachment.stub.domid;
     // The service answers once nothing else is under way with this stub, such as a reset.
     turn.give_way(|| Ok(control::ask_again(&Request::Follow { stub })?))?;

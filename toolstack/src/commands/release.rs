@@ -33,11 +33,14 @@ pub fn release(devices: &[Name], trusted: bool) -> Result<()> {
 }
 
 fn release_one(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {
-    let line = give_to_dom0(host, bdf, trusted)?;
-    Ok(match drop_carried(&mut host.store, bdf)? {
-        Some(guest) => format!("{line}; guest {} does not get it at its next start", guest.name),
-        None => line,
-    })
+    // Before anything that may fail, and also for a device that dom0 has already.
+    if let Some(guest) = drop_carried(&mut host.store, bdf)? {
+        say!("guest {} does not get {bdf} at its next start", guest.name);
+        if host.sysfs.driver(bdf).as_deref() != Some(PCIBACK) {
+            return Ok(format!("dom0 has {bdf} already"));
+        }
+    }
+    give_to_dom0(host, bdf, trusted)
 }
 
 fn give_to_dom0(host: &mut Host, bdf: Bdf, trusted: bool) -> Result<String> {

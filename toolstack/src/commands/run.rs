@@ -16,7 +16,7 @@ use crate::host::domains::{self, Domain, DomainError};
 use crate::host::guest_config::{GuestConfig, GuestRefusal, PASSTHROUGH};
 use crate::host::xl;
 use crate::nodes::progress::awaits_guest;
-use crate::records::Attachment;
+use crate::records::{Attachment, forget_carried};
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -140,6 +140,13 @@ pub fn run(request: &Run) -> Result<Ended> {
         Ok(Ended::GuestStillBoots) => Ok(Ended::GuestStillBoots),
         Err(error) => {
             undo.undo(&mut host, &mut turn);
+            // If the guest ended by itself, the service has recorded what it had.
+            if let Err(error) = forget_carried(&mut host.store, checked.guest.uuid()) {
+                notice!(
+                    "cannot remove the record of what guest {} had: {error}",
+                    checked.guest.name
+                );
+            }
             Err(error)
         }
     }

@@ -1,10 +1,10 @@
 //! `bulkhead start`: gives a guest the devices that it is to have whenever it starts, and lets it run. The service orders it
 //! for each guest that it has paused for that (`serve::starts`).
 
-use super::give::{give_first, let_run};
+use super::give::{destroy_built, finish_given, give_first, let_run};
 use super::turn::Turn;
 use super::waiting::{Interrupt, wait};
-use crate::admission::declared::{Declared, declared};
+use crate::admission::declared::declared;
 use crate::host::Host;
 use crate::host::domains::{self, Domain, has_home};
 use crate::host::guest_config::GuestConfig;
@@ -39,16 +39,21 @@ pub fn start(domid: DomId) -> Result<()> {
     else {
         return Ok(());
     };
-    let Some(before) = under_way(&mut host, &guest)? else {
+    if under_way(&mut host, &guest)?.is_none() {
         return Ok(());
-    };
+    }
     let given = give(&mut host, &guest, &interrupt);
     if !has_home(&mut host.store, &guest)? {
         return Ok(forget_start(&mut host.store, domid)?);
     }
-    match given {
-        Ok(()) => Ok(()),
-        Err((unfit, error)) => refuse(&mut host, &before, unfit, &error),
+    let Err((unfit, error)) = given else {
+        return Ok(());
+    };
+    let _turn = Turn::take_for(|| Ok((Some(guest.clone()), ())))?;
+    // Somebody else may have given them since.
+    match under_way(&mut host, &guest)? {
+        Some(start) => refuse(&mut host, &start, unfit, &error),
+        None => Ok(()),
     }
 }
 
@@ -64,6 +69,16 @@ fn under_way(host: &mut Host, guest: &Domain) -> Result<Option<GuestStart>> {
 fn give(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<(), (Unfit, anyhow::Error)> {
     let hold = |error: anyhow::Error| (Unfit::Hold, error);
     wait_for_last_domain(host, guest, interrupt).map_err(hold)?;
+    wait_for_toolstack(host, guest, interrupt).map_err(hold)?;
+    let (mut turn, ()) = Turn::take_for(|| Ok((Some(guest.clone()), ()))).map_err(hold)?;
+    // Another command, or an earlier one of this kind whose service has died, may have given the devices meanwhile.
+    if under_way(host, guest).map_err(hold)?.is_none() {
+        return Ok(());
+    }
+    if finish_given(host, &mut turn, guest, interrupt).map_err(hold)? {
+        return Ok(());
+    }
+    // Read in turn: `bulkhead release` or an editor may have changed it.
     let found = declared(&mut host.store, Path::new(DIRECTORY), guest);
     let Some(wanted) = found.map_err(|error| hold(error.into()))? else {
         // What it had was given away, or its declaration was removed, since it was paused.
@@ -73,27 +88,16 @@ fn give(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<(), (U
         );
         return let_run(host, guest).map_err(hold);
     };
-    let unfit = wanted.unfit;
-    give_declared(host, guest, &wanted, interrupt).map_err(|error| (unfit, error))
-}
-
-fn give_declared(host: &mut Host, guest: &Domain, wanted: &Declared, interrupt: &Interrupt) -> Result<()> {
-    wait_for_toolstack(host, guest, interrupt)?;
-    let (mut turn, _) = Turn::take_for(|| Ok((Some(guest.clone()), ())))?;
-    // Another command may have given the devices meanwhile.
-    if under_way(host, guest)?.is_none() {
-        return Ok(());
-    }
-    give_first(
+    let given = give_first(
         host,
         &mut turn,
         guest.clone(),
-        wanted,
+        &wanted,
         None,
         RUNNING_GUEST,
         interrupt,
-    )?;
-    Ok(())
+    );
+    given.map(drop).map_err(|error| (wanted.unfit, error))
 }
 
 /// Waits until libxl has finished the domain.
@@ -156,8 +160,7 @@ fn refuse(host: &mut Host, before: &GuestStart, unfit: Unfit, error: &anyhow::Er
                 "guest {} is destroyed, as its declaration says, because it cannot have its devices: {reason}",
                 guest.name
             );
-            domains::destroy(host, guest)?;
-            return Ok(forget_start(&mut host.store, guest.domid)?);
+            return destroy_built(host, guest);
         }
         // A guest that runs is left alone.
         _ => {}

@@ -28,7 +28,12 @@ pub enum Stage {
     /// The guest ran before the service saw it. It gets its devices while it runs.
     Running,
     /// The guest has had its devices.
-    Given,
+    Given {
+        /// True if they were those of its declaration. Such a guest has others, or none, when the declaration says so at its
+        /// next start.
+        #[serde(default)]
+        declared: bool,
+    },
     /// The guest could not have its devices.
     Failed {
         /// Why.
@@ -97,7 +102,7 @@ impl fmt::Display for GuestStart {
                 write!(f, "guest {guest} is paused: it is being given its devices")
             }
             Stage::Running => write!(f, "guest {guest} runs, and is being given its devices"),
-            Stage::Given => write!(f, "guest {guest} has had its devices"),
+            Stage::Given { .. } => write!(f, "guest {guest} has had its devices"),
             Stage::Failed { reason, held: true } => write!(
                 f,
                 "guest {guest} is held paused, because it cannot have its devices: {reason}. `bulkhead attach {guest}` tries \
@@ -134,7 +139,7 @@ mod tests {
             Stage::Pausing,
             Stage::Paused,
             Stage::Running,
-            Stage::Given,
+            Stage::Given { declared: true },
             Stage::Failed {
                 reason: "it is mute".into(),
                 held: true,

@@ -5,7 +5,6 @@
 //! The [`crate::host::launcher`], a process of its own that is not confined, runs programs and opens connections for it.
 
 use crate::paths;
-use bulkhead_config::declaration::DIRECTORY;
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
@@ -72,7 +71,8 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
     // Configuration space, resets. Paths below `bus/pci` lead to below `devices`.
     ("/sys/devices", make_bitflags!(AccessFs::{WriteFile})),
     ("/sys/bus/pci", make_bitflags!(AccessFs::{WriteFile})),
-    (DIRECTORY, READ),
+    // The directory above that of the declarations, which may be replaced.
+    ("/etc/bulkhead", READ),
     // Grants and event channels.
     (
         "/dev/xen",

@@ -21,8 +21,7 @@ const BEGIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(10);
 /// Interval at which the launcher looks at the worker that serves. The worker tells as often that its loop goes on.
 pub const LOOK: Duration = Duration::from_secs(2);
-/// A worker that serves is killed after a silence of this length. It is longer than a turn of the loop may take: the longest
-/// waits of a turn are those for xenstored and for the launcher ([`crate::host::launcher`]).
+/// A worker that serves is killed after a silence of this length in which it runs: it has a loop without an end.
 const SILENCE: Duration = Duration::from_secs(40);
 /// A worker that was stopped (SIGSTOP) is killed after this time. Nothing else than a stop looks like one.
 const STOPPED: Duration = Duration::from_secs(5);
@@ -81,14 +80,15 @@ impl Silence {
         let queued = seen.queued.saturating_sub(self.queued);
         (self.looked, self.queued) = (now, seen.queued);
         self.stopped = match seen.activity {
-            Activity::Stopped => self.stopped + passed,
+            Activity::Stopped if !seen.has_told => self.stopped + passed,
             _ => Duration::ZERO,
         };
         self.silent = match seen.activity {
             _ if seen.has_told => Duration::ZERO,
-            // A kill does not end a wait for the kernel. The wait's end does, and the worker is sound then.
-            Activity::InKernel => self.silent,
-            Activity::Stopped | Activity::Other => self.silent + passed.saturating_sub(queued),
+            // A kill does not end a wait for the kernel, or for xenstored, which the next worker would wait for too. The wait's end
+            // does, and the worker is sound then. Its links serve guests meanwhile.
+            Activity::Waits => self.silent,
+            Activity::Stopped | Activity::Runs => self.silent + passed.saturating_sub(queued),
         };
     }
 
@@ -113,10 +113,10 @@ pub struct Sighting {
 pub enum Activity {
     /// It was stopped by a signal or a debugger.
     Stopped,
-    /// It waits for the kernel, and no signal ends that.
-    InKernel,
-    /// It runs, waits for a processor, or waits for something that a signal ends.
-    Other,
+    /// It waits for something other than a processor.
+    Waits,
+    /// It runs, or waits for a processor.
+    Runs,
 }
 
 #[derive(Debug)]
@@ -481,7 +481,7 @@ mod tests {
     const fn well() -> Sighting {
         Sighting {
             has_told: true,
-            activity: Activity::Other,
+            activity: Activity::Runs,
             queued: Duration::ZERO,
         }
     }
@@ -564,12 +564,12 @@ mod tests {
             queued,
         };
         // The host is so busy that its main thread has waited all the time.
-        let waits = |passed| silent(Activity::Other, passed);
+        let waits = |passed| silent(Activity::Runs, passed);
         assert_eq!(look_for(&mut complete(now), now, DAY, waits), None);
-        let in_kernel = |_| silent(Activity::InKernel, Duration::ZERO);
+        let in_kernel = |_| silent(Activity::Waits, Duration::ZERO);
         assert_eq!(look_for(&mut complete(now), now, DAY, in_kernel), None);
         // It waits half of the time, and runs in a circle the other half.
-        let both = |passed: Duration| silent(Activity::Other, passed / 2);
+        let both = |passed: Duration| silent(Activity::Runs, passed / 2);
         let killed = look_for(&mut complete(now), now, DAY, both).unwrap();
         assert!(killed >= SILENCE * 2 && killed < SILENCE * 3, "{killed:?}");
     }

@@ -14,8 +14,13 @@ pub fn tidy(store: &mut Store) -> Result<(), RecordError> {
             failed::forget(store, failed.guest.domid)?;
         }
     }
+    let (attachments, _) = Attachment::all(store)?;
     for start in GuestStart::all(store)? {
-        if !has_home(store, &start.guest)? {
+        // It tells whether the devices of a guest that has ended are carried over.
+        let had_devices = attachments
+            .iter()
+            .any(|attachment| attachment.guest == start.guest);
+        if !had_devices && !has_home(store, &start.guest)? {
             forget_start(store, start.guest.domid)?;
         }
     }

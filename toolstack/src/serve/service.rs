@@ -29,7 +29,7 @@ use crate::nodes::hops::first_hop;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment, Carried};
+use crate::records::{self, ATTACHMENTS, Attachment, Carried, GuestStart, Stage};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -473,8 +473,12 @@ impl Service {
         self.reclaim_attachment(attachment, None)
     }
 
-    /// Records the devices of a guest that has ended, for its next start.
+    /// Records the devices of a guest that has ended, for its next start, unless its declaration decides about them.
     fn carry_over(&mut self, attachment: &Attachment) -> Result<(), ServeError> {
+        let start = GuestStart::of(&mut self.host.store, &attachment.guest)?;
+        if start.is_some_and(|start| start.stage == Stage::Given { declared: true }) {
+            return Ok(());
+        }
         let kernel = self.kernel_of(attachment)?;
         let kernel = kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned());
         Ok(Carried::new(attachment, kernel).write(&mut self.host.store)?)

@@ -4,13 +4,13 @@
 //! libxl makes the nodes of a domain, below `/vm` too, before it loads the kernel into it. Xen counts pauses, so the
 //! toolstack's own unpause comes and goes without effect.
 
-use crate::admission::declared::{DeclaredError, declared};
+use crate::admission::declared::{DeclaredError, declared, has_file};
 use crate::host::domains::{self, Domain};
 use crate::host::launcher::{Order, Ticket};
 use crate::host::store::Store;
 use crate::host::{Host, Runner};
 use crate::records::unfinished;
-use crate::records::{Attachment, GuestStart, RecordError, Stage, forget_start};
+use crate::records::{Attachment, Carried, GuestStart, RecordError, Stage, forget_start};
 use crate::serve::error::ServeError;
 use crate::service_log;
 use bulkhead_config::declaration::DIRECTORY;
@@ -66,44 +66,51 @@ impl Starts {
                 .iter()
                 .any(|domain| (domain.domid, &domain.uuid) == (*domid, &*uuid))
         });
+        let mut looked = Ok(());
         for guest in domains {
             // One without a UUID is being made, or of a toolstack that no declaration can be sure of.
             if guest.domid == 0 || guest.uuid.is_empty() || self.known.contains_key(&guest.domid) {
                 continue;
             }
-            self.begin(host, &guest)?;
-            self.known.insert(guest.domid, guest.uuid);
+            match self.begin(host, &guest) {
+                Ok(()) => _ = self.known.insert(guest.domid, guest.uuid),
+                // The others must be paused all the same. This one is looked at again.
+                Err(error) => looked = looked.and(Err(error)),
+            }
         }
-        Ok(())
+        looked
     }
 
     fn begin<X: Hypervisor>(&mut self, host: &mut Host<X>, guest: &Domain) -> Result<(), ServeError> {
         let _about = service_log::about_guest(&guest.name);
-        let stage = match self.newcomer(&mut host.store, guest)? {
+        match self.newcomer(&mut host.store, guest)? {
             Newcomer::Other => return Ok(()),
-            Newcomer::Begun(stage) => stage,
-            Newcomer::New => match pause(host, guest)? {
-                Some(stage) => stage,
-                None => return Ok(()),
-            },
-        };
+            // Whether the last worker came to pause it is not known. One that is not paused was not.
+            Newcomer::Begun(Stage::Pausing) if is_paused(host, guest)? => {}
+            Newcomer::New | Newcomer::Begun(Stage::Pausing) => {
+                if pause(host, guest)?.is_none() {
+                    return Ok(());
+                }
+            }
+            Newcomer::Begun(_) => {}
+        }
         let Runner::Launcher(launcher) = &mut host.runner else {
             return Ok(());
         };
         match launcher.order(Order::Start { guest: guest.domid }) {
-            Ok(ticket) => self.orders.push((guest.clone(), ticket)),
-            Err(error) => {
-                fail(&mut host.store, guest, &stage, &error.to_string())?;
-                return Err(error.into());
+            Ok(ticket) => {
+                self.orders.push((guest.clone(), ticket));
+                Ok(())
             }
+            // Without its launcher this service ends. The next one goes on by the record.
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     fn newcomer(&self, store: &mut Store, guest: &Domain) -> Result<Newcomer, ServeError> {
         match GuestStart::of(store, guest)?.map(|start| start.stage) {
             None => {}
-            Some(Stage::Given | Stage::Failed { .. }) => return Ok(Newcomer::Other),
+            Some(Stage::Given { .. } | Stage::Failed { .. }) => return Ok(Newcomer::Other),
             Some(stage) => return Ok(Newcomer::Begun(stage)),
         }
         let is_declared = match declared(store, &self.directory, guest) {
@@ -113,11 +120,11 @@ impl Starts {
             Err(DeclaredError::File(_)) => true,
             Err(error @ DeclaredError::Directory { .. }) => {
                 log::error!(
-                    "{:#}; guest {} starts as it is",
+                    "{:#}; guest {} starts without what it may declare",
                     anyhow::Error::from(error),
                     guest.name
                 );
-                false
+                Carried::of(store, &guest.uuid)?.is_some()
             }
         };
         if !is_declared && !had_devices(store, guest)? {
@@ -129,7 +136,9 @@ impl Starts {
         }
         let (attachments, _) = Attachment::all(store)?;
         if attachments.iter().any(|attachment| attachment.guest == *guest) {
-            let stage = Stage::Given;
+            let stage = Stage::Given {
+                declared: has_file(&self.directory, guest),
+            };
             GuestStart {
                 guest: guest.clone(),
                 stage,
@@ -173,6 +182,11 @@ fn had_devices(store: &mut Store, guest: &Domain) -> Result<bool, RecordError> {
     let (attachments, _) = Attachment::all(store)?;
     let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
     Ok(attachments.iter().any(|attachment| is_last(&attachment.guest)))
+}
+
+fn is_paused<X: Hypervisor>(host: &Host<X>, guest: &Domain) -> Result<bool, ServeError> {
+    let state = host.xen.run_state(guest.domid).map_err(ServeError::Pause)?;
+    Ok(state.is_some_and(|state| state.paused))
 }
 
 /// Pauses a guest that has not run yet. Returns how far its start has come; `None` if the guest has ended.
@@ -223,7 +237,7 @@ fn fail(store: &mut Store, guest: &Domain, stage: &Stage, reason: &str) -> Resul
     let held = match stage {
         Stage::Pausing | Stage::Paused => true,
         Stage::Running => false,
-        Stage::Given | Stage::Failed { .. } => return Ok(()),
+        Stage::Given { .. } | Stage::Failed { .. } => return Ok(()),
     };
     let start = GuestStart {
         guest: guest.clone(),
@@ -242,8 +256,8 @@ mod tests {
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::tests::{attachment, domain};
+    use crate::records::unfinished;
     use crate::records::unfinished::Unfinished;
-    use crate::records::{Carried, unfinished};
     use rustix::io::Errno;
     use std::fs;
     use xen::model::{ModelDomain, Xen};
@@ -389,7 +403,10 @@ mod tests {
         let mut scene = Scene::new();
         attachment().write(&mut scene.host.store).unwrap();
         scene.look();
-        assert_eq!((scene.pauses(3), scene.stage(3, "web")), (1, Some(Stage::Given)));
+        assert_eq!(
+            (scene.pauses(3), scene.stage(3, "web")),
+            (1, Some(Stage::Given { declared: true }))
+        );
         assert!(!scene.starts.expect_answers());
     }
 
@@ -399,7 +416,7 @@ mod tests {
             (Stage::Pausing, true),
             (Stage::Paused, true),
             (Stage::Running, true),
-            (Stage::Given, false),
+            (Stage::Given { declared: true }, false),
             (
                 Stage::Failed {
                     reason: String::new(),
@@ -414,6 +431,29 @@ mod tests {
             assert_eq!(scene.pauses(3), 1, "{stage:?}");
             assert_eq!(scene.starts.expect_answers(), goes_on, "{stage:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_the_last_worker_did_not_come_to_pause_is_paused() {
+        let mut scene = Scene::new();
+        scene.record(Stage::Pausing);
+        scene.host.xen.unpause(3).unwrap();
+        scene.look();
+        assert_eq!((scene.pauses(3), scene.stage(3, "web")), (1, Some(Stage::Paused)));
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_paused_does_not_keep_the_others_from_it() {
+        let mut scene = Scene::new();
+        fs::write(
+            scene.directory.path().join("mail.toml"),
+            "guest = \"mail\"\ndevices = [\"00:06.0\"]",
+        )
+        .unwrap();
+        scene.host.xen.refuse("pause 3", Errno::BUSY);
+        assert!(scene.starts.look(&mut scene.host).is_err());
+        assert_eq!((scene.pauses(3), scene.pauses(7)), (1, 2));
+        assert!(!scene.starts.known.contains_key(&3), "it is looked at again");
     }
 
     #[test]

@@ -245,8 +245,8 @@ impl Workers {
             has_told: self.desk.take_alive(worker),
             activity: match thread.state {
                 'T' | 't' => Activity::Stopped,
-                'D' => Activity::InKernel,
-                _ => Activity::Other,
+                'R' => Activity::Runs,
+                _ => Activity::Waits,
             },
             queued: thread.queued,
         };

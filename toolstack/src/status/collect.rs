@@ -72,7 +72,9 @@ pub fn collect(
     }
     status.failed = Failed::all(store)?;
     status.starts = GuestStart::all(store)?;
-    status.starts.retain(|start| start.stage != Stage::Given);
+    status
+        .starts
+        .retain(|start| !matches!(start.stage, Stage::Given { .. }));
     status.carried = Carried::all(store)?.into_iter().map(carried).collect();
     match Declarations::read(Path::new(DIRECTORY)) {
         Ok(files) => {
