@@ -282,6 +282,8 @@ impl Service {
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
         match outcome {
             Outcome::Reclaimed(released) => {
+                // The record of the guest's start stays as long as that of its devices.
+                self.agenda.mark(Concern::All, Instant::now());
                 self.forget_errors_of_gone(stub);
                 for client in self.reclaims.end(stub) {
                     client.reply(released.clone().into());
