@@ -14,6 +14,7 @@ if [ "$BOOT" = 1 ]; then
     install_bulkhead
     guest_config web 'passthrough = "enabled"'
     check "declare" bulkhead declare web --device $CARD
+    mkdir -p /etc/xen/auto
     check "xl starts it at boot" cp /root/web.cfg /etc/xen/auto/web.cfg
     check "declare one for libvirt" bulkhead declare lv --device $EDU
     reboot_host
