@@ -137,7 +137,6 @@ pub fn give_first(
     timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<GivenFirst> {
-    let domid = guest.domid.to_string();
     let (stub, admitted) = check_first(host, &guest, wanted, stub)?;
     let slots = wanted.slots;
     control::ensure_running()?;
@@ -150,9 +149,9 @@ pub fn give_first(
             None => (create_stub(host, &guest, &wanted.kernel, &mut undo)?, true),
         };
         interrupt.check()?;
-        let attachment = attach_admitted(host, guest, stub, slots, &admitted, is_ours, &mut undo)?;
+        let attachment = attach_admitted(host, guest.clone(), stub, slots, &admitted, is_ours, &mut undo)?;
         // A paused guest cannot connect: then the stub's part is all there is to wait for.
-        let paused = xl::is_paused(&domid)?;
+        let paused = is_paused(host, &guest)?;
         turn.suspend();
         if paused {
             wait_for_stub(host, &attachment, interrupt)?;
@@ -161,7 +160,7 @@ pub fn give_first(
         }
         let_run(host, &attachment.guest)?;
         // Nothing may fail any more: the guest runs.
-        let guest = match (paused, xl::is_paused(&domid).unwrap_or(false)) {
+        let guest = match (paused, is_paused(host, &attachment.guest).unwrap_or(false)) {
             (_, true) => GuestDoes::Waits,
             (true, false) => GuestDoes::Starts,
             (false, false) => GuestDoes::Uses,
@@ -173,6 +172,12 @@ pub fn give_first(
         undo.undo(host, turn);
     }
     given
+}
+
+fn is_paused(host: &Host, guest: &Domain) -> Result<bool> {
+    let state = host.xen.run_state(guest.domid);
+    let state = state.with_context(|| format!("cannot ask Xen whether guest {} is paused", guest.name))?;
+    Ok(state.is_some_and(|state| state.paused))
 }
 
 /// The stub that is named, or the one with the usual name for this guest; `None` if that has to be created. A domain that is no

@@ -176,24 +176,6 @@ pub fn unpause(domain: &str) -> Result<(), XlError> {
     xl(&["unpause", domain].map(OsStr::new)).map(drop)
 }
 
-/// True if a domain is paused.
-pub fn is_paused(domain: &str) -> Result<bool, XlError> {
-    let arguments = ["list", domain].map(OsStr::new);
-    let printed = xl(&arguments)?;
-    shows_paused(&printed).ok_or_else(|| XlError::Output {
-        command: shown(&arguments),
-        expected: "state of the domain",
-    })
-}
-
-/// Reads the last line of `xl list`: the state is the last column but one, a letter or a dash for each of running,
-/// blocked, paused, shut down, crashed, dying.
-fn shows_paused(text: &str) -> Option<bool> {
-    let mut columns = text.lines().last()?.split_whitespace().rev();
-    let state = columns.nth(1).filter(|state| state.len() == 6)?;
-    Some(state.contains('p'))
-}
-
 /// Asks a domain to shut down.
 pub fn shutdown(domain: &str) -> Result<(), XlError> {
     xl(&["shutdown", domain].map(OsStr::new)).map(drop)
@@ -237,19 +219,6 @@ mod tests {
             ("4.17.6-pre", "6.1.0-37-amd64")
         );
         assert_eq!(HostInfo::parse("nothing of the kind"), HostInfo::default());
-    }
-
-    #[test]
-    fn a_paused_domain_is_told_from_one_that_runs() {
-        let list = |state| {
-            format!(
-                "Name          ID   Mem VCPUs\tState\tTime(s)\nweb p  3   256     1     {state}       0.0\n"
-            )
-        };
-        assert_eq!(shows_paused(&list("--p---")), Some(true));
-        assert_eq!(shows_paused(&list("-b----")), Some(false));
-        assert_eq!(shows_paused("nothing"), None);
-        assert_eq!(shows_paused(""), None);
     }
 
     #[test]
