@@ -110,20 +110,27 @@ impl Built {
     fn list(&self, list: &[Artefact], kept: usize) -> Result<()> {
         // The list comes last: if it is there, all other files are complete.
         write_atomically(&self.path(LIST), &serde_json::to_vec_pretty(&list)?)?;
-        self.dir.parent().map_or(Ok(()), |sets| prune(sets, kept))
+        self.dir
+            .parent()
+            .map_or(Ok(()), |sets| prune(sets, &self.dir, kept.saturating_sub(1)))
     }
 }
 
-fn prune(built: &Path, kept: usize) -> Result<()> {
+/// Removes the sets in `built` but `new`, which is never removed, and the `others` that were used last. A filesystem's
+/// clock is coarse: `new` may be as old as the set before it.
+fn prune(built: &Path, new: &Path, others: usize) -> Result<()> {
     let mut dirs: Vec<(SystemTime, PathBuf)> = fs::read_dir(built)?
         .filter_map(|entry| {
             let dir = entry.ok()?.path();
+            if dir == new {
+                return None;
+            }
             let used = dir.join(LIST).metadata().and_then(|metadata| metadata.modified());
             Some((used.unwrap_or(SystemTime::UNIX_EPOCH), dir))
         })
         .collect();
     dirs.sort_unstable();
-    for (_, dir) in &dirs[..dirs.len().saturating_sub(kept)] {
+    for (_, dir) in &dirs[..dirs.len().saturating_sub(others)] {
         fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
     }
     Ok(())
@@ -193,8 +200,23 @@ mod tests {
             list.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60 * minutes))
                 .expect("temporary");
         }
-        prune(built, KEPT).expect("temporary");
+        prune(built, &built.join("newest"), 3).expect("temporary");
         let left = ["new", "newer", "newest", "old", "older"].map(|name| built.join(name).exists());
         assert_eq!(left, [true, true, true, true, false]);
+    }
+
+    #[test]
+    fn the_set_just_made_stays_though_the_clock_says_that_all_are_as_old() {
+        let cache = Cache::new("clock");
+        for new in ["a", "b", "c"] {
+            for name in ["a", "b", "c"] {
+                create_dir(&cache.0.join(name)).expect("temporary");
+                let list = File::create(cache.0.join(name).join(LIST)).expect("temporary");
+                list.set_modified(SystemTime::UNIX_EPOCH).expect("temporary");
+            }
+            prune(&cache.0, &cache.0.join(new), 0).expect("temporary");
+            let left = ["a", "b", "c"].map(|name| cache.0.join(name).exists());
+            assert_eq!(left, ["a", "b", "c"].map(|name| name == new));
+        }
     }
 }

@@ -72,7 +72,7 @@ refused "the same by check" "quirk 10:4:fff cannot be had" bulkhead check $CARD,
 refused "a policy that is not there" "cannot read the policy /root/none.toml" \
     bulkhead attach g1 --device $CARD --policy /root/none.toml
 policy "msi = true" "[[device]]" "match = \"$CARD\"" "permissiv = true"
-refused "a broken policy" "$POLICY is broken in line 4: unknown field .permissiv" bulkhead attach g1 --device $CARD
+refused "a broken policy" "$POLICY is broken in line 4, column 1: unknown field .permissiv" bulkhead attach g1 --device $CARD
 check "without a policy" rm $POLICY
 
 # --- registers that no table names
