@@ -1,5 +1,5 @@
 #!/bin/sh
-# xl is refused a device that a guest has through a stub, each time, before it touches the device; a device in quarantine is not offered.
+# xl is refused a device that a guest has through a stub, each time, before it touches the device, and so is saving the guest; a device in quarantine is not offered.
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: suite bookworm
@@ -57,6 +57,15 @@ within 2 "libxl is told again" sh -c "[ \"\$(xenstore-read $NOTE/domid)\" = $(xl
 equal "xl pci-assignable-list" "" "$(xl pci-assignable-list)"
 refused "xl pci-assignable-remove" "failed to de-quarantine" xl pci-assignable-remove $BDF
 refused "xl pci-assignable-add" "failed to quarantine" xl pci-assignable-add $BDF
+# Neither guest nor stub notices that xl wants to save, copy or move it.
+for domain in g1 g1-bulkhead; do
+    refused "xl save $domain" "Suspend event channel initialization failed" timeout 20 xl save $domain /tmp/saved
+    refused "xl save -c $domain" "Suspend event channel initialization failed" timeout 20 xl save -c $domain /tmp/saved
+done
+refused "xl migrate" "Suspend event channel initialization failed" timeout 60 xl migrate -s "" g1 "xl migrate-receive"
+within 10 "what was to become g1 elsewhere is gone" sh -c "! xl list | grep incoming"
+check "xl save of a guest without devices" xl save -c g2 /tmp/saved
+check "that leaves no file" rm /tmp/saved
 # It fails without a word.
 xl pci-detach g1 $BDF && failure "xl pci-detach g1: not refused"
 equal "what libxl is told" "$expected" "$(told)"

@@ -388,7 +388,7 @@ mod tests {
         let attachment = attachment();
         let nodes = |store: &mut Store| {
             let paths = [
-                "/local/domain/3/device",
+                "/local/domain/3/device/pci",
                 "/local/domain/4/backend/pci/3",
                 "/local/domain/4/device/bulkhead/0",
                 "/local/domain/0/backend/bulkhead/4",

@@ -1,5 +1,6 @@
 //! The xenstore nodes of both hops, as docs/protocol.md lists them for the toolstack.
 
+use super::suspension;
 use crate::host::store::{Store, StoreError, Stream};
 use crate::records::stub_backup::Published;
 use crate::records::{self, Attachment};
@@ -125,13 +126,14 @@ impl HopNodes {
     }
 
     /// Writes the nodes in one transaction, but for the frontend's state. Nodes of an earlier hop between the same
-    /// two are removed, with the errors that were reported.
+    /// two are removed, with the errors that were reported. From now on the frontend's domain cannot be saved.
     ///
     /// The frontend's state comes last, in a write of its own. Linux probes a device as soon as its state reads
     /// Initialising, and has one more look at it for each node of its directory that changed, be it in one transaction.
     /// From 7.0 on it compares the nodes then, and takes a device that has no driver yet for one that was reset, if its
     /// backend is not in dom0 (until 7.2.13 and 7.3.4). With the state alone there is one look, and nothing to compare.
     pub fn write(&self, store: &mut Store) -> Result<(), StoreError> {
+        suspension::refuse(store, self.frontend.owner)?;
         store.transaction(|store| {
             self.frontend.write(store)?;
             self.backend.write(store)
