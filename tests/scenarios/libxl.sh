@@ -63,7 +63,11 @@ for domain in g1 g1-bulkhead; do
     refused "xl save -c $domain" "Suspend event channel initialization failed" timeout 20 xl save -c $domain /tmp/saved
 done
 refused "xl migrate" "Suspend event channel initialization failed" timeout 60 xl migrate -s "" g1 "xl migrate-receive"
-within 10 "what was to become g1 elsewhere is gone" sh -c "! xl list | grep incoming"
+# libxl's receiver dies of a segmentation fault when the sender says nothing, and leaves what it has made.
+if xl domid g1--incoming >/dev/null 2>&1; then
+    check "what is left of the migration" xl destroy g1--incoming
+fi
+within 10 "g1 alone has devices" sh -c "bulkhead status --json | jq -e '.starts == [] and (.stubs | length) == 1'"
 check "xl save of a guest without devices" xl save -c g2 /tmp/saved
 check "that leaves no file" rm /tmp/saved
 # It fails without a word.
