@@ -100,11 +100,17 @@ fn give(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<(), (U
     given.map(drop).map_err(|error| (wanted.unfit, error))
 }
 
+/// What there is to wait for if the guest has ended: nothing.
+fn ended(host: &mut Host, guest: &Domain) -> Result<Option<Progress>> {
+    let is_there = has_home(&mut host.store, guest)?;
+    Ok((!is_there).then(|| Progress::Failed(format!("guest {} has ended", guest.name))))
+}
+
 /// Waits until libxl has finished the domain.
 fn wait_for_toolstack(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<()> {
     wait(CREATION, interrupt, || {
-        if !has_home(&mut host.store, guest)? {
-            return Ok(Progress::Failed(format!("guest {} has ended", guest.name)));
+        if let Some(ended) = ended(host, guest)? {
+            return Ok(ended);
         }
         // libxl stores the configuration as its last step; until then there is no name in it.
         let config = xl::config_of(&guest.domid.to_string());
@@ -122,6 +128,9 @@ fn wait_for_toolstack(host: &mut Host, guest: &Domain, interrupt: &Interrupt) ->
 /// Waits until the last domain of a guest that reboots has no devices any more.
 fn wait_for_last_domain(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<()> {
     wait(LAST_DOMAIN, interrupt, || {
+        if let Some(ended) = ended(host, guest)? {
+            return Ok(ended);
+        }
         let (attachments, _) = Attachment::all(&mut host.store)?;
         let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
         Ok(
