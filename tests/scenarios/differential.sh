@@ -11,8 +11,9 @@
 SEED=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 DEVICES="e1000e edu nvme"
 # A part, for the sake of time. The whole, 120,000 accesses at random in all: cargo verify --scenario differential --set WHOLE=1
-COUNT=8000
+COUNT=3000
 LEFT_OUT="nvme writes"
+[ -z "$ALL" ] || COUNT=8000
 [ -z "$WHOLE" ] || COUNT=40000 LEFT_OUT=
 say "seed $SEED, $COUNT accesses at random to each of $DEVICES"
 

@@ -167,16 +167,35 @@ const EVERY_MOMENT: HostCheck = HostCheck {
     )
 };
 
-/// Passed, failed, skipped.
+/// Passed, failed, skipped, and how long each took.
 #[derive(Default)]
 struct Score {
     passed: u32,
     failed: Vec<String>,
     skipped: u32,
+    times: Vec<(Duration, String)>,
 }
 
+/// How many of the longest times are printed at the end.
+const LONGEST: usize = 24;
+
 impl Score {
-    fn note(&mut self, name: &str, verdict: &Verdict) {
+    /// Prints the times of all and of the longest, of which CI may keep nothing else.
+    fn tell_longest(&mut self, whole: Duration) {
+        self.times.sort_unstable_by_key(|(time, _)| Reverse(*time));
+        let longest = self.times.iter().take(LONGEST);
+        let longest: Vec<String> = longest
+            .map(|(time, name)| format!("{name} {}", time.as_secs()))
+            .collect();
+        println!(
+            "{} s in all; the longest, in s: {}",
+            whole.as_secs(),
+            longest.join(", ")
+        );
+    }
+
+    fn note(&mut self, name: &str, verdict: &Verdict, time: Duration) {
+        self.times.push((time, name.to_owned()));
         match verdict {
             Verdict::Success => self.passed += 1,
             Verdict::Skip(_) => self.skipped += 1,
@@ -192,6 +211,7 @@ fn tell(name: &str, verdict: &Verdict, duration: Duration) {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    let since = Instant::now();
     let mut score = Score::default();
     if arguments.scenario.is_empty() {
         for check in HOST_CHECKS {
@@ -205,6 +225,7 @@ fn main() -> Result<ExitCode> {
     if !arguments.host {
         scenarios(&arguments, &mut score)?;
     }
+    score.tell_longest(since.elapsed());
     for name in &score.failed {
         println!("failed: {name}");
     }
@@ -247,7 +268,7 @@ impl HostCheck {
             Verdict::Failure(status.to_string())
         };
         tell(name, &verdict, since.elapsed());
-        score.note(name, &verdict);
+        score.note(name, &verdict, since.elapsed());
         Ok(())
     }
 }
@@ -334,7 +355,7 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
                     let name = format!("the rig of {suite} with {host}");
                     let verdict = Verdict::Error(format!("{error:#}"));
                     tell(&name, &verdict, Duration::ZERO);
-                    score.note(&name, &verdict);
+                    score.note(&name, &verdict, Duration::ZERO);
                 }
             }
         }
@@ -367,10 +388,10 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             _ => run_all(VecDeque::from([job]), 1, &files, &figures)?.pop(),
         };
         match second {
-            None => score.note(&report.name, &report.verdict),
+            None => score.note(&report.name, &report.verdict, report.duration),
             Some(second) => {
                 let name = format!("{} (second run; the first: {})", report.name, report.verdict);
-                score.note(&name, &second.report.verdict);
+                score.note(&name, &second.report.verdict, second.report.duration);
             }
         }
     }
@@ -450,7 +471,7 @@ fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
         Verdict::Success
     };
     tell(&name, &verdict, since.elapsed());
-    score.note(&name, &verdict);
+    score.note(&name, &verdict, since.elapsed());
     Ok(())
 }
 
@@ -464,7 +485,7 @@ fn command_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
         Verdict::Success
     };
     tell(name, &verdict, since.elapsed());
-    score.note(name, &verdict);
+    score.note(name, &verdict, since.elapsed());
     Ok(())
 }
 
