@@ -29,8 +29,8 @@ pub enum Stage {
     Running,
     /// The guest has had its devices.
     Given {
-        /// True if they were those of its declaration. Such a guest has others, or none, when the declaration says so at its
-        /// next start.
+        /// True if they are not carried over: its declaration decides what it has at its next start, or the domain is one that
+        /// libxl keeps after the guest's end.
         #[serde(default)]
         declared: bool,
     },

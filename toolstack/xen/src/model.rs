@@ -19,6 +19,8 @@ pub struct Xen {
     refused: RefCell<Vec<(String, Errno)>>,
     /// The domains that are alive.
     domains: RefCell<BTreeMap<DomId, ModelDomain>>,
+    /// The UUIDs with which domains were created.
+    uuids: RefCell<BTreeMap<DomId, String>>,
     /// The pirqs that are mapped, if they are tracked. Then the highest free one is given, as Xen does.
     pirqs: Option<RefCell<BTreeSet<u16>>>,
 }
@@ -47,6 +49,7 @@ impl Xen {
             group: RefCell::default(),
             refused: RefCell::default(),
             domains: RefCell::default(),
+            uuids: RefCell::default(),
             pirqs: None,
         }
     }
@@ -78,6 +81,11 @@ impl Xen {
     /// A domain as it is now.
     pub fn domain(&self, domid: DomId) -> Option<ModelDomain> {
         self.domains.borrow().get(&domid).copied()
+    }
+
+    /// Sets the UUID with which a domain was created.
+    pub fn set_uuid(&self, domid: DomId, uuid: &str) {
+        self.uuids.borrow_mut().insert(domid, uuid.to_owned());
     }
 
     /// The calls so far.
@@ -121,6 +129,10 @@ impl Hypervisor for Xen {
             paused: domain.pauses > 0,
             cpu_time: domain.cpu_time,
         }))
+    }
+
+    fn uuid(&self, domain: DomId) -> io::Result<Option<String>> {
+        Ok(self.uuids.borrow().get(&domain).cloned())
     }
 
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
