@@ -315,13 +315,7 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
         .xen
         .run_state(guest.domid)
         .context("cannot ask Xen about the guest")?;
-    // One that was held and has run since was let run by the administrator: another pause is theirs.
-    let has_run = state.is_none_or(|state| !state.paused || !state.cpu_time.is_zero());
-    let is_ours = |start: &GuestStart| match start.stage {
-        Stage::Failed { held, .. } => held && !has_run,
-        _ => start.is_paused(),
-    };
-    if start.is_some_and(|start| is_ours(&start)) {
+    if start.is_some_and(|start| start.seen(state).is_paused()) {
         if let Some(state) = state {
             say!(
                 "guest {} (domain {}) goes on; it has run for {} ns so far",

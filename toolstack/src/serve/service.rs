@@ -676,7 +676,8 @@ impl Service {
                 remarks.insert(stub, remark);
             }
         }
-        client.finish(move || report(store, linked, remarks));
+        let xen = self.job_xen.clone();
+        client.finish(move || report(store, &xen, linked, remarks));
         Ok(())
     }
 }

@@ -99,11 +99,15 @@ impl Xen {
     }
 
     fn record_call(&self, call: String) -> io::Result<()> {
-        let refused = self.refused.borrow();
-        let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
-        let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
+        let answer = self.check(&call);
         self.calls.borrow_mut().push(call);
         answer
+    }
+
+    fn check(&self, call: &str) -> io::Result<()> {
+        let refused = self.refused.borrow();
+        let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
+        refusal.map_or(Ok(()), |&(_, error)| Err(error.into()))
     }
 }
 
@@ -125,6 +129,7 @@ impl Hypervisor for Xen {
     }
 
     fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>> {
+        self.check(&format!("state {domain}"))?;
         Ok(self.domain(domain).map(|domain| RunState {
             paused: domain.pauses > 0,
             cpu_time: domain.cpu_time,

@@ -286,7 +286,7 @@ fn service(sysfs: &Sysfs) -> Result<Status, String> {
         // The records tell whether a guest needs the service.
         Err(ControlError::NotRunning(_)) => {
             let mut store = store::open().map_err(in_words)?;
-            status::collect(&mut store, sysfs, false, BTreeMap::new()).map_err(in_words)
+            status::collect(&mut store, None, sysfs, false, BTreeMap::new()).map_err(in_words)
         }
         Err(error) => Err(in_words(error)),
     }
