@@ -296,7 +296,7 @@ pub fn finish_given(host: &mut Host, turn: &mut Turn, guest: &Domain, interrupt:
 }
 
 /// Destroys a guest that waits for its devices, also one that the toolstack still builds. Its record goes with its home.
-pub fn destroy_built(host: &mut Host, guest: &Domain) -> Result<()> {
+pub fn destroy_built<X>(host: &mut Host<X>, guest: &Domain) -> Result<()> {
     if domains::has_home(&mut host.store, guest)? {
         // `domains::destroy` leaves one alone that is not introduced yet.
         let destroyed = host.runner.destroy(guest.domid);
