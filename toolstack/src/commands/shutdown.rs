@@ -6,9 +6,12 @@
 
 use super::destroy;
 use super::give::destroy_built;
+use super::return_devices::reclaim_attachment;
+use super::turn::Turn;
 use super::waiting::Interrupt;
 use crate::control;
-use crate::host::domains::{self, Domain, has_home};
+use crate::handover::carry::carry_over;
+use crate::host::domains::{self, Domain, has_home, present};
 use crate::host::store::{self, Store};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::{Host, xl};
@@ -50,7 +53,7 @@ impl Unattended {
 pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     let mut host = Host::open()?;
     let interrupt = Interrupt::catch()?;
-    let (guests, damaged) = guests(&mut host.store)?;
+    let (mut guests, damaged) = guests(&mut host.store)?;
     for error in damaged {
         notice!("{error}");
     }
@@ -98,6 +101,12 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
                 let _ = domains::destroy(&mut host, guest);
             }
         }
+        for guest in unattended_devices(&mut host, &left, control::is_running())? {
+            if let Err(error) = reclaim(&mut host, &guest) {
+                problems.push(format!("guest {}: {error:#}", guest.name));
+                guests.retain(|other| *other != guest);
+            }
+        }
         left = still_there(&mut host.store, &guests)?;
     }
     let late = names(&left);
@@ -119,6 +128,42 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     say!("done: the devices of {} are taken back", names(&guests));
+    Ok(())
+}
+
+/// Those of these guests that have ended, and whose devices nobody takes back: the service does that, and when the host goes
+/// down systemd does not start one that was stopped.
+fn unattended_devices<X: Hypervisor>(
+    host: &mut Host<X>,
+    guests: &[Domain],
+    service_runs: bool,
+) -> Result<Vec<Domain>> {
+    let mut unattended = Vec::new();
+    if service_runs {
+        return Ok(unattended);
+    }
+    for guest in guests {
+        if present(host, guest)?.is_none() {
+            unattended.push(guest.clone());
+        }
+    }
+    Ok(unattended)
+}
+
+/// Takes the devices of a guest that has ended back, as the service does.
+fn reclaim(host: &mut Host, guest: &Domain) -> Result<()> {
+    let (mut turn, left) = Turn::take_for(|| {
+        let (attachments, _) = Attachment::all(&mut host.store)?;
+        let left = attachments.into_iter().find(|left| left.guest == *guest);
+        Ok((Some(guest.clone()), left))
+    })?;
+    let Some(left) = left else {
+        return Ok(());
+    };
+    carry_over(&mut host.store, &left)?;
+    let released = reclaim_attachment(host, &mut turn, &left)?;
+    released.devices.iter().for_each(|line| say!("{line}"));
+    ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
     Ok(())
 }
 
@@ -292,5 +337,23 @@ mod tests {
         }
         assert!(matches!(&host.runner, Runner::Model(destroyed) if *destroyed == [7, 9]));
         assert_eq!(waiting(&mut host.store, Some(&host.xen)).unwrap(), []);
+    }
+
+    #[test]
+    fn devices_of_a_guest_that_has_ended_are_not_waited_for_if_no_service_runs() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        };
+        let guests = [domain(3, "web"), domain(7, "mail")];
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 7, "mail");
+        daemon.release(7);
+        assert_eq!(unattended_devices(&mut host, &guests, true).unwrap(), []);
+        let mail = &guests[1..];
+        assert_eq!(unattended_devices(&mut host, &guests, false).unwrap(), mail);
     }
 }
