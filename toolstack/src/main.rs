@@ -162,6 +162,7 @@ fn execute(command: Command) -> Result<Exit> {
                 guest,
                 slots,
                 choices,
+                later: false,
             })?;
             print(&report, json)?;
             Ok(Exit::verdict(report.fit))
