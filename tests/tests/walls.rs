@@ -115,6 +115,10 @@ impl ConfigAccess for Card {
 struct Xen(Cell<u16>);
 
 impl Hypervisor for Xen {
+    fn uuid(&self, _: DomId) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
     fn allow_frames(&self, _: DomId, _: u64, _: u64, _: bool) -> io::Result<()> {
         Ok(())
     }

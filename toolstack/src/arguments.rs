@@ -7,7 +7,7 @@ use bulkhead_config::declaration::Unfit;
 use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use xen::xenctrl::DomId;
 use xenbus::device::SlotMode;
@@ -29,62 +29,23 @@ pub enum Command {
         /// xl configuration file of the guest.
         #[arg(required_unless_present = "devices")]
         config: Option<String>,
-        /// A device for the guest, such as `0000:03:00.0` or `8086:10d3@0000:00:1c.0/00.0`, with its terms:
-        /// `NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]`. May be repeated. A
-        /// declared guest has its devices without this option.
-        #[arg(long = "device", value_name = "NAME", num_args = 1..)]
-        devices: Vec<String>,
-        /// Terms for all of the devices.
+        /// The devices, and how they are given.
         #[command(flatten)]
-        terms: TermsArgs,
-        /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps the addresses in dom0 [default:
-        /// vpci].
-        #[arg(long, value_name = "MODE")]
-        slots: Option<SlotMode>,
-        /// Image of the stub [default: /usr/lib/bulkhead/bulkhead-stub].
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
-        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-        wait: u64,
-        /// Make all checks, tell what would be done, and change nothing.
-        #[arg(long)]
-        dry_run: bool,
-        /// Print a JSON report of what was done instead of text.
-        #[arg(long)]
-        json: bool,
+        given: DeviceArgs,
     },
     /// Give devices to a guest that exists. A running guest sees a hotplug.
+    #[command(mut_args(help_of_attach))]
     Attach {
         /// The guest, by name or number.
         #[arg(required_unless_present = "devices")]
         guest: Option<String>,
-        /// A device for the guest, with its terms, as for `run`. May be repeated. A declared guest gets the devices of its
-        /// declaration without this option.
-        #[arg(long = "device", value_name = "NAME", num_args = 1..)]
-        devices: Vec<String>,
-        /// Terms for all of the devices.
+        /// The devices, and how they are given.
         #[command(flatten)]
-        terms: TermsArgs,
-        /// Addresses of the devices in the guest, as for `run` [default: as for the devices that it has; vpci for the first].
-        #[arg(long, value_name = "MODE")]
-        slots: Option<SlotMode>,
+        given: DeviceArgs,
         /// Stub for a guest without devices, by name or number: a domain created from stubdom.cfg [default:
         /// GUEST-bulkhead, which is created if there is none].
-        #[arg(long, value_name = "DOMAIN")]
+        #[arg(long, value_name = "DOMAIN", display_order = STUB_ORDER)]
         stub: Option<String>,
-        /// Image of the stub, whether the stub is created or exists [default: /usr/lib/bulkhead/bulkhead-stub].
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// Time limit for a running guest to take the devices.
-        #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-        wait: u64,
-        /// Make all checks, tell what would be done, and change nothing.
-        #[arg(long)]
-        dry_run: bool,
-        /// Print a JSON report of what was done instead of text.
-        #[arg(long)]
-        json: bool,
     },
     /// Take devices back from a running guest. The guest lets go, then the devices are reset. The stub ends with the last device.
     Detach {
@@ -270,6 +231,57 @@ pub enum Command {
     },
 }
 
+/// Which devices `run` and `attach` give, and how.
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// A device for the guest, such as `0000:03:00.0` or `8086:10d3@0000:00:1c.0/00.0`, with its terms:
+    /// `NAME[,permissive=1][,msi=0][,quirk=REG:SIZE:MASK][,share-intx=1][,aer=leave|detach|destroy]`. May be repeated. A
+    /// declared guest has its devices without this option.
+    #[arg(long = "device", value_name = "NAME", num_args = 1..)]
+    pub devices: Vec<String>,
+    /// Terms for all of the devices.
+    #[command(flatten)]
+    pub terms: TermsArgs,
+    /// Addresses of the devices in the guest: vpci puts all on one bus, passthrough keeps the addresses in dom0 [default:
+    /// vpci].
+    #[arg(long, value_name = "MODE")]
+    pub slots: Option<SlotMode>,
+    /// Image of the stub [default: /usr/lib/bulkhead/bulkhead-stub].
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub wait: u64,
+    /// Make all checks, tell what would be done, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print a JSON report of what was done instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Puts `--stub` behind `--slots`, the sixth of [`DeviceArgs`] with those of the terms.
+const STUB_ORDER: usize = 5;
+
+/// The same options mean a little less for a guest that exists.
+fn help_of_attach(option: Arg) -> Arg {
+    let help = match option.get_id().as_str() {
+        "devices" => {
+            "A device for the guest, with its terms, as for `run`. May be repeated. A declared guest gets the devices of its \
+             declaration without this option"
+        }
+        "slots" => {
+            "Addresses of the devices in the guest, as for `run` [default: as for the devices that it has; vpci for the first]"
+        }
+        "kernel" => {
+            "Image of the stub, whether the stub is created or exists [default: /usr/lib/bulkhead/bulkhead-stub]"
+        }
+        "wait" => "Time limit for a running guest to take the devices",
+        _ => return option,
+    };
+    option.help(help)
+}
+
 /// Options about the terms on which a guest gets devices.
 #[derive(Args)]
 pub struct TermsArgs {
@@ -371,10 +383,10 @@ mod tests {
     fn run(line: &str) -> Result<(String, Vec<String>), String> {
         let first = |error: clap::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
         let words = line.split(' ');
-        let Command::Run { config, devices, .. } = Cli::try_parse_from(words).map_err(first)?.command else {
+        let Command::Run { config, given } = Cli::try_parse_from(words).map_err(first)?.command else {
             panic!("{line}");
         };
-        let (config, devices) = apart("run", config, devices).map_err(first)?;
+        let (config, devices) = apart("run", config, given.devices).map_err(first)?;
         let devices = devices.iter().map(|wanted| wanted.name.to_string()).collect();
         Ok((config, devices))
     }

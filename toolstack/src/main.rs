@@ -6,7 +6,7 @@ use clap::Parser as _;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
-use toolstack::arguments::{Cli, Command, Switch, apart};
+use toolstack::arguments::{Cli, Command, DeviceArgs, Switch, apart};
 use toolstack::commands::attach::{self, Attach};
 use toolstack::commands::check::{self, Check};
 use toolstack::commands::declare::{self, Declare};
@@ -48,31 +48,30 @@ fn done(result: Result<()>) -> Result<Exit> {
     result.map(|()| Exit::Done)
 }
 
+/// The guest, or its configuration file, and its devices. Ends the program if the command line is wrong.
+fn named(command: &'static str, guest: Option<String>, given: DeviceArgs) -> (String, Named) {
+    let (guest, devices) = apart(command, guest, given.devices).unwrap_or_else(|error| error.exit());
+    let named = Named {
+        devices,
+        choices: given.terms.into(),
+        slots: given.slots,
+        kernel: given.kernel,
+    };
+    (guest, named)
+}
+
 fn execute(command: Command) -> Result<Exit> {
     // Before the arguments are looked at closely: without root nothing works.
     check_privilege()?;
     let name = command.name();
     match command {
-        Command::Run {
-            config,
-            devices,
-            terms,
-            slots,
-            kernel,
-            wait,
-            dry_run,
-            json,
-        } => {
-            let (config, devices) = apart(name, config, devices).unwrap_or_else(|error| error.exit());
+        Command::Run { config, given } => {
+            let (wait, dry_run, json) = (Duration::from_secs(given.wait), given.dry_run, given.json);
+            let (config, named) = named(name, config, given);
             let request = Run {
                 config: config.into(),
-                named: Named {
-                    devices,
-                    choices: terms.into(),
-                    slots,
-                    kernel,
-                },
-                wait: Duration::from_secs(wait),
+                named,
+                wait,
             };
             if dry_run {
                 return done(print(&run::plan(&request)?, json));
@@ -84,28 +83,14 @@ fn execute(command: Command) -> Result<Exit> {
                 })
             })
         }
-        Command::Attach {
-            guest,
-            devices,
-            terms,
-            slots,
-            stub,
-            kernel,
-            wait,
-            dry_run,
-            json,
-        } => {
-            let (guest, devices) = apart(name, guest, devices).unwrap_or_else(|error| error.exit());
+        Command::Attach { guest, given, stub } => {
+            let (wait, dry_run, json) = (Duration::from_secs(given.wait), given.dry_run, given.json);
+            let (guest, named) = named(name, guest, given);
             let request = Attach {
                 guest,
                 stub,
-                named: Named {
-                    devices,
-                    choices: terms.into(),
-                    slots,
-                    kernel,
-                },
-                wait: Duration::from_secs(wait),
+                named,
+                wait,
             };
             if dry_run {
                 return done(print(&attach::plan(&request)?, json));
@@ -162,6 +147,7 @@ fn execute(command: Command) -> Result<Exit> {
                 guest,
                 slots,
                 choices,
+                later: false,
             })?;
             print(&report, json)?;
             Ok(Exit::verdict(report.fit))

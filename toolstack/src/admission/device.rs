@@ -321,6 +321,10 @@ mod tests {
               `bulkhead detach 0000:00:05.0` or `bulkhead destroy web` frees it"
             ]
         );
+        // For a later start that does not matter.
+        let mut later = claims.clone();
+        later.set_aside(&[bdf(A)]);
+        assert_eq!(refusals(&host(), &[A], &later), [""; 0]);
         let quarantined = Claims {
             taken: vec![],
             ..claims

@@ -8,6 +8,7 @@ use crate::host::device_names;
 use crate::host::domains;
 use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
+use crate::records::claims::Claims;
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_config::declaration::{
@@ -38,7 +39,8 @@ pub struct Declare {
     pub dry_run: bool,
 }
 
-/// Writes the declaration of a guest after the checks of `bulkhead check`. An earlier one of the guest is replaced.
+/// Writes the declaration of a guest after the checks of `bulkhead check`. An earlier one of the guest is replaced. That another
+/// guest has a device now is no reason against it.
 pub fn declare(request: &Declare) -> Result<()> {
     let mut host = Host::open()?;
     let directory = Path::new(DIRECTORY);
@@ -67,6 +69,7 @@ pub fn declare(request: &Declare) -> Result<()> {
         guest: None,
         slots: declaration.slots,
         choices: Choices::default(),
+        later: true,
     })?;
     let mut refusals: Vec<String> = report.host.into_iter().collect();
     for device in &report.devices {
@@ -84,6 +87,14 @@ pub fn declare(request: &Declare) -> Result<()> {
         report.notes.iter().for_each(|note| notice!("{note}"));
     }
     ensure!(refusals.is_empty(), "{}", refusals.join("\n"));
+    let others_have = Claims::read(&mut host.store)?;
+    let others_have = used_by_others(others_have, wanted.iter().filter_map(|(_, bdf)| *bdf), &had);
+    for (bdf, by) in &others_have {
+        notice!(
+            "{bdf} is in use {by}: guest {} has it at a start after that has ended",
+            declaration.guest
+        );
+    }
     for (bdf, guest) in also_declared(
         &others,
         &path,
@@ -108,7 +119,7 @@ pub fn declare(request: &Declare) -> Result<()> {
         "guest {guest} gets its devices whenever it starts: {}",
         path.display()
     );
-    if had.is_empty() && domains::find(&mut host.store, guest).is_ok() {
+    if had.is_empty() && others_have.is_empty() && domains::find(&mut host.store, guest).is_ok() {
         say!("it runs now, and has none yet: `bulkhead attach {guest}` gives them to it");
     }
     Ok(())
@@ -192,6 +203,12 @@ fn devices_of(host: &mut Host, guest: &str) -> Result<Vec<Bdf>> {
     Ok(own.flat_map(Attachment::bdfs).collect())
 }
 
+/// Those of these devices that other guests have now, each with the guest. The guest itself has those of `own`.
+fn used_by_others(mut claims: Claims, bdfs: impl Iterator<Item = Bdf>, own: &[Bdf]) -> Vec<(Bdf, String)> {
+    let bdfs: Vec<Bdf> = bdfs.filter(|bdf| !own.contains(bdf)).collect();
+    claims.set_aside(&bdfs)
+}
+
 /// Those of these devices that the declaration of another guest names, each with that guest.
 fn also_declared(
     files: &Declarations,
@@ -240,6 +257,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::claims::attachment_claims;
+    use crate::records::tests::{attachment, domain};
 
     const MAIL: &str = "guest = \"mail\"\ndevices = [\"0000:00:05.0\"]\n";
 
@@ -309,6 +328,31 @@ mod tests {
         twice.devices.push("0000:00:05.0,msi=0".parse().unwrap());
         let error = declaration(&twice).unwrap_err().to_string();
         assert_eq!(error, "device 0000:00:05.0 is named twice");
+    }
+
+    #[test]
+    fn a_device_that_another_guest_has_now_is_told_with_that_guest() {
+        let claims = Claims {
+            taken: attachment_claims(&attachment()).collect(),
+            mapped: vec![("00:07.0".parse().unwrap(), domain(7, "mail"))],
+            ..Claims::default()
+        };
+        let bdfs = ["00:05.0", "00:06.0", "00:07.0", "00:08.0"].map(|bdf| bdf.parse().unwrap());
+        let told = |own: &[Bdf]| {
+            let users = used_by_others(claims.clone(), bdfs.into_iter(), own);
+            let words = users.iter().map(|(bdf, by)| format!("{bdf} {by}"));
+            words.collect::<Vec<_>>()
+        };
+        let others = "0000:00:07.0 by guest mail, which may still have its memory mapped";
+        assert_eq!(
+            told(&[]),
+            [
+                "0000:00:05.0 by guest web (through stub web-bulkhead)",
+                "0000:00:06.0 by guest web (through stub web-bulkhead)",
+                others
+            ]
+        );
+        assert_eq!(told(&bdfs[..2]), [others]);
     }
 
     #[test]

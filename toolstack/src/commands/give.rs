@@ -22,7 +22,7 @@ use bulkhead_config::declaration::{DIRECTORY, Unfit};
 use bulkhead_config::options::Wanted;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use xen::xenctrl::{DomainState, Hypervisor as _};
+use xen::xenctrl::{DomainState, Hypervisor};
 use xenbus::client::Store as _;
 use xenbus::device::SlotMode;
 use xenbus::path::Device as Hop;
@@ -98,6 +98,7 @@ fn check_first(
     stub: Option<&str>,
 ) -> Result<(Option<Domain>, Admitted)> {
     let attachments = attachments(host)?;
+    check_no_kept(&host.xen, guest, &attachments)?;
     GuestConfig::from_json(&xl::config_of(&guest.domid.to_string())?)?.check()?;
     check_kernel(&wanted.kernel)?;
     let stub = find_stub(host, guest, stub, &wanted.kernel, &attachments)?;
@@ -251,6 +252,25 @@ fn check_is_free(stub: &Domain, guest: &Domain, attachments: &[Attachment]) -> R
     Ok(())
 }
 
+/// Checks that no domain in which the guest ran before has its devices. libxl keeps such a domain under another name if the
+/// guest's configuration says `on_crash = "rename-restart"`; Xen tells whose it was.
+fn check_no_kept(xen: &impl Hypervisor, guest: &Domain, attachments: &[Attachment]) -> Result<()> {
+    let others = attachments.iter().map(|attachment| &attachment.guest);
+    for other in others.filter(|other| other.domid != guest.domid) {
+        let created_with = xen.uuid(other.domid);
+        let created_with =
+            created_with.with_context(|| format!("cannot ask Xen about domain {}", other.name))?;
+        ensure!(
+            created_with.is_none_or(|uuid| uuid.is_empty() || uuid != guest.uuid),
+            "domain {1} ({0}) still has the guest's devices: the guest ran in it before. If it does not end by itself \
+             (`on_crash = \"rename-restart\"` keeps it), `xl destroy {1}` ends it",
+            other.name,
+            other.domid
+        );
+    }
+    Ok(())
+}
+
 /// Checks that the guest has no PCI frontend of xl's. pcifront has one backend only.
 fn check_no_frontend(host: &mut Host, guest: &Domain) -> Result<()> {
     let frontend = Hop::first_hop(0, guest.domid).frontend_dir();
@@ -276,7 +296,7 @@ pub fn finish_given(host: &mut Host, turn: &mut Turn, guest: &Domain, interrupt:
 }
 
 /// Destroys a guest that waits for its devices, also one that the toolstack still builds. Its record goes with its home.
-pub fn destroy_built(host: &mut Host, guest: &Domain) -> Result<()> {
+pub fn destroy_built<X>(host: &mut Host<X>, guest: &Domain) -> Result<()> {
     if domains::has_home(&mut host.store, guest)? {
         // `domains::destroy` leaves one alone that is not introduced yet.
         let destroyed = host.runner.destroy(guest.domid);
@@ -295,13 +315,7 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
         .xen
         .run_state(guest.domid)
         .context("cannot ask Xen about the guest")?;
-    // One that was held and has run since was let run by the administrator: another pause is theirs.
-    let has_run = state.is_none_or(|state| !state.paused || !state.cpu_time.is_zero());
-    let is_ours = |start: &GuestStart| match start.stage {
-        Stage::Failed { held, .. } => held && !has_run,
-        _ => start.is_paused(),
-    };
-    if start.is_some_and(|start| is_ours(&start)) {
+    if start.is_some_and(|start| start.seen(state).is_paused()) {
         if let Some(state) = state {
             say!(
                 "guest {} (domain {}) goes on; it has run for {} ns so far",
@@ -338,6 +352,25 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
 mod tests {
     use super::*;
     use crate::records::tests::{attachment, domain};
+    use xen::model::Xen;
+
+    #[test]
+    fn a_guest_whose_last_domain_is_kept_with_its_devices_is_refused_and_the_way_on_is_told() {
+        let (xen, kept) = (Xen::default(), domain(3, "web-20261130T0733Z"));
+        let attachments = [Attachment {
+            guest: kept.clone(),
+            ..attachment()
+        }];
+        let web = domain(7, "web");
+        check_no_kept(&xen, &web, &attachments).unwrap();
+        xen.set_uuid(3, &kept.uuid);
+        check_no_kept(&xen, &web, &attachments).unwrap();
+        xen.set_uuid(3, &web.uuid);
+        let error = check_no_kept(&xen, &web, &attachments).unwrap_err();
+        insta::assert_snapshot!(error.to_string(), @r#"domain 3 (web-20261130T0733Z) still has the guest's devices: the guest ran in it before. If it does not end by itself (`on_crash = "rename-restart"` keeps it), `xl destroy 3` ends it"#);
+        // The same domain has them itself: that is for others to say.
+        check_no_kept(&xen, &Domain { domid: 3, ..web }, &attachments).unwrap();
+    }
 
     #[test]
     fn a_stub_serves_one_guest_and_is_none_itself() {

@@ -5,20 +5,24 @@
 //! does not answer that, and a stub must not end before its guest.
 
 use super::destroy;
+use super::give::destroy_built;
+use super::return_devices::reclaim_attachment;
+use super::turn::Turn;
 use super::waiting::Interrupt;
 use crate::control;
-use crate::host::domains::{self, Domain};
+use crate::handover::carry::carry_over;
+use crate::host::domains::{self, Domain, has_home, present};
 use crate::host::store::{self, Store};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::{Host, xl};
-use crate::records::{Attachment, RecordError};
+use crate::records::{Attachment, GuestStart, RecordError};
 use crate::say::{notice, say};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
-use xen::xenctrl::{DomId, DomainState};
+use xen::xenctrl::{DomId, DomainState, Hypervisor, Xenctrl};
 
 /// Interval at which the records are read. Guests take seconds to shut down, and each reading is many requests to xenstored.
 const POLL: Duration = Duration::from_millis(500);
@@ -44,16 +48,31 @@ impl Unattended {
 }
 
 /// Tells all guests with devices to shut down, and waits until their devices are taken back and their stubs are gone. A guest
-/// that is not done after `longest` is destroyed, if `destroy_late` says so.
+/// that is not done after `longest` is destroyed, if `destroy_late` says so. Guests that wait for their devices are destroyed:
+/// they have not run yet, and cannot hear that they are to shut down.
 pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     let mut host = Host::open()?;
     let interrupt = Interrupt::catch()?;
-    let (guests, damaged) = guests(&mut host.store)?;
+    let (mut guests, damaged) = guests(&mut host.store)?;
     for error in damaged {
         notice!("{error}");
     }
+    let mut problems = Vec::new();
+    let waiting = waiting(&mut host.store, Some(&host.xen))?;
+    for guest in &waiting {
+        match destroy_built(&mut host, guest) {
+            Ok(()) => say!(
+                "guest {} is destroyed: it has not run, and waited for its devices",
+                guest.name
+            ),
+            Err(error) => problems.push(format!("guest {}: {error:#}", guest.name)),
+        }
+    }
     if guests.is_empty() {
-        say!("no guest has devices");
+        ensure!(problems.is_empty(), "{}", problems.join("\n"));
+        if waiting.is_empty() {
+            say!("no guest has devices");
+        }
         return Ok(());
     }
     // The service takes the devices back. When the host goes down systemd may start it no more.
@@ -82,6 +101,12 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
                 let _ = domains::destroy(&mut host, guest);
             }
         }
+        for guest in unattended_devices(&mut host, &left, control::is_running())? {
+            if let Err(error) = reclaim(&mut host, &guest) {
+                problems.push(format!("guest {}: {error:#}", guest.name));
+                guests.retain(|other| *other != guest);
+            }
+        }
         left = still_there(&mut host.store, &guests)?;
     }
     let late = names(&left);
@@ -90,7 +115,6 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
         "{late} did not shut down within {} s: `xl console` shows what a guest does, and `bulkhead destroy` ends it",
         longest.as_secs()
     );
-    let mut problems = Vec::new();
     for guest in &left {
         notice!(
             "guest {} did not shut down within {} s: it is destroyed",
@@ -107,14 +131,54 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     Ok(())
 }
 
-/// Fails while a guest has devices: without the service it would lose their registers and interrupts at its next change.
+/// Those of these guests that have ended, and whose devices nobody takes back: the service does that, and when the host goes
+/// down systemd does not start one that was stopped.
+fn unattended_devices<X: Hypervisor>(
+    host: &mut Host<X>,
+    guests: &[Domain],
+    service_runs: bool,
+) -> Result<Vec<Domain>> {
+    let mut unattended = Vec::new();
+    if service_runs {
+        return Ok(unattended);
+    }
+    for guest in guests {
+        if present(host, guest)?.is_none() {
+            unattended.push(guest.clone());
+        }
+    }
+    Ok(unattended)
+}
+
+/// Takes the devices of a guest that has ended back, as the service does.
+fn reclaim(host: &mut Host, guest: &Domain) -> Result<()> {
+    let (mut turn, left) = Turn::take_for(|| {
+        let (attachments, _) = Attachment::all(&mut host.store)?;
+        let left = attachments.into_iter().find(|left| left.guest == *guest);
+        Ok((Some(guest.clone()), left))
+    })?;
+    let Some(left) = left else {
+        return Ok(());
+    };
+    carry_over(&mut host.store, &left)?;
+    let released = reclaim_attachment(host, &mut turn, &left)?;
+    released.devices.iter().for_each(|line| say!("{line}"));
+    ensure!(released.problems.is_empty(), "{}", released.problems.join("; "));
+    Ok(())
+}
+
+/// Fails while a guest has devices, or waits for some: without the service it would lose their registers and interrupts at its
+/// next change, or would wait for ever.
 pub fn check_removable() -> Result<()> {
     // Without xenstore no guest runs.
     let Ok(mut store) = store::open() else {
         return Ok(());
     };
     let (guests, damaged) = guests(&mut store)?;
-    refuse(&guests, &damaged)?;
+    // Without Xen's word, those count that the records tell.
+    let xen = Xenctrl::open().ok();
+    let waiting = waiting(&mut store, xen.as_ref().map(|xen| xen as &dyn Hypervisor))?;
+    refuse(&guests, &waiting, &damaged)?;
     let sysfs = Sysfs::host();
     let held: Vec<String> = sysfs
         .functions()?
@@ -131,7 +195,7 @@ pub fn check_removable() -> Result<()> {
     Ok(())
 }
 
-fn refuse(guests: &[Domain], damaged: &[impl Display]) -> Result<()> {
+fn refuse(guests: &[Domain], waiting: &[Domain], damaged: &[impl Display]) -> Result<()> {
     if let Some(error) = damaged.first() {
         anyhow::bail!("it cannot be seen whether guests have devices: {error}");
     }
@@ -140,6 +204,12 @@ fn refuse(guests: &[Domain], damaged: &[impl Display]) -> Result<()> {
         "{} would lose the devices: Bulkhead stays. `bulkhead shutdown --all` ends these guests in order; then remove the \
          package again",
         names(guests)
+    );
+    ensure!(
+        waiting.is_empty(),
+        "{} would stay paused, because nobody else gives the devices: Bulkhead stays. `bulkhead shutdown --all` ends these \
+         guests, and `xl unpause` lets one run without devices; then remove the package again",
+        names(waiting)
     );
     Ok(())
 }
@@ -157,6 +227,27 @@ fn guests(store: &mut Store) -> Result<(Vec<Domain>, Vec<RecordError>)> {
     Ok((guests.collect(), damaged))
 }
 
+/// The guests without devices that are paused until they have some, or until somebody lets them run.
+fn waiting(store: &mut Store, xen: Option<&dyn Hypervisor>) -> Result<Vec<Domain>> {
+    let (attachments, _) = Attachment::all(store)?;
+    let mut waiting = Vec::new();
+    for mut start in GuestStart::all(store)? {
+        if let Some(xen) = xen {
+            let state = xen.run_state(start.guest.domid);
+            let state = state
+                .with_context(|| format!("cannot ask Xen whether guest {} is paused", start.guest.name))?;
+            start = start.seen(state);
+        }
+        let has_devices = attachments
+            .iter()
+            .any(|attachment| attachment.guest == start.guest);
+        if start.is_paused() && !has_devices && has_home(store, &start.guest)? {
+            waiting.push(start.guest);
+        }
+    }
+    Ok(waiting)
+}
+
 fn still_there(store: &mut Store, guests: &[Domain]) -> Result<Vec<Domain>> {
     let (now, _) = self::guests(store)?;
     let is_there = |guest: &&Domain| now.iter().any(|other| other.uuid == guest.uuid);
@@ -166,6 +257,13 @@ fn still_there(store: &mut Store, guests: &[Domain]) -> Result<Vec<Domain>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Runner;
+    use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
+    use crate::records::Stage;
+    use crate::records::tests::{attachment, domain};
+    use xen::model::{ModelDomain, Xen};
+    use xenbus::model::Xenstored;
 
     fn guest(name: &str) -> Domain {
         Domain {
@@ -191,10 +289,71 @@ mod tests {
 
     #[test]
     fn the_package_stays_while_guests_have_devices_and_the_refusal_names_them_and_the_next_step() {
-        refuse(&[], &[] as &[String]).unwrap();
-        let refused = refuse(&[guest("web"), guest("mail")], &[] as &[String]).unwrap_err();
+        refuse(&[], &[], &[] as &[String]).unwrap();
+        let refused = refuse(&[guest("web"), guest("mail")], &[guest("news")], &[] as &[String]).unwrap_err();
         insta::assert_snapshot!(refused.to_string(), @"guests web, mail would lose the devices: Bulkhead stays. `bulkhead shutdown --all` ends these guests in order; then remove the package again");
-        let unknown = refuse(&[], &["record 7 is damaged"]).unwrap_err();
+        let waiting = refuse(&[], &[guest("news")], &[] as &[String]).unwrap_err();
+        insta::assert_snapshot!(waiting.to_string(), @"guest news would stay paused, because nobody else gives the devices: Bulkhead stays. `bulkhead shutdown --all` ends these guests, and `xl unpause` lets one run without devices; then remove the package again");
+        let unknown = refuse(&[], &[], &["record 7 is damaged"]).unwrap_err();
         insta::assert_snapshot!(unknown.to_string(), @"it cannot be seen whether guests have devices: record 7 is damaged");
+    }
+
+    #[test]
+    fn guests_that_are_held_are_found_and_destroyed_and_those_that_were_let_run_are_not() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        };
+        let held = || Stage::Failed {
+            reason: "it is mute".into(),
+            held: true,
+        };
+        // Guest web has its devices by now, and the administrator has let news run. The last domain has gone.
+        attachment().write(&mut host.store).unwrap();
+        for (domid, name, stage, pauses) in [
+            (3, "web", Stage::Paused, 1),
+            (7, "mail", held(), 1),
+            (8, "news", held(), 0),
+            (9, "post", Stage::Paused, 1),
+            (10, "gone", held(), 1),
+        ] {
+            let guest = domain(domid, name);
+            if name != "gone" {
+                introduce(&daemon, domid, name);
+            }
+            let cpu_time = Duration::ZERO;
+            host.xen.set_domain(domid, ModelDomain { pauses, cpu_time });
+            GuestStart { guest, stage }.write(&mut host.store).unwrap();
+        }
+        let found = waiting(&mut host.store, Some(&host.xen)).unwrap();
+        assert_eq!(found, [domain(7, "mail"), domain(9, "post")]);
+        let told = waiting(&mut host.store, None).unwrap();
+        assert_eq!(told.len(), 3, "by the records alone: {told:?}");
+        for guest in &found {
+            destroy_built(&mut host, guest).unwrap();
+        }
+        assert!(matches!(&host.runner, Runner::Model(destroyed) if *destroyed == [7, 9]));
+        assert_eq!(waiting(&mut host.store, Some(&host.xen)).unwrap(), []);
+    }
+
+    #[test]
+    fn devices_of_a_guest_that_has_ended_are_not_waited_for_if_no_service_runs() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        };
+        let guests = [domain(3, "web"), domain(7, "mail")];
+        introduce(&daemon, 3, "web");
+        introduce(&daemon, 7, "mail");
+        daemon.release(7);
+        assert_eq!(unattended_devices(&mut host, &guests, true).unwrap(), []);
+        let mail = &guests[1..];
+        assert_eq!(unattended_devices(&mut host, &guests, false).unwrap(), mail);
     }
 }

@@ -137,7 +137,8 @@ fn wait_for_last_domain(host: &mut Host, guest: &Domain, interrupt: &Interrupt) 
             match attachments.iter().find(|attachment| is_last(&attachment.guest)) {
                 None => Progress::Connected,
                 Some(Attachment { guest: last, .. }) => Progress::Waiting(format!(
-                    "domain {} of the same guest still has its devices: `bulkhead status` shows why, `xl list` whether it lives",
+                    "domain {0} of the same guest still has its devices: `bulkhead status` shows why, and `xl destroy {0}` ends it if \
+                     `xl list` shows it",
                     last.domid
                 )),
             },

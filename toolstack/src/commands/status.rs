@@ -31,7 +31,13 @@ fn read_with(names: &PciIds) -> Result<Status> {
         // Without a service the records still tell what guests have.
         Err(ControlError::NotRunning(_)) => {
             let mut host = Host::open()?;
-            status::collect(&mut host.store, &host.sysfs, false, BTreeMap::new())?
+            status::collect(
+                &mut host.store,
+                Some(&host.xen),
+                &host.sysfs,
+                false,
+                BTreeMap::new(),
+            )?
         }
         Err(error) => return Err(error.into()),
     };

@@ -83,6 +83,11 @@ pub fn ask_again(request: &Request) -> Result<Reply, ControlError> {
     ask(request.clone())
 }
 
+/// True if a service listens.
+pub fn is_running() -> bool {
+    UnixStream::connect(SOCKET).is_ok()
+}
+
 /// Starts the service if it does not run. Where there is systemd its unit is started, so that it has the unit's limits and no
 /// later start has to wait for its end. Elsewhere it is started in the background.
 pub fn ensure_running() -> Result<(), ControlError> {

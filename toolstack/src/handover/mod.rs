@@ -1,5 +1,6 @@
 //! A device's way from dom0 to a guest, and back.
 
+pub mod carry;
 pub mod config_backup;
 pub mod grant;
 pub mod idle_intx;

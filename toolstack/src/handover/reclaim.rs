@@ -6,7 +6,7 @@
 
 use crate::handover::idle_intx;
 use crate::host::Host;
-use crate::host::domains::{self, is_alive};
+use crate::host::domains::{self, present};
 use crate::nodes::device_list;
 use crate::nodes::hops::{error_directory, first_hop};
 use crate::records::{self, Attachment, Device};
@@ -118,34 +118,35 @@ fn reclaim_each<X: Hypervisor>(
     leaving: &dyn Fn(&Device) -> bool,
     released: &mut Released,
 ) -> bool {
-    let alive = is_alive(&mut host.store, &attachment.guest);
+    // One that libxl keeps under another name has all that it had.
+    let guest = present(host, &attachment.guest);
     for (index, (device, mode)) in attachment.devices_and_modes().enumerate() {
         if !leaving(device) {
             continue;
         }
         let bdf = device.bdf;
         let mut taken = Released::default();
-        let guest_lives = match &alive {
-            Ok(alive) => *alive,
+        let living = match &guest {
+            Ok(guest) => guest.as_ref(),
             // Its number may be another domain's by now, so nothing is taken from it. The device goes into quarantine.
             Err(error) => {
                 let guest = &attachment.guest.name;
                 let problem = format!("{bdf}: cannot see whether its guest {guest} lives: {error}");
                 taken.problems.push(problem);
-                false
+                None
             }
         };
         // This is recorded before anything is revoked: a process that dies in between must not leave the device free
         // for others.
-        if guest_lives {
-            let recorded = records::record_mapped(&mut host.store, bdf, &attachment.guest);
+        if let Some(guest) = living {
+            let recorded = records::record_mapped(&mut host.store, bdf, guest);
             taken.check(
                 format_args!("{bdf}: cannot note that its guest may have it mapped"),
                 recorded,
             );
         }
         let share = Share {
-            guest: guest_lives.then_some(attachment.guest.domid),
+            guest: living.map(|guest| guest.domid),
             stub: attachment.stub.domid,
             line_stays: line_stays(&attachment.devices, index, leaving),
         };
@@ -171,7 +172,7 @@ fn reclaim_each<X: Hypervisor>(
         released.devices.push(line);
         released.problems.append(&mut taken.problems);
     }
-    alive.unwrap_or(false)
+    guest.is_ok_and(|guest| guest.is_some())
 }
 
 fn remove_if_there<X>(host: &mut Host<X>, path: &str) -> Result<(), crate::host::store::StoreError> {
@@ -186,6 +187,7 @@ mod tests {
     use super::fixture::{BDF, Fixture, TAKEN};
     use super::*;
     use crate::host::Runner;
+    use crate::host::domains::tests::preserve;
     use crate::records::tests::{device, domain};
     use rustix::io::Errno;
 
@@ -203,6 +205,17 @@ mod tests {
             let mapped = records::mapped(&mut fixture.host.store).unwrap();
             assert_eq!(mapped, [(fixture.bdf(), domain(3, "web"))]);
         }
+    }
+
+    #[test]
+    fn a_guest_that_libxl_keeps_under_another_name_loses_all_as_one_that_lives() {
+        let mut fixture = Fixture::new();
+        fixture.host.xen.set_uuid(3, &domain(3, "web").uuid);
+        let kept = preserve(&fixture.daemon, 3, "web-20261130T0733Z");
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
+        assert_eq!(fixture.host.xen.calls(), TAKEN);
+        let mapped = records::mapped(&mut fixture.host.store).unwrap();
+        assert_eq!(mapped, [(fixture.bdf(), kept)]);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use crate::host::Host;
 use crate::host::launcher::LaunchError;
 use crate::host::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
+use std::io;
 use thiserror::Error;
-use xen::xenctrl::DomId;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::client::Store as _;
 use xenbus::path::home;
 
@@ -63,6 +64,23 @@ pub enum DestroyError {
     /// xenstore did not tell whether it lives.
     #[error("cannot see in xenstore whether the domain lives")]
     Store(#[from] StoreError),
+}
+
+/// Why it is not known whether a domain still exists.
+#[derive(Debug, Error)]
+pub enum PresentError {
+    /// xenstore did not tell.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Xen did not tell.
+    #[error("cannot ask Xen for the UUID of domain {domid}")]
+    Xen {
+        /// The number of the domain.
+        domid: DomId,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Finds a domain by its name or number. If the name of one is the number of another, neither is taken.
@@ -154,6 +172,28 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
     Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
 }
 
+/// The domain with its present name and UUID; `None` if it is gone.
+///
+/// libxl gives a domain that it keeps after its end (`on_crash = "rename-restart"`) another name and another UUID in xenstore,
+/// and starts the guest in a new domain. Xen's own record of the UUID stays, and so do the devices of the kept domain.
+pub fn present<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<Option<Domain>, PresentError> {
+    let domid = domain.domid;
+    if is_alive(&mut host.store, domain)? {
+        return Ok(Some(domain.clone()));
+    }
+    if !host.store.is_introduced(domid)? {
+        return Ok(None);
+    }
+    let created_with = host.xen.uuid(domid);
+    let created_with = created_with.map_err(|source| PresentError::Xen { domid, source })?;
+    if created_with.as_ref() != Some(&domain.uuid) {
+        return Ok(None);
+    }
+    // The name was changed together with the UUID.
+    let renamed = read(&mut host.store, domid)?;
+    Ok(Some(renamed.unwrap_or_else(|| domain.clone())))
+}
+
 /// True if the domain, and not a later one with its number, has its home. A domain that is being built has one before it is
 /// [alive](is_alive), and loses it when it is destroyed.
 pub fn has_home(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
@@ -197,10 +237,25 @@ fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::host::Runner;
     use crate::host::store::tests::{dom0, introduce};
+    use crate::host::sysfs::tests::Tree;
+    use crate::records::tests::domain;
+    use xen::model::Xen;
     use xenbus::model::Xenstored;
+
+    /// Gives a domain another name and another UUID, as libxl does with one that it keeps after its end. Returns it.
+    pub fn preserve(daemon: &Xenstored, domid: DomId, name: &str) -> Domain {
+        let mut store = dom0(daemon);
+        let uuid = format!("00000000-0000-0000-0001-{domid:012}");
+        store.write(&format!("{}/name", home(domid)), name).unwrap();
+        let vm = format!("{}/vm", home(domid));
+        store.write(&vm, &format!("/vm/{uuid}")).unwrap();
+        let name = name.to_owned();
+        Domain { domid, name, uuid }
+    }
 
     #[test]
     fn a_domain_is_found_by_its_name_and_its_number() {
@@ -306,5 +361,30 @@ mod tests {
             .write("/local/domain/3/vm", "/vm/00000000-0000-0000-0000-000000000099")
             .unwrap();
         assert!(!is_alive(&mut store, &web).unwrap());
+    }
+
+    #[test]
+    fn a_domain_that_libxl_keeps_under_another_name_is_still_there_and_a_later_one_is_not_it() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        introduce(&daemon, 3, "web");
+        let web = domain(3, "web");
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        };
+        assert_eq!(present(&mut host, &web).unwrap(), Some(web.clone()));
+        let kept = preserve(&daemon, 3, "web-20261130T0733Z");
+        assert_eq!(
+            present(&mut host, &web).unwrap(),
+            None,
+            "another domain with the number"
+        );
+        host.xen.set_uuid(3, &web.uuid);
+        assert_eq!(present(&mut host, &web).unwrap(), Some(kept.clone()));
+        assert_eq!(present(&mut host, &kept).unwrap(), Some(kept));
+        daemon.release(3);
+        assert_eq!(present(&mut host, &web).unwrap(), None);
     }
 }

@@ -12,6 +12,9 @@ pub const UNIT: &str = "bulkhead.service";
 /// The unit that seizes devices at boot.
 pub const SEIZE_UNIT: &str = "bulkhead-seize.service";
 
+/// The unit of Xen's script that starts guests at boot, and saves or shuts down all guests when it is stopped.
+pub const XENDOMAINS: &str = "xendomains.service";
+
 /// Why the unit was not started.
 #[derive(Debug, Error)]
 pub enum UnitError {
@@ -79,6 +82,20 @@ pub fn enablement(unit: &str) -> String {
         |told| String::from_utf8_lossy(&told.stdout).trim().to_owned(),
     );
     if word.is_empty() { "not-found".into() } else { word }
+}
+
+/// True if the start of one unit stops the other one, and the first one is installed.
+pub fn stops(unit: &str, other: &str) -> bool {
+    let shown = Command::new("systemctl")
+        .args(["show", "--property=Conflicts", "--value", unit])
+        .output();
+    shown.is_ok_and(|shown| lists(&shown.stdout, other))
+}
+
+fn lists(shown: &[u8], unit: &str) -> bool {
+    String::from_utf8_lossy(shown)
+        .split_whitespace()
+        .any(|word| word == unit)
 }
 
 fn load_state(shown: &[u8]) -> Unit {
@@ -154,6 +171,14 @@ mod tests {
         assert_eq!(load_state(b"masked\n"), Unit::Masked);
         for other in [&b"not-found\n"[..], b"bad-setting", b"error\n", b""] {
             assert_eq!(load_state(other), Unit::Missing);
+        }
+    }
+
+    #[test]
+    fn a_unit_is_found_among_those_that_another_one_stops() {
+        assert!(lists(b"shutdown.target xendomains.service\n", XENDOMAINS));
+        for shown in [&b"shutdown.target\n"[..], b"my-xendomains.service\n", b"\n"] {
+            assert!(!lists(shown, XENDOMAINS));
         }
     }
 

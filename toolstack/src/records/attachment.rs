@@ -194,15 +194,34 @@ impl Attachment {
         Ok(None)
     }
 
-    fn put_nodes<S: Nodes>(&self, store: &mut S) -> Result<(), Error<S::TransportError>> {
-        let ends = Ends {
+    fn ends(&self) -> Ends {
+        Ends {
             version: VERSION,
             guest: self.guest.clone(),
             stub: self.stub.clone(),
             slots: self.slots,
-        };
+        }
+    }
+
+    /// Records the name and the UUID that the domain of the guest has by now, unless the record has gone or is a later one.
+    pub fn rename_guest(&self, store: &mut Store, guest: Domain) -> Result<(), RecordError> {
+        let renamed = store.transaction(|store| match Self::read_nodes(store, self.stub.domid)? {
+            Some(Ok(recorded)) if recorded.is_of(self) => {
+                let ends = Self {
+                    guest: guest.clone(),
+                    ..recorded
+                }
+                .ends();
+                store.write(&path(self.stub.domid), &json(&ends))
+            }
+            _ => Ok(()),
+        });
+        Ok(renamed?)
+    }
+
+    fn put_nodes<S: Nodes>(&self, store: &mut S) -> Result<(), Error<S::TransportError>> {
         let root = path(self.stub.domid);
-        store.write(&root, &json(&ends))?;
+        store.write(&root, &json(&self.ends()))?;
         let recorded = store.directory(&root)?;
         let mut nodes = BTreeSet::new();
         for (index, (device, mode)) in self.devices_and_modes().enumerate() {

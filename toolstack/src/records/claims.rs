@@ -55,6 +55,27 @@ impl Claims {
         self.mapped.retain(|(_, other)| other.domid != guest);
     }
 
+    /// Removes the claims of guests on these devices, to check whether a guest can have them later. Returns who has each.
+    pub fn set_aside(&mut self, bdfs: &[Bdf]) -> Vec<(Bdf, String)> {
+        let mut users = Vec::new();
+        self.taken.retain(|Claim { bdf, by, .. }| {
+            let is_meant = bdfs.contains(bdf);
+            if is_meant {
+                users.push((*bdf, by.clone()));
+            }
+            !is_meant
+        });
+        self.mapped.retain(|(bdf, guest)| {
+            let is_meant = bdfs.contains(bdf);
+            if is_meant {
+                let by = format!("by guest {}, which may still have its memory mapped", guest.name);
+                users.push((*bdf, by));
+            }
+            !is_meant
+        });
+        users
+    }
+
     /// Reads the claims from xenstore: our records, libxl's nodes, and xen-pciback's nodes.
     pub fn read(store: &mut Store) -> Result<Self, ClaimsError> {
         let (attachments, damaged) = Attachment::all(store)?;

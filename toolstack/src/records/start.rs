@@ -10,7 +10,7 @@ use crate::host::store::{Store, StoreError};
 use crate::serde_text;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use xen::xenctrl::DomId;
+use xen::xenctrl::{DomId, RunState};
 use xenbus::client::Store as _;
 
 /// Directory of the records, by the number of the domain.
@@ -29,8 +29,8 @@ pub enum Stage {
     Running,
     /// The guest has had its devices.
     Given {
-        /// True if they were those of its declaration. Such a guest has others, or none, when the declaration says so at its
-        /// next start.
+        /// True if they are not carried over: its declaration decides what it has at its next start, or the domain is one that
+        /// libxl keeps after the guest's end.
         #[serde(default)]
         declared: bool,
     },
@@ -84,6 +84,16 @@ impl GuestStart {
         Ok(all)
     }
 
+    /// The start as Xen shows it. The record says that a guest is held until the next command: `xl unpause` leaves no trace.
+    /// `state` is that of the guest; `None` if it has ended.
+    pub fn seen(mut self, state: Option<RunState>) -> Self {
+        if let Stage::Failed { held, .. } = &mut self.stage {
+            // One that has executed an instruction was let run by the administrator: another pause is theirs.
+            *held &= state.is_some_and(|state| state.paused && state.cpu_time.is_zero());
+        }
+        self
+    }
+
     /// True if the guest stays paused until the service, or a command, lets it run.
     pub const fn is_paused(&self) -> bool {
         matches!(
@@ -130,6 +140,7 @@ mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
     use crate::records::tests::domain;
+    use std::time::Duration;
     use xenbus::model::Xenstored;
 
     #[test]
@@ -165,6 +176,37 @@ mod tests {
         forget_start(&mut store, 3).unwrap();
         forget_start(&mut store, 3).expect("once more does no harm");
         assert_eq!(store.read_optional(STARTS).unwrap(), None, "nor the directory");
+    }
+
+    #[test]
+    fn a_guest_that_was_let_run_by_hand_is_held_no_more() {
+        let held = GuestStart {
+            guest: domain(3, "web"),
+            stage: Stage::Failed {
+                reason: String::new(),
+                held: true,
+            },
+        };
+        let state = |paused, ran| {
+            Some(RunState {
+                paused,
+                cpu_time: Duration::from_nanos(ran),
+            })
+        };
+        for (state, expected) in [
+            (state(true, 0), true),
+            (state(false, 0), false),
+            (state(false, 1), false),
+            (state(true, 1), false),
+            (None, false),
+        ] {
+            assert_eq!(held.clone().seen(state).is_paused(), expected, "{state:?}");
+        }
+        let paused = GuestStart {
+            stage: Stage::Paused,
+            ..held
+        };
+        assert_eq!(paused.clone().seen(None), paused);
     }
 
     #[test]

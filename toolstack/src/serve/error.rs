@@ -1,6 +1,7 @@
 //! Why a worker ended.
 
 use crate::host::HostError;
+use crate::host::domains::PresentError;
 use crate::host::launcher::LaunchError;
 use crate::host::store::StoreError;
 use crate::records::RecordError;
@@ -33,6 +34,9 @@ pub enum ServeError {
     /// The records cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Nobody knows whether a guest still has its devices.
+    #[error(transparent)]
+    Present(#[from] PresentError),
     /// A guest starts without its devices.
     #[error("cannot pause a guest that is to have devices")]
     Pause(#[source] io::Error),

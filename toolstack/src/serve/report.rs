@@ -10,7 +10,7 @@ use crate::status::{self, DeviceErrors, Seen, Served, Status, StubStatus};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use xen::xenctrl::DomId;
+use xen::xenctrl::{DomId, Xenctrl};
 
 /// A stub that is served, and what is known of it besides.
 pub struct Linked {
@@ -20,9 +20,9 @@ pub struct Linked {
     pub revivals: u64,
 }
 
-/// Finds out the status over this connection to xenstore. `remarks` says of stubs what is under way, or why they are not
+/// Finds out the status over this connection to xenstore and this handle. `remarks` says of stubs what is under way, or why they are not
 /// served.
-pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, String>) -> Reply {
+pub fn report(store: OwnedFd, xen: &Xenctrl, links: Vec<Linked>, remarks: BTreeMap<DomId, String>) -> Reply {
     let mut seen: BTreeMap<DomId, Seen> = BTreeMap::new();
     for (stub, remark) in remarks {
         seen.entry(stub).or_default().remark = Some(remark);
@@ -40,7 +40,7 @@ pub fn report(store: OwnedFd, links: Vec<Linked>, remarks: BTreeMap<DomId, Strin
             ..link.served()
         });
     }
-    match status::collect(&mut store::over(store), &Sysfs::host(), true, seen) {
+    match status::collect(&mut store::over(store), Some(xen), &Sysfs::host(), true, seen) {
         Ok(mut status) => {
             // Read here, for `/proc/self` of the command would be the command's.
             status.service.process = process_stats(&status);

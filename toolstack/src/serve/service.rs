@@ -19,8 +19,9 @@ use super::report::{Linked, report};
 use super::revive::{Afterwards, Revivals, StubAction};
 use super::wake::{Wake, signal};
 use crate::control::{Listener, Reply, Request};
+use crate::handover::carry::{carry_over, follow_kept, kernel_of};
 use crate::handover::reclaim::Released;
-use crate::host::domains::is_alive;
+use crate::host::domains::present;
 use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
 use crate::host::store::StoreError;
 use crate::host::uevent::Uevents;
@@ -29,7 +30,7 @@ use crate::nodes::hops::first_hop;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment, Carried, GuestStart, Stage};
+use crate::records::{self, ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -428,14 +429,18 @@ impl Service {
             // The job's end marks the stub again.
             return Ok(());
         }
-        if !is_alive(&mut self.host.store, &attachment.guest)? {
+        let Some(guest) = present(&mut self.host, &attachment.guest)? else {
             // The end of what holds it up marks the stub again.
             if !self.is_held_up(stub) {
                 log::info!("guest {} is dead", attachment.guest.name);
-                self.carry_over(&attachment)?;
+                carry_over(&mut self.host.store, &attachment)?;
                 self.reclaim_attachment(attachment, None)?;
             }
             return Ok(());
+        };
+        if guest != attachment.guest {
+            // The new record marks the stub again.
+            return Ok(follow_kept(&mut self.host.store, &attachment, guest)?);
         }
         // A reset after an error. A job that takes devices back has returned above.
         let is_busy = self.jobs.is_busy(stub);
@@ -469,27 +474,10 @@ impl Service {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
             // Read before the record goes, and the backup with it.
-            let kernel = self.kernel_of(&attachment)?;
+            let kernel = kernel_of(&mut self.host.store, &attachment)?;
             self.replugs.insert(stub, (attachment.clone(), kernel));
         }
         self.reclaim_attachment(attachment, None)
-    }
-
-    /// Records the devices of a guest that has ended, for its next start, unless its declaration decides about them.
-    fn carry_over(&mut self, attachment: &Attachment) -> Result<(), ServeError> {
-        let start = GuestStart::of(&mut self.host.store, &attachment.guest)?;
-        if start.is_some_and(|start| start.stage == Stage::Given { declared: true }) {
-            return Ok(());
-        }
-        let kernel = self.kernel_of(attachment)?;
-        let kernel = kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned());
-        Ok(Carried::new(attachment, kernel).write(&mut self.host.store)?)
-    }
-
-    /// The image of a stub, from the backup of its configuration.
-    fn kernel_of(&mut self, attachment: &Attachment) -> Result<Option<String>, StoreError> {
-        let config = stub_backup::config(&mut self.host.store, attachment.stub.domid)?;
-        Ok(config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned())))
     }
 
     /// Drops all that belongs to a stub without a record.
@@ -688,7 +676,8 @@ impl Service {
                 remarks.insert(stub, remark);
             }
         }
-        client.finish(move || report(store, linked, remarks));
+        let xen = self.job_xen.clone();
+        client.finish(move || report(store, &xen, linked, remarks));
         Ok(())
     }
 }

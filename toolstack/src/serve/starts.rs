@@ -5,7 +5,8 @@
 //! toolstack's own unpause comes and goes without effect.
 
 use crate::admission::declared::{DeclaredError, declared, has_file};
-use crate::host::domains::{self, Domain};
+use crate::handover::carry::follow_kept;
+use crate::host::domains::{self, Domain, present};
 use crate::host::launcher::{Order, Ticket};
 use crate::host::store::Store;
 use crate::host::{Host, Runner};
@@ -83,6 +84,9 @@ impl Starts {
 
     fn begin<X: Hypervisor>(&mut self, host: &mut Host<X>, guest: &Domain) -> Result<(), ServeError> {
         let _about = service_log::about_guest(&guest.name);
+        if is_kept(host, guest)? {
+            return Ok(());
+        }
         match self.newcomer(&mut host.store, guest)? {
             Newcomer::Other => return Ok(()),
             // Whether the last worker came to pause it is not known. One that is not paused was not.
@@ -184,6 +188,24 @@ fn had_devices(store: &mut Store, guest: &Domain) -> Result<bool, RecordError> {
     Ok(attachments.iter().any(|attachment| is_last(&attachment.guest)))
 }
 
+/// True if libxl keeps this domain, whose guest has ended, under another name. The record of its devices follows it: no other
+/// event tells of the name.
+fn is_kept<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<bool, ServeError> {
+    let (attachments, _) = Attachment::all(&mut host.store)?;
+    let had = |guest: &Domain| guest.domid == domain.domid && guest.uuid != domain.uuid;
+    let Some(attachment) = attachments.iter().find(|attachment| had(&attachment.guest)) else {
+        return Ok(false);
+    };
+    // `None`: another domain has the number by now.
+    let kept = present(host, &attachment.guest)?;
+    let kept = kept.filter(|kept| *kept != attachment.guest);
+    let is_kept = kept.is_some();
+    if let Some(kept) = kept {
+        follow_kept(&mut host.store, attachment, kept)?;
+    }
+    Ok(is_kept)
+}
+
 fn is_paused<X: Hypervisor>(host: &Host<X>, guest: &Domain) -> Result<bool, ServeError> {
     let state = host.xen.run_state(guest.domid).map_err(ServeError::Pause)?;
     Ok(state.is_some_and(|state| state.paused))
@@ -253,6 +275,7 @@ fn fail(store: &mut Store, guest: &Domain, stage: &Stage, reason: &str) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::domains::tests::preserve;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::tests::{attachment, domain};
@@ -384,6 +407,29 @@ mod tests {
             scene.look();
             assert_eq!((scene.pauses(3), scene.pauses(7)), (1, 2), "{is_carried}");
         }
+    }
+
+    #[test]
+    fn a_domain_that_libxl_keeps_after_a_crash_is_followed_and_its_guest_is_paused_when_it_starts_again() {
+        let mut scene = Scene::new();
+        let (mail, xen) = (domain(7, "mail"), &scene.host.xen);
+        xen.set_uuid(7, &mail.uuid);
+        xen.set_domain(9, BUILT);
+        let had = Attachment {
+            guest: mail.clone(),
+            ..attachment()
+        };
+        had.write(&mut scene.host.store).unwrap();
+        scene.look();
+        let kept = preserve(&scene.daemon, 7, "mail-20261130T0733Z");
+        scene.look();
+        let (attachments, _) = Attachment::all(&mut scene.host.store).unwrap();
+        assert_eq!(attachments[0].guest, kept);
+        introduce(&scene.daemon, 9, "mail");
+        let vm = format!("/vm/{}", mail.uuid);
+        scene.host.store.write("/local/domain/9/vm", &vm).unwrap();
+        scene.look();
+        assert_eq!((scene.pauses(7), scene.pauses(9)), (1, 2));
     }
 
     #[test]

@@ -17,13 +17,15 @@ use crate::records::{self, Attachment, Carried, Device, GuestStart, Stage};
 use bulkhead_config::declaration::{DIRECTORY, DeclarationError, DeclarationFile, Declarations};
 use std::collections::BTreeMap;
 use std::path::Path;
-use xen::xenctrl::DomId;
+use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::client::Store as _;
 use xenbus::path::{Device as Hop, key};
 
-/// Finds out the status. `seen` has what the service has seen, by stub.
+/// Finds out the status. `seen` has what the service has seen, by stub. Without `xen` the records alone tell which guests are
+/// held.
 pub fn collect(
     store: &mut Store,
+    xen: Option<&dyn Hypervisor>,
     sysfs: &Sysfs,
     service_running: bool,
     mut seen: BTreeMap<DomId, Seen>,
@@ -71,10 +73,22 @@ pub fn collect(
         status.quarantined.push(Quarantined { bdf, reason });
     }
     status.failed = Failed::all(store)?;
-    status.starts = GuestStart::all(store)?;
-    status
-        .starts
-        .retain(|start| !matches!(start.stage, Stage::Given { .. }));
+    for start in GuestStart::all(store)? {
+        if matches!(start.stage, Stage::Given { .. }) {
+            continue;
+        }
+        let state = xen.map(|xen| xen.run_state(start.guest.domid)).transpose();
+        status.starts.push(match state {
+            Ok(None) => start,
+            Ok(Some(state)) => start.seen(state),
+            Err(error) => {
+                let guest = &start.guest.name;
+                let problem = format!("cannot ask Xen whether guest {guest} is paused: {error}");
+                status.problems.push(problem);
+                start
+            }
+        });
+    }
     status.carried = Carried::all(store)?.into_iter().map(carried).collect();
     match Declarations::read(Path::new(DIRECTORY)) {
         Ok(files) => {
@@ -200,8 +214,43 @@ pub(super) fn device_status(device: &Device, mode: &Mode) -> DeviceStatus {
 mod tests {
     use super::super::model::tests::status;
     use super::*;
+    use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::records::tests::device;
+    use crate::records::tests::{device, domain};
+    use rustix::io::Errno;
+    use xen::model::{ModelDomain, Xen};
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn whether_a_guest_is_held_is_asked_of_xen() {
+        let (daemon, tree, xen) = (Xenstored::new(), Tree::new(), Xen::default());
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let start = GuestStart {
+            guest: domain(3, "web"),
+            stage: Stage::Failed {
+                reason: "it is mute".into(),
+                held: true,
+            },
+        };
+        start.write(&mut store).unwrap();
+        let mut look = |xen: Option<&dyn Hypervisor>| {
+            let status = collect(&mut store, xen, &tree.sysfs(), true, BTreeMap::new()).unwrap();
+            (status.starts[0].is_paused(), status.problems.len())
+        };
+        let problems = look(None).1;
+        assert_eq!(look(None), (true, problems));
+        let held = ModelDomain {
+            pauses: 1,
+            ..ModelDomain::default()
+        };
+        xen.set_domain(3, held);
+        assert_eq!(look(Some(&xen)), (true, problems));
+        xen.unpause(3).unwrap();
+        assert_eq!(look(Some(&xen)), (false, problems));
+        xen.refuse("state 3", Errno::PERM);
+        assert_eq!(look(Some(&xen)), (true, problems + 1));
+    }
 
     #[test]
     fn a_device_that_dom0_has_removed_is_told() {

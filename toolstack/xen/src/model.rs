@@ -19,6 +19,8 @@ pub struct Xen {
     refused: RefCell<Vec<(String, Errno)>>,
     /// The domains that are alive.
     domains: RefCell<BTreeMap<DomId, ModelDomain>>,
+    /// The UUIDs with which domains were created.
+    uuids: RefCell<BTreeMap<DomId, String>>,
     /// The pirqs that are mapped, if they are tracked. Then the highest free one is given, as Xen does.
     pirqs: Option<RefCell<BTreeSet<u16>>>,
 }
@@ -47,6 +49,7 @@ impl Xen {
             group: RefCell::default(),
             refused: RefCell::default(),
             domains: RefCell::default(),
+            uuids: RefCell::default(),
             pirqs: None,
         }
     }
@@ -80,6 +83,11 @@ impl Xen {
         self.domains.borrow().get(&domid).copied()
     }
 
+    /// Sets the UUID with which a domain was created.
+    pub fn set_uuid(&self, domid: DomId, uuid: &str) {
+        self.uuids.borrow_mut().insert(domid, uuid.to_owned());
+    }
+
     /// The calls so far.
     pub fn calls(&self) -> Vec<String> {
         self.calls.borrow().clone()
@@ -91,11 +99,15 @@ impl Xen {
     }
 
     fn record_call(&self, call: String) -> io::Result<()> {
-        let refused = self.refused.borrow();
-        let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
-        let answer = refusal.map_or(Ok(()), |&(_, error)| Err(error.into()));
+        let answer = self.check(&call);
         self.calls.borrow_mut().push(call);
         answer
+    }
+
+    fn check(&self, call: &str) -> io::Result<()> {
+        let refused = self.refused.borrow();
+        let refusal = refused.iter().find(|(beginning, _)| call.starts_with(beginning));
+        refusal.map_or(Ok(()), |&(_, error)| Err(error.into()))
     }
 }
 
@@ -117,10 +129,15 @@ impl Hypervisor for Xen {
     }
 
     fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>> {
+        self.check(&format!("state {domain}"))?;
         Ok(self.domain(domain).map(|domain| RunState {
             paused: domain.pauses > 0,
             cpu_time: domain.cpu_time,
         }))
+    }
+
+    fn uuid(&self, domain: DomId) -> io::Result<Option<String>> {
+        Ok(self.uuids.borrow().get(&domain).cloned())
     }
 
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {

@@ -33,6 +33,9 @@ pub trait Hypervisor {
     fn unpause(&self, domain: DomId) -> io::Result<()>;
     /// How a domain has run so far; `None` if there is no such domain, or if it has ended.
     fn run_state(&self, domain: DomId) -> io::Result<Option<RunState>>;
+    /// The UUID with which a domain was created; `None` if there is no such domain. libxl changes the one in xenstore when it
+    /// preserves a domain under another name.
+    fn uuid(&self, domain: DomId) -> io::Result<Option<String>>;
     /// Allows a domain to map machine frames `first..first + count`, or revokes that. Mappings that it has stay.
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()>;
     /// Allows a domain to use I/O ports `first..first + count`, or revokes that.
@@ -142,7 +145,7 @@ struct EventChannelStatus {
 /// `EVTCHNSTAT_unbound` and `EVTCHNSTAT_interdomain`.
 const BETWEEN_DOMAINS: [u32; 2] = [1, 2];
 
-/// `xc_domaininfo_t` (`struct xen_domctl_getdomaininfo`), whose fields up to `cpu_time` are the same in all versions; the rest
+/// `xc_domaininfo_t` (`struct xen_domctl_getdomaininfo`), whose fields up to `handle` are the same in all versions; the rest
 /// grows, to about 200 bytes in Xen 4.20.
 #[repr(C, align(64))]
 struct DomainInfo {
@@ -153,7 +156,11 @@ struct DomainInfo {
     memory: [u64; 6],
     /// Nanoseconds.
     cpu_time: u64,
-    rest: [u8; 4032],
+    /// Numbers of vCPUs, and the security label.
+    numbers: [u32; 3],
+    /// The UUID.
+    handle: [u8; 16],
+    rest: [u8; 4004],
 }
 
 impl DomainInfo {
@@ -163,7 +170,9 @@ impl DomainInfo {
         flags: 0,
         memory: [0; 6],
         cpu_time: 0,
-        rest: [0; 4032],
+        numbers: [0; 3],
+        handle: [0; 16],
+        rest: [0; 4004],
     };
 }
 
@@ -367,6 +376,18 @@ fn running_version(read: impl Fn(&str) -> io::Result<String>) -> io::Result<Stri
     Ok(format!("{}.{}", read("major")?.trim(), read("minor")?.trim()))
 }
 
+/// A UUID as xenstore has it.
+fn uuid_text(handle: [u8; 16]) -> String {
+    let mut text = String::new();
+    for (index, byte) in handle.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
 /// A function's address as the control interface packs it: segment, bus, devfn.
 fn machine_sbdf(bdf: Bdf) -> u32 {
     u32::from(bdf.segment()) << 16 | u32::from(bdf.bus()) << 8 | u32::from(bdf.devfn())
@@ -406,6 +427,10 @@ impl Hypervisor for Xenctrl {
             paused: info.flags & PAUSED != 0,
             cpu_time: Duration::from_nanos(info.cpu_time),
         }))
+    }
+
+    fn uuid(&self, domain: DomId) -> io::Result<Option<String>> {
+        Ok(self.domain_info(domain)?.map(|info| uuid_text(info.handle)))
     }
 
     fn allow_frames(&self, domain: DomId, first: u64, count: u64, allow: bool) -> io::Result<()> {
@@ -524,6 +549,7 @@ mod tests {
     fn of_a_domain_the_flags_tell_whether_it_lives() {
         assert_eq!(size_of::<DomainInfo>(), 4096);
         assert_eq!(std::mem::offset_of!(DomainInfo, cpu_time), 56);
+        assert_eq!(std::mem::offset_of!(DomainInfo, handle), 76);
         assert_eq!(size_of::<EventChannelStatus>(), 24);
         for (flags, life) in [
             (0x0000_0020, DomainState::Alive),
@@ -534,6 +560,12 @@ mod tests {
         ] {
             assert_eq!(DomainState::of(flags), life, "{flags:x}");
         }
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_libxl_writes_it() {
+        let handle = std::array::from_fn(|index| 0x10 * index as u8 + 1);
+        assert_eq!(uuid_text(handle), "01112131-4151-6171-8191-a1b1c1d1e1f1");
     }
 
     #[test]

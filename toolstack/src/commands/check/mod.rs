@@ -40,6 +40,8 @@ pub struct Check {
     pub slots: SlotMode,
     /// Choices for all of them.
     pub choices: Choices,
+    /// True if they are for a later start: what guests have at the moment does not count.
+    pub later: bool,
 }
 
 /// Checks devices with the same functions as `run` and `attach`.
@@ -64,6 +66,9 @@ pub fn check(request: &Check) -> Result<Report> {
     // What this guest had before, and may still have mapped, it can have again.
     if let Some(guest) = &guest {
         around.claims.forgive(guest.domid);
+    }
+    if request.later {
+        around.claims.set_aside(&bdfs);
     }
 
     let wanted: Vec<_> = named.iter().flatten().map(|(bdf, terms)| (*bdf, terms)).collect();

@@ -142,6 +142,36 @@ pub struct Units {
     pub service: String,
     /// That which seizes devices at boot.
     pub seize: String,
+    /// That of Xen's script for guests.
+    pub xendomains: String,
+    /// The unit of libvirt's whose start stops that script, if it is started at boot or by `virsh`.
+    pub libvirt: Option<&'static str>,
+}
+
+/// libvirt's units that may stop Xen's script for guests, each with the socket that starts it.
+const LIBVIRT: [(&str, &str); 2] = [
+    ("libvirtd.service", "libvirtd.socket"),
+    ("virtxend.service", "virtxend.socket"),
+];
+
+impl Units {
+    fn read() -> Self {
+        let is_used = |unit: &str| is_enabled(&systemd::enablement(unit));
+        let stops_xendomains = |(unit, socket): &&(&str, &str)| {
+            systemd::stops(unit, systemd::XENDOMAINS) && (is_used(unit) || is_used(socket))
+        };
+        Self {
+            service: systemd::enablement(systemd::UNIT),
+            seize: systemd::enablement(systemd::SEIZE_UNIT),
+            xendomains: systemd::enablement(systemd::XENDOMAINS),
+            libvirt: LIBVIRT.iter().find(stops_xendomains).map(|(unit, _)| *unit),
+        }
+    }
+}
+
+/// True if a unit starts by itself, by systemd's word.
+pub fn is_enabled(word: &str) -> bool {
+    matches!(word, "enabled" | "enabled-runtime")
 }
 
 /// The stub's configuration for `xl create`.
@@ -180,10 +210,7 @@ impl Facts {
             declarations: declarations(&sysfs),
             image: Path::new(bulkhead_config::KERNEL).is_file(),
             stubdom: Path::new(STUBDOM).is_file(),
-            units: systemd::is_booted().then(|| Units {
-                service: systemd::enablement(systemd::UNIT),
-                seize: systemd::enablement(systemd::SEIZE_UNIT),
-            }),
+            units: systemd::is_booted().then(Units::read),
             service: service(&sysfs),
             info,
         }
@@ -286,7 +313,7 @@ fn service(sysfs: &Sysfs) -> Result<Status, String> {
         // The records tell whether a guest needs the service.
         Err(ControlError::NotRunning(_)) => {
             let mut store = store::open().map_err(in_words)?;
-            status::collect(&mut store, sysfs, false, BTreeMap::new()).map_err(in_words)
+            status::collect(&mut store, None, sysfs, false, BTreeMap::new()).map_err(in_words)
         }
         Err(error) => Err(in_words(error)),
     }

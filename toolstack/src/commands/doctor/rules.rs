@@ -1,6 +1,6 @@
 //! What the facts about a host mean. One function for each thing that is checked, in the order in which they are needed.
 
-use super::facts::{Facts, Module, STUBDOM, Units};
+use super::facts::{Facts, Module, STUBDOM, Units, is_enabled};
 use super::finding::Finding;
 use super::known::{
     Concerns, FaultPresence, KnownFault, LINUX, TESTED_LINUX, TESTED_SOURCE, TESTED_XEN, Vendor, XEN,
@@ -15,7 +15,7 @@ use bulkhead_config::policy;
 /// The checks that need to know what Xen says of the host.
 const OF_HOST: [fn(&HostInfo, &Facts) -> Vec<Finding>; 5] = [dom0, iommu, xsm, config_space, versions];
 /// The other checks.
-const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 9] = [
+const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 10] = [
     libraries,
     nodes,
     pciback,
@@ -24,6 +24,7 @@ const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 9] = [
     declarations,
     files,
     service,
+    libvirt,
     names,
 ];
 
@@ -288,7 +289,7 @@ fn policy_file(facts: &Facts) -> Vec<Finding> {
             )
         })
         .collect();
-    let seize_is_off = |units: &Units| !matches!(units.seize.as_str(), "enabled" | "enabled-runtime");
+    let seize_is_off = |units: &Units| !is_enabled(&units.seize);
     if policy.seizes && facts.units.as_ref().is_some_and(seize_is_off) {
         findings.push(Finding::problem(
             check,
@@ -413,6 +414,33 @@ fn service(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
+/// Whether the start of libvirt ends guests. On a host without this there is nothing to tell.
+fn libvirt(facts: &Facts) -> Vec<Finding> {
+    let Some(Units {
+        xendomains,
+        libvirt: Some(unit),
+        ..
+    }) = &facts.units
+    else {
+        return Vec::new();
+    };
+    if !is_enabled(xendomains) {
+        return Vec::new();
+    }
+    vec![Finding::problem(
+        "libvirt",
+        format!(
+            "{unit} conflicts with {}: the first `virsh` starts libvirt, and systemd stops {0} then, which saves or shuts \
+             down all guests",
+            systemd::XENDOMAINS
+        ),
+        format!(
+            "let one of them start guests at boot: `systemctl disable xendomains` if that is libvirt, `systemctl mask {unit}` \
+             if that is xl; use no `virsh` before the next boot"
+        ),
+    )]
+}
+
 /// What is wrong with devices and guests now; `bulkhead status` tells more.
 fn guests(status: &crate::status::Status) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -496,6 +524,8 @@ mod tests {
             units: Some(Units {
                 service: "enabled".into(),
                 seize: "disabled".into(),
+                xendomains: "enabled".into(),
+                libvirt: None,
             }),
             service: Ok(Status {
                 service: ServiceStatus {
@@ -524,7 +554,13 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_with_its_next_step() {
-        let cases: [Case; 36] = [
+        let cases: [Case; 37] = [
+            (
+                |facts| facts.units.as_mut().unwrap().libvirt = Some("libvirtd.service"),
+                "libvirt",
+                Level::Problem,
+                "`systemctl mask libvirtd.service` if that is xl",
+            ),
             (
                 |facts| facts.info = Err("cannot run xl".into()),
                 "xen",
@@ -806,5 +842,14 @@ mod tests {
         fn render_wide(&self) -> String {
             crate::layout::Render::render(self, 10_000)
         }
+    }
+
+    #[test]
+    fn libvirt_alone_ends_no_guest() {
+        let mut facts = sound();
+        let units = facts.units.as_mut().unwrap();
+        units.libvirt = Some("libvirtd.service");
+        units.xendomains = "disabled".into();
+        assert_eq!(judge(&facts), judge(&sound()));
     }
 }
