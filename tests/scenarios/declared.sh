@@ -99,4 +99,18 @@ check "xl reboot" sh -c "xl reboot -F g3 || xl reboot g3"
 without() { now=$(xl domid g3 2>/dev/null) && [ "$now" != "$domid" ] && [ -z "$(bulkhead status --json | jq '.stubs[] | select(.guest.name == "g3")')" ]; }
 within 60 "a guest that is declared no more starts without its device" without
 check "it runs" in_guest g3 true
+check "it ends" xl destroy g3
+
+# --- a guest that crashed is kept under another name, with its devices
+check "declare" sh -c "bulkhead undeclare g4 && bulkhead declare g5 --device $EDU"
+pv g5
+sed -i 's/^on_crash.*/on_crash = "rename-restart"/' /root/g5.cfg
+check "xl create" xl create /root/g5.cfg
+within 60 "it has its device" has g5 $EDU
+domid=$(xl domid g5)
+in_guest g5 '(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 & echo started'
+within 90 "it crashes, and its next domain is held, for the last one is there" held g5 "xl destroy $domid"
+check "the last one ends" xl destroy "$domid"
+check "attach starts the next one" bulkhead attach g5
+within 60 "it has the device" has g5 $EDU
 success
