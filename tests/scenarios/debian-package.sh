@@ -51,7 +51,7 @@ whole
 pid=$(launcher_pid)
 stopwatch
 kill -STOP "$pid"
-within 60 "a launcher that was stopped is replaced" replaced "$pid" launcher_pid
+within 75 "a launcher that was stopped is replaced" replaced "$pid" launcher_pid
 took launcher-stopped
 whole
 writes "after that" 08
