@@ -7,7 +7,7 @@ use super::turn::Turn;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, POLL};
 use crate::handover::reclaim::Released;
 use crate::host::Host;
-use crate::host::domains::{self, DomainError, is_alive};
+use crate::host::domains::{self, DomainError, present};
 use crate::records::{self, Attachment, Carried, GuestStart, forget_carried, unfinished};
 use crate::say::say;
 use anyhow::{Result, ensure};
@@ -34,11 +34,13 @@ pub fn destroy(who: &str) -> Result<()> {
     // Other commands for this guest are not waited for: one that waits for the guest ends with it.
     drop(turn);
     // The guest before the stub: a stub that goes first looks like one that has died, and is brought back.
-    domains::destroy(&mut host, guest)?;
+    if let Some(guest) = present(&mut host, guest)? {
+        domains::destroy(&mut host, &guest)?;
+    }
     say!("guest {} is destroyed", guest.name);
     // Its devices and memory stay assigned to it until Xen has destroyed it.
     let deadline = Instant::now() + GUEST_TIMEOUT;
-    while is_alive(&mut host.store, guest)? {
+    while present(&mut host, guest)?.is_some() {
         ensure!(
             Instant::now() < deadline,
             "guest {} does not die: `xl list` shows its state; try again when it is gone",
@@ -49,7 +51,9 @@ pub fn destroy(who: &str) -> Result<()> {
     // By now it may have another stub, or other devices.
     let (mut turn, left) = Turn::take_for(|| {
         let (attachments, _) = Attachment::all(&mut host.store)?;
-        let left = attachments.into_iter().find(|left| left.guest.uuid == guest.uuid);
+        let left = attachments
+            .into_iter()
+            .find(|left| left.guest.uuid == guest.uuid || left.guest.domid == guest.domid);
         Ok((Some(guest.clone()), left))
     })?;
     let mut released = Released::default();

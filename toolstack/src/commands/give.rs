@@ -4,6 +4,7 @@ use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_
 use super::dry_run::{DryRun, service_runs};
 use super::prepare::{self, Admitted};
 use super::select::attachments;
+use super::start::how_it_ends;
 use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::Interrupt;
@@ -262,10 +263,10 @@ fn check_no_kept(xen: &impl Hypervisor, guest: &Domain, attachments: &[Attachmen
             created_with.with_context(|| format!("cannot ask Xen about domain {}", other.name))?;
         ensure!(
             created_with.is_none_or(|uuid| uuid.is_empty() || uuid != guest.uuid),
-            "domain {1} ({0}) still has the guest's devices: the guest ran in it before. If it does not end by itself \
-             (`on_crash = \"rename-restart\"` keeps it), `xl destroy {1}` ends it",
+            "domain {1} ({0}) still has the guest's devices: {2}",
             other.name,
-            other.domid
+            other.domid,
+            how_it_ends(xen, other, guest)?
         );
     }
     Ok(())
@@ -352,7 +353,7 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
 mod tests {
     use super::*;
     use crate::records::tests::{attachment, domain};
-    use xen::model::Xen;
+    use xen::model::{ModelDomain, Xen};
 
     #[test]
     fn a_guest_whose_last_domain_is_kept_with_its_devices_is_refused_and_the_way_on_is_told() {
@@ -367,7 +368,10 @@ mod tests {
         check_no_kept(&xen, &web, &attachments).unwrap();
         xen.set_uuid(3, &web.uuid);
         let error = check_no_kept(&xen, &web, &attachments).unwrap_err();
-        insta::assert_snapshot!(error.to_string(), @r#"domain 3 (web-20261130T0733Z) still has the guest's devices: the guest ran in it before. If it does not end by itself (`on_crash = "rename-restart"` keeps it), `xl destroy 3` ends it"#);
+        insta::assert_snapshot!(error.to_string(), @"domain 3 (web-20261130T0733Z) still has the guest's devices: it runs no more. `xl destroy 3` ends it if `xl list` shows it, and `bulkhead status` shows why the devices are not taken back");
+        xen.set_domain(3, ModelDomain::default());
+        let error = check_no_kept(&xen, &web, &attachments).unwrap_err();
+        insta::assert_snapshot!(error.to_string(), @"domain 3 (web-20261130T0733Z) still has the guest's devices: it runs. If domain 7 is left of a migration, `xl destroy 7` ends that");
         // The same domain has them itself: that is for others to say.
         check_no_kept(&xen, &Domain { domid: 3, ..web }, &attachments).unwrap();
     }

@@ -15,14 +15,14 @@ use crate::host::domains::{self, Domain, has_home, present};
 use crate::host::store::{self, Store};
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::host::{Host, xl};
-use crate::records::{Attachment, GuestStart, RecordError};
+use crate::records::{Attachment, GuestStart, RecordError, has_not_run};
 use crate::say::{notice, say};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
-use xen::xenctrl::{DomId, DomainState, Hypervisor, Xenctrl};
+use xen::xenctrl::{DomId, DomainState, Hypervisor, RunState, Xenctrl};
 
 /// Interval at which the records are read. Guests take seconds to shut down, and each reading is many requests to xenstored.
 const POLL: Duration = Duration::from_millis(500);
@@ -53,13 +53,13 @@ impl Unattended {
 pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
     let mut host = Host::open()?;
     let interrupt = Interrupt::catch()?;
-    let (mut guests, damaged) = guests(&mut host.store)?;
-    for error in damaged {
-        notice!("{error}");
-    }
     let mut problems = Vec::new();
-    let waiting = waiting(&mut host.store, Some(&host.xen))?;
+    let waiting = waiting(&mut host.store, Some(&host.xen), has_not_run)?;
     for guest in &waiting {
+        // Each takes seconds. Somebody may have let this one run meanwhile.
+        if !self::waiting(&mut host.store, Some(&host.xen), has_not_run)?.contains(guest) {
+            continue;
+        }
         match destroy_built(&mut host, guest) {
             Ok(()) => say!(
                 "guest {} is destroyed: it has not run, and waited for its devices",
@@ -67,6 +67,11 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
             ),
             Err(error) => problems.push(format!("guest {}: {error:#}", guest.name)),
         }
+    }
+    // Those that got their devices until now are among them.
+    let (mut guests, damaged) = guests(&mut host.store)?;
+    for error in damaged {
+        notice!("{error}");
     }
     if guests.is_empty() {
         ensure!(problems.is_empty(), "{}", problems.join("\n"));
@@ -98,7 +103,9 @@ pub fn shutdown_all(longest: Duration, destroy_late: bool) -> Result<()> {
             let is_shut_down = matches!(state, Ok(DomainState::ShutDown(_)));
             if unattended.is_left(guest.domid, is_shut_down, Instant::now()) {
                 // It fails if somebody else has destroyed it by now. What stays is told below.
-                let _ = domains::destroy(&mut host, guest);
+                if let Ok(Some(guest)) = present(&mut host, guest) {
+                    let _ = domains::destroy(&mut host, &guest);
+                }
             }
         }
         for guest in unattended_devices(&mut host, &left, control::is_running())? {
@@ -177,7 +184,8 @@ pub fn check_removable() -> Result<()> {
     let (guests, damaged) = guests(&mut store)?;
     // Without Xen's word, those count that the records tell.
     let xen = Xenctrl::open().ok();
-    let waiting = waiting(&mut store, xen.as_ref().map(|xen| xen as &dyn Hypervisor))?;
+    let xen = xen.as_ref().map(|xen| xen as &dyn Hypervisor);
+    let waiting = waiting(&mut store, xen, |state| state.paused)?;
     refuse(&guests, &waiting, &damaged)?;
     let sysfs = Sysfs::host();
     let held: Vec<String> = sysfs
@@ -227,16 +235,24 @@ fn guests(store: &mut Store) -> Result<(Vec<Domain>, Vec<RecordError>)> {
     Ok((guests.collect(), damaged))
 }
 
-/// The guests without devices that are paused until they have some, or until somebody lets them run.
-fn waiting(store: &mut Store, xen: Option<&dyn Hypervisor>) -> Result<Vec<Domain>> {
+/// The guests without devices that are paused until they have some, or until somebody lets them run; those of them whose
+/// state in Xen `counts`.
+fn waiting(
+    store: &mut Store,
+    xen: Option<&dyn Hypervisor>,
+    counts: fn(RunState) -> bool,
+) -> Result<Vec<Domain>> {
     let (attachments, _) = Attachment::all(store)?;
     let mut waiting = Vec::new();
-    for mut start in GuestStart::all(store)? {
+    for start in GuestStart::all(store)? {
         if let Some(xen) = xen {
             let state = xen.run_state(start.guest.domid);
             let state = state
                 .with_context(|| format!("cannot ask Xen whether guest {} is paused", start.guest.name))?;
-            start = start.seen(state);
+            // Whatever the record says: `xl unpause` leaves no trace in it.
+            if !state.is_some_and(counts) {
+                continue;
+            }
         }
         let has_devices = attachments
             .iter()
@@ -250,7 +266,11 @@ fn waiting(store: &mut Store, xen: Option<&dyn Hypervisor>) -> Result<Vec<Domain
 
 fn still_there(store: &mut Store, guests: &[Domain]) -> Result<Vec<Domain>> {
     let (now, _) = self::guests(store)?;
-    let is_there = |guest: &&Domain| now.iter().any(|other| other.uuid == guest.uuid);
+    // One that libxl keeps under another name has the old number.
+    let is_there = |guest: &&Domain| {
+        now.iter()
+            .any(|other| other.uuid == guest.uuid || other.domid == guest.domid)
+    };
     Ok(guests.iter().filter(is_there).cloned().collect())
 }
 
@@ -328,15 +348,18 @@ mod tests {
             host.xen.set_domain(domid, ModelDomain { pauses, cpu_time });
             GuestStart { guest, stage }.write(&mut host.store).unwrap();
         }
-        let found = waiting(&mut host.store, Some(&host.xen)).unwrap();
+        let found = waiting(&mut host.store, Some(&host.xen), has_not_run).unwrap();
         assert_eq!(found, [domain(7, "mail"), domain(9, "post")]);
-        let told = waiting(&mut host.store, None).unwrap();
+        let told = waiting(&mut host.store, None, has_not_run).unwrap();
         assert_eq!(told.len(), 3, "by the records alone: {told:?}");
         for guest in &found {
             destroy_built(&mut host, guest).unwrap();
         }
         assert!(matches!(&host.runner, Runner::Model(destroyed) if *destroyed == [7, 9]));
-        assert_eq!(waiting(&mut host.store, Some(&host.xen)).unwrap(), []);
+        assert_eq!(
+            waiting(&mut host.store, Some(&host.xen), has_not_run).unwrap(),
+            []
+        );
     }
 
     #[test]

@@ -14,10 +14,11 @@ use crate::records::{Attachment, GuestStart, Stage, forget_start};
 use crate::say::{notice, say};
 use anyhow::{Result, anyhow};
 use bulkhead_config::declaration::{DIRECTORY, Unfit};
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use xen::xenctrl::DomId;
+use xen::xenctrl::{DomId, Hypervisor};
 
 /// Time limit for the toolstack to finish with a domain: its scripts for disks and networks may be slow.
 const CREATION: Duration = Duration::from_secs(300);
@@ -133,16 +134,26 @@ fn wait_for_last_domain(host: &mut Host, guest: &Domain, interrupt: &Interrupt) 
         }
         let (attachments, _) = Attachment::all(&mut host.store)?;
         let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
-        Ok(
-            match attachments.iter().find(|attachment| is_last(&attachment.guest)) {
-                None => Progress::Connected,
-                Some(Attachment { guest: last, .. }) => Progress::Waiting(format!(
-                    "domain {0} of the same guest still has its devices: `bulkhead status` shows why, and `xl destroy {0}` ends it if \
-                     `xl list` shows it",
-                    last.domid
-                )),
-            },
-        )
+        let Some(last) = attachments.iter().find(|attachment| is_last(&attachment.guest)) else {
+            return Ok(Progress::Connected);
+        };
+        let ends = how_it_ends(&host.xen, &last.guest, guest)?;
+        Ok(Progress::Waiting(format!(
+            "domain {} of the same guest still has its devices: {ends}",
+            last.guest.domid
+        )))
+    })
+}
+
+/// What an administrator can do about the domain `last` that has the devices of `next`, another domain of the same guest.
+pub fn how_it_ends(xen: &impl Hypervisor, last: &Domain, next: &Domain) -> io::Result<String> {
+    let (last, next) = (last.domid, next.domid);
+    Ok(match xen.run_state(last)? {
+        Some(_) => format!("it runs. If domain {next} is left of a migration, `xl destroy {next}` ends that"),
+        None => format!(
+            "it runs no more. `xl destroy {last}` ends it if `xl list` shows it, and `bulkhead status` shows why the \
+             devices are not taken back"
+        ),
     })
 }
 

@@ -24,12 +24,6 @@ pub fn kernel_of(store: &mut Store, attachment: &Attachment) -> Result<Option<St
 /// Goes on with the domain of a guest that has ended, which libxl keeps as `kept`. It has the devices until it is destroyed.
 /// They are carried over for the guest, which starts in a new domain.
 pub fn follow_kept(store: &mut Store, attachment: &Attachment, kept: Domain) -> Result<(), RecordError> {
-    log::warn!(
-        "guest {} has ended, and libxl keeps its domain {domid} as {}, with its devices: `xl destroy {domid}` ends it",
-        attachment.guest.name,
-        kept.name,
-        domid = kept.domid
-    );
     // If this is cut short it is done again: the record of the start tells how far it came.
     if GuestStart::of(store, &kept)?.is_none() {
         carry_over(store, attachment)?;
@@ -40,7 +34,14 @@ pub fn follow_kept(store: &mut Store, attachment: &Attachment, kept: Domain) -> 
         };
         start.write(store)?;
     }
-    attachment.rename_guest(store, kept)
+    attachment.rename_guest(store, kept.clone())?;
+    log::warn!(
+        "guest {} has ended, and libxl keeps its domain {domid} as {}, with its devices: `xl destroy {domid}` ends it",
+        attachment.guest.name,
+        kept.name,
+        domid = kept.domid
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -191,6 +191,7 @@ pub fn present<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<Opt
     }
     // The name was changed together with the UUID.
     let renamed = read(&mut host.store, domid)?;
+    let renamed = renamed.filter(|renamed| !renamed.uuid.is_empty());
     Ok(Some(renamed.unwrap_or_else(|| domain.clone())))
 }
 

@@ -87,7 +87,7 @@ pub fn enablement(unit: &str) -> String {
 /// True if the start of one unit stops the other one, and the first one is installed.
 pub fn stops(unit: &str, other: &str) -> bool {
     let shown = Command::new("systemctl")
-        .args(["show", "--property=Conflicts", "--value", unit])
+        .args(["show", "--property=Conflicts,ConflictedBy", "--value", unit])
         .output();
     shown.is_ok_and(|shown| lists(&shown.stdout, other))
 }

@@ -3,4 +3,4 @@
 pub mod device_list;
 pub mod hops;
 pub mod progress;
-mod suspension;
+pub mod suspension;

@@ -4,6 +4,7 @@ use crate::host::store::{Store, StoreError};
 use xen::xenctrl::DomId;
 use xenbus::client::Store as _;
 use xenbus::path::home;
+use xenbus::permission::Permission;
 
 /// What stands in place of the port. libxl reads a number and stops at the colon (`xs_suspend_evtchn_port`). No domain
 /// has port 0 (`evtchn_init` in Xen reserves it).
@@ -23,16 +24,20 @@ fn port(domid: DomId) -> String {
 /// a restored Linux that may not map such an interrupt again uses freed memory (`restore_pirqs` in
 /// `drivers/xen/events/events_base.c`).
 ///
+/// libxl gives the node to the guest, which could take the refusal back, and old kernels would with a port of their own.
+/// So it becomes dom0's.
+///
 /// # Errors
 /// Those of xenstore.
 pub fn refuse(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
-    store.write(&port(domid), NO_PORT)
+    store.write(&port(domid), NO_PORT)?;
+    store.set_permissions(&port(domid), &Permission::owned_by(0, domid))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::store::tests::dom0;
+    use crate::host::store::tests::{connect, dom0};
     use crate::nodes::hops::HopNodes;
     use crate::records::tests::attachment;
     use xenbus::model::Xenstored;
@@ -44,6 +49,8 @@ mod tests {
         let mut store = dom0(&daemon);
         for domid in [3, 4, 5] {
             store.write(&port(domid), "").unwrap();
+            let libxl = Permission::owned_by(domid, domid);
+            store.set_permissions(&port(domid), &libxl).unwrap();
         }
         HopNodes::second(&attachment()).write(&mut store).unwrap();
         HopNodes::first(&attachment()).write(&mut store).unwrap();
@@ -58,5 +65,10 @@ mod tests {
             [3, 4, 5].map(|domid| number(&mut store, domid)),
             [Some(0), Some(0), None]
         );
+        let mut guest = connect(&daemon, 3);
+        assert!(guest.read(&port(3)).unwrap().starts_with(NO_PORT));
+        assert!(guest.write(&port(3), "17").is_err());
+        assert!(guest.remove(&port(3)).is_err());
+        assert!(connect(&daemon, 5).write(&port(5), "17").is_ok());
     }
 }

@@ -28,4 +28,4 @@ pub use mapped::{forget_dead_mappings, forget_mapped, mapped, mapped_by, record_
 pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, make_root, node_name, remove_from, stub_backup_dir};
 pub use quarantine::{lift_quarantine, quarantine, quarantine_reason, quarantined};
 pub use renewal::renew;
-pub use start::{GuestStart, Stage, forget_start};
+pub use start::{GuestStart, Stage, forget_start, has_not_run};

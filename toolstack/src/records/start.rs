@@ -88,8 +88,7 @@ impl GuestStart {
     /// `state` is that of the guest; `None` if it has ended.
     pub fn seen(mut self, state: Option<RunState>) -> Self {
         if let Stage::Failed { held, .. } = &mut self.stage {
-            // One that has executed an instruction was let run by the administrator: another pause is theirs.
-            *held &= state.is_some_and(|state| state.paused && state.cpu_time.is_zero());
+            *held &= state.is_some_and(has_not_run);
         }
         self
     }
@@ -101,6 +100,12 @@ impl GuestStart {
             Stage::Pausing | Stage::Paused | Stage::Failed { held: true, .. }
         )
     }
+}
+
+/// True for a guest that is paused and has executed no instruction. One that has was let run by the administrator: another
+/// pause is theirs.
+pub fn has_not_run(state: RunState) -> bool {
+    state.paused && state.cpu_time.is_zero()
 }
 
 /// In words, with the next step.

@@ -27,6 +27,7 @@ use crate::host::store::StoreError;
 use crate::host::uevent::Uevents;
 use crate::host::{Host, Runner};
 use crate::nodes::hops::first_hop;
+use crate::nodes::suspension;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
@@ -415,7 +416,8 @@ impl Service {
         };
         let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
         // Before the states are read: a change after the reading then brings another turn.
-        if !self.watched.contains(&stub) {
+        let is_new = !self.watched.contains(&stub);
+        if is_new {
             let store = &mut self.host.store;
             for (path, token) in agenda::watches(stub) {
                 store.watch(&path, &token)?;
@@ -441,6 +443,12 @@ impl Service {
         if guest != attachment.guest {
             // The new record marks the stub again.
             return Ok(follow_kept(&mut self.host.store, &attachment, guest)?);
+        }
+        if is_new {
+            // The version that gave the devices may not have done this.
+            for domid in [guest.domid, stub] {
+                suspension::refuse(&mut self.host.store, domid)?;
+            }
         }
         // A reset after an error. A job that takes devices back has returned above.
         let is_busy = self.jobs.is_busy(stub);
