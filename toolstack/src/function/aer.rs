@@ -14,6 +14,9 @@
 //! After any other verdict, after none in time, and if errors keep coming, the device is given up. The terms of the
 //! device say what that means.
 //!
+//! A device that lost its state in a suspend of the host takes the same course, from where it had been reset and was
+//! restored. Its terms speak of errors: if it is given up, the guest keeps it.
+//!
 //! One device is handled at a time, because a page has room for one request. Errors that come meanwhile count as one
 //! for each device.
 
@@ -60,6 +63,8 @@ pub enum Input {
     Begun(Bdf),
     /// Dom0's kernel is done with this device.
     Ended(Bdf),
+    /// The host was suspended. This device may have lost its state, and was restored.
+    Resumed(Bdf),
     /// Result of [`RecoveryStep::Inspect`].
     Found(Health),
     /// Result of [`RecoveryStep::Tell`].
@@ -84,9 +89,28 @@ pub enum RecoveryStep {
     /// Reset the device, and restore it.
     Reset(Bdf),
     /// Nothing: the guest goes on with the device.
-    Recovered(Bdf, Way),
-    /// Give the device up, by its terms.
-    GiveUp(Bdf, Cause),
+    Recovered(Bdf, Trigger, Way),
+    /// Give the device up. After an error its terms say what that means.
+    GiveUp(Bdf, Trigger, Cause),
+}
+
+/// Why a device is handled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trigger {
+    /// It has reported an error.
+    #[default]
+    Error,
+    /// The host was suspended.
+    Suspend,
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Suspend => "suspend of the host",
+        })
+    }
 }
 
 /// How a device recovered.
@@ -164,11 +188,12 @@ struct Current {
     told: Option<Instant>,
 }
 
-/// An error that is not handled yet.
+/// An error or a suspend that is not handled yet.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     begun: Instant,
     ended: bool,
+    trigger: Trigger,
 }
 
 /// Counts and the last outcome of a device's errors, for `bulkhead status`.
@@ -195,6 +220,8 @@ struct ErrorHistory {
 pub struct Recovery {
     devices: BTreeMap<Bdf, ErrorHistory>,
     current: Option<Current>,
+    /// Why the current device is handled.
+    trigger: Trigger,
 }
 
 impl Recovery {
@@ -208,6 +235,7 @@ impl Recovery {
                 device.pending.get_or_insert(Pending {
                     begun: now,
                     ended: false,
+                    trigger: Trigger::Error,
                 });
             }
             Input::Ended(bdf) => {
@@ -216,8 +244,17 @@ impl Recovery {
                 let fresh = Pending {
                     begun: now,
                     ended: true,
+                    trigger: Trigger::Error,
                 };
                 device.pending.get_or_insert(fresh).ended = true;
+            }
+            Input::Resumed(bdf) => {
+                // An error that waits came before the device was restored: that is dealt with too.
+                self.devices.entry(bdf).or_default().pending = Some(Pending {
+                    begun: now,
+                    ended: true,
+                    trigger: Trigger::Suspend,
+                });
             }
             _ => {}
         }
@@ -243,8 +280,11 @@ impl Recovery {
     }
 
     /// Sets how the last recovery of a device ended.
-    pub fn set_outcome(&mut self, bdf: Bdf, outcome: String) {
-        self.devices.entry(bdf).or_default().tally.last = outcome;
+    pub fn set_outcome(&mut self, bdf: Bdf, trigger: Trigger, outcome: String) {
+        self.devices.entry(bdf).or_default().tally.last = match trigger {
+            Trigger::Error => outcome,
+            Trigger::Suspend => format!("{trigger}: {outcome}"),
+        };
     }
 
     /// Forgets all devices but these.
@@ -259,11 +299,19 @@ impl Recovery {
             .devices
             .iter_mut()
             .find(|(_, device)| device.pending.is_some_and(due))?;
-        device.pending = None;
+        self.trigger = device
+            .pending
+            .take()
+            .map(|pending| pending.trigger)
+            .unwrap_or_default();
+        if self.trigger == Trigger::Suspend {
+            let stage = RecoveryStage::Detected { reset: true };
+            return Some(self.tell(bdf, stage, Notice::Detected(Channel::Frozen)));
+        }
         // Recoveries count from their beginning: one that never ends counts too.
         if device.begun.len() == MOST {
             if device.begun.front().is_some_and(|&first| now < first + STORM) {
-                return Some(RecoveryStep::GiveUp(bdf, Cause::Storm));
+                return Some(RecoveryStep::GiveUp(bdf, Trigger::Error, Cause::Storm));
             }
             // No more times are kept than the limit compares.
             device.begun.pop_front();
@@ -339,10 +387,11 @@ impl Recovery {
             // The verdict on this notice means nothing: Linux always says "none".
             (RecoveryStage::Resume(way), _) => {
                 self.current = None;
-                let tally = &mut self.devices.entry(bdf).or_default().tally;
-                tally.recovered = tally.recovered.saturating_add(1);
-                tally.last = way.to_string();
-                RecoveryStep::Recovered(bdf, way)
+                if self.trigger == Trigger::Error {
+                    let tally = &mut self.devices.entry(bdf).or_default().tally;
+                    tally.recovered = tally.recovered.saturating_add(1);
+                }
+                RecoveryStep::Recovered(bdf, self.trigger, way)
             }
             _ => self.give_up(bdf, Cause::Verdict(verdict)),
         }
@@ -368,7 +417,7 @@ impl Recovery {
 
     fn give_up(&mut self, bdf: Bdf, cause: Cause) -> RecoveryStep {
         self.current = None;
-        RecoveryStep::GiveUp(bdf, cause)
+        RecoveryStep::GiveUp(bdf, self.trigger, cause)
     }
 }
 
@@ -401,21 +450,21 @@ mod tests {
         let resume = [yes, Says(Verdict::None)];
         let to_resume = RecoveryStep::Tell(A, Notice::Resume);
         let to_slot_reset = RecoveryStep::Tell(A, Notice::SlotReset);
-        let gives_up = |cause| RecoveryStep::GiveUp(A, cause);
+        let gives_up = |cause| RecoveryStep::GiveUp(A, Trigger::Error, cause);
         let verdict = |verdict| gives_up(Cause::Verdict(verdict));
 
         #[rustfmt::skip]
         let courses: [(&str, Vec<Input>, Vec<RecoveryStep>); 14] = [
             ("goes on", [&sound[..], &[Says(Verdict::CanRecover)], &resume].concat(),
-                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
+                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed)]].concat()),
             ("has recovered", [&sound[..], &[Says(Verdict::Recovered)], &resume].concat(),
-                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
+                [&told_normal[..], &[to_resume, RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed)]].concat()),
             ("reset", [&sound[..], &reset, &[Says(Verdict::Recovered)], &resume].concat(),
-                [&told_normal[..], &[RecoveryStep::Reset(A), to_slot_reset, to_resume, RecoveryStep::Recovered(A, Way::Reset)]].concat()),
+                [&told_normal[..], &[RecoveryStep::Reset(A), to_slot_reset, to_resume, RecoveryStep::Recovered(A, Trigger::Error, Way::Reset)]].concat()),
             ("reset by dom0's kernel", [&lost[..], &[Says(Verdict::NeedReset), yes, Says(Verdict::Recovered)], &resume].concat(),
-                [&told_frozen[..], &[to_slot_reset, to_resume, RecoveryStep::Recovered(A, Way::Reset)]].concat()),
+                [&told_frozen[..], &[to_slot_reset, to_resume, RecoveryStep::Recovered(A, Trigger::Error, Way::Reset)]].concat()),
             ("reset by dom0's kernel, goes on", [&lost[..], &[Says(Verdict::CanRecover)], &resume].concat(),
-                [&told_frozen[..], &[to_resume, RecoveryStep::Recovered(A, Way::Resumed)]].concat()),
+                [&told_frozen[..], &[to_resume, RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed)]].concat()),
             ("no handler", [&sound[..], &[Says(Verdict::None)]].concat(),
                 [&told_normal[..], &[verdict(Verdict::None)]].concat()),
             ("no driver", [&sound[..], &[Says(Verdict::NoDriver)]].concat(),
@@ -480,7 +529,7 @@ mod tests {
             assert_eq!(recovery.on(Time, end - Duration::from_millis(1)), None);
             assert_eq!(
                 recovery.on(Time, end),
-                Some(RecoveryStep::GiveUp(A, Cause::Silent))
+                Some(RecoveryStep::GiveUp(A, Trigger::Error, Cause::Silent))
             );
             assert!(!recovery.awaits_verdict());
             assert_eq!(recovery.on(Says(Verdict::CanRecover), end), None, "too late");
@@ -523,7 +572,10 @@ mod tests {
         let steps = play(&mut recovery, now, &[Found(Health::Gone), Time]);
         assert_eq!(
             steps,
-            [RecoveryStep::GiveUp(B, Cause::Gone), RecoveryStep::Inspect(A)]
+            [
+                RecoveryStep::GiveUp(B, Trigger::Error, Cause::Gone),
+                RecoveryStep::Inspect(A)
+            ]
         );
     }
 
@@ -542,15 +594,21 @@ mod tests {
         ];
         for second in 0..MOST as u64 {
             let steps = play(&mut recovery, start + Duration::from_secs(second), &course);
-            assert_eq!(steps.last(), Some(&RecoveryStep::Recovered(A, Way::Resumed)));
+            assert_eq!(
+                steps.last(),
+                Some(&RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed))
+            );
         }
         let soon = start + STORM - Duration::from_millis(1);
         assert_eq!(
             play(&mut recovery, soon, &[Begun(A), Ended(A)]),
-            [RecoveryStep::GiveUp(A, Cause::Storm)]
+            [RecoveryStep::GiveUp(A, Trigger::Error, Cause::Storm)]
         );
         let steps = play(&mut recovery, start + STORM, &course);
-        assert_eq!(steps.last(), Some(&RecoveryStep::Recovered(A, Way::Resumed)));
+        assert_eq!(
+            steps.last(),
+            Some(&RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed))
+        );
     }
 
     #[test]
@@ -622,5 +680,70 @@ mod tests {
             Some(RecoveryStep::Tell(A, NORMAL))
         );
         assert_eq!(recovery.on(Says(Verdict::NeedReset), now), None, "not told yet");
+    }
+
+    #[test]
+    fn after_a_suspend_the_driver_sets_the_device_up_again_and_no_terms_count() {
+        let now = Instant::now();
+        let yes = WasTold(Told::Yes);
+        let recovered = |way| RecoveryStep::Recovered(A, Trigger::Suspend, way);
+        let given_up = |cause| RecoveryStep::GiveUp(A, Trigger::Suspend, cause);
+        let told = RecoveryStep::Tell(A, FROZEN);
+        let to_slot_reset = RecoveryStep::Tell(A, Notice::SlotReset);
+        let to_resume = RecoveryStep::Tell(A, Notice::Resume);
+        let reset = [yes, Says(Verdict::NeedReset), yes, Says(Verdict::Recovered)];
+        let courses = [
+            (
+                [&reset[..], &[yes, Says(Verdict::None)]].concat(),
+                vec![told, to_slot_reset, to_resume, recovered(Way::Reset)],
+            ),
+            (
+                vec![yes, Says(Verdict::CanRecover), yes, Says(Verdict::None)],
+                vec![told, to_resume, recovered(Way::Resumed)],
+            ),
+            (
+                vec![yes, Says(Verdict::None)],
+                vec![told, given_up(Cause::Verdict(Verdict::None))],
+            ),
+            (vec![WasTold(Told::Nobody)], vec![told, given_up(Cause::Nobody)]),
+        ];
+        for (inputs, steps) in courses {
+            let mut recovery = Recovery::default();
+            // More suspends in a minute than errors that would count as a storm.
+            for _ in 0..=MOST {
+                let inputs = [&[Input::Resumed(A)][..], &inputs].concat();
+                assert_eq!(play(&mut recovery, now, &inputs), steps);
+            }
+            assert!(!recovery.is_busy());
+            let (_, tally) = recovery.tallies().next().unwrap();
+            assert_eq!((tally.errors, tally.recovered), (0, 0), "no errors");
+        }
+    }
+
+    #[test]
+    fn a_suspend_in_a_recovery_is_told_of_after_it_and_takes_the_place_of_errors_that_wait() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        play(
+            &mut recovery,
+            now,
+            &[Ended(A), Found(Health::Sound), WasTold(Told::Yes), Begun(A)],
+        );
+        assert_eq!(recovery.on(Input::Resumed(A), now), None);
+        let rest = [
+            Says(Verdict::CanRecover),
+            WasTold(Told::Yes),
+            Says(Verdict::None),
+            Time,
+        ];
+        let steps = play(&mut recovery, now, &rest);
+        let recovered = RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed);
+        assert_eq!(steps[1..], [recovered, RecoveryStep::Tell(A, FROZEN)]);
+        play(&mut recovery, now, &[WasTold(Told::Nobody), Time]);
+        assert!(!recovery.is_busy());
+        // What comes next is an error again.
+        let next = [Ended(A), Found(Health::Gone)];
+        let given_up = RecoveryStep::GiveUp(A, Trigger::Error, Cause::Gone);
+        assert_eq!(play(&mut recovery, now, &next).last(), Some(&given_up));
     }
 }

@@ -12,6 +12,7 @@ pub mod pci_ids;
 pub mod program;
 pub mod recreate;
 pub mod store;
+pub mod suspends;
 pub mod sysfs;
 pub mod systemd;
 pub mod thread_state;

@@ -15,6 +15,7 @@ mod quarantine;
 mod renewal;
 mod start;
 pub mod stub_backup;
+mod suspends;
 pub mod unfinished;
 
 #[cfg(test)]
@@ -29,3 +30,4 @@ pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, make_root, node_name, remov
 pub use quarantine::{lift_quarantine, quarantine, quarantine_reason, quarantined};
 pub use renewal::renew;
 pub use start::{GuestStart, Stage, forget_start};
+pub use suspends::{record_suspends, suspends_dealt_with};

@@ -1,13 +1,14 @@
 //! Errors of devices (AER): from the kernel's events to the guests that have the devices, and to the fate of a device that
-//! does not recover.
+//! does not recover. Devices that lost their state in a suspend of the host take the same way to their guests.
 //!
 //! [`Recovery`] decides; this module acts. Nothing here waits for a guest: its verdict is polled, while the thread of its link
 //! answers its requests.
 
 use super::jobs::Jobs;
-use super::link::Link;
+use super::link::{Link, LinkError};
 use super::links::Links;
-use crate::function::aer::{Health, Input, Recovery, RecoveryStep, Told};
+use crate::function::Functions;
+use crate::function::aer::{Health, Input, Recovery, RecoveryStep, Told, Trigger};
 use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
 use crate::host::launcher::{LaunchError, Order, Ticket};
@@ -22,6 +23,7 @@ use bulkhead_config::options::AerFate;
 use pci::bdf::Bdf;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::BTreeMap;
+use std::io;
 use std::time::{Duration, Instant};
 use xen::xenctrl::DomId;
 use xenbus::pciif::aer::AerRequest;
@@ -45,6 +47,8 @@ pub struct Context<'a> {
 pub struct Errors {
     events: Uevents,
     stubs: BTreeMap<DomId, Recovery>,
+    /// Devices that were restored after a suspend of the host, by stub. Their guests are told as soon as the stub has a link.
+    resumed: Vec<(DomId, Bdf)>,
     /// Orders that carry out a device's fate.
     fates: Vec<(Bdf, Ticket)>,
     limit: LogLimit,
@@ -56,6 +60,7 @@ impl Errors {
         Self {
             events,
             stubs: BTreeMap::new(),
+            resumed: Vec::new(),
             fates: Vec::new(),
             limit: LogLimit::new(Instant::now()),
         }
@@ -69,14 +74,19 @@ impl Errors {
 
     /// Forgets the devices that an attachment does not have any more.
     pub fn keep(&mut self, attachment: &Attachment) {
-        if let Some(recovery) = self.stubs.get_mut(&attachment.stub.domid) {
-            recovery.keep(|bdf| attachment.bdfs().any(|kept| kept == bdf));
+        let (stub, has) = (attachment.stub.domid, |bdf| {
+            attachment.bdfs().any(|kept| kept == bdf)
+        });
+        self.resumed.retain(|&(other, bdf)| other != stub || has(bdf));
+        if let Some(recovery) = self.stubs.get_mut(&stub) {
+            recovery.keep(has);
         }
     }
 
     /// Forgets the devices of a stub that is no more.
     pub fn forget(&mut self, stub: DomId) {
         self.stubs.remove(&stub);
+        self.resumed.retain(|&(other, _)| other != stub);
     }
 
     /// Errors of a stub's devices, for the status.
@@ -99,12 +109,52 @@ impl Errors {
         if let Err(error) = self.take_events(&mut cx) {
             log::error!("cannot read the kernel's events about errors of devices: {error:#}");
         }
+        let has_link = |(stub, _): &mut (DomId, Bdf)| cx.links.get(*stub).is_some();
+        let resumed: Vec<(DomId, Bdf)> = self.resumed.extract_if(.., has_link).collect();
+        for (stub, bdf) in resumed {
+            self.stubs.entry(stub).or_default();
+            self.advance(&mut cx, stub, Input::Resumed(bdf));
+        }
         let stubs: Vec<DomId> = self.stubs.keys().copied().collect();
         for stub in stubs {
             let awaits = self.stubs.get(&stub).is_some_and(Recovery::awaits_verdict);
             let link = cx.links.get(stub).filter(|_| awaits);
             let verdict = link.and_then(Link::verdict).map(Input::Verdict);
             self.advance(&mut cx, stub, verdict.unwrap_or(Input::Time));
+        }
+    }
+
+    /// Restores the devices of these guests after the host was suspended. Their drivers are told of it in the next steps.
+    pub fn resume(&mut self, cx: &Context<'_>, attachments: &[Attachment]) {
+        for attachment in attachments {
+            let stub = attachment.stub.domid;
+            // Devices that are being taken back are reset anyway.
+            if cx.jobs.is_closed(stub) {
+                continue;
+            }
+            let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
+            // All of them before any guest is told: that takes time, and the others wait for their interrupts.
+            for bdf in attachment.bdfs() {
+                match resume(cx, attachment, bdf) {
+                    Ok(Health::Sound) => {
+                        log::info!(DEVICE:% = bdf; "{bdf}: it has kept its state while the host was suspended");
+                    }
+                    Ok(Health::Restored) => {
+                        log::info!(DEVICE:% = bdf; "{bdf}: restored after the host was suspended");
+                        self.resumed.push((stub, bdf));
+                    }
+                    Ok(Health::Gone) => {
+                        log::error!(DEVICE:% = bdf; "{bdf}: it does not answer after the host was suspended");
+                    }
+                    Err(error) => {
+                        let error = anyhow::Error::from(error);
+                        log::error!(
+                            DEVICE:% = bdf;
+                            "{bdf}: it cannot be restored after the host was suspended: {error:#}"
+                        );
+                    }
+                }
+            }
         }
     }
 
@@ -186,7 +236,7 @@ impl Errors {
                 let inspected = link.map_or(Ok(Health::Sound), |link| link.inspect(bdf, cx.links.xen()));
                 Some(Input::Found(inspected.unwrap_or_else(|error| {
                     let outcome = format!("it cannot be restored after a reset: {error}");
-                    self.log(log::Level::Error, bdf, &outcome);
+                    self.log(log::Level::Error, bdf, Trigger::Error, &outcome);
                     Health::Gone
                 })))
             }
@@ -199,15 +249,27 @@ impl Errors {
                 Attempt::Begun => None,
                 Attempt::Over(reset) => Some(self.renew(cx, stub, bdf, reset)),
             },
-            RecoveryStep::Recovered(bdf, way) => {
-                self.log(log::Level::Info, bdf, &way.to_string());
+            RecoveryStep::Recovered(bdf, trigger, way) => {
+                let outcome = way.to_string();
+                self.log(log::Level::Info, bdf, trigger, &outcome);
+                recovery.set_outcome(bdf, trigger, outcome);
                 None
             }
-            RecoveryStep::GiveUp(bdf, cause) => {
-                let fate = fate(cx.host, stub, bdf);
-                let outcome = format!("{cause}: {}", consequence(fate));
-                self.log(log::Level::Warn, bdf, &outcome);
-                recovery.set_outcome(bdf, outcome);
+            RecoveryStep::GiveUp(bdf, trigger, cause) => {
+                let (fate, consequence) = match trigger {
+                    Trigger::Error => {
+                        let fate = fate(cx.host, stub, bdf);
+                        (fate, consequence(fate))
+                    }
+                    // Nothing is wrong with the device, and a guest without a driver for it says the same.
+                    Trigger::Suspend => (
+                        AerFate::Leave,
+                        "if the guest has a driver for it, unbind it there and bind it again",
+                    ),
+                };
+                let outcome = format!("{cause}: {consequence}");
+                self.log(log::Level::Warn, bdf, trigger, &outcome);
+                recovery.set_outcome(bdf, trigger, outcome);
                 self.carry_out(cx.host, bdf, fate);
                 None
             }
@@ -229,7 +291,7 @@ impl Errors {
                 .map_err(|error| error.to_string())
         });
         if let Err(error) = &renewed {
-            self.log(log::Level::Error, bdf, error);
+            self.log(log::Level::Error, bdf, Trigger::Error, error);
         }
         Input::Reset(renewed.is_ok())
     }
@@ -277,8 +339,8 @@ impl Errors {
         });
     }
 
-    fn log(&mut self, level: log::Level, bdf: Bdf, outcome: &str) {
-        log_limited!(self.limit, level, DEVICE = bdf; "{bdf}: error: {outcome}");
+    fn log(&mut self, level: log::Level, bdf: Bdf, trigger: Trigger, outcome: &str) {
+        log_limited!(self.limit, level, DEVICE = bdf; "{bdf}: {trigger}: {outcome}");
     }
 }
 
@@ -286,6 +348,20 @@ impl AsFd for Errors {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
+}
+
+/// Restores a device after the host was suspended. Its stub may have no link: it may be dead, or the service may have just begun.
+fn resume(cx: &Context<'_>, attachment: &Attachment, bdf: Bdf) -> Result<Health, LinkError> {
+    let xen = cx.links.xen();
+    if let Some(link) = cx.links.get(attachment.stub.domid) {
+        return Ok(link.resume(bdf, xen)?);
+    }
+    let open = |bdf| cx.host.sysfs.open_config(bdf).map_err(LinkError::from);
+    let functions = Functions::new(attachment, open)?;
+    let function = functions
+        .get(bdf)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    Ok(function.resume(xen)?)
 }
 
 /// How far a reset has come when it was begun.

@@ -24,12 +24,12 @@ use crate::host::domains::is_alive;
 use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
 use crate::host::store::StoreError;
 use crate::host::uevent::Uevents;
-use crate::host::{Host, Runner};
+use crate::host::{Host, Runner, suspends};
 use crate::nodes::hops::first_hop;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment, Carried, GuestStart, Stage};
+use crate::records::{self, ATTACHMENTS, Attachment, Carried, GuestStart, RecordError, Stage};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -80,6 +80,8 @@ pub struct Service {
     starts: Starts,
     abandoned: Abandoned,
     agenda: Agenda,
+    /// After how many suspends of the host the devices were restored; `None` before that is known.
+    suspends: Option<u64>,
     /// For failures that come again at each attempt.
     complaints: LogLimit,
 }
@@ -111,6 +113,7 @@ impl Service {
             starts: Starts::new(),
             abandoned: Abandoned::default(),
             agenda: Agenda::default(),
+            suspends: None,
             complaints: LogLimit::new(Instant::now()),
         })
     }
@@ -161,6 +164,9 @@ impl Service {
             self.host.store.watch(path, agenda::DOMAINS_TOKEN)?;
         }
         log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
+        // Before there are links: a device that has lost its MSI while nobody served would count as one whose MSI was being
+        // turned off.
+        self.restore_after_suspend()?;
         // xenstored sends an event for each new watch, so that the first turns find every stub.
         let mut listen = Instant::now();
         let mut tell = Instant::now();
@@ -172,6 +178,7 @@ impl Service {
             self.turn()?;
             if Instant::now() >= tell {
                 self.tell_alive()?;
+                self.restore_after_suspend()?;
                 tell = Instant::now() + LOOK;
             }
             if self.wait(listen, tell)? {
@@ -186,6 +193,34 @@ impl Service {
             launcher.tell_alive()?;
         }
         Ok(())
+    }
+
+    /// Restores all devices if the host was suspended since that was last done.
+    fn restore_after_suspend(&mut self) -> Result<(), ServeError> {
+        // The kernel counts a suspend when it is over.
+        let count = suspends::count();
+        if self.suspends == Some(count) {
+            return Ok(());
+        }
+        match self.restore_after(count) {
+            Ok(()) => self.suspends = Some(count),
+            // The next look tries again.
+            Err(error) => self.excuse(error.into(), None)?,
+        }
+        Ok(())
+    }
+
+    fn restore_after(&mut self, count: u64) -> Result<(), RecordError> {
+        let store = &mut self.host.store;
+        if records::suspends_dealt_with(store)? == count {
+            return Ok(());
+        }
+        // A damaged record is complained of when its stub has its turn.
+        let (attachments, _) = Attachment::all(store)?;
+        let (errors, context) = self.errors();
+        errors.resume(&context, &attachments);
+        // Restored twice is better than not at all, should this process die now.
+        records::record_suspends(&mut self.host.store, count)
     }
 
     /// Marks what xenstore's events are about.

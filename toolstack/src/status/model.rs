@@ -198,12 +198,13 @@ pub struct Served {
     /// How often the stub was brought back since the service began to serve it.
     #[serde(default)]
     pub revivals: u64,
-    /// The devices that had errors since the service began to serve the stub.
+    /// The devices that had errors, or lost their state in a suspend of the host, since the service began to serve the stub.
     #[serde(default)]
     pub errors: Vec<DeviceErrors>,
 }
 
-/// Errors of a device that could not be corrected, and what came of them.
+/// Errors of a device that could not be corrected, and what came of them. A device without errors has lost its state in a
+/// suspend of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeviceErrors {
@@ -211,9 +212,9 @@ pub struct DeviceErrors {
     pub bdf: String,
     /// Errors that dom0's kernel has reported.
     pub errors: u64,
-    /// How often the device and the guest's driver recovered.
+    /// How often the device and the guest's driver recovered from errors.
     pub recovered: u64,
-    /// How the last one ended; empty while it is being dealt with.
+    /// How the last error or suspend ended; empty while the first is being dealt with.
     pub last: String,
 }
 

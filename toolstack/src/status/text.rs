@@ -179,6 +179,10 @@ impl StubStatus {
                 last => last,
             };
             let (bdf, errors, recovered) = (&device.bdf, device.errors, device.recovered);
+            if errors == 0 {
+                lines.line(format_args!("{bdf}: {last}"));
+                continue;
+            }
             lines.line(format_args!(
                 "{bdf}: errors {errors}, recovered {recovered}; the last: {last}"
             ));
@@ -395,16 +399,25 @@ guest web (3) connected, through stub web-bulkhead (4) connected
         let mut status = status();
         assert!(!unwrapped(&status).contains("errors"));
         status.stubs[0].devices[0].corrected_errors = Some(3);
-        status.stubs[0].served.as_mut().unwrap().errors = vec![DeviceErrors {
-            bdf: "0000:00:05.0".into(),
-            errors: 2,
-            recovered: 1,
-            last: "the guest handles no errors: it is left as it is".into(),
-        }];
+        status.stubs[0].served.as_mut().unwrap().errors = vec![
+            DeviceErrors {
+                bdf: "0000:00:05.0".into(),
+                errors: 2,
+                recovered: 1,
+                last: "the guest handles no errors: it is left as it is".into(),
+            },
+            DeviceErrors {
+                bdf: "0000:00:06.0".into(),
+                errors: 0,
+                recovered: 0,
+                last: "suspend of the host: recovered by a reset".into(),
+            },
+        ];
         let text = unwrapped(&status);
         for line in [
             "\n0000:00:05.0: 3 errors that the hardware corrected\n",
             "\n0000:00:05.0: errors 2, recovered 1; the last: the guest handles no errors: it is left as it is\n",
+            "\n0000:00:06.0: suspend of the host: recovered by a reset\n",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -1,11 +1,13 @@
-//! A function that has lost its configuration: in a reset, on its way from D3hot to D0, or while no process served it.
+//! A function that has lost its configuration: in a reset, on its way from D3hot to D0, in a suspend of the host, or while no
+//! process served it.
 
 use super::{Done, Function, is_silent};
 use crate::config_space::access::{ConfigAccess, WAKE_UP};
 use crate::config_space::bytes::register_at;
 use crate::config_space::restore;
 use crate::function::aer::Health;
-use crate::records::interrupt_mode::{ModeChange, ModeRecord};
+use crate::function::msix_table::is_awake;
+use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use pci::registers::{command, power, register};
 use std::collections::BTreeSet;
 use std::io;
@@ -22,11 +24,35 @@ impl<C: ConfigAccess> Function<C> {
         if is_silent(&self.config)? {
             return Ok(Health::Gone);
         }
-        if !self.snapshot.is_lost(&self.config)? {
+        if !self.is_lost()? {
             return Ok(Health::Sound);
         }
         self.renew(xen)?;
         Ok(Health::Restored)
+    }
+
+    /// Finds out the state of the function after the host was suspended. A function that may have lost its state gets its
+    /// configuration and its MSI back.
+    pub fn resume(&self, xen: &impl Hypervisor) -> io::Result<Health> {
+        if is_silent(&self.config)? {
+            return Ok(Health::Gone);
+        }
+        // One that sleeps is restored when the guest wakes it up.
+        if !is_awake(&self.config, self.power)? {
+            return Ok(Health::Sound);
+        }
+        // Linux has restored the header by now, but not MSI, which it does not know to be on. So with INTx nobody can tell
+        // whether the function has kept its state.
+        if *self.interrupts.mode() != Mode::Intx && !self.is_lost()? {
+            return Ok(Health::Sound);
+        }
+        self.renew(xen)?;
+        Ok(Health::Restored)
+    }
+
+    /// True if the function was reset. Some functions lose their addresses, others MSI alone.
+    fn is_lost(&self) -> io::Result<bool> {
+        Ok(self.snapshot.is_lost(&self.config)? || self.interrupts.is_lost(&self.config)?)
     }
 
     /// Gives the function its configuration and its MSI back after a reset.
@@ -99,8 +125,7 @@ impl<C: ConfigAccess> Function<C> {
             thread::sleep(WAKE_UP);
             // A function that does not answer must not be written to.
             self.config.read_sound(register::COMMAND)?;
-            // Some functions lose their addresses, others MSI alone. Either means that they were reset.
-            if self.snapshot.is_lost(&self.config)? || self.interrupts.is_lost(&self.config)? {
+            if self.is_lost()? {
                 self.renew(xen)?;
             }
         }
@@ -115,7 +140,6 @@ mod tests {
     use crate::config_space::capabilities::tests::space;
     use crate::function::fixture::{MSIX, POWER, StubSide, bdf, config};
     use crate::function::functions::Functions;
-    use crate::records::interrupt_mode::Mode;
     use crate::records::tests::attachment;
     use std::collections::BTreeMap;
     use xen::model::Xen;
@@ -275,7 +299,66 @@ mod tests {
         assert!(*stub.config().bytes.borrow() == before, "INTx silenced, MSI-X on");
         assert_eq!(stub.xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
         assert_eq!(inspect(&stub), Health::Sound);
+        // As after a reset in which Linux has saved and restored the header.
+        stub.config().set16(MSIX + 2, 4);
+        assert_eq!(inspect(&stub), Health::Restored);
+        assert!(*stub.config().bytes.borrow() == before);
         stub.config().bytes.borrow_mut().fill(0xff);
         assert_eq!(inspect(&stub), Health::Gone);
+    }
+
+    fn resume(stub: &StubSide) -> Health {
+        stub.functions.get(bdf()).unwrap().resume(&stub.xen).unwrap()
+    }
+
+    #[test]
+    fn a_function_that_lost_its_messages_in_a_suspend_of_the_host_gets_them_back() {
+        let mut stub = StubSide::new();
+        stub.ask(&Request::conf_write(bdf(), 4, 2, 0x0007), &[]).unwrap();
+        stub.ask(&Request::new(Command::EnableMsix, bdf()), &[0, 2])
+            .unwrap();
+        let before = stub.config().bytes.borrow().clone();
+        let calls = stub.xen.calls().len();
+        assert_eq!(resume(&stub), Health::Sound, "it has kept its state");
+        assert_eq!(stub.xen.calls().len(), calls);
+        // Linux has restored the header, or has not.
+        for lost in [&[MSIX + 2][..], &[MSIX + 2, 0x04, 0x12]] {
+            for &at in lost {
+                stub.config().set16(at, if at == MSIX + 2 { 4 } else { 0 });
+            }
+            assert_eq!(resume(&stub), Health::Restored, "{lost:x?}");
+            assert!(*stub.config().bytes.borrow() == before, "{lost:x?}");
+            assert_eq!(stub.xen.calls().last().unwrap(), "restore messages 0000:00:05.0");
+        }
+        stub.config().bytes.borrow_mut().fill(0xff);
+        let writes = stub.writes().len();
+        assert_eq!(resume(&stub), Health::Gone);
+        assert_eq!(stub.writes().len(), writes);
+    }
+
+    #[test]
+    fn a_function_with_intx_counts_as_reset_in_a_suspend_of_the_host() {
+        let mut stub = StubSide::new();
+        stub.ask(&Request::conf_write(bdf(), 4, 2, 0x0007), &[]).unwrap();
+        let before = stub.config().bytes.borrow().clone();
+        stub.config().set16(4, 0);
+        stub.config().set16(0x12, 0);
+        assert_eq!(resume(&stub), Health::Restored);
+        assert!(*stub.config().bytes.borrow() == before);
+        assert_eq!(resume(&stub), Health::Restored, "nobody can tell");
+        assert!(stub.xen.calls().is_empty());
+    }
+
+    #[test]
+    fn a_function_that_sleeps_over_a_suspend_of_the_host_is_restored_when_it_wakes_up() {
+        let mut stub = StubSide::new();
+        let power = |value| Request::conf_write(bdf(), POWER + 4, 2, value);
+        stub.ask(&power(3), &[]).unwrap();
+        stub.config().set16(0x12, 0);
+        let writes = stub.writes().len();
+        assert_eq!(resume(&stub), Health::Sound);
+        assert_eq!(stub.writes().len(), writes);
+        stub.ask(&power(0), &[]).unwrap();
+        assert!(stub.writes().contains(&(0x10, 4, 0xfebc_0000)));
     }
 }

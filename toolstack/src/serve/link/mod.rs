@@ -216,6 +216,13 @@ impl Link {
         function.inspect(xen)
     }
 
+    /// Finds out how a device is after the host was suspended, and restores it if it may have lost its state.
+    pub fn resume(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Health> {
+        let shared = self.handle.lock();
+        let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
+        function.resume(xen)
+    }
+
     /// Restores a device that was reset.
     pub fn renew(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<()> {
         let shared = self.handle.lock();
