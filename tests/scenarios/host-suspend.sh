@@ -14,8 +14,8 @@ ISA_BRIDGE=00:1f.0
 LOG=/var/log/bulkhead/serve.log
 AGAIN="recovered by a reset"
 
-# suspend SECONDS: the host sleeps so long.
-suspend() {
+# host_sleeps SECONDS
+host_sleeps() {
     echo 0 >/sys/class/rtc/rtc0/wakealarm
     echo "+$1" >/sys/class/rtc/rtc0/wakealarm
     # QEMU's firmware sets up what it does at boot: the chipset's ECAM area and its registers of power management. Other
@@ -48,7 +48,7 @@ registers $NIC >/tmp/nic
 registers $OLD >/tmp/old
 
 for round in $([ "$ALL" ] && echo 1 2 3 || echo 1); do
-    suspend 5
+    host_sleeps 5
     within 30 "$round: g1's driver has set the card up again" comes_to "$round" $NIC "$AGAIN"
     check "$round: g1's link comes up again" link_up g1
     equal "$round: g1: pings lost of 20" 0 "$(pings_lost g1 20 0.1)"
@@ -71,7 +71,7 @@ done
 launcher=$(launcher_pid)
 kill -9 "$launcher"
 within 10 "no service" sh -c "! kill -0 $launcher"
-suspend 5
+host_sleeps 5
 bulkhead serve >>$LOG 2>&1 &
 within 30 "g1's driver has set the card up again for it" comes_to $((round + 1)) $NIC "$AGAIN"
 check "g1's link comes up again" link_up g1
