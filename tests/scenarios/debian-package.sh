@@ -1,13 +1,16 @@
 #!/bin/sh
-# The package on a Debian host: installed, installed anew under a guest, refused to go, removed and purged; a service that hangs is replaced.
+# The package on a Debian host: installed, installed anew under two guests, refused to go, removed and purged; a service that hangs is replaced.
 #: host debian
 #: all
 #: device e1000e,netdev=n0,addr=5
+#: device e1000e,netdev=n1,addr=6
+#: device edu,addr=7
 #: suite trixie
 #: cpus 2
 #: timeout 900
 . /rig/scenarios/lib.sh
-BDF=0000:00:05.0
+BDF=0000:00:05.0 OTHER=0000:00:06.0 EDU=0000:00:07.0
+IMAGE=/usr/lib/bulkhead/bulkhead-stub
 export DEBIAN_FRONTEND=noninteractive
 
 # is WHAT UNIT STATE: as `systemctl is-WHAT` tells.
@@ -38,7 +41,12 @@ check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
 check "e1000e comes up" network_up g1
 check "the journal knows guest, stub and device" sh -c \
     "journalctl --no-pager GUEST=g1 STUB=g1-bulkhead DEVICE=$BDF | grep -q 'now interrupts by'"
-in_guest g1 "(ping -c 5000 -i 0.1 -W 2 10.0.2.2 >/tmp/long 2>&1) >/dev/null 2>&1 &"
+guest_config g2
+check "bulkhead run of another guest" bulkhead run /root/g2.cfg --device $OTHER
+check "its e1000e comes up" network_up g2
+for guest in g1 g2; do
+    in_guest $guest "(ping -c 5000 -i 0.1 -W 2 10.0.2.2 >/tmp/long 2>&1) >/dev/null 2>&1 &"
+done
 
 # --- a service that hangs
 pid=$(service_pid)
@@ -69,6 +77,7 @@ equal "complaints of systemd" "" "$(journalctl --no-pager --cursor-file=/tmp/cur
 # --- upgrade
 pid=$(launcher_pid)
 stub=$(xl domid g1-bulkhead)
+: >$IMAGE
 check "apt install, as for an upgrade" apt-get -qq install --yes --reinstall /rig/bulkhead_*.deb
 check "the service is another one" replaced "$pid" launcher_pid
 whole
@@ -78,14 +87,19 @@ writes "after the upgrade" 10
 check "xl destroy of the stub" xl destroy g1-bulkhead
 within 30 "it comes back with its domid" sh -c "[ \"\$(xl domid g1-bulkhead)\" = $stub ]"
 within 20 "a write" in_guest g1 "setpci -s 00:00.0 CACHE_LINE_SIZE=08"
+guest_config g3
+check "a new guest has its stub from the new image" bulkhead run /root/g3.cfg --device $EDU
+check "it ends" bulkhead destroy g3
 
 # --- removal
 refused "apt remove under a guest" "g1 would lose the devices" apt-get --yes remove bulkhead
 check "the service runs on" is active bulkhead active
 writes "after that" 10
-in_guest g1 "killall -INT ping; sleep 1; tail -n 2 /tmp/long" >/tmp/long
-say "$(sed -n '/transmitted/p' /tmp/long)"
-check "no ping was lost" grep -q ' 0% packet loss' /tmp/long
+for guest in g1 g2; do
+    in_guest $guest "killall -INT ping; sleep 1; tail -n 2 /tmp/long" >/tmp/long
+    say "$guest: $(sed -n '/transmitted/p' /tmp/long)"
+    check "$guest: no ping was lost" grep -q ' 0% packet loss' /tmp/long
+done
 check "bulkhead shutdown" bulkhead shutdown --all --wait 10 --destroy
 equal "stubs" "[]" "$(bulkhead status --json | jq -c .stubs)"
 check "apt remove" apt-get --yes remove bulkhead
