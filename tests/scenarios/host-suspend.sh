@@ -76,5 +76,6 @@ bulkhead serve >>$LOG 2>&1 &
 within 30 "g1's driver has set the card up again for it" comes_to $((round + 1)) $NIC "$AGAIN"
 check "g1's link comes up again" link_up g1
 equal "g1: pings lost of 20" 0 "$(pings_lost g1 20 0.1)"
+equal "what is still to be done" "" "$(xenstore-ls /local/domain/0/bulkhead/suspended 2>/dev/null)"
 equal "complaints in the stub" "" "$(grep -E 'WARN|ERROR' "$(stub_log g1-bulkhead)")"
 success

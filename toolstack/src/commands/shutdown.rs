@@ -161,7 +161,9 @@ fn unattended_devices<X: Hypervisor>(
 fn reclaim(host: &mut Host, guest: &Domain) -> Result<()> {
     let (mut turn, left) = Turn::take_for(|| {
         let (attachments, _) = Attachment::all(&mut host.store)?;
-        let left = attachments.into_iter().find(|left| left.guest == *guest);
+        let left = attachments
+            .into_iter()
+            .find(|left| left.guest.uuid == guest.uuid || left.guest.domid == guest.domid);
         Ok((Some(guest.clone()), left))
     })?;
     let Some(left) = left else {

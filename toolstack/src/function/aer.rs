@@ -14,8 +14,8 @@
 //! After any other verdict, after none in time, and if errors keep coming, the device is given up. The terms of the
 //! device say what that means.
 //!
-//! A device that lost its state in a suspend of the host takes the same course, from where it had been reset and was
-//! restored. Its terms speak of errors: if it is given up, the guest keeps it.
+//! A device that lost its state in a suspend of the host takes the same course, as one that had been reset. Its terms speak
+//! of errors: if it is given up, the guest keeps it. A guest that cannot be told yet is told later.
 //!
 //! One device is handled at a time, because a page has room for one request. Errors that come meanwhile count as one
 //! for each device.
@@ -30,6 +30,10 @@ use xenbus::pciif::aer::{Channel, Notice, Verdict};
 pub const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit for the guest's answer to a notice. xen-pciback waits for 300 s, in dom0's kernel.
 pub const GUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit for a guest that cannot be told of a suspend of the host.
+pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval at which such a guest is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A device with more recoveries than this many in [`STORM`] is given up.
 const MOST: usize = 5;
 const STORM: Duration = Duration::from_secs(60);
@@ -188,12 +192,29 @@ struct Current {
     told: Option<Instant>,
 }
 
-/// An error or a suspend that is not handled yet.
+/// An error or a suspend that is to be handled.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     begun: Instant,
     ended: bool,
     trigger: Trigger,
+    /// Not before this time.
+    after: Instant,
+}
+
+impl Pending {
+    const fn new(trigger: Trigger, ended: bool, now: Instant) -> Self {
+        Self {
+            begun: now,
+            ended,
+            trigger,
+            after: now,
+        }
+    }
+
+    fn is_due(self, now: Instant) -> bool {
+        now >= self.after && (self.ended || now >= self.begun + KERNEL_TIMEOUT)
+    }
 }
 
 /// Counts and the last outcome of a device's errors, for `bulkhead status`.
@@ -220,8 +241,8 @@ struct ErrorHistory {
 pub struct Recovery {
     devices: BTreeMap<Bdf, ErrorHistory>,
     current: Option<Current>,
-    /// Why the current device is handled.
-    trigger: Trigger,
+    /// Why the current device is handled, and since when.
+    handled: Option<Pending>,
 }
 
 impl Recovery {
@@ -232,29 +253,20 @@ impl Recovery {
                 let device = self.devices.entry(bdf).or_default();
                 device.tally.errors = device.tally.errors.saturating_add(1);
                 // An error that waits already stands for this one too, with its own time.
-                device.pending.get_or_insert(Pending {
-                    begun: now,
-                    ended: false,
-                    trigger: Trigger::Error,
-                });
+                device
+                    .pending
+                    .get_or_insert(Pending::new(Trigger::Error, false, now));
             }
             Input::Ended(bdf) => {
                 // The beginning may have been missed.
                 let device = self.devices.entry(bdf).or_default();
-                let fresh = Pending {
-                    begun: now,
-                    ended: true,
-                    trigger: Trigger::Error,
-                };
+                let fresh = Pending::new(Trigger::Error, true, now);
                 device.pending.get_or_insert(fresh).ended = true;
             }
             Input::Resumed(bdf) => {
-                // An error that waits came before the device was restored: that is dealt with too.
-                self.devices.entry(bdf).or_default().pending = Some(Pending {
-                    begun: now,
-                    ended: true,
-                    trigger: Trigger::Suspend,
-                });
+                // This stands for an error that waits: the device is inspected, and its driver sets it up again.
+                self.devices.entry(bdf).or_default().pending =
+                    Some(Pending::new(Trigger::Suspend, true, now));
             }
             _ => {}
         }
@@ -279,12 +291,16 @@ impl Recovery {
         self.devices.iter().map(|(&bdf, device)| (bdf, &device.tally))
     }
 
-    /// Sets how the last recovery of a device ended.
-    pub fn set_outcome(&mut self, bdf: Bdf, trigger: Trigger, outcome: String) {
-        self.devices.entry(bdf).or_default().tally.last = match trigger {
+    /// Sets how the last recovery of a device ended. Returns false if that is what is known already.
+    pub fn set_outcome(&mut self, bdf: Bdf, trigger: Trigger, outcome: String) -> bool {
+        let outcome = match trigger {
             Trigger::Error => outcome,
             Trigger::Suspend => format!("{trigger}: {outcome}"),
         };
+        let last = &mut self.devices.entry(bdf).or_default().tally.last;
+        let is_new = *last != outcome;
+        *last = outcome;
+        is_new
     }
 
     /// Forgets all devices but these.
@@ -294,29 +310,23 @@ impl Recovery {
     }
 
     fn begin(&mut self, now: Instant) -> Option<RecoveryStep> {
-        let due = |pending: Pending| pending.ended || now >= pending.begun + KERNEL_TIMEOUT;
-        let (&bdf, device) = self
-            .devices
-            .iter_mut()
-            .find(|(_, device)| device.pending.is_some_and(due))?;
-        self.trigger = device
-            .pending
-            .take()
-            .map(|pending| pending.trigger)
-            .unwrap_or_default();
-        if self.trigger == Trigger::Suspend {
-            let stage = RecoveryStage::Detected { reset: true };
-            return Some(self.tell(bdf, stage, Notice::Detected(Channel::Frozen)));
-        }
-        // Recoveries count from their beginning: one that never ends counts too.
-        if device.begun.len() == MOST {
-            if device.begun.front().is_some_and(|&first| now < first + STORM) {
-                return Some(RecoveryStep::GiveUp(bdf, Trigger::Error, Cause::Storm));
+        let is_due = |device: &ErrorHistory| device.pending.is_some_and(|pending| pending.is_due(now));
+        let (&bdf, device) = self.devices.iter_mut().find(|(_, device)| is_due(device))?;
+        self.handled = device.pending.take();
+        if self
+            .handled
+            .is_some_and(|handled| handled.trigger == Trigger::Error)
+        {
+            // Recoveries count from their beginning: one that never ends counts too.
+            if device.begun.len() == MOST {
+                if device.begun.front().is_some_and(|&first| now < first + STORM) {
+                    return Some(RecoveryStep::GiveUp(bdf, Trigger::Error, Cause::Storm));
+                }
+                // No more times are kept than the limit compares.
+                device.begun.pop_front();
             }
-            // No more times are kept than the limit compares.
-            device.begun.pop_front();
+            device.begun.push_back(now);
         }
-        device.begun.push_back(now);
         self.current = Some(Current {
             bdf,
             stage: RecoveryStage::Inspecting,
@@ -330,7 +340,7 @@ impl Recovery {
         match (current.stage, input) {
             (RecoveryStage::Inspecting, Input::Found(Health::Gone)) => Some(self.give_up(bdf, Cause::Gone)),
             (RecoveryStage::Inspecting, Input::Found(health)) => {
-                let reset = health == Health::Restored;
+                let reset = health == Health::Restored || self.trigger() == Trigger::Suspend;
                 // Frozen tells the driver that the device has lost its state.
                 let channel = if reset { Channel::Frozen } else { Channel::Normal };
                 Some(self.tell(bdf, RecoveryStage::Detected { reset }, Notice::Detected(channel)))
@@ -357,8 +367,8 @@ impl Recovery {
                     });
                     None
                 }
-                Told::Busy => Some(self.give_up(bdf, Cause::Busy)),
-                Told::Nobody => Some(self.give_up(bdf, Cause::Nobody)),
+                Told::Busy => self.not_told(current, Cause::Busy, now),
+                Told::Nobody => self.not_told(current, Cause::Nobody, now),
             },
             (stage, Input::Verdict(verdict)) if current.told.is_some() => {
                 Some(self.judge(bdf, stage, verdict))
@@ -387,14 +397,37 @@ impl Recovery {
             // The verdict on this notice means nothing: Linux always says "none".
             (RecoveryStage::Resume(way), _) => {
                 self.current = None;
-                if self.trigger == Trigger::Error {
+                if self.trigger() == Trigger::Error {
                     let tally = &mut self.devices.entry(bdf).or_default().tally;
                     tally.recovered = tally.recovered.saturating_add(1);
                 }
-                RecoveryStep::Recovered(bdf, self.trigger, way)
+                RecoveryStep::Recovered(bdf, self.trigger(), way)
             }
             _ => self.give_up(bdf, Cause::Verdict(verdict)),
         }
+    }
+
+    fn trigger(&self) -> Trigger {
+        self.handled.map(|handled| handled.trigger).unwrap_or_default()
+    }
+
+    /// The guest could not be told. After a suspend a stub may still be on its way back, and the guest may be slow with other
+    /// devices.
+    fn not_told(&mut self, current: Current, cause: Cause, now: Instant) -> Option<RecoveryStep> {
+        let first = matches!(current.stage, RecoveryStage::Detected { .. });
+        let again = self.handled.filter(|handled| {
+            first && handled.trigger == Trigger::Suspend && now < handled.begun + SUSPEND_TIMEOUT
+        });
+        let Some(again) = again else {
+            return Some(self.give_up(current.bdf, cause));
+        };
+        self.current = None;
+        // An error that came meanwhile is dealt with in the same way.
+        self.devices.entry(current.bdf).or_default().pending = Some(Pending {
+            after: now + AGAIN,
+            ..again
+        });
+        None
     }
 
     fn reset(&mut self, bdf: Bdf) -> RecoveryStep {
@@ -417,7 +450,7 @@ impl Recovery {
 
     fn give_up(&mut self, bdf: Bdf, cause: Cause) -> RecoveryStep {
         self.current = None;
-        RecoveryStep::GiveUp(bdf, self.trigger, cause)
+        RecoveryStep::GiveUp(bdf, self.trigger(), cause)
     }
 }
 
@@ -688,6 +721,7 @@ mod tests {
         let yes = WasTold(Told::Yes);
         let recovered = |way| RecoveryStep::Recovered(A, Trigger::Suspend, way);
         let given_up = |cause| RecoveryStep::GiveUp(A, Trigger::Suspend, cause);
+        let inspect = RecoveryStep::Inspect(A);
         let told = RecoveryStep::Tell(A, FROZEN);
         let to_slot_reset = RecoveryStep::Tell(A, Notice::SlotReset);
         let to_resume = RecoveryStep::Tell(A, Notice::Resume);
@@ -695,24 +729,25 @@ mod tests {
         let courses = [
             (
                 [&reset[..], &[yes, Says(Verdict::None)]].concat(),
-                vec![told, to_slot_reset, to_resume, recovered(Way::Reset)],
+                vec![inspect, told, to_slot_reset, to_resume, recovered(Way::Reset)],
             ),
             (
                 vec![yes, Says(Verdict::CanRecover), yes, Says(Verdict::None)],
-                vec![told, to_resume, recovered(Way::Resumed)],
+                vec![inspect, told, to_resume, recovered(Way::Resumed)],
             ),
             (
                 vec![yes, Says(Verdict::None)],
-                vec![told, given_up(Cause::Verdict(Verdict::None))],
+                vec![inspect, told, given_up(Cause::Verdict(Verdict::None))],
             ),
-            (vec![WasTold(Told::Nobody)], vec![told, given_up(Cause::Nobody)]),
         ];
         for (inputs, steps) in courses {
             let mut recovery = Recovery::default();
             // More suspends in a minute than errors that would count as a storm.
             for _ in 0..=MOST {
-                let inputs = [&[Input::Resumed(A)][..], &inputs].concat();
-                assert_eq!(play(&mut recovery, now, &inputs), steps);
+                for health in [Health::Sound, Health::Restored] {
+                    let inputs = [&[Input::Resumed(A), Found(health)][..], &inputs].concat();
+                    assert_eq!(play(&mut recovery, now, &inputs), steps);
+                }
             }
             assert!(!recovery.is_busy());
             let (_, tally) = recovery.tallies().next().unwrap();
@@ -738,12 +773,57 @@ mod tests {
         ];
         let steps = play(&mut recovery, now, &rest);
         let recovered = RecoveryStep::Recovered(A, Trigger::Error, Way::Resumed);
-        assert_eq!(steps[1..], [recovered, RecoveryStep::Tell(A, FROZEN)]);
-        play(&mut recovery, now, &[WasTold(Told::Nobody), Time]);
+        assert_eq!(steps[1..], [recovered, RecoveryStep::Inspect(A)]);
+        let course = [Found(Health::Sound), WasTold(Told::Yes), Says(Verdict::None)];
+        play(&mut recovery, now, &course);
         assert!(!recovery.is_busy());
         // What comes next is an error again.
         let next = [Ended(A), Found(Health::Gone)];
         let given_up = RecoveryStep::GiveUp(A, Trigger::Error, Cause::Gone);
         assert_eq!(play(&mut recovery, now, &next).last(), Some(&given_up));
+    }
+
+    #[test]
+    fn an_error_that_comes_before_a_guest_is_told_of_a_suspend_has_the_device_restored_again() {
+        let now = Instant::now();
+        let mut recovery = Recovery::default();
+        // B waits for A.
+        play(
+            &mut recovery,
+            now,
+            &[Input::Resumed(A), Input::Resumed(B), Begun(B), Ended(B)],
+        );
+        let course = [
+            Found(Health::Sound),
+            WasTold(Told::Yes),
+            Says(Verdict::None),
+            Time,
+        ];
+        let steps = play(&mut recovery, now, &course);
+        assert_eq!(steps.last(), Some(&RecoveryStep::Inspect(B)));
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_told_of_a_suspend_yet_is_told_later() {
+        let start = Instant::now();
+        for (told, cause) in [(Told::Nobody, Cause::Nobody), (Told::Busy, Cause::Busy)] {
+            let mut recovery = Recovery::default();
+            let course = [Found(Health::Restored), WasTold(told)];
+            assert_eq!(
+                recovery.on(Input::Resumed(A), start),
+                Some(RecoveryStep::Inspect(A))
+            );
+            play(&mut recovery, start, &course);
+            assert!(recovery.is_busy());
+            assert_eq!(recovery.on(Time, start + AGAIN - Duration::from_millis(1)), None);
+            let later = start + AGAIN;
+            assert_eq!(recovery.on(Time, later), Some(RecoveryStep::Inspect(A)));
+            play(&mut recovery, later, &course);
+            let end = start + SUSPEND_TIMEOUT;
+            assert_eq!(recovery.on(Time, end), Some(RecoveryStep::Inspect(A)));
+            let given_up = RecoveryStep::GiveUp(A, Trigger::Suspend, cause);
+            assert_eq!(play(&mut recovery, end, &course).last(), Some(&given_up));
+            assert!(!recovery.is_busy());
+        }
     }
 }

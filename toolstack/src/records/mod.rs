@@ -30,4 +30,6 @@ pub use paths::{ATTACHMENTS, ROOT, bdf_of, children, make_root, node_name, remov
 pub use quarantine::{lift_quarantine, quarantine, quarantine_reason, quarantined};
 pub use renewal::renew;
 pub use start::{GuestStart, Stage, forget_start, has_not_run};
-pub use suspends::{record_suspends, suspends_dealt_with};
+pub use suspends::{
+    Due, Suspended, forget_suspended, record_suspended, record_suspends, suspended, suspends_dealt_with,
+};

@@ -7,15 +7,17 @@
 use super::jobs::Jobs;
 use super::link::{Link, LinkError};
 use super::links::Links;
+use super::suspended::SuspendedDevices;
 use crate::function::Functions;
 use crate::function::aer::{Health, Input, Recovery, RecoveryStep, Told, Trigger};
 use crate::handover::reclaim::revoke_removed;
 use crate::handover::reset::Plan;
 use crate::host::launcher::{LaunchError, Order, Ticket};
+use crate::host::suspends::Suspends;
 use crate::host::sysfs::Sysfs;
 use crate::host::uevent::{ErrorEvent, Phase, Uevents};
 use crate::host::{Host, Runner};
-use crate::records::Attachment;
+use crate::records::{Attachment, Due, RecordError, Suspended};
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::service_log;
 use crate::status::DeviceErrors;
@@ -47,8 +49,7 @@ pub struct Context<'a> {
 pub struct Errors {
     events: Uevents,
     stubs: BTreeMap<DomId, Recovery>,
-    /// Devices that were restored after a suspend of the host, by stub. Their guests are told as soon as the stub has a link.
-    resumed: Vec<(DomId, Bdf)>,
+    suspended: SuspendedDevices,
     /// Orders that carry out a device's fate.
     fates: Vec<(Bdf, Ticket)>,
     limit: LogLimit,
@@ -60,7 +61,7 @@ impl Errors {
         Self {
             events,
             stubs: BTreeMap::new(),
-            resumed: Vec::new(),
+            suspended: SuspendedDevices::default(),
             fates: Vec::new(),
             limit: LogLimit::new(Instant::now()),
         }
@@ -74,19 +75,15 @@ impl Errors {
 
     /// Forgets the devices that an attachment does not have any more.
     pub fn keep(&mut self, attachment: &Attachment) {
-        let (stub, has) = (attachment.stub.domid, |bdf| {
-            attachment.bdfs().any(|kept| kept == bdf)
-        });
-        self.resumed.retain(|&(other, bdf)| other != stub || has(bdf));
-        if let Some(recovery) = self.stubs.get_mut(&stub) {
-            recovery.keep(has);
+        if let Some(recovery) = self.stubs.get_mut(&attachment.stub.domid) {
+            recovery.keep(|bdf| attachment.bdfs().any(|kept| kept == bdf));
         }
     }
 
     /// Forgets the devices of a stub that is no more.
     pub fn forget(&mut self, stub: DomId) {
         self.stubs.remove(&stub);
-        self.resumed.retain(|&(other, _)| other != stub);
+        self.suspended.tell_again(stub);
     }
 
     /// Errors of a stub's devices, for the status.
@@ -109,9 +106,7 @@ impl Errors {
         if let Err(error) = self.take_events(&mut cx) {
             log::error!("cannot read the kernel's events about errors of devices: {error:#}");
         }
-        let has_link = |(stub, _): &mut (DomId, Bdf)| cx.links.get(*stub).is_some();
-        let resumed: Vec<(DomId, Bdf)> = self.resumed.extract_if(.., has_link).collect();
-        for (stub, bdf) in resumed {
+        for (stub, bdf) in self.suspended.to_tell(|stub| cx.links.get(stub).is_some()) {
             self.stubs.entry(stub).or_default();
             self.advance(&mut cx, stub, Input::Resumed(bdf));
         }
@@ -124,38 +119,53 @@ impl Errors {
         }
     }
 
-    /// Restores the devices of these guests after the host was suspended. Their drivers are told of it in the next steps.
-    pub fn resume(&mut self, cx: &Context<'_>, attachments: &[Attachment]) {
-        for attachment in attachments {
-            let stub = attachment.stub.domid;
-            // Devices that are being taken back are reset anyway.
+    /// Restores the devices of all guests if the host was suspended since this was last done. Their drivers are told of it in
+    /// the next steps. What cannot be done now is done at a later call.
+    pub fn restore_after_suspends(
+        &mut self,
+        cx: &mut Context<'_>,
+        count: Suspends,
+    ) -> Result<(), RecordError> {
+        self.suspended.take_in(&mut cx.host.store, count)?;
+        let due = self.suspended.to_restore();
+        if due.is_empty() {
+            return Ok(());
+        }
+        // A damaged record is complained of when its stub has its turn.
+        let (attachments, _) = Attachment::all(&mut cx.host.store)?;
+        for (bdf, Suspended { stub, due }) in due {
+            let has_it = |attachment: &&Attachment| {
+                attachment.stub.domid == stub && attachment.bdfs().any(|other| other == bdf)
+            };
+            let Some(owner) = attachments.iter().find(has_it) else {
+                self.suspended.done(&mut cx.host.store, bdf)?;
+                continue;
+            };
+            // One that is being taken back is reset anyway. The others wait for the end of that.
             if cx.jobs.is_closed(stub) {
                 continue;
             }
-            let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
-            // All of them before any guest is told: that takes time, and the others wait for their interrupts.
-            for bdf in attachment.bdfs() {
-                match resume(cx, attachment, bdf) {
-                    Ok(Health::Sound) => {
-                        log::info!(DEVICE:% = bdf; "{bdf}: it has kept its state while the host was suspended");
-                    }
-                    Ok(Health::Restored) => {
-                        log::info!(DEVICE:% = bdf; "{bdf}: restored after the host was suspended");
-                        self.resumed.push((stub, bdf));
-                    }
-                    Ok(Health::Gone) => {
-                        log::error!(DEVICE:% = bdf; "{bdf}: it does not answer after the host was suspended");
-                    }
-                    Err(error) => {
-                        let error = anyhow::Error::from(error);
-                        log::error!(
-                            DEVICE:% = bdf;
-                            "{bdf}: it cannot be restored after the host was suspended: {error:#}"
-                        );
-                    }
+            let _about = service_log::about(&owner.guest.name, &owner.stub.name);
+            let problem = match resume(cx, owner, bdf, due == Due::Restore) {
+                Ok(Health::Sound) => {
+                    log::info!(DEVICE:% = bdf; "{bdf}: it has kept its state while the host was suspended");
+                    self.suspended.done(&mut cx.host.store, bdf)?;
+                    continue;
                 }
+                Ok(Health::Restored) => {
+                    log::info!(DEVICE:% = bdf; "{bdf}: restored after the host was suspended");
+                    self.suspended.restored(&mut cx.host.store, bdf)?;
+                    continue;
+                }
+                Ok(Health::Gone) => "the device does not answer".to_owned(),
+                Err(error) => format!("it cannot be restored: {:#}", anyhow::Error::from(error)),
+            };
+            let recovery = self.stubs.entry(stub).or_default();
+            if recovery.set_outcome(bdf, Trigger::Suspend, problem.clone()) {
+                self.log(log::Level::Error, bdf, Trigger::Suspend, &problem);
             }
         }
+        Ok(())
     }
 
     fn take_events(&mut self, cx: &mut Context<'_>) -> anyhow::Result<()> {
@@ -253,6 +263,7 @@ impl Errors {
                 let outcome = way.to_string();
                 self.log(log::Level::Info, bdf, trigger, &outcome);
                 recovery.set_outcome(bdf, trigger, outcome);
+                self.was_told(cx.host, bdf, trigger);
                 None
             }
             RecoveryStep::GiveUp(bdf, trigger, cause) => {
@@ -270,9 +281,19 @@ impl Errors {
                 let outcome = format!("{cause}: {consequence}");
                 self.log(log::Level::Warn, bdf, trigger, &outcome);
                 recovery.set_outcome(bdf, trigger, outcome);
+                self.was_told(cx.host, bdf, trigger);
                 self.carry_out(cx.host, bdf, fate);
                 None
             }
+        }
+    }
+
+    /// A device has been dealt with. After a suspend that was the last step for it.
+    fn was_told(&mut self, host: &mut Host, bdf: Bdf, trigger: Trigger) {
+        if trigger == Trigger::Suspend
+            && let Err(error) = self.suspended.done(&mut host.store, bdf)
+        {
+            log::error!(DEVICE:% = bdf; "{bdf}: the next service tells its guest of the suspend again: {error}");
         }
     }
 
@@ -351,17 +372,25 @@ impl AsFd for Errors {
 }
 
 /// Restores a device after the host was suspended. Its stub may have no link: it may be dead, or the service may have just begun.
-fn resume(cx: &Context<'_>, attachment: &Attachment, bdf: Bdf) -> Result<Health, LinkError> {
+fn resume(cx: &Context<'_>, attachment: &Attachment, bdf: Bdf, in_doubt: bool) -> Result<Health, LinkError> {
     let xen = cx.links.xen();
     if let Some(link) = cx.links.get(attachment.stub.domid) {
-        return Ok(link.resume(bdf, xen)?);
+        return Ok(link.resume(bdf, xen, in_doubt)?);
     }
-    let open = |bdf| cx.host.sysfs.open_config(bdf).map_err(LinkError::from);
-    let functions = Functions::new(attachment, open)?;
+    // Alone: one that cannot be opened keeps no other.
+    let mut alone = attachment.clone();
+    (alone.devices, alone.modes) = attachment
+        .devices_and_modes()
+        .filter(|(device, _)| device.bdf == bdf)
+        .map(|(device, mode)| (device.clone(), mode.clone()))
+        .unzip();
+    let functions = Functions::new(&alone, |bdf| {
+        cx.host.sysfs.open_config(bdf).map_err(LinkError::from)
+    })?;
     let function = functions
         .get(bdf)
         .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    Ok(function.resume(xen)?)
+    Ok(function.resume(xen, in_doubt)?)
 }
 
 /// How far a reset has come when it was begun.

@@ -29,6 +29,7 @@ mod report;
 mod revive;
 mod service;
 mod starts;
+mod suspended;
 
 pub mod throttle;
 

@@ -31,7 +31,7 @@ use crate::nodes::suspension;
 use crate::paths;
 use crate::records::assignable;
 use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment, RecordError};
+use crate::records::{self, ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -82,8 +82,8 @@ pub struct Service {
     starts: Starts,
     abandoned: Abandoned,
     agenda: Agenda,
-    /// After how many suspends of the host the devices were restored; `None` before that is known.
-    suspends: Option<u64>,
+    /// The stubs that cannot be saved, nor can their guests.
+    unsaveable: BTreeSet<DomId>,
     /// For failures that come again at each attempt.
     complaints: LogLimit,
 }
@@ -115,7 +115,7 @@ impl Service {
             starts: Starts::new(),
             abandoned: Abandoned::default(),
             agenda: Agenda::default(),
-            suspends: None,
+            unsaveable: BTreeSet::new(),
             complaints: LogLimit::new(Instant::now()),
         })
     }
@@ -200,29 +200,23 @@ impl Service {
     /// Restores all devices if the host was suspended since that was last done.
     fn restore_after_suspend(&mut self) -> Result<(), ServeError> {
         // The kernel counts a suspend when it is over.
-        let count = suspends::count();
-        if self.suspends == Some(count) {
-            return Ok(());
-        }
-        match self.restore_after(count) {
-            Ok(()) => self.suspends = Some(count),
+        let count = match suspends::count() {
+            Ok(count) => count,
+            Err(error) => {
+                log_limited!(
+                    self.complaints,
+                    log::Level::Error,
+                    "cannot read how often the host was suspended: {error}"
+                );
+                return Ok(());
+            }
+        };
+        let (errors, mut context) = self.errors();
+        match errors.restore_after_suspends(&mut context, count) {
+            Ok(()) => Ok(()),
             // The next look tries again.
-            Err(error) => self.excuse(error.into(), None)?,
+            Err(error) => self.excuse(error.into(), None),
         }
-        Ok(())
-    }
-
-    fn restore_after(&mut self, count: u64) -> Result<(), RecordError> {
-        let store = &mut self.host.store;
-        if records::suspends_dealt_with(store)? == count {
-            return Ok(());
-        }
-        // A damaged record is complained of when its stub has its turn.
-        let (attachments, _) = Attachment::all(store)?;
-        let (errors, context) = self.errors();
-        errors.resume(&context, &attachments);
-        // Restored twice is better than not at all, should this process die now.
-        records::record_suspends(&mut self.host.store, count)
     }
 
     /// Marks what xenstore's events are about.
@@ -451,8 +445,7 @@ impl Service {
         };
         let _about = service_log::about(&attachment.guest.name, &attachment.stub.name);
         // Before the states are read: a change after the reading then brings another turn.
-        let is_new = !self.watched.contains(&stub);
-        if is_new {
+        if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
             for (path, token) in agenda::watches(stub) {
                 store.watch(&path, &token)?;
@@ -479,12 +472,6 @@ impl Service {
             // The new record marks the stub again.
             return Ok(follow_kept(&mut self.host.store, &attachment, guest)?);
         }
-        if is_new {
-            // The version that gave the devices may not have done this.
-            for domid in [guest.domid, stub] {
-                suspension::refuse(&mut self.host.store, domid)?;
-            }
-        }
         // A reset after an error. A job that takes devices back has returned above.
         let is_busy = self.jobs.is_busy(stub);
         let on_death = || self.links.on_death(stub);
@@ -495,6 +482,15 @@ impl Service {
             StubAction::Leave => Ok(()),
             StubAction::Reclaim(afterwards) => self.reclaim_unplugged(attachment, afterwards),
             StubAction::Serve => {
+                // The version that gave the devices may not have done this.
+                if !self.unsaveable.contains(&stub) {
+                    for domid in [guest.domid, stub] {
+                        suspension::refuse(&mut self.host.store, domid)?;
+                    }
+                    self.unsaveable.insert(stub);
+                }
+                // A device without its MSI would look to a new link as if its MSI was being turned off.
+                self.restore_after_suspend()?;
                 // The guest waits for the connection; the copy is for the time after the stub's death.
                 self.links
                     .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
@@ -531,6 +527,7 @@ impl Service {
         self.errors.forget(stub);
         self.abandoned
             .forget(&mut self.host.store, stub, &agenda::state_token(stub))?;
+        self.unsaveable.remove(&stub);
         if self.watched.remove(&stub) {
             for (path, token) in agenda::watches(stub) {
                 match self.host.store.unwatch(&path, &token) {

@@ -32,8 +32,8 @@ impl<C: ConfigAccess> Function<C> {
     }
 
     /// Finds out the state of the function after the host was suspended. A function that may have lost its state gets its
-    /// configuration and its MSI back.
-    pub fn resume(&self, xen: &impl Hypervisor) -> io::Result<Health> {
+    /// configuration and its MSI back; with `in_doubt` also one of which nobody can tell.
+    pub fn resume(&self, xen: &impl Hypervisor, in_doubt: bool) -> io::Result<Health> {
         if is_silent(&self.config)? {
             return Ok(Health::Gone);
         }
@@ -43,11 +43,23 @@ impl<C: ConfigAccess> Function<C> {
         }
         // Linux has restored the header by now, but not MSI, which it does not know to be on. So with INTx nobody can tell
         // whether the function has kept its state.
-        if *self.interrupts.mode() != Mode::Intx && !self.is_lost()? {
+        let is_doubtful = in_doubt && *self.interrupts.mode() == Mode::Intx;
+        if !is_doubtful && !self.is_lost()? {
             return Ok(Health::Sound);
         }
-        self.renew(xen)?;
+        self.snapshot.restore(&self.config)?;
+        // The snapshot of a function that nobody served is what the suspend has left.
+        self.decode()?;
+        self.interrupts.restore(&self.config, xen)?;
         Ok(Health::Restored)
+    }
+
+    /// Has the function decode its addresses as it is recorded: Xen writes the MSI-X table through a BAR.
+    fn decode(&self) -> io::Result<()> {
+        let recorded = register_at(&self.device.header, register::COMMAND, 2).unwrap_or_default();
+        let decode = recorded as u16 & (command::IO | command::MEMORY);
+        let now = self.config.read16(register::COMMAND)?;
+        self.config.write16(register::COMMAND, now | decode)
     }
 
     /// True if the function was reset. Some functions lose their addresses, others MSI alone.
@@ -84,10 +96,7 @@ impl<C: ConfigAccess> Function<C> {
             return Ok(None);
         }
         let found = if restore::addresses(config, &self.device.header)? {
-            let recorded = register_at(&self.device.header, register::COMMAND, 2).unwrap_or_default();
-            let decode = recorded as u16 & (command::IO | command::MEMORY);
-            // Xen writes the MSI-X table through the BAR, which has to be decoded again first.
-            config.write16(register::COMMAND, config.read16(register::COMMAND)? | decode)?;
+            self.decode()?;
             self.interrupts.restore(config, xen)?;
             Some("it had lost its addresses; they are back".to_owned())
         } else {
@@ -308,7 +317,11 @@ mod tests {
     }
 
     fn resume(stub: &StubSide) -> Health {
-        stub.functions.get(bdf()).unwrap().resume(&stub.xen).unwrap()
+        stub.functions
+            .get(bdf())
+            .unwrap()
+            .resume(&stub.xen, true)
+            .unwrap()
     }
 
     #[test]
@@ -346,6 +359,8 @@ mod tests {
         assert_eq!(resume(&stub), Health::Restored);
         assert!(*stub.config().bytes.borrow() == before);
         assert_eq!(resume(&stub), Health::Restored, "nobody can tell");
+        let function = stub.functions.get(bdf()).unwrap();
+        assert_eq!(function.resume(&stub.xen, false).unwrap(), Health::Sound);
         assert!(stub.xen.calls().is_empty());
     }
 

@@ -216,11 +216,12 @@ impl Link {
         function.inspect(xen)
     }
 
-    /// Finds out how a device is after the host was suspended, and restores it if it may have lost its state.
-    pub fn resume(&self, bdf: Bdf, xen: &Xenctrl) -> io::Result<Health> {
+    /// Finds out how a device is after the host was suspended, and restores it if it has lost its state; with `in_doubt` also if
+    /// nobody can tell.
+    pub fn resume(&self, bdf: Bdf, xen: &Xenctrl, in_doubt: bool) -> io::Result<Health> {
         let shared = self.handle.lock();
         let function = shared.functions.get(bdf).ok_or(io::ErrorKind::NotFound)?;
-        function.resume(xen)
+        function.resume(xen, in_doubt)
     }
 
     /// Restores a device that was reset.
