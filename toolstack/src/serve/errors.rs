@@ -106,7 +106,7 @@ impl Errors {
         if let Err(error) = self.take_events(&mut cx) {
             log::error!("cannot read the kernel's events about errors of devices: {error:#}");
         }
-        for (stub, bdf) in self.suspended.to_tell(|stub| cx.links.get(stub).is_some()) {
+        for (stub, bdf) in self.suspended.begin_telling(|stub| cx.links.get(stub).is_some()) {
             self.stubs.entry(stub).or_default();
             self.advance(&mut cx, stub, Input::Resumed(bdf));
         }

@@ -69,7 +69,7 @@ impl SuspendedDevices {
     }
 
     /// The devices whose guests can be told now, each once, with their stubs.
-    pub fn to_tell(&mut self, has_link: impl Fn(DomId) -> bool) -> Vec<(DomId, Bdf)> {
+    pub fn begin_telling(&mut self, has_link: impl Fn(DomId) -> bool) -> Vec<(DomId, Bdf)> {
         let mut found = Vec::new();
         for (&bdf, &Suspended { stub, due }) in &self.devices {
             if due == Due::Tell && has_link(stub) && self.telling.insert(bdf) {
@@ -151,7 +151,7 @@ mod tests {
         let due = Due::Restore;
         let expected: Vec<_> = bdfs.iter().map(|&bdf| (bdf, Suspended { stub, due })).collect();
         assert_eq!(next.to_restore(), expected);
-        assert_eq!(next.to_tell(linked), []);
+        assert_eq!(next.begin_telling(linked), []);
 
         // It dies when the devices are restored, and their guest knows nothing.
         for &bdf in &bdfs {
@@ -160,12 +160,12 @@ mod tests {
         let mut last = SuspendedDevices::default();
         last.take_in(store, count(1, 0)).unwrap();
         assert_eq!(last.to_restore(), []);
-        assert_eq!(last.to_tell(|_| false), [], "not yet");
+        assert_eq!(last.begin_telling(|_| false), [], "not yet");
         let told: Vec<_> = bdfs.iter().map(|&bdf| (stub, bdf)).collect();
-        assert_eq!(last.to_tell(linked), told);
-        assert_eq!(last.to_tell(linked), [], "once");
+        assert_eq!(last.begin_telling(linked), told);
+        assert_eq!(last.begin_telling(linked), [], "once");
         last.tell_again(stub);
-        assert_eq!(last.to_tell(linked), told, "its stub was another one");
+        assert_eq!(last.begin_telling(linked), told, "its stub was another one");
 
         // A suspend that fails meanwhile changes nothing about that.
         last.take_in(store, count(1, 1)).unwrap();
