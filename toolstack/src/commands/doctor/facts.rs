@@ -16,7 +16,7 @@ use bulkhead_config::policy::{self, Policy};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use xen::xenctrl::Xenctrl;
 use xen::{xenctrl, xenlight};
 
@@ -59,6 +59,19 @@ pub struct Facts {
     pub units: Option<Units>,
     /// What guests have, and whether the service answers.
     pub service: Result<Status, String>,
+    /// Saved guests, of which the next start of the guest makes use.
+    pub saved: Vec<Saved>,
+}
+
+/// The file of a guest that was saved, or was to be saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The guest's name.
+    pub guest: String,
+    /// The file.
+    pub path: PathBuf,
+    /// True if libvirt restores it, false if `xendomains` does.
+    pub is_libvirts: bool,
 }
 
 /// A device node of dom0's kernel.
@@ -127,8 +140,10 @@ pub struct PolicyFacts {
 /// What the declarations of guests say that concerns the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeclarationFacts {
-    /// Number of declared guests.
-    pub guests: usize,
+    /// Names or UUIDs of the declared guests.
+    pub guests: Vec<String>,
+    /// Number of files.
+    pub files: usize,
     /// What is wrong with files, in words.
     pub broken: Vec<String>,
     /// Guests with a device that this host does not have.
@@ -212,6 +227,10 @@ impl Facts {
             stubdom: Path::new(STUBDOM).is_file(),
             units: systemd::is_booted().then(Units::read),
             service: service(&sysfs),
+            saved: SAVES
+                .iter()
+                .flat_map(|(directory, ending)| saved(Path::new(directory), ending))
+                .collect(),
             info,
         }
     }
@@ -235,6 +254,29 @@ fn mcfg() -> Result<(), String> {
 fn xenlight() -> Result<(), String> {
     let version = xenctrl::version().map_err(|error| format!("Xen does not tell its version: {error}"))?;
     xenlight::installed(&version).map(drop).map_err(in_words)
+}
+
+/// Where libvirt, and Xen's script `xendomains`, save guests, with the ending of the files' names.
+const SAVES: [(&str, &str); 2] = [
+    ("/var/lib/libvirt/libxl/save", LIBVIRT_SAVE),
+    ("/var/lib/xen/save", ""),
+];
+const LIBVIRT_SAVE: &str = ".save";
+
+fn saved(directory: &Path, ending: &str) -> Vec<Saved> {
+    let files = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut saved: Vec<Saved> = files
+        .filter_map(|file| {
+            let guest = file.file_name().to_str()?.strip_suffix(ending)?.to_owned();
+            Some(Saved {
+                guest,
+                path: file.path(),
+                is_libvirts: ending == LIBVIRT_SAVE,
+            })
+        })
+        .collect();
+    saved.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    saved
 }
 
 /// The program that answers for xenstore, by the names of processes. It may also run as a domain, without a process.
@@ -287,12 +329,13 @@ fn declarations(sysfs: &Sysfs) -> Result<DeclarationFacts, String> {
     let files = Declarations::read(Path::new(declaration::DIRECTORY));
     let files = files.map_err(|error| format!("cannot read {}: {error}", declaration::DIRECTORY))?;
     let mut facts = DeclarationFacts {
-        guests: files.0.len(),
+        files: files.0.len(),
         ..DeclarationFacts::default()
     };
     for file in &files.0 {
         match &file.declaration {
             Ok(Declaration { guest, devices, .. }) => {
+                facts.guests.push(guest.clone());
                 let missing = devices
                     .iter()
                     .filter(|wanted| device_names::resolve(&wanted.name, sysfs).is_err());
@@ -336,6 +379,26 @@ mod tests {
             fs::write(proc.path().join("uptime"), "1").unwrap();
             assert_eq!(xenstored(proc.path()), expected);
         }
+    }
+
+    #[test]
+    fn saved_guests_are_known_by_the_names_of_their_files() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in ["web.save", "mail.xml"] {
+            fs::write(directory.path().join(file), "").unwrap();
+        }
+        let names = |ending| {
+            let saved = saved(directory.path(), ending).into_iter();
+            saved
+                .map(|saved| (saved.guest, saved.is_libvirts))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(".save"), [("web".to_owned(), true)]);
+        assert_eq!(
+            names(""),
+            [("mail.xml".to_owned(), false), ("web.save".to_owned(), false)]
+        );
+        assert_eq!(saved(Path::new("/nonexistent"), ""), []);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the facts about a host mean. One function for each thing that is checked, in the order in which they are needed.
 
-use super::facts::{Facts, Module, STUBDOM, Units, is_enabled};
+use super::facts::{Facts, Module, STUBDOM, Saved, Units, is_enabled};
 use super::finding::Finding;
 use super::known::{
     Concerns, FaultPresence, KnownFault, LINUX, TESTED_LINUX, TESTED_SOURCE, TESTED_XEN, Vendor, XEN,
@@ -11,11 +11,12 @@ use crate::host::systemd;
 use crate::host::xl::HostInfo;
 use bulkhead_config::declaration::DIRECTORY;
 use bulkhead_config::policy;
+use std::collections::BTreeSet;
 
 /// The checks that need to know what Xen says of the host.
 const OF_HOST: [fn(&HostInfo, &Facts) -> Vec<Finding>; 5] = [dom0, iommu, xsm, config_space, versions];
 /// The other checks.
-const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 10] = [
+const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 11] = [
     libraries,
     nodes,
     pciback,
@@ -25,6 +26,7 @@ const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 10] = [
     files,
     service,
     libvirt,
+    saved,
     names,
 ];
 
@@ -330,7 +332,7 @@ fn declarations(facts: &Facts) -> Vec<Finding> {
             format!("`lspci -Dnn` shows what is there; `bulkhead declare {guest} --device NAME` writes another declaration"),
         )
     }));
-    let found = match declarations.guests {
+    let found = match declarations.files {
         0 => format!("no guest is declared in {DIRECTORY}"),
         1 => "1 guest is declared, and its devices are there".into(),
         count => format!("{count} guests are declared, and their devices are there"),
@@ -441,6 +443,30 @@ fn libvirt(facts: &Facts) -> Vec<Finding> {
     )]
 }
 
+/// Files of guests with devices that were to be saved. The refusal leaves a file without a guest, and at the next start libvirt,
+/// or libxl in it, crashes on that.
+fn saved(facts: &Facts) -> Vec<Finding> {
+    let declared = facts.declarations.iter().flat_map(|facts| &facts.guests);
+    let stubs = facts.service.iter().flat_map(|status| &status.stubs);
+    let domains = stubs.flat_map(|stub| [&stub.domain.name, &stub.guest.name]);
+    let names: BTreeSet<&String> = declared.chain(domains).collect();
+    let concerned = facts.saved.iter().filter(|saved| names.contains(&saved.guest));
+    concerned
+        .map(|Saved { guest, path, is_libvirts }| {
+            let found = format!(
+                "guest {guest} was to be saved, and a guest with devices cannot be: {} would be restored in place of its start",
+                path.display()
+            );
+            let next = if *is_libvirts {
+                format!("`virsh --connect xen:///system managedsave-remove {guest}`")
+            } else {
+                format!("`rm {}`", path.display())
+            };
+            Finding::problem("saved", found, next)
+        })
+        .collect()
+}
+
 /// What is wrong with devices and guests now; `bulkhead status` tells more.
 fn guests(status: &crate::status::Status) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -516,7 +542,8 @@ mod tests {
                 ..PolicyFacts::default()
             }),
             declarations: Ok(DeclarationFacts {
-                guests: 2,
+                guests: vec!["web".into(), "mail".into()],
+                files: 2,
                 ..DeclarationFacts::default()
             }),
             image: true,
@@ -534,6 +561,16 @@ mod tests {
                 },
                 ..Status::default()
             }),
+            // No declared guest.
+            saved: vec![save("news", "/var/lib/xen/save/news", false)],
+        }
+    }
+
+    fn save(guest: &str, path: &str, is_libvirts: bool) -> Saved {
+        Saved {
+            guest: guest.into(),
+            path: path.into(),
+            is_libvirts,
         }
     }
 
@@ -554,7 +591,19 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_with_its_next_step() {
-        let cases: [Case; 37] = [
+        let cases: [Case; 39] = [
+            (
+                |facts| facts.saved = vec![save("web", "/var/lib/libvirt/libxl/save/web.save", true)],
+                "saved",
+                Level::Problem,
+                "managedsave-remove web",
+            ),
+            (
+                |facts| facts.saved = vec![save("mail", "/var/lib/xen/save/mail", false)],
+                "saved",
+                Level::Problem,
+                "`rm /var/lib/xen/save/mail`",
+            ),
             (
                 |facts| facts.units.as_mut().unwrap().libvirt = Some("libvirtd.service"),
                 "libvirt",
