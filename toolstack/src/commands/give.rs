@@ -4,7 +4,6 @@ use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_
 use super::dry_run::{DryRun, service_runs};
 use super::prepare::{self, Admitted};
 use super::select::attachments;
-use super::start::how_it_ends;
 use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::Interrupt;
@@ -21,6 +20,7 @@ use crate::say::{notice, say};
 use anyhow::{Context, Result, ensure};
 use bulkhead_config::declaration::{DIRECTORY, Unfit};
 use bulkhead_config::options::Wanted;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xen::xenctrl::{DomainState, Hypervisor};
@@ -270,6 +270,18 @@ fn check_no_kept(xen: &impl Hypervisor, guest: &Domain, attachments: &[Attachmen
         );
     }
     Ok(())
+}
+
+/// What an administrator can do about the domain `last` that has the devices of `next`, another domain of the same guest.
+pub fn how_it_ends(xen: &impl Hypervisor, last: &Domain, next: &Domain) -> io::Result<String> {
+    let (last, next) = (last.domid, next.domid);
+    Ok(match xen.run_state(last)? {
+        Some(_) => format!("it runs. If domain {next} is left of a migration, `xl destroy {next}` ends that"),
+        None => format!(
+            "it runs no more. `xl destroy {last}` ends it if `xl list` shows it, and `bulkhead status` shows why the \
+             devices are not taken back"
+        ),
+    })
 }
 
 /// Checks that the guest has no PCI frontend of xl's. pcifront has one backend only.

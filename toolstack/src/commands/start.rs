@@ -1,7 +1,7 @@
 //! `bulkhead start`: gives a guest the devices that it is to have whenever it starts, and lets it run. The service orders it
 //! for each guest that it has paused for that (`serve::starts`).
 
-use super::give::{destroy_built, finish_given, give_first, let_run};
+use super::give::{destroy_built, finish_given, give_first, how_it_ends, let_run};
 use super::turn::Turn;
 use super::waiting::{Interrupt, wait};
 use crate::admission::declared::declared;
@@ -14,11 +14,10 @@ use crate::records::{Attachment, GuestStart, Stage, forget_start};
 use crate::say::{notice, say};
 use anyhow::{Result, anyhow};
 use bulkhead_config::declaration::{DIRECTORY, Unfit};
-use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
-use xen::xenctrl::{DomId, Hypervisor};
+use xen::xenctrl::DomId;
 
 /// Time limit for the toolstack to finish with a domain: its scripts for disks and networks may be slow.
 const CREATION: Duration = Duration::from_secs(300);
@@ -142,18 +141,6 @@ fn wait_for_last_domain(host: &mut Host, guest: &Domain, interrupt: &Interrupt) 
             "domain {} of the same guest still has its devices: {ends}",
             last.guest.domid
         )))
-    })
-}
-
-/// What an administrator can do about the domain `last` that has the devices of `next`, another domain of the same guest.
-pub fn how_it_ends(xen: &impl Hypervisor, last: &Domain, next: &Domain) -> io::Result<String> {
-    let (last, next) = (last.domid, next.domid);
-    Ok(match xen.run_state(last)? {
-        Some(_) => format!("it runs. If domain {next} is left of a migration, `xl destroy {next}` ends that"),
-        None => format!(
-            "it runs no more. `xl destroy {last}` ends it if `xl list` shows it, and `bulkhead status` shows why the \
-             devices are not taken back"
-        ),
     })
 }
 
