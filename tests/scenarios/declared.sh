@@ -113,4 +113,43 @@ within 90 "it crashes, and its next domain is held, for the last one is there" h
 check "the last one ends" xl destroy "$domid"
 check "attach starts the next one" bulkhead attach g5
 within 60 "it has the device" has g5 $EDU
+[ "$ALL" ] || success
+
+# --- the service was down when the guest came
+check "destroy" bulkhead destroy g5
+check "declare" sh -c "bulkhead undeclare g5 && bulkhead declare g6 --device $EDU"
+launcher=$(launcher_pid)
+kill -KILL "$launcher"
+within 10 "no service" sh -c "! kill -0 $launcher"
+pv g6
+check "xl create" xl create /root/g6.cfg
+check "it runs" in_guest g6 true
+serve
+within 90 "it has its device while it runs" has g6 $EDU
+equal "starts before the first instruction, others, and with devices before it" "0 1 0" "$(started g6)"
+check "its device answers" in_guest g6 "setpci -s 00:00.0 VENDOR_ID | grep 1234"
+
+# --- the declarations cannot be read: no guest is kept from its start
+check "destroy" bulkhead destroy g6
+check "no directory, but a file" sh -c "mv $FILES /tmp/guests.d && touch $FILES"
+pv g7
+check "xl create of a guest that nobody has declared" xl create /root/g7.cfg
+check "it runs" in_guest g7 true
+grep -q "cannot read the directory of declarations" $LOG || failure "no word of the directory"
+check "it ends" xl destroy g7
+check "the directory is there again" sh -c "rm $FILES && mv /tmp/guests.d $FILES"
+
+# --- a guest that is destroyed while its toolstack still builds it, again and again
+pv g6
+for pause in 0.1 0.3 0.6 1 1.5 2; do
+    xl create /root/g6.cfg >/tmp/create 2>&1 &
+    within 20 "it is being built" xl domid g6
+    usleep "$(awk -v s=$pause 'BEGIN { print s * 1000000 }')"
+    bulkhead destroy g6 >/tmp/check 2>&1 || xl destroy g6
+    wait $!
+    within 90 "after $pause s: nothing is left of it" sh -c "! xl domid g6 && bulkhead status --json | jq -e '.starts == []' &&
+        ! bulkhead status --json | jq -e '.stubs[] | select(.guest.name == \"g6\")'"
+done
+check "xl create" xl create /root/g6.cfg
+within 60 "it has its device" has g6 $EDU
 success
