@@ -92,7 +92,7 @@ check "a new guest has its stub from the new image" bulkhead run /root/g3.cfg --
 check "it ends" bulkhead destroy g3
 
 # --- removal
-refused "apt remove under a guest" "g1 would lose the devices" apt-get --yes remove bulkhead
+refused "apt remove under a guest" "g1, g2 would lose the devices" apt-get --yes remove bulkhead
 check "the service runs on" is active bulkhead active
 writes "after that" 10
 for guest in g1 g2; do

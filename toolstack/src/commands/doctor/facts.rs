@@ -70,8 +70,6 @@ pub struct Saved {
     pub guest: String,
     /// The file.
     pub path: PathBuf,
-    /// True if libvirt restores it, false if `xendomains` does.
-    pub is_libvirts: bool,
 }
 
 /// A device node of dom0's kernel.
@@ -258,10 +256,9 @@ fn xenlight() -> Result<(), String> {
 
 /// Where libvirt, and Xen's script `xendomains`, save guests, with the ending of the files' names.
 const SAVES: [(&str, &str); 2] = [
-    ("/var/lib/libvirt/libxl/save", LIBVIRT_SAVE),
+    ("/var/lib/libvirt/libxl/save", ".save"),
     ("/var/lib/xen/save", ""),
 ];
-const LIBVIRT_SAVE: &str = ".save";
 
 fn saved(directory: &Path, ending: &str) -> Vec<Saved> {
     let files = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -271,7 +268,6 @@ fn saved(directory: &Path, ending: &str) -> Vec<Saved> {
             Some(Saved {
                 guest,
                 path: file.path(),
-                is_libvirts: ending == LIBVIRT_SAVE,
             })
         })
         .collect();
@@ -389,15 +385,10 @@ mod tests {
         }
         let names = |ending| {
             let saved = saved(directory.path(), ending).into_iter();
-            saved
-                .map(|saved| (saved.guest, saved.is_libvirts))
-                .collect::<Vec<_>>()
+            saved.map(|saved| saved.guest).collect::<Vec<_>>()
         };
-        assert_eq!(names(".save"), [("web".to_owned(), true)]);
-        assert_eq!(
-            names(""),
-            [("mail.xml".to_owned(), false), ("web.save".to_owned(), false)]
-        );
+        assert_eq!(names(".save"), ["web"]);
+        assert_eq!(names(""), ["mail.xml", "web.save"]);
         assert_eq!(saved(Path::new("/nonexistent"), ""), []);
     }
 

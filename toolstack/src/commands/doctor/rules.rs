@@ -452,17 +452,13 @@ fn saved(facts: &Facts) -> Vec<Finding> {
     let names: BTreeSet<&String> = declared.chain(domains).collect();
     let concerned = facts.saved.iter().filter(|saved| names.contains(&saved.guest));
     concerned
-        .map(|Saved { guest, path, is_libvirts }| {
+        .map(|Saved { guest, path }| {
+            let path = path.display();
             let found = format!(
-                "guest {guest} was to be saved, and a guest with devices cannot be: {} would be restored in place of its start",
-                path.display()
+                "guest {guest} was to be saved, and a guest with devices cannot be: {path} would be restored in place of its \
+                 start"
             );
-            let next = if *is_libvirts {
-                format!("`virsh --connect xen:///system managedsave-remove {guest}`")
-            } else {
-                format!("`rm {}`", path.display())
-            };
-            Finding::problem("saved", found, next)
+            Finding::problem("saved", found, format!("`rm {path}`"))
         })
         .collect()
 }
@@ -562,15 +558,14 @@ mod tests {
                 ..Status::default()
             }),
             // No declared guest.
-            saved: vec![save("news", "/var/lib/xen/save/news", false)],
+            saved: vec![save("news", "/var/lib/xen/save/news")],
         }
     }
 
-    fn save(guest: &str, path: &str, is_libvirts: bool) -> Saved {
+    fn save(guest: &str, path: &str) -> Saved {
         Saved {
             guest: guest.into(),
             path: path.into(),
-            is_libvirts,
         }
     }
 
@@ -593,13 +588,13 @@ mod tests {
     fn each_fault_is_found_with_its_next_step() {
         let cases: [Case; 39] = [
             (
-                |facts| facts.saved = vec![save("web", "/var/lib/libvirt/libxl/save/web.save", true)],
+                |facts| facts.saved = vec![save("web", "/var/lib/libvirt/libxl/save/web.save")],
                 "saved",
                 Level::Problem,
-                "managedsave-remove web",
+                "`rm /var/lib/libvirt/libxl/save/web.save`",
             ),
             (
-                |facts| facts.saved = vec![save("mail", "/var/lib/xen/save/mail", false)],
+                |facts| facts.saved = vec![save("mail", "/var/lib/xen/save/mail")],
                 "saved",
                 Level::Problem,
                 "`rm /var/lib/xen/save/mail`",
