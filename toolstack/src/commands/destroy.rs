@@ -1,14 +1,14 @@
 //! `bulkhead destroy`: ends a guest and its stub.
 
 use super::give::destroy_built;
-use super::return_devices::{rebind_drivers, reclaim_attachment};
+use super::return_devices::{left_of, rebind_drivers, reclaim_attachment};
 use super::select::{SelectError, attachments, select};
 use super::turn::Turn;
 use super::waiting::{GUEST_TIMEOUT, Interrupt, POLL};
 use crate::handover::reclaim::Released;
 use crate::host::Host;
 use crate::host::domains::{self, DomainError, present};
-use crate::records::{self, Attachment, Carried, GuestStart, forget_carried, unfinished};
+use crate::records::{self, Carried, GuestStart, forget_carried, unfinished};
 use crate::say::say;
 use anyhow::{Result, ensure};
 use pci::bdf::Bdf;
@@ -50,10 +50,7 @@ pub fn destroy(who: &str) -> Result<()> {
     }
     // By now it may have another stub, or other devices.
     let (mut turn, left) = Turn::take_for(|| {
-        let (attachments, _) = Attachment::all(&mut host.store)?;
-        let left = attachments
-            .into_iter()
-            .find(|left| left.guest.uuid == guest.uuid || left.guest.domid == guest.domid);
+        let left = left_of(&mut host, guest)?;
         Ok((Some(guest.clone()), left))
     })?;
     let mut released = Released::default();

@@ -7,7 +7,7 @@ use crate::control::{self, ControlError, Reply, Request};
 use crate::handover::reclaim::{self, Released};
 use crate::handover::seize::{Rebound, rebind_driver};
 use crate::host::Host;
-use crate::host::domains::Domain;
+use crate::host::domains::{Domain, present};
 use crate::records::claims::Claims;
 use crate::records::{self, Attachment, RecordError};
 use crate::say::say;
@@ -15,6 +15,20 @@ use anyhow::{Result, bail, ensure};
 use pci::bdf::Bdf;
 use std::thread;
 use std::time::Instant;
+use xen::xenctrl::Hypervisor;
+
+/// The attachment of a guest that has ended. Its record may have followed the domain to another name and UUID. The number, or
+/// the UUID after a reboot, may be those of a domain that lives by now: that one keeps its devices.
+pub fn left_of<X: Hypervisor>(host: &mut Host<X>, guest: &Domain) -> Result<Option<Attachment>> {
+    let (attachments, _) = Attachment::all(&mut host.store)?;
+    for left in attachments {
+        let is_its = left.guest.uuid == guest.uuid || left.guest.domid == guest.domid;
+        if is_its && present(host, &left.guest)?.is_none() {
+            return Ok(Some(left));
+        }
+    }
+    Ok(None)
+}
 
 /// Gives devices that were taken back from `guest` to dom0's drivers. Devices in quarantine stay there. Devices that a guest
 /// may still have mapped stay held, unless that is `guest` and it is `trusted`. Devices that a guest has by now stay with it.
@@ -162,9 +176,45 @@ mod tests {
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
     use crate::records::Seizure;
-    use crate::records::tests::domain;
+    use crate::records::tests::{attachment, domain};
     use xen::model::Xen;
     use xenbus::model::Xenstored;
+
+    #[test]
+    fn what_a_guest_has_left_is_found_and_nothing_of_a_domain_that_lives() {
+        let (daemon, tree) = (Xenstored::new(), Tree::new());
+        let mut host = Host {
+            store: dom0(&daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        };
+        let (web, record) = (domain(3, "web"), attachment());
+        let kept = domain(3, "web-20261130T0733Z");
+        let rebooted = Domain {
+            domid: 9,
+            ..web.clone()
+        };
+        for (recorded, is_its) in [
+            (&web, true),
+            (&kept, true),
+            (&rebooted, true),
+            (&domain(7, "mail"), false),
+        ] {
+            let left = Attachment {
+                guest: recorded.clone(),
+                ..record.clone()
+            };
+            left.write(&mut host.store).unwrap();
+            let found = left_of(&mut host, &web).unwrap();
+            assert_eq!(found.is_some(), is_its, "{recorded:?} has ended");
+            host.xen.set_uuid(recorded.domid, &recorded.uuid);
+            introduce(&daemon, recorded.domid, &recorded.name);
+            assert_eq!(left_of(&mut host, &web).unwrap(), None, "{recorded:?} lives");
+            daemon.release(recorded.domid);
+            left.remove(&mut host.store).unwrap();
+        }
+    }
 
     #[test]
     fn a_device_that_a_guest_may_have_mapped_is_handed_back_if_that_is_trusted() {

@@ -6,7 +6,7 @@
 
 use super::destroy;
 use super::give::destroy_built;
-use super::return_devices::reclaim_attachment;
+use super::return_devices::{left_of, reclaim_attachment};
 use super::turn::Turn;
 use super::waiting::Interrupt;
 use crate::control;
@@ -160,10 +160,7 @@ fn unattended_devices<X: Hypervisor>(
 /// Takes the devices of a guest that has ended back, as the service does.
 fn reclaim(host: &mut Host, guest: &Domain) -> Result<()> {
     let (mut turn, left) = Turn::take_for(|| {
-        let (attachments, _) = Attachment::all(&mut host.store)?;
-        let left = attachments
-            .into_iter()
-            .find(|left| left.guest.uuid == guest.uuid || left.guest.domid == guest.domid);
+        let left = left_of(host, guest)?;
         Ok((Some(guest.clone()), left))
     })?;
     let Some(left) = left else {
@@ -287,6 +284,15 @@ mod tests {
     use xen::model::{ModelDomain, Xen};
     use xenbus::model::Xenstored;
 
+    fn host(daemon: &Xenstored, tree: &Tree) -> Host<Xen> {
+        Host {
+            store: dom0(daemon),
+            xen: Xen::default(),
+            sysfs: tree.sysfs(),
+            runner: Runner::Model(Vec::new()),
+        }
+    }
+
     fn guest(name: &str) -> Domain {
         Domain {
             domid: 7,
@@ -323,12 +329,7 @@ mod tests {
     #[test]
     fn guests_that_are_held_are_found_and_destroyed_and_those_that_were_let_run_are_not() {
         let (daemon, tree) = (Xenstored::new(), Tree::new());
-        let mut host = Host {
-            store: dom0(&daemon),
-            xen: Xen::default(),
-            sysfs: tree.sysfs(),
-            runner: Runner::Model(Vec::new()),
-        };
+        let mut host = host(&daemon, &tree);
         let held = || Stage::Failed {
             reason: "it is mute".into(),
             held: true,
@@ -367,12 +368,7 @@ mod tests {
     #[test]
     fn devices_of_a_guest_that_has_ended_are_not_waited_for_if_no_service_runs() {
         let (daemon, tree) = (Xenstored::new(), Tree::new());
-        let mut host = Host {
-            store: dom0(&daemon),
-            xen: Xen::default(),
-            sysfs: tree.sysfs(),
-            runner: Runner::Model(Vec::new()),
-        };
+        let mut host = host(&daemon, &tree);
         let guests = [domain(3, "web"), domain(7, "mail")];
         introduce(&daemon, 3, "web");
         introduce(&daemon, 7, "mail");
