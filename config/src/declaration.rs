@@ -4,6 +4,7 @@
 //! name: that guest must not start without its devices because of a typing error.
 
 use crate::options::Wanted;
+use crate::telemetry::TelemetryChoice;
 use crate::toml_error::Broken;
 use serde::Deserialize;
 use std::ffi::OsStr;
@@ -83,6 +84,8 @@ pub struct Declaration {
     pub slots: SlotMode,
     /// What happens to the guest if it cannot have them.
     pub unfit: Unfit,
+    /// Whether its stub has a network; `None` if the policy file decides.
+    pub telemetry: Option<TelemetryChoice>,
 }
 
 /// The keys of a file, each with its place.
@@ -93,6 +96,7 @@ struct RawDeclaration {
     devices: Spanned<Vec<Spanned<String>>>,
     slots: Option<Spanned<String>>,
     unfit: Option<Spanned<String>>,
+    telemetry: Option<Spanned<String>>,
 }
 
 /// Checks that a text can be a guest's name or UUID.
@@ -200,11 +204,15 @@ impl Declaration {
         let unfit = raw
             .unfit
             .map(|word| parse_word(&word).map_err(|cause| at(word.span(), &cause)));
+        let telemetry = raw
+            .telemetry
+            .map(|word| parse_word(&word).map_err(|cause| at(word.span(), &cause)));
         Ok(Self {
             guest: guest.clone(),
             devices,
             slots: slots.transpose()?.unwrap_or_default(),
             unfit: unfit.transpose()?.unwrap_or_default(),
+            telemetry: telemetry.transpose()?,
         })
     }
 
@@ -221,6 +229,9 @@ impl Declaration {
         }
         let (slots, unfit) = (self.slots, self.unfit);
         let _ = write!(text, "]\nslots = \"{slots}\"\nunfit = \"{unfit}\"\n");
+        if let Some(telemetry) = &self.telemetry {
+            let _ = writeln!(text, "telemetry = {}", quoted(telemetry.to_string()));
+        }
         text
     }
 
@@ -235,7 +246,7 @@ fn parse_word<T: FromStr<Err: fmt::Display>>(word: &Spanned<String>) -> Result<T
     text.parse().map_err(|error| format!("{text:?}: {error}"))
 }
 
-fn names(guest: &str, name: &str, uuid: &str) -> bool {
+pub(crate) fn names(guest: &str, name: &str, uuid: &str) -> bool {
     guest == name || (!uuid.is_empty() && guest.eq_ignore_ascii_case(uuid))
 }
 
@@ -372,6 +383,17 @@ mod tests {
         );
         let more = parse(&format!("{WEB}slots = \"passthrough\"\nunfit = \"start\"\n")).unwrap();
         assert_eq!((more.slots, more.unfit), (SlotMode::Passthrough, Unfit::Start));
+        assert_eq!(more.telemetry, None);
+        let watched = parse(&format!(
+            "{WEB}telemetry = \"bridge=xenbr0,syslog=10.0.0.5:514,metrics=off\"\n"
+        ))
+        .unwrap();
+        assert_eq!(
+            watched.telemetry,
+            "bridge=xenbr0,syslog=10.0.0.5:514,metrics=off".parse().ok()
+        );
+        let unwatched = parse(&format!("{WEB}telemetry = \"off\"\n")).unwrap();
+        assert_eq!(unwatched.telemetry, Some(TelemetryChoice::Off));
     }
 
     #[test]
@@ -383,10 +405,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        for unfit in [Unfit::Hold, Unfit::Start, Unfit::Destroy] {
+        for (unfit, telemetry) in [
+            (Unfit::Hold, None),
+            (Unfit::Start, Some("off")),
+            (Unfit::Destroy, Some("bridge=xenbr0,syslog=10.0.0.5:514")),
+        ] {
             let declaration = Declaration {
                 guest: "we\"b\\ \u{fc}".into(),
                 unfit,
+                telemetry: telemetry.map(|text| text.parse().unwrap()),
                 ..parse(WEB).unwrap()
             };
             assert_eq!(parse(&declaration.to_toml()), Ok(declaration));
@@ -439,6 +466,11 @@ mod tests {
                 &format!("{WEB}slots = \"mine\""),
                 "line 3, column 9",
                 "\"mine\": expected vpci or passthrough",
+            ),
+            (
+                &format!("{WEB}telemetry = \"bridge=b,metrics=0\""),
+                "line 3, column 13",
+                "\"bridge=b,metrics=0\": metrics=0: expected a TCP port",
             ),
             ("guest = ", "line 1, column 9", ""),
         ] {

@@ -1,7 +1,9 @@
 //! The policy file: the terms on which guests get devices. `policy.toml` explains each line.
 
+use crate::declaration::names;
 use crate::name::Name;
 use crate::options::{AerFate, Options};
+use crate::telemetry::{Telemetry, TelemetryChoice};
 use crate::toml_error::Broken;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::path::{Path, PathBuf};
@@ -17,12 +19,28 @@ pub const PATH: &str = "/etc/bulkhead/policy.toml";
 pub struct Policy {
     /// MSI and MSI-X of all devices.
     pub msi: Option<bool>,
+    /// The network of the stubs of all guests. It names no address.
+    #[serde(default, deserialize_with = "of_all_stubs")]
+    pub telemetry: Option<TelemetryChoice>,
+    /// The guests.
+    #[serde(default, rename = "guest")]
+    pub guests: Vec<Guest>,
     /// The bridges.
     #[serde(default, rename = "bridge")]
     pub bridges: Vec<Bridge>,
     /// The devices.
     #[serde(default, rename = "device")]
     pub devices: Vec<Device>,
+}
+
+/// Rule for a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// Its name or UUID.
+    pub r#match: String,
+    /// The network of its stub.
+    pub telemetry: TelemetryChoice,
 }
 
 /// Rule for all devices below a bridge.
@@ -85,6 +103,16 @@ fn quirks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Quirks>, 
         added.map_err(|error| D::Error::custom(format!("{text:?}: {error}")))?;
     }
     Ok(Some(quirks))
+}
+
+fn of_all_stubs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TelemetryChoice>, D::Error> {
+    let choice = TelemetryChoice::deserialize(deserializer)?;
+    match choice.network().and_then(Telemetry::of_one_stub) {
+        None => Ok(Some(choice)),
+        Some(word) => Err(D::Error::custom(format!(
+            "{word} for all guests: each stub needs an address of its own, so say it below [[guest]]"
+        ))),
+    }
 }
 
 /// Why there is no policy.
@@ -160,6 +188,14 @@ impl Policy {
             broken: Broken::new(text, &error),
         })
     }
+
+    /// The network of the stub of the guest with this name and UUID; `None` if nothing is said about it.
+    pub fn telemetry_of(&self, name: &str, uuid: &str) -> Option<&TelemetryChoice> {
+        let guests = self.guests.iter().rev();
+        let own = guests.map(|guest| (names(&guest.r#match, name, uuid), &guest.telemetry));
+        let own = own.filter_map(|(matches, telemetry)| matches.then_some(telemetry));
+        own.chain(&self.telemetry).next()
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +219,9 @@ mod tests {
             .collect();
         let policy = parse(&uncommented).unwrap();
         assert_eq!(policy.msi, Some(true));
+        let all: TelemetryChoice = "bridge=xenbr0,syslog=10.0.0.5:514".parse().unwrap();
+        assert_eq!(policy.telemetry, Some(all));
+        assert_eq!(policy.guests[0].r#match, "web");
         assert_eq!(policy.bridges[0].address.to_string(), "0000:00:1c.0");
         assert!(!policy.bridges[0].msi);
         let device = &policy.devices[0];
@@ -206,13 +245,43 @@ mod tests {
     }
 
     #[test]
+    fn the_last_word_on_a_guest_counts_before_the_word_on_all() {
+        let uuid = "0f1e2d3c-0000-0000-0000-00000000abcd";
+        let text = format!(
+            "telemetry = \"bridge=all\"\n[[guest]]\nmatch = \"web\"\ntelemetry = \"bridge=first\"\n\
+             [[guest]]\nmatch = \"web\"\ntelemetry = \"off\"\n\
+             [[guest]]\nmatch = \"{}\"\ntelemetry = \"bridge=own\"\n",
+            uuid.to_uppercase()
+        );
+        let policy = parse(&text).unwrap();
+        let of = |name, uuid| policy.telemetry_of(name, uuid).map(ToString::to_string);
+        assert_eq!(of("web", "").as_deref(), Some("off"));
+        assert_eq!(of("mail", uuid).as_deref(), Some("bridge=own"));
+        assert_eq!(of("mail", "").as_deref(), Some("bridge=all"));
+        assert_eq!(Policy::default().telemetry_of("web", uuid), None);
+    }
+
+    #[test]
+    fn one_guest_can_be_given_an_address_and_all_can_be_given_none() {
+        let network = "bridge=b,mac=00:16:3e:12:34:56,address=10.0.0.9/24";
+        let text = format!("[[guest]]\nmatch = \"web\"\ntelemetry = \"{network}\"");
+        let policy = parse(&text).unwrap();
+        assert_eq!(
+            policy.telemetry_of("web", "").map(ToString::to_string).as_deref(),
+            Some(network)
+        );
+        parse("telemetry = \"off\"").unwrap();
+        parse("telemetry = \"bridge=b,address=dhcp\"").unwrap();
+    }
+
+    #[test]
     fn a_broken_file_is_refused_with_file_line_and_cause() {
         for (text, line, cause) in [
             ("msi = 0", 1, "invalid type: integer `0`, expected a boolean"),
             (
                 "\n\nfast = true",
                 3,
-                "unknown field `fast`, expected one of `msi`, `bridge`, `device`",
+                "unknown field `fast`, expected one of `msi`, `telemetry`, `guest`, `bridge`, `device`",
             ),
             ("msi = true\nmsi = false", 2, "duplicate key"),
             ("[[device]]\nmsi = true", 1, "missing field `match`"),
@@ -237,6 +306,22 @@ mod tests {
                 3,
                 "\"45:1:1\": expected quirks of different registers",
             ),
+            (
+                "telemetry = \"bridge=b,metrics=0\"",
+                1,
+                "metrics=0: expected a TCP port from 1 to 65535, or off",
+            ),
+            (
+                "msi = true\ntelemetry = \"bridge=b,address=10.0.0.9/24\"",
+                2,
+                "address=10.0.0.9/24 for all guests: each stub needs an address of its own, so say it below [[guest]]",
+            ),
+            (
+                "telemetry = \"bridge=b,mac=00:16:3e:12:34:56\"",
+                1,
+                "mac=00:16:3e:12:34:56 for all guests: each stub needs",
+            ),
+            ("[[guest]]\nmatch = \"web\"", 1, "missing field `telemetry`"),
             ("[[bridge]]\naddress = \"00:1c.0\"", 1, "missing field `msi`"),
             ("msi = ", 1, ""),
             ("[[device]", 1, ""),

@@ -27,15 +27,21 @@ impl<P: SharedPage> Console<P> {
             self.lost = self.lost.saturating_add(1);
             return false;
         };
-        let notice = (self.lost > 0).then(|| Notice::new(self.lost));
-        let notice = notice.as_ref().map_or(&[][..], Notice::bytes);
+        let notice;
+        let lines: &[&[u8]] = if self.lost > 0 {
+            notice = Line::new(format_args!("({} lines lost: the console was full)", self.lost));
+            &[notice.bytes(), line]
+        } else {
+            &[line]
+        };
         // All or nothing: half a line would run into the next one.
-        if notice.len() + line.len() + LINE_END.len() > (CONSOLE_OUTPUT.size - held) as usize {
+        let length: usize = lines.iter().map(|line| line.len() + LINE_END.len()).sum();
+        if length > (CONSOLE_OUTPUT.size - held) as usize {
             self.lost = self.lost.saturating_add(1);
             return false;
         }
         self.lost = 0;
-        for part in [notice, line, LINE_END] {
+        for part in lines.iter().flat_map(|line| [*line, LINE_END]) {
             // There is room for all of it, unless the reader has just broken the indices.
             if CONSOLE_OUTPUT.push(&self.page, part).is_err() {
                 return false;
@@ -52,36 +58,48 @@ impl<P: SharedPage> Console<P> {
 
 const LINE_END: &[u8] = b"\r\n";
 
-/// The line that says how many were lost. Built without the heap: the console serves panics too.
-struct Notice {
-    bytes: [u8; 64],
+/// Most bytes of a line. Longer ones are cut.
+const LINE: usize = 240;
+
+/// A line that is being formatted, without the heap: the logger serves panics too.
+#[derive(Debug)]
+pub struct Line {
+    bytes: [u8; LINE],
     length: usize,
 }
 
-impl Notice {
-    fn new(lost: u32) -> Self {
-        let mut notice = Self {
-            bytes: [0; 64],
+impl Line {
+    /// Formats a line, without its end.
+    // One copy of it in the image.
+    #[inline(never)]
+    pub fn new(text: fmt::Arguments<'_>) -> Self {
+        let mut line = Self {
+            bytes: [0; LINE],
             length: 0,
         };
-        // Fits: 47 bytes at most.
-        let _ = write!(notice, "({lost} lines lost: the console was full)\r\n");
-        notice
+        // Refused only when the line is full: then it ends there.
+        let _ = line.write_fmt(text);
+        line
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// What is in it.
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }
 
-impl Write for Notice {
+impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self
-            .bytes
-            .get_mut(self.length..self.length + text.len())
-            .ok_or(fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.length += text.len();
+        for byte in text.bytes() {
+            let place = self.bytes.get_mut(self.length).ok_or(fmt::Error)?;
+            // One record, one line; and no escape sequence of a guest's reaches a terminal.
+            *place = if byte.is_ascii_graphic() || byte == b' ' {
+                byte
+            } else {
+                b'?'
+            };
+            self.length += 1;
+        }
         Ok(())
     }
 }
@@ -146,7 +164,12 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_notice_fits() {
-        assert_eq!(Notice::new(u32::MAX).bytes().len(), 47);
+    fn a_line_is_one_line_of_printable_text_and_cut_where_it_is_too_long() {
+        assert_eq!(
+            Line::new(format_args!("{} of {}", 1, "2\r\n\u{1b}[2J\u{e9}")).bytes(),
+            b"1 of 2???[2J??"
+        );
+        let long = Line::new(format_args!("{:300}", "x"));
+        assert_eq!((long.bytes().len(), long.bytes()[0]), (LINE, b'x'));
     }
 }

@@ -192,11 +192,6 @@ impl RequestError {
     pub const fn is_routine(self) -> bool {
         matches!(self, Self::NoDevice | Self::MessageControl { .. })
     }
-
-    /// True if nobody knows whether dom0 did what the request asked for: no answer came, or one that makes no sense.
-    pub const fn is_outcome_unknown(self) -> bool {
-        matches!(self, Self::ServiceSilent(_) | Self::ServiceNonsense)
-    }
 }
 
 impl fmt::Display for MessageRefusal {
@@ -282,7 +277,7 @@ impl fmt::Display for RequestError {
 impl core::error::Error for RequestError {}
 
 /// Why a connection does not come about, or ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum SetupError {
     /// A node that must be there is not.
     MissingNode {

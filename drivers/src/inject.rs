@@ -19,6 +19,8 @@ pub enum Point {
     Hotplug,
     /// xenstore is about to be followed.
     Reconcile,
+    /// The stub's own network is about to be served.
+    Network,
 }
 
 /// Fails if dom0 asked for it here.
@@ -46,7 +48,7 @@ mod on_demand {
     /// How long [`FailureKind::Delay`] takes: more than work may.
     const DELAY: Duration = Duration::from_millis(900);
 
-    const POINTS: [(&str, Point); 11] = [
+    const POINTS: [(&str, Point); 12] = [
         ("conf_read", Point::Taken(Command::ConfRead)),
         ("conf_write", Point::Taken(Command::ConfWrite)),
         ("enable_msix", Point::Taken(Command::EnableMsix)),
@@ -58,6 +60,7 @@ mod on_demand {
         ("connect", Point::Connect),
         ("hotplug", Point::Hotplug),
         ("reconcile", Point::Reconcile),
+        ("network", Point::Network),
     ];
 
     const KINDS: [(&str, FailureKind); 11] = [

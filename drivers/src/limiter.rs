@@ -1,5 +1,6 @@
 //! A limit on log lines that a guest can cause (XSA-130).
 
+use crate::platform::sooner;
 use core::time::Duration;
 
 /// How many lines of one kind may be logged in an interval. More are suppressed, and counted in one line afterwards.
@@ -77,7 +78,7 @@ impl<const KINDS: usize> Limiter<KINDS> {
     /// When [`Self::flush`] is due; `None` if nothing was suppressed.
     pub fn due(&self) -> Option<Duration> {
         let suppressing = self.kinds.iter().filter(|window| window.suppressed > 0);
-        suppressing.filter_map(|window| window.end(self.limit)).min()
+        suppressing.fold(None, |due, window| sooner(due, window.end(self.limit)))
     }
 }
 

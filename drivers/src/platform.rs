@@ -1,6 +1,7 @@
 //! The trait for the machine below the drivers. The unikernel implements it by hypercalls, the tests by a model of Xen.
 
 use crate::crash_log::{CrashLog, Op};
+use crate::snapshot::Snapshot;
 use core::time::Duration;
 use pci::bdf::Bdf;
 use xenbus::pciif::SharedPage;
@@ -15,6 +16,16 @@ pub type GrantRef = u32;
 /// A refused request of the hypervisor: the errno value, positive (`xen/errno.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
+
+/// The earlier of two moments; `None` is never.
+// One copy of it in the image: iterators cost more at each place.
+#[inline(never)]
+pub fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
 
 /// Why a function's ECAM page cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +58,11 @@ pub trait Platform {
     fn unmap_grant(&mut self, page: Self::Page);
     /// Takes a zeroed page of this domain and grants it to `peer`.
     fn share_page(&mut self, peer: DomId) -> Result<(Self::Page, GrantRef), Errno>;
+    /// The same with a page that is set apart for background work: a peer that keeps such pages mapped takes none from
+    /// the hops.
+    fn share_spare_page(&mut self, peer: DomId) -> Result<(Self::Page, GrantRef), Errno> {
+        self.share_page(peer)
+    }
     /// Ends the grant that [`Self::share_page`] made and frees its page.
     fn unshare_page(&mut self, page: Self::Page, grant: GrantRef);
 
@@ -73,8 +89,12 @@ pub trait Platform {
     /// Unmaps what [`Self::map_ecam`] returned.
     fn unmap_ecam(&mut self, ecam: Self::Ecam);
 
-    /// A copy of the crash log of earlier runs.
-    fn crash_log(&self) -> CrashLog;
+    /// Calls `see` with the crash log of earlier runs. It must not call the platform.
+    fn see_crash_log<R>(&self, see: impl FnOnce(&CrashLog) -> R) -> R;
+    /// A copy of the crash log of earlier runs: too long for what happens in each request.
+    fn crash_log(&self) -> CrashLog {
+        self.see_crash_log(|crash_log| *crash_log)
+    }
     /// Changes the crash log that later runs will find.
     fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog));
     /// From here on a failure counts against this request of the guest; `None`: against no request.
@@ -83,6 +103,8 @@ pub trait Platform {
     fn recall(&self, guest_bdf: Bdf) -> Option<u32>;
     /// Keeps a word about that function for later runs, or forgets the one that is kept.
     fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>);
+    /// What the next run is to serve the guest by.
+    fn snapshot(&self) -> &Snapshot;
 
     /// Makes the processor fail in this way.
     #[cfg(feature = "inject")]

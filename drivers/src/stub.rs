@@ -3,20 +3,21 @@
 //! The guest's requests come first. xenstore is followed within limits, so that no guest can keep xenstored, or its own
 //! requests, from being served by writing its nodes.
 
+use crate::background::{Background, View};
 use crate::crash_log::{Advice, Bytes, CrashLog};
-use crate::error::{Blame, Excerpt, SetupError};
+use crate::error::{Excerpt, SetupError};
 use crate::hops::first::{Context, FRONTEND_TOKEN, FirstHop};
 use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
 use crate::log;
-use crate::platform::{DomId, Platform, Port};
+use crate::platform::{DomId, Platform, Port, sooner};
 use crate::store;
 use alloc::boxed::Box;
 use core::fmt;
 use core::time::Duration;
 use xenbus::client::{Client, Store, Transport, WatchEvent};
 use xenbus::counters::Counter;
-use xenbus::path::{DeviceType, home, key};
+use xenbus::path::{Device, DeviceType, home, key};
 
 /// Tokens of the watches.
 const SECOND_HOP_TOKEN: &str = "second-hop";
@@ -109,10 +110,10 @@ impl Backoff {
 
 /// Makes a request again while xenstore refuses it, [`START_TRIES`] times in all. Without its watches the stub can
 /// serve nobody, and its quota may be free again soon.
-fn retry_refused<P: Platform, R>(
+fn retry_refused<P: Platform>(
     platform: &mut P,
-    mut request: impl FnMut() -> Result<R, Box<SetupError>>,
-) -> Result<R, Box<SetupError>> {
+    request: &mut dyn FnMut() -> Result<(), Box<SetupError>>,
+) -> Result<(), Box<SetupError>> {
     let mut backoff = None;
     for _ in 1..START_TRIES {
         match request() {
@@ -125,6 +126,46 @@ fn retry_refused<P: Platform, R>(
         backoff = Some(until);
     }
     request()
+}
+
+/// Requests of [`start_request`].
+const START_REQUESTS: usize = FIRST_WATCH + if cfg!(feature = "inject") { 5 } else { 4 };
+/// The first one that sets a watch.
+const FIRST_WATCH: usize = 4;
+
+/// Makes one of the requests that come before the first read of what the hops follow, so that no change falls in between.
+/// They are: the end of what an earlier run has left, the number of this domain, the features, and the watches.
+fn start_request<T: Transport>(
+    client: &mut Client<T>,
+    domid: &mut DomId,
+    number: usize,
+) -> Result<(), Box<SetupError>> {
+    let home = |node| [&home(*domid), "/", node].concat();
+    let (path, token) = match number {
+        0 => return client.reset().map_err(store::failed),
+        1 => {
+            *domid = store::domid(client, "domid", "the number of this domain")?;
+            return Ok(());
+        }
+        2 | 3 => {
+            // Older toolstacks make these nodes read-only or not at all; `xl` works without them.
+            if let Err(error) = client.write(FEATURES[number - 2], "1") {
+                log::debug!("{error}");
+            }
+            return Ok(());
+        }
+        4 => (DeviceType::Bulkhead.frontends(*domid), SECOND_HOP_TOKEN),
+        5 => (
+            Device::second_hop(*domid).backend_node(key::STATE),
+            SECOND_HOP_TOKEN,
+        ),
+        6 => (DeviceType::Pci.backends(*domid), FIRST_HOP_TOKEN),
+        // Under a token that has the hops reconciled, for there the order is taken.
+        #[cfg(feature = "inject")]
+        7 => (home(inject::NODE), SECOND_HOP_TOKEN),
+        _ => (home(SHUTDOWN), SHUTDOWN_TOKEN),
+    };
+    client.watch(&path, token).map_err(store::failed)
 }
 
 /// Logs how the last run ended, if there was one.
@@ -142,12 +183,13 @@ fn log_restart(crash_log: &CrashLog, now: Duration) {
     }
 }
 
-/// The stub, from its first request to xenstore to its end.
-pub struct Stub<P: Platform, T: Transport> {
+/// The stub, from its first request to xenstore to its end; `B` is what it does between two requests.
+pub struct Stub<P: Platform, T: Transport, B: Background<P, T> = ()> {
     platform: P,
     client: Client<T>,
     second: SecondHop<P::Page>,
     first: FirstHop<P>,
+    background: B,
     /// The port of xenstore, then those of the hops that are up.
     ports: [Port; 3],
     /// How many of them are up.
@@ -156,6 +198,8 @@ pub struct Stub<P: Platform, T: Transport> {
     blind: bool,
     /// The last step answered a request of the guest.
     served: bool,
+    /// The next [`start_request`] of a run that has served the guest before the first one.
+    to_start: usize,
     changed: Changed,
     /// When to try again what xenstore has refused. Nothing is reconciled before.
     retry: Option<Backoff>,
@@ -167,54 +211,51 @@ pub struct Stub<P: Platform, T: Transport> {
 }
 
 impl<P: Platform, T: Transport> Stub<P, T> {
-    /// Sets the watches. `store_port` is the event channel of `client`'s connection.
+    /// A stub without background work; see [`Self::with_background`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(platform: P, client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
+        Self::with_background(platform, client, store_port, ())
+    }
+}
+
+impl<P: Platform, T: Transport, B: Background<P, T>> Stub<P, T, B> {
+    /// Serves the guest of the last run again if that is possible without xenstore, and else sets the watches. `client` has made
+    /// no request yet. `store_port` is the event channel of `client`'s connection.
     ///
     /// # Errors
     /// A missing `domid` node: the toolstack has not set this domain up. A request that stays refused, by the quota or because
     /// xenstored is busy.
-    pub fn new(mut platform: P, mut client: Client<T>, store_port: Port) -> Result<Self, Box<SetupError>> {
+    pub fn with_background(
+        mut platform: P,
+        mut client: Client<T>,
+        store_port: Port,
+        mut background: B,
+    ) -> Result<Self, Box<SetupError>> {
         log_restart(&platform.crash_log(), platform.now());
-        let domid: DomId = retry_refused(&mut platform, || {
-            store::value(
-                &mut client,
-                "domid",
-                Blame::Toolstack,
-                "the number of this domain",
-                |text| store::decimal(text)?.try_into().ok(),
-            )
-        })?;
-        for feature in FEATURES {
-            // Older toolstacks make these nodes read-only or not at all; `xl` works without them.
-            if let Err(error) = client.write(feature, "1") {
-                log::debug!("{error}");
+        let mut first = FirstHop::default();
+        let is_restored = first.restore(&mut platform);
+        if !is_restored {
+            for number in 0..START_REQUESTS {
+                retry_refused(&mut platform, &mut || {
+                    start_request(&mut client, &mut first.stub, number)
+                })?;
             }
+            background.start(&mut platform, &mut client, first.stub);
         }
-        let second = SecondHop::new(domid);
-        // Before the first read of what they watch, so that no change falls in between.
-        for (path, token) in [
-            (DeviceType::Bulkhead.frontends(domid), SECOND_HOP_TOKEN),
-            (second.device().backend_node(key::STATE), SECOND_HOP_TOKEN),
-            (DeviceType::Pci.backends(domid), FIRST_HOP_TOKEN),
-            ([&home(domid), "/", SHUTDOWN].concat(), SHUTDOWN_TOKEN),
-        ] {
-            retry_refused(&mut platform, || {
-                client.watch(&path, token).map_err(store::failed)
-            })?;
-        }
-        // Under a token that has the hops reconciled, for there the order is taken.
-        #[cfg(feature = "inject")]
-        client
-            .watch(&[&home(domid), "/", inject::NODE].concat(), SECOND_HOP_TOKEN)
-            .map_err(store::failed)?;
+        let domid = first.stub;
         let mut stub = Self {
             platform,
             client,
-            second,
-            first: FirstHop::new(domid),
+            second: SecondHop::new(domid),
+            first,
+            background,
             ports: [store_port; 3],
             ports_up: 1,
             blind: false,
             served: false,
+            to_start: if is_restored { 0 } else { START_REQUESTS },
             changed: Changed::default(),
             retry: None,
             paced: Duration::ZERO,
@@ -223,7 +264,13 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         stub.failed_at = stub.platform.crash_log().last().map(|(_, when)| when);
         let restarts = stub.platform.crash_log().restarts();
         // The engine's own counters begin at 0 in every run.
-        stub.first.engine().set_count(Counter::Restarts, restarts.into());
+        let counters = stub.first.engine().counters_mut();
+        counters.set(Counter::Restarts, restarts.into());
+        if is_restored {
+            // xenstore is asked in `step`, between two requests of the guest.
+            stub.update_ports();
+            return Ok(stub);
+        }
         // At once, not at the first events of the watches: after a restart the guest waits for an answer.
         let reconciled = stub.reconcile();
         stub.handle_result(reconciled);
@@ -248,11 +295,16 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         self.first.relay_errors(&mut self.platform, &self.second);
         // xenstore's mark too is taken before its ring is read.
         self.platform.take_pending(self.ports[0]);
+        if self.is_starting() {
+            return Outcome::Wait {
+                until: sooner(Some(self.go_on_starting()), self.first.held_until()),
+            };
+        }
         for _ in 0..ROUNDS {
             let drained = self.events();
-            let now = self.platform.now();
-            let until = self.until(now);
-            if until.is_some_and(|until| until <= now) {
+            let until = self.until();
+            // Where nothing has changed the clock is not read: this runs after every request.
+            if until.is_some_and(|until| until <= self.platform.now()) {
                 let changed = core::mem::take(&mut self.changed);
                 let (done, reason) = self.handle_changes(changed);
                 if let Some(reason) = reason {
@@ -260,9 +312,9 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                 }
                 self.handle_result(done);
             } else if drained {
-                let log = self.flush_log();
+                let until = sooner(until, self.flush_log());
                 return Outcome::Wait {
-                    until: until.into_iter().chain(log).min(),
+                    until: sooner(until, self.first.held_until()),
                 };
             }
         }
@@ -272,8 +324,33 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         }
     }
 
+    /// True in a run that serves the guest already, until it has made all requests of a start.
+    fn is_starting(&self) -> bool {
+        !self.blind && self.to_start < START_REQUESTS
+    }
+
+    /// Makes the next request of a start; returns when to go on.
+    fn go_on_starting(&mut self) -> Duration {
+        let now = self.platform.now();
+        if let Some(retry) = self.retry.filter(|retry| now < retry.next) {
+            return retry.next;
+        }
+        let made = start_request(&mut self.client, &mut self.first.stub, self.to_start);
+        if made.is_ok() {
+            // The last run knew the number, and has written the features.
+            self.to_start = (self.to_start + 1).max(FIRST_WATCH);
+            if !self.is_starting() {
+                self.background
+                    .start(&mut self.platform, &mut self.client, self.first.stub);
+                self.changed.hops = true;
+            }
+        }
+        self.handle_result(made);
+        now
+    }
+
     /// When to reconcile; `None` if nothing has changed and nothing is due.
-    fn until(&self, now: Duration) -> Option<Duration> {
+    fn until(&self) -> Option<Duration> {
         if self.blind {
             return None;
         }
@@ -287,11 +364,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         } = self.changed;
         if hops || frontend || shutdown {
             // A token bucket: `paced` runs ahead of the clock by the burst at most.
-            return Some(
-                self.paced
-                    .saturating_sub(RECONCILE_PAUSE * RECONCILE_BURST)
-                    .max(now),
-            );
+            return Some(self.paced.saturating_sub(RECONCILE_PAUSE * RECONCILE_BURST));
         }
         self.first.due()
     }
@@ -348,13 +421,45 @@ impl<P: Platform, T: Transport> Stub<P, T> {
     pub fn wait(&mut self, until: Option<Duration>) {
         // Only after a request: a stub that idles sleeps at once.
         if let (true, Some(guest)) = (self.served, self.first.port()) {
-            // `relax` lets the guest run: it may share this processor.
-            let end = self.platform.now().saturating_add(SPIN_TIME);
-            while !self.platform.is_pending(guest) && self.platform.now() < end {
+            // `relax` lets the guest run: it may share this processor. Then its next request is here after the first time, and
+            // the clock is not read.
+            if !self.platform.is_pending(guest) {
                 self.platform.relax();
             }
+            if !self.platform.is_pending(guest) {
+                let end = self.platform.now().saturating_add(SPIN_TIME);
+                while !self.platform.is_pending(guest) && self.platform.now() < end {
+                    self.platform.relax();
+                }
+            }
         }
-        self.platform.wait(&self.ports[..self.ports_up], until);
+        if B::EXISTS && !self.is_starting() {
+            let until = sooner(until, self.background_turn());
+            // Twice the port of xenstore, if there is none.
+            let port = self.background.port().unwrap_or(self.ports[0]);
+            let mut ports = [port; 4];
+            ports[..self.ports_up].copy_from_slice(&self.ports[..self.ports_up]);
+            self.platform.wait(&ports[..=self.ports_up], until);
+        } else {
+            self.platform.wait(&self.ports[..self.ports_up], until);
+        }
+    }
+
+    /// Gives the background a turn; returns when the next one is due.
+    fn background_turn(&mut self) -> Option<Duration> {
+        let asks = self
+            .first
+            .port()
+            .is_some_and(|port| self.platform.is_pending(port));
+        let guest = self.first.guest();
+        let engine = self.first.engine();
+        let view = View {
+            asks,
+            guest,
+            counters: engine.counters(),
+            for_each_device: &|see| engine.devices().for_each(see),
+        };
+        self.background.turn(&mut self.platform, &mut self.client, view)
     }
 
     /// Takes the watch events that have come, and marks what has changed; false if there may be more. How many events there
@@ -375,7 +480,7 @@ impl<P: Platform, T: Transport> Stub<P, T> {
                     }
                     FRONTEND_TOKEN => self.changed.frontend = true,
                     FIRST_HOP_TOKEN | SECOND_HOP_TOKEN => self.changed.hops = true,
-                    _ => {}
+                    token => self.background.changed(token),
                 },
                 Ok(None) => return true,
                 Err(error) => self.handle_result(Err(store::failed(error))),
@@ -390,18 +495,34 @@ impl<P: Platform, T: Transport> Stub<P, T> {
         inject::take(&mut self.platform, &mut self.client);
         inject::point(&mut self.platform, Point::Reconcile);
         // The second hop first: the devices of the first are exported by the list that it has.
-        let result = self
-            .second
-            .reconcile(&mut self.platform, &mut self.client)
-            .and_then(|()| {
-                self.first.reconcile(Context {
-                    platform: &mut self.platform,
-                    client: &mut self.client,
-                    second: &mut self.second,
-                })
+        let mut result = self.second.reconcile(&mut self.platform, &mut self.client);
+        if result.is_ok() {
+            // The guest does not wait for the requests of both hops.
+            self.first.serve(&mut self.platform, &mut self.second);
+            result = self.first.reconcile(Context {
+                platform: &mut self.platform,
+                client: &mut self.client,
+                second: &mut self.second,
             });
+        }
+        self.update_ports();
+        // For a hop that has come up: the guest's flag, and an error that waits.
+        self.first.relay_errors(&mut self.platform, &self.second);
+        // A page of the second hop that is new holds nothing yet.
+        let crash_log = self.platform.crash_log();
+        let engine = self.first.engine();
+        self.second
+            .publish_handover(engine.shadows(), crash_log.poisoned());
+        if let Some((op, strikes)) = crash_log.pending() {
+            self.second.begin_request(op, strikes);
+        }
+        self.second.publish_counters(engine.counters_mut(), true);
+        result
+    }
+
+    /// Takes note of the ports: either hop may have got another one, or lost it.
+    fn update_ports(&mut self) {
         let service = self.second.channel().map(|(_, port)| port);
-        // Either hop may have got another port, or lost it.
         self.ports_up = 1;
         for port in self.first.port().into_iter().chain(service) {
             self.ports[self.ports_up] = port;
@@ -413,18 +534,6 @@ impl<P: Platform, T: Transport> Stub<P, T> {
             let gap = self.platform.now().saturating_sub(when).as_micros() as u64;
             log::info!("the guest is served again {gap} us after the failure");
         }
-        // For a hop that has come up: the guest's flag, and an error that waits.
-        self.first.relay_errors(&mut self.platform, &self.second);
-        // A page of the second hop that is new holds nothing yet.
-        let crash_log = self.platform.crash_log();
-        let engine = self.first.engine();
-        self.second
-            .publish_handover(engine.shadows(), crash_log.poisoned());
-        if let Some((op, strikes)) = crash_log.pending() {
-            self.second.begin_request(op, strikes);
-        }
-        self.second.publish_counters(engine.counters());
-        result
     }
 
     /// Reads what `control/shutdown` asks for, and acknowledges it by emptying the node, as every guest does.

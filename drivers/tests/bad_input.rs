@@ -636,6 +636,7 @@ mod toolstack_nodes {
             world: host.world.clone(),
             others: std::rc::Rc::new(std::cell::RefCell::new(|| {})),
             store: common::world::StoreEvent::default(),
+            snapshot: host.world.snapshot(),
         };
         let Err(error) = Stub::new(platform, Client::new(host.xenstored.connect(STUB)), 1) else {
             panic!("no domid, no stub");
@@ -705,8 +706,12 @@ mod service {
     #[test]
     fn a_late_answer_is_not_taken_for_the_next_one() {
         let mut host = Host::connected();
+        let [on, off] = [Command::EnableMsi, Command::DisableMsi].map(|command| Request::new(command, FIRST));
+        assert_eq!(told(&mut host, &on, &[]), 0);
+        assert_eq!(told(&mut host, &off, &[]), 0);
+        host.service.borrow_mut().served.clear();
         host.service.borrow_mut().mood = Mood::Silent;
-        assert_eq!(told(&mut host, &Request::new(Command::EnableMsi, FIRST), &[]), -5);
+        assert_eq!(told(&mut host, &on, &[]), -5);
 
         // Now the late answer comes: MSI is on in the device, and the guest knows nothing of it.
         host.service.borrow_mut().mood = Mood::Willing;

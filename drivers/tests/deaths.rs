@@ -131,3 +131,79 @@ fn one_death_at_any_moment_changes_nothing_for_the_others() {
         }
     }
 }
+
+/// What a restart may find: a connection in service, and changes of the list at any stage; and where B is.
+const SCENES: [(fn() -> Host, u8); 5] = [
+    (|| Host::running(&[A, B]), 8),
+    (
+        || {
+            let mut host = Host::running(&[A]);
+            host.plug(&[B]);
+            host
+        },
+        8,
+    ),
+    (
+        || {
+            let mut host = Host::running(&[A]);
+            host.plug(&[B]);
+            host.settle();
+            host.pcifront();
+            host
+        },
+        8,
+    ),
+    (
+        || {
+            let mut host = Host::running(&[A, C, B]);
+            host.unplug(&[C]);
+            host.settle();
+            host.pcifront();
+            host
+        },
+        16,
+    ),
+    (
+        || {
+            let mut host = Host::running(&[A, C, B]);
+            host.unplug(&[C]);
+            host.dance();
+            host.strike(&[C]);
+            host
+        },
+        16,
+    ),
+];
+
+#[test]
+fn a_death_at_any_moment_of_a_restart_changes_nothing_for_the_others() {
+    for (number, (scene, b)) in SCENES.iter().enumerate() {
+        let course = |second: Option<usize>| {
+            let mut host = scene();
+            let at = |card: &str| Bdf::from_devfn(0, 0, if card == A { 0 } else { *b });
+            let write = Request::conf_write(at(A), 0x04, 2, 0x0547);
+            host.ask(&write, &[]).expect("a write");
+            host.ask(&Request::new(Command::EnableMsi, at(A)), &[])
+                .expect("a pirq");
+            let before = host.world.moments();
+            host.world
+                .die_at(second.map_or(usize::MAX, |moment| before + moment));
+            host.fail();
+            host.dance_for_good();
+            let moments = host.world.moments() - before;
+            let read = ask(&mut host, &Request::conf_read(at(A), 0x04, 2), 0);
+            let write = ask(&mut host, &Request::conf_write(at(B), 0x0c, 1, 8), 0);
+            host.mark();
+            let bus = host.bus();
+            (format!("{read} {write} {bus:?} {}", look(&mut host)), moments)
+        };
+        let (expected, moments) = course(None);
+        for moment in (1..=moments).step_by(common::stride(61)) {
+            let (seen, _) = course(Some(moment));
+            assert_eq!(
+                seen, expected,
+                "scene {number}, death at moment {moment} of {moments}"
+            );
+        }
+    }
+}

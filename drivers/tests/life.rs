@@ -3,9 +3,11 @@
 mod common;
 
 use common::host::{GUEST, Host, STUB};
+use common::service::Mood;
 use drivers::error::MessageKind;
 use drivers::stub::{Outcome, Reason};
 use pci::bdf::Bdf;
+use std::time::Duration;
 use xenbus::path::{self, Numbered, key};
 use xenbus::pciif::{Command, MsixEntry, Request};
 use xenbus::state::XenbusState::{self, *};
@@ -398,6 +400,41 @@ fn the_counters_lie_in_the_page_of_the_second_hop() {
     }
     let dropped: Vec<_> = counters.dropped_writes().collect();
     assert_eq!((dropped.len(), dropped[0].offset), (1, 0x06));
+}
+
+#[test]
+fn how_long_the_guest_waited_for_each_answer_lies_there_too() {
+    use xenbus::counters::{BUCKETS, Class, Counters};
+    let mut host = Host::connected();
+    for _ in 0..3 {
+        host.read(0x00, 4);
+    }
+    host.ask(&Request::new(Command::EnableMsi, FIRST), &[]).unwrap();
+    // Has no class.
+    host.ask(&Request::new(Command::Other(6), FIRST), &[])
+        .unwrap_err();
+    let count = |host: &Host, class| {
+        let service = host.service.borrow();
+        let counters = Counters::collect(service.page().unwrap()).unwrap();
+        counters.latency(class)
+    };
+    let counts = |host: &Host| Class::ALL.map(|class| count(host, class).buckets.iter().sum::<u64>());
+    assert_eq!(counts(&host), [3, 0, 1]);
+
+    // The stub waits for the service as long as it may, and then refuses.
+    host.service.borrow_mut().mood = Mood::Silent;
+    let (before, already) = (host.world.now(), count(&host, Class::ConfWrite).sum());
+    host.write(0x04, 2, 0x0007).unwrap_err();
+    let waited = host.world.now() - before;
+    assert!(waited >= Duration::from_secs(1), "{waited:?}");
+    let writes = count(&host, Class::ConfWrite);
+    assert_eq!(counts(&host), [3, 1, 1]);
+    assert_eq!(writes.buckets[BUCKETS - 1], 1, "longer than the last bound");
+    let told = writes.sum() - already;
+    assert!(
+        told <= waited && told + Duration::from_millis(1) >= waited,
+        "{told:?} of {waited:?}"
+    );
 }
 
 #[test]

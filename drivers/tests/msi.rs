@@ -110,7 +110,7 @@ fn what_is_on_in_a_device_that_does_not_answer_is_not_known() {
         assert_eq!(messages.mode(), Mode::Unknown(kind));
     }
     let device = Device::e1000e();
-    assert_eq!(messages(&device).mode(), Mode::Intx);
+    assert_eq!(messages(&device).mode(), Mode::Unconfirmed);
     device.poke(MSI + 2, 2, 0x0081);
     assert_eq!(messages(&device).mode(), Mode::On(MessageKind::Msi));
 }

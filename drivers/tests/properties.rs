@@ -206,6 +206,8 @@ enum Happening {
     RemoveBackend,
     RemoveGuest,
     Pass(u64),
+    /// The stub dies after so many more moments, and begins anew in place.
+    Die(usize),
 }
 
 fn happenings() -> impl Strategy<Value = Happening> {
@@ -229,6 +231,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::RemoveBackend),
         1 => Just(Happening::RemoveGuest),
         1 => (0u64..40).prop_map(Happening::Pass),
+        2 => (1usize..200).prop_map(Happening::Die),
     ]
 }
 
@@ -303,8 +306,13 @@ fn apply(host: &mut Host, happening: Happening) {
         }
         Happening::Pass(seconds) => {
             let until = host.world.now() + Duration::from_secs(seconds);
-            host.stub().wait(Some(until));
+            host.wait(until);
         }
+        // One that fails for ever ends, as it should.
+        Happening::Die(moments) if host.world.outlives_a_failure() => {
+            host.world.die_at(host.world.moments() + moments);
+        }
+        Happening::Die(_) => {}
     }
 }
 

@@ -3,14 +3,19 @@
 mod common;
 
 use common::host::{Host, STUB};
+use drivers::crash_log::Cause;
 use drivers::error::MessageKind;
+use drivers::hops::second::TIMEOUT;
 use drivers::stub::Outcome;
 use pci::bdf::Bdf;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
 use xenbus::counters::{Counter, Counters};
-use xenbus::path::key;
+use xenbus::path::{Numbered, key};
 use xenbus::pciif::backend;
 use xenbus::pciif::frontend::Answer;
-use xenbus::pciif::{Command, MsixEntry, OpError, Request};
+use xenbus::pciif::{Command, MsixEntry, OpError, Request, SharedPage, layout};
 use xenbus::state::XenbusState::*;
 
 const FIRST: Bdf = Bdf::from_devfn(0, 0, 0);
@@ -35,8 +40,11 @@ enum When {
 /// Has the guest ask, the stub fail over it `times`, and the life after that answer.
 fn ask_through(host: &mut Host, request: &Request, entries: &[MsixEntry], when: When, times: u32) -> Answer {
     if when == When::After {
-        // The answer is lost: the guest sees the same request still under way.
-        let _ = host.ask(request, entries);
+        let real = Request {
+            devfn: 5 << 3,
+            ..*request
+        };
+        host.service.borrow_mut().carry_out(&real, entries);
     }
     let posted = host.guest.post(request, entries);
     let head = *backend::take(&host.guest.page).expect("a request").head();
@@ -75,6 +83,194 @@ fn an_idle_stub_comes_back_and_nothing_is_left_over() {
     let service = host.service.borrow();
     let counters = Counters::collect(service.page().unwrap()).unwrap();
     assert_eq!(counters.get(Counter::Restarts), 5);
+}
+
+/// Whether the stub's first requests to xenstore come before the answer to a request of the guest that waits.
+fn asks_xenstore_first(host: &mut Host) -> bool {
+    let posted = host.guest.post(&Request::conf_read(FIRST, 0, 4), &[]);
+    let page = host.guest.page.clone();
+    let early = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&early);
+    host.at_each_request(move || seen.set(seen.get() + usize::from(backend::is_pending(&page))));
+    host.fail();
+    host.settle();
+    host.at_each_request(|| {});
+    assert_eq!(host.guest.answer(posted).unwrap().value, 0x10d3_8086);
+    early.get() > 0
+}
+
+#[test]
+fn a_read_that_waits_is_answered_before_xenstore_is_asked() {
+    let mut host = Host::connected();
+    host.guest.set_state(Connected);
+    host.settle();
+    for round in 0..3 {
+        assert!(!asks_xenstore_first(&mut host), "round {round}");
+    }
+    host.dance();
+    host.plug(&["0000:00:06.0"]);
+    host.dance();
+    assert!(!asks_xenstore_first(&mut host), "after a hotplug");
+    host.unplug(&["0000:00:06.0"]);
+    host.dance();
+    assert!(!asks_xenstore_first(&mut host), "and after another");
+}
+
+#[test]
+fn a_restart_asks_xenstore_no_more_for_many_devices_than_for_one() {
+    let requests = |count: u32| {
+        let devices: Vec<_> = (0..count)
+            .map(|index| format!("0000:01:{:02x}.{}", index / 8, index % 8))
+            .collect();
+        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+        let mut host = Host::running(&devices);
+        host.settle();
+        let before = host.requests();
+        host.fail();
+        assert_eq!(host.requests(), before, "not before the first step");
+        host.settle();
+        for devfn in 0..count {
+            let ids = Request::conf_read(Bdf::from_devfn(0, 0, devfn as u8), 0, 4);
+            assert_eq!(host.ask(&ids, &[]).unwrap().value, 0x10d3_8086);
+        }
+        assert!(host.write(0x0c, 1, 8).is_ok());
+        host.requests() - before
+    };
+    let one = requests(1);
+    assert!(one < 40, "{one}");
+    assert_eq!(requests(32), one);
+    assert_eq!(requests(256), one);
+}
+
+#[test]
+fn what_needs_dom0_waits_for_it_after_a_restart_and_in_vain_for_a_service_that_is_away() {
+    let mut host = Host::connected();
+    let write = Request::conf_write(FIRST, 0x0c, 1, 8);
+    let posted = host.guest.post(&write, &[]);
+    host.fail();
+    host.stub().step();
+    assert!(backend::is_pending(&host.guest.page), "dom0 does not serve yet");
+    host.settle();
+    assert!(host.guest.answer(posted).is_ok());
+    assert_eq!(host.read(0x0c, 1), 8);
+
+    host.service.borrow_mut().close();
+    host.settle();
+    // The guest has waited for the hang too.
+    for (cause, longest) in [
+        (Cause::Panic, TIMEOUT),
+        (Cause::Deadline, TIMEOUT - Duration::from_millis(400)),
+    ] {
+        let posted = host.guest.post(&Request::conf_write(FIRST, 0x0c, 1, 16), &[]);
+        host.fail_by(cause);
+        let failed = host.world.now();
+        host.settle_for_good();
+        let waited = host.world.now() - failed;
+        assert_eq!(host.guest.answer(posted), Err(OpError::OpFailed));
+        let late = waited.saturating_sub(longest);
+        assert!(
+            waited >= longest && late < Duration::from_millis(50),
+            "{cause:?}: {waited:?}"
+        );
+    }
+    assert!(host.write(0x0c, 1, 16).is_err(), "from then on at once");
+    assert_eq!(host.read(0x0c, 1), 8, "reads go on");
+}
+
+#[test]
+fn a_run_that_fails_before_it_has_followed_xenstore_is_the_last_one_that_goes_by_what_was_left() {
+    let mut host = Host::connected();
+    host.guest.set_state(Connected);
+    host.settle();
+    host.fail();
+    let before = host.requests();
+    host.fail();
+    assert!(host.requests() > before);
+    host.settle();
+    assert!(
+        !asks_xenstore_first(&mut host),
+        "what was read anew can be gone by"
+    );
+    host.fail();
+    assert!(asks_xenstore_first(&mut host), "tried and not confirmed");
+}
+
+#[test]
+fn a_run_after_two_failures_over_one_request_goes_by_xenstore() {
+    let mut host = Host::connected();
+    let poison = Request::conf_read(FIRST, 0x40, 4);
+    let posted = host.guest.post(&poison, &[]);
+    let head = *backend::take(&host.guest.page).expect("a request").head();
+    for strike in 0..2 {
+        let before = host.requests();
+        host.world.set_under_way(Some(head));
+        host.fail();
+        assert_eq!(host.requests() > before, strike == 1);
+        // Followed, but the request is not answered.
+        host.guest.page.clear_bits(layout::FLAGS, 1);
+        host.settle();
+        host.guest.page.set_bits(layout::FLAGS, 1);
+    }
+    host.world.notify(common::host::GUEST, host.guest.port);
+    host.settle();
+    assert!(host.guest.answer(posted).is_err());
+}
+
+#[test]
+fn what_is_there_no_more_is_not_gone_by() {
+    // The guest has gone; and it has started anew, with another page.
+    for gone in [true, false] {
+        let mut host = Host::connected();
+        host.guest.set_state(Connected);
+        host.settle();
+        if gone {
+            host.world.unshare(common::host::GUEST, host.guest.grant);
+            host.remove(&host.first.frontend_dir());
+        } else {
+            host.guest.begin_anew();
+            host.guest.publish();
+        }
+        let before = host.requests();
+        host.fail();
+        assert!(host.requests() > before, "gone: {gone}");
+        host.settle_for_good();
+        if !gone {
+            assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+        }
+    }
+    // Xen does not let the stub see a device any more: that device alone is refused.
+    let mut host = Host::running(&["0000:00:05.0", "0000:00:06.0"]);
+    host.leave_writable("0000:00:06.0");
+    let before = host.requests();
+    host.fail();
+    assert!(host.requests() > before);
+    host.settle_for_good();
+    assert_eq!(host.of(Numbered::State, 1).as_deref(), Some("6"));
+    assert_eq!(host.read(0x00, 4), 0x10d3_8086);
+    assert_eq!(host.world.mapped(), 2);
+}
+
+#[test]
+fn a_frontend_that_started_anew_with_the_same_numbers_is_seen_by_its_states() {
+    // Whatever the stub's state was. The page is the old one: only the states tell.
+    for own in ["4", "7", "8"] {
+        for last in [Initialising, Initialised] {
+            let mut host = Host::running(&["0000:00:05.0"]);
+            let on = Request::new(Command::EnableMsi, FIRST);
+            host.ask(&on, &[]).unwrap();
+            host.set(&host.first.backend_node(key::STATE), own);
+            host.guest.set_state(last);
+            host.fail();
+            host.settle_for_good();
+            if last == Initialising {
+                assert_eq!(host.backend_state(), InitWait, "{own}");
+                host.guest.publish();
+                host.settle_for_good();
+            }
+            let anew = last == Initialising || own == "8";
+            assert_eq!(host.device.mode().is_none(), anew, "{own} {last:?}");
+        }
+    }
 }
 
 #[test]

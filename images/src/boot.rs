@@ -16,6 +16,7 @@ use crate::cpio::{Archive, normalized};
 use crate::emulator::Emulator;
 use crate::installed;
 use crate::observer::Observer;
+use crate::package_disk;
 use crate::qemu::{DISK_BYTES, Machine, STOP, file};
 use crate::rig::Rig;
 use crate::store::create_dir;
@@ -58,6 +59,8 @@ pub struct Boot {
     pub machine: Machine,
     /// Files for dom0.
     pub files: Vec<FileIn>,
+    /// Debian packages whose programs the script runs by `in-packages`.
+    pub packages: Vec<String>,
     /// The program that dom0 runs as root: a script with a first line `#!/bin/sh`.
     pub script: String,
     /// Time limit from power-on. A script that still runs then is killed, and dom0 gets 20 s to send its logs.
@@ -70,6 +73,7 @@ impl Boot {
         Boot {
             machine: Machine::default(),
             files: Vec::new(),
+            packages: Vec::new(),
             script: script.into(),
             timeout: Duration::from_secs(120),
         }
@@ -171,10 +175,14 @@ impl Rig {
         if self.disk().is_some() {
             installed::ensure("qemu-img", "qemu-utils", observer)?;
         }
-        self.set_up(boot, &work)?;
+        let packages = match &boot.packages[..] {
+            [] => None,
+            names => Some(package_disk::prepare(self.suite(), names, observer)?),
+        };
+        self.set_up(boot, packages.as_deref(), &work)?;
         observer.phase(&format!("{}: booting Xen", self.suite()));
         let started = Instant::now();
-        let arguments = boot.machine.arguments(self.host());
+        let arguments = boot.machine.arguments(self.host(), packages.is_some());
         let mut run = Run::start(&emulator, arguments, &work)?;
         let end = run.watch(boot.timeout, observer)?;
         let duration = started.elapsed();
@@ -191,6 +199,7 @@ impl Rig {
         for name in [
             file::INITRD,
             file::DISK,
+            file::PACKAGES,
             file::RESULTS,
             file::EVENTS,
             file::CONTROL,
@@ -209,7 +218,7 @@ impl Rig {
     }
 
     /// Puts the files that QEMU reads into its working directory.
-    fn set_up(&self, boot: &Boot, work: &Path) -> Result<()> {
+    fn set_up(&self, boot: &Boot, packages: Option<&Path>, work: &Path) -> Result<()> {
         create_dir(work)?;
         let mut extra = Archive::new();
         let overlay = self.host().overlay();
@@ -241,7 +250,9 @@ impl Rig {
                     .args([&fs::canonicalize(disk)?, &work.join(file::DISK)]),
             )?;
         }
-        for (name, target) in [(file::XEN, self.xen()), (file::KERNEL, self.kernel())] {
+        let kernels = [(file::XEN, self.xen()), (file::KERNEL, self.kernel())];
+        let packages = packages.map(|packages| (file::PACKAGES, packages.to_owned()));
+        for (name, target) in kernels.into_iter().chain(packages) {
             let target =
                 fs::canonicalize(&target).with_context(|| format!("looking for {}", target.display()))?;
             std::os::unix::fs::symlink(target, work.join(name)).with_context(|| format!("linking {name}"))?;

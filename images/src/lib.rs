@@ -25,6 +25,7 @@
 //! |---|---|
 //! | [`suite`] | which Debian releases there are, and their packages |
 //! | [`apt`], [`packages`] | fetching the packages without touching the host's apt |
+//! | [`package_disk`] | further packages for one scenario |
 //! | [`built`] | what is made of the packages, kept and checked |
 //! | [`cpio`], [`elf`], [`kernel`], [`modules`], [`rootfs`] | building the initial file systems of dom0 and of the guest |
 //! | [`host`], [`debian`] | what dom0 is, and the disk of one that is an installed Debian |
@@ -47,6 +48,7 @@ pub mod installed;
 pub mod kernel;
 pub mod modules;
 pub mod observer;
+pub mod package_disk;
 pub mod packages;
 pub mod products;
 pub mod qemu;

@@ -43,6 +43,8 @@ pub struct Packages {
     suite: Suite,
     asked_for: Vec<String>,
     dir: PathBuf,
+    /// Whether all that they depend on is fetched, and not libraries alone.
+    whole: bool,
 }
 
 impl Packages {
@@ -53,6 +55,15 @@ impl Packages {
             suite,
             asked_for,
             dir: dir.to_owned(),
+            whole: false,
+        }
+    }
+
+    /// The same with everything that the packages depend on.
+    pub fn with_dependencies(name: &str, suite: Suite, asked_for: Vec<String>, dir: &Path) -> Self {
+        Packages {
+            whole: true,
+            ..Self::new(name, suite, asked_for, dir)
         }
     }
 
@@ -66,6 +77,19 @@ impl Packages {
         recipe: &str,
         observer: &mut dyn Observer,
         make: impl FnOnce(&Path) -> Result<Vec<(String, Vec<u8>)>>,
+    ) -> Result<Built> {
+        self.build_with(recipe, observer, |root, built| built.write(make(root)?))
+    }
+
+    /// The same for files that are too large for the memory: `make` puts them into the set.
+    ///
+    /// # Errors
+    /// As for [`Packages::build`].
+    pub fn build_with(
+        &self,
+        recipe: &str,
+        observer: &mut dyn Observer,
+        make: impl FnOnce(&Path, &Built) -> Result<()>,
     ) -> Result<Built> {
         let _lock = Lock::take(&self.dir)?;
         let of = |manifest: &Manifest| Built::of(&self.dir, &format!("{recipe} {manifest:?}"));
@@ -81,9 +105,7 @@ impl Packages {
         self.unpack(&manifest, &root, observer)?;
         observer.phase(&format!("{}: building", self.name));
         let built = of(&manifest);
-        make(&root)
-            .and_then(|files| built.write(files))
-            .with_context(|| format!("building {}", self.name))?;
+        make(&root, &built).with_context(|| format!("building {}", self.name))?;
         Ok(built)
     }
 
@@ -128,7 +150,7 @@ impl Packages {
         observer.phase(&format!("{}: fetching package lists", self.name));
         apt.update()?;
         let mut wanted = apt.closure(&self.asked_for)?;
-        wanted.retain(|candidate| is_wanted(&candidate.name, &self.asked_for));
+        wanted.retain(|candidate| self.whole || is_wanted(&candidate.name, &self.asked_for));
 
         observer.phase(&format!("{}: fetching {} packages", self.name, wanted.len()));
         let debs = self.dir.join("debs");

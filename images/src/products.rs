@@ -12,168 +12,171 @@ use crate::red_zone;
 use crate::store::{target_dir, workspace_dir};
 
 /// A file that cargo builds from this workspace.
-struct Product {
+#[derive(Debug)]
+pub struct Product {
     name: &'static str,
-    /// Path below the target directory.
-    path: &'static str,
+    package: &'static str,
+    bin: &'static str,
+    /// Separated by commas.
+    features: &'static str,
+    kind: Kind,
     /// Path in dom0.
     target: &'static str,
-    cargo: &'static [&'static str],
 }
 
-/// For images with an upcall that returns: Xen puts the upcall's frame right below the stack pointer. The setting
-/// covers all crates of the image; `-C` after `cargo rustc` covers only the last one.
-const NO_RED_ZONE: &str = "--config=build.rustflags=['-Cno-redzone=yes']";
-
-const STUB: Product = Product {
-    name: "the stub's image",
-    path: "stub/bulkhead-stub",
-    target: "/usr/lib/bulkhead/bulkhead-stub",
-    cargo: &[
-        "rustc",
-        NO_RED_ZONE,
-        "--package=bulkhead-unikernel",
-        "--bin=bulkhead-stub",
-        "--features=boot",
-        "--profile=stub",
-        "--",
-        // The domain builder loads the image at fixed addresses, and nothing would relocate it.
-        "-Crelocation-model=static",
-        // The outliner keeps common code of several functions once: the image is 2 KiB smaller.
-        "-Cllvm-args=-enable-machine-outliner=always",
-    ],
-};
-
-/// The image with failures on demand; some scenarios install it in place of the image.
-const STUB_INJECT: Product = Product {
-    name: "the image that fails on demand",
-    path: "stub/bulkhead-stub-inject",
-    target: "/rig/bulkhead-stub-inject",
-    cargo: &[
-        "rustc",
-        NO_RED_ZONE,
-        "--package=bulkhead-unikernel",
-        "--bin=bulkhead-stub-inject",
-        "--features=boot,inject",
-        "--profile=stub",
-        "--",
-        "-Crelocation-model=static",
-        "-Cllvm-args=-enable-machine-outliner=always",
-    ],
-};
-
-const TOOLSTACK: Product = Product {
-    name: "the bulkhead command",
-    path: "release/bulkhead",
-    target: "/usr/bin/bulkhead",
-    cargo: &["build", "--package=bulkhead", "--bin=bulkhead", "--release"],
-};
-
-/// The command with failures on demand; some scenarios install it in place of the command.
-const TOOLSTACK_INJECT: Product = Product {
-    name: "the bulkhead command that fails on demand",
-    path: "release/bulkhead-inject",
-    target: "/rig/bin/bulkhead-inject",
-    cargo: &[
-        "build",
-        "--package=bulkhead",
-        "--bin=bulkhead-inject",
-        "--features=bulkhead/inject",
-        "--release",
-    ],
-};
-
-/// Runs in a guest too. The guest's image has few libraries.
-const CONFIG_LATENCY: Product = Product {
-    name: "the measuring program",
-    path: "release/config-latency",
-    target: "/rig/bin/config-latency",
-    cargo: &[
-        "rustc",
-        "--package=bulkhead-tests",
-        "--bin=config-latency",
-        "--release",
-        "--",
-        "-Ctarget-feature=+crt-static",
-    ],
-};
-
-/// Runs in a guest too.
-const CONFIG_SWEEP: Product = Product {
-    name: "the comparing program",
-    path: "release/config-sweep",
-    target: "/rig/bin/config-sweep",
-    cargo: &[
-        "rustc",
-        "--package=bulkhead-tests",
-        "--bin=config-sweep",
-        "--release",
-        "--",
-        "-Ctarget-feature=+crt-static",
-    ],
-};
-
-/// Runs in dom0.
-const OPS_COMPARE: Product = Product {
-    name: "the program that compares answers",
-    path: "release/ops-compare",
-    target: "/rig/bin/ops-compare",
-    cargo: &[
-        "rustc",
-        "--package=bulkhead-tests",
-        "--bin=ops-compare",
-        "--release",
-        "--",
-        "-Ctarget-feature=+crt-static",
-    ],
-};
-
-const TEST_GUEST: Product = Product {
-    name: "the bare test guest",
-    path: "stub/test-guest",
-    target: "/rig/guest/test-guest",
-    cargo: &[
-        "rustc",
-        NO_RED_ZONE,
-        "--package=bulkhead-test-guest",
-        "--bin=test-guest",
-        "--features=boot",
-        "--profile=stub",
-        "--",
-        "-Crelocation-model=static",
-    ],
-};
-
-const HOSTILE_STUB: Product = Product {
-    name: "the stub that was taken over",
-    path: "stub/hostile-stub",
-    target: "/rig/guest/hostile-stub",
-    cargo: &[
-        "rustc",
-        NO_RED_ZONE,
-        "--package=bulkhead-test-guest",
-        "--bin=hostile-stub",
-        "--features=boot",
-        "--profile=stub",
-        "--",
-        "-Crelocation-model=static",
-    ],
-};
-
-/// Builds the stub's image and gives its path.
-///
-/// # Errors
-/// It does not compile: the compiler's words are in the error.
-pub fn build_stub(observer: &mut dyn Observer) -> Result<PathBuf> {
-    build(&STUB, observer)
+/// How a product is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A Xen PV kernel.
+    Image,
+    /// A program for dom0.
+    Program,
+    /// A program that runs in a guest too. The guest's image has few libraries.
+    Static,
 }
 
-/// Builds the dom0 command and gives its path.
+/// Settings for all crates of an image; `-C` after `cargo rustc` covers only the last one.
 ///
-/// # Errors
-/// It does not compile: the compiler's words are in the error.
-pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
-    build(&TOOLSTACK, observer)
+/// The red zone is off, because Xen puts the frame of an upcall that returns right below the stack pointer. Sources of
+/// crates are named without the directory of this machine, so that an image has the same bytes everywhere.
+fn all_crates() -> String {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let registries = home.and_then(|home| std::fs::read_dir(home.join("registry/src")).ok());
+    let prefixes = registries.into_iter().flatten().flatten();
+    let remaps = prefixes.map(|registry| format!(", '--remap-path-prefix={}/='", registry.path().display()));
+    format!(
+        "--config=build.rustflags=['-Cno-redzone=yes'{}]",
+        remaps.collect::<String>()
+    )
+}
+
+/// The domain builder loads an image at fixed addresses, and nothing would relocate it.
+const FIXED: &str = "-Crelocation-model=static";
+
+/// What LLVM is told to make an image smaller; by 4 KiB for the usual image (decision 123).
+///
+/// The outliner keeps common code of several functions once. The inliner counts a call as dearer and an instruction as
+/// cheaper than it does by itself. Short `match`es compare instead of jumping through a table of addresses. Registers are
+/// spilled for size. The passes that are off hoist constants and common values out of loops and branches: at most once per
+/// request that saves an instruction, and each value that waits in a register costs code around it.
+const SMALL_CODE: &str = "-Cllvm-args=-enable-machine-outliner=always -inline-call-penalty=70 \
+                          -inline-instr-cost=4 -min-jump-table-entries=12 -split-spill-mode=size -disable-lsr \
+                          -disable-machine-licm -disable-machine-cse -disable-constant-hoisting";
+
+impl Product {
+    /// Path below the target directory.
+    fn path(&self) -> PathBuf {
+        let profile = match self.kind {
+            Kind::Image => "stub",
+            Kind::Program | Kind::Static => "release",
+        };
+        PathBuf::from(profile).join(self.bin)
+    }
+
+    /// The arguments of cargo.
+    fn cargo(&self) -> Vec<String> {
+        let what = [
+            format!("--package={}", self.package),
+            format!("--bin={}", self.bin),
+            format!("--features={}", self.features),
+        ];
+        let all_crates = all_crates();
+        let (before, after): (&[&str], &[&str]) = match self.kind {
+            Kind::Image => (
+                &["rustc", &all_crates, "--profile=stub"],
+                &["--", FIXED, SMALL_CODE],
+            ),
+            Kind::Program => (&["build", "--release"], &[]),
+            Kind::Static => (&["rustc", "--release"], &["--", "-Ctarget-feature=+crt-static"]),
+        };
+        let owned = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+        [owned(before), what.into(), owned(after)].concat()
+    }
+
+    /// Builds it and gives its path.
+    ///
+    /// # Errors
+    /// It does not compile: the compiler's words are in the error.
+    pub fn build(&self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        let name = self.name;
+        observer.phase(&format!("building {name}"));
+        output_of(cargo().args(self.cargo())).with_context(|| format!("building {name}"))?;
+        let path = target_dir().join(self.path());
+        ensure!(
+            path.is_file(),
+            "cargo built {name}, but it is not at {}",
+            path.display()
+        );
+        if self.kind == Kind::Image {
+            red_zone::check(&path)?;
+        }
+        Ok(path)
+    }
+
+    /// Builds it and gives it its path in dom0.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn file(&self, observer: &mut dyn Observer) -> Result<FileIn> {
+        Ok(FileIn {
+            host: self.build(observer)?,
+            target: self.target.to_owned(),
+        })
+    }
+}
+
+/// Declares the products, a table.
+macro_rules! products {
+    ($($(#[doc = $doc:literal])* $id:ident = $name:literal: $package:literal $bin:literal [$features:literal] $kind:ident at $target:literal;)*) => {
+        $(
+            $(#[doc = $doc])*
+            pub static $id: Product = Product {
+                name: $name,
+                package: $package,
+                bin: $bin,
+                features: $features,
+                kind: Kind::$kind,
+                target: $target,
+            };
+        )*
+    };
+}
+
+products! {
+    /// The usual stub.
+    STUB = "the stub's image":
+        "bulkhead-unikernel" "bulkhead-stub" ["boot"] Image at "/usr/lib/bulkhead/bulkhead-stub";
+    /// The stub that has a network for its metrics and its log.
+    STUB_NET = "the image of stubs with a network":
+        "bulkhead-unikernel" "bulkhead-stub-net" ["boot,net"] Image at "/usr/lib/bulkhead/bulkhead-stub-net";
+    /// The stub with failures on demand; some scenarios install it in place of the stub.
+    STUB_INJECT = "the image that fails on demand":
+        "bulkhead-unikernel" "bulkhead-stub-inject" ["boot,inject"] Image at "/rig/bulkhead-stub-inject";
+    /// The same with a network.
+    STUB_NET_INJECT = "the image with a network that fails on demand":
+        "bulkhead-unikernel" "bulkhead-stub-net-inject" ["boot,net,inject"] Image at "/rig/bulkhead-stub-net-inject";
+    /// The dom0 command.
+    TOOLSTACK = "the bulkhead command":
+        "bulkhead" "bulkhead" [""] Program at "/usr/bin/bulkhead";
+    /// The dom0 command with failures on demand; some scenarios install it in place of the command.
+    TOOLSTACK_INJECT = "the bulkhead command that fails on demand":
+        "bulkhead" "bulkhead-inject" ["bulkhead/inject"] Program at "/rig/bin/bulkhead-inject";
+    /// Measures accesses of configuration space from inside a guest.
+    CONFIG_LATENCY = "the measuring program":
+        "bulkhead-tests" "config-latency" [""] Static at "/rig/bin/config-latency";
+    /// Compares the answers of two backends to the same configuration accesses.
+    CONFIG_SWEEP = "the comparing program":
+        "bulkhead-tests" "config-sweep" [""] Static at "/rig/bin/config-sweep";
+    /// Compares the answers of two backends to the test guest.
+    OPS_COMPARE = "the program that compares answers":
+        "bulkhead-tests" "ops-compare" [""] Static at "/rig/bin/ops-compare";
+    /// The kernel of the test guest, which sends requests that Linux never sends.
+    TEST_GUEST = "the bare test guest":
+        "bulkhead-test-guest" "test-guest" ["boot"] Image at "/rig/guest/test-guest";
+    /// A stub that was taken over.
+    HOSTILE_STUB = "the stub that was taken over":
+        "bulkhead-test-guest" "hostile-stub" ["boot"] Image at "/rig/guest/hostile-stub";
 }
 
 /// The files of an installation of Bulkhead, each with its path.
@@ -181,66 +184,10 @@ pub fn build_toolstack(observer: &mut dyn Observer) -> Result<PathBuf> {
 /// # Errors
 /// One of them does not compile.
 pub fn install(observer: &mut dyn Observer) -> Result<Vec<FileIn>> {
-    [STUB, TOOLSTACK]
+    [&STUB, &STUB_NET, &TOOLSTACK]
         .iter()
-        .map(|product| build_file(product, observer))
+        .map(|product| product.file(observer))
         .collect()
-}
-
-/// The stub's image with failures on demand.
-///
-/// # Errors
-/// It does not compile.
-pub fn stub_inject(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&STUB_INJECT, observer)
-}
-
-/// The dom0 command with failures on demand.
-///
-/// # Errors
-/// It does not compile.
-pub fn toolstack_inject(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&TOOLSTACK_INJECT, observer)
-}
-
-/// The program that measures accesses of configuration space from inside a guest.
-///
-/// # Errors
-/// It does not compile.
-pub fn config_latency(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&CONFIG_LATENCY, observer)
-}
-
-/// The program that compares the answers of two backends to the same configuration accesses.
-///
-/// # Errors
-/// It does not compile.
-pub fn config_sweep(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&CONFIG_SWEEP, observer)
-}
-
-/// The program that compares the answers of two backends to the test guest.
-///
-/// # Errors
-/// It does not compile.
-pub fn ops_compare(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&OPS_COMPARE, observer)
-}
-
-/// The kernel of the test guest, which sends requests that Linux never sends.
-///
-/// # Errors
-/// It does not compile.
-pub fn test_guest(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&TEST_GUEST, observer)
-}
-
-/// The image of a stub that was taken over.
-///
-/// # Errors
-/// It does not compile.
-pub fn hostile_stub(observer: &mut dyn Observer) -> Result<FileIn> {
-    build_file(&HOSTILE_STUB, observer)
 }
 
 /// The environment variable with the path of a Debian package, to be installed in place of the one that is built.
@@ -278,27 +225,4 @@ fn cargo() -> Command {
         .current_dir(workspace_dir())
         .env("CARGO_TARGET_DIR", target_dir());
     command
-}
-
-fn build_file(product: &Product, observer: &mut dyn Observer) -> Result<FileIn> {
-    Ok(FileIn {
-        host: build(product, observer)?,
-        target: product.target.to_owned(),
-    })
-}
-
-fn build(product: &Product, observer: &mut dyn Observer) -> Result<PathBuf> {
-    observer.phase(&format!("building {}", product.name));
-    output_of(cargo().args(product.cargo)).with_context(|| format!("building {}", product.name))?;
-    let path = target_dir().join(product.path);
-    ensure!(
-        path.is_file(),
-        "cargo built {}, but it is not at {}",
-        product.name,
-        path.display()
-    );
-    if product.cargo.contains(&"--profile=stub") {
-        red_zone::check(&path)?;
-    }
-    Ok(path)
 }

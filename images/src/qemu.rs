@@ -19,6 +19,8 @@ pub mod file {
     pub const INITRD: &str = "initrd";
     /// Read and written: dom0's root file system, if it has one.
     pub const DISK: &str = "root.qcow2";
+    /// Read: the disk with further packages, if the script wants any.
+    pub const PACKAGES: &str = "packages.img";
     /// Written: output of Xen and dom0 on the serial port.
     pub const SERIAL: &str = "serial";
     /// Written: progress of dom0's init, a line each.
@@ -78,6 +80,8 @@ pub struct Machine {
     pub cpu: String,
     /// Physical processors, 1 to 255.
     pub cpus: u8,
+    /// Its clocks count instructions, one for each nanosecond, and skip the time in which it idles. Takes one processor.
+    pub counts_instructions: bool,
     /// Physical memory in MiB.
     pub memory_mib: u32,
     /// Dom0's memory in MiB.
@@ -102,6 +106,7 @@ impl Default for Machine {
             qemu: Version::Host,
             cpu: Host::default().cpu().to_owned(),
             cpus: 2,
+            counts_instructions: false,
             memory_mib: 2048,
             dom0_memory_mib: 1024,
             dom0_vcpus: 1,
@@ -117,8 +122,9 @@ impl Default for Machine {
 pub const DISK_BYTES: u64 = 16 << 20;
 
 impl Machine {
-    /// The arguments for QEMU, with `host` as dom0. File names are relative to its working directory.
-    pub fn arguments(&self, host: Host) -> Vec<OsString> {
+    /// The arguments for QEMU, with `host` as dom0, and with the disk of further packages if `has_packages`. File names are
+    /// relative to its working directory.
+    pub fn arguments(&self, host: Host, has_packages: bool) -> Vec<OsString> {
         let xen = [
             "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all".to_owned(),
             format!(
@@ -143,7 +149,13 @@ impl Machine {
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |option: &str, value: String| arguments.extend([format!("-{option}"), value]);
         add("machine", "q35,kernel-irqchip=off".to_owned());
-        add("accel", "tcg,thread=multi".to_owned());
+        if self.counts_instructions {
+            // QEMU counts with all processors in one thread.
+            add("accel", "tcg,thread=single".to_owned());
+            add("icount", "shift=0,sleep=off".to_owned());
+        } else {
+            add("accel", "tcg,thread=multi".to_owned());
+        }
         add("cpu", self.cpu.clone());
         add("smp", self.cpus.to_string());
         add("m", self.memory_mib.to_string());
@@ -227,6 +239,20 @@ impl Machine {
                 format!("virtio-blk-pci,drive=root,serial=root,addr=1d{platform}"),
             );
         }
+        if has_packages {
+            // No scenario uses the slot 1c.
+            add(
+                "drive",
+                format!(
+                    "if=none,id=packages,format=raw,readonly=on,file={}",
+                    file::PACKAGES
+                ),
+            );
+            add(
+                "device",
+                format!("virtio-blk-pci,drive=packages,serial=packages,addr=1c{platform}"),
+            );
+        }
         // Instead of a reboot QEMU ends, so that a crash of Xen ends the run. If a script asked for the reboot, the rig
         // starts QEMU again.
         arguments.extend(["-nodefaults", "-no-reboot"].map(str::to_owned));
@@ -260,7 +286,7 @@ mod tests {
 
     fn arguments(machine: &Machine) -> String {
         let words: Vec<_> = machine
-            .arguments(Host::Busybox)
+            .arguments(Host::Busybox, false)
             .into_iter()
             .map(|word| word.into_string().expect("text"))
             .collect();
@@ -323,7 +349,7 @@ mod tests {
     #[test]
     fn a_debian_host_has_a_disk_that_others_do_not_have() {
         let line = |host| {
-            let words = Machine::default().arguments(host).into_iter();
+            let words = Machine::default().arguments(host, false).into_iter();
             words
                 .map(|word| word.into_string().expect("text") + " ")
                 .collect::<String>()
@@ -336,12 +362,40 @@ mod tests {
     }
 
     #[test]
+    fn further_packages_are_on_a_disk_that_nobody_writes_to() {
+        let words = Machine::default().arguments(Host::Busybox, true);
+        let line = words.join(" ".as_ref()).into_string().expect("text");
+        assert!(
+            line.contains(
+                "format=raw,readonly=on,file=packages.img -device virtio-blk-pci,drive=packages,serial=packages"
+            ),
+            "{line}"
+        );
+    }
+
+    #[test]
     fn amds_iommu_takes_the_place_of_intels() {
         let line = with_devices(&["edu,addr=6", "amd-iommu,intremap=on"]);
         let at = |device| line.find(device);
         assert!(at("-device amd-iommu,intremap=on") < at("-device edu"), "{line}");
         assert!(!line.contains("intel-iommu"), "{line}");
         assert_eq!(line.matches("amd-iommu").count(), 1);
+    }
+
+    #[test]
+    fn a_machine_that_counts_instructions_has_one_thread_and_skips_idle_time() {
+        let with = |counts_instructions| {
+            arguments(&Machine {
+                counts_instructions,
+                ..Machine::default()
+            })
+        };
+        assert!(with(true).contains("-accel tcg,thread=single -icount shift=0,sleep=off"));
+        let usual = with(false);
+        assert!(
+            usual.contains("thread=multi") && !usual.contains("icount"),
+            "{usual}"
+        );
     }
 
     #[test]

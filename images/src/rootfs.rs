@@ -145,8 +145,13 @@ const DOM0: Recipe = Recipe {
             "virtio_console",
         ],
         DEVICE_DRIVERS,
+        // For a network of dom0's and its guests' own: a bridge, and raw packets for a DHCP server.
+        &["af_packet", "bridge", "dummy", "veth"],
+        // For the disk of further packages.
+        &["ext4"],
     ],
-    optional_modules: &[],
+    // ext4 asks for it by the name of an algorithm. Linux 7 has it in a library.
+    optional_modules: &["crc32c_generic"],
     directories: &[
         "etc/xen",
         "proc/xen",
@@ -161,12 +166,15 @@ const DOM0: Recipe = Recipe {
         "rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
         "rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
+        "rig/bin/in-packages" 0o755 "dom0/bin/in-packages",
         "rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
         "rig/run.sh" 0o644 "dom0/run.sh",
         "etc/passwd" 0o644 "passwd",
         "etc/group" 0o644 "group",
+        "etc/machine-id" 0o444 "machine-id",
         "etc/xen/oxenstored.conf" 0o644 "dom0/oxenstored.conf",
+        "etc/xen/scripts/vif-bridge" 0o755 "dom0/vif-bridge",
         "etc/xen/xl.conf" 0o644 "dom0/xl.conf",
     ],
 };
@@ -207,6 +215,7 @@ const BOOT: Recipe = Recipe {
         "overlay/rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "overlay/rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
         "overlay/rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
+        "overlay/rig/bin/in-packages" 0o755 "dom0/bin/in-packages",
         "overlay/rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "overlay/rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
         "overlay/rig/run-scenario" 0o755 "debian/run-scenario",

@@ -15,6 +15,8 @@ pub struct Sources {
     pub command: Vec<u8>,
     /// The stub's image.
     pub stub: Vec<u8>,
+    /// The image of stubs with a network.
+    pub stub_net: Vec<u8>,
     /// The version of the package.
     pub version: String,
 }
@@ -31,13 +33,17 @@ pub struct Entry {
 }
 
 /// Files of the workspace, each with its directory on the host.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 13] = [
     ("config/bulkhead.service", UNITS),
     ("config/bulkhead-guests.service", UNITS),
     ("config/bulkhead-seize.service", UNITS),
+    ("config/bulkhead-metrics.socket", UNITS),
+    ("config/bulkhead-metrics.service", UNITS),
     ("config/policy.toml", SETTINGS),
     ("config/stubdom.cfg", SETTINGS),
     ("config/guest.cfg", SETTINGS),
+    ("config/grafana-dashboard.json", EXAMPLES),
+    ("config/prometheus-alerts.yml", EXAMPLES),
     ("README.md", DOCUMENTS),
     ("packaging/copyright", DOCUMENTS),
     ("packaging/debian/lintian/bulkhead", "usr/share/lintian/overrides"),
@@ -50,6 +56,8 @@ const UNITS: &str = "usr/lib/systemd/system";
 /// What lies here the administrator may change: an upgrade keeps it.
 const SETTINGS: &str = "etc/bulkhead";
 const DOCUMENTS: &str = "usr/share/doc/bulkhead";
+/// What the documents show, for the administrator to copy. It lies below [`DOCUMENTS`] as it does in the workspace.
+const EXAMPLES: &str = "usr/share/doc/bulkhead/config";
 
 /// The programs that dpkg runs.
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
@@ -82,6 +90,10 @@ pub fn files(sources: &Sources) -> Result<Vec<Entry>> {
             ..entry("usr/bin/bulkhead".into(), sources.command.clone())
         },
         entry("usr/lib/bulkhead/bulkhead-stub".into(), sources.stub.clone()),
+        entry(
+            "usr/lib/bulkhead/bulkhead-stub-net".into(),
+            sources.stub_net.clone(),
+        ),
     ];
     for (path, directory) in FILES {
         let name = path.rsplit('/').next().unwrap_or(path);
@@ -121,7 +133,7 @@ fn documents(sources: &Sources) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for file in fs::read_dir(&directory).with_context(|| format!("listing {}", directory.display()))? {
         let name = file?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".md") {
+        if name.ends_with(".md") || name.ends_with(".svg") {
             names.push(name);
         }
     }

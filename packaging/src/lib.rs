@@ -27,18 +27,24 @@ pub fn build(version: Option<&str>, out: Option<&Path>, observer: &mut dyn Obser
     for (program, package) in [("dpkg-deb", "dpkg"), ("strip", "binutils")] {
         installed::ensure(program, package, observer)?;
     }
-    let command = products::build_toolstack(observer)?;
-    let stub = products::build_stub(observer)?;
+    let command = products::TOOLSTACK.build(observer)?;
+    let stub = products::STUB.build(observer)?;
+    let stub_net = products::STUB_NET.build(observer)?;
     let directory = out.map_or_else(|| target_dir().join("debian"), Path::to_owned);
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     observer.phase("packing");
     let sources = Sources {
         workspace: workspace_dir(),
         command: stripped(&command)?,
-        stub: fs::read(&stub).with_context(|| format!("reading {}", stub.display()))?,
+        stub: read(&stub)?,
+        stub_net: read(&stub_net)?,
         version: version.unwrap_or(env!("CARGO_PKG_VERSION")).to_owned(),
     };
     archive::pack(&sources, &directory)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("reading {}", file.display()))
 }
 
 /// A program without the symbols that only a debugger needs.
@@ -50,7 +56,7 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
         .status()
         .context("running strip (Debian: binutils)")?;
     ensure!(status.success(), "strip {}: {status}", program.display());
-    let bytes = fs::read(&copy).with_context(|| format!("reading {}", copy.display()))?;
+    let bytes = read(&copy)?;
     fs::remove_file(&copy).with_context(|| format!("removing {}", copy.display()))?;
     Ok(bytes)
 }

@@ -26,6 +26,7 @@ fn packed(directory: &Path) -> PathBuf {
         workspace: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
         command: std::fs::read("/bin/true").unwrap(),
         stub: b"an image".to_vec(),
+        stub_net: b"an image with a network".to_vec(),
         version: "9.9.9".into(),
     };
     pack(&sources, directory).unwrap()
@@ -53,15 +54,19 @@ fn the_package_has_all_that_an_installation_needs() {
     for (path, mode) in [
         ("./usr/bin/bulkhead", "-rwxr-xr-x"),
         ("./usr/lib/bulkhead/bulkhead-stub", "-rw-r--r--"),
+        ("./usr/lib/bulkhead/bulkhead-stub-net", "-rw-r--r--"),
         ("./usr/lib/systemd/system/bulkhead.service", "-rw-r--r--"),
         ("./usr/lib/systemd/system/bulkhead-guests.service", "-rw-r--r--"),
         ("./usr/lib/systemd/system/bulkhead-seize.service", "-rw-r--r--"),
+        ("./usr/lib/systemd/system/bulkhead-metrics.socket", "-rw-r--r--"),
+        ("./usr/lib/systemd/system/bulkhead-metrics.service", "-rw-r--r--"),
         ("./etc/bulkhead/policy.toml", "-rw-r--r--"),
         ("./etc/bulkhead/stubdom.cfg", "-rw-r--r--"),
         ("./etc/bulkhead/guest.cfg", "-rw-r--r--"),
         ("./etc/bulkhead/guests.d/", "drwxr-xr-x"),
         ("./usr/share/man/man1/bulkhead.1.gz", "-rw-r--r--"),
         ("./usr/share/man/man1/bulkhead-run.1.gz", "-rw-r--r--"),
+        ("./usr/share/man/man1/bulkhead-metrics.1.gz", "-rw-r--r--"),
         ("./usr/share/bash-completion/completions/bulkhead", "-rw-r--r--"),
         ("./usr/share/zsh/vendor-completions/_bulkhead", "-rw-r--r--"),
         (
@@ -73,6 +78,16 @@ fn the_package_has_all_that_an_installation_needs() {
         ("./usr/share/doc/bulkhead/third-party-licences.gz", "-rw-r--r--"),
         ("./usr/share/doc/bulkhead/README.md", "-rw-r--r--"),
         ("./usr/share/doc/bulkhead/docs/administration.md", "-rw-r--r--"),
+        ("./usr/share/doc/bulkhead/docs/metrics.md", "-rw-r--r--"),
+        ("./usr/share/doc/bulkhead/docs/metrics.svg", "-rw-r--r--"),
+        (
+            "./usr/share/doc/bulkhead/config/grafana-dashboard.json",
+            "-rw-r--r--",
+        ),
+        (
+            "./usr/share/doc/bulkhead/config/prometheus-alerts.yml",
+            "-rw-r--r--",
+        ),
     ] {
         let found = listing.get(path).map(|(mode, _)| mode.as_str());
         assert_eq!(found, Some(mode), "{path}");

@@ -1,5 +1,6 @@
 //! The address of a PCI function: segment, bus, device, function.
 
+use crate::digits;
 use core::fmt;
 use core::str::FromStr;
 
@@ -66,6 +67,16 @@ impl Bdf {
     pub const fn devfn(self) -> u8 {
         self.devfn
     }
+
+    /// The address as one word.
+    pub const fn word(self) -> u32 {
+        (self.segment as u32) << 16 | (self.bus as u32) << 8 | self.devfn as u32
+    }
+
+    /// The address whose [`Self::word`] this is.
+    pub const fn from_word(word: u32) -> Self {
+        Self::from_devfn((word >> 16) as u16, (word >> 8) as u8, word as u8)
+    }
 }
 
 impl fmt::Display for Bdf {
@@ -92,19 +103,20 @@ impl FromStr for Bdf {
 
     /// Reads `SSSS:BB:DD.F`, `BB:DD.F`, and the two-digit function of pciback's `vdev-N` nodes.
     fn from_str(text: &str) -> Result<Self, BdfError> {
-        fn hex(text: &str, digits: usize) -> Result<u16, BdfError> {
-            let sound = (1..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
-            if sound {
-                u16::from_str_radix(text, 16).map_err(|_| BdfError)
-            } else {
-                Err(BdfError)
-            }
-        }
-        let (address, function) = text.rsplit_once('.').ok_or(BdfError)?;
-        let (rest, device) = address.rsplit_once(':').ok_or(BdfError)?;
-        let (segment, bus) = rest.split_once(':').unwrap_or(("0", rest));
-        let byte = |part| hex(part, 2).map(|value| value as u8);
-        Self::new(hex(segment, 4)?, byte(bus)?, byte(device)?, byte(function)?).ok_or(BdfError)
+        let hex = |text: &str, digits| digits::hex(text).filter(|_| text.len() <= digits);
+        let address = || {
+            let (address, function) = text.rsplit_once('.')?;
+            let (rest, device) = address.rsplit_once(':')?;
+            let (segment, bus) = rest.split_once(':').unwrap_or(("0", rest));
+            let byte = |part| hex(part, 2).map(|value| value as u8);
+            Self::new(
+                hex(segment, 4)? as u16,
+                byte(bus)?,
+                byte(device)?,
+                byte(function)?,
+            )
+        };
+        address().ok_or(BdfError)
     }
 }
 

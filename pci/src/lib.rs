@@ -1,4 +1,4 @@
-//! Numbers of PCI: addresses of functions, registers and their bits.
+//! Numbers of PCI: addresses of functions, registers and their bits; and how numbers are read from texts.
 //!
 //! Only numbers. What a guest may do with a register the stub and dom0 judge by rules of their own, which share no code.
 #![no_std]
@@ -8,4 +8,5 @@
 extern crate std;
 
 pub mod bdf;
+pub mod digits;
 pub mod registers;

@@ -34,13 +34,23 @@ for unit in bulkhead bulkhead-guests; do
     check "$unit is enabled" is enabled $unit enabled
     check "$unit runs" is active $unit active
 done
-check "bulkhead-seize is the administrator's to enable" is enabled bulkhead-seize disabled
+for unit in bulkhead-seize.service bulkhead-metrics.socket; do
+    check "$unit is the administrator's to enable" is enabled $unit disabled
+done
 whole
 guest_config g1
 check "bulkhead run" bulkhead run /root/g1.cfg --device $BDF
 check "e1000e comes up" network_up g1
 check "the journal knows guest, stub and device" sh -c \
     "journalctl --no-pager GUEST=g1 STUB=g1-bulkhead DEVICE=$BDF | grep -q 'now interrupts by'"
+# --- metrics, by the socket that systemd passes and within the bounds of the unit
+check "systemctl enable --now bulkhead-metrics.socket" systemctl enable --now bulkhead-metrics.socket
+check "a scrape starts the service behind it" sh -c "busybox wget -q -O /tmp/metrics http://127.0.0.1:9742/metrics && grep -q '^bulkhead_service_up 1' /tmp/metrics"
+check "the stub is in it" grep -q '^bulkhead_device_pirqs{guest="g1",.*device="0000:00:05.0"} 3' /tmp/metrics
+check "Xen's limit on interrupts, too" grep -q '^bulkhead_guest_pirqs_left' /tmp/metrics
+equal "what its unit complains of" "" "$(journalctl --no-pager -u bulkhead-metrics -o cat | grep -E '^bulkhead: |denied|permitted|[Ff]ailed')"
+check "systemctl disable --now" systemctl disable --now bulkhead-metrics.socket bulkhead-metrics.service
+
 guest_config g2
 check "bulkhead run of another guest" bulkhead run /root/g2.cfg --device $OTHER
 check "its e1000e comes up" network_up g2

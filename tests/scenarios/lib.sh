@@ -135,6 +135,38 @@ steadily() {
     failure "$steady"
 }
 
+# bridge_up NAME ADDRESS/BITS: dom0 has a bridge of that name, with this address. It leads to domains and nowhere else.
+bridge_up() {
+    modprobe bridge && modprobe xen-netback && ip link add "$1" type bridge && ip addr add "$2" dev "$1" &&
+        ip link set "$1" up
+}
+# on_bridge NAME DOMID: the interface of that domain is on the bridge, and up.
+on_bridge() {
+    [ -e "/sys/class/net/$1/brif/vif$2.0" ] && [ $(($(cat "/sys/class/net/vif$2.0/flags") & 1)) = 1 ]
+}
+
+# collect_syslog DIR ADDRESS: rsyslog (`#: packages rsyslog`) listens there, and leaves each message as it came in DIR/log.
+collect_syslog() {
+    mkdir -p "$1"
+    cat >"$1/rsyslog.conf" <<END
+module(load="imudp")
+input(type="imudp" address="$2" port="514" ruleset="stubs")
+template(name="whole" type="string" string="%rawmsg%\n")
+ruleset(name="stubs") { action(type="omfile" file="$1/log" template="whole") }
+END
+    : >"$1/log"
+    in-packages rsyslogd -f "$1/rsyslog.conf" -i "$1/rsyslogd.pid"
+}
+# same_lines STUB LOG: that log has each line of the stub's console, in order, and nothing else of it. A line that was under
+# way at a failure may be there twice. Leaves the lines in /tmp/console and /tmp/collected.
+same_lines() {
+    tr -d '\r' <"$(stub_log "$1")" | sed -nE 's/^\[ *[0-9]+\.[0-9]+\] (ERROR|WARN |INFO |DEBUG) //p' >/tmp/console
+    grep -F " $1 bulkhead-stub " "$2" |
+        awk '{ match($0, /sequenceId="[0-9]*"/); if (!seen[substr($0, RSTART, RLENGTH)]++) print }' |
+        sed 's/^.*sequenceId="[0-9]*"\] //' >/tmp/collected
+    diff /tmp/console /tmp/collected
+}
+
 # guest_config NAME [LINE]...: writes NAME.cfg, a stock Linux guest without devices.
 guest_config() {
     name=$1
@@ -183,6 +215,15 @@ END
         echo "$line" >>"/root/$name.cfg"
     done
 }
+
+# asks NAME WORDS: the bare guest asks dom0 for something that begins so.
+asks() { case $(xenstore-read "/local/domain/$(xl domid "$1")/data/ask" 2>/dev/null) in "$2"*) ;; *) false ;; esac; }
+# answer_guest NAME: what it asked for is done.
+answer_guest() { xenstore-write "/local/domain/$(xl domid "$1")/data/ask" ""; }
+# measured NAME: the lines NAME-OF-REQUEST MIN P50 P90 MAX of the bare guest, in nanoseconds.
+measured() { tr -d '\r' <"$(stub_log "$1")" | sed -n 's/.*INFO *measured //p'; }
+# is_done NAME: the bare guest has come to its end, well or not.
+is_done() { grep -qE 'INFO  done|failed:|panic' "$(stub_log "$1")"; }
 
 # in_guest NAME COMMAND...: runs it there, 60 s at most.
 in_guest() {

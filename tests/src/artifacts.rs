@@ -66,13 +66,14 @@ pub fn build(hosts: &[Host], observer: &mut dyn Observer) -> Result<Artifacts> {
         false => None,
     };
     let tests = vec![
-        products::stub_inject(observer)?,
-        products::toolstack_inject(observer)?,
-        products::config_latency(observer)?,
-        products::config_sweep(observer)?,
-        products::ops_compare(observer)?,
-        products::test_guest(observer)?,
-        products::hostile_stub(observer)?,
+        products::STUB_INJECT.file(observer)?,
+        products::STUB_NET_INJECT.file(observer)?,
+        products::TOOLSTACK_INJECT.file(observer)?,
+        products::CONFIG_LATENCY.file(observer)?,
+        products::CONFIG_SWEEP.file(observer)?,
+        products::OPS_COMPARE.file(observer)?,
+        products::TEST_GUEST.file(observer)?,
+        products::HOSTILE_STUB.file(observer)?,
         FileIn {
             host: scenario::directory().join("lib.sh"),
             target: "/rig/scenarios/lib.sh".to_owned(),

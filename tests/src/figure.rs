@@ -79,6 +79,17 @@ impl Figure {
     }
 }
 
+/// The figure of that name, if the scenario has run on the suite.
+pub fn find<'a>(figures: &'a [Figure], suite: Suite, scenario: &str, name: &str) -> Option<&'a Figure> {
+    figures.iter().find(|figure| {
+        (
+            figure.suite.as_str(),
+            figure.scenario.as_str(),
+            figure.name.as_str(),
+        ) == (suite.name(), scenario, name)
+    })
+}
+
 /// Figures in a file, ordered by suite and scenario. Those of one scenario are in the order of its output.
 #[derive(Debug, Default)]
 pub struct Store {

@@ -13,6 +13,7 @@ pub mod imports;
 pub mod latency;
 pub mod lspci;
 pub mod markdown;
+pub mod measure;
 pub mod ops;
 pub mod runner;
 pub mod scenario;

@@ -1,6 +1,7 @@
 //! Runs scenarios, and reports how they ended.
 
 use crate::figure::Figure;
+use crate::measure;
 use crate::scenario::Scenario;
 use crate::verdict::Verdict;
 use anyhow::Result;
@@ -19,7 +20,7 @@ pub struct Report {
     pub duration: Duration,
     /// Its output.
     pub output: String,
-    /// Its figures; none unless it succeeded.
+    /// Its figures; none unless the script succeeded.
     pub figures: Vec<Figure>,
     /// Where its logs are.
     pub dir: PathBuf,
@@ -68,6 +69,7 @@ pub fn run(
             qemu: scenario.qemu,
             cpu: scenario.cpu.clone(),
             cpus: scenario.cpus,
+            counts_instructions: scenario.counts_instructions,
             xenstored: scenario.xenstored(),
             devices: scenario.devices.clone(),
             xen_options: scenario.xen_options.clone(),
@@ -75,6 +77,7 @@ pub fn run(
             ..Machine::default()
         },
         files: files.to_vec(),
+        packages: scenario.packages.clone(),
         script: scenario.script.clone(),
         timeout: scenario.timeout,
     };
@@ -82,7 +85,10 @@ pub fn run(
     let outcome = rig.run(&boot, &out.join(&name), observer)?;
     let (verdict, figures) = match verdict(&outcome, scenario) {
         Verdict::Success => match Figure::all_of(rig.suite(), scenario, &outcome.script_log) {
-            Ok(figures) => (Verdict::Success, figures),
+            Ok(figures) => match &measure::beyond(&figures)[..] {
+                [] => (Verdict::Success, figures),
+                beyond => (Verdict::Failure(beyond.join("; ")), figures),
+            },
             Err(error) => (Verdict::Error(error.to_string()), Vec::new()),
         },
         other => (other, Vec::new()),

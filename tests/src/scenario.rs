@@ -42,6 +42,10 @@ pub struct Scenario {
     /// `#: cpus N`: physical processors; one by default. QEMU emulates each by a thread. If the machine has fewer
     /// processors to spare, Xen's clocks drift apart, and waits that count time end early.
     pub cpus: u8,
+    /// `#: icount`: the machine's clocks count instructions ([`Machine::counts_instructions`]).
+    ///
+    /// [`Machine::counts_instructions`]: images::Machine::counts_instructions
+    pub counts_instructions: bool,
     /// `#: cpu NAME`: QEMU's name of the processor, [`Host::cpu`] by default; `qemu64,+rdrand,+svm,+npt` has hardware virtualisation, which HVM
     /// guests and a PVH dom0 need.
     pub cpu: String,
@@ -52,6 +56,9 @@ pub struct Scenario {
     pub xen_options: Vec<String>,
     /// `#: dom0 OPTION`: an option to add to the command line of dom0's kernel.
     pub dom0_options: Vec<String>,
+    /// `#: packages NAME...`: Debian packages whose programs the script runs by `in-packages`. They are fetched when the
+    /// scenario first runs.
+    pub packages: Vec<String>,
     /// The script.
     pub script: String,
     /// Settings beyond its file, as options of `cargo verify`.
@@ -98,17 +105,26 @@ impl Scenario {
             timeout: Duration::from_secs(180),
             timeout_all: None,
             cpus: 1,
+            counts_instructions: false,
             cpu: String::new(),
             xenstoreds: Vec::new(),
             xen_options: Vec::new(),
             dom0_options: Vec::new(),
+            packages: Vec::new(),
             script: String::new(),
             asked: String::new(),
         };
         for need in script.lines().filter_map(|line| line.strip_prefix("#: ")) {
-            if need == "all" {
-                scenario.costly = true;
-                continue;
+            match need {
+                "all" => {
+                    scenario.costly = true;
+                    continue;
+                }
+                "icount" => {
+                    scenario.counts_instructions = true;
+                    continue;
+                }
+                _ => {}
             }
             let seconds = |value: &str| {
                 let seconds = value.parse().map(Duration::from_secs);
@@ -137,9 +153,12 @@ impl Scenario {
                     .push(value.parse().map_err(|error| anyhow::anyhow!("{error}"))?),
                 "xen" => scenario.xen_options.push(value.to_owned()),
                 "dom0" => scenario.dom0_options.push(value.to_owned()),
+                "packages" => scenario
+                    .packages
+                    .extend(value.split_whitespace().map(str::to_owned)),
                 _ => bail!(
-                    "`#: {need}`: no such need; there are all, device, suite, host, qemu, timeout, timeout-all, \
-                     cpus, cpu, xenstored, xen and dom0"
+                    "`#: {need}`: no such need; there are all, icount, device, suite, host, qemu, timeout, \
+                     timeout-all, cpus, cpu, xenstored, xen, dom0 and packages"
                 ),
             }
         }
@@ -276,7 +295,7 @@ mod tests {
     #[test]
     fn a_scenario_names_its_needs_at_its_top() {
         let scenario = parse(
-            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: dom0 quiet\n#: cpus 2\n#: host debian\n#: qemu 10\ntrue\n",
+            "#!/bin/sh\n# The title.\n#: device e1000e,addr=5\n#: device edu\n#: timeout 7\n#: suite trixie\n#: xen iommu=0\n#: dom0 quiet\n#: cpus 2\n#: host debian\n#: qemu 10\n#: packages prometheus rsyslog\n#: icount\ntrue\n",
         )
         .unwrap();
         assert_eq!(scenario.title, "The title.");
@@ -288,6 +307,8 @@ mod tests {
         assert_eq!(scenario.cpus, 2);
         assert_eq!(scenario.host, Host::Debian);
         assert_eq!(scenario.qemu, Version::Ten);
+        assert_eq!(scenario.packages, ["prometheus", "rsyslog"]);
+        assert!(scenario.counts_instructions && !parse("#!/bin/sh\n# T.\n").unwrap().counts_instructions);
     }
 
     #[test]

@@ -5,10 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 3] = ["docs/architecture.md", "docs/glossary.md", "docs/development.md"];
-const CRATES: [&str; 10] = [
+const CRATES: [&str; 13] = [
     "config",
     "drivers",
+    "drivers/netfront",
+    "drivers/telemetry",
     "images",
+    "metrics",
     "packaging",
     "pci",
     "toolstack",

@@ -190,7 +190,7 @@ impl Behind {
         assert!(post(&page, request, entries).is_ok());
         let taken = take(&page).unwrap();
         self.card.writes.borrow_mut().clear();
-        let answer = self.functions.answer(&taken, &self.xen, |_, _| {});
+        let answer = self.functions.answer(&taken, &self.xen, |_, _, _| {});
         for &(offset, width, old, new) in self.card.writes.borrow().iter() {
             if let Some(what) = self.never.is_reached(offset, width, old, new, self.messages) {
                 panic!(
@@ -557,7 +557,7 @@ impl Case {
                 physical: None,
                 inode: None,
             }],
-            modes: vec![Mode::Intx],
+            modes: vec![Mode::Intx.into()],
         }
     }
 

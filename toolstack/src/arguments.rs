@@ -1,13 +1,16 @@
 //! The command line: subcommands, arguments and their help.
 
 use crate::admission::policy::Choices;
+use crate::commands::metrics::Listen;
 use crate::exit;
 use crate::terms::Terms;
 use bulkhead_config::declaration::Unfit;
 use bulkhead_config::name::Name;
 use bulkhead_config::options::Wanted;
+use bulkhead_config::telemetry::TelemetryChoice;
 use clap::error::ErrorKind;
 use clap::{Arg, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use metrics::Format;
 use std::path::PathBuf;
 use xen::xenctrl::DomId;
 use xenbus::device::SlotMode;
@@ -87,6 +90,9 @@ pub enum Command {
         /// them, destroy ends it.
         #[arg(long, value_name = "hold|start|destroy", default_value_t)]
         unfit: Unfit,
+        /// The network of the guest's stub, as for `run`.
+        #[arg(long, value_name = "NETWORK")]
+        telemetry: Option<TelemetryChoice>,
         /// Only print what would be written.
         #[arg(long)]
         dry_run: bool,
@@ -183,6 +189,25 @@ pub enum Command {
         #[arg(long, conflicts_with = "json")]
         watch: bool,
     },
+    /// Print all that stubs and the service count, as text for Prometheus; or serve it, or write it to a file.
+    Metrics {
+        /// The text format to print.
+        #[arg(long, value_name = "FORMAT", default_value = "openmetrics", conflicts_with_all = ["listen", "textfile", "names"])]
+        format: MetricsFormat,
+        /// Serve both formats by HTTP at /metrics, on this address, such as 127.0.0.1:9742; or on the socket that systemd
+        /// passes. Whoever can reach the address can read the names and counters of guests.
+        #[arg(long, value_name = "ADDRESS:PORT|socket", conflicts_with_all = ["textfile", "names"])]
+        listen: Option<Listen>,
+        /// Write bulkhead.prom into this directory, for node_exporter.
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "names")]
+        textfile: Option<PathBuf>,
+        /// Write it again and again, with this time between.
+        #[arg(long, value_name = "SECONDS", requires = "textfile", value_parser = clap::value_parser!(u64).range(1..=86400))]
+        every: Option<u64>,
+        /// Print the table of all metrics.
+        #[arg(long)]
+        names: bool,
+    },
     /// Tell what a guest can see and change of a device, and why. Of a device that no guest has, tell what one would get.
     Explain {
         /// A guest, by name or number, for all of its devices; or a device, with its terms, as for `run`.
@@ -246,9 +271,14 @@ pub struct DeviceArgs {
     /// vpci].
     #[arg(long, value_name = "MODE")]
     pub slots: Option<SlotMode>,
-    /// Image of the stub [default: /usr/lib/bulkhead/bulkhead-stub].
+    /// Image of the stub [default: /usr/lib/bulkhead/bulkhead-stub, or bulkhead-stub-net beside it if it has a network].
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
+    /// The network by which the stub serves its metrics and sends its log: `bridge=NAME[,KEY=VALUE]...`, or off. The keys are
+    /// backend=DOMAIN, mac=MAC, script=NAME, address=dhcp|IP/BITS, gateway=IP, syslog=IP:PORT, syslog-level=LEVEL and
+    /// metrics=PORT|off [default: what the declaration says, or else the policy file, or else off].
+    #[arg(long, value_name = "NETWORK")]
+    pub telemetry: Option<TelemetryChoice>,
     /// Time limit for the guest to boot and connect. A slower guest keeps its devices; the exit code is 3 then.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub wait: u64,
@@ -274,7 +304,8 @@ fn help_of_attach(option: Arg) -> Arg {
             "Addresses of the devices in the guest, as for `run` [default: as for the devices that it has; vpci for the first]"
         }
         "kernel" => {
-            "Image of the stub, whether the stub is created or exists [default: /usr/lib/bulkhead/bulkhead-stub]"
+            "Image of the stub, whether the stub is created or exists [default: /usr/lib/bulkhead/bulkhead-stub, or \
+             bulkhead-stub-net beside it if it has a network]"
         }
         "wait" => "Time limit for a running guest to take the devices",
         _ => return option,
@@ -307,6 +338,24 @@ impl From<TermsArgs> for Choices {
             no_msi: args.no_msi,
             no_msi_below: args.no_msi_below,
             recorded: args.recorded_terms,
+        }
+    }
+}
+
+/// A text format of metrics.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricsFormat {
+    /// OpenMetrics 1.0.
+    Openmetrics,
+    /// Text format 0.0.4 of Prometheus.
+    Prometheus,
+}
+
+impl From<MetricsFormat> for Format {
+    fn from(format: MetricsFormat) -> Self {
+        match format {
+            MetricsFormat::Openmetrics => Self::OpenMetrics,
+            MetricsFormat::Prometheus => Self::Prometheus,
         }
     }
 }

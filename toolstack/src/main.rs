@@ -13,12 +13,12 @@ use toolstack::commands::declare::{self, Declare};
 use toolstack::commands::explain::{self, Explain};
 use toolstack::commands::run::{self, Run};
 use toolstack::commands::{
-    Ended, Named, destroy, detach, doctor, irq, release, seize, shutdown, start, status,
+    Ended, Named, destroy, detach, doctor, irq, metrics, release, seize, shutdown, start, status,
 };
 use toolstack::exit::{ActionReport, Exit};
 use toolstack::host::check_privilege;
 use toolstack::host::recreate;
-use toolstack::output::{print, print_document};
+use toolstack::output::{print, print_document, print_text};
 use toolstack::serve::workers;
 use toolstack::{say, serve, service_log};
 
@@ -56,12 +56,16 @@ fn named(command: &'static str, guest: Option<String>, given: DeviceArgs) -> (St
         choices: given.terms.into(),
         slots: given.slots,
         kernel: given.kernel,
+        telemetry: given.telemetry,
     };
     (guest, named)
 }
 
 fn execute(command: Command) -> Result<Exit> {
-    // Before the arguments are looked at closely: without root nothing works.
+    if let Command::Metrics { names: true, .. } = command {
+        return done(print_text(&metrics::table()));
+    }
+    // Before the arguments are looked at closely: without root nothing else works.
     check_privilege()?;
     let name = command.name();
     match command {
@@ -109,6 +113,7 @@ fn execute(command: Command) -> Result<Exit> {
             no_msi,
             slots,
             unfit,
+            telemetry,
             dry_run,
             json,
         } => {
@@ -119,6 +124,7 @@ fn execute(command: Command) -> Result<Exit> {
                 no_msi,
                 slots,
                 unfit,
+                telemetry,
                 dry_run,
             };
             act("declare", json, || done(declare::declare(&request)))
@@ -176,6 +182,17 @@ fn execute(command: Command) -> Result<Exit> {
         }),
         Command::Status { watch: true, .. } => done(status::watch()),
         Command::Status { json, .. } => done(print(&status::read()?, json)),
+        Command::Metrics {
+            format,
+            listen,
+            textfile,
+            every,
+            names: _,
+        } => done(match (listen, textfile) {
+            (Some(listen), _) => metrics::serve(listen),
+            (None, Some(directory)) => metrics::write_file(&directory, every.map(Duration::from_secs)),
+            (None, None) => metrics::print(format.into()),
+        }),
         Command::Explain {
             who,
             html,

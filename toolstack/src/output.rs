@@ -42,6 +42,11 @@ pub fn print_document(content: &impl Serialize) -> Result<()> {
     write(&(serde_json::to_string_pretty(&Document::new(content))? + "\n"))
 }
 
+/// Prints text as it is.
+pub fn print_text(text: &str) -> Result<()> {
+    write(text)
+}
+
 fn write(text: &str) -> Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         // As with `| head`: the reader has seen enough.

@@ -25,6 +25,46 @@ pub fn to_system_time(since_boot: Duration) -> u64 {
     BOOT.load(Ordering::Relaxed).saturating_add(nanoseconds)
 }
 
+/// Time from the Unix epoch to the first [`init`]; `None` while Xen does not know the date.
+#[cfg(feature = "net")]
+pub fn booted() -> Option<Duration> {
+    let info = shared_info::page()?;
+    loop {
+        // SAFETY: as in `system_time`, with the version of these fields.
+        let (version, seconds, nanoseconds, after) = unsafe {
+            let version = (&raw const (*info).wc_version).read_volatile();
+            fence(Ordering::Acquire);
+            let seconds = (&raw const (*info).wc_sec).read_volatile();
+            let high = (&raw const (*info).wc_sec_hi).read_volatile();
+            let nanoseconds = (&raw const (*info).wc_nsec).read_volatile();
+            fence(Ordering::Acquire);
+            let seconds = u64::from(high) << 32 | u64::from(seconds);
+            (
+                version,
+                seconds,
+                nanoseconds,
+                (&raw const (*info).wc_version).read_volatile(),
+            )
+        };
+        if version == after && version & 1 == 0 {
+            // The date at system time 0.
+            let start = Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds.into());
+            let boot = start + Duration::from_nanos(BOOT.load(Ordering::Relaxed));
+            return (seconds != 0).then_some(boot);
+        }
+    }
+}
+
+/// A number that no other stub and no other run is likely to have.
+#[cfg(feature = "net")]
+pub fn seed() -> u64 {
+    // SAFETY: every x86-64 CPU has a time stamp counter.
+    let ticks = unsafe { _rdtsc() };
+    // splitmix64's step spreads the low bits, which alone differ.
+    let mixed = (ticks ^ system_time().rotate_left(32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ mixed >> 31).wrapping_mul(0x94d0_49bb_1331_11eb)
+}
+
 /// Ticks from `stamp` to `now`. Both wrap: soon after power-on Xen extrapolates a stamp from before the counter's start. A
 /// stamp from another CPU may lie a little ahead, which counts as 0.
 const fn elapsed(now: u64, stamp: u64) -> u64 {
@@ -49,18 +89,19 @@ fn system_time() -> u64 {
     };
     loop {
         // SAFETY: `info` points to the mapped shared info page; Xen may write it at any moment, hence volatile reads,
-        // and the version (odd while Xen writes) tells whether what was read belongs together.
-        let (version, copy, after) = unsafe {
+        // and the version (odd while Xen writes) tells whether what was read belongs together. Every x86-64 CPU has a time
+        // stamp counter. It is read between the two versions: Xen writes when it moves the vCPU, and another processor's
+        // counter may be far from this stamp.
+        let (version, copy, ticks, after) = unsafe {
             let time = &raw const (*info).vcpu_info[0].time;
             let version = (&raw const (*time).version).read_volatile();
             fence(Ordering::Acquire);
             let copy = time.read_volatile();
+            let ticks = _rdtsc();
             fence(Ordering::Acquire);
-            (version, copy, (&raw const (*time).version).read_volatile())
+            (version, copy, ticks, (&raw const (*time).version).read_volatile())
         };
         if version == after && version & 1 == 0 {
-            // SAFETY: every x86-64 CPU has a time stamp counter.
-            let ticks = unsafe { _rdtsc() };
             let ticks = elapsed(ticks, copy.tsc_timestamp);
             return copy.system_time + scale(ticks, copy.tsc_shift, copy.tsc_to_system_mul);
         }

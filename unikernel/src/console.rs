@@ -4,16 +4,13 @@
 
 use crate::page::RawPage;
 use crate::{clock, deadline, event};
-use core::fmt::{self, Write};
 use core::time::Duration;
-use drivers::console::Console;
+use drivers::console::{Console, Line};
 use drivers::platform::Port;
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 use xenbus::printable::Printable;
 
-/// Most bytes of a line. Longer ones are cut.
-const LINE: usize = 240;
 /// How long the end of the domain waits for the reader.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 
@@ -72,23 +69,25 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let mut line = LineBuffer {
-            bytes: [0; LINE],
-            length: 0,
-        };
         let now = clock::now();
         let (seconds, micros) = (now.as_secs(), now.subsec_micros());
-        // Refused only when the line is full: then it ends there.
-        let _ = write!(
-            line,
+        let line = Line::new(format_args!(
             "[{seconds:5}.{micros:06}] {:<5} {}",
             record.level(),
             record.args()
-        );
+        ));
         // The lock is held only if a fault interrupted this very function. Waiting for it would never end.
         let Some(mut sink) = SINK.try_lock() else { return };
+        #[cfg(feature = "net")]
+        {
+            // Without the time and the level, which a message has in fields of its own.
+            let line = line.bytes();
+            let time = line.iter().position(|byte| *byte == b']').unwrap_or(0);
+            let text = line.get(time + "] LEVEL ".len()..).unwrap_or_default();
+            crate::kept::LINES.push(record.level(), now, text);
+        }
         if let Some(sink) = sink.as_mut()
-            && sink.console.write_line(&line.bytes[..line.length])
+            && sink.console.write_line(line.bytes())
         {
             // Without the event the reader sees the line later.
             let _ = event::send(sink.port);
@@ -96,26 +95,4 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
-}
-
-/// A line that is being formatted, without the heap: the logger serves panics too.
-struct LineBuffer {
-    bytes: [u8; LINE],
-    length: usize,
-}
-
-impl Write for LineBuffer {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            let place = self.bytes.get_mut(self.length).ok_or(fmt::Error)?;
-            // One record, one line; and no escape sequence of a guest's reaches a terminal.
-            *place = if byte.is_ascii_graphic() || byte == b' ' {
-                byte
-            } else {
-                b'?'
-            };
-            self.length += 1;
-        }
-        Ok(())
-    }
 }

@@ -10,6 +10,7 @@ use crate::kept;
 use crate::memory::{self, Mapping, PAGE_SIZE, Window};
 use crate::page::RawPage;
 use core::mem::ManuallyDrop;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use drivers::log;
 use drivers::platform::{DomId, Errno, GrantRef};
@@ -30,6 +31,11 @@ const GTF_IN_USE: u16 = 3 << 3;
 const FIRST_FREE: GrantRef = 8;
 /// Pages that can be shared.
 const SHARED_COUNT: usize = (memory::SHARED.end - memory::SHARED.start) / PAGE_SIZE;
+/// The pages for the hops.
+pub const HOPS: Range<usize> = 0..8;
+/// The pages for a network. A backend that keeps some of them mapped costs the network.
+#[cfg(feature = "net")]
+pub const NETWORK: Range<usize> = HOPS.end..SHARED_COUNT;
 /// Entries of 8 bytes in the one frame that we use.
 const ENTRIES: GrantRef = (PAGE_SIZE / 8) as GrantRef;
 const _: () = assert!(reference_of(SHARED_COUNT) <= ENTRIES);
@@ -70,7 +76,8 @@ fn granted(operation: &str, status: i16) -> Result<(), Errno> {
     if status == 0 {
         return Ok(());
     }
-    log::debug!("{operation}: grant table status {status}");
+    // Widened: the image has the code that writes an `i32` anyway.
+    log::debug!("{operation}: grant table status {}", i32::from(status));
     Err(Errno(EINVAL))
 }
 
@@ -254,12 +261,13 @@ impl GrantTable {
         ended.is_ok()
     }
 
-    /// Takes a zeroed page and grants it to `peer`.
+    /// Takes a zeroed page, one of those with these numbers, and grants it to `peer`.
     ///
     /// # Errors
     /// `ENOSPC` if all pages are shared, or still mapped by those that they were shared with.
-    pub fn share(&mut self, peer: DomId) -> Result<(OwnPage, GrantRef), Errno> {
-        let free = (0..SHARED_COUNT).find(|&index| !self.lent[index] && self.revoke(reference_of(index)));
+    #[inline(never)]
+    pub fn share(&mut self, peer: DomId, mut pages: Range<usize>) -> Result<(OwnPage, GrantRef), Errno> {
+        let free = pages.find(|&index| !self.lent[index] && self.revoke(reference_of(index)));
         let index = free.ok_or(Errno(ENOSPC))?;
         let va = memory::SHARED.start + index * PAGE_SIZE;
         let frame = u32::try_from(memory::shared_frame(va)).map_err(|_| Errno(EINVAL))?;

@@ -1,7 +1,7 @@
 //! Kept memory: what one run of the stub leaves to the next in the same domain (`entry::restart_in_place`).
 //!
 //! It lies in the section `.keep`, which a new run does not clear. Each part is checked before it is used: the [`Record`]
-//! by a checksum over all its bytes, a word about a function by a check value of its own, and the two numbers of the
+//! by a checksum over all its bytes, a word about a function by a check value of its own, the parts of the [`SNAPSHOT`] by theirs, and the two numbers of the
 //! xenstore connection by what xenstored sends next. In a first run all of it is zero.
 
 use core::cell::UnsafeCell;
@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
 use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
+use drivers::snapshot::Snapshot;
 use pci::bdf::Bdf;
 
 /// Version of [`Record`], not 0. A run only meets the records of its own image.
@@ -161,6 +162,10 @@ static KEPT: Kept = Kept(UnsafeCell::new(Copies::NONE));
 #[unsafe(link_section = ".keep")]
 static SHADOWS: [[AtomicU32; 3]; 256] = [const { [const { AtomicU32::new(0) }; 3] }; 256];
 
+/// The guest's connection and its functions.
+#[unsafe(link_section = ".keep")]
+pub static SNAPSHOT: Snapshot = Snapshot::new();
+
 /// Index in xenstored's ring at which its next message begins.
 #[unsafe(link_section = ".keep")]
 pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
@@ -168,6 +173,20 @@ pub static NEXT_REPLY: AtomicU32 = AtomicU32::new(0);
 /// Number of the last request to xenstored.
 #[unsafe(link_section = ".keep")]
 pub static LAST_REQUEST: AtomicU32 = AtomicU32::new(0);
+
+/// Bytes of log lines that wait to be sent.
+#[cfg(feature = "net")]
+pub const LINES_SIZE: usize = 16 * 1024;
+
+/// Log lines that wait to be sent.
+#[cfg(feature = "net")]
+#[unsafe(link_section = ".keep")]
+pub static LINES: telemetry::line_ring::LineRing<LINES_SIZE> = telemetry::line_ring::LineRing::new();
+
+/// Failures while the network was served.
+#[cfg(feature = "net")]
+#[unsafe(link_section = ".keep")]
+pub static STRIKES: telemetry::strikes::Strikes = telemetry::strikes::Strikes::new();
 
 /// The request of the guest that is served at present. Not kept: a failure puts it into the record.
 static UNDER_WAY: [AtomicU32; size_of::<Op>() / 4] = [const { AtomicU32::new(0) }; size_of::<Op>() / 4];
@@ -208,9 +227,9 @@ pub fn boot_time(now: u64) -> u64 {
     })
 }
 
-/// A copy of the crash log.
-pub fn crash_log() -> CrashLog {
-    with(|kept| kept.current().record.crash_log)
+/// Calls `see` with the crash log. `see` must not come back to this module, except to end the run.
+pub fn see_crash_log<R>(see: impl FnOnce(&CrashLog) -> R) -> R {
+    with(|kept| see(&kept.current().record.crash_log))
 }
 
 /// Changes the crash log.
@@ -248,8 +267,7 @@ pub fn set_under_way(op: Option<&Op>) {
 
 /// An entry of [`SHADOWS`], with its check value.
 fn shadow(guest_bdf: Bdf, word: u32) -> [u32; 3] {
-    let guest_bdf =
-        u32::from(guest_bdf.segment()) << 16 | u32::from(guest_bdf.bus()) << 8 | u32::from(guest_bdf.devfn());
+    let guest_bdf = guest_bdf.word();
     [guest_bdf, word, !(guest_bdf ^ word.rotate_left(8))]
 }
 

@@ -40,12 +40,9 @@ unsafe impl GlobalAlloc for LockedHeap {
 /// # Safety
 /// Once in a run, after [`memory::init`]'s contract is known to hold: the heap's addresses are mapped and unused.
 pub unsafe fn init_heap() {
+    let heap = memory::heap();
     // SAFETY: the caller vouches for the memory, which `memory` sets aside for this.
-    unsafe {
-        HEAP.0
-            .lock()
-            .init(memory::HEAP.start as *mut u8, memory::HEAP.len())
-    }
+    unsafe { HEAP.0.lock().init(heap.start as *mut u8, heap.len()) }
 }
 
 #[panic_handler]

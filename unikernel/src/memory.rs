@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | 0 | 4 KiB | never touched: unmapped by [`guard`], so that a null pointer faults |
 //! | 4 KiB | 512 KiB | windows: addresses whose page-table entry is replaced to show foreign memory |
-//! | 512 KiB | 544 KiB | pages to share with other domains |
-//! | 544 KiB | 1 MiB | heap |
+//! | 512 KiB | 544 KiB; 704 KiB with a network | pages to share with other domains |
+//! | from there | 1 MiB | heap; with a network nothing, and the heap is behind the image |
 
 use crate::hypercall;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -20,9 +20,38 @@ pub const PAGE_SIZE: usize = 4096;
 const WINDOWS: core::ops::Range<usize> = 0x1000..0x80000;
 /// Pages of this domain that other domains map. They are not part of the heap: the heap starts anew with every run, and a
 /// peer may still write to a page of the last one.
-pub const SHARED: core::ops::Range<usize> = 0x80000..0x88000;
+pub const SHARED: core::ops::Range<usize> = 0x80000..if cfg!(feature = "net") { 0xb_0000 } else { 0x8_8000 };
+
 /// The heap's addresses.
-pub const HEAP: core::ops::Range<usize> = 0x88000..0x10_0000;
+#[cfg(not(feature = "net"))]
+pub fn heap() -> core::ops::Range<usize> {
+    SHARED.end..0x10_0000
+}
+
+/// The heap's addresses: behind the image. Buffers for a network would leave too little below it for 256 functions, of
+/// 1,500 bytes each.
+#[cfg(feature = "net")]
+pub fn heap() -> core::ops::Range<usize> {
+    let start = AREA.0.get() as usize;
+    start..start + AREA_SIZE
+}
+
+#[cfg(feature = "net")]
+const AREA_SIZE: usize = 704 * 1024;
+
+/// Memory behind the image.
+#[cfg(feature = "net")]
+#[repr(align(4096))]
+struct Area(core::cell::UnsafeCell<[u8; AREA_SIZE]>);
+
+// SAFETY: the allocator alone uses this memory, by its address; no reference to it is ever made.
+#[cfg(feature = "net")]
+unsafe impl Sync for Area {}
+
+/// Not cleared by a new run, which makes the heap anew.
+#[cfg(feature = "net")]
+#[unsafe(link_section = ".keep")]
+static AREA: Area = Area(core::cell::UnsafeCell::new([0; AREA_SIZE]));
 /// Number of windows: one for each device, and a few for shared pages.
 pub const WINDOW_COUNT: usize = (WINDOWS.end - WINDOWS.start) / PAGE_SIZE;
 

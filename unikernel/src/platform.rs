@@ -3,13 +3,14 @@
 use crate::grant::{ForeignPage, GrantTable, OwnPage};
 use crate::memory::{Mapping, Window};
 use crate::page::EcamPage;
-use crate::{clock, deadline, event, kept};
+use crate::{clock, deadline, event, grant, kept};
 #[cfg(feature = "inject")]
 use core::arch::asm;
 use core::time::Duration;
 use drivers::crash_log::{CrashLog, Op};
 use drivers::log;
 use drivers::platform::{DomId, EcamError, Errno, GrantRef, Platform, Port};
+use drivers::snapshot::Snapshot;
 use pci::bdf::Bdf;
 use xenbus::pciif::page::{AtomicPage, PageMemory};
 
@@ -67,7 +68,13 @@ impl Platform for Xen {
     }
 
     fn share_page(&mut self, peer: DomId) -> Result<(Page, GrantRef), Errno> {
-        let (page, grant) = self.grants.share(peer)?;
+        let (page, grant) = self.grants.share(peer, grant::HOPS)?;
+        Ok((Page::Own(page), grant))
+    }
+
+    #[cfg(feature = "net")]
+    fn share_spare_page(&mut self, peer: DomId) -> Result<(Page, GrantRef), Errno> {
+        let (page, grant) = self.grants.share(peer, grant::NETWORK)?;
         Ok((Page::Own(page), grant))
     }
 
@@ -127,8 +134,8 @@ impl Platform for Xen {
         drop(ecam);
     }
 
-    fn crash_log(&self) -> CrashLog {
-        kept::crash_log()
+    fn see_crash_log<R>(&self, see: impl FnOnce(&CrashLog) -> R) -> R {
+        kept::see_crash_log(see)
     }
 
     fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog)) {
@@ -145,6 +152,10 @@ impl Platform for Xen {
 
     fn remember(&mut self, guest_bdf: Bdf, word: Option<u32>) {
         kept::remember(guest_bdf, word);
+    }
+
+    fn snapshot(&self) -> &Snapshot {
+        &kept::SNAPSHOT
     }
 
     #[cfg(feature = "inject")]

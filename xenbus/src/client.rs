@@ -106,12 +106,49 @@ pub trait Store {
     /// Sends a request and returns the payload of its reply.
     fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<Self::TransportError>>;
 
+    /// Sends many requests, and returns the payload of each reply. The next request does not wait for the reply to the last
+    /// one, where the transport allows that.
+    fn submit_all(
+        &mut self,
+        requests: Vec<StoreRequest<'_>>,
+    ) -> Vec<Result<Vec<u8>, Error<Self::TransportError>>> {
+        let requests = requests.into_iter();
+        requests.map(|request| self.submit(request)).collect()
+    }
+
+    /// As [`Self::read_optional`], for many nodes at once.
+    fn read_many(&mut self, paths: &[String]) -> Result<Vec<Option<String>>, Error<Self::TransportError>> {
+        let requests = paths
+            .iter()
+            .map(|path| StoreRequest::on_node(Kind::Read, path, b""));
+        let values = self.submit_all(requests.collect::<Result<_, _>>()?);
+        values
+            .into_iter()
+            .map(|value| optional(value.map(text)))
+            .collect()
+    }
+
+    /// As [`Self::directory`], for many nodes at once; `None` for a node that does not exist.
+    fn directories(
+        &mut self,
+        paths: &[String],
+    ) -> Result<Vec<Option<Vec<String>>>, Error<Self::TransportError>> {
+        let requests = paths
+            .iter()
+            .map(|path| StoreRequest::on_node(Kind::Directory, path, b""));
+        let listed = self.submit_all(requests.collect::<Result<_, _>>()?);
+        let names = |(path, listed): (&String, Result<Vec<u8>, _>)| {
+            optional(
+                listed.and_then(|payload| well_formed(Kind::Directory, path, wire::decode_texts(&payload))),
+            )
+        };
+        paths.iter().zip(listed).map(names).collect()
+    }
+
     /// The value of a node, as text. A value may be any bytes. Bytes that are not UTF-8 read as one
     /// [`char::REPLACEMENT_CHARACTER`], which no parser accepts.
     fn read(&mut self, path: &str) -> Result<String, Error<Self::TransportError>> {
-        let value = self.read_bytes(path)?;
-        // Not an error: a guest that writes such a value must not end the connection that reads it.
-        Ok(String::from_utf8(value).unwrap_or_else(|_| String::from(char::REPLACEMENT_CHARACTER)))
+        self.read_bytes(path).map(text)
     }
 
     /// The value of a node, as bytes.
@@ -127,12 +164,7 @@ pub trait Store {
 
     /// The value of a node, or `None` if it does not exist.
     fn read_optional(&mut self, path: &str) -> Result<Option<String>, Error<Self::TransportError>> {
-        match self.read(path) {
-            Ok(value) => Ok(Some(value)),
-            // Only a missing node. One that may not be read is an error of the reader's.
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
+        optional(self.read(path))
     }
 
     /// Sets the value of a node. Makes the node and its parents if they are missing.
@@ -196,6 +228,35 @@ pub trait Store {
     }
 }
 
+/// The answer to [`Kind::IsDomainIntroduced`].
+fn is_introduced(answer: &str) -> Result<bool, Violation> {
+    match answer {
+        "T" => Ok(true),
+        "F" => Ok(false),
+        // Nothing else is an answer of the protocol.
+        _ => Err(Violation::Value),
+    }
+}
+
+/// The value of a node as text, as [`Store::read`] has it.
+pub fn text(value: Vec<u8>) -> String {
+    // Not an error: a guest that writes such a value must not end the connection that reads it.
+    String::from_utf8(value).unwrap_or_else(|_| String::from(char::REPLACEMENT_CHARACTER))
+}
+
+/// `None` for a node that does not exist.
+fn optional<R, E>(found: Result<R, Error<E>>) -> Result<Option<R>, Error<E>> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        // Only a missing node. One that may not be read is an error of the reader's.
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Requests that [`Store::submit_all`] has under way at a time. Replies that nobody takes wait in xenstored's memory.
+const UNDER_WAY_MAX: usize = 64;
+
 /// A connection to xenstored.
 #[derive(Debug)]
 pub struct Client<T> {
@@ -217,21 +278,25 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// A client that takes over the connection of one that was cut off.
+    /// A client that takes over the connection of one that was cut off. [`Self::reset`] must be its first request.
     ///
-    /// Watches and transactions of before are ended, and a reply that is still to come is dropped. Request numbers go on
-    /// after `last_request`, the number of the last request made (0: none), so that an old reply is told from a new one.
+    /// Request numbers go on after `last_request`, the number of the last request made (0: none), so that an old reply is told
+    /// from a new one.
+    pub fn resume(transport: T, last_request: u32) -> Self {
+        Self {
+            last_request,
+            ..Self::new(transport)
+        }
+    }
+
+    /// Ends watches and transactions of before, and drops a reply that is still to come. Until then nothing may be received:
+    /// whatever still comes belongs to the old client.
     ///
     /// # Errors
     /// The transport's, or a refusal by a xenstored older than Xen 4.2.
-    pub fn resume(transport: T, last_request: u32) -> Result<Self, Error<T::Error>> {
-        // Nothing is read before this: whatever still comes belongs to the old client.
-        let mut client = Self {
-            last_request,
-            ..Self::new(transport)
-        };
-        client.submit(StoreRequest::on(Kind::ResetWatches, "", &[b"\0"])?)?;
-        Ok(client)
+    pub fn reset(&mut self) -> Result<(), Error<T::Error>> {
+        self.submit(StoreRequest::on(Kind::ResetWatches, "", &[b"\0"])?)
+            .map(drop)
     }
 
     /// The transport, to wait on.
@@ -347,13 +412,25 @@ impl<T: Transport> Client<T> {
     /// True if a domain is connected to xenstore.
     pub fn is_introduced(&mut self, domid: u16) -> Result<bool, Error<T::Error>> {
         let [answer] = self.ask_about_domain(Kind::IsDomainIntroduced, domid)?;
-        // Nothing else is an answer of the protocol.
-        let answer = match answer.as_str() {
-            "T" => Ok(true),
-            "F" => Ok(false),
-            _ => Err(Violation::Value),
+        well_formed(
+            Kind::IsDomainIntroduced,
+            &domid.to_string(),
+            is_introduced(&answer),
+        )
+    }
+
+    /// As [`Self::is_introduced`], for many domains at once.
+    pub fn are_introduced(&mut self, domids: &[u16]) -> Result<Vec<bool>, Error<T::Error>> {
+        let texts: Vec<String> = domids.iter().map(ToString::to_string).collect();
+        let requests = texts
+            .iter()
+            .map(|text| StoreRequest::on(Kind::IsDomainIntroduced, text, &[text.as_bytes(), b"\0"]));
+        let answers = self.submit_all(requests.collect::<Result<_, _>>()?);
+        let answer = |(text, answer): (&String, Result<Vec<u8>, _>)| {
+            let answer = wire::decode_exactly(&answer?).and_then(|[answer]| is_introduced(&answer));
+            well_formed(Kind::IsDomainIntroduced, text, answer)
         };
-        well_formed(Kind::IsDomainIntroduced, &domid.to_string(), answer)
+        texts.iter().zip(answers).map(answer).collect()
     }
 
     fn ask_about_domain(&mut self, kind: Kind, domid: u16) -> Result<[String; 1], Error<T::Error>> {
@@ -384,11 +461,37 @@ impl<T: Transport> Client<T> {
         result.map_err(|cause| Error::new(request.kind, request.subject, cause))
     }
 
+    fn exchange_all(
+        &mut self,
+        requests: &[StoreRequest<'_>],
+        transaction: u32,
+    ) -> Vec<Result<Vec<u8>, Error<T::Error>>> {
+        let mut replies = Vec::with_capacity(requests.len());
+        for some in requests.chunks(UNDER_WAY_MAX) {
+            // Each in a message of its own: Linux's device takes one at a time.
+            let posted: Vec<_> = some
+                .iter()
+                .map(|request| self.post(request, transaction))
+                .collect();
+            for (request, posted) in some.iter().zip(posted) {
+                let reply = posted.and_then(|number| self.reply(request, number));
+                replies.push(reply.map_err(|cause| Error::new(request.kind, request.subject, cause)));
+            }
+        }
+        replies
+    }
+
     fn try_exchange(
         &mut self,
         request: &StoreRequest<'_>,
         transaction: u32,
     ) -> Result<Vec<u8>, Cause<T::Error>> {
+        let number = self.post(request, transaction)?;
+        self.reply(request, number)
+    }
+
+    /// Sends a request, and returns its number.
+    fn post(&mut self, request: &StoreRequest<'_>, transaction: u32) -> Result<u32, Cause<T::Error>> {
         if !self.in_step {
             return Err(Cause::OutOfStep);
         }
@@ -410,7 +513,16 @@ impl<T: Transport> Client<T> {
             .transport
             .send(&[&header.encode()[..], &request.payload].concat());
         sent.map_err(|error| self.out_of_step(Cause::Transport(error)))?;
+        Ok(self.last_request)
+    }
 
+    /// Receives the reply to the request of this number, the first one that is still unanswered. Queues the events that come
+    /// before.
+    fn reply(&mut self, request: &StoreRequest<'_>, number: u32) -> Result<Vec<u8>, Cause<T::Error>> {
+        // After a failure nobody knows what the next message is.
+        if !self.in_step {
+            return Err(Cause::OutOfStep);
+        }
         loop {
             let (header, payload) = self.receive()?;
             let kind = Kind::from_raw(header.kind);
@@ -420,7 +532,7 @@ impl<T: Transport> Client<T> {
                 continue;
             }
             // Linux's /dev/xen/xenbus answers some requests itself, and leaves the number 0.
-            if header.request != self.last_request && header.request != 0 {
+            if header.request != number && header.request != 0 {
                 // A reply to the client whose connection is taken over. `ResetWatches` is the first request after that: every
                 // reply before its own is one of those.
                 if request.kind == Kind::ResetWatches {
@@ -507,6 +619,10 @@ impl<T: Transport> Store for Client<T> {
     fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.exchange(request, 0)
     }
+
+    fn submit_all(&mut self, requests: Vec<StoreRequest<'_>>) -> Vec<Result<Vec<u8>, Error<T::Error>>> {
+        self.exchange_all(&requests, 0)
+    }
 }
 
 /// A transaction under way; see [`Client::transaction`].
@@ -521,6 +637,10 @@ impl<T: Transport> Store for Transaction<'_, T> {
 
     fn submit(&mut self, request: StoreRequest<'_>) -> Result<Vec<u8>, Error<T::Error>> {
         self.client.exchange(request, self.id)
+    }
+
+    fn submit_all(&mut self, requests: Vec<StoreRequest<'_>>) -> Vec<Result<Vec<u8>, Error<T::Error>>> {
+        self.client.exchange_all(&requests, self.id)
     }
 }
 

@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
+use pci::digits::hex;
 
 /// Number of address registers: BAR 0 to 5, and the expansion ROM last.
 pub const BAR_COUNT: usize = 7;
@@ -113,16 +114,21 @@ impl FromStr for Bars {
 }
 
 fn parse_bar(text: &str) -> Option<Bar> {
-    let mut parts = text.split(',').map(hex);
-    let (start, size, flags) = (parts.next()??, parts.next()??, parts.next()??);
+    let [start, size, flags] = three_numbers(text, ',')?;
     // A range that wraps around would pass for a small one where its ends are compared.
     start.checked_add(size)?;
-    let sound = parts.next().is_none() && flags <= 0xf;
-    sound.then_some(Bar {
+    (flags <= 0xf).then_some(Bar {
         start,
         size,
         flags: flags as u8,
     })
+}
+
+/// Three numbers in hex, separated by `separator`.
+fn three_numbers(text: &str, separator: char) -> Option<[u64; 3]> {
+    let mut parts = text.split(separator).map(hex);
+    let numbers = [parts.next()??, parts.next()??, parts.next()??];
+    parts.next().is_none().then_some(numbers)
 }
 
 /// Most [`Quirk`]s of one device: more than any known device needs, and a list of them fits a xenstore node.
@@ -195,12 +201,7 @@ impl FromStr for Quirk {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let numbers = || {
-            let mut parts = text.split(':').map(hex);
-            let numbers = [parts.next()??, parts.next()??, parts.next()??];
-            parts.next().is_none().then_some(numbers)
-        };
-        let [offset, width, mask] = numbers().ok_or(ValueError {
+        let [offset, width, mask] = three_numbers(text, ':').ok_or(ValueError {
             expected: "REG:SIZE:MASK in hex, such as 44:2:ff",
         })?;
         // What does not fit is out of range for `new` as well.
@@ -305,15 +306,6 @@ impl FromStr for SlotMode {
                 expected: "vpci or passthrough",
             }),
         }
-    }
-}
-
-/// Hex digits only: `from_str_radix` alone would take a sign.
-fn hex(text: &str) -> Option<u64> {
-    if text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        u64::from_str_radix(text, 16).ok()
-    } else {
-        None
     }
 }
 

@@ -19,8 +19,8 @@
 //! | 836 | second table |
 //!
 //! A table has room for [`REFUSED_MAX`] poison requests, each as above, and after them for each function
-//! `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: its guest address, COMMAND as the guest wrote it, and which of its BARs the
-//! guest probes. The stub writes the table that does not count, and then the word at 8, which makes it count. So it may
+//! `{ devfn: u8, bus: u8, shadow: [u8; 3] }`: its guest address, COMMAND as the guest wrote it, which of its BARs the guest
+//! probes (bit N is BAR N, 6 the ROM), and in the highest bit whether the guest has pirqs of MSI or MSI-X. The stub writes the table that does not count, and then the word at 8, which makes it count. So it may
 //! die at any moment, and one whole table counts. In the node there is only the table that counts.
 
 use crate::counters;

@@ -90,6 +90,13 @@ impl Device {
         format!("{}/{key}", self.backend_dir())
     }
 
+    /// A node that the backend has for each device, or for each root.
+    // One copy of it in an image: it has many callers.
+    #[inline(never)]
+    pub fn numbered_node(self, key: Numbered, index: usize) -> String {
+        format!("{}/{}-{index}", self.backend_dir(), key.stem())
+    }
+
     /// A node of the frontend.
     pub fn frontend_node(self, key: &str) -> String {
         format!("{}/{key}", self.frontend_dir())
@@ -168,7 +175,11 @@ pub enum Numbered {
 impl Numbered {
     /// The key with number `index`, such as `dev-3`.
     pub fn at(self, index: usize) -> String {
-        let stem = match self {
+        format!("{}-{index}", self.stem())
+    }
+
+    const fn stem(self) -> &'static str {
+        match self {
             Self::Device => "dev",
             Self::Key => "key",
             Self::State => "state",
@@ -184,8 +195,7 @@ impl Numbered {
             Self::Quirks => "quirks",
             Self::Msi => "msi",
             Self::Virtual => "virtual",
-        };
-        format!("{stem}-{index}")
+        }
     }
 }
 

@@ -300,14 +300,16 @@ fn what_still_comes_for_a_client_that_was_cut_off_is_dropped_by_the_next() {
         message(2, 43, b"new"),
     ];
     let script = Script(script.into_iter().flatten().collect());
-    let mut client = Client::resume(script, 41).unwrap();
+    let mut client = Client::resume(script, 41);
+    client.reset().unwrap();
     assert_eq!(
         client.next_event().unwrap_err().cause(),
         &Cause::Violation(Violation::Request(43))
     );
 
     let script = [message(21, 1, b"OK\0"), message(2, 2, b"new")];
-    let mut client = Client::resume(Script(script.into_iter().flatten().collect()), 0).unwrap();
+    let mut client = Client::resume(Script(script.into_iter().flatten().collect()), 0);
+    client.reset().unwrap();
     assert_eq!(client.read("/node").unwrap(), "new");
 }
 

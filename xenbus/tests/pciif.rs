@@ -165,7 +165,9 @@ mod backend_takes {
             let page = Watched::new(&page, quiet);
             let taken = backend::take(&page).unwrap();
             assert_eq!(taken.entries(), Ok(&entries[..]));
-            assert_eq!(page.reads(), [4..40, 40..40 + 4 * usize::from(count)]);
+            let ranges = [4..40, 40..40 + 4 * usize::from(count)].into_iter();
+            let read: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+            assert_eq!(page.reads(), read);
         }
     }
 

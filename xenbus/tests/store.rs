@@ -45,6 +45,39 @@ mod nodes {
     }
 
     #[test]
+    fn many_nodes_are_read_at_once_and_each_answer_is_of_its_node() {
+        let daemon = Xenstored::new();
+        let mut client = connect(&daemon, 0);
+        client.watch("/a", "token").unwrap();
+        // More than are under way at a time.
+        let paths: Vec<String> = (0..150).map(|number| format!("/a/{number}")).collect();
+        for path in paths.iter().step_by(2) {
+            client.write(path, path).unwrap();
+            client.write(&format!("{path}/below"), "").unwrap();
+        }
+        let values = client.read_many(&paths).unwrap();
+        let listed = client.directories(&paths).unwrap();
+        let in_transaction = client.transaction(|store| store.read_many(&paths)).unwrap();
+        for (number, path) in paths.iter().enumerate() {
+            let is_there = number % 2 == 0;
+            assert_eq!(values[number], is_there.then(|| path.clone()));
+            assert_eq!(listed[number], is_there.then(|| vec!["below".to_owned()]));
+        }
+        assert_eq!(in_transaction, values);
+        assert!(client.has_events(), "those that came in between wait");
+        assert_eq!(client.read_many(&[]).unwrap(), []);
+        daemon.introduce(3);
+        assert_eq!(client.are_introduced(&[3, 4, 0]).unwrap(), [true, false, true]);
+        let closed = Permission {
+            domid: 0,
+            access: Access::None,
+        };
+        client.set_permissions("/a/0", &[closed]).unwrap();
+        let refused = connect(&daemon, 3).read_many(&paths).unwrap_err();
+        assert_eq!(refused.cause(), &Cause::Refused(ErrorName::Eacces));
+    }
+
+    #[test]
     fn removing_takes_everything_below_along() {
         let mut client = connect(&Xenstored::new(), 0);
         client.write("/a/b/c", "x").unwrap();

@@ -11,20 +11,23 @@ use crate::policy::slots::bus_of;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
-use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
+use xenbus::client::{Client, Transport};
 use xenbus::device::SlotMode;
 use xenbus::path::{Device, Numbered, key};
 use xenbus::pciif::SharedPage;
 use xenbus::state::XenbusState;
 
+/// What an address in the guest should look like.
+const GUEST_BDF: &str = "SSSS:BB:DD.FF, or take the device off its list";
+
 /// Most roots that are read: one for each bus of a segment.
 const MAX_ROOTS: usize = 256;
 
 /// What becomes of a device of the list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Change {
     /// The guest has it.
     Exported {
@@ -40,7 +43,7 @@ pub enum Change {
 }
 
 /// A [`Change`] of one device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Its number in the list.
     pub number: usize,
@@ -51,17 +54,17 @@ pub struct Entry {
 }
 
 /// A device of the list. What is wrong with it is an error of that device alone.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ListedDevice {
     /// Its number in the list.
     pub number: usize,
     /// Its state.
     pub state: XenbusState,
-    /// Its real address.
-    pub bdf: Result<Bdf, Box<SetupError>>,
+    /// Its real address; `None` if the node with that is bad.
+    pub bdf: Option<Bdf>,
     /// Its guest address, as an earlier run of this stub has published it.
     pub guest_bdf: Result<Bdf, Box<SetupError>>,
-    /// What dom0's service says about it.
+    /// What dom0's service says about it, or what is wrong with its address.
     pub resources: Result<Resources, Box<SetupError>>,
 }
 
@@ -78,25 +81,30 @@ pub fn read<T: Transport, Page: SharedPage>(
     second: &SecondHop<Page>,
     wanted: fn(XenbusState) -> bool,
 ) -> Result<(SlotMode, Vec<ListedDevice>), Box<SetupError>> {
-    client.transaction_or(TRANSACTION_TRIES, |store| {
-        let store: &mut dyn Nodes = store;
-        let served = second.list(store)?;
-        let mode = second.slots(store)?;
-        let mut all = Vec::new();
+    let mut mode = SlotMode::default();
+    let mut all = Vec::new();
+    store::transaction(client, &mut |store| {
+        let listed = second.list(store)?;
+        mode = second.slots(store)?;
+        all.clear();
         for number in 0..count(store, device)? {
             // First, for most changes concern one device: the others cost one request each.
-            let state = store::state(store, &device.backend_node(&Numbered::State.at(number)))?;
+            let state = store::state(store, &device.numbered_node(Numbered::State, number))?;
             if !wanted(state) {
                 continue;
             }
-            let bdf = of_device(address(store, device, number))?;
-            let guest_bdf = of_device(guest_bdf(store, device, number))?;
-            let resources = match &bdf {
+            let bdf = address(store, device.numbered_node(Numbered::Device, number), store::BDF)?;
+            let guest_bdf = address(
+                store,
+                device.numbered_node(Numbered::VirtualDevice, number),
+                GUEST_BDF,
+            )?;
+            let (bdf, resources) = match bdf {
                 Ok(bdf) => {
-                    let served = served.number_of(*bdf);
-                    of_device(served.and_then(|number| second.resources(store, *bdf, number)))?
+                    let resources = second.resources(store, &listed, bdf);
+                    (Some(bdf), of_device(resources)?)
                 }
-                Err(error) => Err(error.clone()),
+                Err(error) => (None, Err(error)),
             };
             all.push(ListedDevice {
                 number,
@@ -106,8 +114,9 @@ pub fn read<T: Transport, Page: SharedPage>(
                 resources,
             });
         }
-        Ok((mode, all))
-    })
+        Ok(())
+    })?;
+    Ok((mode, all))
 }
 
 /// Separates an error of one device (inner result) from a failure of xenstore (outer result), which says nothing about
@@ -130,16 +139,13 @@ fn count(store: &mut dyn Nodes, device: Device) -> Result<usize, Box<SetupError>
     Ok(count as usize)
 }
 
-/// The real address of device `number`.
-fn address(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
-    let key = Numbered::Device.at(number);
-    node(store, device, &key, "SSSS:BB:DD.F", |text| text.parse().ok())
-}
-
-fn guest_bdf(store: &mut dyn Nodes, device: Device, number: usize) -> Result<Bdf, Box<SetupError>> {
-    let key = Numbered::VirtualDevice.at(number);
-    let expected = "SSSS:BB:DD.FF, or take the device off its list";
-    node(store, device, &key, expected, |text| text.parse().ok())
+/// The address of a function, from a node of the list. A bad one is an error of that device alone.
+fn address(
+    store: &mut dyn Nodes,
+    path: String,
+    expected: &'static str,
+) -> Result<Result<Bdf, Box<SetupError>>, Box<SetupError>> {
+    of_device(store::address(store, &path, expected))
 }
 
 /// Publishes what has become of devices, all at one moment.
@@ -156,62 +162,66 @@ pub fn publish<T: Transport>(
     exported: &[(usize, Bdf, Bdf)],
 ) -> Result<bool, Box<SetupError>> {
     // Made before the transaction, whose body runs again where another writer comes first.
-    let plan: Vec<_> = entries.iter().map(|entry| (entry, nodes(entry))).collect();
-    client.transaction_or(TRANSACTION_TRIES, |store| {
-        let store: &mut dyn Nodes = store;
+    let mut plan = Vec::new();
+    for entry in entries {
+        plan_nodes(device, entry, &mut plan);
+    }
+    let mut published = false;
+    store::transaction(client, &mut |store| {
+        published = false;
         let mut is_at = |key: Numbered, number, bdf| -> Result<bool, Box<SetupError>> {
-            let text = store.get(&device.backend_node(&key.at(number)))?;
+            let text = store.get(&device.numbered_node(key, number))?;
             Ok(text.and_then(|text| text.parse::<Bdf>().ok()) == bdf)
         };
         for entry in entries {
             if !is_at(Numbered::Device, entry.number, entry.bdf)? {
-                return Ok(false);
+                return Ok(());
             }
         }
         for &(number, bdf, guest_bdf) in exported {
             if !is_at(Numbered::Device, number, Some(bdf))?
                 || !is_at(Numbered::VirtualDevice, number, Some(guest_bdf))?
             {
-                return Ok(false);
+                return Ok(());
             }
         }
         // Nothing is written before all is checked: an early return commits what was written.
-        let mut added = Vec::new();
-        for (entry, nodes) in &plan {
-            for (key, value) in nodes {
-                store.set(&device.backend_node(key), value)?;
-            }
-            if let Change::Exported {
-                guest_bdf,
-                root: true,
-            } = entry.change
-            {
-                added.push(root(guest_bdf));
-            }
+        for (path, value) in &plan {
+            store.set(path, value)?;
         }
-        publish_roots(store, device, added)?;
-        Ok(true)
-    })
+        publish_roots(store, device, entries)?;
+        published = true;
+        Ok(())
+    })?;
+    Ok(published)
 }
 
 /// Appends the roots that are not in the list yet. None is ever removed, as with xen-pciback: the guest keeps its buses.
-fn publish_roots(store: &mut dyn Nodes, device: Device, added: Vec<String>) -> Result<(), Box<SetupError>> {
-    let node = |key: &str| device.backend_node(key);
+fn publish_roots(store: &mut dyn Nodes, device: Device, entries: &[Entry]) -> Result<(), Box<SetupError>> {
+    let root_num = device.backend_node(key::ROOT_NUM);
     // Missing until the first device is exported. Garbage counts as none: the node is the stub's own.
-    let count = store.get(&node(key::ROOT_NUM))?;
+    let count = store.get(&root_num)?;
     let count = count.and_then(|text| store::decimal(&text)).unwrap_or(0);
     let mut roots = Vec::new();
     for number in 0..(count as usize).min(MAX_ROOTS) {
-        let known = store.get(&node(&Numbered::Root.at(number)))?;
+        let known = store.get(&device.numbered_node(Numbered::Root, number))?;
         roots.push(known.unwrap_or_default());
     }
-    for root in added {
+    for entry in entries {
+        let Change::Exported {
+            guest_bdf,
+            root: true,
+        } = entry.change
+        else {
+            continue;
+        };
+        let root = root(guest_bdf);
         if !roots.contains(&root) {
-            store.set(&node(&Numbered::Root.at(roots.len())), &root)?;
+            store.set(&device.numbered_node(Numbered::Root, roots.len()), &root)?;
             roots.push(root);
         }
     }
-    store.set(&node(key::ROOT_NUM), &roots.len().to_string())
+    store.set(&root_num, &format!("{}", roots.len()))
 }
 
 /// The root of a function at this guest address: segment and bus.
@@ -220,21 +230,21 @@ fn root(guest_bdf: Bdf) -> String {
     format!("{segment:04x}:{bus:02x}")
 }
 
-/// Keys and values of the nodes that publish a change.
-fn nodes(entry: &Entry) -> Vec<(String, String)> {
-    let at = |key: Numbered| key.at(entry.number);
-    let state = |state: XenbusState| (at(Numbered::State), state.as_str().to_string());
-    match &entry.change {
-        Change::Exported { guest_bdf, .. } => Vec::from([
-            (at(Numbered::VirtualDevice), virtual_address(*guest_bdf)),
-            state(XenbusState::Initialised),
-        ]),
-        Change::Removed => Vec::from([state(XenbusState::Closed)]),
-        Change::Refused(error) => Vec::from([
-            (at(Numbered::Error), store::error_text(error)),
-            state(XenbusState::Closed),
-        ]),
-    }
+/// Appends paths and values of the nodes that publish a change.
+fn plan_nodes(device: Device, entry: &Entry, plan: &mut Vec<(String, String)>) {
+    let mut set = |key, value| plan.push((device.numbered_node(key, entry.number), value));
+    let state = match &entry.change {
+        Change::Exported { guest_bdf, .. } => {
+            set(Numbered::VirtualDevice, virtual_address(*guest_bdf));
+            XenbusState::Initialised
+        }
+        Change::Removed => XenbusState::Closed,
+        Change::Refused(error) => {
+            set(Numbered::Error, store::error_text(error));
+            XenbusState::Closed
+        }
+    };
+    set(Numbered::State, String::from(state.as_str()));
 }
 
 fn node<R>(

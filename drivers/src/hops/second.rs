@@ -7,7 +7,8 @@
 //! pciif has no request numbers, so a late answer could be taken for that of the next request. A request whose time is up
 //! is therefore **not** withdrawn: it stays in the page. Until the service has answered it, every further request fails
 //! at once with [`RequestError::ServiceBusy`]. The late answer is dropped, and what it did to the device stays. After a
-//! lost answer about MSI or MSI-X, the next request about them starts by turning them off (`MsiState`).
+//! lost answer about MSI or MSI-X, the next request about them starts by turning them off (`MsiState`). The first request
+//! after an export does so too, because the lost one may be of an earlier connection or run.
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
 use crate::log;
@@ -19,11 +20,11 @@ use crate::policy::engine::MAX_FUNCTIONS;
 use crate::policy::resources::Resources;
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
-use alloc::string::ToString;
+use alloc::format;
 use alloc::vec::Vec;
 use core::time::Duration;
 use pci::bdf::Bdf;
-use xenbus::client::{Client, TRANSACTION_TRIES, Transport};
+use xenbus::client::{Client, Transport};
 use xenbus::counters::Counters;
 use xenbus::device::{self, SlotMode};
 use xenbus::handover_block::{self, HandoverBlock};
@@ -36,14 +37,96 @@ use xenbus::state::XenbusState;
 /// told an error.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// A node that the service writes for each device, and what it says about the device's [`Resources`].
+struct Field {
+    key: Numbered,
+    /// The flags that only some devices need may be missing (docs/protocol.md).
+    required: bool,
+    expected: &'static str,
+    /// Puts a value into the resources; false if it is not what is expected.
+    read: fn(&mut Resources, &str) -> bool,
+}
+
 /// What a node that is on or off must say.
 const FLAG: &str = "1 or 0";
+
+/// All of them. In a table, because code for each costs the image ten times as much.
+static FIELDS: [Field; 9] = [
+    Field {
+        key: Numbered::Bars,
+        required: true,
+        expected: "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
+        read: |resources, text| {
+            let bars = text.parse::<device::Bars>().ok();
+            put(&mut resources.bars, bars.and_then(|bars| Bars::new(&bars)))
+        },
+    },
+    Field {
+        key: Numbered::Virtual,
+        required: false,
+        expected: FLAG,
+        read: |resources, text| put(&mut resources.virtual_function, flag(text)),
+    },
+    Field {
+        key: Numbered::Ids,
+        required: true,
+        expected: "VVVV:DDDD",
+        read: |resources, text| put(&mut resources.ids, text.parse().ok()),
+    },
+    Field {
+        key: Numbered::Ecam,
+        required: true,
+        expected: "a frame number in hex",
+        read: |resources, text| put(&mut resources.ecam, store::hex(text)),
+    },
+    Field {
+        key: Numbered::Irq,
+        required: true,
+        expected: "a decimal number",
+        read: |resources, text| put(&mut resources.irq, store::decimal(text)),
+    },
+    Field {
+        key: Numbered::Intx,
+        required: true,
+        expected: FLAG,
+        read: |resources, text| put(&mut resources.intx, flag(text)),
+    },
+    Field {
+        key: Numbered::Permissive,
+        required: false,
+        expected: FLAG,
+        read: |resources, text| put(&mut resources.permissive, flag(text)),
+    },
+    Field {
+        key: Numbered::Quirks,
+        required: false,
+        expected: "REG:SIZE:MASK in hex, at most 32, apart from each other, separated by ;",
+        read: |resources, text| put(&mut resources.quirks, text.parse().ok()),
+    },
+    Field {
+        key: Numbered::Msi,
+        required: false,
+        expected: FLAG,
+        read: |resources, text| put(&mut resources.msi, flag(text)),
+    },
+];
 
 fn flag(text: &str) -> Option<bool> {
     match text {
         "1" => Some(true),
         "0" => Some(false),
         _ => None,
+    }
+}
+
+/// Puts a value where it belongs, if there is one.
+fn put<R>(place: &mut R, value: Option<R>) -> bool {
+    match value {
+        Some(value) => {
+            *place = value;
+            true
+        }
+        None => false,
     }
 }
 
@@ -180,89 +263,69 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// # Errors
     /// A missing or bad node, blamed on the toolstack, or [`SetupError::Store`].
     pub fn guest(&self, store: &mut dyn Nodes) -> Result<DomId, Box<SetupError>> {
-        store::value(
-            store,
-            &self.device.backend_node(key::GUEST),
-            Blame::Toolstack,
-            "a domain number",
-            |text| store::decimal(text)?.try_into().ok(),
-        )
+        store::domid(store, &self.device.backend_node(key::GUEST), "a domain number")
     }
 
     /// The service's list of devices for this stub.
     ///
     /// # Errors
-    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`ServiceList::number_of`] tells.
+    /// As [`Self::guest`]. A bad address is an error of that device alone, which [`Self::resources`] tells.
     pub(crate) fn list(&self, store: &mut dyn Nodes) -> Result<ServiceList, Box<SetupError>> {
-        let count = store::value(
+        let count = store::number(
             store,
             &self.device.backend_node(key::NUM_DEVS),
             Blame::Toolstack,
             "a number from 0 to 256",
-            |text| store::decimal(text).filter(|&count| count as usize <= MAX_FUNCTIONS),
+            MAX_FUNCTIONS as u32,
         )?;
         let mut addresses = Vec::new();
         for number in 0..count as usize {
-            let address = self.node(store, Numbered::Device.at(number), "SSSS:BB:DD.F", |text| {
-                text.parse().ok()
-            });
             // A bad address spoils its own device only: the others are served.
-            match address {
+            match self.address(store, number) {
                 Err(error) if error.is_of_store() => return Err(error),
-                address => addresses.push(address),
+                address => addresses.push(address.ok()),
             }
         }
         Ok(ServiceList(addresses))
     }
 
-    /// What the service says about device `bdf`, which has this number in its list.
+    /// The address of the device with this number in the service's list.
+    fn address(&self, store: &mut dyn Nodes, index: usize) -> Result<Bdf, Box<SetupError>> {
+        let path = self.device.numbered_node(Numbered::Device, index);
+        store::address(store, &path, store::BDF)
+    }
+
+    /// What the service says about device `bdf`. `list` is of the same transaction.
     ///
     /// # Errors
-    /// As [`Self::guest`].
-    pub fn resources(
+    /// As [`Self::guest`], and if the device is not in the list. If it may be hidden behind a bad address there, that
+    /// address is the error.
+    pub(crate) fn resources(
         &self,
         store: &mut dyn Nodes,
+        list: &ServiceList,
         bdf: Bdf,
-        index: usize,
     ) -> Result<Resources, Box<SetupError>> {
-        let bars = self.node(
-            store,
-            Numbered::Bars.at(index),
-            "seven START,SIZE,FLAGS in hex, each a power of two and aligned, separated by ;",
-            |text| Bars::new(&text.parse::<device::Bars>().ok()?),
-        )?;
-        // The flags that only some devices need may be missing (docs/protocol.md).
-        let virtual_function = self.flag(store, Numbered::Virtual, index, false)?;
-        Ok(Resources {
-            bdf,
-            ids: self.node(store, Numbered::Ids.at(index), "VVVV:DDDD", |text| {
-                text.parse().ok()
-            })?,
-            ecam: self.node(
-                store,
-                Numbered::Ecam.at(index),
-                "a frame number in hex",
-                store::hex,
-            )?,
-            bars: if virtual_function {
-                bars.of_virtual_function()
-            } else {
-                bars
-            },
-            irq: self.node(store, Numbered::Irq.at(index), "a decimal number", store::decimal)?,
-            intx: self.node(store, Numbered::Intx.at(index), FLAG, flag)?,
-            permissive: self.flag(store, Numbered::Permissive, index, false)?,
-            quirks: self
-                .optional(
-                    store,
-                    &Numbered::Quirks.at(index),
-                    "REG:SIZE:MASK in hex, at most 32, apart from each other, separated by ;",
-                    |text| text.parse().ok(),
-                )?
-                .unwrap_or_default(),
-            msi: self.flag(store, Numbered::Msi, index, true)?,
-            virtual_function,
-        })
+        let Some(index) = list.0.iter().position(|address| *address == Some(bdf)) else {
+            // The device may be the one behind the bad node, which says more than "not listed".
+            if let Some(bad) = list.0.iter().position(Option::is_none) {
+                self.address(store, bad)?;
+            }
+            return Err(SetupError::NotServed(bdf).into());
+        };
+        let mut resources = Resources::of(bdf);
+        for field in &FIELDS {
+            let path = self.device.numbered_node(field.key, index);
+            let mut read = |text: &str| (field.read)(&mut resources, text);
+            let found = store::check(store, &path, Blame::Toolstack, field.expected, &mut read)?;
+            if field.required && !found {
+                return Err(store::missing_node(&path, Blame::Toolstack));
+            }
+        }
+        if resources.virtual_function {
+            resources.bars = resources.bars.of_virtual_function();
+        }
+        Ok(resources)
     }
 
     /// How the guest's devices are addressed.
@@ -270,42 +333,14 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     /// # Errors
     /// As [`Self::guest`].
     pub fn slots(&self, store: &mut dyn Nodes) -> Result<SlotMode, Box<SetupError>> {
-        let mode = self.optional(store, key::SLOTS, "vpci or passthrough", |text| text.parse().ok())?;
+        let mode = store::optional(
+            store,
+            &self.device.backend_node(key::SLOTS),
+            Blame::Toolstack,
+            "vpci or passthrough",
+            |text| text.parse().ok(),
+        )?;
         Ok(mode.unwrap_or_default())
-    }
-
-    fn flag(
-        &self,
-        store: &mut dyn Nodes,
-        key: Numbered,
-        index: usize,
-        default: bool,
-    ) -> Result<bool, Box<SetupError>> {
-        let value = self.optional(store, &key.at(index), FLAG, flag)?;
-        Ok(value.unwrap_or(default))
-    }
-
-    /// A node that need not be there.
-    fn optional<R>(
-        &self,
-        store: &mut dyn Nodes,
-        key: &str,
-        expected: &'static str,
-        parse: impl Fn(&str) -> Option<R>,
-    ) -> Result<Option<R>, Box<SetupError>> {
-        let path = self.device.backend_node(key);
-        store::optional(store, &path, Blame::Toolstack, expected, parse)
-    }
-
-    fn node<R>(
-        &self,
-        store: &mut dyn Nodes,
-        key: impl AsRef<str>,
-        expected: &'static str,
-        parse: impl Fn(&str) -> Option<R>,
-    ) -> Result<R, Box<SetupError>> {
-        let path = self.device.backend_node(key.as_ref());
-        store::value(store, &path, Blame::Toolstack, expected, parse)
     }
 
     /// The handover block of the stub domain before this one, if the toolstack has written it. One that cannot be read
@@ -348,10 +383,13 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         }
     }
 
-    /// Publishes the counters for `bulkhead status`.
-    pub fn publish_counters(&self, counters: &Counters) {
+    /// Publishes the counters for `bulkhead status`: all of them in a page that may be new, or those that have changed.
+    pub fn publish_counters(&self, counters: &mut Counters, all: bool) {
         if let ServicePhase::Up(channel) = &self.phase {
-            counters.publish(&channel.page);
+            match all {
+                true => counters.publish(&channel.page),
+                false => counters.publish_changes(&channel.page),
+            }
         }
     }
 
@@ -388,7 +426,7 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
             client,
             self.device.frontend(),
             &self.device.frontend_dir(),
-            &error,
+            &store::error_text(&error),
         );
         self.set_state(client, XenbusState::Closing)
     }
@@ -417,10 +455,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
         });
         let device = self.device;
         // In one transaction, so that the service never finds the page of one run with the port of another.
-        client.transaction_or(TRANSACTION_TRIES, |store| {
-            let store: &mut dyn Nodes = store;
-            store.set(&device.frontend_node(key::PCI_OP_REF), &grant.to_string())?;
-            store.set(&device.frontend_node(key::EVENT_CHANNEL), &port.to_string())?;
+        store::transaction(client, &mut |store| {
+            store.set(&device.frontend_node(key::PCI_OP_REF), &format!("{grant}"))?;
+            store.set(&device.frontend_node(key::EVENT_CHANNEL), &format!("{port}"))?;
             store.set(&device.frontend_node(key::MAGIC), pciif::MAGIC)
         })?;
         self.set_state(client, XenbusState::Initialised)?;
@@ -443,24 +480,9 @@ impl<Page: pciif::SharedPage> SecondHop<Page> {
     }
 }
 
-/// The service's list of devices: the address under each number, or what is wrong with its node.
+/// The service's list of devices: the address under each number; `None` where the node with that is bad.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceList(Vec<Result<Bdf, Box<SetupError>>>);
-
-impl ServiceList {
-    /// The number of a device.
-    ///
-    /// # Errors
-    /// The device is not in the list. If it may be hidden behind a bad node, that node is the error.
-    pub fn number_of(&self, bdf: Bdf) -> Result<usize, Box<SetupError>> {
-        if let Some(number) = self.0.iter().position(|address| *address == Ok(bdf)) {
-            return Ok(number);
-        }
-        // The device may be the one behind the bad node, which says more than "not listed".
-        let bad = self.0.iter().find_map(|address| address.as_ref().err());
-        Err(bad.cloned().unwrap_or_else(|| SetupError::NotServed(bdf).into()))
-    }
-}
+pub(crate) struct ServiceList(Vec<Option<Bdf>>);
 
 /// How long an answer of the service is looked for in the page without going to sleep. A write takes less, as a rule,
 /// and its answer is there before the event that tells of it.

@@ -5,7 +5,7 @@
 
 use super::config::{Access, Effect, VirtualConfig};
 use super::dom0::Dom0;
-use super::msi::MsiState;
+use super::msi::{Mode, MsiState};
 use super::resources::Resources;
 use super::slots::{SlotError, Slots};
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
@@ -17,12 +17,16 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 use pci::bdf::Bdf;
-use xenbus::counters::{Counter, Counters};
+use xenbus::counters::{Class, Counter, Counters};
 use xenbus::device::SlotMode;
 use xenbus::pciif::{Command, MsixEntry, Request, TooManyVectors};
 
 /// Most functions that a guest can have: 32 slots of 8 functions, one bus.
 pub const MAX_FUNCTIONS: usize = 256;
+
+/// The highest bit of a function's shadow in the handover block, beside those of [`VirtualConfig::shadow`]: MSI or MSI-X is
+/// on, and the guest has the pirqs. Without it nobody has them, and what is on in the device is of no use to the guest.
+const HAS_PIRQS: u32 = 1 << 23;
 
 /// The limit on log lines of each [`LogKind`]: a guest must not be able to fill a disk (XSA-130).
 const LOG_LIMIT: Limit = Limit {
@@ -138,6 +142,11 @@ impl<E: ConfigSpace> Engine<E> {
         self.slots = Slots::new(mode);
     }
 
+    /// How functions are addressed.
+    pub const fn slot_mode(&self) -> SlotMode {
+        self.slots.mode()
+    }
+
     /// Exports a function at guest address `previous`, or as a new one at the first free address; returns that address.
     ///
     /// # Errors
@@ -151,15 +160,15 @@ impl<E: ConfigSpace> Engine<E> {
     ) -> Result<Bdf, (Box<SetupError>, E)> {
         let bdf = resources.bdf;
         let virtual_function = resources.virtual_function;
-        // The virtual bus has no bus behind it: Linux lets no device beside a bridge have memory in the bridge's window
-        // (decision 22).
         let config = match VirtualConfig::new(resources, &ecam) {
-            Ok(config) if config.is_bridge() && self.slots.mode() == SlotMode::Vpci => {
-                return Err((SetupError::VirtualBridge(bdf).into(), ecam));
-            }
             Ok(config) => config,
             Err(error) => return Err((error, ecam)),
         };
+        // The virtual bus has no bus behind it: Linux lets no device beside a bridge have memory in the bridge's window
+        // (decision 22).
+        if config.is_bridge() && self.slots.mode() == SlotMode::Vpci {
+            return Err((SetupError::VirtualBridge(bdf).into(), ecam));
+        }
         // All that can fail comes before the first change.
         let gap = self.functions.iter().position(Option::is_none);
         let index = gap.unwrap_or(self.functions.len());
@@ -171,19 +180,26 @@ impl<E: ConfigSpace> Engine<E> {
             });
         let guest_bdf = match added {
             Ok(guest_bdf) => guest_bdf,
-            Err(SlotError::Full) => return Err((SetupError::BusFull(bdf).into(), ecam)),
-            Err(SlotError::Taken) => return Err((SetupError::Duplicate(bdf).into(), ecam)),
-            Err(SlotError::Misplaced) => return Err((SetupError::Misplaced(bdf).into(), ecam)),
+            Err(error) => {
+                let error = match error {
+                    SlotError::Full => SetupError::BusFull(bdf),
+                    SlotError::Taken => SetupError::Duplicate(bdf),
+                    SlotError::Misplaced => SetupError::Misplaced(bdf),
+                };
+                return Err((error.into(), ecam));
+            }
         };
-        let function = Some(Function {
+        let function = Function {
             msi: MsiState::new(&config, &ecam),
             config,
             ecam,
             guest_bdf,
-        });
-        match self.functions.get_mut(index) {
-            Some(gap) => *gap = function,
-            None => self.functions.push(function),
+        };
+        if gap.is_none() {
+            self.functions.push(None);
+        }
+        if let Some(gap) = self.functions.get_mut(index) {
+            *gap = Some(function);
         }
         Ok(guest_bdf)
     }
@@ -221,6 +237,14 @@ impl<E: ConfigSpace> Engine<E> {
         self.functions.iter().any(|function| is_at(function, bdf))
     }
 
+    /// The real addresses of the functions that are exported.
+    pub fn devices(&self) -> impl Iterator<Item = Bdf> {
+        self.functions
+            .iter()
+            .flatten()
+            .map(|function| function.config.resources().bdf)
+    }
+
     /// The guest address of the function at this real address.
     pub fn guest_bdf(&self, bdf: Bdf) -> Option<Bdf> {
         let mut exported = self.functions.iter().filter(|function| is_at(function, bdf));
@@ -242,32 +266,38 @@ impl<E: ConfigSpace> Engine<E> {
         }
     }
 
-    /// What must outlive a restart about the function of a request: its guest address, and [`VirtualConfig::shadow`].
+    /// What must outlive a restart about the function of a request: its guest address, [`VirtualConfig::shadow`], and
+    /// [`HAS_PIRQS`].
     pub fn shadow(&self, request: &Request) -> Option<(Bdf, u32)> {
         let index = self.slots.find(request.function())?;
-        let function = self.functions.get(index)?.as_ref()?;
-        Some((function.guest_bdf, function.config.shadow()))
+        Some(self.functions.get(index)?.as_ref()?.shadow())
     }
 
     /// The same for all functions.
     pub fn shadows(&self) -> impl Iterator<Item = (Bdf, u32)> {
-        let exported = self.functions.iter().flatten();
-        exported.map(|function| (function.guest_bdf, function.config.shadow()))
+        self.functions.iter().flatten().map(Function::shadow)
     }
 
-    /// Restores what an earlier run has kept about the function at `guest_bdf`.
-    pub fn set_shadow(&mut self, guest_bdf: Bdf, shadow: u32) {
+    /// Restores what an earlier run has kept about the function at `guest_bdf`, if it has kept something.
+    pub fn set_shadow(&mut self, guest_bdf: Bdf, shadow: Option<u32>) {
         if let Some(function) = self.function(Some(guest_bdf)) {
-            function.config.set_shadow(shadow);
+            if let Some(shadow) = shadow {
+                function.config.set_shadow(shadow);
+            }
+            if shadow.unwrap_or(0) & HAS_PIRQS == 0 {
+                function.msi.mark_unknown(None);
+            }
         }
     }
 
-    /// Takes note that this request is served again: an earlier run may have carried it out, in whole or in part.
+    /// Takes note that the guest may not know, or not use any more, the pirqs that this request is about. An earlier run has
+    /// failed over the request, or its answer comes too late, or it turns off.
     pub fn mark_unknown(&mut self, request: &Request) {
         let kind = match request.command {
-            Command::EnableMsi => MessageKind::Msi,
-            Command::EnableMsix => MessageKind::Msix,
-            // The others can be carried out twice: a write writes the same value, turning off turns off.
+            Command::EnableMsi => Some(MessageKind::Msi),
+            Command::EnableMsix => Some(MessageKind::Msix),
+            Command::DisableMsi | Command::DisableMsix => None,
+            // These can be carried out twice, and turn nothing on or off.
             _ => return,
         };
         if let Some(function) = self.function(request.function()) {
@@ -328,14 +358,19 @@ impl<E: ConfigSpace> Engine<E> {
         &self.counters
     }
 
-    /// Sets a counter that is kept elsewhere.
-    pub fn set_count(&mut self, counter: Counter, value: u64) {
-        self.counters.set(counter, value);
+    /// The same, to be published or to be set by what is counted elsewhere.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
     }
 
     /// Counts something that happens around a request.
     pub fn count(&mut self, counter: Counter) {
         self.counters.add(counter);
+    }
+
+    /// Counts how long a request took, from when it was taken until the guest had its answer.
+    pub fn count_time(&mut self, class: Class, time: Duration) {
+        self.counters.add_latency(class, time);
     }
 
     /// Logs how many lines were suppressed, for each kind that is due; returns when the next kind is due.
@@ -418,6 +453,14 @@ impl<E: ConfigSpace> Engine<E> {
 }
 
 impl<E: ConfigSpace> Function<E> {
+    fn shadow(&self) -> (Bdf, u32) {
+        let has_pirqs = match self.msi.mode() {
+            Mode::On(_) => HAS_PIRQS,
+            _ => 0,
+        };
+        (self.guest_bdf, self.config.shadow() | has_pirqs)
+    }
+
     fn quiesce(&mut self, dom0: &mut impl Dom0, counters: &mut Counters) {
         let bdf = self.config.resources().bdf;
         match self.msi.disable(dom0) {

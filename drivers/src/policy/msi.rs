@@ -1,7 +1,9 @@
 //! MSI and MSI-X of one function: when a guest may turn them on, and how they are turned off.
 //!
 //! The state follows dom0's answers. Where an answer is lost, the state is unknown, and the next request starts by turning
-//! off whatever may be on.
+//! off whatever may be on. A request whose answer is lost may still be carried out, after the connection or the run that
+//! sent it. So a device whose registers say that nothing is on is asked about too: dom0 carries requests out in their
+//! order, and an answer to one says that all earlier ones are over.
 
 use super::config::VirtualConfig;
 use super::dom0::Dom0;
@@ -10,16 +12,19 @@ use crate::platform::ConfigSpace;
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
 use pci::registers::{command, msi, msix, power, register};
-use xenbus::pciif::{MAX_VECTORS, MsixEntry, TooManyVectors};
+use xenbus::pciif::{MsixEntry, TooManyVectors};
 
 /// Which interrupts the device sends, as far as the stub knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Its INTx line, or nothing.
+    /// Its INTx line, or nothing, by dom0's answer.
     Intx,
-    /// MSI or MSI-X.
+    /// The same by its registers. A request of an earlier connection or run may still be under way in dom0.
+    Unconfirmed,
+    /// MSI or MSI-X, and the guest has its pirqs.
     On(MessageKind),
-    /// No answer came to a request to turn this kind on or off: it may be either.
+    /// This kind may be on or off, and the guest does not know of its pirqs: no answer came to a request to turn it on, or
+    /// the guest wanted it off and dom0 has not said that it is.
     Unknown(MessageKind),
 }
 
@@ -58,7 +63,7 @@ impl MsiState {
         // kind that is on by its own record, whichever is asked for.
         let mode = is_on(MessageKind::Msix, msix, msix::ENABLE)
             .or_else(|| is_on(MessageKind::Msi, msi, msi::ENABLE))
-            .unwrap_or(Mode::Intx);
+            .unwrap_or(Mode::Unconfirmed);
         Self {
             mode,
             bdf: config.resources().bdf,
@@ -75,11 +80,13 @@ impl MsiState {
         self.mode
     }
 
-    /// Takes note that a request to turn `kind` on was under way when the stub failed, and is served again. Nobody knows
-    /// what it did the first time, unless the other kind is on: then it was refused.
-    pub fn mark_unknown(&mut self, kind: MessageKind) {
-        if !matches!(self.mode, Mode::On(on) if on != kind) {
-            self.mode = Mode::Unknown(kind);
+    /// Takes note that the guest may not know of the pirqs of what is on, or does not use them any more. `asked` is the kind
+    /// that it has asked for: if the other kind is on, that was refused, and nothing has changed.
+    pub fn mark_unknown(&mut self, asked: Option<MessageKind>) {
+        if let Mode::On(on) = self.mode
+            && asked.is_none_or(|kind| kind == on)
+        {
+            self.mode = Mode::Unknown(on);
         }
     }
 
@@ -94,12 +101,12 @@ impl MsiState {
         if !self.offered {
             return refuse(MessageRefusal::SwitchedOff);
         }
-        self.resolve_unknown(dom0)?;
+        self.resolve_unknown(dom0, KIND)?;
         match self.mode {
             Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
-            // Not unknown: that is resolved, or has failed above.
-            Mode::Intx | Mode::Unknown(_) => {}
+            // Only the first: the others are resolved, or have failed above.
+            Mode::Intx | Mode::Unconfirmed | Mode::Unknown(_) => {}
         }
         let Some(base) = self.msi else {
             return refuse(MessageRefusal::NoCapability);
@@ -109,18 +116,22 @@ impl MsiState {
         if !self.is_awake(ecam)? {
             return refuse(MessageRefusal::Asleep);
         }
-        let answer = match dom0.enable_msi(self.bdf) {
-            // Linux takes pirq 0 for a failure.
-            Ok(0) => Err(RequestError::ServiceNonsense),
-            answer => answer,
-        };
-        self.update_mode(KIND, answer)
+        self.mode = Mode::Unknown(KIND);
+        let pirq = dom0.enable_msi(self.bdf)?;
+        // Linux takes pirq 0 for a failure.
+        if pirq == 0 {
+            return Err(RequestError::ServiceNonsense);
+        }
+        self.mode = Mode::On(KIND);
+        Ok(pirq)
     }
 
     /// Turns MSI-X on for `entries`; returns the guest's pirqs in the same order.
     ///
     /// # Errors
     /// [`RequestError::Message`], or what dom0's service answers.
+    // Not inlined, it makes the image 64 bytes longer.
+    #[inline(always)]
     pub fn enable_msix(
         &mut self,
         ecam: &impl ConfigSpace,
@@ -136,11 +147,11 @@ impl MsiState {
             Ok(entries) => entries,
             Err(TooManyVectors(count)) => return refuse(MessageRefusal::TooManyVectors(count)),
         };
-        self.resolve_unknown(dom0)?;
+        self.resolve_unknown(dom0, KIND)?;
         match self.mode {
             Mode::On(KIND) => return refuse(MessageRefusal::AlreadyOn),
             Mode::On(_) => return refuse(MessageRefusal::OtherKindOn),
-            Mode::Intx | Mode::Unknown(_) => {}
+            Mode::Intx | Mode::Unconfirmed | Mode::Unknown(_) => {}
         }
         // From here on in the order of xen-pciback's checks, so that a guest gets the same error for the same mistake. Xen
         // writes the vector table in the device's memory: an access that nobody claims can bring the host down (XSA-157).
@@ -158,14 +169,14 @@ impl MsiState {
         if let Err(refusal) = check_entries(entries, table) {
             return refuse(refusal);
         }
-        let answer = match dom0.enable_msix(self.bdf, entries) {
-            // The guest takes a pirq for each entry. Fewer, or a 0, would leave it with vectors that nothing arrives at.
-            Ok(pirqs) if pirqs.len() != entries.len() || pirqs.contains(&0) => {
-                Err(RequestError::ServiceNonsense)
-            }
-            answer => answer,
-        };
-        self.update_mode(KIND, answer)
+        self.mode = Mode::Unknown(KIND);
+        let pirqs = dom0.enable_msix(self.bdf, entries)?;
+        // The guest takes a pirq for each entry. Fewer, or a 0, would leave it with vectors that nothing arrives at.
+        if pirqs.len() != entries.len() || pirqs.contains(&0) {
+            return Err(RequestError::ServiceNonsense);
+        }
+        self.mode = Mode::On(KIND);
+        Ok(pirqs)
     }
 
     /// Turns off whichever kind is on; returns that kind. Where nothing is on, nothing happens.
@@ -174,27 +185,22 @@ impl MsiState {
     /// for the wrong kind (decision 8).
     ///
     /// # Errors
-    /// What dom0's service answers; the kind then counts as on, or as unknown if the answer was lost.
+    /// What dom0's service answers, or that it was not asked. Whether the kind is on is unknown then. It does not count as on:
+    /// Linux ignores the error, takes the kind for off, and asks for it again later.
     pub fn disable(&mut self, dom0: &mut impl Dom0) -> Result<Option<MessageKind>, RequestError> {
         let (Mode::On(kind) | Mode::Unknown(kind)) = self.mode else {
             return Ok(None);
         };
-        match dom0.disable(self.bdf, kind) {
-            Ok(()) => {
-                self.mode = Mode::Intx;
-                Ok(Some(kind))
-            }
-            Err(error) => {
-                if error.is_outcome_unknown() {
-                    self.mode = Mode::Unknown(kind);
-                }
-                Err(error)
-            }
-        }
+        self.mode = Mode::Unknown(kind);
+        dom0.disable(self.bdf, kind)?;
+        self.mode = Mode::Intx;
+        Ok(Some(kind))
     }
 
     /// True if the device is in D0. In another state it answers no memory access, although COMMAND says that it decodes,
     /// so its vector table cannot be written (XSA-157).
+    // Not inlined, it makes the image 128 bytes longer.
+    #[inline(always)]
     fn is_awake(&self, ecam: &impl ConfigSpace) -> Result<bool, RequestError> {
         match self.power {
             Some(control) => Ok(word(ecam, control)? & power::STATE == 0),
@@ -202,27 +208,16 @@ impl MsiState {
         }
     }
 
-    /// Turns off what may be on since an answer was lost, so that turning on starts from a known state.
-    fn resolve_unknown(&mut self, dom0: &mut impl Dom0) -> Result<(), RequestError> {
+    /// Turns off what may be on without the guest's knowledge, so that turning `kind` on starts from a known state.
+    fn resolve_unknown(&mut self, dom0: &mut impl Dom0, kind: MessageKind) -> Result<(), RequestError> {
+        if self.mode == Mode::Unconfirmed {
+            // dom0 turns off whichever is on.
+            self.mode = Mode::Unknown(kind);
+        }
         if matches!(self.mode, Mode::Unknown(_)) {
             self.disable(dom0)?;
         }
         Ok(())
-    }
-
-    /// Sets the mode by the answer to turning `kind` on; returns the answer.
-    fn update_mode<R>(
-        &mut self,
-        kind: MessageKind,
-        answer: Result<R, RequestError>,
-    ) -> Result<R, RequestError> {
-        match &answer {
-            Ok(_) => self.mode = Mode::On(kind),
-            Err(error) if error.is_outcome_unknown() => self.mode = Mode::Unknown(kind),
-            // dom0 turns on all or nothing: a refusal leaves the mode as it was.
-            Err(_) => {}
-        }
-        answer
     }
 }
 
@@ -243,14 +238,16 @@ fn check_entries(entries: &[MsixEntry], table: u16) -> Result<(), MessageRefusal
     if entries.is_empty() {
         return Err(MessageRefusal::NoVectors);
     }
-    for (index, &MsixEntry { entry, .. }) in entries.iter().enumerate().take(MAX_VECTORS) {
-        if entry >= table {
-            return Err(MessageRefusal::EntryPastTable { entry, table });
+    let mut rest = entries;
+    while let [MsixEntry { entry, .. }, later @ ..] = rest {
+        if *entry >= table {
+            return Err(MessageRefusal::EntryPastTable { entry: *entry, table });
         }
         // Xen maps an entry twice without complaint, and gives two pirqs.
-        if entries[..index].iter().any(|earlier| earlier.entry == entry) {
-            return Err(MessageRefusal::DuplicateEntry(entry));
+        if later.iter().any(|later| later.entry == *entry) {
+            return Err(MessageRefusal::DuplicateEntry(*entry));
         }
+        rest = later;
     }
     Ok(())
 }

@@ -240,7 +240,12 @@ impl Host {
 
     /// The stub fails and begins anew in the same domain: its connection to xenstore goes on, and nobody is told.
     pub fn fail(&mut self) {
-        let next = self.world.fail(Cause::Panic);
+        self.fail_by(Cause::Panic);
+    }
+
+    /// As [`Self::fail`], by this cause.
+    pub fn fail_by(&mut self, cause: Cause) {
+        let next = self.world.fail(cause);
         assert!(matches!(next, Next::Restart(_)), "{next:?}");
         self.stub = None;
         self.world.kill(STUB);
@@ -281,15 +286,15 @@ impl Host {
             world: self.world.clone(),
             others: Rc::new(RefCell::new(move || service.borrow_mut().run())),
             store: self.line().event.clone(),
+            snapshot: self.world.snapshot(),
         };
         let line = self.line.clone().expect("a connection");
         // The rest of what an earlier life was receiving.
         let mut rest = vec![0; line.left.take()];
         line.connection.borrow_mut().receive(&mut rest).unwrap();
         let begin = || {
-            // A refusal here ends a life, and the next one asks again.
-            let mut lives = (0..10).map(|_| Client::resume(line.clone(), line.last_request.get()));
-            let client = lives.find_map(Result::ok).expect("a connection taken up");
+            let last_request = line.last_request.get();
+            let client = Client::resume(line, last_request);
             Stub::new(platform, client, STORE_PORT).unwrap()
         };
         match survives(begin) {
@@ -307,6 +312,14 @@ impl Host {
                 until: Some(self.world.now()),
             }
         })
+    }
+
+    /// The stub waits until then, or for an event; its next life begins if it dies in that.
+    pub fn wait(&mut self, until: Duration) {
+        let stub = self.stub.as_mut().expect("a started stub");
+        if survives(|| stub.wait(Some(until))).is_none() {
+            self.fail();
+        }
     }
 
     /// Writes the nodes of the second hop.

@@ -233,10 +233,11 @@ impl Host {
         self.service.borrow().devices[&bdf.parse::<Bdf>().unwrap()].clone()
     }
 
-    /// The stub dies at once, and another one with its number is started.
+    /// The stub dies at once, and another one with its number is started, which has nothing to go by but xenstore.
     pub fn restart_stub(&mut self) {
         use super::host::STUB;
         self.stub = None;
+        self.world.snapshot().clear();
         self.world.kill(STUB);
         self.service.borrow_mut().restart();
         let state = self.second.frontend_node(key::STATE);

@@ -11,7 +11,7 @@ use xenbus::model::{Connection, Page, Xenstored};
 use xenbus::path::{self, key};
 use xenbus::pciif::aer::{self, AerRequest, Busy};
 use xenbus::pciif::backend::{self, Success};
-use xenbus::pciif::{Command, OpError, Request};
+use xenbus::pciif::{Command, MsixEntry, OpError, Request};
 use xenbus::state::XenbusState;
 
 /// How the service behaves.
@@ -37,6 +37,8 @@ pub struct Service {
     store: Client<Connection>,
     hop: path::Device,
     channel: Option<(Page, Port)>,
+    /// The stub has restarted again before its offer was taken.
+    awaits_offer: bool,
     /// The grant and the port that `channel` is made of.
     particulars: (u32, u32),
 }
@@ -52,19 +54,28 @@ impl Service {
             store: Client::new(xenstored.connect(0)),
             hop: path::Device::second_hop(stub),
             channel: None,
+            awaits_offer: false,
             particulars: (0, 0),
         }
     }
 
     /// Connects if the stub has published, and serves what is pending.
     pub fn run(&mut self) {
-        self.connect();
+        // The link to another page begins only when the thread of the last one is through with its request.
+        if self.answer() {
+            self.connect();
+            self.answer();
+        }
+    }
+
+    /// Serves what is pending in the page that is connected; false if a request is let lie there.
+    fn answer(&mut self) -> bool {
         let Some((page, port)) = self.channel.clone() else {
-            return;
+            return true;
         };
         self.world.take_pending(0, port);
         if self.mood == Mood::Silent {
-            return;
+            return backend::take(&page).is_none();
         }
         while let Some(taken) = backend::take(&page) {
             let request = *taken.request();
@@ -88,6 +99,7 @@ impl Service {
                 self.world.notify(0, port);
             }
         }
+        true
     }
 
     /// Tells the guest of an error, or lets it lie with the one of before.
@@ -130,6 +142,7 @@ impl Service {
     }
 
     fn disconnect(&mut self) {
+        self.awaits_offer = false;
         if let Some((_, port)) = self.channel.take() {
             self.world.close(0, port);
         }
@@ -143,7 +156,7 @@ impl Service {
         let stub = state(&mut self.store, self.hop.frontend_node(key::STATE));
         let own = state(&mut self.store, self.hop.backend_node(key::STATE));
         // A stub that restarted in place offers another page while all else stands as it was.
-        let linked = self.channel.is_some();
+        let linked = self.channel.is_some() || self.awaits_offer;
         let offers = match stub {
             XenbusState::Initialised => linked || own <= XenbusState::InitWait,
             XenbusState::Connected => linked,
@@ -163,7 +176,9 @@ impl Service {
         self.disconnect();
         self.particulars = (grant, remote);
         // A stub that died after it had published them has others in its next life.
-        let Ok(page) = self.world.map(0, self.hop.frontend(), grant) else {
+        let mapped = self.world.map(0, self.hop.frontend(), grant);
+        self.awaits_offer = mapped.is_err();
+        let Ok(page) = mapped else {
             return;
         };
         let port = self.world.bind(0, self.hop.frontend(), remote).unwrap();
@@ -171,10 +186,16 @@ impl Service {
         self.set_state(XenbusState::Connected);
     }
 
+    /// Does a request, which names the device by its real address, and answers nobody.
+    pub fn carry_out(&mut self, request: &Request, entries: &[MsixEntry]) {
+        let done = self.serve(request, entries, &mut Vec::new());
+        done.expect("a request that can be carried out");
+    }
+
     fn serve(
         &mut self,
         request: &Request,
-        entries: &[xenbus::pciif::MsixEntry],
+        entries: &[MsixEntry],
         vectors: &mut Vec<u16>,
     ) -> Result<Option<u32>, OpError> {
         let device = request

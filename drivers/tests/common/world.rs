@@ -3,6 +3,7 @@
 use super::device::Device;
 use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::{ConfigSpace, DomId, EcamError, Errno, GrantRef, Platform, Port};
+use drivers::snapshot::Snapshot;
 use pci::bdf::Bdf;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ struct State {
     /// What the stub leaves to its next life in the same domain.
     crash_log: CrashLog,
     remembered: BTreeMap<Bdf, u32>,
+    snapshot: Rc<Snapshot>,
     under_way: Option<Op>,
     /// Others run at any moment, and not only while the stub waits.
     preempting: bool,
@@ -140,12 +142,25 @@ impl World {
         state.crash_log.fail(cause, now, op.as_ref())
     }
 
+    /// True if the stub would begin anew after a failure.
+    pub fn outlives_a_failure(&self) -> bool {
+        let state = self.0.borrow();
+        let mut crash_log = state.crash_log;
+        matches!(crash_log.fail(Cause::Panic, state.clock, None), Next::Restart(_))
+    }
+
     /// Of what its lives kept in memory nothing is left.
     pub fn forget_lives(&self) {
         let mut state = self.0.borrow_mut();
         state.crash_log = CrashLog::NEW;
         state.remembered.clear();
+        state.snapshot = Rc::default();
         state.under_way = None;
+    }
+
+    /// What its lives serve the guest by.
+    pub fn snapshot(&self) -> Rc<Snapshot> {
+        Rc::clone(&self.0.borrow().snapshot)
     }
 
     /// Has the next failure be over this request.
@@ -315,6 +330,7 @@ pub struct Domain {
     pub world: World,
     pub others: Others,
     pub store: StoreEvent,
+    pub snapshot: Rc<Snapshot>,
 }
 
 /// An ECAM page: reads only.
@@ -443,8 +459,8 @@ impl Platform for Domain {
         self.world.moment();
     }
 
-    fn crash_log(&self) -> CrashLog {
-        self.world.0.borrow().crash_log
+    fn see_crash_log<R>(&self, see: impl FnOnce(&CrashLog) -> R) -> R {
+        see(&self.world.0.borrow().crash_log)
     }
 
     fn update_crash_log(&mut self, change: impl FnOnce(&mut CrashLog)) {
@@ -473,6 +489,11 @@ impl Platform for Domain {
             };
         }
         self.world.moment();
+    }
+
+    fn snapshot(&self) -> &Snapshot {
+        self.world.moment();
+        &self.snapshot
     }
 
     #[cfg(feature = "inject")]

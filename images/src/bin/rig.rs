@@ -27,7 +27,7 @@ enum Verb {
     /// Fetch the packages and build the images, if they are not there yet
     Prepare(Prepare),
     /// Boot, run a script in dom0, and end with its exit code (124: time limit reached, 125: the rig failed)
-    Run(Run),
+    Run(Box<Run>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -66,6 +66,9 @@ struct Run {
     /// File or directory to copy into dom0
     #[arg(long = "file", value_name = "HOST=TARGET")]
     files: Vec<FileIn>,
+    /// Debian package whose programs the script runs by `in-packages`; the disk with it is made at the first use
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<String>,
     /// Build the stub's image and the bulkhead command, and install them in dom0
     #[arg(long)]
     bulkhead: bool,
@@ -78,6 +81,9 @@ struct Run {
     /// Physical processors
     #[arg(long, default_value_t = Machine::default().cpus, value_parser = clap::value_parser!(u8).range(1..=255))]
     cpus: u8,
+    /// Let the machine's clocks count instructions, one for each nanosecond; for one processor
+    #[arg(long)]
+    counts_instructions: bool,
     /// Physical memory
     #[arg(long, value_name = "MIB", default_value_t = Machine::default().memory_mib)]
     memory: u32,
@@ -163,6 +169,7 @@ impl Run {
                 qemu: self.qemu,
                 cpu: self.cpu.unwrap_or_else(|| self.host.cpu().to_owned()),
                 cpus: self.cpus,
+                counts_instructions: self.counts_instructions,
                 memory_mib: self.memory,
                 dom0_memory_mib: self.dom0_memory,
                 dom0_vcpus: self.dom0_vcpus,
@@ -172,6 +179,7 @@ impl Run {
                 devices: self.devices,
             },
             files,
+            packages: self.packages,
             script,
             timeout: Duration::from_secs(self.timeout),
         };

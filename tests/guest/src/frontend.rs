@@ -182,12 +182,22 @@ impl<P: Platform> Frontend<P> {
     /// # Errors
     /// [`Failure::Silent`].
     pub fn ask(&mut self, platform: &mut P, op: &Op) -> Result<Answer, Failure> {
+        self.time(platform, op).map(|(_, answer)| answer)
+    }
+
+    /// As [`Self::ask`], and measures the time between the write of the request and the end of the wait.
+    ///
+    /// # Errors
+    /// [`Failure::Silent`].
+    pub fn time(&mut self, platform: &mut P, op: &Op) -> Result<(Duration, Answer), Failure> {
         let mut before = self.shared();
         let request = op.encode();
         before[OP..OP + OP_SIZE].copy_from_slice(&request);
+        let began = platform.now();
         self.send(platform, &request);
         self.finish(platform)?;
-        Ok(Answer::read(op, &before, &self.shared()))
+        let time = platform.now().saturating_sub(began);
+        Ok((time, Answer::read(op, &before, &self.shared())))
     }
 
     /// Waits for the answer to the request that was sent.

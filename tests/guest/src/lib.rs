@@ -12,6 +12,8 @@
 //! | [`differential`] | runs a plan |
 //! | [`attack`], [`grants`] | a hostile guest, and its misuse of grants |
 //! | [`flood`] | work without a pause |
+//! | [`measure`], [`ping_pong`], [`spread`] | how long requests take; an event between two guests; figures of many times |
+//! | [`hostile_netback`] | a network backend that attacks its frontend |
 //! | [`hostile_stub`] | another program: a stub that was taken over |
 //!
 //! The sequences need no machine: the program that compares answers uses them too.
@@ -28,11 +30,15 @@ pub mod differential;
 pub mod flood;
 pub mod frontend;
 pub mod grants;
+pub mod hostile_netback;
 pub mod hostile_stub;
+pub mod measure;
 pub mod op;
 pub mod options;
+pub mod ping_pong;
 pub mod plan;
 pub mod random;
 pub mod recorder;
 pub mod shape;
+pub mod spread;
 pub mod step;

@@ -1,4 +1,5 @@
-//! The guest's image: connects to its PCI backend, does what the command line says, prints the result, and idles.
+//! The guest's image: connects to its PCI backend, or waits for a network frontend, does what the command line says, prints
+//! the result, and idles.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -9,7 +10,10 @@ use test_guest::attack::Attacker;
 use test_guest::differential;
 use test_guest::flood;
 use test_guest::frontend::{Failure, Frontend};
+use test_guest::hostile_netback::backend::HostileNetback;
+use test_guest::measure;
 use test_guest::options::{Mode, Options};
+use test_guest::ping_pong;
 use unikernel::boot::Machine;
 use xenbus::client::Client;
 
@@ -39,6 +43,21 @@ fn run(
     client: &mut Client<unikernel::store::StoreRing>,
     options: Options,
 ) -> Result<(), Failure> {
+    match options.mode {
+        Mode::Netback => {
+            let failed = HostileNetback::find(xen, client, options.seed)?.run(options.seed, options.count);
+            return match failed {
+                0 => Ok(()),
+                _ => Err(Failure::Unsound("rounds have failed")),
+            };
+        }
+        Mode::Ping => return ping_pong::ping(xen, client, options.peer, options.count),
+        Mode::Pong => return ping_pong::pong(xen, client),
+        Mode::Burn => loop {
+            core::hint::spin_loop();
+        },
+        _ => {}
+    }
     let mut frontend = Frontend::connect(xen, client)?;
     log::info!("connected");
     match options.mode {
@@ -74,8 +93,9 @@ fn run(
                 );
             }
         }
-        Mode::Idle => {}
+        Mode::Measure => measure::run(xen, client, &mut frontend, options.count, options.rounds)?,
         Mode::Flood => flood::run(xen, client, &mut frontend)?,
+        Mode::Idle | Mode::Netback | Mode::Ping | Mode::Pong | Mode::Burn => {}
     }
     Ok(())
 }

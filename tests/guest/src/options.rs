@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::str::FromStr;
+use drivers::platform::DomId;
 
 /// What the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,16 @@ pub enum Mode {
     Flood,
     /// Connect, and do nothing more.
     Idle,
+    /// Measure how long requests take.
+    Measure,
+    /// Measure how long an event to another guest and back takes.
+    Ping,
+    /// Answer these events.
+    Pong,
+    /// Keep a processor busy.
+    Burn,
+    /// Be a network backend that attacks its frontend.
+    Netback,
 }
 
 impl FromStr for Mode {
@@ -28,6 +39,11 @@ impl FromStr for Mode {
             "race" => Ok(Self::Race),
             "flood" => Ok(Self::Flood),
             "idle" => Ok(Self::Idle),
+            "measure" => Ok(Self::Measure),
+            "ping" => Ok(Self::Ping),
+            "pong" => Ok(Self::Pong),
+            "burn" => Ok(Self::Burn),
+            "netback" => Ok(Self::Netback),
             _ => Err(()),
         }
     }
@@ -38,10 +54,14 @@ impl FromStr for Mode {
 pub struct Options {
     /// `mode=NAME`: [`Mode::Ops`] if absent.
     pub mode: Mode,
-    /// `seed=N`: seed of the random requests. 1 if absent.
+    /// `seed=N`: seed of the random requests or responses. 1 if absent.
     pub seed: u64,
-    /// `count=N`: number of random requests. 1000 if absent.
+    /// `count=N`: number of random requests or responses, or of measured ones of each kind. 1000 if absent.
     pub count: usize,
+    /// `rounds=N`: how often everything is measured. 1 if absent.
+    pub rounds: usize,
+    /// `peer=DOMID`: the guest that answers our events. 0 if absent.
+    pub peer: DomId,
 }
 
 /// An option with a wrong value.
@@ -64,12 +84,16 @@ impl Options {
             mode: Mode::Ops,
             seed: 1,
             count: 1000,
+            rounds: 1,
+            peer: 0,
         };
         for word in line.split_ascii_whitespace() {
             match word.split_once('=') {
                 Some(("mode", value)) => options.mode = parse(word, value)?,
                 Some(("seed", value)) => options.seed = parse(word, value)?,
                 Some(("count", value)) => options.count = parse(word, value)?,
+                Some(("rounds", value)) => options.rounds = parse(word, value)?,
+                Some(("peer", value)) => options.peer = parse(word, value)?,
                 _ => {}
             }
         }
@@ -87,11 +111,13 @@ mod tests {
 
     #[test]
     fn words_of_others_are_passed_over() {
-        let options = Options::parse("console=hvc0 mode=ops seed=7  count=20 loglevel=debug");
+        let options = Options::parse("console=hvc0 mode=ops seed=7  count=20 rounds=2 peer=5 loglevel=debug");
         let expected = Options {
             mode: Mode::Ops,
             seed: 7,
             count: 20,
+            rounds: 2,
+            peer: 5,
         };
         assert_eq!(options, Ok(expected));
         assert_eq!(Options::parse("mode=ops seed=x"), Err(BadOption("seed=x")));

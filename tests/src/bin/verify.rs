@@ -9,6 +9,7 @@ use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::installed;
 use images::observer::{Quiet, Terminal};
+use images::products::{self, Product};
 use images::qemu::Xenstored;
 use images::{Emulator, Host, Rig, Suite};
 use std::cmp::Reverse;
@@ -46,8 +47,11 @@ struct Arguments {
     host: bool,
 }
 
-/// The largest image that ships, in bytes.
-const IMAGE_LIMIT: u64 = 128 * 1024;
+/// The images that ship, each with the largest size that it may have, in bytes.
+const IMAGES: [(&str, &Product, u64); 2] = [
+    ("image", &products::STUB, 116 * 1024),
+    ("image with a network", &products::STUB_NET, 192 * 1024),
+];
 
 /// Text that only an image with the feature `inject` contains (`drivers::inject`).
 const INJECTION: &[u8] = b"control/bulkhead-inject";
@@ -102,6 +106,21 @@ const HOST_CHECKS: &[HostCheck] = &[
             "--bin=test-guest",
             "--bin=hostile-stub",
             "--features=bulkhead-unikernel/boot,bulkhead-test-guest/boot",
+            "--profile=stub",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
+    // On its own: the feature `net` would hold for the other image too.
+    cargo(
+        "lints of the image with a network",
+        &[
+            "clippy",
+            "--quiet",
+            "--package=bulkhead-unikernel",
+            "--bin=bulkhead-stub-net",
+            "--features=boot,net",
             "--profile=stub",
             "--",
             "-D",
@@ -330,7 +349,9 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
     let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
     let hosts: Vec<Host> = chosen.iter().map(|scenario| scenario.host).collect();
     let files = artifacts::build(&hosts, &mut observer)?;
-    image_check(score, &mut observer)?;
+    for (image, product, limit) in IMAGES {
+        image_check(image, product, limit, score, &mut observer)?;
+    }
     command_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
     for version in versions {
@@ -458,14 +479,20 @@ fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
         .collect())
 }
 
-fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
+fn image_check(
+    image: &str,
+    product: &Product,
+    limit: u64,
+    score: &mut Score,
+    observer: &mut Terminal,
+) -> Result<()> {
     let since = Instant::now();
-    let image = std::fs::read(images::products::build_stub(observer)?)?;
-    let size = image.len() as u64;
-    let name = format!("image of {size} bytes, at most {IMAGE_LIMIT}, without failures on demand");
-    let verdict = if size > IMAGE_LIMIT {
+    let built = std::fs::read(product.build(observer)?)?;
+    let size = built.len() as u64;
+    let name = format!("{image} of {size} bytes, at most {limit}, without failures on demand");
+    let verdict = if size > limit {
         Verdict::Failure("too large".into())
-    } else if contains(&image, INJECTION) {
+    } else if contains(&built, INJECTION) {
         Verdict::Failure("it was built with the feature `inject`".into())
     } else {
         Verdict::Success
@@ -477,7 +504,7 @@ fn image_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
 
 fn command_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
     let since = Instant::now();
-    let command = std::fs::read(images::products::build_toolstack(observer)?)?;
+    let command = std::fs::read(products::TOOLSTACK.build(observer)?)?;
     let name = "command without failures on demand";
     let verdict = if contains(&command, COMMAND_INJECTION) {
         Verdict::Failure("it was built with the feature `inject`".into())

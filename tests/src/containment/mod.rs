@@ -5,23 +5,13 @@
 pub mod document;
 pub mod rows;
 
-use crate::figure::Figure;
+use crate::figure::{self, Figure};
 use images::Suite;
 use rows::{Measure, ROWS};
 
 /// The figure of `measure` for a suite, if its scenario has run there.
 pub fn find<'a>(figures: &'a [Figure], suite: Suite, measure: &Measure) -> Option<&'a Figure> {
-    named(figures, suite, measure.scenario, measure.figure)
-}
-
-fn named<'a>(figures: &'a [Figure], suite: Suite, scenario: &str, name: &str) -> Option<&'a Figure> {
-    figures.iter().find(|figure| {
-        (
-            figure.suite.as_str(),
-            figure.scenario.as_str(),
-            figure.name.as_str(),
-        ) == (suite.name(), scenario, name)
-    })
+    figure::find(figures, suite, measure.scenario, measure.figure)
 }
 
 /// The figures that have a row.
@@ -52,7 +42,8 @@ pub fn broken(figures: &[Figure]) -> Vec<String> {
                 ));
                 continue;
             }
-            let other = |name: &str| named(figures, suite, measure.scenario, name).map(|figure| figure.value);
+            let other =
+                |name: &str| figure::find(figures, suite, measure.scenario, name).map(|figure| figure.value);
             if !measure.limit.is_kept_by(figure.value, other) {
                 broken.push(format!(
                     "{what} is {} {}; the limit: {}",

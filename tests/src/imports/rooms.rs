@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All crates except those of one file.
-pub const CRATES: [Crate; 11] = [
+pub const CRATES: [Crate; 14] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -43,6 +43,7 @@ pub const CRATES: [Crate; 11] = [
         directory: "drivers",
         rooms: &[
             "stub",
+            "background",
             "hops",
             "inject",
             "policy",
@@ -53,7 +54,36 @@ pub const CRATES: [Crate; 11] = [
             "console",
             "platform",
             "crash_log",
+            "snapshot",
             "failure",
+        ],
+    },
+    Crate {
+        directory: "drivers/netfront",
+        rooms: &[
+            "frontend",
+            "peer",
+            "channel",
+            "ring",
+            "fault",
+            "statistics",
+            "layout",
+        ],
+    },
+    Crate {
+        directory: "drivers/telemetry",
+        rooms: &[
+            "network",
+            "stack",
+            "server",
+            "device",
+            "syslog",
+            "http",
+            "line_ring",
+            "strikes",
+            "settings",
+            "buffer",
+            "budget",
         ],
     },
     Crate {
@@ -70,6 +100,10 @@ pub const CRATES: [Crate; 11] = [
     },
     Crate {
         directory: "config",
+        rooms: &[],
+    },
+    Crate {
+        directory: "metrics",
         rooms: &[],
     },
     Crate {

@@ -7,6 +7,7 @@ use crate::records::{Carried, CarriedDevice};
 use bulkhead_config::declaration::{Declaration, DeclarationError, Declarations, Unfit};
 use bulkhead_config::name::{Name, Place};
 use bulkhead_config::options::Wanted;
+use bulkhead_config::telemetry::TelemetryChoice;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -21,8 +22,10 @@ pub struct Declared {
     pub choices: Choices,
     /// How the guest addresses them.
     pub slots: SlotMode,
-    /// The stub's image.
-    pub kernel: PathBuf,
+    /// The stub's image, if it is not the installed one.
+    pub kernel: Option<PathBuf>,
+    /// Whether the stub has a network; `None` if the policy file decides.
+    pub telemetry: Option<TelemetryChoice>,
     /// What happens to the guest if it cannot have them.
     pub unfit: Unfit,
 }
@@ -72,14 +75,27 @@ pub fn has_file(directory: &Path, guest: &Domain) -> bool {
     files.is_ok_and(|files| !files.files_of(&guest.name, &guest.uuid).is_empty())
 }
 
+impl Declared {
+    /// These devices, and nothing else that differs from the defaults.
+    pub fn named(devices: Vec<Wanted>) -> Self {
+        Self {
+            devices,
+            choices: Choices::default(),
+            slots: SlotMode::default(),
+            kernel: None,
+            telemetry: None,
+            unfit: Unfit::Hold,
+        }
+    }
+}
+
 impl From<Declaration> for Declared {
     fn from(declaration: Declaration) -> Self {
         Self {
-            devices: declaration.devices,
-            choices: Choices::default(),
             slots: declaration.slots,
-            kernel: bulkhead_config::KERNEL.into(),
+            telemetry: declaration.telemetry,
             unfit: declaration.unfit,
+            ..Self::named(declaration.devices)
         }
     }
 }
@@ -95,14 +111,14 @@ impl From<Carried> for Declared {
         };
         let devices = carried.devices.iter();
         Self {
-            devices: devices.clone().map(|device| name(device).into()).collect(),
             choices: Choices {
-                recorded: devices.map(|device| device.terms.clone()).collect(),
+                recorded: devices.clone().map(|device| device.terms.clone()).collect(),
                 ..Choices::default()
             },
             slots: carried.slots,
-            kernel: carried.kernel.into(),
-            unfit: Unfit::Hold,
+            kernel: carried.origin.named_kernel().map(Into::into),
+            telemetry: carried.origin.telemetry,
+            ..Self::named(devices.map(|device| name(device).into()).collect())
         }
     }
 }
@@ -111,7 +127,7 @@ impl From<Carried> for Declared {
 mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
-    use crate::records::tests::{attachment, domain};
+    use crate::records::tests::{attachment, domain, origin};
     use std::fs;
     use xenbus::model::Xenstored;
 
@@ -124,7 +140,7 @@ mod tests {
         assert_eq!(declared(&web).unwrap(), None);
 
         let mut store = dom0(&Xenstored::new());
-        let had = Carried::new(&attachment(), "/stub".into());
+        let had = Carried::new(&attachment(), origin());
         had.write(&mut store).unwrap();
         let again = Domain {
             domid: 7,
@@ -142,18 +158,23 @@ mod tests {
                 .collect::<Vec<_>>()
         );
         assert_eq!(found.choices.recorded.len(), 2);
-        assert_eq!((found.kernel.to_str(), found.unfit), (Some("/stub"), Unfit::Hold));
+        assert_eq!(found.kernel, Some("/stub".into()));
+        assert_eq!(
+            (found.telemetry, found.unfit),
+            (Some(TelemetryChoice::Off), Unfit::Hold)
+        );
 
         let file = directory.path().join("web.toml");
         fs::write(
             &file,
-            "guest = \"web\"\ndevices = [\"00:09.0\"]\nunfit = \"start\"",
+            "guest = \"web\"\ndevices = [\"00:09.0\"]\nunfit = \"start\"\ntelemetry = \"bridge=b\"",
         )
         .unwrap();
         for guest in [&web, &again] {
             let found = declared(guest).unwrap().unwrap();
             assert_eq!(found.devices, ["00:09.0".parse().unwrap()]);
             assert_eq!((found.choices, found.unfit), (Choices::default(), Unfit::Start));
+            assert_eq!((found.kernel, found.telemetry), (None, "bridge=b".parse().ok()));
         }
         fs::write(&file, "guest = 5").unwrap();
         assert!(matches!(declared(&again), Err(DeclaredError::File(_))));

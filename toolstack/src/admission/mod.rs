@@ -14,6 +14,7 @@ mod host;
 mod leaving;
 mod line;
 mod mounts;
+pub mod network;
 mod page;
 pub mod policy;
 mod quirk;

@@ -1,7 +1,7 @@
 //! `bulkhead attach`: gives devices to a guest that exists.
 
 use super::dry_run::DryRun;
-use super::give::{GuestDoes, Named, give_first, plan_first};
+use super::give::{GuestDoes, Named, NamedStub, give_first, plan_first};
 use super::hotplug;
 use super::select::attachments;
 use super::turn::Turn;
@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::host::domains::{self, Domain};
 use crate::records::Attachment;
 use crate::say::say;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
 /// Arguments of `attach`.
@@ -54,14 +54,14 @@ pub fn attach(request: &Attach) -> Result<()> {
             )
         }
         None => {
+            check_first(request)?;
             let wanted = request.named.wanted(&mut host.store, &guest)?;
-            let stub = request.stub.as_deref();
             let given = give_first(
                 &mut host,
                 &mut turn,
                 guest,
                 &wanted,
-                stub,
+                named_stub(request),
                 request.wait,
                 &interrupt,
             )?;
@@ -98,9 +98,17 @@ pub fn plan(request: &Attach) -> Result<DryRun> {
             hotplug::plan_growth(&mut host, attachment, devices, choices)
         }
         None => {
+            check_first(request)?;
             let wanted = request.named.wanted(&mut host.store, &guest)?;
-            plan_first(&mut host, &guest, &wanted, request.stub.as_deref())
+            plan_first(&mut host, &guest, &wanted, named_stub(request))
         }
+    }
+}
+
+fn named_stub(request: &Attach) -> NamedStub<'_> {
+    NamedStub {
+        stub: request.stub.as_deref(),
+        telemetry: request.named.telemetry.is_some(),
     }
 }
 
@@ -110,6 +118,17 @@ fn check_is_guest(domain: &Domain) -> Result<()> {
         "{} is dom0, which has the devices: name a guest",
         domain.name
     );
+    Ok(())
+}
+
+/// Checks that a guest without devices can be given some in this way.
+fn check_first(request: &Attach) -> Result<()> {
+    if let (Some(stub), Some(_)) = (&request.stub, &request.named.telemetry) {
+        bail!(
+            "stub {stub} exists, and a stub's network is set when it is created: leave --telemetry out, or leave --stub \
+             out for a stub that is created now"
+        );
+    }
     Ok(())
 }
 
@@ -130,9 +149,60 @@ fn check_more(request: &Attach, attachment: &Attachment) -> Result<()> {
         attachment.slots
     );
     ensure!(
+        request.named.telemetry.is_none(),
+        "stub {} exists, and a stub's network is set when it is created: leave --telemetry out. The guest's next stub has \
+         it, if the guest is declared with it",
+        stub.name
+    );
+    ensure!(
         !request.named.devices.is_empty(),
         "guest {} has devices already: name others with --device",
         attachment.guest.name
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::policy::Choices;
+    use crate::records::tests::attachment;
+
+    fn request(stub: Option<&str>, telemetry: Option<&str>) -> Attach {
+        Attach {
+            guest: "web".into(),
+            stub: stub.map(str::to_owned),
+            named: Named {
+                devices: vec!["00:07.0".parse().unwrap()],
+                choices: Choices::default(),
+                slots: None,
+                kernel: None,
+                telemetry: telemetry.map(|text| text.parse().unwrap()),
+            },
+            wait: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_stub_that_exists_gets_no_network() {
+        for telemetry in ["bridge=xenbr0", "off"] {
+            let named = check_first(&request(Some("web-stub"), Some(telemetry))).unwrap_err();
+            let named = named.to_string();
+            assert!(
+                named.starts_with(
+                    "stub web-stub exists, and a stub's network is set when it is created: leave --telemetry"
+                ),
+                "{named}"
+            );
+            let more = check_more(&request(None, Some(telemetry)), &attachment()).unwrap_err();
+            let more = more.to_string();
+            assert!(
+                more.starts_with("stub web-bulkhead exists, and a stub's network is set when it is created"),
+                "{more}"
+            );
+        }
+        check_first(&request(None, Some("bridge=xenbr0"))).unwrap();
+        check_first(&request(Some("web-stub"), None)).unwrap();
+        check_more(&request(None, None), &attachment()).unwrap();
+    }
 }

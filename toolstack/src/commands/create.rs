@@ -5,6 +5,8 @@ use super::return_devices::{reclaim_attachment, reclaim_devices};
 use super::turn::Turn;
 use super::undo::{Undo, unique};
 use super::waiting::{Interrupt, STUB_TIMEOUT, wait};
+use crate::admission::declared::Declared;
+use crate::admission::network::{NetworkFiles, StubPlan, plan_stub};
 use crate::handover::grant;
 use crate::handover::reclaim::Released;
 use crate::host::Host;
@@ -21,10 +23,12 @@ use crate::records::unfinished::{self, Unfinished};
 use crate::records::{Attachment, Carried, drop_carried};
 use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
+use bulkhead_config::StubNetwork;
 use pci::bdf::Bdf;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+use xen::xenctrl::Hypervisor;
 use xenbus::client::Store as _;
 use xenbus::device::SlotMode;
 use xenbus::path::{Device as Hop, DeviceType};
@@ -124,7 +128,7 @@ impl NewDomain {
 }
 
 /// Checks that the stub's image exists.
-pub fn check_kernel(kernel: &Path) -> Result<()> {
+fn check_kernel(kernel: &Path) -> Result<()> {
     ensure!(
         kernel.is_file(),
         "the stub's image {} is not there: install it, or name another with --kernel",
@@ -133,13 +137,27 @@ pub fn check_kernel(kernel: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Creates the stub of a guest from an image.
-pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Undo) -> Result<Domain> {
-    let kernel = kernel
+/// What the stub of a guest is created from, if it can be.
+pub fn check_stub_plan<X: Hypervisor>(
+    host: &mut Host<X>,
+    wanted: &Declared,
+    guest: &Domain,
+) -> Result<StubPlan> {
+    let files = NetworkFiles::default();
+    let plan = plan_stub(wanted, guest, &files)?;
+    plan.check_network(&mut host.store, &host.xen, &files)?;
+    check_kernel(&plan.kernel)?;
+    Ok(plan)
+}
+
+/// Creates the stub of a guest.
+pub fn create_stub(host: &mut Host, guest: &Domain, plan: &StubPlan, undo: &mut Undo) -> Result<Domain> {
+    let kernel = plan
+        .kernel
         .to_str()
         .context("the path of the stub's image is not UTF-8")?;
     let stub = NewDomain::stub_of(guest)?;
-    let config = bulkhead_config::stubdom(&stub.name, kernel)?;
+    let config = bulkhead_config::stubdom(&stub.name, kernel, plan.network.as_ref())?;
     // Not named after the guest, whose name may contain a slash. One file is enough, for commands take turns.
     let file = Path::new(paths::RUN).join("stub.cfg");
     fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
@@ -147,6 +165,9 @@ pub fn create_stub(host: &mut Host, guest: &Domain, kernel: &Path, undo: &mut Un
     let _ = fs::remove_file(&file);
     let stub = created.with_context(|| format!("cannot create stub {}", stub.name))?;
     say!("created stub {} (domain {})", stub.name, stub.domid);
+    if let Some(StubNetwork { telemetry, mac, .. }) = &plan.network {
+        say!("stub {} is on bridge {} as {mac}", stub.name, telemetry.bridge);
+    }
     Ok(stub)
 }
 
@@ -165,7 +186,7 @@ pub fn attach_admitted(
         guest,
         stub,
         slots,
-        modes: vec![Mode::Intx; devices.len()],
+        modes: vec![Mode::Intx.into(); devices.len()],
         devices,
     };
     // Before the step: it may fail halfway.

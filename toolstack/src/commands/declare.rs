@@ -2,10 +2,11 @@
 //! starts.
 
 use super::check::{self, Check};
+use super::create::check_stub_plan;
 use crate::admission::policy::Choices;
 use crate::host::Host;
 use crate::host::device_names;
-use crate::host::domains;
+use crate::host::domains::{self, Domain};
 use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
 use crate::records::claims::Claims;
@@ -15,6 +16,7 @@ use bulkhead_config::declaration::{
     DIRECTORY, Declaration, DeclarationFile, Declarations, Unfit, check_devices, check_guest, path_for,
 };
 use bulkhead_config::options::Wanted;
+use bulkhead_config::telemetry::TelemetryChoice;
 use pci::bdf::Bdf;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -35,6 +37,8 @@ pub struct Declare {
     pub slots: SlotMode,
     /// What happens to the guest if it cannot have them.
     pub unfit: Unfit,
+    /// Whether its stub has a network.
+    pub telemetry: Option<TelemetryChoice>,
     /// Only tells what would be written.
     pub dry_run: bool,
 }
@@ -105,6 +109,20 @@ pub fn declare(request: &Declare) -> Result<()> {
             "{bdf} is declared for guest {guest} too: whichever starts first has it, the other one cannot have it"
         );
     }
+    // No reason against it: the guest may start later, with what is missing.
+    let guest = Domain {
+        domid: 0,
+        name: declaration.guest.clone(),
+        uuid: String::new(),
+    };
+    if declaration.telemetry.is_some()
+        && let Err(error) = check_stub_plan(&mut host, &declaration.clone().into(), &guest)
+    {
+        notice!(
+            "if guest {} started now, its stub could not be created: {error:#}",
+            guest.name
+        );
+    }
     if request.dry_run {
         say!(
             "would write {}:\n{}",
@@ -160,6 +178,7 @@ fn declaration(request: &Declare) -> Result<Declaration> {
         devices,
         slots: request.slots,
         unfit: request.unfit,
+        telemetry: request.telemetry.clone(),
     })
 }
 
@@ -269,6 +288,7 @@ mod tests {
             no_msi: false,
             slots: SlotMode::Vpci,
             unfit: Unfit::Hold,
+            telemetry: None,
             dry_run: false,
         }
     }
@@ -313,6 +333,20 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(words, ["0000:00:05.0,msi=0", "0000:00:06.0,msi=1"]);
+    }
+
+    #[test]
+    fn the_network_of_the_stub_is_written_as_it_was_asked_for() {
+        for text in [None, Some("off"), Some("bridge=xenbr0,syslog=10.0.0.5:514")] {
+            let telemetry = text.map(|text| text.parse().unwrap());
+            let request = Declare {
+                telemetry,
+                ..request("web", "00:05.0")
+            };
+            let written = declaration(&request).unwrap().to_toml();
+            let line = written.lines().find_map(|line| line.strip_prefix("telemetry = "));
+            assert_eq!(line.map(|text| text.trim_matches('"')), text);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::control::{self, Request};
 use crate::layout::{COLUMNS, Lines, Render};
+use bulkhead_config::StubNetwork;
 use serde::Serialize;
 use std::fmt;
 
@@ -21,6 +22,8 @@ pub struct DryRun {
     pub stub: String,
     /// The image from which the stub would be created; absent if the stub exists.
     pub image: Option<String>,
+    /// The stub's network; absent if it would have none, or exists.
+    pub network: Option<PlannedNetwork>,
     /// How the guest would address the devices: `vpci` or `passthrough`.
     pub slots: String,
     /// The devices that the guest would get.
@@ -45,6 +48,25 @@ pub struct PlannedDevice {
     pub reset: Option<String>,
     /// Its terms as far as they are not the defaults; empty if they are.
     pub terms: String,
+}
+
+/// The network of a stub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PlannedNetwork {
+    /// The network in the words of the command line.
+    pub telemetry: String,
+    /// The stub's Ethernet address.
+    pub mac: String,
+}
+
+impl From<StubNetwork> for PlannedNetwork {
+    fn from(network: StubNetwork) -> Self {
+        Self {
+            telemetry: network.telemetry.to_string(),
+            mac: network.mac.to_string(),
+        }
+    }
 }
 
 /// True if the service answers.
@@ -91,6 +113,9 @@ impl Render for DryRun {
             Some(image) => step(format_args!("create stub {stub} from {image}")),
             None => step(format_args!("use stub {stub}, which exists")),
         }
+        if let Some(PlannedNetwork { telemetry, mac }) = &self.network {
+            step(format_args!("give the stub the network {telemetry}, as {mac}"));
+        }
         for device in &self.devices {
             let terms = match device.terms.as_str() {
                 "" => "the usual terms",
@@ -130,7 +155,11 @@ pub(crate) mod tests {
             guest: "web".into(),
             config: Some("web.cfg".into()),
             stub: "web-bulkhead".into(),
-            image: Some(bulkhead_config::KERNEL.into()),
+            image: Some(bulkhead_config::NET_KERNEL.into()),
+            network: Some(PlannedNetwork {
+                telemetry: "bridge=xenbr0".into(),
+                mac: "00:16:3e:12:34:56".into(),
+            }),
             slots: "vpci".into(),
             devices: vec![PlannedDevice {
                 bdf: "0000:00:05.0".into(),
@@ -152,7 +181,8 @@ nothing was changed, and nothing speaks against it: `bulkhead run` would
 - take 0000:00:05.0 (8086:10d3 Intel Corporation 82574L) from dom0's driver
   e1000e, and reset it by FLR
 - create guest web from web.cfg, paused
-- create stub web-bulkhead from /usr/lib/bulkhead/bulkhead-stub
+- create stub web-bulkhead from /usr/lib/bulkhead/bulkhead-stub-net
+- give the stub the network bridge=xenbr0, as 00:16:3e:12:34:56
 - give 0000:00:05.0 to guest web on permissive
 - let guest web run, and wait until it has its devices
 note: mind the line
@@ -167,6 +197,7 @@ note: mind the line
             service_runs: true,
             config: None,
             image: None,
+            network: None,
             slots: "passthrough".into(),
             ..dry_run()
         };
@@ -181,7 +212,7 @@ note: mind the line
         ] {
             assert!(text.contains(part), "{text}");
         }
-        for part in ["create", "start the service", "wait until"] {
+        for part in ["create", "network", "start the service", "wait until"] {
             assert!(!text.contains(part), "{text}");
         }
     }

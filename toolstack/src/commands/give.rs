@@ -1,6 +1,8 @@
 //! The first devices of a guest that exists: what `attach` and `start` share.
 
-use super::create::{attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest, wait_for_stub};
+use super::create::{
+    attach_admitted, check_stub_plan, create_stub, stub_name, wait_for_guest, wait_for_stub,
+};
 use super::dry_run::{DryRun, service_runs};
 use super::prepare::{self, Admitted};
 use super::select::attachments;
@@ -8,18 +10,20 @@ use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::Interrupt;
 use crate::admission::declared::{Declared, declared, has_file};
+use crate::admission::network::{StubPlan, choice_of, is_met};
 use crate::admission::policy::Choices;
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::{self, Domain, DomainError};
-use crate::host::guest_config::{GuestConfig, check_stub};
+use crate::host::guest_config::{GuestConfig, StubImage, StubOrigin, check_stub};
 use crate::host::store::Store;
 use crate::host::xl;
 use crate::records::{Attachment, GuestStart, Stage, forget_carried, forget_start};
 use crate::say::{notice, say};
 use anyhow::{Context, Result, ensure};
-use bulkhead_config::declaration::{DIRECTORY, Unfit};
+use bulkhead_config::declaration::DIRECTORY;
 use bulkhead_config::options::Wanted;
+use bulkhead_config::telemetry::TelemetryChoice;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,20 +43,21 @@ pub struct Named {
     pub slots: Option<SlotMode>,
     /// The stub's image.
     pub kernel: Option<PathBuf>,
+    /// Whether the stub has a network.
+    pub telemetry: Option<TelemetryChoice>,
 }
 
 impl Named {
     /// The devices that are named, or else those that the guest is to have whenever it starts.
     pub fn wanted(&self, store: &mut Store, guest: &Domain) -> Result<Declared> {
-        let installed = || bulkhead_config::KERNEL.into();
-        let (name, kernel) = (&guest.name, self.kernel.clone());
+        let name = &guest.name;
         if !self.devices.is_empty() {
             return Ok(Declared {
-                devices: self.devices.clone(),
                 choices: self.choices.clone(),
                 slots: self.slots.unwrap_or_default(),
-                kernel: kernel.unwrap_or_else(installed),
-                unfit: Unfit::Hold,
+                kernel: self.kernel.clone(),
+                telemetry: self.telemetry.clone(),
+                ..Declared::named(self.devices.clone())
             });
         }
         let found = declared(store, Path::new(DIRECTORY), guest)?;
@@ -67,7 +72,8 @@ impl Named {
             "guest {name} has its devices on the terms of its declaration: leave --slots and the options of terms out, or \
              name the devices with --device"
         );
-        wanted.kernel = kernel.unwrap_or(wanted.kernel);
+        wanted.kernel = self.kernel.clone().or(wanted.kernel);
+        wanted.telemetry = self.telemetry.clone().or(wanted.telemetry);
         Ok(wanted)
     }
 }
@@ -91,18 +97,43 @@ pub enum GuestDoes {
     Waits,
 }
 
-/// Makes all checks for a guest's first devices. Returns the stub, if there is one already.
+/// What a command line says of the stub of a guest's first devices.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NamedStub<'a> {
+    /// The stub, by name or number, if it exists and is not the usual one.
+    pub stub: Option<&'a str>,
+    /// True if it says whether the stub has a network.
+    pub telemetry: bool,
+}
+
+/// The stub of a guest's first devices.
+enum FirstStub {
+    /// It exists.
+    Found(Domain),
+    /// It is to be created.
+    ToCreate(StubPlan),
+}
+
+/// Makes all checks for a guest's first devices.
 fn check_first(
     host: &mut Host,
     guest: &Domain,
     wanted: &Declared,
-    stub: Option<&str>,
-) -> Result<(Option<Domain>, Admitted)> {
+    named: NamedStub<'_>,
+) -> Result<(FirstStub, Admitted)> {
     let attachments = attachments(host)?;
     check_no_kept(&host.xen, guest, &attachments)?;
     GuestConfig::from_json(&xl::config_of(&guest.domid.to_string())?)?.check()?;
-    check_kernel(&wanted.kernel)?;
-    let stub = find_stub(host, guest, stub, &wanted.kernel, &attachments)?;
+    let stub = match find_stub(host, guest, named.stub, wanted.kernel.as_deref(), &attachments)? {
+        Some((stub, origin)) => {
+            // Who names a stub knows what it has.
+            if named.stub.is_none() {
+                check_found_network(wanted, guest, &stub, origin.as_ref(), named.telemetry)?;
+            }
+            FirstStub::Found(stub)
+        }
+        None => FirstStub::ToCreate(check_stub_plan(host, wanted, guest)?),
+    };
     // Devices by xl and by Bulkhead at once would be two backends.
     check_no_frontend(host, guest)?;
     let (choices, slots) = (&wanted.choices, wanted.slots);
@@ -111,17 +142,26 @@ fn check_first(
 }
 
 /// What [`give_first`] would do. Nothing is changed.
-pub fn plan_first(host: &mut Host, guest: &Domain, wanted: &Declared, stub: Option<&str>) -> Result<DryRun> {
-    let (stub, admitted) = check_first(host, guest, wanted, stub)?;
+pub fn plan_first(
+    host: &mut Host,
+    guest: &Domain,
+    wanted: &Declared,
+    named: NamedStub<'_>,
+) -> Result<DryRun> {
+    let (stub, admitted) = check_first(host, guest, wanted, named)?;
     let (devices, notes) = admitted.plan()?;
-    let image = wanted.kernel.display().to_string();
+    let (stub, plan) = match stub {
+        FirstStub::Found(stub) => (stub.name, None),
+        FirstStub::ToCreate(plan) => (stub_name(&guest.name), Some(plan)),
+    };
     Ok(DryRun {
         command: "attach",
         service_runs: service_runs(),
         guest: guest.name.clone(),
         config: None,
-        image: stub.is_none().then_some(image),
-        stub: stub.map_or_else(|| stub_name(&guest.name), |stub| stub.name),
+        image: plan.as_ref().map(|plan| plan.kernel.display().to_string()),
+        network: plan.and_then(|plan| plan.network).map(Into::into),
+        stub,
         slots: wanted.slots.to_string(),
         devices,
         notes,
@@ -135,11 +175,11 @@ pub fn give_first(
     turn: &mut Turn,
     guest: Domain,
     wanted: &Declared,
-    stub: Option<&str>,
+    named: NamedStub<'_>,
     timeout: Duration,
     interrupt: &Interrupt,
 ) -> Result<GivenFirst> {
-    let (stub, admitted) = check_first(host, &guest, wanted, stub)?;
+    let (stub, admitted) = check_first(host, &guest, wanted, named)?;
     let slots = wanted.slots;
     control::ensure_running()?;
 
@@ -147,8 +187,8 @@ pub fn give_first(
     let steps = || {
         admitted.seize(host, interrupt, &mut undo)?;
         let (stub, is_ours) = match stub {
-            Some(stub) => (stub, false),
-            None => (create_stub(host, &guest, &wanted.kernel, &mut undo)?, true),
+            FirstStub::Found(stub) => (stub, false),
+            FirstStub::ToCreate(plan) => (create_stub(host, &guest, &plan, &mut undo)?, true),
         };
         interrupt.check()?;
         let attachment = attach_admitted(host, guest.clone(), stub, slots, &admitted, is_ours, &mut undo)?;
@@ -182,15 +222,15 @@ fn is_paused(host: &Host, guest: &Domain) -> Result<bool> {
     Ok(state.is_some_and(|state| state.paused))
 }
 
-/// The stub that is named, or the one with the usual name for this guest; `None` if that has to be created. A domain that is no
-/// stub is refused, because it would be given nodes that mean something else to it.
+/// The stub that is named, or the one with the usual name for this guest, with what it was created from; `None` if that has to
+/// be created. A domain that is no stub is refused, because it would be given nodes that mean something else to it.
 fn find_stub(
     host: &mut Host,
     guest: &Domain,
     named: Option<&str>,
-    kernel: &Path,
+    kernel: Option<&Path>,
     attachments: &[Attachment],
-) -> Result<Option<Domain>> {
+) -> Result<Option<(Domain, Option<StubOrigin>)>> {
     let usual = stub_name(&guest.name);
     let stub = match (domains::find(&mut host.store, named.unwrap_or(&usual)), named) {
         (Ok(stub), _) => stub,
@@ -217,7 +257,8 @@ fn find_stub(
     );
     // By dom0's own record of how the domain was created. Its name and its nodes could be anybody's.
     let config = xl::config_of(&stub.domid.to_string())?;
-    check_stub(&config, &stub.name, kernel).with_context(|| match named {
+    let images = kernel.map_or_else(StubImage::installed, |kernel| vec![StubImage::at(kernel)]);
+    check_stub(&config, &stub.name, &images).with_context(|| match named {
         Some(_) => {
             "--stub is for a domain that was created from stubdom.cfg, and --kernel for its image".to_owned()
         }
@@ -226,7 +267,36 @@ fn find_stub(
             guest.name
         ),
     })?;
-    Ok(Some(stub))
+    let origin = config.pointer("/0/config").and_then(StubOrigin::of);
+    Ok(Some((stub, origin)))
+}
+
+/// Checks what is said of the network of the usual stub, which exists. A command line that says something else than the stub
+/// has is refused. Of other places it is only told: they count for all of the guest's stubs, and so for the next one.
+fn check_found_network(
+    wanted: &Declared,
+    guest: &Domain,
+    stub: &Domain,
+    origin: Option<&StubOrigin>,
+    on_command_line: bool,
+) -> Result<()> {
+    let Some(choice) = choice_of(wanted, guest)? else {
+        return Ok(());
+    };
+    if is_met(&choice, origin.and_then(|origin| origin.telemetry.as_ref())) {
+        return Ok(());
+    }
+    let stub = &stub.name;
+    ensure!(
+        !on_command_line,
+        "stub {stub} exists, and a stub's network is set when it is created: leave --telemetry out, or `xl destroy {stub}` \
+         for a stub that is created now"
+    );
+    notice!(
+        "stub {stub} exists, and was created with another network than {choice}, which counts for the guest's next stub: \
+         `xl destroy {stub}` before the guest gets its devices for a stub that is created now"
+    );
+    Ok(())
 }
 
 /// Checks by the records that a domain can become the stub of a guest.
@@ -364,8 +434,11 @@ pub fn let_run(host: &mut Host, guest: &Domain) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::tests::{attachment, domain};
+    use crate::host::store::tests::dom0;
+    use crate::records::Carried;
+    use crate::records::tests::{attachment, domain, origin};
     use xen::model::{ModelDomain, Xen};
+    use xenbus::model::Xenstored;
 
     #[test]
     fn a_guest_whose_last_domain_is_kept_with_its_devices_is_refused_and_the_way_on_is_told() {
@@ -386,6 +459,64 @@ mod tests {
         insta::assert_snapshot!(error.to_string(), @"domain 3 (web-20261130T0733Z) still has the guest's devices: it runs. If domain 7 is left of a migration, `xl destroy 7` ends that");
         // The same domain has them itself: that is for others to say.
         check_no_kept(&xen, &Domain { domid: 3, ..web }, &attachments).unwrap();
+    }
+
+    fn named(devices: &[&str], telemetry: Option<&str>) -> Named {
+        Named {
+            devices: devices.iter().map(|device| device.parse().unwrap()).collect(),
+            choices: Choices::default(),
+            slots: None,
+            kernel: None,
+            telemetry: telemetry.map(|text| text.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_counts_before_what_the_stub_had() {
+        let mut store = dom0(&Xenstored::new());
+        let carried = Carried::new(&attachment(), origin());
+        carried.write(&mut store).unwrap();
+        let guest = &carried.guest;
+        let mut telemetry = |named: Named| {
+            let wanted = named.wanted(&mut store, guest).unwrap();
+            wanted.telemetry.map(|choice| choice.to_string())
+        };
+        let own = Some("bridge=own");
+        assert_eq!(telemetry(named(&[], None)).as_deref(), Some("off"));
+        assert_eq!(telemetry(named(&[], own)).as_deref(), own);
+        assert_eq!(telemetry(named(&["00:05.0"], own)).as_deref(), own);
+        // The policy file decides.
+        assert_eq!(telemetry(named(&["00:05.0"], None)), None);
+    }
+
+    #[test]
+    fn a_stub_that_is_found_by_its_name_keeps_its_network() {
+        let (web, stub) = (domain(3, "web"), domain(4, "web-bulkhead"));
+        let check = |choice: &str, had: &str, on_command_line| {
+            let wanted = Declared {
+                telemetry: choice.parse().ok(),
+                ..Declared::named(Vec::new())
+            };
+            let origin = StubOrigin {
+                telemetry: had.parse().ok(),
+                ..StubOrigin::default()
+            };
+            check_found_network(&wanted, &web, &stub, Some(&origin), on_command_line)
+        };
+        let (network, other) = ("bridge=xenbr0", "bridge=other");
+        for (choice, had) in [(network, "off"), (network, other), ("off", network)] {
+            let error = check(choice, had, true).unwrap_err().to_string();
+            assert!(
+                error.starts_with(
+                    "stub web-bulkhead exists, and a stub's network is set when it is created: leave --telemetry out"
+                ),
+                "{error}"
+            );
+            check(choice, had, false).unwrap();
+        }
+        for same in [network, "off"] {
+            check(same, same, true).unwrap();
+        }
     }
 
     #[test]

@@ -83,6 +83,7 @@ pub fn plan_growth(
         config: None,
         stub: attachment.stub.name.clone(),
         image: None,
+        network: None,
         slots: attachment.slots.to_string(),
         devices,
         notes,

@@ -12,6 +12,7 @@ pub mod explain;
 mod give;
 mod hotplug;
 pub mod irq;
+pub mod metrics;
 mod prepare;
 pub mod release;
 mod return_devices;
@@ -28,5 +29,5 @@ mod undo;
 mod waiting;
 
 pub use create::Ended;
-pub use dry_run::{DryRun, PlannedDevice};
+pub use dry_run::{DryRun, PlannedDevice, PlannedNetwork};
 pub use give::Named;

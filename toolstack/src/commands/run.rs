@@ -1,7 +1,7 @@
 //! `bulkhead run`: creates a guest with devices.
 
 use super::create::{
-    Ended, NewDomain, attach_admitted, check_kernel, create_stub, stub_name, wait_for_guest,
+    Ended, NewDomain, attach_admitted, check_stub_plan, create_stub, stub_name, wait_for_guest,
 };
 use super::dry_run::{DryRun, service_runs};
 use super::give::{Named, let_run};
@@ -10,6 +10,7 @@ use super::turn::Turn;
 use super::undo::Undo;
 use super::waiting::{Interrupt, TimedOut};
 use crate::admission::declared::Declared;
+use crate::admission::network::StubPlan;
 use crate::control;
 use crate::host::Host;
 use crate::host::domains::{self, Domain, DomainError};
@@ -21,6 +22,7 @@ use crate::say::{notice, say};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use xen::xenctrl::Hypervisor as _;
 
 /// Arguments of `run`.
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ pub struct Run {
 struct Checked {
     guest: NewDomain,
     stub: String,
+    plan: StubPlan,
     wanted: Declared,
     admitted: Admitted,
 }
@@ -57,7 +60,7 @@ fn check(host: &mut Host, request: &Run) -> Result<Checked> {
         uuid: config.uuid.clone().unwrap_or_default(),
     };
     let wanted = request.named.wanted(&mut host.store, &to_be)?;
-    check_kernel(&wanted.kernel)?;
+    let plan = check_stub_plan(host, &wanted, &to_be)?;
     let overrides = lacking_lines(&config)?;
     let guest = NewDomain::guest(config, overrides)?;
     let stub = stub_name(&guest.name);
@@ -78,6 +81,7 @@ fn check(host: &mut Host, request: &Run) -> Result<Checked> {
     Ok(Checked {
         guest,
         stub,
+        plan,
         wanted,
         admitted,
     })
@@ -93,7 +97,8 @@ pub fn plan(request: &Run) -> Result<DryRun> {
         guest: checked.guest.name,
         config: Some(request.config.display().to_string()),
         stub: checked.stub,
-        image: Some(checked.wanted.kernel.display().to_string()),
+        image: Some(checked.plan.kernel.display().to_string()),
+        network: checked.plan.network.map(Into::into),
         slots: checked.wanted.slots.to_string(),
         devices,
         notes,
@@ -163,6 +168,7 @@ fn run_admitted(
 ) -> Result<Attachment> {
     let Checked {
         guest,
+        plan,
         wanted,
         admitted,
         ..
@@ -175,12 +181,14 @@ fn run_admitted(
     interrupt.check()?;
 
     // The guest stays paused until the nodes are written: it looks for its devices when it boots.
-    let stub = create_stub(host, &guest, &wanted.kernel, undo)?;
+    let stub = create_stub(host, &guest, plan, undo)?;
     interrupt.check()?;
 
     let attachment = attach_admitted(host, guest, stub, wanted.slots, admitted, true, undo)?;
     interrupt.check()?;
-    xl::unpause(&attachment.guest.domid.to_string())?;
+    // Without a process of xl's: for a PV guest xl does no more.
+    let unpaused = host.xen.unpause(attachment.guest.domid);
+    unpaused.with_context(|| format!("cannot let guest {} run", attachment.guest.name))?;
     Ok(attachment)
 }
 

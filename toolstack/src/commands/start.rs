@@ -1,7 +1,7 @@
 //! `bulkhead start`: gives a guest the devices that it is to have whenever it starts, and lets it run. The service orders it
 //! for each guest that it has paused for that (`serve::starts`).
 
-use super::give::{destroy_built, finish_given, give_first, how_it_ends, let_run};
+use super::give::{NamedStub, destroy_built, finish_given, give_first, how_it_ends, let_run};
 use super::turn::Turn;
 use super::waiting::{Interrupt, wait};
 use crate::admission::declared::declared;
@@ -93,7 +93,7 @@ fn give(host: &mut Host, guest: &Domain, interrupt: &Interrupt) -> Result<(), (U
         &mut turn,
         guest.clone(),
         &wanted,
-        None,
+        NamedStub::default(),
         RUNNING_GUEST,
         interrupt,
     );

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// Time between two looks.
 const INTERVAL: Timespec = Timespec {
@@ -21,11 +22,17 @@ const INTERVAL: Timespec = Timespec {
 
 /// The status, with the names of devices.
 pub fn read() -> Result<Status> {
-    read_with(&PciIds::read())
+    complete(control::ask(Request::Status), &PciIds::read())
 }
 
-fn read_with(names: &PciIds) -> Result<Status> {
-    let mut status = match control::ask(Request::Status) {
+/// As [`read`], from a service that answers within `limit`.
+pub fn read_within(limit: Duration) -> Result<Status> {
+    complete(control::ask_status(limit), &PciIds::read())
+}
+
+/// The status of the service's answer, or of the records if no service runs.
+fn complete(answer: Result<Reply, ControlError>, names: &PciIds) -> Result<Status> {
+    let mut status = match answer {
         Ok(Reply::Status(status)) => *status,
         Ok(_) => bail!("the service's answer does not fit the request: restart the service"),
         // Without a service the records still tell what guests have.
@@ -54,7 +61,7 @@ pub fn watch() -> Result<()> {
     let mut view = View::of(stdout.is_terminal());
     while interrupt.check().is_ok() {
         // The service may be about to start again: what it tells then is worth waiting for.
-        let text = match read_with(&names) {
+        let text = match complete(control::ask(Request::Status), &names) {
             Ok(status) => status.render(columns()),
             Err(error) => format!("bulkhead: {error:#}\n"),
         };

@@ -130,10 +130,11 @@ pub(crate) mod tests {
     use super::*;
     use std::cell::RefCell;
 
-    /// A configuration space in memory, which notes every write.
+    /// A configuration space in memory, which notes every access.
     #[derive(Default)]
     pub struct Model {
         pub bytes: RefCell<Vec<u8>>,
+        pub reads: RefCell<Vec<u16>>,
         pub writes: RefCell<Vec<(u16, u8, u32)>>,
         /// Bits that a write cannot change, by offset.
         pub stuck: Vec<u16>,
@@ -157,6 +158,7 @@ pub(crate) mod tests {
 
     impl ConfigAccess for Model {
         fn read(&self, offset: u16, width: u8) -> io::Result<u32> {
+            self.reads.borrow_mut().push(offset);
             let mut value = [0; 4];
             let at = usize::from(offset);
             let width = usize::from(width);

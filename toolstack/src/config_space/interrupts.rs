@@ -36,30 +36,33 @@ pub fn turn_off(config: &impl ConfigAccess, capabilities: &Capabilities) -> io::
     let msi = capabilities.msi.map(|at| (at + msi::CONTROL, msi::ENABLE));
     let msix = capabilities.msix.map(|at| (at + msix::CONTROL, msix::ENABLE));
     for (control, enable) in msi.into_iter().chain(msix) {
-        let value = config.read16(control)?;
-        if value != SILENT && value & enable != 0 {
-            config.write16(control, value & !enable)?;
-        }
+        clear(config, control, enable)?;
     }
     Ok(())
 }
 
-/// Disables INTx of the function.
-pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<()> {
+/// Clears the bit `enable` of the control word at `control`, where it is set. Returns the word as it is then.
+pub fn clear(config: &impl ConfigAccess, control: u16, enable: u16) -> io::Result<u16> {
+    let value = config.read16(control)?;
+    if value == SILENT || value & enable == 0 {
+        return Ok(value);
+    }
+    config.write16(control, value & !enable)?;
+    Ok(value & !enable)
+}
+
+/// Disables INTx of the function. Returns COMMAND as it is then.
+pub fn disable_intx(config: &impl ConfigAccess) -> io::Result<u16> {
     let value = config.read16(register::COMMAND)?;
     if value & command::INTX_DISABLE == 0 {
         config.write16(register::COMMAND, value | command::INTX_DISABLE)?;
     }
-    Ok(())
+    Ok(value | command::INTX_DISABLE)
 }
 
-/// Enables INTx of the function again.
-pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<()> {
-    let value = config.read16(register::COMMAND)?;
-    if value != SILENT && value & command::INTX_DISABLE != 0 {
-        config.write16(register::COMMAND, value & !command::INTX_DISABLE)?;
-    }
-    Ok(())
+/// Enables INTx of the function again. Returns COMMAND as it is then.
+pub fn enable_intx(config: &impl ConfigAccess) -> io::Result<u16> {
+    clear(config, register::COMMAND, command::INTX_DISABLE)
 }
 
 #[cfg(test)]

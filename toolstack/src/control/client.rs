@@ -9,11 +9,14 @@ use crate::host::systemd;
 use crate::paths::{LOG, RUN};
 use crate::say::notice;
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,15 +32,46 @@ pub const RESTART: Duration = Duration::from_secs(5);
 
 /// Asks the service, and waits for its answer. An answer about devices may take minutes.
 pub fn ask(request: Request) -> Result<Reply, ControlError> {
-    let mut stream = UnixStream::connect(SOCKET).map_err(ControlError::NotRunning)?;
-    if request == Request::Status {
-        // No limit for the others: taking devices back may take long.
-        let limited = stream.set_read_timeout(Some(STATUS));
+    // No limit for the others: taking devices back may take long.
+    let limit = (request == Request::Status).then_some(STATUS);
+    ask_at(Path::new(SOCKET), &request, limit)
+}
+
+/// Asks the service for the status, and waits no longer than `limit` for its answer.
+pub fn ask_status(limit: Duration) -> Result<Reply, ControlError> {
+    ask_at(Path::new(SOCKET), &Request::Status, Some(limit))
+}
+
+/// Connects to a socket. Without a `limit` this waits for as long as the queue of connections is full.
+fn connect(path: &Path, limit: Option<Duration>) -> io::Result<UnixStream> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // By this limit Linux ends the wait for a place in the queue too: unix(7), socket(7).
+    set_socket_timeout(&socket, Timeout::Send, limit)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+fn ask_at(path: &Path, request: &Request, limit: Option<Duration>) -> Result<Reply, ControlError> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
+    let mut stream = connect(path, limit).map_err(|error| match error.kind() {
+        // Somebody listens, but accepts nobody.
+        io::ErrorKind::WouldBlock => ControlError::NoAnswer(error),
+        _ => ControlError::NotRunning(error),
+    })?;
+    if let Some(deadline) = deadline {
+        // A limit of zero is refused.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limited = stream.set_read_timeout(Some(left.max(Duration::from_millis(1))));
         limited.map_err(ControlError::NoAnswer)?;
     }
     let mut line = String::new();
     // Bounded, although the service is trusted: a line without an end would fill dom0's memory.
-    let asked = send(&mut stream, &request)
+    let asked = send(&mut stream, request)
         .and_then(|()| BufReader::new(stream.take(LONGEST_LINE)).read_line(&mut line));
     asked.map_err(ControlError::NoAnswer)?;
     match serde_json::from_str(&line) {
@@ -139,5 +173,39 @@ fn wait_for_service(mut has_ended: impl FnMut() -> io::Result<()>) -> Result<(),
                 .map(drop)
                 .map_err(|_| ControlError::NoStart(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_service_that_hangs_is_waited_for_no_longer_than_the_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let limit = Duration::from_millis(100);
+        let ask = || {
+            let begin = Instant::now();
+            let error = ask_at(&path, &Request::Status, Some(limit)).unwrap_err();
+            (error, begin.elapsed())
+        };
+        assert!(matches!(ask().0, ControlError::NotRunning(_)));
+        let listener = UnixListener::bind(&path).unwrap();
+        // A place for one connection: the second client does not even get that.
+        rustix::net::listen(&listener, 0).unwrap();
+        let first = UnixStream::connect(&path).unwrap();
+        for _ in 0..2 {
+            let (error, time) = ask();
+            assert!(matches!(error, ControlError::NoAnswer(_)), "{error}");
+            assert!(time >= limit && time < START, "{time:?}");
+        }
+        drop((listener.accept().unwrap(), first));
+        let (error, time) = ask();
+        assert!(matches!(error, ControlError::NoAnswer(_)), "{error}");
+        assert!(time >= limit && time < START, "{time:?}");
+        drop(listener);
+        assert!(matches!(ask().0, ControlError::NotRunning(_)));
     }
 }

@@ -7,7 +7,9 @@ mod listener;
 mod locks;
 mod protocol;
 
-pub use client::{RESTART, ServiceLock, ask, ask_again, ensure_running, is_running, keep_stopped};
+pub use client::{
+    RESTART, ServiceLock, ask, ask_again, ask_status, ensure_running, is_running, keep_stopped,
+};
 pub use error::ControlError;
 pub use listener::{Listener, ServiceFiles};
 pub use locks::{make_directory, open_lock};

@@ -12,8 +12,8 @@ use crate::function::interrupts::Interrupts;
 use crate::function::msix_table::Decoder;
 use crate::function::rule::{Denial, Rule};
 use crate::function::snapshot::Snapshot;
-use crate::records::Device;
 use crate::records::interrupt_mode::{Mode, ModeRecord};
+use crate::records::{Device, ModeFile};
 use pci::bdf::Bdf;
 use pci::registers::register;
 use std::collections::BTreeMap;
@@ -51,6 +51,8 @@ pub struct Function<C> {
     guard: Guard,
     interrupts: Interrupts,
     snapshot: Snapshot,
+    /// The file of the mode, once this process has recorded one.
+    mode_file: Option<ModeFile>,
     refused: BTreeMap<(u16, Denial), u64>,
     /// Refusals beyond [`MOST_TOLD`].
     refused_besides: u64,
@@ -86,6 +88,7 @@ impl<C: ConfigAccess> Function<C> {
             device,
             config,
             physical: physical.transpose()?,
+            mode_file: None,
             refused: BTreeMap::new(),
             refused_besides: 0,
         })
@@ -134,14 +137,20 @@ impl<C: ConfigAccess> Function<C> {
         taken: &Taken,
         xen: &impl Hypervisor,
         guest: DomId,
-        record: impl FnMut(ModeRecord<'_>),
+        record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let done = self.carry_out(taken, xen, guest, record);
         if matches!(taken.request().command, Command::ConfWrite) {
             return done;
         }
         // Messages silence the line, and it is allowed again with their end.
-        let updated = self.snapshot.update_command(&self.config);
+        let updated = match self.interrupts.take_command() {
+            Some(command) => {
+                self.snapshot.set_command(command);
+                Ok(())
+            }
+            None => self.snapshot.update_command(&self.config),
+        };
         done.and_then(|done| updated.map(|()| done).map_err(Failure::config))
     }
 
@@ -150,9 +159,11 @@ impl<C: ConfigAccess> Function<C> {
         &mut self,
         xen: &impl Hypervisor,
         guest: DomId,
-        record: impl FnMut(ModeRecord<'_>),
+        mut record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> io::Result<()> {
-        self.interrupts.disable(&self.config, xen, guest, record)
+        let file = &mut self.mode_file;
+        self.interrupts
+            .disable(&self.config, xen, guest, |mode| record(file, mode))
     }
 
     fn carry_out(
@@ -160,15 +171,15 @@ impl<C: ConfigAccess> Function<C> {
         taken: &Taken,
         xen: &impl Hypervisor,
         guest: DomId,
-        record: impl FnMut(ModeRecord<'_>),
+        mut record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let request = taken.request();
         let Self {
             interrupts,
             config,
             physical,
-            power,
             device,
+            mode_file,
             ..
         } = self;
         let config = &*config;
@@ -180,7 +191,7 @@ impl<C: ConfigAccess> Function<C> {
             }),
             Command::ConfWrite => self.write(request, xen),
             Command::EnableMsi => {
-                let pirq = interrupts.enable_msi(config, xen, guest, record)?;
+                let pirq = interrupts.enable_msi(config, xen, guest, |mode| record(mode_file, mode))?;
                 Ok(Done::Value(pirq.into()))
             }
             Command::EnableMsix => {
@@ -195,18 +206,18 @@ impl<C: ConfigAccess> Function<C> {
                         config: &*config,
                         power: *power,
                     },
-                    None => Decoder {
-                        config,
-                        power: *power,
-                    },
+                    // Its own power is looked at anyway.
+                    None => Decoder { config, power: None },
                 };
                 interrupts
-                    .enable_msix(config, decoder, xen, guest, &entries, record)
+                    .enable_msix(config, decoder, xen, guest, &entries, |mode| {
+                        record(mode_file, mode);
+                    })
                     .map(Done::Vectors)
             }
             Command::DisableMsi | Command::DisableMsix => {
                 interrupts
-                    .disable(config, xen, guest, record)
+                    .disable(config, xen, guest, |mode| record(mode_file, mode))
                     .map_err(|error| Failure {
                         error: OpError::OpFailed,
                         cause: format!("the interrupts could not be turned off wholly: {error}"),
@@ -412,6 +423,26 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_the_interrupt_mode_reads_each_register_once() {
+        let (command, power, control) = (register::COMMAND, POWER + 4, MSIX + 2);
+        let mut stub = StubSide::new();
+        for round in 0..2 {
+            for (request, registers) in [
+                // COMMAND before the mapping, and once more before INTx is disabled.
+                (Command::EnableMsix, &[command, control, power, command][..]),
+                (Command::DisableMsix, &[control, command]),
+            ] {
+                stub.config().reads.borrow_mut().clear();
+                stub.ask(&Request::new(request, bdf()), &[0, 2]).unwrap();
+                let mut reads = stub.config().reads.take();
+                // Where the table lies is known from the first time on.
+                reads.retain(|&read| round > 0 || read != MSIX + 4);
+                assert_eq!(reads, registers, "{request:?}, round {round}");
+            }
+        }
+    }
+
+    #[test]
     fn a_stub_gets_no_more_than_the_record_says() {
         let mut stub = StubSide::with(Terms {
             quirks: "50:2:ff0".parse().unwrap(),
@@ -445,7 +476,7 @@ mod tests {
     fn msix_of_a_virtual_function_waits_for_its_physical_one_to_decode_memory() {
         let mut one = attachment();
         one.devices = vec![virtual_function("01:10.0")];
-        one.modes = vec![Mode::Intx];
+        one.modes = vec![Mode::Intx.into()];
         let physical = one.devices[0].physical.unwrap();
         let functions = |decode: u8| {
             let open = |bdf| {

@@ -4,6 +4,7 @@ use super::answers::{Done, Function};
 use super::functions::Functions;
 use crate::config_space::access::tests::Model;
 use crate::config_space::capabilities::tests::space;
+use crate::records::ModeFile;
 use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use crate::records::tests::attachment;
 use crate::terms::Terms;
@@ -46,7 +47,7 @@ impl StubSide {
         attachment.devices.truncate(1);
         attachment.devices[0].terms = terms;
         attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
-        attachment.modes = vec![Mode::Intx];
+        attachment.modes = vec![Mode::Intx.into()];
         Self {
             functions: Functions::new(&attachment, |_| Ok::<_, io::Error>(config())).unwrap(),
             xen: Xen::default(),
@@ -61,11 +62,8 @@ impl StubSide {
         assert!(post(&page, request, &entries).is_ok());
         let taken = take(&page).unwrap();
         let recorded = &mut self.recorded;
-        let record = |bdf: Bdf, mode: ModeRecord<'_>| {
-            recorded.push(match mode {
-                ModeRecord::Mode(mode) => format!("{bdf}: {mode}"),
-                ModeRecord::Change(change) => format!("{bdf}: {change}"),
-            });
+        let record = |bdf: Bdf, _: &mut Option<ModeFile>, mode: ModeRecord<'_>| {
+            recorded.push(format!("{bdf}: {mode}"));
         };
         self.functions
             .answer(&taken, &self.xen, record)
@@ -78,7 +76,7 @@ impl StubSide {
         let mut attachment = attachment();
         attachment.devices.truncate(1);
         attachment.devices[0].header = config().bytes.borrow()[..64].to_vec();
-        attachment.modes = vec![mode];
+        attachment.modes = vec![mode.into()];
         let open = |_| Ok::<_, io::Error>(Model::new(bytes.clone()));
         Self {
             functions: Functions::new(&attachment, open).unwrap(),
@@ -89,7 +87,7 @@ impl StubSide {
     pub fn resolve_unknown(&mut self, changes: &BTreeMap<Bdf, ModeChange>) -> Vec<String> {
         let resolved = self
             .functions
-            .resolve_unknown(&self.xen, changes, &BTreeSet::new(), |_, _| {});
+            .resolve_unknown(&self.xen, changes, &BTreeSet::new(), |_, _, _| {});
         resolved.into_iter().map(|(_, found)| found.unwrap()).collect()
     }
 

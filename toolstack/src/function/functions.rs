@@ -3,8 +3,8 @@
 use crate::config_space::access::ConfigAccess;
 use crate::function::answers::{Done, Function};
 use crate::function::failure::Failure;
-use crate::records::Attachment;
 use crate::records::interrupt_mode::{ModeChange, ModeRecord};
+use crate::records::{Attachment, ModeFile};
 use pci::bdf::Bdf;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -47,7 +47,7 @@ impl<C: ConfigAccess> Functions<C> {
                 let config = open(device.bdf)?;
                 // The physical function is dom0's: it is read, never written.
                 let physical = device.physical.map(&mut open).transpose()?;
-                let function = Function::new(device.clone(), config, physical, mode.clone())?;
+                let function = Function::new(device.clone(), config, physical, mode.mode())?;
                 self.functions.push(function);
             }
         }
@@ -82,13 +82,15 @@ impl<C: ConfigAccess> Functions<C> {
         xen: &impl Hypervisor,
         changes: &BTreeMap<Bdf, ModeChange>,
         known: &BTreeSet<u32>,
-        mut record: impl FnMut(Bdf, ModeRecord<'_>),
+        mut record: impl FnMut(Bdf, &mut Option<ModeFile>, ModeRecord<'_>),
     ) -> Vec<(Bdf, io::Result<String>)> {
         let guest = self.guest;
         let resolve = |function: &mut Function<C>| {
             let bdf = function.bdf();
             let change = changes.get(&bdf).copied();
-            let resolved = function.resolve_unknown(xen, guest, change, known, |mode| record(bdf, mode));
+            let resolved = function.resolve_unknown(xen, guest, change, known, |file, mode| {
+                record(bdf, file, mode);
+            });
             resolved.transpose().map(|said| (bdf, said))
         };
         self.functions.iter_mut().filter_map(resolve).collect()
@@ -101,7 +103,7 @@ impl<C: ConfigAccess> Functions<C> {
         &mut self,
         request: &Request,
         xen: &impl Hypervisor,
-        mut record: impl FnMut(Bdf, ModeRecord<'_>),
+        mut record: impl FnMut(Bdf, &mut Option<ModeFile>, ModeRecord<'_>),
     ) {
         let guest = self.guest;
         let bdf = request.function();
@@ -111,16 +113,17 @@ impl<C: ConfigAccess> Functions<C> {
         {
             let bdf = function.bdf();
             // What cannot be turned off makes the request fail.
-            let _ = function.disable_msi(xen, guest, |mode| record(bdf, mode));
+            let _ = function.disable_msi(xen, guest, |file, mode| record(bdf, file, mode));
         }
     }
 
-    /// Carries a request out. `record` writes down that the device at this address changed its mode, or is about to.
+    /// Carries a request out. `record` writes down that the device at this address changed its mode, or is about to, in the
+    /// file that it may have open.
     pub fn answer(
         &mut self,
         taken: &Taken,
         xen: &impl Hypervisor,
-        mut record: impl FnMut(Bdf, ModeRecord<'_>),
+        mut record: impl FnMut(Bdf, &mut Option<ModeFile>, ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let spoken_of = taken.request().function();
         let mut functions = self.functions.iter_mut();
@@ -131,7 +134,7 @@ impl<C: ConfigAccess> Functions<C> {
             });
         };
         let bdf = function.bdf();
-        function.answer(taken, xen, self.guest, |mode| record(bdf, mode))
+        function.answer(taken, xen, self.guest, |file, mode| record(bdf, file, mode))
     }
 }
 
@@ -162,7 +165,7 @@ mod tests {
         stub.ask(&enable, &[0]).unwrap();
         let mut one = attachment();
         one.devices.truncate(1);
-        one.modes = vec![Mode::Intx];
+        one.modes = vec![Mode::Intx.into()];
         let two = one.with(vec![device("00:06.0")]);
         let open = |_| Ok::<_, io::Error>(config());
 
@@ -206,9 +209,9 @@ mod tests {
             "it is on, as recorded"
         );
         let (functions, xen) = (&mut stub.functions, &stub.xen);
-        functions.begin_again(&Request::conf_write(bdf(), 4, 2, 7), xen, |_, _| {});
+        functions.begin_again(&Request::conf_write(bdf(), 4, 2, 7), xen, |_, _, _| {});
         assert!(xen.calls().is_empty());
-        functions.begin_again(&enable, xen, |_, _| {});
+        functions.begin_again(&enable, xen, |_, _, _| {});
         assert_eq!(xen.calls(), ["unmap 3 55", "unmap 3 54"]);
         assert_eq!(stub.ask(&enable, &[0, 2]).map(|_| ()), Ok(()));
     }

@@ -6,9 +6,9 @@
 
 use crate::config_space::access::ConfigAccess;
 use crate::config_space::capabilities::Capabilities;
-use crate::config_space::interrupts::{disable_intx, enable_intx, turn_off};
+use crate::config_space::interrupts::{clear, disable_intx, enable_intx};
 use crate::function::failure::Failure;
-use crate::function::msix_table::{Decoder, MsixTable, is_awake};
+use crate::function::msix_table::{Decoder, MsixTable, is_awake, msix_bar};
 use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use pci::bdf::Bdf;
 use pci::registers::{msi, msix};
@@ -27,6 +27,10 @@ pub struct Interrupts {
     bars: Bars,
     line_offered: bool,
     mode: Mode,
+    /// Where the range begins that holds the MSI-X table, once it was read: that never changes.
+    table: Option<u64>,
+    /// COMMAND, as the last change of the mode has left it.
+    command: Option<u16>,
 }
 
 impl Interrupts {
@@ -39,12 +43,19 @@ impl Interrupts {
             bars,
             line_offered,
             mode,
+            table: None,
+            command: None,
         }
     }
 
     /// The mode that is on.
     pub fn mode(&self) -> &Mode {
         &self.mode
+    }
+
+    /// COMMAND, as a change of the mode has left it since this was asked for last.
+    pub fn take_command(&mut self) -> Option<u16> {
+        self.command.take()
     }
 
     /// Turns MSI on with one vector, and returns its pirq. `record` writes what must outlive this process: the change
@@ -67,7 +78,7 @@ impl Interrupts {
             Mode::Msix(_) => return Err(Failure::new(OpError::ENXIO, "MSI-X is on")),
         }
         // All-ones means that the device does not answer: nothing is mapped for it.
-        config
+        let control = config
             .read_sound(capability + msi::CONTROL)
             .map_err(Failure::config)?;
         if !is_awake(config, self.capabilities.power).map_err(Failure::config)? {
@@ -85,8 +96,8 @@ impl Interrupts {
         })?;
         self.mode = Mode::Msi(pirq);
         // One vector was mapped, whatever number an earlier driver had set.
-        let turn_on = |control| control & !msi::SEVERAL | msi::ENABLE;
-        self.turn_on(config, xen, guest, capability + msi::CONTROL, turn_on, record)?;
+        let on = control & !msi::SEVERAL | msi::ENABLE;
+        self.turn_on(config, xen, guest, (capability + msi::CONTROL, on), record)?;
         Ok(pirq)
     }
 
@@ -111,12 +122,17 @@ impl Interrupts {
             Mode::Msi(_) => return Err(Failure::new(OpError::ENXIO, "MSI is on")),
             Mode::Msix(_) => return Err(Failure::new(OpError::EALREADY, "MSI-X is on")),
         }
-        let table = MsixTable::find(config, decoder, capability, self.capabilities.power, &self.bars)?;
+        let table = MsixTable::find(config, decoder, capability, self.capabilities.power)?;
+        let bar_start = match self.table {
+            Some(start) => start,
+            None => msix_bar(config, Some(capability), &self.bars).map_err(Failure::config)?,
+        };
+        self.table = Some(bar_start);
         table.check_entries(entries)?;
         record(ModeRecord::Change(ModeChange::Msix(entries.len())));
         let mut mapped: Vec<(u16, u16)> = Vec::with_capacity(entries.len());
         for &entry in entries {
-            match xen.map_msi(guest, self.bdf, Some((entry, table.bar_start))) {
+            match xen.map_msi(guest, self.bdf, Some((entry, bar_start))) {
                 Ok(pirq) => mapped.push((entry, pirq)),
                 Err(error) => {
                     for (_, pirq) in mapped {
@@ -132,25 +148,25 @@ impl Interrupts {
         let pirqs = mapped.iter().map(|&(_, pirq)| pirq).collect();
         self.mode = Mode::Msix(mapped);
         // The guest cannot write this register, so nobody else would take the mask over all entries away.
-        let turn_on = |control| (control | msix::ENABLE) & !msix::MASK_ALL;
-        self.turn_on(config, xen, guest, table.control, turn_on, record)?;
+        let on = (table.control | msix::ENABLE) & !msix::MASK_ALL;
+        self.turn_on(config, xen, guest, (capability + msix::CONTROL, on), record)?;
         Ok(pirqs)
     }
 
-    /// Records the mode, whose vectors are mapped, and turns it on in the device. `change` makes the new value of the
-    /// register `control`.
+    /// Records the mode, whose vectors are mapped, and turns it on in the device: by this value of this register.
     fn turn_on(
         &mut self,
         config: &impl ConfigAccess,
         xen: &impl Hypervisor,
         guest: DomId,
-        control: u16,
-        change: impl FnOnce(u16) -> u16,
+        (control, value): (u16, u16),
         mut record: impl FnMut(ModeRecord<'_>),
     ) -> Result<(), Failure> {
         record(ModeRecord::Mode(&self.mode));
-        let written =
-            disable_intx(config).and_then(|()| config.write16(control, change(config.read_sound(control)?)));
+        let written = disable_intx(config).and_then(|command| {
+            self.command = Some(command);
+            config.write16(control, value)
+        });
         written.map_err(|error| {
             // The mappings are of no use then. What cannot be unmapped goes with the guest.
             let _ = self.disable(config, xen, guest, record);
@@ -168,18 +184,18 @@ impl Interrupts {
         guest: DomId,
         mut record: impl FnMut(ModeRecord<'_>),
     ) -> io::Result<()> {
-        let mode = std::mem::take(&mut self.mode);
-        if mode == Mode::Intx {
+        let Some((control, enable)) = self.control() else {
             return Ok(());
-        }
+        };
+        let mode = std::mem::take(&mut self.mode);
         // The device comes first: it must send nothing for a pirq that is gone.
-        let off = turn_off(config, &self.capabilities);
+        let off = clear(config, control, enable);
         let mut unmapped = Ok(());
         for pirq in mode.pirqs() {
             unmapped = unmapped.and(xen.unmap_pirq(guest, pirq.into()));
         }
         let line = if self.line_offered {
-            enable_intx(config)
+            enable_intx(config).map(|command| self.command = Some(command))
         } else {
             Ok(())
         };
@@ -194,22 +210,29 @@ impl Interrupts {
 
     /// True if the mode is MSI or MSI-X, and on in the device.
     fn is_on(&self, config: &impl ConfigAccess) -> io::Result<bool> {
-        let (control, enable) = match self.mode {
-            Mode::Intx => return Ok(false),
-            Mode::Msi(_) => (self.capabilities.msi.map(|at| at + msi::CONTROL), msi::ENABLE),
-            Mode::Msix(_) => (self.capabilities.msix.map(|at| at + msix::CONTROL), msix::ENABLE),
-        };
-        let Some(control) = control else {
-            return Ok(false);
-        };
-        Ok(config.read16(control)? & enable != 0)
+        match self.control() {
+            Some((control, enable)) => Ok(config.read16(control)? & enable != 0),
+            None => Ok(false),
+        }
+    }
+
+    /// The control word of the mode, and its enable bit; `None` for INTx.
+    fn control(&self) -> Option<(u16, u16)> {
+        match self.mode {
+            Mode::Intx => None,
+            Mode::Msi(_) => self.capabilities.msi.map(|at| (at + msi::CONTROL, msi::ENABLE)),
+            Mode::Msix(_) => self
+                .capabilities
+                .msix
+                .map(|at| (at + msix::CONTROL, msix::ENABLE)),
+        }
     }
 
     /// Restores MSI or MSI-X after a reset, for the pirqs that the guest has. The device must decode memory.
     pub fn restore(&self, config: &impl ConfigAccess, xen: &impl Hypervisor) -> io::Result<()> {
         let control = match self.mode {
             Mode::Intx if self.line_offered => return Ok(()),
-            Mode::Intx => return disable_intx(config),
+            Mode::Intx => return disable_intx(config).map(drop),
             Mode::Msi(_) => self
                 .capabilities
                 .msi

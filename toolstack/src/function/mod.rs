@@ -4,7 +4,7 @@ pub mod aer;
 mod answers;
 mod failure;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod functions;
 pub mod guard;
 pub mod interrupts;

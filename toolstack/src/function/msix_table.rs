@@ -13,18 +13,16 @@ use xenbus::pciif::{MAX_VECTORS, OpError};
 pub struct Decoder<'a, C> {
     /// Its configuration space.
     pub config: &'a C,
-    /// Where its power management lies, if it has it.
+    /// Where the power management of the physical one lies, if it has it.
     pub power: Option<u16>,
 }
 
 /// The MSI-X table of a function that is ready for it.
 pub(super) struct MsixTable {
-    /// Where the control word of the capability lies.
+    /// The control word of the capability.
     pub control: u16,
     /// The highest number of an entry.
     pub last_entry: u16,
-    /// Where the range begins that holds the table.
-    pub bar_start: u64,
 }
 
 impl MsixTable {
@@ -35,25 +33,23 @@ impl MsixTable {
         decoder: Decoder<'_, C>,
         capability: u16,
         power: Option<u16>,
-        bars: &Bars,
     ) -> Result<Self, Failure> {
         let command = decoder.config.read_sound(register::COMMAND);
         // Xen writes to the table when it maps an entry, so the BAR must be decoded (XSA-157).
         if command.map_err(Failure::config)? & command::MEMORY == 0 {
             return Err(Failure::new(OpError::ENXIO, "the device does not decode memory"));
         }
-        let control = capability + msix::CONTROL;
-        let last_entry = config.read_sound(control).map_err(Failure::config)? & msix::LAST_ENTRY;
+        let control = config
+            .read_sound(capability + msix::CONTROL)
+            .map_err(Failure::config)?;
         let awake = is_awake(decoder.config, decoder.power)
             .and_then(|decoder| Ok(decoder && is_awake(config, power)?));
         if !awake.map_err(Failure::config)? {
             return Err(Failure::asleep(OpError::EINVAL));
         }
-        let bar_start = msix_bar(config, Some(capability), bars).map_err(Failure::config)?;
         Ok(Self {
             control,
-            last_entry,
-            bar_start,
+            last_entry: control & msix::LAST_ENTRY,
         })
     }
 

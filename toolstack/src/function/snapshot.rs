@@ -107,11 +107,15 @@ impl Snapshot {
 
     /// Reads COMMAND again, if the device answers.
     pub fn update_command(&mut self, config: &impl ConfigAccess) -> io::Result<()> {
-        let command = config.read16(register::COMMAND)?;
+        self.set_command(config.read16(register::COMMAND)?);
+        Ok(())
+    }
+
+    /// Takes in COMMAND as it is now, unless it is what a device reads that does not answer.
+    pub const fn set_command(&mut self, command: u16) {
         if command != SILENT {
             self.command = command;
         }
-        Ok(())
     }
 
     /// Turns error reporting on in the function, if it has AER.

@@ -1,6 +1,7 @@
 //! What a guest that ends has again at its next start.
 
 use crate::host::domains::Domain;
+use crate::host::guest_config::StubOrigin;
 use crate::host::store::{Store, StoreError};
 use crate::records::{Attachment, Carried, GuestStart, RecordError, Stage, stub_backup};
 
@@ -10,15 +11,15 @@ pub fn carry_over(store: &mut Store, attachment: &Attachment) -> Result<(), Reco
     if start.is_some_and(|start| start.stage == Stage::Given { declared: true }) {
         return Ok(());
     }
-    let kernel = kernel_of(store, attachment)?;
-    let kernel = kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned());
-    Carried::new(attachment, kernel).write(store)
+    let origin = origin_of(store, attachment)?;
+    Carried::new(attachment, origin).write(store)
 }
 
-/// The image of a stub, from the backup of its configuration.
-pub fn kernel_of(store: &mut Store, attachment: &Attachment) -> Result<Option<String>, StoreError> {
+/// What a stub was created from, by the backup of its configuration. Without a backup it is what stubs usually are created
+/// from.
+pub fn origin_of(store: &mut Store, attachment: &Attachment) -> Result<StubOrigin, StoreError> {
     let config = stub_backup::config(store, attachment.stub.domid)?;
-    Ok(config.and_then(|config| Some(config.pointer("/b_info/kernel")?.as_str()?.to_owned())))
+    Ok(config.as_ref().and_then(StubOrigin::of).unwrap_or_default())
 }
 
 /// Goes on with the domain of a guest that has ended, which libxl keeps as `kept`. It has the devices until it is destroyed.

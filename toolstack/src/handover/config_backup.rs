@@ -9,7 +9,7 @@ use crate::config_space::capabilities::Capabilities;
 use crate::function::guard::Guard;
 use crate::function::rule::Rule;
 use crate::host::sysfs::Sysfs;
-use crate::paths::RUN;
+use crate::paths::run;
 use crate::records::Device;
 use crate::terms::Terms;
 use pci::bdf::Bdf;
@@ -24,28 +24,19 @@ fn file(directory: &Path, bdf: Bdf) -> PathBuf {
     directory.join(format!("{bdf}.config"))
 }
 
-/// The directory of the files. Each test has its own.
-fn home() -> PathBuf {
-    #[cfg(test)]
-    if let Some(home) = tests::HOME.with(|home| home.borrow().clone()) {
-        return home;
-    }
-    RUN.into()
-}
-
 /// Keeps the configuration space of a device whose guest may write more than the usual.
 pub fn keep(bdf: Bdf, terms: &Terms, sysfs: &Sysfs) -> io::Result<()> {
-    keep_in(&home(), bdf, terms, sysfs)
+    keep_in(&run(), bdf, terms, sysfs)
 }
 
 /// Restores what has changed since in the registers that the guest could write.
 pub fn restore(device: &Device, sysfs: &Sysfs) -> io::Result<()> {
-    restore_from(&home(), device, sysfs)
+    restore_from(&run(), device, sysfs)
 }
 
 /// Removes the backup without restoring: the device is in other hands.
 pub fn forget(bdf: Bdf) -> io::Result<()> {
-    match fs::remove_file(file(&home(), bdf)) {
+    match fs::remove_file(file(&run(), bdf)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
@@ -133,10 +124,6 @@ pub(crate) mod tests {
     use crate::records::tests::device;
 
     const BDF: &str = "0000:00:05.0";
-
-    thread_local! {
-        pub static HOME: std::cell::RefCell<Option<PathBuf>> = const { std::cell::RefCell::new(None) };
-    }
 
     /// What is written back after a guest with these terms has changed all that it could, and more.
     fn restore(permissive: bool, quirks: &str, changes: &[(usize, u8)]) -> (Vec<usize>, Tree) {

@@ -120,7 +120,7 @@ fn reclaim_each<X: Hypervisor>(
 ) -> bool {
     // One that libxl keeps under another name has all that it had.
     let guest = present(host, &attachment.guest);
-    for (index, (device, mode)) in attachment.devices_and_modes().enumerate() {
+    for (index, (device, recorded)) in attachment.devices_and_modes().enumerate() {
         if !leaving(device) {
             continue;
         }
@@ -151,7 +151,7 @@ fn reclaim_each<X: Hypervisor>(
             line_stays: line_stays(&attachment.devices, index, leaving),
         };
         let outcome = match Owner::of(device, &host.sysfs) {
-            Owner::Pciback => reclaim_held(host, device, mode, &share, &mut taken),
+            Owner::Pciback => reclaim_held(host, device, &recorded, &share, &mut taken),
             lost => reclaim_lost(host, device, &lost, &share, &mut taken),
         };
         let reasons: Vec<&str> = taken

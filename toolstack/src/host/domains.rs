@@ -116,26 +116,33 @@ pub fn find(store: &mut Store, who: &str) -> Result<Domain, DomainError> {
 
 /// The domain with a UUID, if there is one.
 pub fn with_uuid(store: &mut Store, wanted: &str) -> Result<Option<Domain>, StoreError> {
-    for (domid, _) in names(store)? {
-        if uuid(store, domid)?.as_deref() == Some(wanted) {
-            return read(store, domid);
-        }
+    let domids = numbers(store)?;
+    let uuids = uuids(store, &domids)?;
+    let found = domids
+        .into_iter()
+        .zip(uuids)
+        .find(|(_, uuid)| uuid.as_deref() == Some(wanted));
+    match found {
+        Some((domid, _)) => read(store, domid),
+        None => Ok(None),
     }
-    Ok(None)
 }
 
 /// All domains, the lowest number first.
 pub fn all(store: &mut Store) -> Result<Vec<Domain>, StoreError> {
-    let mut all = Vec::new();
-    for (domid, name) in names(store)? {
-        let uuid = uuid(store, domid)?.unwrap_or_default();
-        all.push(Domain { domid, name, uuid });
-    }
-    Ok(all)
+    let (domids, names): (Vec<DomId>, Vec<String>) = names(store)?.into_iter().unzip();
+    let uuids = uuids(store, &domids)?;
+    let of_each = domids.into_iter().zip(names).zip(uuids);
+    let domains = of_each.map(|((domid, name), uuid)| Domain {
+        domid,
+        name,
+        uuid: uuid.unwrap_or_default(),
+    });
+    Ok(domains.collect())
 }
 
 /// A domain as it is now; `None` if it has no home.
-fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
+pub fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
     let Some(name) = store.read_optional(&format!("{}/name", home(domid)))? else {
         return Ok(None);
     };
@@ -143,19 +150,34 @@ fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreError> {
     Ok(Some(Domain { domid, name, uuid }))
 }
 
+/// The numbers of all domains that have a home, the lowest first.
+pub fn numbers(store: &mut Store) -> Result<Vec<DomId>, StoreError> {
+    let names = store.directory("/local/domain")?;
+    let mut numbers: Vec<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
 /// All domains with their names, the lowest number first.
 fn names(store: &mut Store) -> Result<Vec<(DomId, String)>, StoreError> {
-    let mut domids: Vec<DomId> = Vec::new();
-    for name in store.directory("/local/domain")? {
-        domids.extend(name.parse::<DomId>().ok());
-    }
-    domids.sort_unstable();
-    let mut names = Vec::new();
-    for domid in domids {
-        let name = store.read_optional(&format!("{}/name", home(domid)))?;
-        names.extend(name.map(|name| (domid, name)));
-    }
-    Ok(names)
+    let domids = numbers(store)?;
+    let paths: Vec<String> = domids
+        .iter()
+        .map(|&domid| format!("{}/name", home(domid)))
+        .collect();
+    let names = store.read_many(&paths)?;
+    Ok(domids
+        .into_iter()
+        .zip(names)
+        .filter_map(|(domid, name)| Some((domid, name?)))
+        .collect())
+}
+
+/// The UUIDs of domains, in few round trips.
+fn uuids(store: &mut Store, domids: &[DomId]) -> Result<Vec<Option<String>>, StoreError> {
+    let paths: Vec<String> = domids.iter().map(|&domid| vm_path(domid)).collect();
+    let uuids = store.read_many(&paths)?.into_iter();
+    Ok(uuids.map(|vm| vm.map(uuid_of)).collect())
 }
 
 /// True as long as the domain, and not a later one with its number, exists at Xen's level.
@@ -167,9 +189,23 @@ pub fn is_alive(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> 
     if !store.is_introduced(domain.domid)? {
         return Ok(false);
     }
-    let uuid = uuid(store, domain.domid)?;
+    Ok(is_of(domain, uuid(store, domain.domid)?))
+}
+
+/// True if this UUID, which the domain of that number has, is not another domain's.
+fn is_of(domain: &Domain, uuid: Option<String>) -> bool {
     // Other toolstacks may write no `vm`. Then nothing tells another domain apart, and in doubt it lives.
-    Ok(uuid.is_none_or(|uuid| uuid == domain.uuid))
+    uuid.is_none_or(|uuid| uuid == domain.uuid)
+}
+
+/// As [`is_alive`], for many domains in few round trips.
+pub fn are_alive(store: &mut Store, domains: &[&Domain]) -> Result<Vec<bool>, StoreError> {
+    let domids: Vec<DomId> = domains.iter().map(|domain| domain.domid).collect();
+    let introduced = store.are_introduced(&domids)?;
+    let uuids = uuids(store, &domids)?;
+    let alive = domains.iter().zip(introduced).zip(uuids);
+    let alive = alive.map(|((domain, introduced), uuid)| introduced && is_of(domain, uuid));
+    Ok(alive.collect())
 }
 
 /// The domain with its present name and UUID; `None` if it is gone.
@@ -212,8 +248,8 @@ pub fn destroy<X>(host: &mut Host<X>, domain: &Domain) -> Result<(), DestroyErro
     }
 }
 
-/// Removes the home of a domain that is gone, for dom0 may have written there since xl removed it. Returns false, and
-/// removes nothing, if there is a domain of that number, or will be: libxl makes a home with its `vm` in one transaction
+/// Removes the home of a domain that is gone, for dom0 may have written there since xl removed it, and what is left in dom0
+/// of its network interfaces if xl's script for them has failed. Returns false, and removes nothing, if there is a domain of that number, or will be: libxl makes a home with its `vm` in one transaction
 /// before it introduces the domain. Other toolstacks may have no `vm`.
 pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
     if store.is_introduced(domid)? {
@@ -225,16 +261,41 @@ pub fn clear_home(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
         if store.read_optional(&format!("{path}/vm"))?.is_some() {
             return Ok(false);
         }
-        match store.remove(&path) {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(true),
+        for left in [path, format!("{}/backend/vif/{domid}", home(0))] {
+            match store.remove(&left) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
         }
+        Ok(true)
     })
 }
 
+/// When libxl created each of these domains, in seconds since 1970. `None` if it is gone, or its toolstack does not tell.
+pub fn created(store: &mut Store, domains: &[&Domain]) -> Result<Vec<Option<u64>>, StoreError> {
+    // By its UUID: a later domain with its number has a node of its own. libxl writes seconds with two decimals.
+    let paths: Vec<String> = domains
+        .iter()
+        .map(|domain| match domain.uuid.as_str() {
+            "" => "/vm/none".to_owned(),
+            uuid => format!("/vm/{uuid}/start_time"),
+        })
+        .collect();
+    let times = store.read_many(&paths)?.into_iter();
+    Ok(times.map(|time| time?.split('.').next()?.parse().ok()).collect())
+}
+
 fn uuid(store: &mut Store, domid: DomId) -> Result<Option<String>, StoreError> {
-    let vm = store.read_optional(&format!("{}/vm", home(domid)))?;
-    Ok(vm.map(|path| path.trim_start_matches("/vm/").to_owned()))
+    Ok(store.read_optional(&vm_path(domid))?.map(uuid_of))
+}
+
+/// The node that names the directory below `/vm` of a domain.
+fn vm_path(domid: DomId) -> String {
+    format!("{}/vm", home(domid))
+}
+
+fn uuid_of(vm: String) -> String {
+    vm.trim_start_matches("/vm/").to_owned()
 }
 
 #[cfg(test)]
@@ -281,6 +342,10 @@ pub(crate) mod tests {
             .unwrap();
         daemon.introduce(5);
         store.write("/local/domain/6/vm", "/vm/made-just-now").unwrap();
+        for domid in [3, 4, 6] {
+            let node = format!("/local/domain/0/backend/vif/{domid}/0/state");
+            store.write(&node, "2").unwrap();
+        }
         for domid in [0, 3, 5, 6] {
             assert!(!clear_home(&mut store, domid).unwrap(), "{domid}");
         }
@@ -288,6 +353,10 @@ pub(crate) mod tests {
             assert!(clear_home(&mut store, 4).unwrap());
         }
         assert_eq!(store.directory("/local/domain").unwrap(), ["0", "3", "5", "6"]);
+        assert_eq!(
+            store.directory("/local/domain/0/backend/vif").unwrap(),
+            ["3", "6"]
+        );
     }
 
     #[test]
@@ -325,6 +394,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn when_a_domain_was_created_is_what_libxl_has_written() {
+        let daemon = Xenstored::new();
+        introduce(&daemon, 3, "web");
+        let mut store = dom0(&daemon);
+        let web = find(&mut store, "web").unwrap();
+        assert_eq!(created(&mut store, &[&web]).unwrap(), [None]);
+        for (text, expected) in [("1795968123.45", Some(1_795_968_123)), ("soon", None), ("", None)] {
+            store
+                .write(&format!("/vm/{}/start_time", web.uuid), text)
+                .unwrap();
+            assert_eq!(created(&mut store, &[&web]).unwrap(), [expected], "{text}");
+        }
+        let nameless = Domain {
+            uuid: String::new(),
+            ..web
+        };
+        assert_eq!(created(&mut store, &[&nameless]).unwrap(), [None]);
+    }
+
+    #[test]
     fn a_domain_lives_until_xen_has_released_it() {
         let daemon = Xenstored::new();
         introduce(&daemon, 3, "web");
@@ -334,8 +423,11 @@ pub(crate) mod tests {
         // xl removes the home first, and destroys the domain then.
         store.remove(&home(3)).unwrap();
         assert!(is_alive(&mut store, &web).unwrap());
+        let gone = crate::records::tests::domain(4, "mail");
+        assert_eq!(are_alive(&mut store, &[&web, &gone]).unwrap(), [true, false]);
         daemon.release(3);
         assert!(!is_alive(&mut store, &web).unwrap());
+        assert_eq!(are_alive(&mut store, &[&web, &gone]).unwrap(), [false, false]);
     }
 
     #[test]
@@ -362,6 +454,7 @@ pub(crate) mod tests {
             .write("/local/domain/3/vm", "/vm/00000000-0000-0000-0000-000000000099")
             .unwrap();
         assert!(!is_alive(&mut store, &web).unwrap());
+        assert_eq!(are_alive(&mut store, &[&web]).unwrap(), [false]);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The parts of a guest's or stub's configuration that matter for passthrough, from the JSON that xl prints.
 
+use bulkhead_config::telemetry::{Telemetry, TelemetryChoice};
+use bulkhead_config::{KERNEL, NET_KERNEL};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use thiserror::Error;
 
@@ -111,6 +115,102 @@ impl GuestConfig {
     }
 }
 
+/// What a stub was created from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StubOrigin {
+    /// Its image.
+    pub kernel: String,
+    /// Whether it has a network, with the Ethernet address that it had; `None` if that is not known.
+    #[serde(default)]
+    pub telemetry: Option<TelemetryChoice>,
+}
+
+impl Default for StubOrigin {
+    /// The installed image. The policy file says whether there is a network.
+    fn default() -> Self {
+        Self {
+            kernel: KERNEL.into(),
+            telemetry: None,
+        }
+    }
+}
+
+impl StubOrigin {
+    /// By the stub's configuration, as `xl list -l` prints it; `None` if that names no image.
+    pub fn of(config: &Value) -> Option<Self> {
+        Some(Self {
+            kernel: config.pointer("/b_info/kernel")?.as_str()?.to_owned(),
+            telemetry: telemetry(config),
+        })
+    }
+
+    /// Its network, if it has one.
+    pub fn network(&self) -> Option<&Telemetry> {
+        self.telemetry.as_ref()?.network()
+    }
+
+    /// Its image, if that is not an installed one. Which installed image the next stub has is decided by its network.
+    pub fn named_kernel(&self) -> Option<&str> {
+        let kernel = self.kernel.as_str();
+        (![KERNEL, NET_KERNEL].contains(&kernel)).then_some(kernel)
+    }
+}
+
+/// The network of a stub with this configuration; `None` if it has one that is not Bulkhead's.
+fn telemetry(config: &Value) -> Option<TelemetryChoice> {
+    let Some(interface) = config.pointer("/nics/0") else {
+        return Some(TelemetryChoice::Off);
+    };
+    let text = |key: &str| interface.get(key).and_then(Value::as_str);
+    let number = interface.get("backend_domid").and_then(Value::as_u64);
+    // A domain that is named counts by its name: its number changes when it restarts.
+    let number = number
+        .filter(|number| *number != 0)
+        .map(|number| number.to_string());
+    let backend = text("backend_domname").or(number.as_deref());
+    let known = [
+        ("bridge", text("bridge")),
+        ("backend", backend),
+        ("mac", text("mac")),
+        ("script", text("script")),
+    ];
+    let known: Vec<_> = known
+        .iter()
+        .filter_map(|&(key, value)| Some((key, value?)))
+        .collect();
+    let command_line = config.pointer("/b_info/cmdline").and_then(Value::as_str);
+    let telemetry = Telemetry::of_domain(&known, command_line.unwrap_or_default());
+    telemetry.ok().map(TelemetryChoice::On)
+}
+
+/// An image that a domain may have been created from to count as a stub.
+#[derive(Clone, Debug)]
+pub struct StubImage<'a> {
+    /// The file.
+    pub kernel: &'a Path,
+    /// How many network interfaces a stub with this image has.
+    interfaces: RangeInclusive<usize>,
+}
+
+impl<'a> StubImage<'a> {
+    /// The installed images.
+    pub fn installed() -> Vec<Self> {
+        [KERNEL, NET_KERNEL]
+            .map(|kernel| Self::at(Path::new(kernel)))
+            .into()
+    }
+
+    /// The image in this file. One that is not installed may have a network.
+    pub fn at(kernel: &'a Path) -> Self {
+        let interfaces = match kernel {
+            _ if same_file(kernel, Path::new(KERNEL)) => 0..=0,
+            _ if same_file(kernel, Path::new(NET_KERNEL)) => 1..=1,
+            _ => 0..=1,
+        };
+        Self { kernel, interfaces }
+    }
+}
+
 /// Why a domain is no stub.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("domain {name} is no stub: {why}")]
@@ -122,9 +222,10 @@ pub struct NoStub {
 /// Limit of a stub's memory, in KiB: more than any stub needs.
 const STUB_MEMORY_KIB: u64 = 64 << 10;
 
-/// Checks by what `xl list -l` says of a domain that it is a stub: a PV guest without devices, of little memory, with
-/// this image. That is dom0's own record of how the domain was created, which no guest can change.
-pub fn check_stub(json: &Value, name: &str, kernel: &Path) -> Result<(), NoStub> {
+/// Checks by what `xl list -l` says of a domain that it is a stub: a PV guest of little memory, with one of these images,
+/// and without devices but for the network interface of an image that has one. That is dom0's own record of how the domain
+/// was created, which no guest can change.
+pub fn check_stub(json: &Value, name: &str, images: &[StubImage<'_>]) -> Result<(), NoStub> {
     let domain = json.get(0).unwrap_or(json);
     let config = domain.get("config").unwrap_or(domain);
     let text = |path: &str| config.pointer(path).and_then(Value::as_str);
@@ -139,19 +240,36 @@ pub fn check_stub(json: &Value, name: &str, kernel: &Path) -> Result<(), NoStub>
         Some("pv") => {}
         kind => return no(format!("it is of type {}, and not pv", kind.unwrap_or("unknown"))),
     }
-    match text("/b_info/kernel") {
-        Some(image) if same_file(Path::new(image), kernel) => {}
-        Some(image) => return no(format!("its kernel is {image}, and not {}", kernel.display())),
-        None => return no("xl knows of no kernel of it".into()),
-    }
-    for list in ["disks", "nics", "pcidevs", "vfbs"] {
-        if config
-            .get(list)
-            .and_then(Value::as_array)
-            .is_some_and(|list| !list.is_empty())
-        {
+    let Some(kernel) = text("/b_info/kernel") else {
+        return no("xl knows of no kernel of it".into());
+    };
+    let Some(image) = images
+        .iter()
+        .find(|image| same_file(Path::new(kernel), image.kernel))
+    else {
+        let known: Vec<_> = images
+            .iter()
+            .map(|image| image.kernel.display().to_string())
+            .collect();
+        return no(format!("its kernel is {kernel}, and not {}", known.join(" or ")));
+    };
+    let count = |list: &str| config.get(list).and_then(Value::as_array).map_or(0, Vec::len);
+    for list in ["disks", "pcidevs", "vfbs"] {
+        if count(list) > 0 {
             return no(format!("it has {list}"));
         }
+    }
+    let interfaces = count("nics");
+    if !image.interfaces.contains(&interfaces) {
+        let (least, most) = (image.interfaces.start(), image.interfaces.end());
+        let wanted = match (least, most) {
+            (0, 0) => "none".to_owned(),
+            (least, most) if least == most => least.to_string(),
+            (_, most) => format!("{most} at most"),
+        };
+        return no(format!(
+            "it has {interfaces} network interfaces, and a stub with its image has {wanted}"
+        ));
     }
     match number("/b_info/max_memkb") {
         Some(0..=STUB_MEMORY_KIB) => Ok(()),
@@ -243,8 +361,12 @@ mod tests {
     }
 
     fn no_stub(config: Value) -> Option<String> {
+        no_stub_of(config, &[StubImage::at(Path::new(KERNEL))])
+    }
+
+    fn no_stub_of(config: Value, images: &[StubImage<'_>]) -> Option<String> {
         let listed = json!([{ "domid": 4, "config": config }]);
-        let checked = check_stub(&listed, "mail", Path::new("/usr/lib/bulkhead/bulkhead-stub"));
+        let checked = check_stub(&listed, "mail", images);
         checked.err().map(|error| error.to_string())
     }
 
@@ -270,7 +392,10 @@ mod tests {
                 "xl knows of no kernel of it",
             ),
             (change("", "disks", json!([{}])), "it has disks"),
-            (change("", "nics", json!([{}])), "it has nics"),
+            (
+                change("", "nics", json!([{}])),
+                "it has 1 network interfaces, and a stub with its image has none",
+            ),
             (change("", "pcidevs", json!([{}])), "it has pcidevs"),
             (
                 change("/b_info", "max_memkb", json!(1 << 20)),
@@ -290,6 +415,103 @@ mod tests {
             json!(null),
         ] {
             assert!(no_stub(config.clone()).is_some(), "{config}");
+        }
+    }
+
+    #[test]
+    fn a_stub_has_one_interface_if_its_image_has_a_network_and_none_otherwise() {
+        let with = |kernel: &str, interfaces: usize| {
+            let mut config = stub();
+            config["b_info"]["kernel"] = json!(kernel);
+            config["b_info"]["max_memkb"] = json!(6 << 10);
+            config["nics"] = json!(vec![json!({}); interfaces]);
+            config
+        };
+        let installed = StubImage::installed();
+        for (kernel, interfaces) in [(KERNEL, 0), (NET_KERNEL, 1)] {
+            assert_eq!(no_stub_of(with(kernel, interfaces), &installed), None, "{kernel}");
+        }
+        for (kernel, interfaces, wanted) in [(KERNEL, 1, "none"), (NET_KERNEL, 0, "1"), (NET_KERNEL, 2, "1")]
+        {
+            let told = no_stub_of(with(kernel, interfaces), &installed).unwrap();
+            let expected = format!(
+                "domain mail is no stub: it has {interfaces} network interfaces, and a stub with its image has {wanted}"
+            );
+            assert_eq!(told, expected);
+        }
+        let other = [StubImage::at(Path::new("/tmp/stub"))];
+        for interfaces in [0, 1] {
+            assert_eq!(no_stub_of(with("/tmp/stub", interfaces), &other), None);
+        }
+        let told = no_stub_of(with("/tmp/stub", 2), &other).unwrap();
+        assert!(told.ends_with("a stub with its image has 1 at most"), "{told}");
+        let told = no_stub_of(with("/tmp/stub", 0), &installed).unwrap();
+        assert!(
+            told.ends_with("its kernel is /tmp/stub, and not /usr/lib/bulkhead/bulkhead-stub or /usr/lib/bulkhead/bulkhead-stub-net"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_a_stub_was_created_from_is_found_in_its_configuration() {
+        let mut config = stub();
+        let origin = StubOrigin::of(&config).unwrap();
+        assert_eq!((origin.kernel.as_str(), origin.network()), (KERNEL, None));
+        assert_eq!(origin.telemetry, Some(TelemetryChoice::Off));
+        config["b_info"]["cmdline"] =
+            json!("loglevel=info guest=web ip=10.0.0.9/24 gateway=10.0.0.1 metrics=off syslog=10.1.0.5:514");
+        config["nics"] =
+            json!([{ "devid": 0, "mac": "00:16:3e:12:34:56", "bridge": "xenbr0", "nictype": "vif" }]);
+        let told = |config: &Value| StubOrigin::of(config).unwrap().network().map(ToString::to_string);
+        let rest = "address=10.0.0.9/24,gateway=10.0.0.1,syslog=10.1.0.5:514,metrics=off";
+        let expected = format!("bridge=xenbr0,mac=00:16:3e:12:34:56,{rest}");
+        assert_eq!(told(&config), Some(expected));
+        config["nics"][0]["script"] = json!("vif-mine");
+        for (backend, expected) in [
+            (json!({ "backend_domid": 0 }), ""),
+            (json!({ "backend_domid": 7 }), "backend=7,"),
+            (
+                json!({ "backend_domid": 7, "backend_domname": "sys-net" }),
+                "backend=sys-net,",
+            ),
+        ] {
+            let mut config = config.clone();
+            let interface = config["nics"][0].as_object_mut().unwrap();
+            interface.extend(backend.as_object().unwrap().clone());
+            let expected = format!("bridge=xenbr0,{expected}mac=00:16:3e:12:34:56,script=vif-mine,{rest}");
+            assert_eq!(told(&config), Some(expected));
+        }
+        config["nics"][0]["bridge"] = json!("a name that no bridge has");
+        assert_eq!(StubOrigin::of(&config).unwrap().telemetry, None);
+        assert_eq!(StubOrigin::of(&json!({})), None);
+    }
+
+    #[test]
+    fn an_installed_image_is_not_one_that_somebody_named() {
+        for (kernel, expected) in [
+            (KERNEL, None),
+            (NET_KERNEL, None),
+            ("/tmp/stub", Some("/tmp/stub")),
+        ] {
+            let origin = StubOrigin {
+                kernel: kernel.into(),
+                telemetry: None,
+            };
+            assert_eq!(origin.named_kernel(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_recorded_of_a_stubs_origin_is_read_again() {
+        let old: StubOrigin = serde_json::from_str(r#"{"kernel":"/stub"}"#).unwrap();
+        assert_eq!((old.kernel.as_str(), old.telemetry), ("/stub", None));
+        for telemetry in [None, Some("off"), Some("bridge=xenbr0,metrics=9100")] {
+            let origin = StubOrigin {
+                telemetry: telemetry.map(|text| text.parse().unwrap()),
+                ..StubOrigin::default()
+            };
+            let text = serde_json::to_string(&origin).unwrap();
+            assert_eq!(serde_json::from_str::<StubOrigin>(&text).unwrap(), origin);
         }
     }
 

@@ -10,7 +10,7 @@ pub mod messages;
 mod queue;
 
 use messages::{Answered, PlacedOrder, hear, ready, tell};
-pub use messages::{Order, SharedFile, Ticket};
+pub use messages::{Order, ServiceHistory, SharedFile, Ticket};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SendFlags;
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub struct Launcher {
     answers: BTreeMap<Ticket, Result<(), String>>,
     /// Files that came with them.
     files: BTreeMap<Ticket, OwnedFd>,
+    /// What the launcher has told of the service.
+    history: Option<ServiceHistory>,
     /// True if answers were received while another one was waited for, so that the socket is not ready for them.
     unseen: bool,
 }
@@ -56,6 +58,7 @@ impl Launcher {
             next: 0,
             answers: BTreeMap::new(),
             files: BTreeMap::new(),
+            history: None,
             unseen: false,
         }
     }
@@ -145,6 +148,11 @@ impl Launcher {
         std::mem::take(&mut self.unseen)
     }
 
+    /// What has become of the service so far; `None` before this worker's turn has come.
+    pub const fn history(&self) -> Option<&ServiceHistory> {
+        self.history.as_ref()
+    }
+
     fn answer(&mut self, ticket: Ticket) -> Option<Result<(), LaunchError>> {
         let answer = self.answers.remove(&ticket)?;
         Some(answer.map_err(LaunchError::Failed))
@@ -154,8 +162,14 @@ impl Launcher {
     fn listen(&mut self, mut longest: Duration) -> Result<(), LaunchError> {
         while ready(&self.socket, longest).map_err(LaunchError::Gone)? {
             let heard: Option<(Answered, _)> = hear(&self.socket).map_err(LaunchError::Gone)?;
-            let (Answered { ticket, failure }, file) =
+            let (answered, file) =
                 heard.ok_or_else(|| LaunchError::Gone(io::ErrorKind::UnexpectedEof.into()))?;
+            let Answered {
+                ticket,
+                failure,
+                history,
+            } = answered;
+            self.history = history.or(self.history.take());
             self.answers.insert(ticket, failure.map_or(Ok(()), Err));
             self.unseen = true;
             self.files.extend(file.map(|file| (ticket, file)));
@@ -179,6 +193,7 @@ mod tests {
     use super::messages::pair;
     use super::queue::Queue;
     use super::*;
+    use crate::host::guest_config::StubOrigin;
     use std::fs::File;
     use std::io::{Read, Seek, Write};
     use std::os::unix::net::UnixStream;
@@ -210,7 +225,7 @@ mod tests {
     /// Has each worker serve that is set up.
     fn give(news: News) {
         if let News::Ready(turn) = news {
-            turn.give();
+            turn.give(ServiceHistory::default());
         }
     }
 
@@ -336,7 +351,7 @@ mod tests {
                 guest: 3,
                 devices: Vec::new(),
                 slots: SlotMode::Vpci,
-                kernel: String::new(),
+                origin: StubOrigin::default(),
             },
         ];
         let waiting = commands.map(|command| launcher.order(command).unwrap());
@@ -380,8 +395,17 @@ mod tests {
         // An order of later is answered meanwhile.
         worker.share(SharedFile::Lock).unwrap();
         assert!(worker.poll(ticket).unwrap().is_none());
-        turn.give();
+        assert_eq!(worker.history(), None);
+        let history = ServiceHistory {
+            started: 1_795_968_000,
+            died: 2,
+            hung: 1,
+        };
+        turn.give(history.clone());
         assert!(worker.wait(ticket).is_ok());
+        // An answer of later does not change it.
+        worker.share(SharedFile::Lock).unwrap();
+        assert_eq!(worker.history(), Some(&history));
         worker.run(Order::Begun).unwrap();
         assert!(matches!(turns.recv(), Ok(News::Began(7))));
     }

@@ -261,8 +261,10 @@ fn domain_state(xen: &Xenctrl, domid: DomId) -> Result<DomainState, RecreateErro
         .map_err(|source| RecreateError::DomainState { domid, source })
 }
 
-/// The configuration with the number that the domain is to have.
+/// The configuration with the number that the domain is to have, and without network interfaces: these come when it serves
+/// (`serve::revive::network`).
 fn numbered(mut config: Value, domid: DomId) -> Option<String> {
+    config.as_object_mut()?.remove("nics");
     let info = config.get_mut("c_info")?.as_object_mut()?;
     info.insert("domid".into(), json!(domid));
     Some(config.to_string())
@@ -273,9 +275,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_gets_the_number_and_keeps_the_rest() {
-        let config =
-            json!({ "c_info": { "name": "web-bulkhead", "domid": 9 }, "b_info": { "max_vcpus": 1 } });
+    fn the_configuration_gets_the_number_and_keeps_the_rest_but_for_the_network() {
+        let config = json!({ "c_info": { "name": "web-bulkhead", "domid": 9 }, "b_info": { "max_vcpus": 1 }, "nics": [{}] });
         let text = numbered(config, 4).unwrap();
         let expected =
             json!({ "c_info": { "name": "web-bulkhead", "domid": 4 }, "b_info": { "max_vcpus": 1 } });

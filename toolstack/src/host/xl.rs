@@ -171,14 +171,15 @@ pub fn create(file: &Path, overrides: &[&str], paused: bool, watched: bool) -> R
     Ok(())
 }
 
-/// Lets a paused domain run.
-pub fn unpause(domain: &str) -> Result<(), XlError> {
-    xl(&["unpause", domain].map(OsStr::new)).map(drop)
-}
-
 /// Asks a domain to shut down.
 pub fn shutdown(domain: &str) -> Result<(), XlError> {
     xl(&["shutdown", domain].map(OsStr::new)).map(drop)
+}
+
+/// Gives a domain a network interface, in the words of `vif=`.
+pub fn network_attach(domain: &str, vif: &str) -> Result<(), XlError> {
+    let words = ["network-attach", domain].into_iter().chain(vif.split(','));
+    xl(&words.map(OsStr::new).collect::<Vec<_>>()).map(drop)
 }
 
 /// Destroys a domain.

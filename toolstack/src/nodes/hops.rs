@@ -181,23 +181,32 @@ pub fn guest_errors(attachment: &Attachment) -> String {
     format!("{}/error/device/pci/0", home(attachment.guest.domid))
 }
 
-/// The port that a guest has published, if it waits with it for its connection.
-pub fn waiting_port<S: xenbus::client::Store>(
-    store: &mut S,
-    attachment: &Attachment,
-) -> Result<Option<u32>, Error<S::TransportError>> {
-    let hop = first_hop(attachment);
-    if store.read_state(&hop.frontend_node(key::STATE))? != XenbusState::Initialised {
-        return Ok(None);
-    }
-    let port = store.read_optional(&hop.frontend_node(key::EVENT_CHANNEL))?;
-    Ok(port.and_then(|port| port.parse().ok()))
+/// How far a guest's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestEnd {
+    /// It waits for its connection, and has published this port.
+    Waits(u32),
+    /// It is Connected.
+    Connected,
+    /// Anything else.
+    Other,
 }
 
-/// True if a guest's end is Connected.
-pub fn is_connected(store: &mut Store, attachment: &Attachment) -> Result<bool, StoreError> {
-    let state = store.read_state(&first_hop(attachment).frontend_node(key::STATE))?;
-    Ok(state == XenbusState::Connected)
+/// How far a guest's end is, by its nodes.
+pub fn guest_end<S: xenbus::client::Store>(
+    store: &mut S,
+    attachment: &Attachment,
+) -> Result<GuestEnd, Error<S::TransportError>> {
+    let hop = first_hop(attachment);
+    match store.read_state(&hop.frontend_node(key::STATE))? {
+        XenbusState::Connected => Ok(GuestEnd::Connected),
+        XenbusState::Initialised => {
+            let port = store.read_optional(&hop.frontend_node(key::EVENT_CHANNEL))?;
+            let port = port.and_then(|port| port.parse().ok());
+            Ok(port.map_or(GuestEnd::Other, GuestEnd::Waits))
+        }
+        _ => Ok(GuestEnd::Other),
+    }
 }
 
 /// Makes the guest's frontend start anew, if it still waits with this port for its connection. Errors that it has
@@ -207,7 +216,7 @@ pub fn begin_anew(store: &mut Store, attachment: &Attachment, port: u32) -> Resu
     let errors = guest_errors(attachment);
     store.transaction(|store| {
         // The test is repeated in the transaction: the guest may have gone on meanwhile.
-        if waiting_port(store, attachment)? != Some(port) {
+        if guest_end(store, attachment)? != GuestEnd::Waits(port) {
             return Ok(false);
         }
         if store.read_optional(&errors)?.is_some() {
@@ -356,7 +365,7 @@ mod tests {
         let mut attachment = attachment();
         attachment.devices[1].terms = crate::terms::tests::unusual();
         attachment.devices.push(virtual_function("01:10.0"));
-        attachment.modes.push(Mode::Intx);
+        attachment.modes.push(Mode::Intx.into());
         let hop = HopNodes::second(&attachment);
         let listing = listing(&hop.backend);
         for line in [

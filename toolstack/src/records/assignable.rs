@@ -9,8 +9,9 @@
 //! libxl removes `domid` whenever it fails to add a device, also where it refused because of that very node. The service
 //! watches [`DEVICES`] and writes what is missing again ([`super::renewal`]); until it has, libxl would take the device for free.
 
-use super::paths::{mapped_path, mode_path, node_name, quarantine_path};
+use super::paths::{bdf_of, children, mapped_path, mode_path, node_name, quarantine_path};
 use crate::host::domains::Domain;
+use crate::host::store::{Store, StoreError};
 use pci::bdf::Bdf;
 use std::fmt;
 use std::str::FromStr;
@@ -116,6 +117,21 @@ pub fn foreign<S: Nodes>(store: &mut S, bdf: Bdf) -> Result<Option<String>, Erro
         Some(_) => Ok(None),
         None => store.read_optional(&path(bdf, DOMID)),
     }
+}
+
+/// All devices that libxl itself has given to a domain, each with the domain, in few round trips.
+pub fn all_foreign(store: &mut Store) -> Result<Vec<(Bdf, String)>, StoreError> {
+    let names = children(store, DEVICES)?;
+    let devices: Vec<Bdf> = names.iter().filter_map(|name| bdf_of(name)).collect();
+    let nodes = |key| -> Vec<String> { devices.iter().map(|&bdf| path(bdf, key)).collect() };
+    let ours = store.read_many(&nodes(HOLDER))?;
+    let domids = store.read_many(&nodes(DOMID))?;
+    let of_each = devices.iter().zip(ours).zip(domids);
+    let foreign = of_each.filter_map(|((&bdf, ours), domid)| match ours {
+        Some(_) => None,
+        None => domid.map(|domid| (bdf, domid)),
+    });
+    Ok(foreign.collect())
 }
 
 /// Tells libxl that a device is in use.

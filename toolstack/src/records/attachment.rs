@@ -7,11 +7,12 @@
 use super::assignable::{self, Holder};
 use super::error::{Conflict, RecordError};
 use super::paths::{
-    ATTACHMENTS, STUB_BACKUP, attachment as path, bdf_of_mode, children, make_root, mode_key, mode_path,
+    ATTACHMENTS, STUB_BACKUP, attachment as path, bdf_of_mode, children, make_root, mode_key,
 };
 use crate::host::domains::Domain;
 use crate::host::store::Store;
-use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
+use crate::records::interrupt_mode::{Mode, Recorded};
+use crate::records::mode_file::ModeNode;
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
 use inject::Point;
@@ -65,8 +66,8 @@ pub struct Attachment {
     pub slots: SlotMode,
     /// The devices, in the order of their numbers in xenstore.
     pub devices: Vec<Device>,
-    /// The interrupt mode of each.
-    pub modes: Vec<Mode>,
+    /// Where the interrupt mode of each is recorded.
+    pub modes: Vec<ModeNode>,
 }
 
 /// The version of records that this program writes. It stays the same when fields are added that an earlier
@@ -108,15 +109,16 @@ impl Attachment {
         }
     }
 
-    /// The devices, each with its interrupt mode.
-    pub fn devices_and_modes(&self) -> impl Iterator<Item = (&Device, &Mode)> {
-        self.devices.iter().zip(&self.modes)
+    /// The devices, each with what is recorded of its interrupt mode now. The service may change that at any time.
+    pub fn devices_and_modes(&self) -> impl Iterator<Item = (&Device, Recorded)> {
+        let nodes = self.devices.iter().zip(&self.modes);
+        nodes.map(|(device, node)| (device, node.recorded(device.bdf)))
     }
 
     /// The same attachment with more devices, whose MSI is off.
     pub fn with(&self, devices: Vec<Device>) -> Self {
         let mut more = self.clone();
-        more.modes.extend(devices.iter().map(|_| Mode::Intx));
+        more.modes.extend(devices.iter().map(|_| Mode::Intx.into()));
         more.devices.extend(devices);
         more
     }
@@ -124,7 +126,9 @@ impl Attachment {
     /// The same attachment without some of its devices.
     pub fn without(&self, bdfs: &[Bdf]) -> Self {
         let kept = self
-            .devices_and_modes()
+            .devices
+            .iter()
+            .zip(&self.modes)
             .filter(|(device, _)| !bdfs.contains(&device.bdf));
         let (devices, modes) = kept.map(|(device, mode)| (device.clone(), mode.clone())).unzip();
         Self {
@@ -224,7 +228,7 @@ impl Attachment {
         store.write(&root, &json(&self.ends()))?;
         let recorded = store.directory(&root)?;
         let mut nodes = BTreeSet::new();
-        for (index, (device, mode)) in self.devices_and_modes().enumerate() {
+        for (index, (device, mode)) in self.devices.iter().zip(&self.modes).enumerate() {
             let (dev, irq) = (format!("dev-{index}"), mode_key(device.bdf));
             store.write(&format!("{root}/{dev}"), &json(device))?;
             // The service may have changed the mode since `self` was read.
@@ -323,18 +327,41 @@ impl Attachment {
         Ok(recorded.is_some_and(|recorded| recorded.is_of(self)))
     }
 
-    /// Reads all records. A damaged one does not hide the others.
+    /// Reads all records, in a few round trips however many there are. A damaged one does not hide the others.
     pub fn all(store: &mut Store) -> Result<(Vec<Self>, Vec<RecordError>), RecordError> {
         let mut stubs: Vec<DomId> = children(store, ATTACHMENTS)?
             .iter()
             .filter_map(|name| name.parse().ok())
             .collect();
         stubs.sort_unstable();
+        let roots: Vec<String> = stubs.iter().copied().map(path).collect();
+        let (ends, nodes) = store.transaction(|store| {
+            let ends = store.read_many(&roots)?;
+            let keys: Vec<Vec<String>> = store
+                .directories(&roots)?
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect();
+            let below = roots.iter().zip(&keys);
+            let paths: Vec<String> = below
+                .flat_map(|(root, keys)| keys.iter().map(move |key| format!("{root}/{key}")))
+                .collect();
+            let mut values = store.read_many(&paths)?.into_iter();
+            let nodes: Vec<BTreeMap<String, String>> = keys
+                .into_iter()
+                .map(|keys| keys.into_iter().zip(&mut values).filter_map(present).collect())
+                .collect();
+            Ok((ends, nodes))
+        })?;
         let mut attachments = Vec::new();
         let mut errors = Vec::new();
-        for stub in stubs {
-            match Self::read(store, stub) {
-                Ok(attachment) => attachments.extend(attachment),
+        for ((stub, ends), nodes) in stubs.into_iter().zip(ends).zip(nodes) {
+            // Removed since the listing.
+            let Some(ends) = ends else {
+                continue;
+            };
+            match Self::from_nodes(stub, &ends, &nodes) {
+                Ok(attachment) => attachments.push(attachment),
                 Err(error) => errors.push(error),
             }
         }
@@ -377,41 +404,24 @@ impl Attachment {
     }
 }
 
+/// A node that was there when it was read.
+fn present((key, value): (String, Option<String>)) -> Option<(String, String)> {
+    value.map(|value| (key, value))
+}
+
 /// The devices of a record, even of a damaged one.
 pub fn devices_of(store: &mut Store, stub: DomId) -> Result<Vec<Bdf>, RecordError> {
     let keys = children(store, &path(stub))?;
     Ok(keys.iter().filter_map(|key| bdf_of_mode(key)).collect())
 }
 
-/// Records the interrupt mode of a device, or a change of it to come.
-pub fn record_mode(
-    store: &mut Store,
-    stub: DomId,
-    bdf: Bdf,
-    record: ModeRecord<'_>,
-) -> Result<(), RecordError> {
-    let text = match record {
-        ModeRecord::Change(change) => change.to_string(),
-        ModeRecord::Mode(mode) => mode.to_string(),
-    };
-    Ok(store.write(&mode_path(stub, bdf), &text)?)
-}
-
-/// The change of a device's interrupt mode whose end was never recorded, if there is one.
-pub fn unfinished_change(
-    store: &mut Store,
-    stub: DomId,
-    bdf: Bdf,
-) -> Result<Option<ModeChange>, RecordError> {
-    let text = store.read_optional(&mode_path(stub, bdf))?;
-    Ok(text.and_then(|text| text.parse().ok()))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::host::guest_config::StubOrigin;
     use crate::host::store::tests::{connect, dom0};
     use crate::records::paths::ROOT;
+    use bulkhead_config::telemetry::TelemetryChoice;
     use xenbus::model::Xenstored;
 
     pub fn domain(domid: DomId, name: &str) -> Domain {
@@ -448,6 +458,14 @@ pub(crate) mod tests {
         }
     }
 
+    /// What a stub without a network was created from.
+    pub fn origin() -> StubOrigin {
+        StubOrigin {
+            kernel: "/stub".into(),
+            telemetry: Some(TelemetryChoice::Off),
+        }
+    }
+
     pub fn attachment() -> Attachment {
         let without_line = Device {
             gsi: None,
@@ -459,8 +477,14 @@ pub(crate) mod tests {
             stub: domain(4, "web-bulkhead"),
             slots: SlotMode::Vpci,
             devices: vec![device("00:05.0"), without_line],
-            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]), Mode::Intx],
+            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]).into(), Mode::Intx.into()],
         }
+    }
+
+    /// As the service does when it records the mode of a device of stub 4 for the first time.
+    fn in_file(store: &mut Store, bdf: &str) {
+        let node = crate::records::paths::mode_path(4, bdf.parse().unwrap());
+        store.write(&node, &ModeNode::File.to_string()).unwrap();
     }
 
     #[test]
@@ -568,15 +592,9 @@ pub(crate) mod tests {
         let daemon = Xenstored::new();
         let mut store = dom0(&daemon);
         attachment().write(&mut store).unwrap();
-        record_mode(
-            &mut store,
-            4,
-            "00:06.0".parse().unwrap(),
-            ModeRecord::Mode(&Mode::Msi(53)),
-        )
-        .unwrap();
+        in_file(&mut store, "00:06.0");
         let mut expected = attachment();
-        expected.modes[1] = Mode::Msi(53);
+        expected.modes[1] = ModeNode::File;
         let (all, damaged) = Attachment::all(&mut store).unwrap();
         assert_eq!((all, damaged.len()), (vec![expected.clone()], 0));
 
@@ -596,25 +614,28 @@ pub(crate) mod tests {
         let mut store = dom0(&Xenstored::new());
         let before = attachment();
         before.write(&mut store).unwrap();
-        let [five, six] = ["00:05.0", "00:06.0"].map(|bdf| bdf.parse().unwrap());
-        record_mode(&mut store, 4, six, ModeRecord::Mode(&Mode::Msi(53))).unwrap();
+        let five = "00:05.0".parse().unwrap();
+        in_file(&mut store, "00:06.0");
 
         before.with(vec![device("00:07.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
-        assert_eq!(read.modes, [before.modes[0].clone(), Mode::Msi(53), Mode::Intx]);
+        assert_eq!(
+            read.modes,
+            [before.modes[0].clone(), ModeNode::File, Mode::Intx.into()]
+        );
 
         // The number of the second device changes, its mode does not.
         read.without(&[five]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
         let left: Vec<_> = read.bdfs().map(|bdf| bdf.to_string()).collect();
         assert_eq!(left, ["0000:00:06.0", "0000:00:07.0"]);
-        assert_eq!(read.modes, [Mode::Msi(53), Mode::Intx]);
+        assert_eq!(read.modes, [ModeNode::File, Mode::Intx.into()]);
         assert_eq!(store.directory(&path(4)).unwrap().len(), 4);
 
         // A device that comes back starts anew.
         read.with(vec![device("00:05.0")]).write(&mut store).unwrap();
         let read = Attachment::read(&mut store, 4).unwrap().unwrap();
-        assert_eq!(read.modes[2], Mode::Intx);
+        assert_eq!(read.modes[2], Mode::Intx.into());
     }
 
     #[test]

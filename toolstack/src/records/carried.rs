@@ -8,6 +8,7 @@ use super::attachment::Attachment;
 use super::error::RecordError;
 use super::paths::{children, make_root, remove_from};
 use crate::host::domains::Domain;
+use crate::host::guest_config::StubOrigin;
 use crate::host::store::{Store, StoreError};
 use crate::serde_text;
 use crate::terms::Terms;
@@ -42,13 +43,14 @@ pub struct Carried {
     /// How the guest addressed them.
     #[serde(with = "serde_text::text")]
     pub slots: SlotMode,
-    /// The stub's image.
-    pub kernel: String,
+    /// What the stub was created from.
+    #[serde(flatten)]
+    pub origin: StubOrigin,
 }
 
 impl Carried {
-    /// The devices of this attachment, whose stub has this image.
-    pub fn new(attachment: &Attachment, kernel: String) -> Self {
+    /// The devices of this attachment, whose stub was created from this.
+    pub fn new(attachment: &Attachment, origin: StubOrigin) -> Self {
         let devices = attachment.devices.iter();
         Self {
             guest: attachment.guest.clone(),
@@ -60,7 +62,7 @@ impl Carried {
                 })
                 .collect(),
             slots: attachment.slots,
-            kernel,
+            origin,
         }
     }
 
@@ -132,11 +134,11 @@ fn path(uuid: &str) -> String {
 mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
-    use crate::records::tests::{attachment, domain};
+    use crate::records::tests::{attachment, domain, origin};
     use xenbus::model::Xenstored;
 
     fn carried(attachment: &Attachment) -> Carried {
-        Carried::new(attachment, "/stub".into())
+        Carried::new(attachment, origin())
     }
 
     #[test]

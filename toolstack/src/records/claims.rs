@@ -88,14 +88,9 @@ impl Claims {
             let bdfs = records::devices_of(store, stub)?;
             taken.extend(bdfs.into_iter().map(|bdf| unreadable_claim(bdf, stub, &error)));
         }
-        for name in records::children(store, assignable::DEVICES)? {
-            let Some(bdf) = records::bdf_of(&name) else {
-                continue;
-            };
-            // Our own nodes say no more than the records.
-            let domid = assignable::foreign(store, bdf)?;
-            taken.extend(domid.map(|domid| xl_claim(bdf, &domid)));
-        }
+        // Our own nodes say no more than the records.
+        let foreign = assignable::all_foreign(store)?.into_iter();
+        taken.extend(foreign.map(|(bdf, domid)| xl_claim(bdf, &domid)));
         // Dom0's own connections to xen-pciback are no claims: see `crate::handover::shared_intx`.
         let guests = records::children(store, PCIBACK_BACKENDS)?;
         for guest in guests.into_iter().filter(|guest| guest != "0") {

@@ -1,8 +1,9 @@
-//! The interrupt mode of a function, and its form in the record.
+//! The interrupt mode of a function, and its form as text in the record.
 
 use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
+use xenbus::pciif::MAX_VECTORS;
 
 /// The interrupt mode of a function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,14 +36,17 @@ pub enum ModeChange {
     Msi,
     /// MSI-X is turned on, for so many entries.
     Msix(usize),
+    /// Any change: the record is lost, and so is the mode.
+    Unknown,
 }
 
 impl ModeChange {
-    /// Number of pirqs that it maps.
+    /// Largest number of pirqs that it maps.
     pub fn pirqs(self) -> usize {
         match self {
             Self::Msi => 1,
             Self::Msix(entries) => entries,
+            Self::Unknown => MAX_VECTORS,
         }
     }
 }
@@ -53,6 +57,7 @@ impl fmt::Display for ModeChange {
         match self {
             Self::Msi => write!(f, "{CHANGING}msi"),
             Self::Msix(entries) => write!(f, "{CHANGING}msix {entries}"),
+            Self::Unknown => write!(f, "{CHANGING}unknown"),
         }
     }
 }
@@ -65,19 +70,68 @@ impl FromStr for ModeChange {
     fn from_str(text: &str) -> Result<Self, ModeError> {
         match text.strip_prefix(CHANGING).ok_or(ModeError)?.split_once(' ') {
             None if text.ends_with(" msi") => Ok(Self::Msi),
+            None if text.ends_with(" unknown") => Ok(Self::Unknown),
             Some(("msix", entries)) => entries.parse().map(Self::Msix).map_err(|_| ModeError),
             _ => Err(ModeError),
         }
     }
 }
 
-/// What the record says of a function's interrupts. Each is written before it comes true.
+/// What is to be recorded of a function's interrupts. Each is written before it comes true.
 #[derive(Clone, Copy, Debug)]
 pub enum ModeRecord<'a> {
     /// A change is about to be made.
     Change(ModeChange),
     /// The mode that is on.
     Mode(&'a Mode),
+}
+
+impl fmt::Display for ModeRecord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Change(change) => change.fmt(f),
+            Self::Mode(mode) => mode.fmt(f),
+        }
+    }
+}
+
+/// What the record says of a function's interrupts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// The mode that is on, or is about to be turned on in the device.
+    Mode(Mode),
+    /// A change that was begun. Changes begin from INTx only.
+    Change(ModeChange),
+    /// The record is lost or damaged, for this reason.
+    Unknown(String),
+}
+
+impl Recorded {
+    /// The mode to go on from.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Mode(mode) => mode.clone(),
+            Self::Change(_) | Self::Unknown(_) => Mode::Intx,
+        }
+    }
+
+    /// The change whose end is not recorded, if there is one.
+    pub fn change(&self) -> Option<ModeChange> {
+        match self {
+            Self::Mode(_) => None,
+            Self::Change(change) => Some(*change),
+            Self::Unknown(_) => Some(ModeChange::Unknown),
+        }
+    }
+}
+
+impl FromStr for Recorded {
+    type Err = ModeError;
+
+    fn from_str(text: &str) -> Result<Self, ModeError> {
+        let change = text.parse().map(Self::Change);
+        change.or_else(|ModeError| text.parse().map(Self::Mode))
+    }
 }
 
 /// The form of the record: `intx`, `msi 55`, `msix 0=55 1=54`.
@@ -108,8 +162,6 @@ impl FromStr for Mode {
         let mut words = text.split(' ');
         let kind = words.next();
         let mode = match kind {
-            // Until a change is recorded as done, the mode of before counts: changes begin from INTx only.
-            Some("intx") if text.parse::<ModeChange>().is_ok() => return Ok(Self::Intx),
             Some("intx") => Self::Intx,
             Some("msi") => Self::Msi(words.next().and_then(|word| word.parse().ok()).ok_or(ModeError)?),
             Some("msix") => {
@@ -162,11 +214,20 @@ mod tests {
         for (text, change) in [
             ("intx changing msi", ModeChange::Msi),
             ("intx changing msix 128", ModeChange::Msix(128)),
+            ("intx changing unknown", ModeChange::Unknown),
         ] {
             assert_eq!(change.to_string(), text);
             assert_eq!(text.parse(), Ok(change));
-            assert_eq!(text.parse(), Ok(Mode::Intx));
+            let recorded: Recorded = text.parse().unwrap();
+            assert_eq!((recorded.mode(), recorded.change()), (Mode::Intx, Some(change)));
         }
+        let recorded: Recorded = "msi 55".parse().unwrap();
+        assert_eq!((recorded.mode(), recorded.change()), (Mode::Msi(55), None));
+        let lost = Recorded::Unknown("gone".into());
+        assert_eq!(
+            (lost.mode(), lost.change()),
+            (Mode::Intx, Some(ModeChange::Unknown))
+        );
         for text in [
             "intx",
             "intx changing",

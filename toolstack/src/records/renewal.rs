@@ -3,62 +3,79 @@
 use super::assignable::{DEVICES, HOLDER, Holder, claim, is_told, path, unclaim};
 use super::attachment::Attachment;
 use super::error::RecordError;
-use super::mapped::mapped;
+use super::mapped::{mapped, mapped_by};
 use super::paths::{bdf_of, children};
-use super::quarantine::quarantined;
-use crate::host::store::Store;
+use super::quarantine::{quarantine_reason, quarantined};
+use crate::host::store::{Store, StoreError};
 use pci::bdf::Bdf;
+use std::collections::BTreeSet;
 use xenbus::client::Store as _;
 
 /// Writes the nodes that the records call for, and removes those of ours that no record explains. Returns the devices
 /// whose nodes were missing or wrong.
 pub fn renew(store: &mut Store, attachments: &[Attachment]) -> Result<Vec<Bdf>, RecordError> {
-    let mut expected: Vec<(Bdf, Holder)> = attachments
-        .iter()
-        .flat_map(|attachment| attachment.bdfs().map(|bdf| (bdf, attachment.holder())))
-        .collect();
-    let quarantined = quarantined(store)?;
-    let quarantined = quarantined.into_iter().map(|(bdf, _)| (bdf, Holder::Quarantine));
-    let mapped = mapped(store)?.into_iter();
-    let mapped = mapped.map(|(bdf, guest)| (bdf, Holder::Mapped { guest: guest.domid }));
-    for (bdf, holder) in quarantined.chain(mapped) {
-        // A device that is being taken back is still its guest's.
-        if expected.iter().all(|&(other, _)| other != bdf) {
-            expected.push((bdf, holder));
-        }
-    }
+    let mut devices: BTreeSet<Bdf> = attachments.iter().flat_map(Attachment::bdfs).collect();
+    devices.extend(quarantined(store)?.iter().map(|(bdf, _)| bdf));
+    devices.extend(mapped(store)?.iter().map(|(bdf, _)| bdf));
+    devices.extend(children(store, DEVICES)?.iter().filter_map(|name| bdf_of(name)));
     let mut renewed = Vec::new();
-    for (bdf, holder) in expected {
-        if is_told(store, bdf, holder)? {
-            continue;
-        }
-        // The record may have gone since it was read.
-        let claimed = store.transaction(|store| {
-            let recorded = holder.is_recorded(store, bdf)?;
-            if recorded {
-                claim(store, bdf, holder)?;
-            }
-            Ok(recorded)
-        })?;
-        renewed.extend(claimed.then_some(bdf));
-    }
-    for name in children(store, DEVICES)? {
-        let Some(bdf) = bdf_of(&name) else {
-            continue;
-        };
-        store.transaction(|store| {
-            let stale = match store.read_optional(&path(bdf, HOLDER))? {
-                None => false,
-                Some(text) => match text.parse::<Holder>() {
-                    Ok(holder) => !holder.is_recorded(store, bdf)?,
-                    // A text that is not understood names no record.
-                    Err(()) => true,
-                },
-            };
-            if stale { unclaim(store, bdf) } else { Ok(()) }
-        })?;
+    for bdf in devices {
+        renewed.extend(renew_device(store, attachments, bdf)?.then_some(bdf));
     }
     Ok(renewed)
+}
+
+/// As [`renew`], for one device. Returns true if its nodes were missing or wrong.
+pub fn renew_device(store: &mut Store, attachments: &[Attachment], bdf: Bdf) -> Result<bool, RecordError> {
+    let Some(holder) = expected(store, attachments, bdf)? else {
+        return Ok(remove_stale(store, bdf).map(|()| false)?);
+    };
+    if is_told(store, bdf, holder)? {
+        return Ok(false);
+    }
+    // The record may have gone since it was read.
+    let claimed = store.transaction(|store| {
+        let recorded = holder.is_recorded(store, bdf)?;
+        if recorded {
+            claim(store, bdf, holder)?;
+        }
+        Ok(recorded)
+    })?;
+    if !claimed {
+        remove_stale(store, bdf)?;
+    }
+    Ok(claimed)
+}
+
+/// The holder of a device by the records.
+fn expected(store: &mut Store, attachments: &[Attachment], bdf: Bdf) -> Result<Option<Holder>, RecordError> {
+    // A device that is being taken back is still its guest's.
+    let attachment = attachments
+        .iter()
+        .find(|attachment| attachment.bdfs().any(|other| other == bdf));
+    if let Some(attachment) = attachment {
+        return Ok(Some(attachment.holder()));
+    }
+    if quarantine_reason(store, bdf)?.is_some() {
+        return Ok(Some(Holder::Quarantine));
+    }
+    let guest = mapped_by(store, bdf)?;
+    Ok(guest.map(|guest| Holder::Mapped { guest: guest.domid }))
+}
+
+/// Removes our nodes of a device if no record explains them.
+fn remove_stale(store: &mut Store, bdf: Bdf) -> Result<(), StoreError> {
+    store.transaction(|store| {
+        let stale = match store.read_optional(&path(bdf, HOLDER))? {
+            None => false,
+            Some(text) => match text.parse::<Holder>() {
+                Ok(holder) => !holder.is_recorded(store, bdf)?,
+                // A text that is not understood names no record.
+                Err(()) => true,
+            },
+        };
+        if stale { unclaim(store, bdf) } else { Ok(()) }
+    })
 }
 
 #[cfg(test)]

@@ -67,7 +67,8 @@ impl GuestStart {
         Ok(start.filter(|start| start.guest.uuid == guest.uuid))
     }
 
-    fn numbered(store: &mut Store, domid: DomId) -> Result<Option<Self>, StoreError> {
+    /// The record of the domain of that number, or of an earlier one.
+    pub fn numbered(store: &mut Store, domid: DomId) -> Result<Option<Self>, StoreError> {
         let text = store.read_optional(&path(domid))?;
         // One that cannot be read is as good as none: the guest is looked at as if it were new.
         Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
@@ -76,12 +77,16 @@ impl GuestStart {
     /// All records.
     pub fn all(store: &mut Store) -> Result<Vec<Self>, StoreError> {
         let mut all = Vec::new();
-        for name in children(store, STARTS)? {
-            if let Ok(domid) = name.parse() {
-                all.extend(Self::numbered(store, domid)?);
-            }
+        for domid in Self::domids(store)? {
+            all.extend(Self::numbered(store, domid)?);
         }
         Ok(all)
+    }
+
+    /// The numbers of the domains that have a record.
+    pub fn domids(store: &mut Store) -> Result<Vec<DomId>, StoreError> {
+        let names = children(store, STARTS)?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// The start as Xen shows it. The record says that a guest is held until the next command: `xl unpause` leaves no trace.

@@ -32,13 +32,24 @@ const HANDOVER_BLOCK: &str = "survivor";
 
 /// Keeps the configuration of a stub's domain: what `xl list -l` prints as `config`.
 pub fn keep_config(store: &mut Store, stub: DomId, config: &Value) -> Result<(), StoreError> {
-    store.write(&format!("{}/{CONFIG}", directory(stub)), &config.to_string())
+    store.write(&config_path(stub), &config.to_string())
 }
 
 /// The configuration of a stub's domain; `None` if none was kept.
 pub fn config(store: &mut Store, stub: DomId) -> Result<Option<Value>, StoreError> {
-    let text = store.read_optional(&format!("{}/{CONFIG}", directory(stub)))?;
+    let text = store.read_optional(&config_path(stub))?;
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// The configurations of the domains of these stubs.
+pub fn configs(store: &mut Store, stubs: &[DomId]) -> Result<Vec<Option<Value>>, StoreError> {
+    let paths: Vec<String> = stubs.iter().copied().map(config_path).collect();
+    let texts = store.read_many(&paths)?.into_iter();
+    Ok(texts.map(|text| serde_json::from_str(&text?).ok()).collect())
+}
+
+fn config_path(stub: DomId) -> String {
+    format!("{}/{CONFIG}", directory(stub))
 }
 
 /// Keeps the handover block that a dead stub has left in its page, as text: see [`xenbus::handover_block`].
@@ -51,25 +62,44 @@ pub fn handover_block(store: &mut Store, stub: DomId) -> Result<Option<String>, 
     store.read_optional(&format!("{}/{HANDOVER_BLOCK}", directory(stub)))
 }
 
-/// Updates the copy of the backend's directory. If the directory has gone with the stub, the copy stays.
-pub fn keep_published(store: &mut Store, hop: Hop) -> Result<(), StoreError> {
-    let copy = format!("{}/{BACKEND}", directory(hop.backend()));
-    store.transaction_within(TRIES, |store| {
-        // A directory without a state is being removed, so the copy stays.
-        if store.read_optional(&hop.backend_node(key::STATE))?.is_none() {
-            return Ok(());
-        }
-        let now = read_all(store, &hop.backend_dir())?;
-        let kept = read_all(store, &copy)?;
-        // Unchanged nodes are not written: each write is a round trip, and the stub may change its nodes often.
-        for (key, value) in now.iter().filter(|&(key, value)| kept.get(key) != Some(value)) {
-            store.write(&format!("{copy}/{key}"), value)?;
-        }
-        for key in kept.keys().filter(|key| !now.contains_key(*key)) {
-            store.remove(&format!("{copy}/{key}"))?;
-        }
+/// The copies that this process has made, by stub: a copy that is known is not read again.
+#[derive(Debug, Default)]
+pub struct Copies(BTreeMap<DomId, Published>);
+
+impl Copies {
+    /// Updates the copy of the backend's directory. If the directory has gone with the stub, the copy stays.
+    pub fn keep(&mut self, store: &mut Store, hop: Hop) -> Result<(), StoreError> {
+        let stub = hop.backend();
+        let copy = format!("{}/{BACKEND}", directory(stub));
+        // Known again only when the transaction has succeeded.
+        let known = self.0.remove(&stub);
+        let copied = store.transaction_within(TRIES, |store| {
+            let kept = match &known {
+                Some(known) => known.clone(),
+                None => read_all(store, &copy)?,
+            };
+            // A directory without a state is being removed, so the copy stays.
+            if store.read_optional(&hop.backend_node(key::STATE))?.is_none() {
+                return Ok(kept);
+            }
+            let now = read_all(store, &hop.backend_dir())?;
+            // Unchanged nodes are not written: each write is a round trip, and the stub may change its nodes often.
+            for (key, value) in now.iter().filter(|&(key, value)| kept.get(key) != Some(value)) {
+                store.write(&format!("{copy}/{key}"), value)?;
+            }
+            for key in kept.keys().filter(|key| !now.contains_key(*key)) {
+                store.remove(&format!("{copy}/{key}"))?;
+            }
+            Ok(now)
+        })?;
+        self.0.insert(stub, copied);
         Ok(())
-    })
+    }
+
+    /// Forgets a stub that has no record any more, and so no copy.
+    pub fn forget(&mut self, stub: DomId) {
+        self.0.remove(&stub);
+    }
 }
 
 /// The copy of what a stub had published; empty if there was nothing yet.
@@ -79,25 +109,19 @@ pub fn published(store: &mut Store, stub: DomId) -> Result<Published, StoreError
 
 /// The nodes of a directory that are copied.
 fn read_all(store: &mut Transaction<'_, Stream>, directory: &str) -> Result<Published, StoreError> {
-    let mut nodes = Published::new();
-    if store.read_optional(directory)?.is_none() {
-        return Ok(nodes);
-    }
-    for key in store
-        .directory(directory)?
+    let keys: Vec<String> = records::children(store, directory)?
         .into_iter()
         // The filter comes before the limit: nodes of other names must not crowd out those that are needed.
         .filter(|key| is_kept(key))
         .take(MOST)
-    {
-        let value = store.read_optional(&format!("{directory}/{key}"))?;
-        nodes.extend(
-            value
-                .filter(|value| value.len() <= LONGEST_VALUE)
-                .map(|value| (key, value)),
-        );
-    }
-    Ok(nodes)
+        .collect();
+    let paths: Vec<String> = keys.iter().map(|key| format!("{directory}/{key}")).collect();
+    let values = store.read_many(&paths)?;
+    let nodes = keys.into_iter().zip(values).filter_map(|(key, value)| {
+        let value = value.filter(|value| value.len() <= LONGEST_VALUE)?;
+        Some((key, value))
+    });
+    Ok(nodes.collect())
 }
 
 /// True for the keys of docs/protocol.md that differ from stub to stub.
@@ -141,6 +165,7 @@ mod tests {
         let (attachment, hop) = (attachment(), first_hop(&attachment()));
         attachment.write(&mut store).unwrap();
         HopNodes::first(&attachment).write(&mut store).unwrap();
+        let mut copies = Copies::default();
         let mut stub = connect(&daemon, 4);
         for (key, value) in [
             ("vdev-1", "0000:00:01.00"),
@@ -150,13 +175,18 @@ mod tests {
         ] {
             stub.write(&hop.backend_node(key), value).unwrap();
         }
-        keep_published(&mut store, hop).unwrap();
+        copies.keep(&mut store, hop).unwrap();
         stub.remove(&hop.backend_node("error-0")).unwrap();
         stub.write(&hop.backend_node("state-0"), "6").unwrap();
-        keep_published(&mut store, hop).unwrap();
+        copies.keep(&mut store, hop).unwrap();
+        // The next process does not know what this one has copied.
+        stub.remove(&hop.backend_node("num_devs")).unwrap();
+        Copies::default().keep(&mut store, hop).unwrap();
+        stub.write(&hop.backend_node("num_devs"), "2").unwrap();
+        Copies::default().keep(&mut store, hop).unwrap();
 
         store.remove(&xenbus::path::home(4)).unwrap();
-        keep_published(&mut store, hop).unwrap();
+        copies.keep(&mut store, hop).unwrap();
         let kept = published(&mut store, 4).unwrap();
         let told: Vec<_> = kept.iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(
@@ -188,7 +218,7 @@ mod tests {
         HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         let before = {
-            keep_published(&mut store, hop).unwrap();
+            Copies::default().keep(&mut store, hop).unwrap();
             published(&mut store, 4).unwrap()
         };
         let long = "x".repeat(LONGEST_VALUE + 1);
@@ -204,7 +234,7 @@ mod tests {
             stub.write(&hop.backend_node(key), value).unwrap();
         }
         stub.remove(&hop.backend_node("vdev-0")).unwrap();
-        keep_published(&mut store, hop).unwrap();
+        Copies::default().keep(&mut store, hop).unwrap();
         assert_eq!(published(&mut store, 4).unwrap(), before);
     }
 
@@ -218,7 +248,7 @@ mod tests {
         HopNodes::first(&attachment()).write(&mut store).unwrap();
         let mut stub = connect(&daemon, 4);
         stub.write_bytes(&hop.backend_node("state"), b"4\xff").unwrap();
-        keep_published(&mut store, hop).unwrap();
+        Copies::default().keep(&mut store, hop).unwrap();
         assert_eq!(published(&mut store, 4).unwrap()["state"], "\u{fffd}");
         let mut flood = |number, keys: &[&str]| {
             for key in keys {
@@ -227,11 +257,11 @@ mod tests {
             }
         };
         (0..200).for_each(|number| flood(number, &["dev", "key"]));
-        keep_published(&mut store, hop).unwrap();
+        Copies::default().keep(&mut store, hop).unwrap();
         assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
         // More names than fit into an answer: the copy stays as it was.
         (0..NUMBERS).for_each(|number| flood(number, &["vdev", "state", "error", "root"]));
-        assert!(keep_published(&mut store, hop).is_err());
+        assert!(Copies::default().keep(&mut store, hop).is_err());
         assert!(store.is_usable());
         assert_eq!(published(&mut store, 4).unwrap().len(), MOST);
     }

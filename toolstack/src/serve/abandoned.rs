@@ -11,7 +11,7 @@
 //! The port tells such a frontend from a slow one: Xen knows that the guest has closed it.
 
 use crate::host::store::{Store, StoreError};
-use crate::nodes::hops;
+use crate::nodes::hops::{self, GuestEnd};
 use crate::records::Attachment;
 use std::collections::BTreeMap;
 use std::io;
@@ -70,12 +70,14 @@ impl Abandoned {
         let Some(known) = self.0.get_mut(&stub) else {
             return Ok(false);
         };
-        let Some(port) = hops::waiting_port(store, attachment)? else {
-            // Only a connection starts the count again; a frontend that goes back and forth does not.
-            if hops::is_connected(store, attachment)? {
+        let port = match hops::guest_end(store, attachment)? {
+            GuestEnd::Waits(port) => port,
+            GuestEnd::Connected => {
+                // Only a connection starts the count again; a frontend that goes back and forth does not.
                 known.told = 0;
+                return Ok(false);
             }
-            return Ok(false);
+            GuestEnd::Other => return Ok(false),
         };
         // A question that fails means a port number that cannot exist. The stub refuses it and says so.
         let abandoned = is_port_for(guest, port, stub).is_ok_and(|leads| !leads);

@@ -27,10 +27,14 @@ const SHARE: u32 = 5;
 pub enum Concern {
     /// Any stub, or all.
     All,
+    /// The record of one stub.
+    Record(DomId),
     /// One stub.
     Stub(DomId),
     /// What one stub publishes to its guest, and the service backs up.
     Published(DomId),
+    /// Domains that go. The event does not say which.
+    Deaths,
     /// Domains that come.
     Domains,
     /// libxl's notes of devices.
@@ -39,13 +43,15 @@ pub enum Concern {
     Nothing,
 }
 
-/// Work that concerns no single stub. Events [mark](Agenda::mark) all but tidying, which the list marks.
+/// Work that concerns no single stub. Events [mark](Agenda::mark) it; the list marks the tidying too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Errand {
     /// Look for domains that have come.
     Domains,
     /// Read the list of stubs.
     List,
+    /// Ask Xen which guests and stubs have ended.
+    Deaths,
     /// Remove what is left of guests that have ended.
     Tidy,
     /// Check libxl's notes of devices.
@@ -56,13 +62,41 @@ pub enum Errand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// The turn of a stub.
-    Stub {
-        stub: DomId,
-        /// True if what it publishes has changed.
-        published: bool,
-    },
+    Stub(DomId, StubTurn),
     /// Do an errand.
     Errand(Errand),
+}
+
+/// What is done in the turn of a stub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StubTurn {
+    /// Bring its link, its return or its end in line with its record and with xenstore.
+    pub look: bool,
+    /// Back up what it publishes.
+    pub backup: bool,
+}
+
+impl StubTurn {
+    /// A look alone.
+    pub const LOOK: Self = Self {
+        look: true,
+        backup: false,
+    };
+    /// A backup alone.
+    pub const BACKUP: Self = Self {
+        look: false,
+        backup: true,
+    };
+
+    /// Adds what `other` has.
+    fn add(&mut self, other: Self) {
+        self.look |= other.look;
+        self.backup |= other.backup;
+    }
+
+    fn is_due(self) -> bool {
+        self.look || self.backup
+    }
 }
 
 /// Longest time that an errand waits for stubs.
@@ -70,6 +104,8 @@ const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
 /// Token of the watches that tell of new domains.
 pub const DOMAINS_TOKEN: &str = "domains";
+/// Token of the watch that tells of domains that have ended.
+pub const DEATHS_TOKEN: &str = "deaths";
 /// Token of the watch on libxl's notes of devices.
 pub const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
@@ -97,6 +133,7 @@ pub fn watches(stub: DomId) -> [(String, String); 2] {
 pub fn concern(event: &WatchEvent) -> Concern {
     match &*event.token {
         DOMAINS_TOKEN => return Concern::Domains,
+        DEATHS_TOKEN => return Concern::Deaths,
         LIBXL_TOKEN => return Concern::Libxl,
         _ => {}
     }
@@ -111,10 +148,15 @@ pub fn concern(event: &WatchEvent) -> Concern {
         let below = event.path.strip_prefix(directory);
         if let Some(below) = below.and_then(|below| below.strip_prefix('/')) {
             let (stub, node) = below.split_once('/').unwrap_or((below, ""));
+            let is_record = directory == ATTACHMENTS;
             // The service writes these itself, while it works on that stub.
-            let own = directory == ATTACHMENTS && (node.starts_with("irq-") || node.starts_with("keepsake"));
+            let own = match is_record {
+                true => node.starts_with("irq-") || node.starts_with("keepsake"),
+                false => node == "0/state",
+            };
             return match stub.parse() {
                 Ok(_) if own => Concern::Nothing,
+                Ok(stub) if is_record => Concern::Record(stub),
                 Ok(stub) => Concern::Stub(stub),
                 Err(_) => Concern::All,
             };
@@ -126,9 +168,7 @@ pub fn concern(event: &WatchEvent) -> Concern {
 /// What is to be done for one stub, and when.
 #[derive(Debug)]
 struct StubWork {
-    marked: bool,
-    /// True if what it publishes has changed.
-    published: bool,
+    next: StubTurn,
     throttle: Throttle,
     /// Its next turn does not come before this time.
     due: Instant,
@@ -151,28 +191,29 @@ impl Agenda {
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
             Concern::All => self.mark_errand(Errand::List, now),
+            Concern::Deaths => {
+                self.mark_errand(Errand::Deaths, now);
+                self.mark_errand(Errand::Tidy, now);
+            }
             Concern::Domains => self.mark_errand(Errand::Domains, now),
             Concern::Libxl => self.mark_errand(Errand::Libxl, now),
-            Concern::Stub(stub) => self.entry(stub, now).marked = true,
-            Concern::Published(stub) => {
-                let entry = self.entry(stub, now);
-                (entry.marked, entry.published) = (true, true);
-            }
+            Concern::Record(stub) | Concern::Stub(stub) => self.entry(stub, now).next.add(StubTurn::LOOK),
+            Concern::Published(stub) => self.entry(stub, now).next.add(StubTurn::BACKUP),
             Concern::Nothing => {}
         }
     }
 
     fn entry(&mut self, stub: DomId, now: Instant) -> &mut StubWork {
         self.stubs.entry(stub).or_insert_with(|| StubWork {
-            marked: false,
-            published: false,
+            next: StubTurn::default(),
             throttle: Throttle::new(Limit::STUB_TURNS, now),
             due: now,
             retry: RETRY,
         })
     }
 
-    fn mark_errand(&mut self, errand: Errand, now: Instant) {
+    /// Marks an errand. One that is marked already keeps its time.
+    pub fn mark_errand(&mut self, errand: Errand, now: Instant) {
         // An errand that failed keeps its delay, whatever events come meanwhile.
         self.errands.entry(errand).or_insert(now);
     }
@@ -182,12 +223,12 @@ impl Agenda {
         self.errands.insert(errand, now + RETRY);
     }
 
-    /// Marks all these stubs, forgets all others, and marks the tidying.
-    pub fn keep(&mut self, stubs: &BTreeSet<DomId>, now: Instant) {
+    /// Forgets all other stubs than these, and marks those that are `due` a look, and the tidying.
+    pub fn keep(&mut self, stubs: &BTreeSet<DomId>, due: &BTreeSet<DomId>, now: Instant) {
         self.mark_errand(Errand::Tidy, now);
         // Stubs that stay keep their throttle, or a new list would give each of them a new burst.
         self.stubs.retain(|stub, _| stubs.contains(stub));
-        for &stub in stubs {
+        for &stub in due {
             self.mark(Concern::Stub(stub), now);
         }
     }
@@ -195,7 +236,7 @@ impl Agenda {
     /// Takes the next piece of work; `None` if nothing is due.
     pub fn next(&mut self, now: Instant) -> Option<Work> {
         let is_due = |errand: Errand, due: Instant| {
-            let is_urgent = matches!(errand, Errand::Domains | Errand::List);
+            let is_urgent = matches!(errand, Errand::Domains | Errand::List | Errand::Deaths);
             due <= now && (is_urgent || due + ERRAND_WAITS <= now)
         };
         // Urgent errands first, and errands that have waited long enough; then stubs; then the other errands.
@@ -213,7 +254,7 @@ impl Agenda {
 
     fn next_stub(&mut self, now: Instant) -> Option<Work> {
         // The next number after the last turn, then from the lowest: each marked stub comes before any comes twice.
-        let due = |(_, entry): &(&DomId, &StubWork)| entry.marked && entry.due <= now;
+        let due = |(_, entry): &(&DomId, &StubWork)| entry.next.is_due() && entry.due <= now;
         let after = (Bound::Excluded(self.last), Bound::Unbounded);
         let (&stub, _) = self
             .stubs
@@ -222,9 +263,7 @@ impl Agenda {
             .or_else(|| self.stubs.range(..=self.last).find(due))?;
         self.last = stub;
         let entry = self.stubs.get_mut(&stub)?;
-        entry.marked = false;
-        let published = std::mem::take(&mut entry.published);
-        Some(Work::Stub { stub, published })
+        Some(Work::Stub(stub, std::mem::take(&mut entry.next)))
     }
 
     /// The turn of a stub has ended. It has succeeded (`is_good`) or failed, and has taken this time.
@@ -242,11 +281,10 @@ impl Agenda {
     }
 
     /// The turn of a stub has failed, or came too early. It is repeated after a delay, for the same work.
-    pub fn later(&mut self, stub: DomId, published: bool, now: Instant) {
+    pub fn later(&mut self, stub: DomId, turn: StubTurn, now: Instant) {
         let entry = self.entry(stub, now);
         // The mark was taken off when the turn began.
-        entry.marked = true;
-        entry.published |= published;
+        entry.next.add(turn);
         entry.due = entry.due.max(now + entry.retry);
         entry.retry = (entry.retry * 2).min(MOST_RETRY);
     }
@@ -258,7 +296,7 @@ impl Agenda {
 
     /// Time until work is due without a further event; `None` if there is none.
     pub fn idle(&self, now: Instant) -> Option<Duration> {
-        let marked = self.stubs.values().filter(|entry| entry.marked);
+        let marked = self.stubs.values().filter(|entry| entry.next.is_due());
         let stubs = marked.map(|entry| entry.due);
         let due = stubs.chain(self.errands.values().copied()).min()?;
         Some(due.saturating_duration_since(now))
@@ -271,14 +309,28 @@ mod tests {
 
     const BURST: u32 = 40;
 
-    fn turn(stub: DomId, published: bool) -> Option<Work> {
-        Some(Work::Stub { stub, published })
+    fn look(stub: DomId) -> Option<Work> {
+        Some(Work::Stub(stub, StubTurn::LOOK))
     }
+
+    fn backup(stub: DomId) -> Option<Work> {
+        Some(Work::Stub(stub, StubTurn::BACKUP))
+    }
+
+    /// These stubs are all that there are, and all are due a look.
+    fn keep<const STUBS: usize>(agenda: &mut Agenda, stubs: [DomId; STUBS], now: Instant) {
+        agenda.keep(&stubs.into(), &stubs.into(), now);
+    }
+
+    const BOTH: StubTurn = StubTurn {
+        look: true,
+        backup: true,
+    };
 
     /// An agenda that has read the list, and has tidied up.
     fn agenda_of<const STUBS: usize>(stubs: [DomId; STUBS], now: Instant) -> Agenda {
         let mut agenda = Agenda::default();
-        agenda.keep(&stubs.into(), now);
+        keep(&mut agenda, stubs, now);
         agenda.errands.clear();
         agenda
     }
@@ -304,8 +356,8 @@ mod tests {
                 published_token(4),
                 Concern::Published(4),
             ),
-            (&*record, String::new(), Concern::Stub(4)),
-            (&format!("{record}/dev-0"), String::new(), Concern::Stub(4)),
+            (&*record, String::new(), Concern::Record(4)),
+            (&format!("{record}/dev-0"), String::new(), Concern::Record(4)),
             (
                 &format!("{record}/irq-0000-00-05-0"),
                 String::new(),
@@ -316,12 +368,13 @@ mod tests {
                 String::new(),
                 Concern::Nothing,
             ),
-            (&format!("{backend}/4/0/state"), String::new(), Concern::Stub(4)),
+            (&format!("{backend}/4/0/guest"), String::new(), Concern::Stub(4)),
+            (&format!("{backend}/4/0/state"), String::new(), Concern::Nothing),
             // Folded events, and what is nobody's.
             (backend, String::new(), Concern::All),
             (ATTACHMENTS, String::new(), Concern::All),
             (&format!("{ATTACHMENTS}/x"), String::new(), Concern::All),
-            ("@releaseDomain", String::new(), Concern::All),
+            ("@releaseDomain", DEATHS_TOKEN.into(), Concern::Deaths),
             ("/libxl/pci/0000-00-05-0", LIBXL_TOKEN.into(), Concern::Libxl),
         ] {
             assert_eq!(concern(&event(path, &token)), concerned, "{path}");
@@ -334,12 +387,12 @@ mod tests {
         let mut agenda = agenda_of([3, 5, 9], now);
         for expected in [3, 5, 9, 3, 3, 3] {
             agenda.mark(Concern::Stub(3), now);
-            assert_eq!(agenda.next(now), turn(expected, false));
+            assert_eq!(agenda.next(now), look(expected));
         }
         agenda.mark(Concern::Stub(9), now);
         agenda.mark(Concern::Stub(3), now);
-        assert_eq!(agenda.next(now), turn(9, false));
-        assert_eq!(agenda.next(now), turn(3, false));
+        assert_eq!(agenda.next(now), look(9));
+        assert_eq!(agenda.next(now), look(3));
         assert_eq!(agenda.next(now), None);
         assert_eq!(agenda.idle(now), None);
     }
@@ -351,18 +404,18 @@ mod tests {
         let took = Duration::from_millis(50);
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
-            assert_eq!(agenda.next(start), turn(3, true));
+            assert_eq!(agenda.next(start), backup(3));
             agenda.done(3, true, took, start);
         }
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), turn(3, true));
+        assert_eq!(agenda.next(start), backup(3));
         agenda.done(3, true, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
-        assert_eq!(agenda.next(start), turn(4, false), "others do not wait for it");
+        assert_eq!(agenda.next(start), look(4), "others do not wait for it");
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(took * 4));
-        assert_eq!(agenda.next(start + took * 4), turn(3, false));
+        assert_eq!(agenda.next(start + took * 4), look(3));
     }
 
     #[test]
@@ -370,22 +423,22 @@ mod tests {
         let start = Instant::now();
         let mut agenda = Agenda::default();
         agenda.mark(Concern::Published(3), start);
-        assert_eq!(agenda.next(start), turn(3, true));
-        agenda.later(3, true, start);
+        assert_eq!(agenda.next(start), backup(3));
+        agenda.later(3, StubTurn::BACKUP, start);
         agenda.mark(Concern::Stub(3), start);
         assert_eq!(agenda.next(start), None);
         assert_eq!(agenda.idle(start), Some(RETRY));
-        assert_eq!(agenda.next(start + RETRY), turn(3, true));
+        assert_eq!(agenda.next(start + RETRY), Some(Work::Stub(3, BOTH)));
         // One that goes on failing gets its turn less and less often, until a turn succeeds.
         let mut now = start + RETRY;
         for expected in [2, 4, 8, 16, 32, 50, 50] {
-            agenda.later(3, false, now);
+            agenda.later(3, StubTurn::LOOK, now);
             assert_eq!(agenda.idle(now), Some(RETRY * expected));
             now += RETRY * expected;
             assert!(agenda.next(now).is_some());
         }
         agenda.done(3, true, Duration::ZERO, now);
-        agenda.later(3, false, now);
+        agenda.later(3, StubTurn::LOOK, now);
         assert_eq!(agenda.idle(now), Some(RETRY));
     }
 
@@ -393,9 +446,12 @@ mod tests {
     fn an_errand_that_failed_comes_again_after_a_pause() {
         type Mark = fn(&mut Agenda, Instant);
         let start = Instant::now();
-        let kinds: [(Errand, Mark); 3] = [
+        let kinds: [(Errand, Mark); 4] = [
             (Errand::List, |agenda, now| agenda.mark(Concern::All, now)),
-            (Errand::Tidy, |agenda, now| agenda.keep(&BTreeSet::new(), now)),
+            (Errand::Deaths, |agenda, now| {
+                agenda.mark_errand(Errand::Deaths, now)
+            }),
+            (Errand::Tidy, |agenda, now| keep(agenda, [], now)),
             (Errand::Libxl, |agenda, now| agenda.mark(Concern::Libxl, now)),
         ];
         for (errand, mark) in kinds {
@@ -422,10 +478,10 @@ mod tests {
             agenda.mark(concern, now);
         }
         assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
-        agenda.keep(&[3, 5].into(), now);
+        keep(&mut agenda, [3, 5], now);
         let order = [
-            turn(3, false),
-            turn(5, false),
+            look(3),
+            look(5),
             Some(Work::Errand(Errand::Tidy)),
             Some(Work::Errand(Errand::Libxl)),
             None,
@@ -443,7 +499,24 @@ mod tests {
         }
         let late = now + ERRAND_WAITS;
         assert_eq!(agenda.next(late), Some(Work::Errand(Errand::Libxl)));
-        assert_eq!(agenda.next(late), turn(3, false));
+        assert_eq!(agenda.next(late), look(3));
+    }
+
+    #[test]
+    fn when_a_domain_has_ended_no_stub_is_looked_at_before_xen_has_told_which() {
+        let now = Instant::now();
+        let mut agenda = agenda_of([], now);
+        for stub in [3, 5] {
+            agenda.mark(Concern::Record(stub), now);
+            agenda.next(now);
+        }
+        agenda.mark(Concern::Deaths, now);
+        let order = [
+            Some(Work::Errand(Errand::Deaths)),
+            Some(Work::Errand(Errand::Tidy)),
+            None,
+        ];
+        assert_eq!(order.map(|_| agenda.next(now)), order);
     }
 
     #[test]
@@ -454,12 +527,13 @@ mod tests {
         agenda.mark(Concern::All, now);
         assert_eq!(agenda.next(now), Some(Work::Errand(Errand::List)));
         assert_eq!(agenda.next(now), None);
-        agenda.keep(&[3, 4, 5].into(), now);
-        agenda.keep(&[4, 5].into(), now);
+        keep(&mut agenda, [3, 4, 5], now);
+        keep(&mut agenda, [4, 5], now);
+        agenda.keep(&[4, 5, 6].into(), &[].into(), now);
         assert_eq!(agenda.errands.remove(&Errand::Tidy), Some(now));
         agenda.forget(5);
         agenda.mark(Concern::Nothing, now);
-        assert_eq!(agenda.next(now), turn(4, false));
+        assert_eq!(agenda.next(now), look(4));
         assert_eq!(agenda.next(now), None);
     }
 }

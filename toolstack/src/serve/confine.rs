@@ -78,7 +78,8 @@ const FILES: &[(&str, BitFlags<AccessFs>)] = &[
         "/dev/xen",
         make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
     ),
-    // The registers that a device had before its guest (`handover::config_backup`).
+    // The registers that a device had before its guest (`handover::config_backup`), and its interrupt mode
+    // (`records::ModeFile`).
     (
         paths::RUN,
         make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile}),
@@ -167,7 +168,7 @@ const CALLS: &[(i64, &[&[Only]])] = &[
     (libc::SYS_getdents64, &[]),
     (libc::SYS_readlink, &[]),
     (libc::SYS_readlinkat, &[]),
-    // Backups of registers that were restored (`handover::config_backup`).
+    // Backups of registers that were restored (`handover::config_backup`), and files of interrupt modes (`records::ModeFile`).
     (libc::SYS_unlink, &[]),
     // xenstore, the launcher, which opens further connections, and the clients of the control socket. No `socket` and no
     // `connect`: systemd and other daemons do what a process of root's asks them to.
@@ -273,7 +274,11 @@ pub(crate) mod tests {
     use super::*;
     use crate::config_space::access::ConfigAccess as _;
     use crate::handover::config_backup;
+    use crate::host::store::tests::dom0;
     use crate::host::sysfs::tests::Tree;
+    use crate::records::interrupt_mode::{Mode, ModeRecord, Recorded};
+    use crate::records::tests::attachment;
+    use crate::records::{ModeFile, ModeNode};
     use rustix::fs::{FlockOperation, flock};
     use rustix::net::{AddressFamily, SocketType, socket};
     use std::fs::File;
@@ -282,6 +287,7 @@ pub(crate) mod tests {
     use std::os::unix::net::UnixStream;
     use std::process::Command;
     use std::{fs, thread};
+    use xenbus::model::Xenstored;
 
     /// Runs something in a thread that makes only the calls that the service may make.
     fn filtered<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -411,8 +417,21 @@ pub(crate) mod tests {
             told("reset", sysfs.reset(bdf))?;
             told("handler", sysfs.toggle_irq_handler(bdf))?;
             told("what was kept", fs::read(&file))?;
-            config_backup::tests::HOME.with(|home| *home.borrow_mut() = Some(run));
+            paths::tests::HOME.with(|home| *home.borrow_mut() = Some(run));
             told("forget what was kept", config_backup::forget(bdf))?;
+            let mut store = dom0(&Xenstored::new());
+            told("attachment", attachment().write(&mut store))?;
+            // Twice by one process, and once more by the next one, which also reads what the first has left.
+            for mode in [Mode::Msi(55), Mode::Intx] {
+                let mut file = None;
+                for _ in 0..2 {
+                    let record = ModeRecord::Mode(&mode);
+                    told("mode", ModeFile::record(&mut file, &mut store, 4, bdf, record))?;
+                }
+                if ModeNode::File.recorded(bdf) != Recorded::Mode(mode) {
+                    return Err("the mode is not recorded".into());
+                }
+            }
             Ok::<_, String>((told("functions", sysfs.functions())?, sysfs.driver(bdf)))
         });
         assert_eq!(done, Ok((vec![bdf], Some("pciback".to_owned()))));

@@ -378,12 +378,8 @@ fn resume(cx: &Context<'_>, attachment: &Attachment, bdf: Bdf, in_doubt: bool) -
         return Ok(link.resume(bdf, xen, in_doubt)?);
     }
     // Alone: one that cannot be opened keeps no other.
-    let mut alone = attachment.clone();
-    (alone.devices, alone.modes) = attachment
-        .devices_and_modes()
-        .filter(|(device, _)| device.bdf == bdf)
-        .map(|(device, mode)| (device.clone(), mode.clone()))
-        .unzip();
+    let others: Vec<Bdf> = attachment.bdfs().filter(|&other| other != bdf).collect();
+    let alone = attachment.without(&others);
     let functions = Functions::new(&alone, |bdf| {
         cx.host.sysfs.open_config(bdf).map_err(LinkError::from)
     })?;

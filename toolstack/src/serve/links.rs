@@ -1,7 +1,7 @@
 //! The links of all stubs. A link is made when its stub is ready, replaced when the stub has restarted in place, and given
 //! up when its thread fails again and again.
 
-use super::agenda::Agenda;
+use super::agenda::{Agenda, StubTurn};
 use super::connections::open_store;
 use super::link::{self, Limits, Link, LinkError, lock};
 use super::wake::Wake;
@@ -165,11 +165,10 @@ impl Links {
                     );
                     // Dropped before the record is read: the link's last request may still change it.
                     self.links.remove(&stub);
-                    let attachment = current(&mut host.store, attachment);
-                    return self.connect(host, agenda, &attachment, own);
+                    return self.connect(host, agenda, stub, own);
                 }
                 if !self.links.contains_key(&stub) && !self.given_up.contains_key(&stub) {
-                    return self.connect(host, agenda, attachment, own);
+                    return self.connect(host, agenda, stub, own);
                 }
                 Ok(())
             }
@@ -192,18 +191,22 @@ impl Links {
         Ok(offered.is_some_and(|offered| offered.is_ok_and(|offered| offered != used)))
     }
 
+    /// Begins a link to a stub that has none.
     fn connect(
         &mut self,
         host: &mut Host,
         agenda: &mut Agenda,
-        attachment: &Attachment,
+        stub: DomId,
         own: XenbusState,
     ) -> Result<(), ServeError> {
-        let stub = attachment.stub.domid;
+        // As the record is now: the last link has recorded interrupt modes without an event.
+        let Some(attachment) = &Attachment::read(&mut host.store, stub)? else {
+            return Ok(());
+        };
         let hop = Hop::second_hop(stub);
         let Some(ring_params) = link::ring_params(&mut host.store, hop)? else {
             // The stub is still writing them.
-            agenda.later(stub, false, Instant::now());
+            agenda.later(stub, StubTurn::LOOK, Instant::now());
             return Ok(());
         };
         // A connection of the thread's own: a reply for one thread must not wait for the requests of another.
@@ -244,11 +247,4 @@ impl Links {
 
 fn set_state(store: &mut Store, hop: Hop, state: XenbusState) -> Result<(), StoreError> {
     store.write(&hop.backend_node(key::STATE), state.as_str())
-}
-
-/// The attachment as its record is now. To be called when its link is dropped: that may have recorded other interrupt modes
-/// since `attachment` was read.
-pub fn current(store: &mut Store, attachment: &Attachment) -> Attachment {
-    let current = Attachment::read(store, attachment.stub.domid);
-    current.ok().flatten().unwrap_or_else(|| attachment.clone())
 }

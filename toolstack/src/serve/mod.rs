@@ -21,6 +21,7 @@ mod errands;
 mod error;
 mod errors;
 mod jobs;
+mod known;
 mod link;
 mod links;
 pub mod log_limit;

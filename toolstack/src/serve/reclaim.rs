@@ -2,9 +2,9 @@
 
 use super::clients::Client;
 use super::link::{Handle, Link};
-use super::links::current;
 use crate::handover::reclaim::{self, Released};
 use crate::host::Host;
+use crate::host::store::Store;
 use crate::records::Attachment;
 use crate::service_log;
 use pci::bdf::Bdf;
@@ -35,6 +35,13 @@ pub fn reclaim_some(
     }
     let current = current(&mut host.store, attachment);
     logged(reclaim::reclaim_devices(host, &current, bdfs))
+}
+
+/// The attachment as its record is now, for its interrupt modes: a link records them without an event. A record that cannot be
+/// read must not keep the devices from being taken back.
+fn current(store: &mut Store, attachment: &Attachment) -> Attachment {
+    let current = Attachment::read(store, attachment.stub.domid);
+    current.ok().flatten().unwrap_or_else(|| attachment.clone())
 }
 
 fn logged(released: Released) -> Released {

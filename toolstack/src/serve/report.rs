@@ -3,6 +3,7 @@
 
 use super::link::Handle;
 use crate::control::Reply;
+use crate::host::launcher::ServiceHistory;
 use crate::host::store;
 use crate::host::sysfs::Sysfs;
 use crate::status::process::ProcessStats;
@@ -20,9 +21,15 @@ pub struct Linked {
     pub revivals: u64,
 }
 
-/// Finds out the status over this connection to xenstore and this handle. `remarks` says of stubs what is under way, or why they are not
+/// Finds out the status over this connection to xenstore and this handle. `history` is the service's, `remarks` says of stubs what is under way, or why they are not
 /// served.
-pub fn report(store: OwnedFd, xen: &Xenctrl, links: Vec<Linked>, remarks: BTreeMap<DomId, String>) -> Reply {
+pub fn report(
+    store: OwnedFd,
+    xen: &Xenctrl,
+    history: Option<ServiceHistory>,
+    links: Vec<Linked>,
+    remarks: BTreeMap<DomId, String>,
+) -> Reply {
     let mut seen: BTreeMap<DomId, Seen> = BTreeMap::new();
     for (stub, remark) in remarks {
         seen.entry(stub).or_default().remark = Some(remark);
@@ -44,6 +51,7 @@ pub fn report(store: OwnedFd, xen: &Xenctrl, links: Vec<Linked>, remarks: BTreeM
         Ok(mut status) => {
             // Read here, for `/proc/self` of the command would be the command's.
             status.service.process = process_stats(&status);
+            status.service.history = history;
             Reply::Status(status.into())
         }
         Err(error) => Reply::error(error),

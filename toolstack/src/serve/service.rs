@@ -5,13 +5,14 @@
 //! launcher.
 
 use super::abandoned::Abandoned;
-use super::agenda::{self, Agenda, Concern, Errand, Work};
+use super::agenda::{self, Agenda, Concern, Errand, StubTurn, Work};
 use super::clients::{Client, ClientRequest, Clients};
 use super::connections::{open_host, open_store};
 use super::crew::LOOK;
-use super::errands::{renew_libxl_notes, tidy};
+use super::errands::{Notes, tidy};
 use super::errors::{self, Errors};
 use super::jobs::{Jobs, Outcome};
+use super::known::KnownRecords;
 use super::link::Link;
 use super::links::Links;
 use super::reclaim::{self, reclaim_all, reclaim_some};
@@ -19,9 +20,10 @@ use super::report::{Linked, report};
 use super::revive::{Afterwards, Revivals, StubAction};
 use super::wake::{Wake, signal};
 use crate::control::{Listener, Reply, Request};
-use crate::handover::carry::{carry_over, follow_kept, kernel_of};
+use crate::handover::carry::{carry_over, follow_kept, origin_of};
 use crate::handover::reclaim::Released;
-use crate::host::domains::present;
+use crate::host::domains::{Domain, present};
+use crate::host::guest_config::StubOrigin;
 use crate::host::launcher::{LaunchError, Launcher, Order, SharedFile};
 use crate::host::store::StoreError;
 use crate::host::uevent::Uevents;
@@ -30,8 +32,8 @@ use crate::nodes::hops::first_hop;
 use crate::nodes::suspension;
 use crate::paths;
 use crate::records::assignable;
-use crate::records::stub_backup;
-use crate::records::{self, ATTACHMENTS, Attachment};
+use crate::records::stub_backup::Copies;
+use crate::records::{ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -48,7 +50,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
-use xen::xenctrl::{DomId, Xenctrl};
+use xen::xenctrl::{DomId, DomainState, Xenctrl};
 use xenbus::path::DeviceType;
 
 /// Names of a worker in a list of processes: while it stands by, and while it serves.
@@ -59,6 +61,9 @@ const SERVING: &CStr = c"bulkhead-worker";
 const PAUSE: Duration = Duration::from_millis(5);
 /// Most events taken in at one reading.
 const MOST_EVENTS: usize = 1024;
+/// Xen is asked so often which domains have ended, also if no event tells of one: what xenstored has missed is found all the
+/// same.
+const DEATHS: Duration = Duration::from_secs(10);
 
 /// All that the serving worker works with.
 pub struct Service {
@@ -76,12 +81,15 @@ pub struct Service {
     /// The clients that wait until devices of a stub are taken back.
     reclaims: reclaim::Waiters,
     /// The attachments that get a new stub after that, each with the image of the old one.
-    replugs: BTreeMap<DomId, (Attachment, Option<String>)>,
+    replugs: BTreeMap<DomId, (Attachment, StubOrigin)>,
     errors: Errors,
     revivals: Revivals,
     starts: Starts,
     abandoned: Abandoned,
     agenda: Agenda,
+    known: KnownRecords,
+    copies: Copies,
+    notes: Notes,
     /// The stubs that cannot be saved, nor can their guests.
     unsaveable: BTreeSet<DomId>,
     /// For failures that come again at each attempt.
@@ -115,6 +123,9 @@ impl Service {
             starts: Starts::new(),
             abandoned: Abandoned::default(),
             agenda: Agenda::default(),
+            known: KnownRecords::default(),
+            copies: Copies::default(),
+            notes: Notes::All,
             unsaveable: BTreeSet::new(),
             complaints: LogLimit::new(Instant::now()),
         })
@@ -152,13 +163,10 @@ impl Service {
 
     /// Serves until the service is told to end.
     pub fn serve(&mut self) -> Result<(), ServeError> {
-        for path in [
-            DeviceType::Bulkhead.backends(0).as_str(),
-            ATTACHMENTS,
-            "@releaseDomain",
-        ] {
+        for path in [DeviceType::Bulkhead.backends(0).as_str(), ATTACHMENTS] {
             self.host.store.watch(path, "")?;
         }
+        self.host.store.watch("@releaseDomain", agenda::DEATHS_TOKEN)?;
         self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
         // libxl writes below `/vm` before it builds the domain, so that there is time to pause it. A toolstack that does not
         // is heard of when it introduces the domain.
@@ -172,6 +180,7 @@ impl Service {
         // xenstored sends an event for each new watch, so that the first turns find every stub.
         let mut listen = Instant::now();
         let mut tell = Instant::now();
+        let mut deaths = Instant::now() + DEATHS;
         loop {
             if Instant::now() >= listen {
                 self.take_events()?;
@@ -182,6 +191,10 @@ impl Service {
                 self.tell_alive()?;
                 self.restore_after_suspend()?;
                 tell = Instant::now() + LOOK;
+                if tell > deaths {
+                    self.agenda.mark_errand(Errand::Deaths, Instant::now());
+                    deaths = Instant::now() + DEATHS;
+                }
             }
             if self.wait(listen, tell)? {
                 return Ok(());
@@ -227,7 +240,14 @@ impl Service {
             let Some(event) = self.host.store.next_event()? else {
                 break;
             };
-            self.agenda.mark(agenda::concern(&event), now);
+            let concern = agenda::concern(&event);
+            match concern {
+                Concern::Record(stub) => self.known.forget(stub),
+                Concern::Domains if !self.starts.hear(&event.path) => continue,
+                Concern::Libxl => self.notes.hear(&event.path),
+                _ => {}
+            }
+            self.agenda.mark(concern, now);
         }
         Ok(())
     }
@@ -244,12 +264,12 @@ impl Service {
         }
         match self.agenda.next(now) {
             Some(Work::Errand(errand)) => self.run_errand(errand)?,
-            Some(Work::Stub { stub, published }) => {
-                let reconciled = self.reconcile(stub, published);
-                let is_good = reconciled.is_ok();
-                if let Err(error) = reconciled {
+            Some(Work::Stub(stub, turn)) => {
+                let done = self.take_turn(stub, turn);
+                let is_good = done.is_ok();
+                if let Err(error) = done {
                     self.excuse(error, Some(stub))?;
-                    self.agenda.later(stub, published, Instant::now());
+                    self.agenda.later(stub, turn, Instant::now());
                 }
                 self.agenda.done(stub, is_good, now.elapsed(), Instant::now());
             }
@@ -271,11 +291,17 @@ impl Service {
     /// Does work that is of no stub in particular.
     fn run_errand(&mut self, errand: Errand) -> Result<(), ServeError> {
         let done = match errand {
-            Errand::Domains => self.starts.look(&mut self.host),
+            Errand::Domains => self.starts.look(&mut self.host, &mut self.known),
             Errand::List => self.list(),
-            Errand::Tidy => tidy(&mut self.host.store).map_err(ServeError::from),
+            Errand::Deaths => {
+                self.find_deaths();
+                Ok(())
+            }
+            Errand::Tidy => tidy(&mut self.host.store, &mut self.known).map_err(ServeError::from),
             Errand::Libxl => {
-                renew_libxl_notes(&mut self.host.store, &mut self.complaints).map_err(ServeError::from)
+                let store = &mut self.host.store;
+                let renewed = self.notes.renew(store, &mut self.known, &mut self.complaints);
+                renewed.map_err(ServeError::from)
             }
         };
         if let Err(error) = done {
@@ -311,17 +337,19 @@ impl Service {
 
     /// Takes in how a job has ended, and answers the clients that have waited for it.
     fn finish(&mut self, stub: DomId, outcome: Outcome) {
+        // The job may have changed it.
+        self.known.forget(stub);
         match outcome {
             Outcome::Reclaimed(released) => {
                 // The record of the guest's start stays as long as that of its devices.
-                self.agenda.mark(Concern::All, Instant::now());
+                self.agenda.mark_errand(Errand::Tidy, Instant::now());
                 self.forget_errors_of_gone(stub);
                 for client in self.reclaims.end(stub) {
                     client.reply(released.clone().into());
                 }
                 // Only now: the devices are given by a command, which would find them still taken.
-                if let Some((attachment, kernel)) = self.replugs.remove(&stub) {
-                    self.revivals.replug(&mut self.host, &attachment, kernel);
+                if let Some((attachment, origin)) = self.replugs.remove(&stub) {
+                    self.revivals.replug(&mut self.host, &attachment, origin);
                 }
             }
             Outcome::Reset(bdf, reset) => {
@@ -330,7 +358,9 @@ impl Service {
             }
         }
         // While devices were taken back, changes of the stub's nodes were not followed.
-        self.agenda.mark(Concern::Published(stub), Instant::now());
+        for concern in [Concern::Stub(stub), Concern::Published(stub)] {
+            self.agenda.mark(concern, Instant::now());
+        }
     }
 
     /// Forgets the errors of devices that a stub has no more. A reset that still waits would hit a device that may be dom0's
@@ -416,23 +446,65 @@ impl Service {
         Ok(is(3, PollFlags::IN))
     }
 
-    /// Reads which stubs there are, and marks them all.
+    /// Reads which stubs there are, and marks those that are new, whose record has changed, or that are not served. After a burst
+    /// of events nothing else tells which they are.
     fn list(&mut self) -> Result<(), ServeError> {
-        let names = records::children(&mut self.host.store, ATTACHMENTS)?;
-        let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let [stubs, mut due] = self.known.read_again(&mut self.host.store)?;
+        let is_settled = |stub: &DomId| self.watched.contains(stub) && self.links.get(*stub).is_some();
+        due.extend(stubs.iter().copied().filter(|stub| !is_settled(stub)));
         let gone: Vec<DomId> = self.watched.difference(&stubs).copied().collect();
         for stub in gone {
             self.forget(stub)?;
         }
-        self.agenda.keep(&stubs, Instant::now());
+        self.agenda.keep(&stubs, &due, Instant::now());
         self.revivals.keep(&stubs);
         Ok(())
     }
 
+    /// Marks the stubs that have ended, or whose guests have. Xen tells at once what xenstored would have to be asked for each
+    /// domain.
+    fn find_deaths(&mut self) {
+        for &stub in &self.watched {
+            // A stub whose record is to be read has its turn anyway.
+            if let Some(attachment) = self.known.get(stub)
+                && !is_sound(attachment, |domid| self.host.xen.identity(domid))
+            {
+                self.agenda.mark(Concern::Stub(stub), Instant::now());
+            }
+        }
+    }
+
+    fn take_turn(&mut self, stub: DomId, turn: StubTurn) -> Result<(), ServeError> {
+        if turn.look {
+            // The guest waits for the connection; the copy is for the time after the stub's death.
+            self.reconcile(stub)?;
+        }
+        if turn.backup {
+            self.back_up(stub)?;
+        }
+        Ok(())
+    }
+
+    /// Updates the copy of what a stub publishes, while it lives: after its death others write there.
+    fn back_up(&mut self, stub: DomId) -> Result<(), ServeError> {
+        if self.jobs.is_closed(stub) || !self.revivals.is_running(stub) {
+            return Ok(());
+        }
+        if let Some(attachment) = self.known.read(&mut self.host.store, stub)? {
+            self.copies.keep(&mut self.host.store, first_hop(&attachment))?;
+        }
+        Ok(())
+    }
+
     /// Brings the link of a stub in line with its record and with xenstore, or takes the next step of its return or its end.
-    /// `published`: what it publishes to its guest has changed.
-    fn reconcile(&mut self, stub: DomId, published: bool) -> Result<(), ServeError> {
-        let attachment = match Attachment::read(&mut self.host.store, stub) {
+    fn reconcile(&mut self, stub: DomId) -> Result<(), ServeError> {
+        // What follows a death is done for the record as it is now: the event of a change may still be on its way.
+        if let Some(attachment) = self.known.get(stub)
+            && !is_sound(attachment, |domid| self.host.xen.identity(domid))
+        {
+            self.known.forget(stub);
+        }
+        let attachment = match self.known.read(&mut self.host.store, stub) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => return Ok(self.forget(stub)?),
             Err(error) => {
@@ -470,11 +542,16 @@ impl Service {
         };
         if guest != attachment.guest {
             // The new record marks the stub again.
+            self.known.forget(stub);
             return Ok(follow_kept(&mut self.host.store, &attachment, guest)?);
         }
         // A reset after an error. A job that takes devices back has returned above.
         let is_busy = self.jobs.is_busy(stub);
-        let on_death = || self.links.on_death(stub);
+        let on_death = || {
+            // What the dead stub has left is copied by the revival.
+            self.copies.forget(stub);
+            self.links.on_death(stub)
+        };
         let verdict = self
             .revivals
             .advance(&mut self.host, &attachment, is_busy, on_death)?;
@@ -491,14 +568,9 @@ impl Service {
                 }
                 // A device without its MSI would look to a new link as if its MSI was being turned off.
                 self.restore_after_suspend()?;
-                // The guest waits for the connection; the copy is for the time after the stub's death.
                 self.links
                     .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
-                self.restart_abandoned(&attachment)?;
-                if published {
-                    stub_backup::keep_published(&mut self.host.store, first_hop(&attachment))?;
-                }
-                Ok(())
+                Ok(self.restart_abandoned(&attachment)?)
             }
         }
     }
@@ -513,8 +585,8 @@ impl Service {
         let stub = attachment.stub.domid;
         if afterwards == Afterwards::Replug {
             // Read before the record goes, and the backup with it.
-            let kernel = kernel_of(&mut self.host.store, &attachment)?;
-            self.replugs.insert(stub, (attachment.clone(), kernel));
+            let origin = origin_of(&mut self.host.store, &attachment)?;
+            self.replugs.insert(stub, (attachment.clone(), origin));
         }
         self.reclaim_attachment(attachment, None)
     }
@@ -522,6 +594,8 @@ impl Service {
     /// Drops all that belongs to a stub without a record.
     fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
         self.agenda.forget(stub);
+        self.known.forget(stub);
+        self.copies.forget(stub);
         self.links.forget(stub);
         self.revivals.drop_stub(stub);
         self.errors.forget(stub);
@@ -716,8 +790,85 @@ impl Service {
                 remarks.insert(stub, remark);
             }
         }
+        let history = match &self.host.runner {
+            Runner::Launcher(launcher) => launcher.history().cloned(),
+            _ => None,
+        };
         let xen = self.job_xen.clone();
-        client.finish(move || report(store, &xen, linked, remarks));
+        client.finish(move || report(store, &xen, history, linked, remarks));
         Ok(())
+    }
+}
+
+/// True if guest and stub of an attachment run, as far as Xen knows: a look at the stub would find neither of them dead.
+fn is_sound(
+    attachment: &Attachment,
+    identity: impl Fn(DomId) -> io::Result<Option<(DomainState, String)>>,
+) -> bool {
+    let found = |domain: &Domain| {
+        // In doubt there is a look, which asks xenstored too.
+        let (state, uuid) = identity(domain.domid).ok().flatten()?;
+        // A domain that was created without a UUID has one in Xen all the same.
+        (domain.uuid.is_empty() || domain.uuid == uuid).then_some(state)
+    };
+    // A guest that has shut itself down is its toolstack's, until that destroys it.
+    let guest = found(&attachment.guest).is_some_and(|state| state != DomainState::Dying);
+    guest && found(&attachment.stub) == Some(DomainState::Alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::tests::attachment;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_stub_is_looked_at_if_it_or_its_guest_has_ended_or_is_another_domain() {
+        let sound = attachment();
+        let looked = |domid: DomId, found: io::Result<Option<(DomainState, &str)>>| {
+            let found = found.map(|found| found.map(|(state, uuid)| (state, uuid.to_owned())));
+            let found = std::cell::Cell::new(Some(found));
+            !is_sound(&sound, |asked| {
+                let [guest, stub] = [&sound.guest, &sound.stub];
+                let other = if asked == guest.domid { guest } else { stub };
+                match asked == domid {
+                    true => found.take().unwrap(),
+                    false => Ok(Some((DomainState::Alive, other.uuid.clone()))),
+                }
+            })
+        };
+        for domain in [&sound.guest, &sound.stub] {
+            let (domid, uuid) = (domain.domid, domain.uuid.as_str());
+            assert!(!looked(domid, Ok(Some((DomainState::Alive, uuid)))), "{domid}");
+            assert!(looked(domid, Ok(Some((DomainState::Dying, uuid)))), "{domid}");
+            assert!(
+                looked(domid, Ok(Some((DomainState::Alive, "another")))),
+                "{domid}"
+            );
+            assert!(looked(domid, Ok(None)), "{domid}");
+            assert!(looked(domid, Err(Errno::PERM.into())), "{domid}");
+        }
+        let crashed =
+            |domain: &Domain| looked(domain.domid, Ok(Some((DomainState::ShutDown(3), &domain.uuid))));
+        assert!(crashed(&sound.stub));
+        assert!(
+            !crashed(&sound.guest),
+            "its toolstack may keep it, or start it again"
+        );
+        let nameless = Attachment {
+            guest: Domain {
+                uuid: String::new(),
+                ..sound.guest.clone()
+            },
+            ..sound.clone()
+        };
+        assert!(is_sound(&nameless, |domid| {
+            let uuid = if domid == sound.stub.domid {
+                &sound.stub.uuid
+            } else {
+                "any"
+            };
+            Ok(Some((DomainState::Alive, uuid.to_owned())))
+        }));
     }
 }

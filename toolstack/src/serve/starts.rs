@@ -11,11 +11,13 @@ use crate::host::launcher::{Order, Ticket};
 use crate::host::store::Store;
 use crate::host::{Host, Runner};
 use crate::records::unfinished;
-use crate::records::{Attachment, Carried, GuestStart, RecordError, Stage, forget_start};
+use crate::records::{Carried, GuestStart, RecordError, Stage, forget_start};
 use crate::serve::error::ServeError;
+use crate::serve::known::KnownRecords;
 use crate::service_log;
 use bulkhead_config::declaration::DIRECTORY;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xen::xenctrl::{DomId, Hypervisor};
@@ -26,7 +28,18 @@ pub struct Starts {
     directory: PathBuf,
     /// The UUID of each domain that was looked at.
     known: BTreeMap<DomId, String>,
+    /// What events have told of since.
+    news: NewDomains,
     orders: Vec<(Domain, Ticket)>,
+}
+
+/// Domains that events have told of.
+#[derive(Debug, PartialEq, Eq)]
+enum NewDomains {
+    /// Any of them may be another one by now.
+    All,
+    /// Those with these UUIDs, and those that have come.
+    Some(BTreeSet<String>),
 }
 
 /// What a domain is to this service.
@@ -50,6 +63,7 @@ impl Starts {
         Self {
             directory: directory.to_owned(),
             known: BTreeMap::new(),
+            news: NewDomains::All,
             orders: Vec::new(),
         }
     }
@@ -59,35 +73,95 @@ impl Starts {
         !self.orders.is_empty()
     }
 
-    /// Looks for domains that are new, and begins to give devices to those that are to have some.
-    pub fn look<X: Hypervisor>(&mut self, host: &mut Host<X>) -> Result<(), ServeError> {
-        let domains = domains::all(&mut host.store)?;
-        self.known.retain(|domid, uuid| {
-            domains
-                .iter()
-                .any(|domain| (domain.domid, &domain.uuid) == (*domid, &*uuid))
-        });
-        let mut looked = Ok(());
-        for guest in domains {
-            // One without a UUID is being made, or of a toolstack that no declaration can be sure of.
-            if guest.domid == 0 || guest.uuid.is_empty() || self.known.contains_key(&guest.domid) {
-                continue;
+    /// Takes in that this node has changed: one of `/vm`, where libxl has a directory for each domain, by its UUID; or that a
+    /// domain was introduced. Returns false if that is no news, for the domain was looked at.
+    pub fn hear(&mut self, node: &str) -> bool {
+        let below = node.strip_prefix("/vm").map(|below| below.split('/').nth(1));
+        match (below, &mut self.news) {
+            // A toolstack that has nothing in `/vm` has introduced one.
+            (None, _) | (Some(_), NewDomains::All) => true,
+            // Events were folded.
+            (Some(None), _) => {
+                self.news = NewDomains::All;
+                true
             }
-            match self.begin(host, &guest) {
-                Ok(()) => _ = self.known.insert(guest.domid, guest.uuid),
-                // The others must be paused all the same. This one is looked at again.
-                Err(error) => looked = looked.and(Err(error)),
+            (Some(Some(uuid)), NewDomains::Some(news)) => {
+                let is_news = self.known.values().all(|known| known != uuid);
+                if is_news {
+                    news.insert(uuid.to_owned());
+                }
+                is_news
             }
         }
-        looked
     }
 
-    fn begin<X: Hypervisor>(&mut self, host: &mut Host<X>, guest: &Domain) -> Result<(), ServeError> {
-        let _about = service_log::about_guest(&guest.name);
-        if is_kept(host, guest)? {
+    /// Looks for domains that are new, and begins to give devices to those that are to have some.
+    pub fn look<X: Hypervisor>(
+        &mut self,
+        host: &mut Host<X>,
+        records: &mut KnownRecords,
+    ) -> Result<(), ServeError> {
+        let domids = domains::numbers(&mut host.store)?;
+        self.known.retain(|domid, _| domids.contains(domid));
+        let mut looked = Ok(());
+        if let NewDomains::Some(mut news) = mem::replace(&mut self.news, NewDomains::All) {
+            // Those that have come first: most often the news is of them.
+            for &domid in &domids {
+                if !self.known.contains_key(&domid) {
+                    looked = looked.and(self.look_at(host, records, domid));
+                }
+            }
+            news.retain(|uuid| self.known.values().all(|known| known != uuid));
+            self.news = NewDomains::Some(news);
+        }
+        // A domain that has another UUID by now, or a later one with the number of an earlier one.
+        if self.news != NewDomains::Some(BTreeSet::new()) {
+            for &domid in &domids {
+                looked = looked.and(self.look_at(host, records, domid));
+            }
+        }
+        looked?;
+        self.news = NewDomains::Some(BTreeSet::new());
+        Ok(())
+    }
+
+    /// Looks at a domain, unless it is one that was looked at.
+    fn look_at<X: Hypervisor>(
+        &mut self,
+        host: &mut Host<X>,
+        records: &mut KnownRecords,
+        domid: DomId,
+    ) -> Result<(), ServeError> {
+        // One without a UUID is being made, or of a toolstack that no declaration can be sure of.
+        let found = match domid {
+            0 => None,
+            _ => domains::read(&mut host.store, domid)?.filter(|guest| !guest.uuid.is_empty()),
+        };
+        let Some(guest) = found else {
+            self.known.remove(&domid);
+            return Ok(());
+        };
+        if self.known.get(&domid) == Some(&guest.uuid) {
             return Ok(());
         }
-        match self.newcomer(&mut host.store, guest)? {
+        // Known only when this has succeeded: otherwise it is looked at again.
+        self.known.remove(&domid);
+        self.begin(host, records, &guest)?;
+        self.known.insert(domid, guest.uuid);
+        Ok(())
+    }
+
+    fn begin<X: Hypervisor>(
+        &mut self,
+        host: &mut Host<X>,
+        records: &mut KnownRecords,
+        guest: &Domain,
+    ) -> Result<(), ServeError> {
+        let _about = service_log::about_guest(&guest.name);
+        if is_kept(host, records, guest)? {
+            return Ok(());
+        }
+        match self.newcomer(&mut host.store, records, guest)? {
             Newcomer::Other => return Ok(()),
             // Whether the last worker came to pause it is not known. One that is not paused was not.
             Newcomer::Begun(Stage::Pausing) if is_paused(host, guest)? => {}
@@ -111,7 +185,12 @@ impl Starts {
         }
     }
 
-    fn newcomer(&self, store: &mut Store, guest: &Domain) -> Result<Newcomer, ServeError> {
+    fn newcomer(
+        &self,
+        store: &mut Store,
+        records: &mut KnownRecords,
+        guest: &Domain,
+    ) -> Result<Newcomer, ServeError> {
         match GuestStart::of(store, guest)?.map(|start| start.stage) {
             None => {}
             Some(Stage::Given { .. } | Stage::Failed { .. }) => return Ok(Newcomer::Other),
@@ -131,14 +210,14 @@ impl Starts {
                 Carried::of(store, &guest.uuid)?.is_some()
             }
         };
-        if !is_declared && !had_devices(store, guest)? {
+        if !is_declared && !had_devices(store, records, guest)? {
             return Ok(Newcomer::Other);
         }
         // `bulkhead run` and `attach` give devices to the domains that they create.
         if unfinished::is_recorded(store, &guest.uuid)? {
             return Ok(Newcomer::Other);
         }
-        let (attachments, _) = Attachment::all(store)?;
+        let attachments = records.all(store)?;
         if attachments.iter().any(|attachment| attachment.guest == *guest) {
             let stage = Stage::Given {
                 declared: has_file(&self.directory, guest),
@@ -182,16 +261,20 @@ impl Starts {
 
 /// True if a guest with this UUID has, or had, devices under another number: it reboots, and its last domain is not taken
 /// apart yet.
-fn had_devices(store: &mut Store, guest: &Domain) -> Result<bool, RecordError> {
-    let (attachments, _) = Attachment::all(store)?;
+fn had_devices(store: &mut Store, records: &mut KnownRecords, guest: &Domain) -> Result<bool, RecordError> {
+    let attachments = records.all(store)?;
     let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
     Ok(attachments.iter().any(|attachment| is_last(&attachment.guest)))
 }
 
 /// True if libxl keeps this domain, whose guest has ended, under another name. The record of its devices follows it: no other
 /// event tells of the name.
-fn is_kept<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<bool, ServeError> {
-    let (attachments, _) = Attachment::all(&mut host.store)?;
+fn is_kept<X: Hypervisor>(
+    host: &mut Host<X>,
+    records: &mut KnownRecords,
+    domain: &Domain,
+) -> Result<bool, ServeError> {
+    let attachments = records.all(&mut host.store)?;
     let had = |guest: &Domain| guest.domid == domain.domid && guest.uuid != domain.uuid;
     let Some(attachment) = attachments.iter().find(|attachment| had(&attachment.guest)) else {
         return Ok(false);
@@ -201,6 +284,7 @@ fn is_kept<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<bool, S
     let kept = kept.filter(|kept| *kept != attachment.guest);
     let is_kept = kept.is_some();
     if let Some(kept) = kept {
+        records.forget(attachment.stub.domid);
         follow_kept(&mut host.store, attachment, kept)?;
     }
     Ok(is_kept)
@@ -278,7 +362,8 @@ mod tests {
     use crate::host::domains::tests::preserve;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::records::tests::{attachment, domain};
+    use crate::records::Attachment;
+    use crate::records::tests::{attachment, domain, origin};
     use crate::records::unfinished;
     use crate::records::unfinished::Unfinished;
     use rustix::io::Errno;
@@ -328,8 +413,17 @@ mod tests {
             }
         }
 
+        /// Looks at all domains, as after an event that may be of any of them.
         fn look(&mut self) {
-            self.starts.look(&mut self.host).unwrap();
+            self.starts.hear("/vm");
+            self.look_for_news();
+        }
+
+        /// Looks at what events have told of.
+        fn look_for_news(&mut self) {
+            self.starts
+                .look(&mut self.host, &mut KnownRecords::default())
+                .unwrap();
         }
 
         fn pauses(&self, domid: DomId) -> u32 {
@@ -398,7 +492,7 @@ mod tests {
                 ..attachment()
             };
             if is_carried {
-                Carried::new(&last, String::new())
+                Carried::new(&last, origin())
                     .write(&mut scene.host.store)
                     .unwrap();
             } else {
@@ -497,7 +591,12 @@ mod tests {
         )
         .unwrap();
         scene.host.xen.refuse("pause 3", Errno::BUSY);
-        assert!(scene.starts.look(&mut scene.host).is_err());
+        assert!(
+            scene
+                .starts
+                .look(&mut scene.host, &mut KnownRecords::default())
+                .is_err()
+        );
         assert_eq!((scene.pauses(3), scene.pauses(7)), (1, 2));
         assert!(!scene.starts.known.contains_key(&3), "it is looked at again");
     }
@@ -551,7 +650,7 @@ mod tests {
         let mut scene = Scene::new();
         scene.host.xen.refuse("pause 3", Errno::BUSY);
         assert!(matches!(
-            scene.starts.look(&mut scene.host),
+            scene.starts.look(&mut scene.host, &mut KnownRecords::default()),
             Err(ServeError::Pause(_))
         ));
         assert_eq!(scene.stage(3, "web"), None);
@@ -559,17 +658,48 @@ mod tests {
 
     #[test]
     fn a_later_domain_with_the_number_is_looked_at_anew() {
+        // Whether or not there was a look in between.
+        for looks in [0, 1] {
+            let mut scene = Scene::new();
+            scene.look();
+            scene.daemon.release(3);
+            scene.host.store.remove("/local/domain/3").unwrap();
+            (0..looks).for_each(|_| scene.look_for_news());
+            introduce(&scene.daemon, 3, "web");
+            let vm = "/vm/00000000-0000-0000-0000-000000000099";
+            scene.host.store.write("/local/domain/3/vm", vm).unwrap();
+            scene.host.xen.set_domain(3, BUILT);
+            assert!(scene.starts.hear(&format!("{vm}/start_time")));
+            scene.look_for_news();
+            assert_eq!(scene.pauses(3), 2);
+            assert_eq!(scene.starts.orders.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_domain_that_comes_is_looked_at_and_no_other_one_again() {
         let mut scene = Scene::new();
         scene.look();
-        scene.daemon.release(3);
-        scene.host.store.remove("/local/domain/3").unwrap();
-        scene.look();
-        introduce(&scene.daemon, 3, "web");
-        let vm = "/vm/00000000-0000-0000-0000-000000000099";
-        scene.host.store.write("/local/domain/3/vm", vm).unwrap();
-        scene.host.xen.set_domain(3, BUILT);
-        scene.look();
-        assert_eq!(scene.pauses(3), 2);
-        assert_eq!(scene.starts.orders.len(), 2);
+        let web = domain(3, "web");
+        assert!(!scene.starts.hear(&format!("/vm/{}/image/ostype", web.uuid)));
+        // Nobody tells of it: only a look at each domain would find it.
+        scene
+            .host
+            .store
+            .write("/local/domain/7/vm", "/vm/another")
+            .unwrap();
+        introduce(&scene.daemon, 9, "post");
+        for node in [
+            "/vm/00000000-0000-0000-0000-000000000009/name",
+            "@introduceDomain",
+        ] {
+            assert!(scene.starts.hear(node), "{node}");
+        }
+        scene.look_for_news();
+        assert_eq!(scene.starts.known[&9], domain(9, "post").uuid);
+        assert_eq!(scene.starts.known[&7], domain(7, "mail").uuid);
+        assert!(scene.starts.hear("/vm/another/name"));
+        scene.look_for_news();
+        assert_eq!(scene.starts.known[&7], "another");
     }
 }

@@ -72,9 +72,9 @@ impl Burst {
         }
     }
 
-    /// True if one more request may be answered. The first one always may.
+    /// True if another request may be answered. The first one always may.
     pub fn goes_on(&self, now: Instant) -> bool {
-        self.answered == 0 || self.answered < Self::MOST && now.duration_since(self.began) < Self::LONGEST
+        self.answered < Self::MOST && now.duration_since(self.began) < Self::LONGEST
     }
 
     /// One more was answered.
@@ -93,28 +93,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_ends_by_number_or_by_time_but_never_before_its_first() {
-        let start = Instant::now();
-        let mut quick = Burst::new(start);
-        while quick.goes_on(start + Burst::LONGEST / 2) {
-            quick.count();
-        }
-        assert_eq!(quick.answered(), Burst::MOST);
-
-        let mut slow = Burst::new(start);
-        let mut now = start + 2 * Burst::LONGEST;
-        while slow.goes_on(now) {
-            slow.count();
-            now += Burst::LONGEST / 4;
-        }
-        assert_eq!(slow.answered(), 1);
-        now = start;
-        let mut slow = Burst::new(start);
-        while slow.goes_on(now) {
-            slow.count();
-            now += Burst::LONGEST / 4;
-        }
-        assert_eq!(slow.answered(), 4);
+    fn a_burst_ends_by_number_or_by_time() {
+        // How many requests are answered, if each takes so long.
+        let answered = |each: Duration| {
+            let start = Instant::now();
+            let mut burst = Burst::new(start);
+            loop {
+                burst.count();
+                if !burst.goes_on(start + each * burst.answered()) {
+                    return burst.answered();
+                }
+            }
+        };
+        assert_eq!(answered(Duration::ZERO), Burst::MOST);
+        assert_eq!(answered(2 * Burst::LONGEST), 1);
+        assert_eq!(answered(Burst::LONGEST / 4), 4);
+        assert_eq!(answered(Burst::LONGEST / 4 + Duration::from_micros(1)), 4);
+        assert_eq!(answered(Burst::LONGEST / 4 - Duration::from_micros(1)), 5);
     }
 
     const BURST: u32 = Limit::REQUESTS.burst;

@@ -6,7 +6,7 @@
 
 use crate::control::{ControlError, Listener, ServiceFiles};
 use crate::host::launcher::desk::{Desk, News, ReadyWorker, SharedFiles, WorkerId, attend};
-use crate::host::launcher::messages::pair;
+use crate::host::launcher::messages::{ServiceHistory, pair};
 use crate::host::systemd::{self, Watchdog};
 use crate::host::thread_state::ThreadState;
 use crate::host::uevent::Uevents;
@@ -27,7 +27,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 /// Why the service ended.
@@ -94,6 +94,8 @@ pub fn run(supervised: bool) -> Result<(), WorkersError> {
     let mut workers = Workers {
         command: worker,
         crew: Crew::new(Instant::now()),
+        history: begin_history(),
+        hanging: None,
         processes: BTreeMap::new(),
         waiting: BTreeMap::new(),
         news,
@@ -123,6 +125,15 @@ fn make_declarations_directory() {
     }
 }
 
+/// The history of a service that is started now. A clock that is wrong by decades counts as 0.
+fn begin_history() -> ServiceHistory {
+    let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ServiceHistory {
+        started: started.unwrap_or_default().as_secs(),
+        ..ServiceHistory::default()
+    }
+}
+
 /// The command that is a worker.
 fn worker() -> Command {
     let mut command = program::own();
@@ -146,6 +157,9 @@ fn raise_file_limit() {
 struct Workers {
     command: fn() -> Command,
     crew: Crew,
+    history: ServiceHistory,
+    /// The worker that was killed last.
+    hanging: Option<WorkerId>,
     processes: BTreeMap<WorkerId, Child>,
     /// The turns of the workers that are set up.
     waiting: BTreeMap<WorkerId, ReadyWorker>,
@@ -224,7 +238,7 @@ impl Workers {
 
     fn serve(&mut self, worker: WorkerId) {
         if let Some(turn) = self.waiting.remove(&worker) {
-            turn.give();
+            turn.give(self.history.clone());
         }
     }
 
@@ -233,6 +247,7 @@ impl Workers {
             log::warn!("worker {} does not answer, or hangs: it is killed", process.id());
             // It may have ended by itself.
             let _ = process.kill();
+            self.hanging = Some(worker);
         }
     }
 
@@ -271,7 +286,12 @@ impl Workers {
             match self.crew.ended(worker, Instant::now()) {
                 Role::Server if is_failure(status) => return Err(WorkersError::Worker(status)),
                 Role::Server => {
-                    log::warn!("worker {process} has ended: {status}; another one takes its place")
+                    if self.hanging == Some(worker) {
+                        self.history.hung += 1;
+                    } else {
+                        self.history.died += 1;
+                    }
+                    log::warn!("worker {process} has ended: {status}; another one takes its place");
                 }
                 Role::Spare => {
                     log::warn!(
@@ -364,6 +384,8 @@ mod tests {
         let workers = Workers {
             command,
             crew: Crew::new(Instant::now()),
+            history: begin_history(),
+            hanging: None,
             processes: BTreeMap::new(),
             waiting: BTreeMap::new(),
             news,
@@ -403,6 +425,10 @@ mod tests {
         let most = 1 + began.elapsed().as_millis() / 100;
         let started = u128::from(workers.crew.next);
         assert!((2..=most).contains(&started), "{started} of {most}");
+        // The last one may still run.
+        let died = u128::from(workers.history.died);
+        assert!(died == started || died + 1 == started, "{died} of {started}");
+        assert_eq!(workers.history.hung, 0);
     }
 
     #[test]

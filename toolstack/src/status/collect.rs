@@ -1,25 +1,28 @@
 //! Finds out the status, from the records, xenstore and sysfs.
 
 use super::model::{
-    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, GONE, Mapped, Quarantined, Seen, ServiceStatus,
-    Status, StatusError, StubStatus,
+    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, GONE, Mapped, NetworkStatus, Quarantined, Seen,
+    ServiceStatus, Status, StatusError, StubStatus,
 };
 use crate::handover::reset::Plan;
 use crate::handover::shared_intx::LineStatus;
 use crate::host::domains::Domain;
-use crate::host::domains::is_alive;
+use crate::host::domains::{are_alive, created};
+use crate::host::guest_config::StubOrigin;
 use crate::host::store::{Store, StoreError};
 use crate::host::sysfs::{PCIBACK, Sysfs};
+use crate::nodes::hops::first_hop;
 use crate::records::claims::Claims;
 use crate::records::failed::Failed;
-use crate::records::interrupt_mode::Mode;
-use crate::records::{self, Attachment, Carried, Device, GuestStart, Stage};
+use crate::records::interrupt_mode::{Mode, Recorded};
+use crate::records::{self, Attachment, Carried, Device, GuestStart, Stage, stub_backup};
 use bulkhead_config::declaration::{DIRECTORY, DeclarationError, DeclarationFile, Declarations};
 use std::collections::BTreeMap;
 use std::path::Path;
 use xen::xenctrl::{DomId, Hypervisor};
 use xenbus::client::Store as _;
-use xenbus::path::{Device as Hop, key};
+use xenbus::path::{Device as Hop, home, key};
+use xenbus::state::XenbusState;
 
 /// Finds out the status. `seen` has what the service has seen, by stub. Without `xen` the records alone tell which guests are
 /// held.
@@ -36,22 +39,45 @@ pub fn collect(
         service: ServiceStatus {
             running: service_running,
             process: None,
+            history: None,
         },
         problems: damaged.iter().map(ToString::to_string).collect(),
         ..Status::default()
     };
-    for attachment in attachments {
-        let (guest, stub) = (attachment.guest.domid, attachment.stub.domid);
-        let guest_state = Hop::first_hop(stub, guest).frontend_node(key::STATE);
-        let stub_state = Hop::second_hop(stub).frontend_node(key::STATE);
-        let devices = attachment.devices.iter().zip(&attachment.modes);
+    let stubs: Vec<&Domain> = attachments.iter().map(|attachment| &attachment.stub).collect();
+    let guests: Vec<&Domain> = attachments.iter().map(|attachment| &attachment.guest).collect();
+    let domids: Vec<DomId> = stubs.iter().map(|stub| stub.domid).collect();
+    let stub_state =
+        |attachment: &Attachment| Hop::second_hop(attachment.stub.domid).frontend_node(key::STATE);
+    let guest_state = |attachment: &Attachment| first_hop(attachment).frontend_node(key::STATE);
+    // In few round trips, however many there are.
+    let stub_states = domain_statuses(store, &stubs, attachments.iter().map(stub_state).collect())?;
+    let guest_states = domain_statuses(store, &guests, attachments.iter().map(guest_state).collect())?;
+    let created = created(store, &stubs)?;
+    let networks = network_statuses(store, &domids)?;
+    let of_each = stub_states
+        .into_iter()
+        .zip(guest_states)
+        .zip(created)
+        .zip(networks);
+    for (attachment, (((domain, guest), created), network)) in attachments.iter().zip(of_each) {
+        let stub = attachment.stub.domid;
+        let devices: Vec<_> = attachment.devices_and_modes().collect();
+        for (_, recorded) in &devices {
+            if let Recorded::Unknown(cause) = recorded {
+                status.problems.push(cause.clone());
+            }
+        }
         let Seen { served, remark } = seen.remove(&stub).unwrap_or_default();
         status.stubs.push(StubStatus {
-            domain: domain_status(store, &attachment.stub, &stub_state)?,
-            guest: domain_status(store, &attachment.guest, &guest_state)?,
+            domain,
+            guest,
             slots: attachment.slots,
+            created,
+            network,
             devices: devices
-                .map(|(device, mode)| {
+                .into_iter()
+                .map(|(device, recorded)| {
                     // As sysfs has it now: the administrator can change the methods.
                     let reset = Plan::of(device.bdf, sysfs).used();
                     let line = device.gsi.filter(|_| device.line_offered);
@@ -59,7 +85,7 @@ pub fn collect(
                         corrected_errors: sysfs.correctable_errors(device.bdf),
                         reset: reset.map(|method| method.to_string()),
                         line: line.and_then(|gsi| LineStatus::of(device.bdf, gsi, sysfs)),
-                        ..device_status(device, mode)
+                        ..device_status(device, &recorded.mode())
                     }
                 })
                 .collect(),
@@ -169,17 +195,41 @@ fn gone(stubs: &[StubStatus], sysfs: &Sysfs) -> Vec<String> {
     problems
 }
 
-fn domain_status(store: &mut Store, domain: &Domain, state: &str) -> Result<DomainStatus, StoreError> {
-    let state = if is_alive(store, domain)? {
-        format!("{:?}", store.read_state(state)?).to_lowercase()
-    } else {
-        GONE.to_owned()
-    };
-    Ok(DomainStatus {
+/// The status of domains, each with the path of its xenbus state.
+fn domain_statuses(
+    store: &mut Store,
+    domains: &[&Domain],
+    states: Vec<String>,
+) -> Result<Vec<DomainStatus>, StoreError> {
+    let alive = are_alive(store, domains)?;
+    let states = read_states(store, &states)?;
+    let of_each = domains.iter().zip(alive).zip(states);
+    let statuses = of_each.map(|((domain, is_alive), state)| DomainStatus {
         domid: domain.domid,
         name: domain.name.clone(),
-        state,
-    })
+        state: if is_alive { state } else { GONE.to_owned() },
+    });
+    Ok(statuses.collect())
+}
+
+/// The xenbus states in these nodes, as the status has them.
+fn read_states(store: &mut Store, paths: &[String]) -> Result<Vec<String>, StoreError> {
+    let states = store.read_many(paths)?.into_iter();
+    let states = states.map(|text| text.map_or(XenbusState::Unknown, |text| XenbusState::parse(&text)));
+    Ok(states.map(|state| format!("{state:?}").to_lowercase()).collect())
+}
+
+/// The networks of stubs, by the backups of their configurations.
+fn network_statuses(store: &mut Store, stubs: &[DomId]) -> Result<Vec<Option<NetworkStatus>>, StoreError> {
+    let configs = stub_backup::configs(store, stubs)?;
+    // As `docs/misc/xenstore-paths.pandoc` of Xen has it.
+    let vif = |&stub: &DomId| format!("{}/device/vif/0/{}", home(stub), key::STATE);
+    let states = read_states(store, &stubs.iter().map(vif).collect::<Vec<_>>())?;
+    let statuses = configs.iter().zip(states).map(|(config, state)| {
+        let origin = StubOrigin::of(config.as_ref()?)?;
+        Some(NetworkStatus::new(origin.network()?, state))
+    });
+    Ok(statuses.collect())
 }
 
 /// Status of a device as far as its record tells.

@@ -7,8 +7,8 @@ mod text;
 
 pub use collect::collect;
 pub use model::{
-    CarriedGuest, DeclaredGuest, DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Mapped,
-    PoisonousRequest, Quarantined, RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError,
+    Bucket, CarriedGuest, DeclaredGuest, DeviceErrors, DeviceStatus, DomainStatus, DroppedWrites, Latency,
+    Mapped, PoisonousRequest, Quarantined, RefusedWrite, Seen, Served, ServiceStatus, Status, StatusError,
     StubStatus,
 };
 

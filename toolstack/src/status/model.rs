@@ -1,6 +1,7 @@
 //! The status, as `bulkhead status --json` prints it and the service sends it.
 
 use crate::handover::shared_intx::LineStatus;
+use crate::host::launcher::ServiceHistory;
 use crate::host::pci_ids::PciIds;
 use crate::host::store::StoreError;
 use crate::records::failed::Failed;
@@ -8,11 +9,13 @@ use crate::records::{GuestStart, RecordError};
 use crate::serde_text;
 use crate::status::process::ProcessStats;
 use crate::terms::Terms;
+use bulkhead_config::telemetry::{Metrics, Telemetry};
+use pci::bdf::Bdf;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use thiserror::Error;
 use xen::xenctrl::DomId;
-use xenbus::counters::{Counter, Counters};
+use xenbus::counters::{BOUNDS, Class, Counter, Counters, DroppedWrite, Histogram};
 use xenbus::device::SlotMode;
 use xenbus::handover_block;
 use xenbus::pciif::Request;
@@ -92,6 +95,9 @@ pub struct ServiceStatus {
     /// What its process holds; absent if it does not run, or its kernel does not tell.
     #[serde(default, rename = "holds")]
     pub process: Option<ProcessStats>,
+    /// What has become of it since its start; absent if it does not run.
+    #[serde(default)]
+    pub history: Option<ServiceHistory>,
 }
 
 /// One stub with its guest.
@@ -107,6 +113,12 @@ pub struct StubStatus {
     #[serde(default, with = "serde_text::text")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub slots: SlotMode,
+    /// When the stub's domain was created, in seconds since 1970; absent if its toolstack has not written that down.
+    #[serde(default)]
+    pub created: Option<u64>,
+    /// The stub's network; absent if it has none.
+    #[serde(default)]
+    pub network: Option<NetworkStatus>,
     /// The guest's devices.
     pub devices: Vec<DeviceStatus>,
     /// What the service has seen of the stub; absent while the stub is not served.
@@ -114,6 +126,47 @@ pub struct StubStatus {
     /// The job that runs for the stub, or why the stub is not served.
     #[serde(default)]
     pub remark: Option<String>,
+}
+
+/// The network of a stub, as it was created with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct NetworkStatus {
+    /// The xenbus state of its frontend, such as `connected`.
+    pub state: String,
+    /// The bridge that it is on.
+    pub bridge: String,
+    /// The domain that has the bridge; absent if it is dom0.
+    pub backend: Option<String>,
+    /// The stub's Ethernet address; absent if it was given none.
+    pub mac: Option<String>,
+    /// The stub's IP address with the length of the network's part, or `dhcp`.
+    pub address: String,
+    /// The router; absent if none was named.
+    pub gateway: Option<String>,
+    /// The TCP port at which metrics are served; absent if they are not.
+    pub metrics: Option<u16>,
+    /// Address and UDP port to which the log is sent; absent if it is not.
+    pub syslog: Option<String>,
+}
+
+impl NetworkStatus {
+    /// The network that the stub was created with, whose frontend has this state.
+    pub fn new(telemetry: &Telemetry, state: String) -> Self {
+        Self {
+            state,
+            bridge: telemetry.bridge.clone(),
+            backend: telemetry.backend.clone(),
+            mac: telemetry.mac.map(|mac| mac.to_string()),
+            address: telemetry.address.to_string(),
+            gateway: telemetry.gateway.map(|gateway| gateway.to_string()),
+            metrics: match telemetry.metrics {
+                Metrics::Port(port) => Some(port),
+                Metrics::Off => None,
+            },
+            syslog: telemetry.syslog.map(|syslog| syslog.to_string()),
+        }
+    }
 }
 
 /// What the service knows of a stub.
@@ -190,6 +243,9 @@ pub struct Served {
     pub refused_besides: u64,
     /// The stub's own counters, by name; empty before it has published any.
     pub counters: BTreeMap<String, u64>,
+    /// How long requests took in the stub, by class; empty before it has published any counters.
+    #[serde(default)]
+    pub latencies: BTreeMap<String, Latency>,
     /// The writes that the stub dropped, by register.
     pub dropped: Vec<DroppedWrites>,
     /// Poison requests: they brought the stub down twice, and are refused for a time.
@@ -242,6 +298,26 @@ pub struct RefusedWrite {
     pub count: u64,
 }
 
+/// How long requests of one class took, from when the stub took a request until it gave the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Latency {
+    /// Requests by time, from the shortest to the longest.
+    pub buckets: Vec<Bucket>,
+    /// All times together, in microseconds.
+    pub sum_micros: u64,
+}
+
+/// Requests that took longer than the bucket before allows, and no longer than this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Bucket {
+    /// Upper bound in microseconds; absent in the last bucket, which has none.
+    pub most_micros: Option<u32>,
+    /// How many.
+    pub count: u64,
+}
+
 /// Writes to one register that the stub dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -287,11 +363,15 @@ impl Status {
 impl StubStatus {
     /// Number of pirqs that the guest has for MSI and MSI-X.
     pub fn msi_pirqs(&self) -> usize {
-        let devices = self
-            .devices
-            .iter()
-            .filter(|device| device.mode.starts_with("msi"));
-        devices.map(|device| device.pirqs.len()).sum()
+        self.devices.iter().map(DeviceStatus::msi_pirqs).sum()
+    }
+}
+
+impl DeviceStatus {
+    /// Number of pirqs that it uses for MSI or MSI-X.
+    pub fn msi_pirqs(&self) -> usize {
+        let has_msi = self.mode.starts_with("msi");
+        if has_msi { self.pirqs.len() } else { 0 }
     }
 }
 
@@ -302,12 +382,43 @@ impl Served {
             .iter()
             .map(|&counter| (counter.name().to_owned(), counters.get(counter)));
         self.counters = named.collect();
+        let latencies = Class::ALL.map(|class| (class.name().to_owned(), counters.latency(class).into()));
+        self.latencies = latencies.into();
         let dropped = counters.dropped_writes().map(|write| DroppedWrites {
             slot: format!("{:02x}:{:02x}.{:x}", write.bus, write.devfn >> 3, write.devfn & 7),
             offset: write.offset,
             count: write.count,
         });
         self.dropped = dropped.collect();
+    }
+
+    /// The stub's counters as it has published them; `None` before it has.
+    pub fn counters(&self) -> Option<Counters> {
+        if self.counters.is_empty() {
+            return None;
+        }
+        let mut counters = Counters::default();
+        for counter in Counter::ALL {
+            counters.set(
+                counter,
+                self.counters.get(counter.name()).copied().unwrap_or_default(),
+            );
+        }
+        for class in Class::ALL {
+            if let Some(latency) = self.latencies.get(class.name()) {
+                counters.set_latency(class, &latency.into());
+            }
+        }
+        counters.set_dropped_writes(self.dropped.iter().filter_map(|write| {
+            let guest_bdf: Bdf = write.slot.parse().ok()?;
+            Some(DroppedWrite {
+                bus: guest_bdf.bus(),
+                devfn: guest_bdf.devfn(),
+                offset: write.offset,
+                count: write.count,
+            })
+        }));
+        Some(counters)
     }
 
     /// Adds the poison requests that the stub has published. They are shown and never acted upon.
@@ -320,12 +431,39 @@ impl Served {
     }
 }
 
+impl From<Histogram> for Latency {
+    fn from(histogram: Histogram) -> Self {
+        let bounds = BOUNDS.into_iter().map(Some).chain([None]);
+        let buckets = bounds.zip(histogram.buckets);
+        Self {
+            buckets: buckets
+                .map(|(most_micros, count)| Bucket { most_micros, count })
+                .collect(),
+            sum_micros: histogram.sum_micros,
+        }
+    }
+}
+
+impl From<&Latency> for Histogram {
+    fn from(latency: &Latency) -> Self {
+        let mut histogram = Self {
+            sum_micros: latency.sum_micros,
+            ..Self::default()
+        };
+        for (to, bucket) in histogram.buckets.iter_mut().zip(&latency.buckets) {
+            *to = bucket.count;
+        }
+        histogram
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::device;
     use crate::status::collect::device_status;
+    use std::time::Duration;
 
     /// One guest with one device.
     pub fn status() -> Status {
@@ -337,6 +475,7 @@ pub(crate) mod tests {
         let mut counters = Counters::default();
         counters.add(Counter::Reads);
         counters.add_dropped_write("00:01.0".parse().unwrap(), 0x0d);
+        counters.add_latency(Class::ConfRead, Duration::from_micros(120));
         let mut served = Served {
             requests: 12,
             failed: 1,
@@ -356,11 +495,23 @@ pub(crate) mod tests {
             service: ServiceStatus {
                 running: true,
                 process: None,
+                history: Some(ServiceHistory {
+                    started: 1_795_968_000,
+                    died: 1,
+                    hung: 0,
+                }),
             },
             stubs: vec![StubStatus {
                 domain: domain(4, "web-bulkhead"),
                 guest: domain(3, "web"),
                 slots: SlotMode::Passthrough,
+                created: Some(1_795_968_100),
+                network: Some(NetworkStatus::new(
+                    &"bridge=xenbr0,mac=00:16:3e:12:34:56,syslog=10.0.0.5:514"
+                        .parse()
+                        .unwrap(),
+                    "connected".into(),
+                )),
                 devices: vec![DeviceStatus {
                     reset: Some("FLR".into()),
                     ..device_status(&device("00:05.0"), &Mode::Msix(vec![(0, 55), (1, 54)]))
@@ -388,12 +539,32 @@ pub(crate) mod tests {
             ("/stubs/0/name", "web-bulkhead".into()),
             ("/stubs/0/state", "connected".into()),
             ("/stubs/0/guest/domid", 3.into()),
+            ("/stubs/0/network/bridge", "xenbr0".into()),
+            ("/stubs/0/network/metrics", 9743.into()),
             ("/stubs/0/devices/0/mode", "msi-x".into()),
             ("/stubs/0/devices/0/pirqs/1", 54.into()),
             ("/stubs/0/served/counters/reads", 1.into()),
         ] {
             assert_eq!(json.pointer(pointer), Some(&value), "{pointer}");
         }
+    }
+
+    #[test]
+    fn the_counters_of_a_stub_are_read_back_as_it_published_them() {
+        let mut counters = Counters::default();
+        for (index, counter) in Counter::ALL.into_iter().enumerate() {
+            counters.set(counter, 1 << index);
+        }
+        for register in 0..20 {
+            counters.add_dropped_write("0000:ff:1f.7".parse().unwrap(), register);
+        }
+        for (class, micros) in Class::ALL.into_iter().zip([1, 300, 1_000_000]) {
+            counters.add_latency(class, Duration::from_micros(micros));
+        }
+        let mut served = Served::default();
+        assert_eq!(served.counters(), None);
+        served.add_counters(&counters);
+        assert_eq!(served.counters(), Some(counters));
     }
 
     #[test]

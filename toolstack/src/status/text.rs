@@ -1,8 +1,8 @@
 //! The status as text, for people.
 
 use super::model::{
-    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, DroppedWrites, Mapped, PoisonousRequest,
-    Quarantined, RefusedWrite, Status, StubStatus,
+    CarriedGuest, DeclaredGuest, DeviceStatus, DomainStatus, DroppedWrites, Mapped, NetworkStatus,
+    PoisonousRequest, Quarantined, RefusedWrite, Status, StubStatus,
 };
 use crate::layout::{COLUMNS, Lines, Render};
 use crate::terms::Terms;
@@ -158,9 +158,38 @@ impl fmt::Display for DomainStatus {
     }
 }
 
+impl fmt::Display for NetworkStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, bridge {}", self.state, self.bridge)?;
+        if let Some(backend) = &self.backend {
+            write!(f, " of domain {backend}")?;
+        }
+        if let Some(mac) = &self.mac {
+            write!(f, " as {mac}")?;
+        }
+        match self.address.as_str() {
+            "dhcp" => write!(f, ", address by DHCP")?,
+            address => write!(f, ", address {address}")?,
+        }
+        if let Some(gateway) = &self.gateway {
+            write!(f, " by way of {gateway}")?;
+        }
+        if let Some(port) = self.metrics {
+            write!(f, "; metrics at port {port}")?;
+        }
+        if let Some(syslog) = &self.syslog {
+            write!(f, "; log to {syslog}")?;
+        }
+        Ok(())
+    }
+}
+
 impl StubStatus {
     fn overview(&self, lines: &mut Lines) {
         lines.line(format_args!("guest {}, through stub {}", self.guest, self.domain));
+        if let Some(network) = &self.network {
+            lines.row(2, "network", 13, format_args!("{network}"));
+        }
         self.devices.iter().for_each(|device| device.overview(lines));
     }
 
@@ -258,12 +287,33 @@ mod tests {
     }
 
     #[test]
+    fn of_a_network_only_what_there_is_of_it_is_told() {
+        let told = |text: &str, state: &str| {
+            let network = NetworkStatus::new(&text.parse().unwrap(), state.into());
+            network.to_string()
+        };
+        assert_eq!(
+            told("bridge=b,syslog=10.0.0.5:514,metrics=off", "initialising"),
+            "initialising, bridge b, address by DHCP; log to 10.0.0.5:514"
+        );
+        assert_eq!(
+            told(
+                "bridge=b,backend=sys-net,address=10.0.0.9/24,gateway=10.0.0.1",
+                "closed"
+            ),
+            "closed, bridge b of domain sys-net, address 10.0.0.9/24 by way of 10.0.0.1; metrics at port 9743"
+        );
+    }
+
+    #[test]
     fn people_see_guest_stub_device_name_mode_pirqs_and_reset_at_a_glance() {
         let mut status = status();
         status.add_names(&PciIds::from("8086  Intel Corporation\n\t10d3  82574L\n"));
         let text = status.to_string();
         let expected = "\
 guest web (3) connected, through stub web-bulkhead (4) connected
+  network       connected, bridge xenbr0 as 00:16:3e:12:34:56, address by DHCP;
+                metrics at port 9743; log to 10.0.0.5:514
   0000:00:05.0  8086:10d3 Intel Corporation 82574L
                 MSI-X, 2 vectors (pirqs 55 54); reset by FLR
 ";

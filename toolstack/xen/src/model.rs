@@ -21,6 +21,8 @@ pub struct Xen {
     domains: RefCell<BTreeMap<DomId, ModelDomain>>,
     /// The UUIDs with which domains were created.
     uuids: RefCell<BTreeMap<DomId, String>>,
+    /// What is done after each call.
+    after_each: RefCell<Option<Box<dyn Fn()>>>,
     /// The pirqs that are mapped, if they are tracked. Then the highest free one is given, as Xen does.
     pirqs: Option<RefCell<BTreeSet<u16>>>,
 }
@@ -50,6 +52,7 @@ impl Xen {
             refused: RefCell::default(),
             domains: RefCell::default(),
             uuids: RefCell::default(),
+            after_each: RefCell::default(),
             pirqs: None,
         }
     }
@@ -98,9 +101,17 @@ impl Xen {
         self.refused.borrow_mut().push((beginning.to_owned(), error));
     }
 
+    /// Has something done after each call.
+    pub fn after_each(&self, what: impl Fn() + 'static) {
+        *self.after_each.borrow_mut() = Some(Box::new(what));
+    }
+
     fn record_call(&self, call: String) -> io::Result<()> {
         let answer = self.check(&call);
         self.calls.borrow_mut().push(call);
+        if let Some(what) = self.after_each.borrow().as_ref() {
+            what();
+        }
         answer
     }
 

@@ -292,6 +292,12 @@ impl Xenctrl {
         Ok(info.map_or(DomainState::Absent, |info| DomainState::of(info.flags)))
     }
 
+    /// The state of a domain, and the UUID with which it was created; `None` if there is no such domain.
+    pub fn identity(&self, domain: DomId) -> io::Result<Option<(DomainState, String)>> {
+        let info = self.domain_info(domain)?;
+        Ok(info.map(|info| (DomainState::of(info.flags), uuid_text(info.handle))))
+    }
+
     fn domain_info(&self, domain: DomId) -> io::Result<Option<DomainInfo>> {
         let mut info = DomainInfo::EMPTY;
         let mut found = 0;

@@ -413,8 +413,27 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_begins_and_ends_at_any_byte() {
+        for offset in 0..8 {
+            for length in 0..14 {
+                let bytes: Vec<u8> = (1..=length).collect();
+                let page = with_page(|page| {
+                    page.copy_in(offset, &bytes);
+                    let mut copy = vec![0; bytes.len()];
+                    page.copy_out(offset, &mut copy);
+                    assert_eq!(copy, bytes);
+                });
+                let mut expected = [0; 24];
+                expected[offset..offset + bytes.len()].copy_from_slice(&bytes);
+                assert_eq!(page.0[..24], expected, "{length} bytes at {offset}");
+            }
+        }
+    }
+
+    #[test]
     fn nothing_outside_of_the_page_is_accessed() {
-        let outside: [fn(&Mapping); 4] = [
+        let outside: [fn(&Mapping); 5] = [
+            |page| page.copy_out(4092, &mut [0; 8]),
             |page| page.copy_out(4093, &mut [0; 4]),
             |page| page.copy_in(4096, &[0]),
             |page| _ = page.load(4096),

@@ -1,7 +1,6 @@
 //! The queue of watch events.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -28,7 +27,8 @@ pub struct WatchEvent {
 #[derive(Debug, Default)]
 pub(super) struct Events {
     watches: Vec<WatchEvent>,
-    queue: VecDeque<WatchEvent>,
+    /// Oldest first. It is short, so that taking the first one may move the others.
+    queue: Vec<WatchEvent>,
 }
 
 impl Events {
@@ -64,7 +64,7 @@ impl Events {
             event.path.clone_from(&watch.path);
         }
         if !self.queue.contains(&event) {
-            self.queue.push_back(event);
+            self.queue.push(event);
         }
     }
 
@@ -73,7 +73,7 @@ impl Events {
     }
 
     pub(super) fn pop(&mut self) -> Option<WatchEvent> {
-        self.queue.pop_front()
+        (!self.queue.is_empty()).then(|| self.queue.remove(0))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::layout::{self, ENTRY_SIZE, FLAGS, Head, OP, OP_ENTRIES, OP_ERR, OP_HEAD_SIZE, OP_VALUE};
 use super::{ACTIVE, Command, MAX_VECTORS, MsixEntry, OpError, Request, SharedPage, TooManyVectors};
+use alloc::vec::Vec;
 
 /// What a request achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,21 +49,25 @@ pub fn take(page: &impl SharedPage) -> Option<Taken> {
     };
     // Too many are refused later, by `entries`: the request must be answered all the same.
     let count = usize::try_from(asked).ok().filter(|&count| count <= MAX_VECTORS);
-    let mut entries = [MsixEntry::default(); MAX_VECTORS];
-    if let Some(count) = count {
-        let mut bytes = [0; MAX_VECTORS * ENTRY_SIZE];
-        let bytes = &mut bytes[..count * ENTRY_SIZE];
-        page.copy_out(OP_ENTRIES, bytes);
-        for (entry, &bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
-            *entry = layout::decode_entry(bytes);
-        }
-    }
+    let entries = count.map(|count| copy_entries(page, count));
     Some(Taken {
         head,
         request,
-        count,
         entries,
     })
+}
+
+/// The first `count` MSI-X entries, each byte read once.
+fn copy_entries(page: &impl SharedPage, count: usize) -> Vec<MsixEntry> {
+    // Nearly always: none, without an allocation.
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut bytes = [0; MAX_VECTORS * ENTRY_SIZE];
+    let bytes = &mut bytes[..count * ENTRY_SIZE];
+    page.copy_out(OP_ENTRIES, bytes);
+    let entries = bytes.as_chunks().0.iter();
+    entries.map(|&bytes| layout::decode_entry(bytes)).collect()
 }
 
 /// A request that was taken and waits for its answer.
@@ -73,9 +78,8 @@ pub fn take(page: &impl SharedPage) -> Option<Taken> {
 pub struct Taken {
     head: Head,
     request: Request,
-    /// Number of entries; `None` if too many are asked for.
-    count: Option<usize>,
-    entries: [MsixEntry; MAX_VECTORS],
+    /// Its MSI-X entries; `None` if too many are asked for.
+    entries: Option<Vec<MsixEntry>>,
 }
 
 impl Taken {
@@ -94,8 +98,7 @@ impl Taken {
     /// # Errors
     /// [`TooManyVectors`] if more than [`MAX_VECTORS`] are asked for.
     pub fn entries(&self) -> Result<&[MsixEntry], TooManyVectors> {
-        let count = self.count.ok_or(TooManyVectors(self.request.value))?;
-        Ok(&self.entries[..count])
+        self.entries.as_deref().ok_or(TooManyVectors(self.request.value))
     }
 
     /// Writes the answer and gives the page back to the frontend.
@@ -126,7 +129,11 @@ impl Taken {
     }
 
     fn wants(&self, vectors: &[u16]) -> bool {
-        self.request.command == Command::EnableMsix && self.count == Some(vectors.len())
+        self.request.command == Command::EnableMsix
+            && self
+                .entries
+                .as_ref()
+                .is_some_and(|entries| entries.len() == vectors.len())
     }
 
     /// True if the frontend has given this request up. Linux does so after two

@@ -37,12 +37,6 @@ impl<'a> AtomicPage<'a> {
         }
     }
 
-    /// The bytes from `offset` on.
-    fn range(self, offset: usize, length: usize) -> &'a [AtomicU8] {
-        let range = self.bytes.get(offset..).and_then(|rest| rest.get(..length));
-        range.expect("bytes of the page")
-    }
-
     /// The aligned word at `offset`, in bytes.
     fn word(self, offset: usize) -> &'a AtomicU32 {
         assert!(offset.is_multiple_of(WORD_SIZE), "word at odd offset {offset}");
@@ -58,17 +52,37 @@ pub trait PageMemory {
 
 impl<M: PageMemory> SharedPage for M {
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        let from = self.atomics().range(offset, into.len());
-        for (to, byte) in into.iter_mut().zip(from) {
-            *to = byte.load(Ordering::Acquire);
+        let page = self.atomics();
+        let mut at = offset;
+        let (words, bytes) = match offset.is_multiple_of(WORD_SIZE) {
+            true => into.as_chunks_mut(),
+            false => (&mut [][..], into),
+        };
+        for word in words {
+            *word = page.words[at / WORD_SIZE].load(Ordering::Acquire).to_ne_bytes();
+            at += WORD_SIZE;
+        }
+        for byte in bytes {
+            *byte = page.bytes[at].load(Ordering::Acquire);
+            at += 1;
         }
     }
 
     fn copy_in(&self, offset: usize, bytes: &[u8]) {
-        let to = self.atomics().range(offset, bytes.len());
+        let page = self.atomics();
+        let mut at = offset;
+        let (words, bytes) = match offset.is_multiple_of(WORD_SIZE) {
+            true => bytes.as_chunks(),
+            false => (&[][..], bytes),
+        };
         // Release, so that bytes which say that others count come after those.
-        for (to, byte) in to.iter().zip(bytes) {
-            to.store(*byte, Ordering::Release);
+        for word in words {
+            page.words[at / WORD_SIZE].store(u32::from_ne_bytes(*word), Ordering::Release);
+            at += WORD_SIZE;
+        }
+        for byte in bytes {
+            page.bytes[at].store(*byte, Ordering::Release);
+            at += 1;
         }
     }
 

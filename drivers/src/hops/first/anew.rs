@@ -44,16 +44,20 @@ pub fn starts_anew<P: Platform, T: Transport>(
         // Not yet: its drivers may still be taken down by the old page. It is told at once that it is seen.
         GuestPhase::Connected(channel) if frontend == Initialising => {
             if !channel.anew {
+                // The next run would not know that the frontend has been here.
+                cx.platform.snapshot().unseal();
                 set_state(cx.client, device, InitWait)?;
                 channel.anew = true;
             }
             false
         }
+        // The frontend was at Reconfiguring then; nobody goes from there to Initialised.
+        GuestPhase::Connected(_) if (own, frontend) == (Reconfigured, Initialised) => true,
         GuestPhase::Connected(channel) => channel.is_replaced(cx.client, device, frontend)?,
         GuestPhase::Idle | GuestPhase::Exported { .. } => match (own, frontend) {
             // An earlier run had the connection in service.
             (Connected | Reconfiguring | Reconfigured, Initialising) => true,
-            // The frontend was at Reconfiguring then; nobody goes from there to Initialised.
+            // As above.
             (Reconfigured, Initialised) => true,
             (Connected | Reconfiguring, Initialised) => {
                 // Both ends look as an earlier run left them. Another page or port tells that the frontend is a new one.

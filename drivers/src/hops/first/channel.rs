@@ -16,8 +16,8 @@ const REMEMBERED_AT: Bdf = Bdf::from_devfn(u16::MAX, u8::MAX, u8::MAX);
 /// The page and the port that a frontend has published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingParams {
-    grant: GrantRef,
-    port: Port,
+    pub grant: GrantRef,
+    pub port: Port,
 }
 
 impl RingParams {
@@ -25,7 +25,7 @@ impl RingParams {
     pub fn read(store: &mut dyn Nodes, device: Device) -> Result<Self, Box<SetupError>> {
         let mut node = |key, expected| {
             let path = device.frontend_node(key);
-            store::value(store, &path, Blame::Guest, expected, store::decimal)
+            store::number(store, &path, Blame::Guest, expected, u32::MAX)
         };
         Ok(Self {
             grant: node(key::PCI_OP_REF, "a grant reference in decimal")?,
@@ -55,7 +55,7 @@ pub fn forget(platform: &mut impl Platform) {
 pub struct GuestChannel<Page> {
     pub page: Page,
     pub port: Port,
-    params: RingParams,
+    pub params: RingParams,
     /// The frontend has gone back to Initialising since the channel was opened.
     pub anew: bool,
 }

@@ -7,20 +7,22 @@ use super::exports::Exports;
 use super::guests::Guests;
 use super::nodes::{self, set_state};
 use super::phase::GuestPhase;
-use super::requests;
-use crate::crash_log::CrashLog;
+use super::requests::{self, Served};
+use crate::crash_log::{Advice, Cause, CrashLog};
 use crate::error::SetupError;
 use crate::hops::aer::Relay;
-use crate::hops::second::SecondHop;
+use crate::hops::second::{SecondHop, TIMEOUT};
 use crate::inject::{self, Point};
 use crate::log;
 use crate::platform::{DomId, Platform, Port};
 use crate::policy::engine::Engine;
+use crate::snapshot::Connection;
 use crate::store;
 use alloc::boxed::Box;
 use alloc::string::String;
 use core::time::Duration;
 use xenbus::client::{Client, Transport};
+use xenbus::device::SlotMode;
 use xenbus::path::{Device, key};
 use xenbus::state::XenbusState;
 
@@ -30,7 +32,8 @@ pub const FRONTEND_TOKEN: &str = "frontend";
 /// The connection to the guest.
 #[derive(Debug)]
 pub struct FirstHop<P: Platform> {
-    stub: DomId,
+    /// The number of the stub's domain; 0 until it is known.
+    pub stub: DomId,
     /// The guest that this stub serves, once something is exported to it.
     guest: Option<DomId>,
     phase: GuestPhase<P::Page>,
@@ -46,13 +49,18 @@ pub struct FirstHop<P: Platform> {
     rest: Rest,
     /// When to reconcile again, if nothing happens before.
     due: Option<Duration>,
+    /// Until when requests that need dom0 wait for its service, after a restart. Without a restart they fail at once where
+    /// there is no service.
+    hold: Option<Duration>,
+    /// A request of the guest waits for that.
+    held: bool,
 }
 
-impl<P: Platform> FirstHop<P> {
-    /// The hop of the stub with domain number `stub`; nothing is exported yet.
-    pub fn new(stub: DomId) -> Self {
+impl<P: Platform> Default for FirstHop<P> {
+    /// Nothing is exported yet.
+    fn default() -> Self {
         Self {
-            stub,
+            stub: 0,
             guest: None,
             phase: GuestPhase::Idle,
             exports: Exports::new(),
@@ -63,12 +71,82 @@ impl<P: Platform> FirstHop<P> {
             trial: None,
             rest: Rest::NONE,
             due: None,
+            hold: None,
+            held: false,
         }
+    }
+}
+
+/// How long a hang takes until it ends a run.
+const HANG: Duration = Duration::from_millis(400);
+
+/// Until when a run that begins at `now` holds what needs dom0. The guest waits since before the failure, and gives up after 2 s.
+fn hold_end(crash_log: &CrashLog, now: Duration) -> Duration {
+    match crash_log.last() {
+        Some((Cause::Deadline, failed)) => failed.saturating_add(TIMEOUT - HANG),
+        Some((_, failed)) => failed.saturating_add(TIMEOUT),
+        None => now.saturating_add(TIMEOUT),
+    }
+}
+
+impl<P: Platform> FirstHop<P> {
+    /// Puts the connection in service that the last run has left in the [snapshot](crate::snapshot). xenstore has not been
+    /// asked. So this run knows what the last one knew, and follows xenstore from there as that one would have done, had it
+    /// been slow. False if there is no such connection, or if it may be what brought the last run down.
+    pub fn restore(&mut self, platform: &mut P) -> bool {
+        let restored = self.try_restore(platform);
+        if restored.is_none() {
+            self.exports.withhold_all(platform);
+        }
+        restored.is_some()
+    }
+
+    fn try_restore(&mut self, platform: &mut P) -> Option<()> {
+        let now = platform.now();
+        let crash_log = platform.crash_log();
+        // A request that two runs in a row have failed over: perhaps for what both have kept.
+        if crash_log
+            .over()
+            .is_some_and(|op| crash_log.advise(op, now) == Advice::Refuse)
+        {
+            return None;
+        }
+        let Connection {
+            stub,
+            guest,
+            grant,
+            port,
+            passthrough,
+            ..
+        } = platform.snapshot().take()?;
+        let mode = match passthrough {
+            true => SlotMode::Passthrough,
+            false => SlotMode::Vpci,
+        };
+        self.exports.restore(platform, mode)?;
+        let channel = GuestChannel::open(platform, guest, RingParams { grant, port }).ok()?;
+        (self.stub, self.guest) = (stub, Some(guest));
+        self.hold = Some(hold_end(&crash_log, now));
+        self.begin_service(platform, guest, channel);
+        Some(())
+    }
+
+    /// Serves the guest by this channel from here on.
+    fn begin_service(&mut self, platform: &mut P, guest: DomId, channel: GuestChannel<P::Page>) {
+        // An earlier run may have answered a request and failed before it sent the event. One too many does no harm.
+        platform.notify(channel.port);
+        self.phase = GuestPhase::Connected(channel);
+        log::info!("guest {guest} connected");
     }
 
     /// The engine, for its counters and its log.
     pub fn engine(&mut self) -> &mut Engine<P::Ecam> {
         &mut self.exports.engine
+    }
+
+    /// The guest, once something is exported to it.
+    pub fn guest(&self) -> Option<DomId> {
+        self.guest
     }
 
     /// The port on which the guest sends requests, while it is connected.
@@ -88,12 +166,25 @@ impl<P: Platform> FirstHop<P> {
 
     /// Answers the guest's request, if there is one; true if there was. See [`requests::serve`].
     pub fn serve(&mut self, platform: &mut P, second: &mut SecondHop<P::Page>) -> bool {
-        match self.phase.channel() {
-            Some(channel) => {
-                requests::serve(channel, &mut self.exports.engine, &self.errors, platform, second)
-            }
-            None => false,
+        let Some(channel) = self.phase.channel() else {
+            return false;
+        };
+        if self.hold.is_some_and(|hold| platform.now() >= hold) {
+            self.hold = None;
         }
+        // The mark of a request that was held is taken.
+        if !platform.take_pending(channel.port) && (!self.held || self.hold.is_some()) {
+            return false;
+        }
+        let (engine, hold) = (&mut self.exports.engine, self.hold.is_some());
+        let served = requests::serve(channel, engine, &self.errors, platform, second, hold);
+        self.held = served == Served::Held;
+        served == Served::Answered
+    }
+
+    /// When [`Self::serve`] is to be called for a request that it has held; `None` if there is none.
+    pub fn held_until(&self) -> Option<Duration> {
+        self.held.then(|| self.hold.unwrap_or_default())
     }
 
     /// Passes errors of devices on to the guest, and its verdicts back. Must be called after the events of both hops were
@@ -137,6 +228,14 @@ impl<P: Platform> FirstHop<P> {
     pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         let cx = &mut cx;
         self.due = None;
+        if let Some(hold) = self.hold
+            && cx.platform.now() < hold
+            && !cx.second.is_up()
+        {
+            // What there may be to do, such as to turn interrupts off, needs dom0.
+            self.due = Some(hold);
+            return Ok(());
+        }
         let Some(guest) = self.find_guest(cx)? else {
             return self.forget(cx);
         };
@@ -145,6 +244,7 @@ impl<P: Platform> FirstHop<P> {
         if own == XenbusState::Unknown {
             return self.forget(cx);
         }
+        self.watch_frontend(cx, device)?;
         // A failure that could not be told yet. A connection that the toolstack has started anew meanwhile has none.
         if own != XenbusState::Initialising && self.report_failure(cx, device)? {
             own = XenbusState::Closing;
@@ -163,6 +263,8 @@ impl<P: Platform> FirstHop<P> {
             self.rest.begin(cx.platform.now());
             log::info!("guest {guest}: its frontend starts anew");
             own = XenbusState::InitWait;
+            // The next run would find a state of ours that belongs to no connection in service.
+            cx.platform.snapshot().unseal();
             // First of all: at Connected the frontend would take the old state for the answer to its new start.
             set_state(cx.client, device, own)?;
             self.guest = Some(guest);
@@ -177,7 +279,27 @@ impl<P: Platform> FirstHop<P> {
         }
         self.follow_down(cx, device, own, frontend)?;
         self.last = frontend;
+        self.confirm(cx, guest);
         Ok(())
+    }
+
+    /// xenstore is followed, and what the guest has is what it says: the next run may go by it.
+    fn confirm<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, guest: DomId) {
+        self.hold = None;
+        if let GuestPhase::Connected(channel) = &self.phase
+            && !channel.anew
+        {
+            let engine = &self.exports.engine;
+            let RingParams { grant, port } = channel.params;
+            cx.platform.snapshot().confirm(Connection {
+                stub: self.stub,
+                guest,
+                grant,
+                port,
+                passthrough: engine.slot_mode() == SlotMode::Passthrough,
+                functions: engine.devices().count(),
+            });
+        }
     }
 
     /// The steps up: export, then connect, then follow changes of the list.
@@ -191,7 +313,6 @@ impl<P: Platform> FirstHop<P> {
         use XenbusState::*;
         if matches!(self.phase, GuestPhase::Idle) {
             self.guest = Some(device.frontend());
-            self.watch_frontend(cx, device)?;
             match own {
                 Initialising | InitWait => self.export(cx, device, own)?,
                 // The connection of an earlier run. No state is written on the way but what is missing: 5, 6 or 7 would have
@@ -368,9 +489,8 @@ impl<P: Platform> FirstHop<P> {
         let params = RingParams::read(cx.client, device)?;
         channel::check_version(cx.client, device)?;
         let channel = GuestChannel::open(cx.platform, guest, params)?;
-        let port = channel.port;
         self.trial = None;
-        self.phase = GuestPhase::Connected(channel);
+        self.begin_service(cx.platform, guest, channel);
         // An earlier run may have been in the middle of a hotplug, which goes on from its state.
         if !matches!(
             own,
@@ -378,9 +498,6 @@ impl<P: Platform> FirstHop<P> {
         ) {
             set_state(cx.client, device, XenbusState::Connected)?;
         }
-        // An earlier run may have answered a request and failed before it sent the event. One too many does no harm.
-        cx.platform.notify(port);
-        log::info!("guest {guest} connected");
         Ok(())
     }
 
@@ -422,6 +539,7 @@ impl<P: Platform> FirstHop<P> {
         // An error that the guest was told of in this page has no verdict in the next one.
         self.errors = Relay::default();
         self.trial = None;
+        (self.hold, self.held) = (None, false);
         if let GuestPhase::Connected(channel) = core::mem::replace(&mut self.phase, GuestPhase::ENDED) {
             channel.close(cx.platform);
         }

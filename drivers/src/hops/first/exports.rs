@@ -7,11 +7,13 @@ use crate::inject::{self, Point};
 use crate::log;
 use crate::platform::{ConfigSpace, EcamError, Errno, Platform};
 use crate::policy::engine::Engine;
-use crate::policy::resources::Resources;
+use crate::policy::resources::{GUEST_BDF, Resources};
+use crate::snapshot::FUNCTIONS_MAX;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use pci::bdf::Bdf;
 use xenbus::client::Transport;
+use xenbus::device::SlotMode;
 use xenbus::handover_block::HandoverBlock;
 use xenbus::path::Device;
 use xenbus::state::XenbusState;
@@ -53,7 +55,7 @@ impl<E: ConfigSpace> Exports<E> {
                 .all(|listed| matches!(listed.state, XenbusState::Unknown | XenbusState::Initialising));
             let mut entries = Vec::new();
             for listed in listed {
-                let (number, bdf) = (listed.number, listed.bdf.clone().ok());
+                let (number, bdf) = (listed.number, listed.bdf);
                 let change = match listed.state {
                     // Refused or removed before, and still in the list.
                     XenbusState::Closed => continue,
@@ -103,11 +105,10 @@ impl<E: ConfigSpace> Exports<E> {
                 if let (Some(left), Ok(guest_bdf)) = (left, &listed.guest_bdf) {
                     cx.platform.remember(*guest_bdf, left.shadow(*guest_bdf));
                 }
-                let bdf = listed.bdf.clone().ok();
                 let guest_bdf = listed
                     .guest_bdf
                     .and_then(|guest_bdf| self.add(cx, listed.resources, Some(guest_bdf)));
-                match (bdf, guest_bdf) {
+                match (listed.bdf, guest_bdf) {
                     (Some(bdf), Ok(guest_bdf)) => exported.push((listed.number, bdf, guest_bdf)),
                     (bdf, Err(error)) => entries.push(Entry {
                         number: listed.number,
@@ -175,8 +176,7 @@ impl<E: ConfigSpace> Exports<E> {
         })?;
         let mut entries = Vec::new();
         for listed in listed {
-            let bdf = listed.bdf.ok();
-            let change = match (listed.state, bdf) {
+            let change = match (listed.state, listed.bdf) {
                 (XenbusState::Closing, Some(bdf)) => {
                     self.remove(cx, bdf);
                     Change::Removed
@@ -194,11 +194,25 @@ impl<E: ConfigSpace> Exports<E> {
             };
             entries.push(Entry {
                 number: listed.number,
-                bdf,
+                bdf: listed.bdf,
                 change,
             });
         }
         Ok(entries)
+    }
+
+    /// Exports what the last run had exported, by its [snapshot](crate::snapshot). `None` if a function cannot be exported any
+    /// more: xenstore says why.
+    pub fn restore<P: Platform<Ecam = E>>(&mut self, platform: &mut P, mode: SlotMode) -> Option<()> {
+        self.engine.begin(mode);
+        for entry in 0..FUNCTIONS_MAX {
+            let Some(words) = platform.snapshot().function(entry) else {
+                continue;
+            };
+            let (resources, guest_bdf) = Resources::from_words(&words)?;
+            self.place(platform, resources, Some(guest_bdf)).ok()?;
+        }
+        Some(())
     }
 
     /// Exports a device at guest address `previous`, where an earlier run had it. Without that, exports it as a new one: at
@@ -210,8 +224,29 @@ impl<E: ConfigSpace> Exports<E> {
         previous: Option<Bdf>,
     ) -> Result<Bdf, Box<SetupError>> {
         let resources = resources?;
-        let (bdf, ids, frame) = (resources.bdf, resources.ids, resources.ecam);
-        let ecam = cx.platform.map_ecam(frame).map_err(|error| match error {
+        let (bdf, ids) = (resources.bdf, resources.ids);
+        let mut words = resources.words();
+        let guest_bdf = self.place(cx.platform, resources, previous)?;
+        // Not in `place`: after a restart the guest would wait for a line for each of its devices.
+        log::info!("exporting {bdf} ({ids}) as {guest_bdf}");
+        if previous.is_none() {
+            self.engine.quiesce_function(bdf, &mut cx.dom0());
+        }
+        // What was read from xenstore, not what became of it: nothing that goes wrong in the engine is kept.
+        words[GUEST_BDF] = guest_bdf.word();
+        cx.platform.snapshot().put(&words);
+        Ok(guest_bdf)
+    }
+
+    /// Maps a device's ECAM page and exports the device, with the shadow of before if it was exported before.
+    fn place<P: Platform<Ecam = E>>(
+        &mut self,
+        platform: &mut P,
+        resources: Resources,
+        previous: Option<Bdf>,
+    ) -> Result<Bdf, Box<SetupError>> {
+        let (bdf, frame) = (resources.bdf, resources.ecam);
+        let ecam = platform.map_ecam(frame).map_err(|error| match error {
             EcamError::Refused(NO_MEMORY) => SetupError::NoRoom(bdf),
             EcamError::Refused(errno) => SetupError::MapEcam { bdf, frame, errno },
             EcamError::Writable => SetupError::EcamWritable { bdf, frame },
@@ -219,24 +254,22 @@ impl<E: ConfigSpace> Exports<E> {
         let guest_bdf = match self.engine.add(resources, ecam, previous) {
             Ok(guest_bdf) => guest_bdf,
             Err((error, ecam)) => {
-                cx.platform.unmap_ecam(ecam);
+                platform.unmap_ecam(ecam);
                 return Err(error);
             }
         };
-        log::info!("exporting {bdf} ({ids}) as {guest_bdf}");
-        let known = cx.platform.recall(guest_bdf);
         // A shadow of before belongs to the device that had this address before.
         if previous.is_none() {
-            cx.platform.remember(guest_bdf, None);
-            self.engine.quiesce_function(bdf, &mut cx.dom0());
-        } else if let Some(shadow) = known {
-            self.engine.set_shadow(guest_bdf, shadow);
+            platform.remember(guest_bdf, None);
+        } else {
+            self.engine.set_shadow(guest_bdf, platform.recall(guest_bdf));
         }
         Ok(guest_bdf)
     }
 
     /// Exports the device at `bdf` no more, with its interrupts off. Does nothing if it was not exported.
     fn remove<P: Platform<Ecam = E>, T: Transport>(&mut self, cx: &mut Context<'_, P, T>, bdf: Bdf) {
+        cx.platform.snapshot().remove(bdf.word());
         if let Some(ecam) = self.engine.remove(bdf, &mut cx.dom0()) {
             cx.platform.unmap_ecam(ecam);
             log::info!("{bdf} is exported no more");
@@ -245,6 +278,7 @@ impl<E: ConfigSpace> Exports<E> {
 
     /// Exports no device any more, and leaves the devices as they are: they may be exported again at once.
     pub fn withhold_all<P: Platform<Ecam = E>>(&mut self, platform: &mut P) {
+        platform.snapshot().clear();
         for ecam in self.engine.clear() {
             platform.unmap_ecam(ecam);
         }

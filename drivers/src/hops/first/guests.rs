@@ -8,7 +8,7 @@ use crate::platform::{DomId, Platform};
 use crate::store::{self, Nodes};
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 use xenbus::client::Transport;
@@ -52,17 +52,17 @@ impl Guests {
     ) -> Result<Option<DomId>, Box<SetupError>> {
         let Self { directory, names } = self;
         let mut found = None;
-        for name in names {
+        for name in &names {
             // A name that is no domid, or a number other than 0, is nobody's whom this stub serves: refused like another guest.
-            let guest = parse_domid(&name);
-            for number in cx.client.children(&format!("{directory}/{name}"))? {
+            let guest = parse_domid(name);
+            for number in &cx.client.children(&format!("{directory}/{name}"))? {
                 let refusal = match guest {
                     Some(guest) if guest == served && number == "0" => {
                         found = Some(guest);
                         continue;
                     }
                     Some(guest) if guest != served => SetupError::OtherGuest { guest, served },
-                    _ => SetupError::OtherConnection(Excerpt::of(&number).to_string()),
+                    _ => SetupError::OtherConnection(format!("{}", Excerpt::of(number))),
                 };
                 let directory = format!("{directory}/{name}/{number}");
                 match refuse(cx.client, stub, &directory, &refusal) {

@@ -20,9 +20,10 @@ pub fn report_failure(
     directory: &str,
     error: &SetupError,
 ) -> Result<(), Box<SetupError>> {
-    store::report(store, stub, directory, error);
+    let text = store::error_text(error);
+    store::report(store, stub, directory, &text);
     // The state last: whoever sees it finds the reason.
     let closing = XenbusState::Closing.as_str();
-    store.set(&format!("{directory}/error"), &store::error_text(error))?;
+    store.set(&format!("{directory}/error"), &text)?;
     store.set(&format!("{directory}/{}", key::STATE), closing)
 }

@@ -8,10 +8,22 @@ use crate::hops::second::{SecondHop, TIMEOUT};
 use crate::inject::{self, Point};
 use crate::platform::Platform;
 use crate::policy::engine::{Engine, Reply};
-use xenbus::counters::Counter;
+use xenbus::counters::{Class, Counter};
+use xenbus::pciif::Command;
 use xenbus::pciif::backend::{self, Delivery, Success};
 
-/// Answers the guest's request, if there is one; true if there was.
+/// What became of an event of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// There was no request.
+    Nothing,
+    /// The request has its answer.
+    Answered,
+    /// The request is left in the page, as if the event had not come.
+    Held,
+}
+
+/// Answers the guest's request, if there is one. The port's mark has been taken. `hold`: only if it is a read.
 ///
 /// No xenstore, no allocation for config accesses, and log lines only within a limit: a guest can ask without a pause.
 pub fn serve<P: Platform>(
@@ -20,33 +32,37 @@ pub fn serve<P: Platform>(
     errors: &Relay,
     platform: &mut P,
     second: &mut SecondHop<P::Page>,
-) -> bool {
-    if !platform.take_pending(channel.port) {
-        return false;
-    }
+    hold: bool,
+) -> Served {
     let Some(taken) = backend::take(&channel.page) else {
         // The same port tells of verdicts on errors. Events for nothing are counted and cost no more than this (XSA-332).
         if !errors.is_answered(&channel.page) {
             engine.count(Counter::SpuriousEvents);
         }
-        return false;
+        return Served::Nothing;
     };
-    let now = platform.now();
     let request = *taken.request();
+    if hold && request.command != Command::ConfRead {
+        return Served::Held;
+    }
+    let now = platform.now();
     let ledger = Ledger::open(*taken.head(), now, platform, second);
+    if ledger.advice != Advice::Serve || matches!(request.command, Command::DisableMsi | Command::DisableMsix)
+    {
+        // Kept at once: whatever becomes of the request, the guest does not use any more what it wanted off.
+        engine.mark_unknown(&request);
+        ledger.persist(&request, engine, platform, second);
+    }
     // The copy in private memory is what is judged, served and kept: the guest may change its page meanwhile (XSA-155).
     let reply = if ledger.advice == Advice::Refuse {
         engine.refuse(&request, now)
     } else {
         inject::point(platform, Point::Taken(request.command));
-        if ledger.advice == Advice::ServeAgain {
-            engine.mark_unknown(&request);
-        }
         // From when the request was taken, not from when it is posted: the guest waits since then.
         let mut dom0 = second.link(platform, now.saturating_add(TIMEOUT));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
-    // Before the answer: see `Ledger::persist`.
+    // Before the answer: what the guest has been told must hold after a restart.
     ledger.persist(&request, engine, platform, second);
     inject::point(platform, Point::Done(request.command));
     let answer = match &reply {
@@ -57,8 +73,16 @@ pub fn serve<P: Platform>(
     match taken.answer(&channel.page, answer) {
         Delivery::Delivered => platform.notify(channel.port),
         // The guest does not wait for it any more: an event would be one for nothing.
-        Delivery::Late => engine.count(Counter::LateAnswers),
+        Delivery::Late => {
+            engine.count(Counter::LateAnswers);
+            engine.mark_unknown(&request);
+            ledger.persist(&request, engine, platform, second);
+        }
+    }
+    // The guest has its answer: what follows takes none of its time.
+    if let Some(class) = Class::of(request.command) {
+        engine.count_time(class, platform.now().saturating_sub(now));
     }
     ledger.close(engine, platform, second);
-    true
+    Served::Answered
 }

@@ -10,6 +10,9 @@ use xenbus::device;
 /// Index of the expansion ROM's register.
 pub const ROM: BarIndex = 6;
 
+/// Words of [`Bars::words`].
+pub const BAR_WORDS: usize = 3 * device::BAR_COUNT + 1;
+
 /// BAR: the region is in I/O space.
 const IO: u8 = 0x1;
 /// BAR: the bits that tell the width of a memory region.
@@ -26,7 +29,7 @@ const fn is_wide(bar: device::Bar) -> bool {
 }
 
 /// One register.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Bar {
     /// What the guest reads, and the only value that is ever written to the device.
     value: u32,
@@ -80,7 +83,7 @@ pub enum BarWrite {
 }
 
 /// All BARs of a function.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bars {
     bars: [Bar; device::BAR_COUNT],
     /// COMMAND bits of the spaces that a BAR exists for.
@@ -127,6 +130,38 @@ impl Bars {
             bar.restorable = false;
         }
         Self { decodable: 0, ..self }
+    }
+
+    /// All of it but the probes, in words; the last one holds what has no word of its own.
+    pub fn words(&self) -> [u32; BAR_WORDS] {
+        let mut words = [0; BAR_WORDS];
+        let (parts, rest) = words.split_at_mut(BAR_WORDS - 1);
+        rest[0] = self.decodable.into();
+        for (index, (bar, part)) in self.bars.iter().zip(parts.chunks_exact_mut(3)).enumerate() {
+            part.copy_from_slice(&[bar.value, bar.size, bar.ignored]);
+            rest[0] |= u32::from(bar.restorable) << (16 + index);
+        }
+        words
+    }
+
+    /// What [`Self::words`] is of.
+    pub fn from_words(words: &[u32; BAR_WORDS]) -> Self {
+        let mut bars = [Bar::default(); device::BAR_COUNT];
+        let (parts, rest) = words.split_at(BAR_WORDS - 1);
+        for (index, (bar, part)) in bars.iter_mut().zip(parts.as_chunks().0).enumerate() {
+            let [value, size, ignored] = *part;
+            *bar = Bar {
+                value,
+                size,
+                ignored,
+                restorable: rest[0] >> (16 + index) & 1 != 0,
+                probing: false,
+            };
+        }
+        Self {
+            bars,
+            decodable: rest[0] as u16,
+        }
     }
 
     /// COMMAND's I/O and memory bits, as far as there is a BAR for them.
@@ -254,6 +289,13 @@ mod tests {
         assert_eq!(bars.write(0, 0xfebc_0000, 0), BarWrite::Absorbed);
         assert_eq!(bars.read(0), 0xfebc_0000);
         assert_eq!((bars.address(0), bars.decodable()), (None, 0));
+    }
+
+    #[test]
+    fn in_words_nothing_of_them_is_lost() {
+        for bars in [bars(), bars().of_virtual_function()] {
+            assert_eq!(Bars::from_words(&bars.words()), bars);
+        }
     }
 
     #[test]

@@ -4,7 +4,6 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
-use drivers::store;
 use drivers::stub::{Outcome, Stub};
 use test_guest::hostile_stub::stub::HostileStub;
 use unikernel::boot::Machine;
@@ -14,10 +13,8 @@ unikernel::main!(main);
 
 fn main(machine: Machine) -> ! {
     let (port, last_request) = (machine.store.port(), machine.store.last_request());
-    let stub = Client::resume(machine.store, last_request)
-        .map_err(store::failed)
-        .and_then(|client| Stub::new(machine.xen, client, port));
-    let mut stub = match stub {
+    let client = Client::resume(machine.store, last_request);
+    let mut stub = match Stub::new(machine.xen, client, port) {
         Ok(stub) => stub,
         Err(error) => panic!("cannot start: {error}"),
     };

@@ -147,8 +147,8 @@ fn guest(who: Option<&str>, host: &mut Host) -> Result<(Option<Guest>, Vec<Bdf>,
     let attachment = attachments
         .into_iter()
         .find(|attachment| attachment.guest.domid == guest.domid);
-    let modes = attachment.iter().flat_map(|attachment| &attachment.modes);
-    let used: usize = modes.map(|mode| mode.pirqs().len()).sum();
+    let modes = attachment.iter().flat_map(Attachment::devices_and_modes);
+    let used: usize = modes.map(|(_, recorded)| recorded.mode().pirqs().len()).sum();
     let already = attachment.iter().flat_map(Attachment::bdfs).collect();
     let guest = Guest {
         name: guest.name,

@@ -554,6 +554,7 @@ mod tests {
                 service: ServiceStatus {
                     running: true,
                     process: None,
+                    history: None,
                 },
                 ..Status::default()
             }),

@@ -116,7 +116,8 @@ fn case_of_guest(host: &mut Host, attachment: &Attachment, bdf: Bdf, status: &St
     let found = attachment
         .devices_and_modes()
         .find(|(device, _)| device.bdf == bdf);
-    let (device, mode) = found.with_context(|| format!("guest {} has lost {bdf}", attachment.guest.name))?;
+    let (device, recorded) =
+        found.with_context(|| format!("guest {} has lost {bdf}", attachment.guest.name))?;
     let address = guest_addresses(&mut host.store, attachment)?
         .into_iter()
         .find(|(other, _)| *other == bdf)
@@ -137,7 +138,7 @@ fn case_of_guest(host: &mut Host, attachment: &Attachment, bdf: Bdf, status: &St
     };
     Ok(Case {
         device: device.clone(),
-        holding: Some((holding, mode.clone())),
+        holding: Some((holding, recorded.mode())),
         unfit: Vec::new(),
         line,
         served: stub.and_then(|stub| stub.served.clone()),

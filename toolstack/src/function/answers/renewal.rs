@@ -7,6 +7,7 @@ use crate::config_space::bytes::register_at;
 use crate::config_space::restore;
 use crate::function::aer::Health;
 use crate::function::msix_table::is_awake;
+use crate::records::ModeFile;
 use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord};
 use pci::registers::{command, power, register};
 use std::collections::BTreeSet;
@@ -82,7 +83,7 @@ impl<C: ConfigAccess> Function<C> {
         guest: DomId,
         change: Option<ModeChange>,
         known: &BTreeSet<u32>,
-        record: impl FnMut(ModeRecord<'_>),
+        mut record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> io::Result<Option<String>> {
         let config = &self.config;
         let power = self
@@ -101,9 +102,10 @@ impl<C: ConfigAccess> Function<C> {
             Some("it had lost its addresses; they are back".to_owned())
         } else {
             let before = self.interrupts.mode().clone();
+            let file = &mut self.mode_file;
             let unmapped = self
                 .interrupts
-                .resolve_unknown(config, xen, guest, change, known, record)?;
+                .resolve_unknown(config, xen, guest, change, known, |mode| record(file, mode))?;
             let changed = change.is_some() || before != *self.interrupts.mode();
             changed.then(|| {
                 format!(
@@ -160,7 +162,7 @@ mod tests {
     fn express() -> StubSide {
         let mut attachment = attachment();
         attachment.devices.truncate(1);
-        attachment.modes = vec![Mode::Intx];
+        attachment.modes = vec![Mode::Intx.into()];
         let list = [(POWER as u8, 1), (EXPRESS as u8, 0x10), (MSIX as u8, 0x11)];
         let mut bytes = config().bytes.into_inner();
         let linked = space(&list);

@@ -2,7 +2,7 @@
 
 use super::Interrupts;
 use crate::config_space::access::ConfigAccess;
-use crate::config_space::interrupts::enable_intx;
+use crate::config_space::interrupts::{enable_intx, turn_off};
 use crate::function::msix_table::msix_bar;
 use crate::records::interrupt_mode::{ModeChange, ModeRecord};
 use std::collections::BTreeSet;
@@ -30,9 +30,11 @@ impl Interrupts {
     ) -> io::Result<usize> {
         let mut unmapped = 0;
         if let Some(change) = change {
+            // A change that was cut short has turned nothing on, but the record of what came after it may be lost.
+            turn_off(config, &self.capabilities)?;
             unmapped = self.reclaim(config, xen, guest, change, known)?;
         }
-        let off = self.is_lost(config)?;
+        let off = change == Some(ModeChange::Unknown) || self.is_lost(config)?;
         if off {
             for pirq in std::mem::take(&mut self.mode).pirqs() {
                 // An error says that it is not mapped any more.
@@ -61,15 +63,24 @@ impl Interrupts {
         known: &BTreeSet<u32>,
     ) -> io::Result<usize> {
         let probe = match change {
+            ModeChange::Unknown if self.capabilities.msi.is_none() && self.capabilities.msix.is_none() => {
+                return Ok(0);
+            }
+            ModeChange::Unknown if self.capabilities.msix.is_none() => None,
             ModeChange::Msi => None,
-            ModeChange::Msix(_) => Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?)),
+            ModeChange::Msix(_) | ModeChange::Unknown => {
+                Some((0, msix_bar(config, self.capabilities.msix, &self.bars)?))
+            }
         };
-        // Mapped only to learn the number; nothing is turned on in the device.
+        // Mapped only to learn the number; nothing is turned on in the device. From the lowest number up, what is left lies
+        // above the next free one at any time: a process that dies here leaves it to the next one.
         let free = u32::from(xen.map_msi(guest, self.bdf, probe)?);
+        xen.unmap_pirq(guest, free)?;
         let (mut found, mut missed) = (0, 0);
         for pirq in (free + 1..=u16::MAX.into()).filter(|pirq| !known.contains(pirq)) {
-            // No more than the change can have mapped: what else there is, belongs to other functions.
-            if found == change.pirqs() || missed == LONGEST_GAP {
+            // No more than the change can have mapped, and a process that died right after it had mapped one here: what else
+            // there is, belongs to other functions.
+            if found == change.pirqs() + 1 || missed == LONGEST_GAP {
                 break;
             }
             match xen.unmap_pirq(guest, pirq) {
@@ -77,14 +88,13 @@ impl Interrupts {
                 Err(_) => missed += 1,
             }
         }
-        xen.unmap_pirq(guest, free)?;
         Ok(found)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{COMMAND, GUEST, MSIX, function, text};
+    use super::super::tests::{COMMAND, GUEST, MSI, MSIX, function, text};
     use super::*;
     use crate::config_space::access::tests::Model;
     use crate::config_space::interrupts::disable_intx;
@@ -131,7 +141,9 @@ mod tests {
     #[test]
     fn no_more_pirqs_are_taken_than_the_change_can_have_mapped() {
         let (config, mut interrupts) = function();
-        let (left, _) = resolve_unknown(&mut interrupts, &config, Some(ModeChange::Msi), &[55, 54], &[]);
+        // One by the change, and one by a process that died while it looked for that one.
+        let mapped = [55, 54, 53];
+        let (left, _) = resolve_unknown(&mut interrupts, &config, Some(ModeChange::Msi), &mapped, &[]);
         assert_eq!(left.len(), 1);
     }
 
@@ -155,6 +167,39 @@ mod tests {
         let (left, written) = resolve_unknown(&mut interrupts, &config, None, &[55, 54], &[55, 54]);
         assert_eq!((left, written), (vec![54, 55], vec![]));
         assert_eq!(*interrupts.mode(), recorded);
+    }
+
+    #[test]
+    fn a_function_whose_record_is_lost_is_turned_off_and_has_no_pirq() {
+        // MSI-X on, MSI on, and both off.
+        for (control, mapped) in [(MSIX, &[54, 53][..]), (MSI, &[54]), (COMMAND, &[])] {
+            let (config, mut interrupts) = function();
+            let on = if control == MSIX { 0x8004 } else { 0x0001 };
+            if control != COMMAND {
+                config.set16(control + 2, on);
+            }
+            disable_intx(&config).unwrap();
+            let mapped = [&[55, 20][..], mapped].concat();
+            let change = Some(ModeChange::Unknown);
+            let (left, written) = resolve_unknown(&mut interrupts, &config, change, &mapped, &[55, 20]);
+            assert_eq!((left, written), (vec![20, 55], vec!["intx".to_owned()]));
+            assert_eq!(config.read16(MSIX + 2).unwrap() & 0x8000, 0);
+            assert_eq!(config.read16(MSI + 2).unwrap() & 1, 0);
+            assert_eq!(config.read16(COMMAND).unwrap() & command::INTX_DISABLE, 0);
+        }
+    }
+
+    #[test]
+    fn a_lost_record_of_a_function_that_has_the_line_alone_costs_nothing() {
+        let xen = Xen::with_pirqs(&[20]);
+        let config = Model::new(vec![0; 256]);
+        let bars = xenbus::device::Bars::default();
+        let capabilities = crate::config_space::capabilities::Capabilities::default();
+        let bdf = "00:05.0".parse().unwrap();
+        let mut interrupts = Interrupts::new(bdf, capabilities, bars, true, Mode::Intx);
+        let change = Some(ModeChange::Unknown);
+        let unmapped = interrupts.resolve_unknown(&config, &xen, GUEST, change, &[20].into(), |_| {});
+        assert_eq!((unmapped.unwrap(), xen.pirqs()), (0, vec![20]));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::handover::shared_intx;
 use crate::host::Host;
 use crate::host::sysfs::{PCIBACK, Sysfs};
 use crate::records::Device;
-use crate::records::interrupt_mode::Mode;
+use crate::records::interrupt_mode::Recorded;
 use std::io;
 use xen::xenctrl::{DomId, Hypervisor};
 
@@ -55,7 +55,7 @@ pub(super) struct Share {
 pub(super) fn reclaim_held<X: Hypervisor>(
     host: &mut Host<X>,
     device: &Device,
-    mode: &Mode,
+    recorded: &Recorded,
     share: &Share,
     taken: &mut Released,
 ) -> Result<String, String> {
@@ -68,7 +68,12 @@ pub(super) fn reclaim_held<X: Hypervisor>(
     taken.check(format_args!("{bdf}: cannot stop it"), quiesced);
     // Xen has already taken all this from a dead guest.
     if let Some(guest) = share.guest {
-        for pirq in mode.pirqs() {
+        if let Recorded::Unknown(cause) = recorded {
+            taken
+                .problems
+                .push(format!("{cause}: pirqs of it may still be mapped"));
+        }
+        for pirq in recorded.mode().pirqs() {
             taken.check(
                 format_args!("{bdf}: cannot unmap pirq {pirq}"),
                 unless_gone(host.xen.unmap_pirq(guest, pirq.into())),
@@ -223,7 +228,7 @@ mod tests {
         for lost in [false, true] {
             let mut fixture = Fixture::new();
             let home = fixture.tree.directory.path().join("kept");
-            config_backup::tests::HOME.with(|directory| *directory.borrow_mut() = Some(home.clone()));
+            crate::paths::tests::HOME.with(|directory| *directory.borrow_mut() = Some(home.clone()));
             let device = &mut fixture.attachment.devices[0];
             device.terms.permissive = true;
             let bdf = device.bdf;

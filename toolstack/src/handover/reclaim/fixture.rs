@@ -73,7 +73,7 @@ impl Fixture {
                 header: original[..64].to_vec(),
                 ..device(BDF)
             }],
-            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)])],
+            modes: vec![Mode::Msix(vec![(0, 55), (1, 54)]).into()],
         };
         attachment.write(&mut host.store).unwrap();
         let hop = first_hop(&attachment);

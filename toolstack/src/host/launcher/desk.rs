@@ -3,11 +3,12 @@
 //! A limited number of orders is carried out at once; further ones wait for their turn ([`super::queue`]). None is
 //! refused: a stub that nobody destroys would live on without a record.
 
-use super::messages::{Answered, PlacedOrder, hear_without_file, pair, tell};
+use super::messages::{Answered, PlacedOrder, ServiceHistory, hear_without_file, pair, tell};
 use super::queue::Queue;
 use super::{Order, SharedFile, Ticket};
 use crate::host::recreate::{self, NewStub, Spare};
 use crate::host::{program, store, xl};
+use bulkhead_config::telemetry::Telemetry;
 use rustix::fd::OwnedFd;
 use rustix::net::{SendFlags, Shutdown, shutdown};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,9 +66,14 @@ pub struct ReadyWorker {
 }
 
 impl ReadyWorker {
-    /// Has the worker serve.
-    pub fn give(self) {
-        self.connection.answer(self.ticket, None, None);
+    /// Has the worker serve. `history` is what has become of the service so far.
+    pub fn give(self, history: ServiceHistory) {
+        let answered = Answered {
+            ticket: self.ticket,
+            failure: None,
+            history: Some(history),
+        };
+        self.connection.tell(&answered, None);
     }
 }
 
@@ -82,16 +88,19 @@ struct Connection {
 }
 
 impl Connection {
-    /// Answers an order. A worker that does not take its answers loses the connection: nobody waits for it.
+    /// Answers an order.
     fn answer(&self, ticket: Ticket, failure: Option<String>, file: Option<&OwnedFd>) {
-        if tell(
-            &self.socket,
-            &Answered { ticket, failure },
-            file,
-            SendFlags::DONTWAIT,
-        )
-        .is_err()
-        {
+        let answered = Answered {
+            ticket,
+            failure,
+            history: None,
+        };
+        self.tell(&answered, file);
+    }
+
+    /// Sends an answer. A worker that does not take its answers loses the connection: nobody waits for it.
+    fn tell(&self, answered: &Answered, file: Option<&OwnedFd>) {
+        if tell(&self.socket, answered, file, SendFlags::DONTWAIT).is_err() {
             self.cut();
         }
     }
@@ -348,17 +357,25 @@ fn carry_out(order: &Order) -> Result<(), String> {
             guest,
             devices,
             slots,
-            kernel,
+            origin,
         } => {
             let (guest, slots) = (guest.to_string(), slots.to_string());
             // The recorded terms, whatever the policy file says by now.
             let terms: Vec<String> = devices.iter().map(|(_, terms)| terms.to_word()).collect();
-            let mut words = vec!["attach", &guest, "--slots", &slots, "--kernel", kernel];
+            let telemetry = origin.telemetry.as_ref().map(ToString::to_string);
+            let mut words = vec!["attach", &guest, "--slots", &slots];
+            if let Some(kernel) = origin.named_kernel() {
+                words.extend(["--kernel", kernel]);
+            }
+            if let Some(telemetry) = &telemetry {
+                words.extend(["--telemetry", telemetry]);
+            }
             for ((device, _), terms) in devices.iter().zip(&terms) {
                 words.extend(["--device", device, "--recorded-terms", terms]);
             }
             bulkhead(&words)
         }
+        Order::Network { stub, telemetry } => attach_network(*stub, telemetry),
         Order::AwaitCreations => recreate::wait_for_all().map_err(|error| error.to_string()),
         // See `take_orders`.
         Order::Recreate(_)
@@ -369,6 +386,17 @@ fn carry_out(order: &Order) -> Result<(), String> {
         | Order::Begun
         | Order::Alive => Ok(()),
     }
+}
+
+/// Gives a stub its interface, unless it has one: the worker before this one may have ordered it too.
+fn attach_network(stub: DomId, telemetry: &Telemetry) -> Result<(), String> {
+    let stub = stub.to_string();
+    let config = xl::config_of(&stub).map_err(|error| error.to_string())?;
+    if config.pointer("/0/config/nics/0").is_some() {
+        return Ok(());
+    }
+    let mac = telemetry.mac.ok_or("its Ethernet address is not known")?;
+    xl::network_attach(&stub, &telemetry.vif(mac)).map_err(|error| error.to_string())
 }
 
 /// Runs a subcommand of this program. Its output goes to this process's.

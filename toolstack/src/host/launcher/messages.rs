@@ -1,8 +1,10 @@
 //! The messages between a worker and its launcher, and the sockets that carry them.
 
+use crate::host::guest_config::StubOrigin;
 use crate::host::recreate::NewStub;
 use crate::serde_text;
 use crate::terms::Terms;
+use bulkhead_config::telemetry::Telemetry;
 use pci::bdf::Bdf;
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -62,6 +64,14 @@ pub enum Order {
     },
     /// `bulkhead recreate`: a stub with a number of our choice.
     Recreate(NewStub),
+    /// `xl network-attach STUB`: the interface of a stub that was created again.
+    Network {
+        /// The stub.
+        stub: DomId,
+        /// Its network, with its Ethernet address.
+        #[serde(with = "serde_text::text")]
+        telemetry: Telemetry,
+    },
     /// Answered when no earlier launcher's process creates a stub any more.
     #[serde(rename = "settle")]
     AwaitCreations,
@@ -89,17 +99,22 @@ pub enum Order {
         /// How the guest addresses them.
         #[serde(with = "serde_text::text")]
         slots: SlotMode,
-        /// The stub's image.
-        kernel: String,
+        /// What its stub was created from.
+        #[serde(flatten)]
+        origin: StubOrigin,
     },
 }
 
 impl Order {
-    /// True if a command of this program carries it out, which asks the service.
+    /// True if a command of this program carries it out, which asks the service, or a script that may hang.
     pub const fn is_command(&self) -> bool {
         matches!(
             self,
-            Self::Detach { .. } | Self::DestroyGuest { .. } | Self::Attach { .. } | Self::Start { .. }
+            Self::Detach { .. }
+                | Self::DestroyGuest { .. }
+                | Self::Attach { .. }
+                | Self::Start { .. }
+                | Self::Network { .. }
         )
     }
 }
@@ -118,6 +133,18 @@ pub struct PlacedOrder {
     pub order: Order,
 }
 
+/// What has become of the service so far. The launcher tells it to a worker whose turn has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ServiceHistory {
+    /// When the service was started, in seconds since 1970.
+    pub started: u64,
+    /// Workers that died while they served. Another one took over.
+    pub died: u64,
+    /// Workers that were killed because they hung while they served. Another one took over.
+    pub hung: u64,
+}
+
 /// The answer to an order.
 #[derive(Serialize, Deserialize)]
 pub struct Answered {
@@ -125,6 +152,9 @@ pub struct Answered {
     pub ticket: Ticket,
     /// The reason if the order failed.
     pub failure: Option<String>,
+    /// With the answer to [`Order::Serve`].
+    #[serde(default)]
+    pub history: Option<ServiceHistory>,
 }
 
 /// The two ends of a connection that preserves message boundaries.

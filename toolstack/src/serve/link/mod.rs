@@ -2,6 +2,7 @@
 
 mod answerer;
 mod limits;
+mod modes;
 mod ring_params;
 mod state;
 
@@ -95,7 +96,7 @@ impl Drop for ThreadEnd {
 }
 
 impl Link {
-    /// Maps the stub's page, binds its port, and starts to answer. The thread records interrupt modes over `store`, and calls
+    /// Maps the stub's page, binds its port, and starts to answer. The thread records interrupt modes with the help of `store`, and calls
     /// `wake` when it ends.
     pub fn start(
         attachment: &Attachment,

@@ -8,6 +8,7 @@
 //! back with a stub of another number. If the stub died again and again, they do not.
 
 mod backoff;
+mod network;
 mod stub;
 mod stub_domain;
 mod unplug;
@@ -15,6 +16,7 @@ mod unplug;
 pub use stub::{Afterwards, StubAction};
 
 use crate::host::domains::is_alive;
+use crate::host::guest_config::StubOrigin;
 use crate::host::launcher::{LaunchError, Launcher, Order, Ticket};
 use crate::host::{Host, Runner};
 use crate::records::failed::Failed;
@@ -30,6 +32,8 @@ pub struct Revivals {
     stubs: BTreeMap<DomId, Revival>,
     /// Orders for guests, by their names, that get their devices back through a stub of another number.
     replugs: Vec<(String, Ticket)>,
+    /// Orders for stubs, by their names, that get their network again.
+    networks: Vec<(String, Ticket)>,
     /// What the times of [`Backoff`](backoff::Backoff) count from.
     epoch: Instant,
 }
@@ -40,6 +44,7 @@ impl Revivals {
         Self {
             stubs: BTreeMap::new(),
             replugs: Vec::new(),
+            networks: Vec::new(),
             epoch: Instant::now(),
         }
     }
@@ -61,6 +66,12 @@ impl Revivals {
             .map_or(0, |revival| revival.backoff.revivals())
     }
 
+    /// True if a stub lives and serves, as far as is known: what it publishes is its own.
+    pub fn is_running(&self, stub: DomId) -> bool {
+        let stage = self.stubs.get(&stub).map(|revival| &revival.stage);
+        matches!(stage, Some(RevivalStage::Running))
+    }
+
     /// True while a stub is being created, but for no longer than [`stub::CREATION`]. A creation cannot be stopped, and its
     /// domain would have to be destroyed afterwards.
     pub fn is_creating(&self, stub: DomId) -> bool {
@@ -72,6 +83,7 @@ impl Revivals {
     pub fn expect_answers(&self) -> bool {
         let mut stages = self.stubs.values().map(|revival| &revival.stage);
         !self.replugs.is_empty()
+            || !self.networks.is_empty()
             || stages.any(|stage| {
                 matches!(
                     stage,
@@ -95,6 +107,7 @@ impl Revivals {
             return Ok(Vec::new());
         };
         self.finish_replugs(launcher)?;
+        self.finish_networks(launcher)?;
         let mut ready = Vec::new();
         for (&stub, revival) in &mut self.stubs {
             match revival.stage {
@@ -149,6 +162,11 @@ impl Revivals {
         match revival.step(host, attachment, stage, moment, on_death) {
             Ok((verdict, stage)) => {
                 revival.stage = stage;
+                if verdict == StubAction::Serve && !mem::replace(&mut revival.is_networked, true) {
+                    let ticket = network::attach(host, attachment)?;
+                    let stub = &attachment.stub.name;
+                    self.networks.extend(ticket.map(|ticket| (stub.clone(), ticket)));
+                }
                 Ok(verdict)
             }
             Err(error) => {
@@ -159,7 +177,7 @@ impl Revivals {
     }
 
     /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
-    pub fn replug<X>(&mut self, host: &mut Host<X>, attachment: &Attachment, kernel: Option<String>) {
+    pub fn replug<X>(&mut self, host: &mut Host<X>, attachment: &Attachment, origin: StubOrigin) {
         let guest = &attachment.guest.name;
         // A record that is written after the guest's death would stay: the event of the death is over.
         if is_alive(&mut host.store, &attachment.guest).is_ok_and(|lives| !lives) {
@@ -179,7 +197,7 @@ impl Revivals {
                 .map(|device| (device.bdf.to_string(), device.terms.clone()))
                 .collect(),
             slots: attachment.slots,
-            kernel: kernel.unwrap_or_else(|| bulkhead_config::KERNEL.to_owned()),
+            origin,
         };
         let Runner::Launcher(launcher) = &mut host.runner else {
             return;
@@ -188,6 +206,23 @@ impl Revivals {
             Ok(ticket) => self.replugs.push((guest.clone(), ticket)),
             Err(error) => log::error!("guest {guest} does not get its devices again: {error}"),
         }
+    }
+
+    /// Takes in the launcher's answers about networks.
+    fn finish_networks(&mut self, launcher: &mut Launcher) -> Result<(), LaunchError> {
+        let mut under_way = Vec::new();
+        for (stub, ticket) in self.networks.drain(..) {
+            match launcher.poll(ticket)? {
+                None => under_way.push((stub, ticket)),
+                Some(Ok(())) => log::info!("stub {stub} has its network again"),
+                Some(Err(error)) => log::error!(
+                    "stub {stub} has no network, and serves its guest without: {error}. `xl destroy {stub}` has a new \
+                     stub try again"
+                ),
+            }
+        }
+        self.networks = under_way;
+        Ok(())
     }
 
     /// Takes in the launcher's answers about replugs.
@@ -333,7 +368,7 @@ mod tests {
         };
         let attachment = attachment();
         let mut revivals = Revivals::new();
-        revivals.replug(&mut host, &attachment, None);
+        revivals.replug(&mut host, &attachment, StubOrigin::default());
         let nothing = Failed::all(&mut host.store).unwrap();
         assert!(
             nothing.is_empty() && !revivals.expect_answers(),
@@ -341,7 +376,7 @@ mod tests {
         );
 
         introduce(&daemon, 3, "web");
-        revivals.replug(&mut host, &attachment, None);
+        revivals.replug(&mut host, &attachment, StubOrigin::default());
         let failed = Failed::of(&mut host.store, 3).unwrap().unwrap();
         assert_eq!(failed.devices, attachment.bdfs().collect::<Vec<_>>());
         assert!(revivals.expect_answers());

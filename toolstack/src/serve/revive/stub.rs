@@ -9,7 +9,7 @@ use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
 use crate::nodes::hops::first_hop;
 use crate::records::failed::Failed;
-use crate::records::stub_backup;
+use crate::records::stub_backup::{self, Copies};
 use crate::records::{Attachment, RecordError};
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,8 @@ pub struct Revival {
     pub called: bool,
     /// True once its present domain has had its nodes and its pages.
     is_provisioned: bool,
+    /// True once its present domain has been looked at for its network.
+    pub is_networked: bool,
 }
 
 /// What the service has to do about a stub now.
@@ -144,6 +146,7 @@ impl Revival {
             how: "",
             called: false,
             is_provisioned: false,
+            is_networked: false,
         }
     }
 
@@ -197,6 +200,7 @@ impl Revival {
                 StubState::Dead(how) => {
                     keep(host, attachment, on_death());
                     (self.died, self.how) = (now, how);
+                    self.is_networked = false;
                     log::error!("stub {name} {how}");
                     if Failed::of(&mut host.store, attachment.guest.domid)?.is_some() {
                         // An earlier service has given it up. The count of early deaths is lost with that service.
@@ -348,7 +352,7 @@ fn provisioned(found: StubState, before: bool) -> (StubState, bool) {
 /// stop the return: the next stub reads from the devices what it can.
 fn keep(host: &mut Host, attachment: &Attachment, handover_block: Option<String>) {
     // After `xl destroy` the home is gone. Then the copy that was made while the stub lived stays as it is.
-    let published = stub_backup::keep_published(&mut host.store, first_hop(attachment));
+    let published = Copies::default().keep(&mut host.store, first_hop(attachment));
     let page = handover_block.map(|handover_block| {
         stub_backup::keep_handover_block(&mut host.store, attachment.stub.domid, &handover_block)
     });

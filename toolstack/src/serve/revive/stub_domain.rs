@@ -218,7 +218,9 @@ mod tests {
             "its first hop is not written yet"
         );
         HopNodes::first(&attachment).write(&mut store).unwrap();
-        stub_backup::keep_published(&mut store, first_hop(&attachment)).unwrap();
+        stub_backup::Copies::default()
+            .keep(&mut store, first_hop(&attachment))
+            .unwrap();
         assert_eq!(look(&daemon), StubState::Alive);
         // Bytes that mean nothing are a state all the same.
         let state = first_hop(&attachment).backend_node(key::STATE);

@@ -1,0 +1,104 @@
+//! `cargo measure`: how many instructions and how much time a guest's requests take, and docs/performance.md.
+
+use anyhow::{Context as _, Result};
+use bulkhead_tests::artifacts;
+use bulkhead_tests::figure::{Store, encode};
+use bulkhead_tests::measure::rows::{COUNTED, TIMED};
+use bulkhead_tests::measure::{document, wanted};
+use bulkhead_tests::runner;
+use bulkhead_tests::scenario::{Scenario, Setting};
+use bulkhead_tests::verdict::Verdict;
+use clap::{Parser, ValueEnum};
+use images::observer::{Observer as _, Quiet, Terminal};
+use images::{Host, Rig, Suite};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Measure what a guest's requests take through xen-pciback and through Bulkhead. Fails if a count is above its bound.
+#[derive(Parser)]
+#[command(name = "cargo measure")]
+struct Arguments {
+    /// What to measure [default: both]
+    part: Option<Part>,
+    /// Take Xen and Linux of this Debian release (bookworm, trixie, sid)
+    #[arg(long, default_value = "bookworm")]
+    suite: Suite,
+    /// Number of requests of each kind
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    count: u32,
+    /// Print the figures as JSON, an object on each line
+    #[arg(long)]
+    json: bool,
+    /// Measure nothing; write docs/performance.jsonl and docs/performance.md from the last runs
+    #[arg(long, conflicts_with_all = ["part", "json"])]
+    take: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// Instructions, which do not depend on the load of this machine
+    Instructions,
+    /// Times in one boot, calm and with every processor busy
+    Times,
+}
+
+impl Part {
+    const fn scenario(self) -> &'static str {
+        match self {
+            Self::Instructions => COUNTED,
+            Self::Times => TIMED,
+        }
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if arguments.take {
+        return take();
+    }
+    let parts = match arguments.part {
+        Some(part) => vec![part],
+        None => vec![Part::Instructions, Part::Times],
+    };
+    let mut code = ExitCode::SUCCESS;
+    let mut observer = Terminal::new(Arc::new(AtomicBool::new(false)));
+    let files = artifacts::build(&[Host::Busybox], &mut observer)?.of(Host::Busybox);
+    let rig = Rig::prepare(arguments.suite, Host::Busybox, &mut observer)?;
+    let out = images::store::target_dir().join("rig-out/measure");
+    let mut figures = Vec::new();
+    for part in parts {
+        let mut scenario = Scenario::named(part.scenario())?;
+        let count: Setting = format!("COUNT={}", arguments.count).parse()?;
+        scenario.set(&[count]);
+        observer.phase(&format!("{}: {}", arguments.suite, scenario.title));
+        let report = runner::run(&rig, &scenario, &files, &out, &mut Quiet)?;
+        if report.verdict != Verdict::Success {
+            eprintln!("{}: {}\n{}", report.name, report.verdict, report.details());
+            code = ExitCode::FAILURE;
+        }
+        // Others may have run scenarios meanwhile.
+        let mut store = Store::open(&Store::default_path())?;
+        store.replace(arguments.suite, part.scenario(), report.figures.clone())?;
+        figures.extend(report.figures);
+    }
+    drop(observer);
+    match arguments.json {
+        true => print!("{}", encode(&figures)?),
+        false => print!("{}", document::tables(&figures, &[arguments.suite])),
+    }
+    Ok(code)
+}
+
+/// Replaces the figures beside the document by those of the last runs.
+fn take() -> Result<ExitCode> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut kept = Store::open(&docs.join("performance.jsonl"))?;
+    kept.merge(&wanted(Store::open(&Store::default_path())?.figures()))?;
+    let page = docs.join("performance.md");
+    let text = document::render(kept.figures());
+    std::fs::write(&page, &text).with_context(|| format!("write {}", page.display()))?;
+    print!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
