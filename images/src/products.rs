@@ -31,7 +31,8 @@ enum Kind {
     Image,
     /// A program for dom0.
     Program,
-    /// A program that runs in a guest too. The guest's image has few libraries.
+    /// A program that runs in a guest too, whose image has few libraries, or that starts often: what a program of
+    /// libraries and relocations reads at its start takes an emulated processor 100 ms.
     Static,
 }
 
@@ -51,7 +52,7 @@ fn all_crates() -> String {
     )
 }
 
-/// The domain builder loads an image at fixed addresses, and nothing would relocate it.
+/// The domain builder loads an image at fixed addresses, and nothing would relocate it. A static program starts faster so.
 const FIXED: &str = "-Crelocation-model=static";
 
 /// What LLVM is told to make an image smaller; by 4 KiB for the usual image (decision 123).
@@ -88,7 +89,10 @@ impl Product {
                 &["--", FIXED, SMALL_CODE],
             ),
             Kind::Program => (&["build", "--release"], &[]),
-            Kind::Static => (&["rustc", "--release"], &["--", "-Ctarget-feature=+crt-static"]),
+            Kind::Static => (
+                &["rustc", "--release"],
+                &["--", "-Ctarget-feature=+crt-static", FIXED],
+            ),
         };
         let owned = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
         [owned(before), what.into(), owned(after)].concat()
@@ -112,6 +116,11 @@ impl Product {
             red_zone::check(&path)?;
         }
         Ok(path)
+    }
+
+    /// Where it is found in its file system.
+    pub fn target(&self) -> &'static str {
+        self.target
     }
 
     /// Builds it and gives it its path in dom0.
@@ -162,6 +171,12 @@ products! {
     /// The dom0 command with failures on demand; some scenarios install it in place of the command.
     TOOLSTACK_INJECT = "the bulkhead command that fails on demand":
         "bulkhead" "bulkhead-inject" ["bulkhead/inject"] Program at "/rig/bin/bulkhead-inject";
+    /// Runs commands in guests, from dom0.
+    GUEST_RUN = "the program that runs commands in guests":
+        "bulkhead-guest-agent" "guest-run" [""] Static at "rig/bin/guest-run";
+    /// Answers it, in each guest.
+    GUEST_AGENT = "the agent of guests":
+        "bulkhead-guest-agent" "guest-agent" [""] Static at "rig/agent";
     /// Measures accesses of configuration space from inside a guest.
     CONFIG_LATENCY = "the measuring program":
         "bulkhead-tests" "config-latency" [""] Static at "/rig/bin/config-latency";

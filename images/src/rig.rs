@@ -22,7 +22,7 @@ use crate::host::Host;
 use crate::kernel;
 use crate::observer::Observer;
 use crate::packages::Packages;
-use crate::rootfs::{Source, debian_fingerprint, fingerprint};
+use crate::rootfs::{Programs, Source};
 use crate::store::{cache_dir, read};
 use crate::suite::Suite;
 
@@ -45,19 +45,23 @@ impl Rig {
     /// Fetches the packages of `suite` and builds what boots its `host`, unless that is there already.
     ///
     /// # Errors
-    /// Packages cannot be fetched. For a Debian host, also: nobody may act as root here.
+    /// Packages cannot be fetched, or a program for guests does not compile. For a Debian host, also: nobody may act as root here.
     pub fn prepare(suite: Suite, host: Host, observer: &mut dyn Observer) -> Result<Rig> {
+        let programs = Programs::build(observer)?;
         let build = |root: &Path, dom0: fn(&Source) -> Result<Vec<u8>>| {
-            contents(&Source::new(root)?, dom0, host.overlay())
+            contents(&Source::new(root, &programs)?, dom0, host.overlay())
         };
         let (built, disk) = match host {
             Host::Busybox => {
                 let build = |root: &Path| build(root, |source| source.dom0());
-                (packages(suite).build(&fingerprint(), observer, build)?, None)
+                (
+                    packages(suite).build(&programs.fingerprint(), observer, build)?,
+                    None,
+                )
             }
             Host::Debian => {
                 let build = |root: &Path| build(root, |source| source.boot());
-                let (built, disk) = debian::build(suite, &debian_fingerprint(), observer, build)?;
+                let (built, disk) = debian::build(suite, &programs.debian_fingerprint(), observer, build)?;
                 (built, Some(disk))
             }
         };

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cpio::Archive;
 use crate::elf::{Libraries, needed};
 use crate::modules::{self, Modules};
-use crate::store::sha256;
+use crate::observer::Observer;
+use crate::products::{self, Product};
+use crate::store::{read, sha256};
 
 /// Version of the code below. Raise it if the code builds another archive from the same tables.
 const FORMAT: u32 = 4;
@@ -42,6 +44,8 @@ struct Recipe {
     /// Modules that not all kernels have.
     optional_modules: &'static [&'static str],
     directories: &'static [&'static str],
+    /// Programs of this workspace, each below a directory of the archive.
+    products: &'static [(&'static str, &'static Product)],
     assets: &'static [Asset],
 }
 
@@ -161,11 +165,11 @@ const DOM0: Recipe = Recipe {
         "var/lib/xen",
         "var/log/xen",
     ],
+    products: &[("", &products::GUEST_RUN)],
     assets: assets![
         "init" 0o755 "dom0/init",
         "rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
-        "rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
         "rig/bin/in-packages" 0o755 "dom0/bin/in-packages",
         "rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
@@ -190,9 +194,9 @@ const GUEST: Recipe = Recipe {
     ],
     optional_modules: &[],
     directories: &["root", "tmp", "var/log"],
+    products: &[("", &products::GUEST_AGENT)],
     assets: assets![
         "init" 0o755 "guest/init",
-        "rig/agent" 0o755 "guest/agent",
         "etc/passwd" 0o644 "passwd",
         "etc/group" 0o644 "group",
     ],
@@ -209,12 +213,12 @@ const BOOT: Recipe = Recipe {
     optional_modules: &["crc32c_generic"],
     directories: &["host"],
     // `overlay` is copied to the root file system.
+    products: &[("overlay/", &products::GUEST_RUN)],
     assets: assets![
         "init" 0o755 "debian/init",
         "overlay/etc/systemd/system/rig.service" 0o644 "debian/rig.service",
         "overlay/rig/bin/guest-create" 0o755 "dom0/bin/guest-create",
         "overlay/rig/bin/guest-initrd" 0o755 "dom0/bin/guest-initrd",
-        "overlay/rig/bin/guest-run" 0o755 "dom0/bin/guest-run",
         "overlay/rig/bin/in-packages" 0o755 "dom0/bin/in-packages",
         "overlay/rig/bin/qemu-monitor" 0o755 "dom0/bin/qemu-monitor",
         "overlay/rig/bin/wait-log" 0o755 "dom0/bin/wait-log",
@@ -223,24 +227,48 @@ const BOOT: Recipe = Recipe {
     ],
 };
 
-/// Changes whenever the archives change of a dom0 that has busybox.
-pub fn fingerprint() -> String {
-    digest(&[&DOM0, &GUEST])
-}
+/// The programs of this workspace that go into the initial file systems.
+#[derive(Debug)]
+pub struct Programs(Vec<(&'static Product, Vec<u8>)>);
 
-/// Changes whenever the archives change of a dom0 that is a Debian host.
-pub fn debian_fingerprint() -> String {
-    digest(&[&BOOT, &GUEST])
-}
+impl Programs {
+    /// Builds them.
+    ///
+    /// # Errors
+    /// One of them does not compile.
+    pub fn build(observer: &mut dyn Observer) -> Result<Programs> {
+        let mut built = |product: &'static Product| Ok((product, read(&product.build(observer)?)?));
+        let programs = [&products::GUEST_RUN, &products::GUEST_AGENT].map(&mut built);
+        programs.into_iter().collect::<Result<_>>().map(Programs)
+    }
 
-fn digest(recipes: &[&Recipe]) -> String {
-    sha256(format!("{FORMAT} {recipes:?}").as_bytes())
+    /// Changes whenever the archives change of a dom0 that has busybox.
+    pub fn fingerprint(&self) -> String {
+        self.digest(&[&DOM0, &GUEST])
+    }
+
+    /// Changes whenever the archives change of a dom0 that is a Debian host.
+    pub fn debian_fingerprint(&self) -> String {
+        self.digest(&[&BOOT, &GUEST])
+    }
+
+    fn digest(&self, recipes: &[&Recipe]) -> String {
+        let programs: Vec<String> = self.0.iter().map(|(_, content)| sha256(content)).collect();
+        sha256(format!("{FORMAT} {recipes:?} {programs:?}").as_bytes())
+    }
+
+    fn content(&self, product: &Product) -> Result<&[u8]> {
+        let found = self.0.iter().find(|(known, _)| std::ptr::eq(*known, product));
+        let (_, content) = found.with_context(|| format!("{product:?} was not built"))?;
+        Ok(content)
+    }
 }
 
 /// The unpacked packages of one suite.
 #[derive(Debug)]
 pub struct Source<'a> {
     root: &'a Path,
+    programs: &'a Programs,
     /// Xen's version, as in the names of directories and libraries.
     xen_version: String,
     libraries: Libraries,
@@ -252,9 +280,10 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// There is no kernel or no Xen, or something cannot be read.
-    pub fn new(root: &'a Path) -> Result<Self> {
+    pub fn new(root: &'a Path, programs: &'a Programs) -> Result<Self> {
         Ok(Source {
             root,
+            programs,
             xen_version: xen_version(root)?,
             libraries: Libraries::of(root)?,
             modules: Modules::of(root)?,
@@ -318,6 +347,10 @@ impl<'a> Source<'a> {
         }
         for asset in recipe.assets {
             archive.file(asset.path, asset.mode, asset.content);
+        }
+        for (below, product) in recipe.products {
+            let path = format!("{below}{}", product.target());
+            archive.file(&path, 0o755, self.programs.content(product)?);
         }
         let mut libraries: Vec<String> = recipe
             .libraries

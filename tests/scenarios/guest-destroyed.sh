@@ -5,11 +5,11 @@
 #: device nvme,serial=one,drive=d0,addr=6
 #: device e1000,netdev=wire1,addr=7
 #: qemu 10
-#: timeout 600
+#: timeout 800
 . /rig/scenarios/lib.sh
 CARD=0000:00:05.0
 DISK=0000:00:06.0
-ROUNDS=5
+ROUNDS=$([ "$ALL" ] && echo 5 || echo 3)
 
 # masters: which of the devices are bus masters with MSI-X on, by dom0's own eyes.
 masters() {

@@ -3,7 +3,7 @@
 #: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: cpus 2
-#: timeout 180
+#: timeout 300
 . /rig/scenarios/lib.sh
 # To repeat a run, give the seed that it printed: `--set SEED=N`.
 SEED=${SEED:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}

@@ -4,7 +4,7 @@
 #: device e1000e,netdev=n1,addr=6
 #: device edu,addr=7
 #: suite bookworm
-#: timeout 600
+#: timeout 800
 . /rig/scenarios/lib.sh
 # To repeat a run, give the seed that it printed: `--set SEED=N`. `--set COUNT=1000000` for a long one.
 SEED=${SEED:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}

@@ -4,10 +4,10 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: device edu,addr=7
-#: timeout 400
+#: timeout 700
 . /rig/scenarios/lib.sh
 # The full run: cargo verify --scenario kills --set ROUNDS=500 --timeout 5400. To repeat one: --set SEED=…, as it was printed.
-ROUNDS=${ROUNDS:-12}
+ROUNDS=${ROUNDS:-$([ "$ALL" ] && echo 12 || echo 8)}
 SEED=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}
 say "seed $SEED, $ROUNDS rounds"
 guests=0 stubs=0 services=0 lost=0

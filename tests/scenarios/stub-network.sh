@@ -3,8 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: suite trixie
-#: cpus 2
-#: timeout 420
+#: timeout 600
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 ROUNDS=3

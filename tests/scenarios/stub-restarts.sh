@@ -4,7 +4,7 @@
 #: device edu,addr=6
 #: suite trixie
 #: cpus 2
-#: timeout 300
+#: timeout 480
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 KERNEL=/rig/bulkhead-stub-inject

@@ -6,7 +6,7 @@
 #: packages rsyslog
 #: suite trixie
 #: cpus 2
-#: timeout 420
+#: timeout 700
 #: timeout-all 2400
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0

@@ -7,8 +7,8 @@
 #: packages prometheus rsyslog python3 python3-prometheus-client
 #: suite trixie
 #: cpus 2
-#: timeout 480
-#: timeout-all 720
+#: timeout 700
+#: timeout-all 900
 . /rig/scenarios/lib.sh
 export GUEST_INITRD=/root/measure.initrd
 BDF=0000:00:05.0
@@ -145,29 +145,43 @@ while time.monotonic() < end:
 print(count)
 "
 }
+# flooded WHOSE ADDRESS: adds to $dir/WHOSE what the guest's reads take while packets go to that address.
+flooded() {
+    flood "$2" 14 >>$dir/count.of."$1" &
+    sleep 2
+    reads "$1"
+    echo "$p50" >>$dir/of."$1"
+    wait $!
+}
+median() { sort -n $dir/of."$1" | sed -n 2p; }
 reads quiet
 quiet=$p50
 scrape 10.9.0.11 $dir/before
 in_guest web "ping -i 0.2 10.0.2.2 >/tmp/pings 2>&1 & echo \$! >/tmp/ping"
-flood 10.9.0.11 14 >$dir/flood.count &
-sleep 2
-reads flooded
-flooded=$p50
-wait $!
+# dom0 has to send the packets, whoever they are for. The stub is compared with a flood of another one, in turn.
+for turn in 1 2 3; do
+    flooded other 10.9.0.12
+    flooded own 10.9.0.11
+done
 in_guest web "kill -INT \$(cat /tmp/ping); sleep 1; cat /tmp/pings" >/tmp/pings
 counts=$(sed -n 's/^\([0-9]*\) .*transmitted, \([0-9]*\) .*received.*/\1 \2/p' /tmp/pings)
 within 20 "the stub can be scraped again" scrape 10.9.0.11 $dir/after
 frames() { sed -n 's/^bulkhead_stub_network_frames_total{.*op="receive"} //p' $dir/"$1"; }
 reads again
 again=$p50
-check "it was a flood: $(cat $dir/flood.count) packets in 14 s" [ "$(cat $dir/flood.count)" -ge 5000 ]
-say "packets sent: $(cat $dir/flood.count), of which the stub took $(($(frames after) - $(frames before)))"
+# sent WHOSE: the packets of the smallest of its floods.
+sent() { sort -n $dir/count.of."$1" | head -n 1; }
+for whose in own other; do
+    check "it was a flood of the $whose stub: $(sent $whose) packets in 14 s at least" [ "$(sent $whose)" -ge 5000 ]
+done
+say "packets sent to the stub: $(tr '\n' ' ' <$dir/count.of.own), of which it took $(($(frames after) - $(frames before)))"
 figure read-p50-before "$quiet" us
-figure read-p50-flooded "$flooded" us
+figure read-p50-flooded "$(median own)" us
+figure read-p50-other-flooded "$(median other)" us
 figure read-p50-after "$again" us
 equal "the guest's pings lost of ${counts% *} in the flood" 0 $((${counts% *} - ${counts#* }))
-check "reads in the flood take at most 1.2 times as long as without: $flooded against $quiet and $again us" \
-    awk -v a="$flooded" -v b="$quiet" -v c="$again" 'BEGIN { exit a > 1.2 * (b > c ? b : c) }'
+check "reads in a flood of the stub take at most 1.2 times as long as in one of another: $(median own) against $(median other) us" \
+    awk -v a="$(median own)" -v b="$(median other)" 'BEGIN { exit a > 1.2 * b }'
 equal "restarts of the stub" 0 "$(grep -c 'restart [0-9]* after' "$(stub_log $stub)")"
 
 # --- either end goes and comes back

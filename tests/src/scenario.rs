@@ -102,7 +102,7 @@ impl Scenario {
             costly: false,
             host: Host::default(),
             qemu: Version::default(),
-            timeout: Duration::from_secs(180),
+            timeout: Duration::from_secs(300),
             timeout_all: None,
             cpus: 1,
             counts_instructions: false,
