@@ -5,18 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOCUMENTS: [&str; 3] = ["docs/architecture.md", "docs/glossary.md", "docs/development.md"];
-const CRATES: [&str; 13] = [
+const CRATES: [&str; 15] = [
     "config",
     "drivers",
     "drivers/netfront",
     "drivers/telemetry",
     "images",
+    "images/agent",
     "metrics",
     "packaging",
     "pci",
     "toolstack",
     "toolstack/inject",
     "toolstack/xen",
+    "toolstack/xenstore",
     "unikernel",
     "xenbus",
 ];

@@ -9,7 +9,7 @@ pub struct Crate {
 }
 
 /// All crates except those of one file.
-pub const CRATES: [Crate; 14] = [
+pub const CRATES: [Crate; 15] = [
     Crate {
         directory: "toolstack",
         rooms: &[
@@ -34,6 +34,10 @@ pub const CRATES: [Crate; 14] = [
             "serde_text",
             "paths",
         ],
+    },
+    Crate {
+        directory: "images/agent",
+        rooms: &["ask", "answer", "patience", "nodes", "reply"],
     },
     Crate {
         directory: "toolstack/xen",
