@@ -1,5 +1,6 @@
 #!/bin/sh
 # What an operator or a hostile guest gets wrong is refused in words, and changes nothing.
+#: first
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Commands end what they have made and nothing else, find what is meant by its name of now, and come to an end whoever reads them.
+#: first
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: suite trixie

@@ -1,5 +1,6 @@
 #!/bin/sh
 # nvme, xhci, virtio and vmxnet3 work with MSI-X, each in a guest of its own, also after rebinds and a hot replug.
+#: first
 #: suite bookworm
 #: device nvme,serial=bulkhead,drive=d0,addr=5
 #: device qemu-xhci,id=xhci1,addr=6

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Guest after guest is destroyed in the middle of DMA, MSI-X on: the devices are quiet each time, the next guest works, nothing leaks.
+#: first
 #: suite trixie
 #: device e1000e,netdev=wire0,addr=5,mac=52:54:00:00:00:05
 #: device nvme,serial=one,drive=d0,addr=6

@@ -1,5 +1,6 @@
 #!/bin/sh
 # A guest that attacks its backend in every way that advisories tell of harms nobody but itself.
+#: first
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: device edu,addr=7

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Devices come to and leave a guest that runs: in any order, with their drivers bound, again and again; nothing leaks.
+#: first
 #: device e1000e,netdev=n0,addr=5
 #: device e1000,netdev=n1,addr=6
 #: device edu,addr=7

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The stub is destroyed again and again under traffic: the service brings it back with its number, and the guest, unmodified,
 # notices no more than a slow access.
+#: first
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: suite bookworm

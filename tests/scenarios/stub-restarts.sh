@@ -1,5 +1,6 @@
 #!/bin/sh
 # The stub fails in every way and place, and begins anew in its domain: the guest's requests get right answers, its pings go on.
+#: first
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: suite trixie

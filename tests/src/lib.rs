@@ -17,5 +17,6 @@ pub mod measure;
 pub mod ops;
 pub mod runner;
 pub mod scenario;
+pub mod schedule;
 pub mod sweep;
 pub mod verdict;

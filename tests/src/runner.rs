@@ -30,6 +30,18 @@ pub struct Report {
 const SHOWN: usize = 40;
 
 impl Report {
+    /// The report on a scenario that was not started.
+    pub fn without_a_run(rig: &Rig, scenario: &Scenario, verdict: Verdict) -> Self {
+        Self {
+            name: format!("{}/{}", rig.suite(), scenario.name),
+            verdict,
+            duration: Duration::ZERO,
+            output: String::new(),
+            figures: Vec::new(),
+            dir: PathBuf::new(),
+        }
+    }
+
     /// Details for the reader. After a success: its figures. Otherwise: the end of the output, and the path of the logs.
     pub fn details(&self) -> String {
         let lines: Vec<&str> = self.output.lines().collect();

@@ -30,6 +30,9 @@ pub struct Scenario {
     pub suites: Vec<Suite>,
     /// `#: all`: takes so long that `cargo verify` runs it only with `--all`, or by name.
     pub costly: bool,
+    /// `#: first`: shows what Bulkhead is for. `cargo verify --minutes` runs it before those without this line, and fails if
+    /// there is no time for it.
+    pub first: bool,
     /// `#: host NAME`: what dom0 is, `busybox` by default, or `debian`: an installed Debian with systemd, on which
     /// Bulkhead is installed by the script (`install_bulkhead` of `lib.sh`). It takes a minute to boot.
     pub host: Host,
@@ -100,6 +103,7 @@ impl Scenario {
             devices: Vec::new(),
             suites: Vec::new(),
             costly: false,
+            first: false,
             host: Host::default(),
             qemu: Version::default(),
             timeout: Duration::from_secs(300),
@@ -118,6 +122,10 @@ impl Scenario {
             match need {
                 "all" => {
                     scenario.costly = true;
+                    continue;
+                }
+                "first" => {
+                    scenario.first = true;
                     continue;
                 }
                 "icount" => {
@@ -157,7 +165,7 @@ impl Scenario {
                     .packages
                     .extend(value.split_whitespace().map(str::to_owned)),
                 _ => bail!(
-                    "`#: {need}`: no such need; there are all, icount, device, suite, host, qemu, timeout, \
+                    "`#: {need}`: no such need; there are all, first, icount, device, suite, host, qemu, timeout, \
                      timeout-all, cpus, cpu, xenstored, xen, dom0 and packages"
                 ),
             }

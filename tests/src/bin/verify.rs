@@ -5,6 +5,7 @@ use bulkhead_tests::artifacts::{self, Artifacts};
 use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
+use bulkhead_tests::schedule::{self, Batch, Limit};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::installed;
@@ -42,6 +43,10 @@ struct Arguments {
     /// Replace the scenario's time limit, from power-on
     #[arg(long, value_name = "SECONDS", requires = "scenario")]
     timeout: Option<u64>,
+    /// Start no scenario after so many minutes. Those with the line `#: first` come first. What there was no time for is
+    /// printed, and counts as skipped; a scenario with `#: first` counts as failed
+    #[arg(long, value_name = "N", conflicts_with = "scenario")]
+    minutes: Option<u64>,
     /// Run only the checks that need no rig
     #[arg(long, conflicts_with = "scenario")]
     host: bool,
@@ -242,7 +247,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     if !arguments.host {
-        scenarios(&arguments, &mut score)?;
+        scenarios(&arguments, Limit::after(since, arguments.minutes), &mut score)?;
     }
     score.tell_longest(since.elapsed());
     for name in &score.failed {
@@ -325,7 +330,7 @@ fn check_scripts(score: &mut Score) -> Result<()> {
     check.run(&scripts, score)
 }
 
-fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
+fn scenarios(arguments: &Arguments, limit: Limit, score: &mut Score) -> Result<()> {
     let mut chosen = choose(scenario::all()?, &arguments.scenario)?;
     chosen.retain(|scenario| arguments.all || !arguments.scenario.is_empty() || !scenario.costly);
     let chosen = chosen.iter().flat_map(|scenario| {
@@ -389,34 +394,51 @@ fn scenarios(arguments: &Arguments, score: &mut Score) -> Result<()> {
             .filter(move |scenario| runs_on(scenario, rig.suite(), rig.host()));
         suited.map(move |scenario| (rig, scenario))
     });
-    // A scenario for several processors runs alone, so that it gets them.
-    let (wide, mut narrow): (VecDeque<_>, VecDeque<_>) = jobs.partition(|(_, scenario)| scenario.cpus > 1);
-    // The longest scenarios start first, so that no long one runs alone in the end.
-    narrow
-        .make_contiguous()
-        .sort_by_key(|(_, scenario)| Reverse(scenario.timeout));
+    let mut jobs: Vec<Job> = jobs.collect();
+    let commit = commit();
+    jobs.sort_by_key(|(rig, scenario)| schedule::place(scenario, rig.suite(), limit, &commit));
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let figures = Mutex::new(Store::open(&Store::default_path())?);
-    let mut reports = run_all(wide, 1, &files, &figures)?;
-    reports.extend(run_all(narrow, processors, &files, &figures)?);
-
-    // If the host keeps an emulated machine from running for seconds, the scenario can fail without a fault of ours. So
-    // each failed scenario gets a second run, alone. Both verdicts are printed, and a scenario that fails twice has
-    // failed.
-    for Finished { job, report } in reports {
-        let second = match report.verdict {
-            Verdict::Success | Verdict::Skip(_) => None,
-            _ => run_all(VecDeque::from([job]), 1, &files, &figures)?.pop(),
-        };
-        match second {
-            None => score.note(&report.name, &report.verdict, report.duration),
-            Some(second) => {
-                let name = format!("{} (second run; the first: {})", report.name, report.verdict);
-                score.note(&name, &second.report.verdict, second.report.duration);
+    for batch in Batch::ALL {
+        let jobs = jobs.iter().filter(|(_, scenario)| Batch::of(scenario) == batch);
+        let jobs = jobs.copied().collect();
+        for finished in run_all(jobs, batch.width(processors), &files, &figures, limit)? {
+            // If the host keeps an emulated machine from running for seconds, the scenario can fail without a fault of ours.
+            // So each failed scenario gets a second run, alone. Both verdicts are printed, and a scenario that fails twice
+            // has failed.
+            let second = match finished.report.verdict {
+                Verdict::Success | Verdict::Skip(_) => None,
+                _ => {
+                    let jobs = VecDeque::from([finished.job]);
+                    run_all(jobs, 1, &files, &figures, limit.for_second_runs())?.pop()
+                }
+            };
+            let Report {
+                name,
+                verdict,
+                duration,
+                ..
+            } = finished.report;
+            match second.filter(|second| !matches!(second.report.verdict, Verdict::Skip(_))) {
+                None => score.note(&name, &verdict, duration),
+                Some(Finished { report, .. }) => {
+                    let name = format!("{name} (second run; the first: {verdict})");
+                    score.note(&name, &report.verdict, report.duration);
+                }
             }
         }
     }
     Ok(())
+}
+
+/// The commit that is checked; empty outside of a repository.
+fn commit() -> String {
+    let git = Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    git.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default()
 }
 
 /// A scenario and the suite to run it on.
@@ -428,12 +450,14 @@ struct Finished<'a> {
     report: Report,
 }
 
-/// Runs scenarios, `width` at a time. Prints each when it ends, and keeps its figures.
+/// Runs scenarios, `width` at a time. Prints each when it ends, and keeps its figures. Starts none once the time
+/// is over.
 fn run_all<'a>(
     jobs: VecDeque<Job<'a>>,
     width: usize,
     files: &Artifacts,
     figures: &Mutex<Store>,
+    limit: Limit,
 ) -> Result<Vec<Finished<'a>>> {
     let out = images::store::target_dir().join("rig-out");
     let jobs = Mutex::new(jobs);
@@ -442,6 +466,12 @@ fn run_all<'a>(
         let mut finished = Vec::new();
         while let Some(job) = next() {
             let (rig, scenario) = job;
+            if limit.is_over(Instant::now()) {
+                let report = Report::without_a_run(rig, scenario, not_run(scenario));
+                tell(&report.name, &report.verdict, report.duration);
+                finished.push(Finished { job, report });
+                continue;
+            }
             println!("-- {}/{}: {}", rig.suite(), scenario.name, scenario.title);
             let report = runner::run(rig, scenario, &files.of(rig.host()), &out, &mut Quiet)?;
             tell(&report.name, &report.verdict, report.duration);
@@ -464,6 +494,16 @@ fn run_all<'a>(
         }
         Ok(finished)
     })
+}
+
+/// The verdict on a scenario that was not started.
+fn not_run(scenario: &Scenario) -> Verdict {
+    const REASON: &str = "there was no time for it (--minutes)";
+    if scenario.first {
+        Verdict::Error(REASON.into())
+    } else {
+        Verdict::Skip(REASON.into())
+    }
 }
 
 fn choose(all: Vec<Scenario>, names: &[String]) -> Result<Vec<Scenario>> {
