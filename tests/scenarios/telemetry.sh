@@ -160,7 +160,7 @@ quiet=$p50
 scrape 10.9.0.11 $dir/before
 in_guest web "ping -i 0.2 10.0.2.2 >/tmp/pings 2>&1 & echo \$! >/tmp/ping"
 # dom0 has to send the packets, whoever they are for. The stub is compared with a flood of another one, in turn.
-for turn in 1 2 3; do
+for _ in 1 2 3; do
     flooded other 10.9.0.12
     flooded own 10.9.0.11
 done
