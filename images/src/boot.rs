@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -14,6 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use crate::apt::output_of;
 use crate::cpio::{Archive, normalized};
 use crate::emulator::Emulator;
+use crate::file_in::FileIn;
 use crate::installed;
 use crate::observer::Observer;
 use crate::package_disk;
@@ -26,31 +26,6 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How long dom0 has to send its logs after the time limit; [`Boot::timeout`] states it too.
 const GRACE: Duration = Duration::from_secs(20);
-
-/// A file or directory of the host to copy into dom0, e.g. `target/release/bulkhead=/usr/bin/bulkhead`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileIn {
-    /// Path on the host.
-    pub host: PathBuf,
-    /// Path in dom0.
-    pub target: String,
-}
-
-impl FromStr for FileIn {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((host, target)) if !host.is_empty() && target.starts_with('/') => Ok(FileIn {
-                host: host.into(),
-                target: target.to_owned(),
-            }),
-            _ => Err(format!(
-                "{text}: write HOST=TARGET, TARGET being an absolute path in dom0"
-            )),
-        }
-    }
-}
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -546,28 +521,6 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_for_dom0_has_two_ends() {
-        assert_eq!(
-            "target/release/bulkhead=/usr/bin/bulkhead".parse(),
-            Ok(FileIn {
-                host: "target/release/bulkhead".into(),
-                target: "/usr/bin/bulkhead".into()
-            })
-        );
-    }
-
-    #[test]
-    fn a_file_without_absolute_target_is_refused_in_words() {
-        for text in ["bulkhead", "bulkhead=", "=/usr/bin/x", "a=usr/bin/x"] {
-            let error = text.parse::<FileIn>().expect_err(text);
-            assert!(
-                error.starts_with(text) && error.contains("HOST=TARGET"),
-                "{error}"
-            );
-        }
-    }
 
     #[test]
     fn events_of_dom0_are_read_and_anything_else_is_passed_over() {

@@ -33,7 +33,8 @@
 //! | [`emulator`] | QEMU: the host's, or a newer one |
 //! | [`qemu`] | the machine |
 //! | [`boot`] | one run and its outcome |
-//! | [`products`] | building the stub's image and the toolstack |
+//! | [`products`] | building the stub's image, the toolstack, and programs for tests |
+//! | [`file_in`] | files of this host for dom0 |
 #![forbid(unsafe_code)]
 
 pub mod apt;
@@ -43,6 +44,7 @@ pub mod cpio;
 pub mod debian;
 pub mod elf;
 pub mod emulator;
+pub mod file_in;
 pub mod host;
 pub mod installed;
 pub mod kernel;
@@ -58,8 +60,9 @@ pub mod rootfs;
 pub mod store;
 pub mod suite;
 
-pub use boot::{Boot, End, FileIn, Outcome};
+pub use boot::{Boot, End, Outcome};
 pub use emulator::Emulator;
+pub use file_in::FileIn;
 pub use host::Host;
 pub use observer::Observer;
 pub use qemu::Machine;

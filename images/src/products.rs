@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::apt::output_of;
-use crate::boot::FileIn;
+use crate::file_in::FileIn;
 use crate::observer::Observer;
 use crate::red_zone;
 use crate::store::{target_dir, workspace_dir};
