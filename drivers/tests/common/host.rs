@@ -44,6 +44,8 @@ pub struct StoreLine {
     pub requests: Rc<Cell<usize>>,
     /// Requests until the connection breaks.
     breaks: Rc<Cell<usize>>,
+    /// It broke at a request.
+    lost: Rc<Cell<bool>>,
     always: Rc<RefCell<Box<dyn FnMut()>>>,
     /// Bytes of the message under way that are still to be received.
     left: Rc<Cell<usize>>,
@@ -64,7 +66,10 @@ impl Transport for StoreLine {
         self.world.advance(ROUND_TRIP);
         (self.always.borrow_mut())();
         match self.breaks.get() {
-            0 => return Err(ConnectionError::NothingToReceive),
+            0 => {
+                self.lost.set(true);
+                return Err(ConnectionError::NothingToReceive);
+            }
             usize::MAX => {}
             left => self.breaks.set(left - 1),
         }
@@ -202,6 +207,7 @@ impl Host {
             before: Rc::default(),
             requests: Rc::default(),
             breaks: Rc::new(Cell::new(usize::MAX)),
+            lost: Rc::default(),
             always: Rc::new(RefCell::new(Box::new(|| {}))),
             left: Rc::default(),
         });
@@ -231,6 +237,11 @@ impl Host {
     /// Has the connection break at the stub's request that comes after this many more; `usize::MAX`: never.
     pub fn lose_store(&self, after: usize) {
         self.line().breaks.set(after);
+    }
+
+    /// True if the stub has made a request at which the connection was broken.
+    pub fn has_lost_store(&self) -> bool {
+        self.line().lost.get()
     }
 
     /// From now on this happens at each request of the stub.

@@ -54,6 +54,8 @@ pub struct FirstHop<P: Platform> {
     hold: Option<Duration>,
     /// A request of the guest waits for that.
     held: bool,
+    /// xenstore has been followed once since the connection came into service.
+    followed: bool,
 }
 
 impl<P: Platform> Default for FirstHop<P> {
@@ -73,6 +75,7 @@ impl<P: Platform> Default for FirstHop<P> {
             due: None,
             hold: None,
             held: false,
+            followed: false,
         }
     }
 }
@@ -136,6 +139,7 @@ impl<P: Platform> FirstHop<P> {
         // An earlier run may have answered a request and failed before it sent the event. One too many does no harm.
         platform.notify(channel.port);
         self.phase = GuestPhase::Connected(channel);
+        self.followed = false;
         log::info!("guest {guest} connected");
     }
 
@@ -152,6 +156,11 @@ impl<P: Platform> FirstHop<P> {
     /// The port on which the guest sends requests, while it is connected.
     pub fn port(&self) -> Option<Port> {
         self.phase.channel().map(|channel| channel.port)
+    }
+
+    /// True if a guest is connected, and has what xenstore says.
+    pub fn is_followed(&self) -> bool {
+        self.followed && self.port().is_some()
     }
 
     /// True if nothing is exported, and never was.
@@ -286,6 +295,7 @@ impl<P: Platform> FirstHop<P> {
     /// xenstore is followed, and what the guest has is what it says: the next run may go by it.
     fn confirm<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, guest: DomId) {
         self.hold = None;
+        self.followed = true;
         if let GuestPhase::Connected(channel) = &self.phase
             && !channel.anew
         {
