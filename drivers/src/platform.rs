@@ -13,6 +13,10 @@ pub type Port = u32;
 /// Grant reference.
 pub type GrantRef = u32;
 
+/// The longest that work may run. Then the machine ends the run, by [`Cause::Deadline`](crate::crash_log::Cause::Deadline).
+/// Guests wait two seconds for an answer, and a restart takes some tenths of a second.
+pub const WORK_LIMIT: Duration = Duration::from_millis(400);
+
 /// A refused request of the hypervisor: the errno value, positive (`xen/errno.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);

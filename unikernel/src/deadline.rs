@@ -1,4 +1,4 @@
-//! A limit for work: between two waits the stub may run for `limit::LIMIT`.
+//! A limit for work: between two waits the stub may run for [`WORK_LIMIT`](drivers::platform::WORK_LIMIT).
 //!
 //! Only time counts in which Xen ran the stub, not time on the clock. A stub that waits for a busy host, or is paused, is
 //! not hung. While the stub works, one upcall is open, that of its timer. It comes at the end of each `limit::SLICE` and

@@ -4,15 +4,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use drivers::platform::Port;
+use drivers::platform::{Port, WORK_LIMIT};
 
-/// The longest that work may run. It is cut off after this time, or up to [`SLACK`] before. Guests wait two seconds for an
-/// answer, and a restart takes some tenths of a second.
-const LIMIT: Duration = Duration::from_millis(400);
 /// The timer fires after this time. No more than this is charged at once: where Xen itself runs in a virtual machine, it
 /// counts gaps in which it did not run as the stub's time. Such a gap must not use up the whole limit.
 const SLICE: Duration = Duration::from_millis(100);
-/// The timer is set again when this much of its time is gone.
+/// The timer is set again when this much of its time is gone. So work is cut off after [`WORK_LIMIT`], or up to this much
+/// before.
 const SLACK: Duration = Duration::from_millis(50);
 /// The time of Xen's watchdog: longer than a sound host keeps a domain from running, by an administrator's command or a
 /// stalled processor.
@@ -117,7 +115,7 @@ impl Limit {
         let slice = running.saturating_sub(self.ran.swap(running, Ordering::Relaxed));
         let charged = self.charged.load(Ordering::Relaxed) + slice.min(micros(SLICE));
         self.charged.store(charged, Ordering::Relaxed);
-        if charged + micros(SLACK) >= micros(LIMIT) {
+        if charged + micros(SLACK) >= micros(WORK_LIMIT) {
             return Verdict::Hung;
         }
         self.arm(vcpu, vcpu.now());

@@ -14,7 +14,7 @@ use crate::hops::aer::Relay;
 use crate::hops::second::{SecondHop, TIMEOUT};
 use crate::inject::{self, Point};
 use crate::log;
-use crate::platform::{DomId, Platform, Port};
+use crate::platform::{DomId, Platform, Port, WORK_LIMIT};
 use crate::policy::engine::Engine;
 use crate::snapshot::Connection;
 use crate::store;
@@ -80,13 +80,10 @@ impl<P: Platform> Default for FirstHop<P> {
     }
 }
 
-/// How long a hang takes until it ends a run.
-const HANG: Duration = Duration::from_millis(400);
-
 /// Until when a run that begins at `now` holds what needs dom0. The guest waits since before the failure, and gives up after 2 s.
 fn hold_end(crash_log: &CrashLog, now: Duration) -> Duration {
     match crash_log.last() {
-        Some((Cause::Deadline, failed)) => failed.saturating_add(TIMEOUT - HANG),
+        Some((Cause::Deadline, failed)) => failed.saturating_add(TIMEOUT - WORK_LIMIT),
         Some((_, failed)) => failed.saturating_add(TIMEOUT),
         None => now.saturating_add(TIMEOUT),
     }
