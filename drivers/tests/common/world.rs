@@ -21,6 +21,8 @@ struct End {
     /// The port at the peer; `None` while unbound.
     remote: Option<Port>,
     pending: bool,
+    /// When the peer has sent its last event.
+    told: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -237,6 +239,7 @@ impl World {
             peer,
             remote: None,
             pending: false,
+            told: Duration::ZERO,
         };
         state.ends.insert((owner, port), end);
         port
@@ -255,6 +258,7 @@ impl World {
             peer,
             remote: Some(remote),
             pending: true,
+            told: Duration::ZERO,
         };
         state.ends.insert((who, port), end);
         Ok(port)
@@ -274,10 +278,15 @@ impl World {
         let mut state = self.0.borrow_mut();
         let end = state.ends.get(&(owner, port)).expect("an open port");
         let Some(remote) = end.remote else { return };
-        let to = (end.peer, remote);
+        let (to, now) = ((end.peer, remote), state.clock);
         if let Some(other) = state.ends.get_mut(&to) {
-            other.pending = true;
+            (other.pending, other.told) = (true, now);
         }
+    }
+
+    /// When the last event was sent to a port.
+    pub fn told(&self, owner: DomId, port: Port) -> Duration {
+        self.0.borrow().ends[&(owner, port)].told
     }
 
     pub fn take_pending(&self, owner: DomId, port: Port) -> bool {

@@ -5,16 +5,17 @@ use super::channel::{self, GuestChannel, RingParams};
 use super::context::Context;
 use super::exports::Exports;
 use super::guests::Guests;
+use super::hold::Hold;
 use super::nodes::{self, set_state};
 use super::phase::GuestPhase;
 use super::requests::{self, Served};
-use crate::crash_log::{Advice, Cause, CrashLog};
+use crate::crash_log::{Advice, CrashLog};
 use crate::error::SetupError;
 use crate::hops::aer::Relay;
-use crate::hops::second::{SecondHop, TIMEOUT};
+use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
 use crate::log;
-use crate::platform::{DomId, Platform, Port, WORK_LIMIT};
+use crate::platform::{DomId, Platform, Port};
 use crate::policy::engine::Engine;
 use crate::snapshot::Connection;
 use crate::store;
@@ -24,6 +25,7 @@ use core::time::Duration;
 use xenbus::client::{Client, Transport};
 use xenbus::device::SlotMode;
 use xenbus::path::{Device, key};
+use xenbus::pciif::backend;
 use xenbus::state::XenbusState;
 
 /// Token of the watch on the guest's state.
@@ -49,11 +51,7 @@ pub struct FirstHop<P: Platform> {
     rest: Rest,
     /// When to reconcile again, if nothing happens before.
     due: Option<Duration>,
-    /// Until when requests that need dom0 wait for its service, after a restart. Without a restart they fail at once where
-    /// there is no service.
-    hold: Option<Duration>,
-    /// A request of the guest waits for that.
-    held: bool,
+    hold: Hold,
     /// xenstore has been followed once since the connection came into service.
     followed: bool,
 }
@@ -73,19 +71,9 @@ impl<P: Platform> Default for FirstHop<P> {
             trial: None,
             rest: Rest::NONE,
             due: None,
-            hold: None,
-            held: false,
+            hold: Hold::default(),
             followed: false,
         }
-    }
-}
-
-/// Until when a run that begins at `now` holds what needs dom0. The guest waits since before the failure, and gives up after 2 s.
-fn hold_end(crash_log: &CrashLog, now: Duration) -> Duration {
-    match crash_log.last() {
-        Some((Cause::Deadline, failed)) => failed.saturating_add(TIMEOUT - WORK_LIMIT),
-        Some((_, failed)) => failed.saturating_add(TIMEOUT),
-        None => now.saturating_add(TIMEOUT),
     }
 }
 
@@ -126,8 +114,8 @@ impl<P: Platform> FirstHop<P> {
         self.exports.restore(platform, mode)?;
         let channel = GuestChannel::open(platform, guest, RingParams { grant, port }).ok()?;
         (self.stub, self.guest) = (stub, Some(guest));
-        self.hold = Some(hold_end(&crash_log, now));
         self.begin_service(platform, guest, channel);
+        self.hold.start();
         Some(())
     }
 
@@ -135,6 +123,7 @@ impl<P: Platform> FirstHop<P> {
     fn begin_service(&mut self, platform: &mut P, guest: DomId, channel: GuestChannel<P::Page>) {
         // An earlier run may have answered a request and failed before it sent the event. One too many does no harm.
         platform.notify(channel.port);
+        self.hold = Hold::begin(&platform.crash_log(), backend::is_pending(&channel.page));
         self.phase = GuestPhase::Connected(channel);
         self.followed = false;
         log::info!("guest {guest} connected");
@@ -175,22 +164,21 @@ impl<P: Platform> FirstHop<P> {
         let Some(channel) = self.phase.channel() else {
             return false;
         };
-        if self.hold.is_some_and(|hold| platform.now() >= hold) {
-            self.hold = None;
-        }
-        // The mark of a request that was held is taken.
-        if !platform.take_pending(channel.port) && (!self.held || self.hold.is_some()) {
+        // The mark of a request that was held is taken. The clock is read for such a one alone.
+        if !platform.take_pending(channel.port)
+            && (!self.hold.waited || self.hold.until(platform.now()).is_some())
+        {
             return false;
         }
-        let (engine, hold) = (&mut self.exports.engine, self.hold.is_some());
-        let served = requests::serve(channel, engine, &self.errors, platform, second, hold);
-        self.held = served == Served::Held;
+        let engine = &mut self.exports.engine;
+        let served = requests::serve(channel, engine, &self.errors, platform, second, &self.hold);
+        self.hold.waited = served == Served::Held;
         served == Served::Answered
     }
 
     /// When [`Self::serve`] is to be called for a request that it has held; `None` if there is none.
     pub fn held_until(&self) -> Option<Duration> {
-        self.held.then(|| self.hold.unwrap_or_default())
+        self.hold.due()
     }
 
     /// Passes errors of devices on to the guest, and its verdicts back. Must be called after the events of both hops were
@@ -234,12 +222,11 @@ impl<P: Platform> FirstHop<P> {
     pub fn reconcile<T: Transport>(&mut self, mut cx: Context<'_, P, T>) -> Result<(), Box<SetupError>> {
         let cx = &mut cx;
         self.due = None;
-        if let Some(hold) = self.hold
-            && cx.platform.now() < hold
-            && !cx.second.is_up()
+        if !cx.second.is_up()
+            && let Some(until) = self.hold.until(cx.platform.now())
         {
             // What there may be to do, such as to turn interrupts off, needs dom0.
-            self.due = Some(hold);
+            self.due = Some(until);
             return Ok(());
         }
         let Some(guest) = self.find_guest(cx)? else {
@@ -291,7 +278,7 @@ impl<P: Platform> FirstHop<P> {
 
     /// xenstore is followed, and what the guest has is what it says: the next run may go by it.
     fn confirm<T: Transport>(&mut self, cx: &mut Context<'_, P, T>, guest: DomId) {
-        self.hold = None;
+        self.hold.end();
         self.followed = true;
         if let GuestPhase::Connected(channel) = &self.phase
             && !channel.anew
@@ -546,7 +533,7 @@ impl<P: Platform> FirstHop<P> {
         // An error that the guest was told of in this page has no verdict in the next one.
         self.errors = Relay::default();
         self.trial = None;
-        (self.hold, self.held) = (None, false);
+        self.hold = Hold::default();
         if let GuestPhase::Connected(channel) = core::mem::replace(&mut self.phase, GuestPhase::ENDED) {
             channel.close(cx.platform);
         }

@@ -6,7 +6,7 @@
 //!
 //! From the top to the bottom; a module uses only those below it:
 //! - [`connection`]: the [`FirstHop`], which follows the xenbus states of both ends.
-//! - [`requests`]: the guest's requests; [`exports`]: the devices that it has; [`guests`]: which guest is served;
+//! - [`requests`]: the guest's requests; [`hold`]: how long they wait after a restart; [`exports`]: the devices that it has; [`guests`]: which guest is served;
 //!   [`anew`]: frontends that start anew.
 //! - [`ledger`]: what must outlive a request.
 //! - [`phase`]: how far the connection is; [`channel`]: the page and the port.
@@ -34,6 +34,7 @@ mod connection;
 mod context;
 mod exports;
 mod guests;
+mod hold;
 mod ledger;
 mod nodes;
 mod phase;

@@ -1,10 +1,11 @@
 //! Requests of the guest: taken out of its page, served, and answered there.
 
 use super::channel::GuestChannel;
+use super::hold::Hold;
 use super::ledger::Ledger;
 use crate::crash_log::Advice;
 use crate::hops::aer::Relay;
-use crate::hops::second::{SecondHop, TIMEOUT};
+use crate::hops::second::SecondHop;
 use crate::inject::{self, Point};
 use crate::platform::Platform;
 use crate::policy::engine::{Engine, Reply};
@@ -23,7 +24,8 @@ pub enum Served {
     Held,
 }
 
-/// Answers the guest's request, if there is one. The port's mark has been taken. `hold`: only if it is a read.
+/// Answers the guest's request, if there is one. The port's mark has been taken. While `hold` is on, only if it is a
+/// read.
 ///
 /// No xenstore, no allocation for config accesses, and log lines only within a limit: a guest can ask without a pause.
 pub fn serve<P: Platform>(
@@ -32,7 +34,7 @@ pub fn serve<P: Platform>(
     errors: &Relay,
     platform: &mut P,
     second: &mut SecondHop<P::Page>,
-    hold: bool,
+    hold: &Hold,
 ) -> Served {
     let Some(taken) = backend::take(&channel.page) else {
         // The same port tells of verdicts on errors. Events for nothing are counted and cost no more than this (XSA-332).
@@ -42,10 +44,10 @@ pub fn serve<P: Platform>(
         return Served::Nothing;
     };
     let request = *taken.request();
-    if hold && request.command != Command::ConfRead {
+    let now = platform.now();
+    if request.command != Command::ConfRead && hold.until(now).is_some() {
         return Served::Held;
     }
-    let now = platform.now();
     let ledger = Ledger::open(*taken.head(), now, platform, second);
     if ledger.advice != Advice::Serve || matches!(request.command, Command::DisableMsi | Command::DisableMsix)
     {
@@ -58,8 +60,7 @@ pub fn serve<P: Platform>(
         engine.refuse(&request, now)
     } else {
         inject::point(platform, Point::Taken(request.command));
-        // From when the request was taken, not from when it is posted: the guest waits since then.
-        let mut dom0 = second.link(platform, now.saturating_add(TIMEOUT));
+        let mut dom0 = second.link(platform, hold.deadline(now));
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
     // Before the answer: what the guest has been told must hold after a restart.
