@@ -9,6 +9,7 @@ use drivers::error::MessageKind::{self, *};
 use pci::bdf::Bdf;
 use xenbus::handover_block;
 use xenbus::path::Numbered;
+use xenbus::pciif::backend;
 use xenbus::pciif::frontend::Answer;
 use xenbus::pciif::{Command, MsixEntry, OpError, Request, SharedPage, layout};
 use xenbus::state::XenbusState::*;
@@ -241,6 +242,78 @@ fn what_was_turned_on_for_a_guest_that_had_given_up_is_turned_off_when_it_asks_a
                 host.service.borrow_mut().witness = Box::new(|_| {});
                 host.world.take_pending(GUEST, host.guest.port);
                 between.happen(&mut host);
+                check_turned_on(&mut host, kind, &context);
+            }
+        }
+    }
+}
+
+/// The guest asks for this, which waits for dom0 after a restart, and gives it up before dom0 is back. `strikes`: the stub
+/// fails over it, and not before it.
+fn give_up_while_held(host: &mut Host, command: Command, strikes: bool) {
+    host.service.borrow_mut().close();
+    host.settle();
+    if !strikes {
+        host.fail();
+        host.stub().step();
+    }
+    let entries = [MsixEntry::default()];
+    let entries = if command == Command::EnableMsix {
+        &entries[..]
+    } else {
+        &[]
+    };
+    drop(host.guest.post(&Request::new(command, FIRST), entries));
+    if strikes {
+        let head = *backend::take(&host.guest.page).expect("a request").head();
+        host.world.set_under_way(Some(head));
+        host.fail();
+    }
+    host.stub().step();
+    host.guest.page.clear_bits(layout::FLAGS, 1);
+    host.world.take_pending(GUEST, host.guest.port);
+}
+
+#[test]
+fn what_the_guest_turned_off_and_gave_up_while_it_was_held_can_be_turned_on_again() {
+    for between in [Nothing, Restarted, Replaced] {
+        for strikes in [false, true] {
+            for earlier in KINDS {
+                for kind in KINDS {
+                    let context = format!("{earlier}, {between:?}, {kind}, failed over it: {strikes}");
+                    let mut host = Host::running(&[A]);
+                    host.settle();
+                    ask(&mut host, on(earlier)).unwrap();
+                    give_up_while_held(&mut host, off(earlier), strikes);
+                    host.service.borrow_mut().restart();
+                    host.settle_for_good();
+                    between.happen(&mut host);
+                    assert_eq!(host.device.mode(), Some(earlier), "{context}");
+                    check_turned_on(&mut host, kind, &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_turned_on_for_a_guest_that_gave_up_while_it_was_held_is_turned_off_when_it_asks_again() {
+    for between in [Nothing, Restarted, Replaced] {
+        for earlier in KINDS {
+            for kind in KINDS {
+                let context = format!("{earlier}, {between:?}, {kind}");
+                let mut host = Host::running(&[A]);
+                host.settle();
+                // Done and kept, but for the answer: the stub fails over it then.
+                ask(&mut host, on(earlier)).unwrap();
+                give_up_while_held(&mut host, on(earlier), true);
+                // The guest goes on with something else.
+                let read = Request::conf_read(FIRST, 0, 4);
+                host.ask(&read, &[]).unwrap();
+                host.service.borrow_mut().restart();
+                host.settle_for_good();
+                between.happen(&mut host);
+                assert_eq!(host.device.mode(), Some(earlier), "{context}");
                 check_turned_on(&mut host, kind, &context);
             }
         }

@@ -30,24 +30,6 @@ impl Ledger {
         Self { op, now, advice }
     }
 
-    /// Keeps what the request has changed in the engine.
-    pub fn persist<P: Platform>(
-        &self,
-        request: &Request,
-        engine: &Engine<P::Ecam>,
-        platform: &mut P,
-        second: &SecondHop<P::Page>,
-    ) {
-        // A read never changes the shadow, and most writes leave it as it was: the two copies are made where it changes.
-        if request.command != Command::ConfRead
-            && let Some((guest_bdf, shadow)) = engine.shadow(request)
-            && platform.recall(guest_bdf) != Some(shadow)
-        {
-            platform.remember(guest_bdf, Some(shadow));
-            second.publish_handover(engine.shadows(), platform.crash_log().poisoned());
-        }
-    }
-
     /// Ends the attribution of failures to the request, and publishes the counters. The guest has its answer.
     pub fn close<P: Platform>(
         self,
@@ -62,5 +44,38 @@ impl Ledger {
             platform.update_crash_log(|crash_log| crash_log.answered(&self.op, self.now));
         }
         second.publish_counters(engine.counters_mut(), false);
+    }
+}
+
+/// Keeps, before the request is served, that the guest may not know the pirqs of what is on, or does not use them any more.
+/// That holds whatever becomes of the request.
+#[inline(never)]
+pub fn prepare<P: Platform>(
+    advice: Advice,
+    request: &Request,
+    engine: &mut Engine<P::Ecam>,
+    platform: &mut P,
+    second: &SecondHop<P::Page>,
+) {
+    if advice != Advice::Serve || matches!(request.command, Command::DisableMsi | Command::DisableMsix) {
+        engine.mark_unknown(request);
+        persist(request, engine, platform, second);
+    }
+}
+
+/// Keeps what the request has changed in the engine.
+pub fn persist<P: Platform>(
+    request: &Request,
+    engine: &Engine<P::Ecam>,
+    platform: &mut P,
+    second: &SecondHop<P::Page>,
+) {
+    // A read never changes the shadow, and most writes leave it as it was: the two copies are made where it changes.
+    if request.command != Command::ConfRead
+        && let Some((guest_bdf, shadow)) = engine.shadow(request)
+        && platform.recall(guest_bdf) != Some(shadow)
+    {
+        platform.remember(guest_bdf, Some(shadow));
+        second.publish_handover(engine.shadows(), platform.crash_log().poisoned());
     }
 }

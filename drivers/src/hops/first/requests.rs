@@ -2,7 +2,7 @@
 
 use super::channel::GuestChannel;
 use super::hold::Hold;
-use super::ledger::Ledger;
+use super::ledger::{self, Ledger};
 use crate::crash_log::Advice;
 use crate::hops::aer::Relay;
 use crate::hops::second::SecondHop;
@@ -46,15 +46,13 @@ pub fn serve<P: Platform>(
     let request = *taken.request();
     let now = platform.now();
     if request.command != Command::ConfRead && hold.until(now).is_some() {
+        // The guest may give it up while it is held: then this is all that is seen of it.
+        let advice = platform.see_crash_log(|crash_log| crash_log.advise(taken.head(), now));
+        ledger::prepare(advice, &request, engine, platform, second);
         return Served::Held;
     }
     let ledger = Ledger::open(*taken.head(), now, platform, second);
-    if ledger.advice != Advice::Serve || matches!(request.command, Command::DisableMsi | Command::DisableMsix)
-    {
-        // Kept at once: whatever becomes of the request, the guest does not use any more what it wanted off.
-        engine.mark_unknown(&request);
-        ledger.persist(&request, engine, platform, second);
-    }
+    ledger::prepare(ledger.advice, &request, engine, platform, second);
     // The copy in private memory is what is judged, served and kept: the guest may change its page meanwhile (XSA-155).
     let reply = if ledger.advice == Advice::Refuse {
         engine.refuse(&request, now)
@@ -64,7 +62,7 @@ pub fn serve<P: Platform>(
         engine.serve(&request, taken.entries(), &mut dom0, now)
     };
     // Before the answer: what the guest has been told must hold after a restart.
-    ledger.persist(&request, engine, platform, second);
+    ledger::persist(&request, engine, platform, second);
     inject::point(platform, Point::Done(request.command));
     let answer = match &reply {
         Ok(Reply::Value(value)) => Ok(Success::Value(*value)),
@@ -77,7 +75,7 @@ pub fn serve<P: Platform>(
         Delivery::Late => {
             engine.count(Counter::LateAnswers);
             engine.mark_unknown(&request);
-            ledger.persist(&request, engine, platform, second);
+            ledger::persist(&request, engine, platform, second);
         }
     }
     // The guest has its answer: what follows takes none of its time.
