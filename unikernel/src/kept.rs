@@ -151,8 +151,8 @@ impl Copies {
 
 struct Kept(UnsafeCell<Copies>);
 
-// SAFETY: there is one thread, and no reference into the cell outlives the call of `with` that made it; a failure
-// inside of such a call is never returned from.
+// SAFETY: there is one thread, and references into the cell are made by `read` and `write` alone, which say why they are
+// sound. The timer's upcall, which interrupts that thread, makes one only if it ends the run.
 unsafe impl Sync for Kept {}
 
 #[unsafe(link_section = ".keep")]
@@ -196,15 +196,28 @@ static IS_UNDER_WAY: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
 
-fn with<R>(access: impl FnOnce(&mut Copies) -> R) -> R {
-    // SAFETY: the only reference to the cell while `access` runs: nothing that is passed to `with` in this module calls
-    // it again, and there is no other thread.
+/// Calls `access` with the copies. It may read kept memory again, and must not change it.
+fn read<R>(access: impl FnOnce(&Copies) -> R) -> R {
+    // SAFETY: all references to the cell that are used while `access` runs are shared ones: nothing that is passed here calls
+    // `write`. The closures of this module do not. That of `see_crash_log` comes through `Platform::see_crash_log`, which
+    // borrows the platform: the drivers change kept memory through the platform and its pages alone, and use no page there.
+    // If `access` fails, the end of the run calls `write` and never returns, so this reference is not used again.
+    access(unsafe { &*KEPT.0.get() })
+}
+
+/// Calls `access` with the copies, for changes. It must not come back to kept memory.
+fn write<R>(access: impl FnOnce(&mut Copies) -> R) -> R {
+    // SAFETY: the only reference to the cell that is used from here until `access` returns: nothing that is passed to `read`
+    // calls this function, and nothing that is passed here calls this one or `read`. The closures of this module do not.
+    // That of `update_crash_log` comes through `Platform::update_crash_log`, which borrows the platform exclusively. At the
+    // end of a run this function may be called inside of `read` or of itself. The end never returns, so the reference
+    // of before is not used again.
     access(unsafe { &mut *KEPT.0.get() })
 }
 
 /// See [`Copies::change`].
 fn change<R>(change: impl FnOnce(&mut Record) -> R) -> Result<R, Damaged> {
-    with(|kept| kept.change(change))
+    write(|kept| kept.change(change))
 }
 
 /// As [`change`], for the middle of other work: a damaged record ends this run, and with it the domain.
@@ -214,7 +227,7 @@ fn change_or_fail<R>(what: impl FnOnce(&mut Record) -> R) -> R {
 
 /// Makes the record if this is a first run.
 pub fn open() {
-    with(Copies::open);
+    write(Copies::open);
 }
 
 /// The start of the first run, which is `now` if this is it. Both are Xen's system time in nanoseconds.
@@ -227,12 +240,12 @@ pub fn boot_time(now: u64) -> u64 {
     })
 }
 
-/// Calls `see` with the crash log. `see` must not come back to this module, except to end the run.
+/// Calls `see` with the crash log. `see` must not change kept memory, except by ending the run.
 pub fn see_crash_log<R>(see: impl FnOnce(&CrashLog) -> R) -> R {
-    with(|kept| see(&kept.current().record.crash_log))
+    read(|kept| see(&kept.current().record.crash_log))
 }
 
-/// Changes the crash log.
+/// Changes the crash log. `what` must not come back to this module, except by ending the run.
 pub fn update_crash_log(what: impl FnOnce(&mut CrashLog)) {
     change_or_fail(|record| what(&mut record.crash_log));
 }
@@ -334,7 +347,7 @@ fn set_foreign(from: u32, va: u32, handle: u32) -> Option<()> {
 
 /// The foreign pages that are mapped: address and handle. One without a handle may or may not be mapped.
 pub fn foreign() -> impl Iterator<Item = (usize, Option<u32>)> {
-    let mapped = with(|kept| kept.current().record.foreign);
+    let mapped = read(|kept| kept.current().record.foreign);
     let mapped = mapped.into_iter().filter(|entry| entry.va != 0);
     mapped.map(|entry| {
         let handle = (entry.handle != NO_HANDLE).then_some(entry.handle);
@@ -351,6 +364,24 @@ pub fn is_foreign(va: usize) -> bool {
 mod tests {
     use super::*;
     use alloc::vec::Vec;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Held by a test that uses the record itself: the stub has one thread.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn whoever_reads_kept_memory_may_read_it_again_meanwhile() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        open();
+        read(|outer| {
+            let inner = see_crash_log(|crash_log| {
+                assert_eq!(crash_log, &outer.current().record.crash_log);
+                assert_eq!(foreign().count(), 0);
+                core::ptr::from_ref(crash_log)
+            });
+            assert!(core::ptr::eq(inner, &outer.current().record.crash_log), "no copy");
+        });
+    }
 
     #[test]
     fn a_record_is_believed_as_long_as_nobody_else_has_written_to_it() {
@@ -440,6 +471,7 @@ mod tests {
 
     #[test]
     fn foreign_pages_are_known_from_before_they_are_mapped_until_they_are_not() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         open();
         for page in 1..=FOREIGN_MAX {
             expect_foreign(page * 0x1000).unwrap();
@@ -452,5 +484,8 @@ mod tests {
         forget_foreign(0x2000);
         assert!(!is_foreign(0x2000));
         assert!(expect_foreign(0x9000).is_ok());
+        for (va, _) in foreign() {
+            forget_foreign(va);
+        }
     }
 }
