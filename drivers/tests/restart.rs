@@ -7,6 +7,7 @@ use common::service::Mood;
 use drivers::crash_log::Cause;
 use drivers::error::MessageKind;
 use drivers::hops::second::TIMEOUT;
+use drivers::snapshot::FUNCTIONS_MAX;
 use drivers::stub::Outcome;
 use pci::bdf::Bdf;
 use std::cell::Cell;
@@ -117,15 +118,21 @@ fn a_read_that_waits_is_answered_before_xenstore_is_asked() {
     assert!(!asks_xenstore_first(&mut host), "and after another");
 }
 
+/// A guest in service with so many functions.
+fn running_with(count: u32) -> Host {
+    let devices: Vec<_> = (0..count)
+        .map(|index| format!("0000:01:{:02x}.{}", index / 8, index % 8))
+        .collect();
+    let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
+    let mut host = Host::running(&devices);
+    host.settle();
+    host
+}
+
 #[test]
 fn a_restart_asks_xenstore_no_more_for_many_devices_than_for_one() {
     let requests = |count: u32| {
-        let devices: Vec<_> = (0..count)
-            .map(|index| format!("0000:01:{:02x}.{}", index / 8, index % 8))
-            .collect();
-        let devices: Vec<&str> = devices.iter().map(String::as_str).collect();
-        let mut host = Host::running(&devices);
-        host.settle();
+        let mut host = running_with(count);
         let before = host.requests();
         host.fail();
         assert_eq!(host.requests(), before, "not before the first step");
@@ -140,7 +147,18 @@ fn a_restart_asks_xenstore_no_more_for_many_devices_than_for_one() {
     let one = requests(1);
     assert!(one < 40, "{one}");
     assert_eq!(requests(32), one);
-    assert_eq!(requests(256), one);
+    assert_eq!(requests(FUNCTIONS_MAX as u32), one);
+}
+
+#[test]
+fn a_guest_with_more_functions_than_a_stub_can_map_would_be_served_by_what_xenstore_says() {
+    let mut host = running_with(FUNCTIONS_MAX as u32 + 1);
+    let before = host.requests();
+    host.fail();
+    assert!(host.requests() > before);
+    host.settle();
+    let last = Bdf::from_devfn(0, 0, FUNCTIONS_MAX as u8);
+    assert!(host.ask(&Request::conf_read(last, 0, 4), &[]).is_ok());
 }
 
 #[test]

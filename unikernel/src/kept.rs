@@ -4,12 +4,13 @@
 //! by a checksum over all its bytes, a word about a function by a check value of its own, the parts of the [`SNAPSHOT`] by theirs, and the two numbers of the
 //! xenstore connection by what xenstored sends next. In a first run all of it is zero.
 
+use crate::memory::WINDOW_COUNT;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
 use core::time::Duration;
 use drivers::crash_log::{Cause, CrashLog, Next, Op};
 use drivers::platform::Errno;
-use drivers::snapshot::Snapshot;
+use drivers::snapshot::{FUNCTIONS_MAX, Snapshot};
 use pci::bdf::Bdf;
 
 /// Version of [`Record`], not 0. A run only meets the records of its own image.
@@ -165,6 +166,8 @@ static SHADOWS: [[AtomicU32; 3]; 256] = [const { [const { AtomicU32::new(0) }; 3
 /// The guest's connection and its functions.
 #[unsafe(link_section = ".keep")]
 pub static SNAPSHOT: Snapshot = Snapshot::new();
+// Each function takes a window.
+const _: () = assert!(WINDOW_COUNT <= FUNCTIONS_MAX);
 
 /// Index in xenstored's ring at which its next message begins.
 #[unsafe(link_section = ".keep")]
