@@ -248,6 +248,8 @@ mod tests {
         ] {
             let snapshot = kept();
             change(&snapshot);
+            // Already before it has other functions than are counted.
+            assert!(!snapshot.connection.is_sealed());
             assert_eq!(snapshot.take(), None);
             let functions = snapshot.count();
             let changed = Connection {
@@ -295,7 +297,9 @@ mod tests {
         };
         snapshot.confirm(all);
         assert_eq!(snapshot.take(), Some(all));
+        snapshot.confirm(all);
         snapshot.put(&[78; FUNCTION_WORDS]);
+        assert_eq!(snapshot.take(), None, "a change");
         snapshot.confirm(Connection {
             functions: FUNCTIONS_MAX + 1,
             ..CONNECTION

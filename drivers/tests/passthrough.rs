@@ -187,3 +187,21 @@ fn a_stub_that_is_started_anew_in_the_other_mode_serves_no_device_at_a_place_tha
     assert!(error.contains("0000:02:00.0 cannot have stood"), "{error}");
     assert_eq!(ids_at(&mut host, B), Err(-1));
 }
+
+#[test]
+fn a_run_that_goes_by_what_the_last_one_has_left_takes_up_each_device_where_it_is() {
+    let mut host = running(&[A, B]);
+    for round in 0..3 {
+        let before = host.requests();
+        host.fail();
+        assert_eq!(host.requests(), before, "round {round}: it goes by what was left");
+        host.settle();
+        assert!(ids_at(&mut host, A).is_ok() && ids_at(&mut host, B).is_ok());
+        assert_eq!(ids_at(&mut host, "0000:00:00.0"), Err(-1));
+        assert_eq!(roots(&mut host), ["0000:00", "0000:02"]);
+    }
+    host.plug(&[C]);
+    host.dance();
+    assert!(ids_at(&mut host, C).is_ok(), "a device that comes later, too");
+    assert_eq!(roots(&mut host), ["0000:00", "0000:02", "0000:03"]);
+}

@@ -386,6 +386,58 @@ mod tests {
         });
     }
 
+    /// Where section `.keep` of this program lies in memory, by its ELF header and where it was loaded.
+    fn keep_section() -> core::ops::Range<usize> {
+        let file = std::fs::read("/proc/self/exe").unwrap();
+        let number = |at: usize, size: usize| {
+            file[at..at + size]
+                .iter()
+                .rev()
+                .fold(0, |number, byte| number << 8 | usize::from(*byte))
+        };
+        let (table, size, count, names) = (number(40, 8), number(58, 2), number(60, 2), number(62, 2));
+        let field = |section: usize, at, size_of| number(table + section * size + at, size_of);
+        let name_of = |section| field(names, 24, 8) + field(section, 0, 4);
+        let keep = (0..count)
+            .find(|&section| file[name_of(section)..].starts_with(b".keep\0"))
+            .expect("the section");
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let program = std::fs::read_link("/proc/self/exe").unwrap();
+        let first = maps
+            .lines()
+            .find(|line| line.ends_with(program.to_str().unwrap()));
+        let (base, _) = first.unwrap().split_once('-').unwrap();
+        // Loaded from its first byte on, which has address 0 in a program that can lie anywhere.
+        let start = usize::from_str_radix(base, 16).unwrap() + field(keep, 16, 8);
+        start..start + field(keep, 32, 8)
+    }
+
+    #[test]
+    fn what_the_next_run_finds_lies_where_it_is_not_cleared() {
+        fn ends<T>(kept: &T) -> [usize; 2] {
+            let start = core::ptr::from_ref(kept).addr();
+            [start, start + size_of::<T>() - 1]
+        }
+        let section = keep_section();
+        for ends in [
+            ends(&KEPT),
+            ends(&SHADOWS),
+            ends(&SNAPSHOT),
+            ends(&NEXT_REPLY),
+            ends(&LAST_REQUEST),
+        ] {
+            assert!(
+                ends.iter().all(|end| section.contains(end)),
+                "{ends:x?} in {section:x?}"
+            );
+        }
+        #[cfg(feature = "net")]
+        for ends in [ends(&LINES), ends(&STRIKES)] {
+            assert!(ends.iter().all(|end| section.contains(end)));
+        }
+        assert!(!section.contains(&ends(&UNDER_WAY)[0]), "that of one run alone");
+    }
+
     #[test]
     fn a_record_is_believed_as_long_as_nobody_else_has_written_to_it() {
         let mut record = Record::FIRST;
