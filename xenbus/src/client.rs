@@ -54,6 +54,11 @@ pub trait Transport {
     fn receive(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error>;
     /// True if at least one byte can be received without blocking.
     fn ready(&mut self) -> Result<bool, Self::Error>;
+
+    /// True if bytes were read ahead and not received yet. Whoever waits for the descriptor below does not hear of them.
+    fn has_read_ahead(&self) -> bool {
+        false
+    }
 }
 
 /// A request to xenstored, as the methods of [`Store`] and [`Client`] make it: checked, and ready to be sent.
@@ -330,6 +335,31 @@ impl<T: Transport> Client<T> {
         reply.map(drop)
     }
 
+    /// As [`Self::watch`], for many pairs of path and token at once. After an error the other watches are set all the same.
+    pub fn watch_all<P: AsRef<str>, K: AsRef<str>>(
+        &mut self,
+        watches: &[(P, K)],
+    ) -> Result<(), Error<T::Error>> {
+        let watches = watches
+            .iter()
+            .map(|(path, token)| (path.as_ref(), token.as_ref()));
+        let requests = watches
+            .clone()
+            .map(|(path, token)| watch_request(Kind::Watch, path, token));
+        let requests = requests.collect::<Result<_, _>>()?;
+        for (path, token) in watches.clone() {
+            self.events.add_watch(path, token);
+        }
+        let mut all = Ok(());
+        for ((path, token), reply) in watches.zip(self.submit_all(requests)) {
+            if reply.is_err() {
+                self.events.remove_watch(path, token);
+            }
+            all = all.and(reply.map(drop));
+        }
+        all
+    }
+
     /// Ends a watch. Its events that are not yet asked for are dropped.
     pub fn unwatch(&mut self, path: &str, token: &str) -> Result<(), Error<T::Error>> {
         // After the reply: a watch whose end is refused goes on.
@@ -338,9 +368,10 @@ impl<T: Transport> Client<T> {
         Ok(())
     }
 
-    /// True if an event is queued. It came before a reply, so the transport does not show it any more.
+    /// True if an event is queued, or may be among the bytes that were read ahead. It came together with a reply, so the
+    /// transport does not show it any more.
     pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
+        !self.events.is_empty() || self.transport.has_read_ahead()
     }
 
     /// The next event that has arrived, or `None`. Does not wait for one.

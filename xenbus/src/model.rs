@@ -57,6 +57,12 @@ impl Xenstored {
         daemon.fire(&[Change::at("@introduceDomain")]);
     }
 
+    /// How often clients have waited for replies so far. Requests that were sent one after the other, before the first of
+    /// their replies was received, count as one wait.
+    pub fn round_trips(&self) -> u64 {
+        self.0.borrow().round_trips
+    }
+
     /// A domain dies. Its home stays, as the toolstack removes that.
     pub fn release(&self, domid: u16) {
         let mut daemon = self.0.borrow_mut();
@@ -108,15 +114,17 @@ impl Transport for Connection {
         let (header, payload) = bytes.split_first_chunk().expect("a whole message");
         let header = Header::decode(header);
         assert_eq!(header.length as usize, payload.len(), "one whole message");
-        self.daemon
-            .0
-            .borrow_mut()
-            .serve(self.id, self.domid, header, payload);
+        let mut daemon = self.daemon.0.borrow_mut();
+        daemon.asking.insert(self.id);
+        daemon.serve(self.id, self.domid, header, payload);
         Ok(())
     }
 
     fn receive(&mut self, bytes: &mut [u8]) -> Result<(), ConnectionError> {
         let mut daemon = self.daemon.0.borrow_mut();
+        if daemon.asking.remove(&self.id) {
+            daemon.round_trips += 1;
+        }
         let outbox = daemon.outboxes.get_mut(&self.id).expect("an open connection");
         if outbox.len() < bytes.len() {
             return Err(ConnectionError::NothingToReceive);
@@ -173,6 +181,9 @@ struct Daemon {
     next_connection: u64,
     /// Messages sent to each connection.
     arrived: BTreeMap<u64, u64>,
+    /// The connections that have sent a request and received nothing since.
+    asking: BTreeSet<u64>,
+    round_trips: u64,
     refusal: Option<(u64, usize, usize, ErrorName)>,
 }
 

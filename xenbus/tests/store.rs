@@ -78,6 +78,22 @@ mod nodes {
     }
 
     #[test]
+    fn many_requests_wait_for_xenstored_together() {
+        let daemon = Xenstored::new();
+        let mut client = connect(&daemon, 0);
+        let mut waits = |ask: &mut dyn FnMut(&mut Client<Connection>)| {
+            let before = daemon.round_trips();
+            ask(&mut client);
+            daemon.round_trips() - before
+        };
+        let paths = ["/a", "/b", "/c"].map(str::to_owned);
+        assert_eq!(waits(&mut |client| _ = client.read_optional("/a").unwrap()), 1);
+        assert_eq!(waits(&mut |client| _ = client.read_many(&paths).unwrap()), 1);
+        let watches = [("/a", "1"), ("/b", "2"), ("@releaseDomain", "3")];
+        assert_eq!(waits(&mut |client| client.watch_all(&watches).unwrap()), 1);
+    }
+
+    #[test]
     fn removing_takes_everything_below_along() {
         let mut client = connect(&Xenstored::new(), 0);
         client.write("/a/b/c", "x").unwrap();
@@ -270,6 +286,31 @@ mod watches {
         other.write("/a/b/c", "1").unwrap();
         other.write("/ab", "1").unwrap();
         assert_eq!(client.next_event().unwrap(), event("/a/b/c", "t"));
+        assert_eq!(client.next_event().unwrap(), None);
+    }
+
+    #[test]
+    fn of_watches_that_are_set_together_come_as_of_others_and_one_that_is_refused_has_none() {
+        let daemon = Xenstored::new();
+        let mut client = connect(&daemon, 0);
+        client.watch("/b", "t").unwrap();
+        client.next_event().unwrap();
+        let refused = client
+            .watch_all(&[("/a", "t"), ("/b", "t"), ("/c", "t")])
+            .unwrap_err();
+        assert_eq!(refused.cause(), &Cause::Refused(ErrorName::Eexist));
+        for path in ["/a", "/c"] {
+            assert_eq!(client.next_event().unwrap(), event(path, "t"));
+        }
+        connect(&daemon, 0).write("/c/d", "1").unwrap();
+        connect(&daemon, 0).write("/b/d", "1").unwrap();
+        for path in ["/c/d", "/b/d"] {
+            assert_eq!(
+                client.next_event().unwrap(),
+                event(path, "t"),
+                "the earlier watch goes on"
+            );
+        }
         assert_eq!(client.next_event().unwrap(), None);
     }
 

@@ -268,13 +268,11 @@ impl Attachment {
         let Some(ends) = store.read_optional(&root)? else {
             return Ok(None);
         };
-        let mut nodes = BTreeMap::new();
-        for key in store.directory(&root)? {
-            // A node may be gone since the listing. The end of the transaction fails then, and it is tried again.
-            if let Some(value) = store.read_optional(&format!("{root}/{key}"))? {
-                nodes.insert(key, value);
-            }
-        }
+        let keys = store.directory(&root)?;
+        let paths: Vec<String> = keys.iter().map(|key| format!("{root}/{key}")).collect();
+        // A node may be gone since the listing. The end of the transaction fails then, and it is tried again.
+        let values = store.read_many(&paths)?;
+        let nodes = keys.into_iter().zip(values).filter_map(present).collect();
         Ok(Some(Self::from_nodes(stub, &ends, &nodes)))
     }
 
@@ -731,6 +729,25 @@ pub(crate) mod tests {
         assert_eq!(Attachment::read(&mut store, 10).unwrap(), None);
         attachment().remove(&mut store).unwrap();
         other.write(&mut store).unwrap();
+    }
+
+    #[test]
+    fn to_read_a_record_takes_as_many_round_trips_for_many_devices_as_for_one() {
+        let daemon = Xenstored::new();
+        let mut store = dom0(&daemon);
+        let mut few = attachment();
+        few.write(&mut store).unwrap();
+        let more = (7..20).map(|number| device(&format!("00:{number:02x}.0")));
+        let mut waits = |record: &Attachment| {
+            record.write(&mut store).unwrap();
+            let before = daemon.round_trips();
+            assert_eq!(Attachment::read(&mut store, 4).unwrap().as_ref(), Some(record));
+            daemon.round_trips() - before
+        };
+        // The transaction, its beginning and its end: the record, its nodes, their values.
+        assert_eq!(waits(&few), 5);
+        few = few.with(more.collect());
+        assert_eq!(waits(&few), 5);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //! An errand concerns no single stub. New domains, which must be paused before they run, and the list come at once. All other
 //! errands wait until no stub is due, for a guest may wait for its stub. They do not wait for ever, or stubs that flood
 //! would keep them from being done.
+//!
+//! A worker that takes over serves the stubs first, because guests wait for them: nothing but the list comes before.
 
-use crate::records::ATTACHMENTS;
+use crate::records::{ATTACHMENTS, assignable};
 use crate::serve::throttle::{Limit, Throttle};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -99,15 +101,15 @@ impl StubTurn {
     }
 }
 
-/// Longest time that an errand waits for stubs.
+/// Longest time that an errand waits for stubs, and that all errands wait for a worker to take over.
 const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
 /// Token of the watches that tell of new domains.
-pub const DOMAINS_TOKEN: &str = "domains";
+const DOMAINS_TOKEN: &str = "domains";
 /// Token of the watch that tells of domains that have ended.
-pub const DEATHS_TOKEN: &str = "deaths";
+const DEATHS_TOKEN: &str = "deaths";
 /// Token of the watch on libxl's notes of devices.
-pub const LIBXL_TOKEN: &str = "libxl";
+const LIBXL_TOKEN: &str = "libxl";
 const STATE: &str = "state-";
 const PUBLISHED: &str = "published-";
 
@@ -126,6 +128,21 @@ pub fn watches(stub: DomId) -> [(String, String); 2] {
     [
         (Hop::second_hop(stub).frontend_node(key::STATE), state_token(stub)),
         (DeviceType::Pci.backends(stub), published_token(stub)),
+    ]
+}
+
+/// The nodes that are watched whatever stubs there are, each with its token. Those by which stubs are found come first: by the
+/// time that all are set, their first events are there.
+pub fn host_watches() -> [(String, &'static str); 6] {
+    [
+        (DeviceType::Bulkhead.backends(0), ""),
+        (ATTACHMENTS.to_owned(), ""),
+        ("@releaseDomain".to_owned(), DEATHS_TOKEN),
+        (assignable::DEVICES.to_owned(), LIBXL_TOKEN),
+        // libxl writes below `/vm` before it builds the domain, so that there is time to pause it. A toolstack that does not
+        // is heard of when it introduces the domain.
+        ("/vm".to_owned(), DOMAINS_TOKEN),
+        ("@introduceDomain".to_owned(), DOMAINS_TOKEN),
     ]
 }
 
@@ -184,9 +201,18 @@ pub struct Agenda {
     last: DomId,
     /// When each errand is to be done.
     errands: BTreeMap<Errand, Instant>,
+    /// While this worker takes over: when it has to go on to other work than the stubs.
+    taking_over: Option<Instant>,
 }
 
 impl Agenda {
+    /// This worker takes over from an earlier one. The list comes first and the stubs then. Everything else waits until no
+    /// stub is due, and not longer than [`ERRAND_WAITS`].
+    pub fn take_over(&mut self, now: Instant) {
+        self.mark_errand(Errand::List, now);
+        self.taking_over = Some(now + ERRAND_WAITS);
+    }
+
     /// Marks what an event is about.
     pub fn mark(&mut self, concern: Concern, now: Instant) {
         match concern {
@@ -235,6 +261,15 @@ impl Agenda {
 
     /// Takes the next piece of work; `None` if nothing is due.
     pub fn next(&mut self, now: Instant) -> Option<Work> {
+        if self.taking_over.is_some_and(|until| now < until) {
+            let work = self
+                .next_errand(|errand, due| errand == Errand::List && due <= now)
+                .or_else(|| self.next_stub(now));
+            if work.is_some() {
+                return work;
+            }
+        }
+        self.taking_over = None;
         let is_due = |errand: Errand, due: Instant| {
             let is_urgent = matches!(errand, Errand::Domains | Errand::List | Errand::Deaths);
             due <= now && (is_urgent || due + ERRAND_WAITS <= now)
@@ -488,6 +523,51 @@ mod tests {
         ];
         assert_eq!(order.map(|_| agenda.next(now)), order);
         assert_eq!(agenda.idle(now), None);
+    }
+
+    #[test]
+    fn a_worker_that_takes_over_comes_to_new_domains_when_no_stub_waits_or_half_a_second_has_passed() {
+        let start = Instant::now();
+        let taking_over = || {
+            let mut agenda = Agenda::default();
+            agenda.take_over(start);
+            // The first events of the watches, in any order.
+            for concern in [Concern::Domains, Concern::Deaths, Concern::Libxl, Concern::All] {
+                agenda.mark(concern, start);
+            }
+            assert_eq!(agenda.next(start), Some(Work::Errand(Errand::List)));
+            keep(&mut agenda, [3, 5], start);
+            agenda
+        };
+        let domains = Some(Work::Errand(Errand::Domains));
+        let mut agenda = taking_over();
+        assert_eq!(agenda.next(start), look(3));
+        // What comes meanwhile is not lost: a guest that starts, and a change of a stub or of the list.
+        agenda.mark(Concern::Domains, start);
+        agenda.mark(Concern::Stub(3), start);
+        agenda.mark(Concern::All, start);
+        assert_eq!(agenda.next(start), Some(Work::Errand(Errand::List)));
+        assert_eq!(agenda.next(start), look(5));
+        assert_eq!(agenda.next(start), look(3));
+        assert_eq!(agenda.next(start), domains);
+        // From then on new domains come before stubs again.
+        agenda.mark(Concern::Stub(3), start);
+        agenda.mark(Concern::Domains, start);
+        assert_eq!(agenda.next(start), domains);
+
+        // A stub that cannot be served yet keeps nothing from being done.
+        let mut agenda = taking_over();
+        for stub in [3, 5] {
+            assert_eq!(agenda.next(start), look(stub));
+            agenda.later(stub, StubTurn::LOOK, start);
+        }
+        assert_eq!(agenda.next(start), domains);
+
+        // Nor do stubs that are due again and again.
+        let mut agenda = taking_over();
+        let late = start + ERRAND_WAITS;
+        assert_eq!(agenda.next(late - Duration::from_millis(1)), look(3));
+        assert_eq!(agenda.next(late), domains);
     }
 
     #[test]

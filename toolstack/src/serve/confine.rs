@@ -200,6 +200,9 @@ const CALLS: &[(i64, &[&[Only]])] = &[
     (libc::SYS_mremap, &[]),
     (libc::SYS_madvise, &[]),
     (libc::SYS_brk, &[]),
+    // While a worker stands by (`serve::memory`): what it has by then, and nothing that comes later.
+    (libc::SYS_mlockall, &[&[only(0, ALL, libc::MCL_CURRENT as u64)]]),
+    (libc::SYS_munlockall, &[]),
     // Threads, and no processes.
     (
         libc::SYS_clone,

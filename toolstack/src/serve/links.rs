@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use xen::xenctrl::{DomId, Xenctrl};
-use xenbus::client::Store as _;
+use xenbus::client::Store as Nodes;
 use xenbus::path::{Device as Hop, key};
 use xenbus::state::XenbusState;
 
@@ -149,8 +149,8 @@ impl Links {
         use XenbusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
         let stub = attachment.stub.domid;
         let hop = Hop::second_hop(stub);
-        let own = host.store.read_state(&hop.backend_node(key::STATE))?;
-        let theirs = host.store.read_state(&hop.frontend_node(key::STATE))?;
+        let nodes = [hop.backend_node(key::STATE), hop.frontend_node(key::STATE)];
+        let [own, theirs] = states(&host.store.read_many(&nodes)?);
         // What a stub writes counts only in pairs with the own state, so that any other state of it changes nothing.
         match (own, theirs) {
             (Initialising, Initialising) => Ok(set_state(&mut host.store, hop, InitWait)?),
@@ -243,6 +243,15 @@ impl Links {
             }
         }
     }
+}
+
+/// The states in two nodes, as [`Nodes::read_state`] has one.
+fn states(nodes: &[Option<String>]) -> [XenbusState; 2] {
+    let mut nodes = nodes.iter().map(Option::as_deref);
+    std::array::from_fn(|_| {
+        let text = nodes.next().flatten();
+        text.map_or(XenbusState::Unknown, XenbusState::parse)
+    })
 }
 
 fn set_state(store: &mut Store, hop: Hop, state: XenbusState) -> Result<(), StoreError> {

@@ -25,6 +25,7 @@ mod known;
 mod link;
 mod links;
 pub mod log_limit;
+mod memory;
 mod reclaim;
 mod report;
 mod revive;

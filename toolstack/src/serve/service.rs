@@ -15,6 +15,7 @@ use super::jobs::{Jobs, Outcome};
 use super::known::KnownRecords;
 use super::link::Link;
 use super::links::Links;
+use super::memory::LockedMemory;
 use super::reclaim::{self, reclaim_all, reclaim_some};
 use super::report::{Linked, report};
 use super::revive::{Afterwards, Revivals, StubAction};
@@ -31,9 +32,8 @@ use crate::host::{Host, Runner, suspends};
 use crate::nodes::hops::first_hop;
 use crate::nodes::suspension;
 use crate::paths;
-use crate::records::assignable;
+use crate::records::Attachment;
 use crate::records::stub_backup::Copies;
-use crate::records::{ATTACHMENTS, Attachment};
 use crate::serve::error::ServeError;
 use crate::serve::log_limit::{LogLimit, log_limited};
 use crate::serve::starts::Starts;
@@ -51,7 +51,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use xen::xenctrl::{DomId, DomainState, Xenctrl};
-use xenbus::path::DeviceType;
 
 /// Names of a worker in a list of processes: while it stands by, and while it serves.
 const SPARE: &CStr = c"bulkhead-spare";
@@ -64,6 +63,9 @@ const MOST_EVENTS: usize = 1024;
 /// Xen is asked so often which domains have ended, also if no event tells of one: what xenstored has missed is found all the
 /// same.
 const DEATHS: Duration = Duration::from_secs(10);
+
+/// A worker whose turn has not come after this time stands by, and locks its memory.
+const STANDS_BY: Duration = Duration::from_secs(1);
 
 /// All that the serving worker works with.
 pub struct Service {
@@ -139,6 +141,7 @@ impl Service {
         // The launcher answers when this worker's turn has come.
         let ticket = launcher.order(Order::Serve)?;
         let _ = set_name(SPARE);
+        let mut memory = None;
         loop {
             if let Some(turn) = launcher.poll(ticket)? {
                 turn?;
@@ -153,7 +156,13 @@ impl Service {
                 PollFd::new(&self.end, PollFlags::IN),
                 PollFd::new(&*launcher, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            // The first worker's turn comes at once.
+            let waits = match &memory {
+                None => Timespec::try_from(STANDS_BY).ok(),
+                Some(_) => None,
+            };
+            match poll(&mut fds, waits.as_ref()) {
+                Ok(0) => memory = Some(LockedMemory::lock()),
                 Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(false),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(ServeError::Wait(error.into())),
@@ -163,21 +172,15 @@ impl Service {
 
     /// Serves until the service is told to end.
     pub fn serve(&mut self) -> Result<(), ServeError> {
-        for path in [DeviceType::Bulkhead.backends(0).as_str(), ATTACHMENTS] {
-            self.host.store.watch(path, "")?;
-        }
-        self.host.store.watch("@releaseDomain", agenda::DEATHS_TOKEN)?;
-        self.host.store.watch(assignable::DEVICES, agenda::LIBXL_TOKEN)?;
-        // libxl writes below `/vm` before it builds the domain, so that there is time to pause it. A toolstack that does not
-        // is heard of when it introduces the domain.
-        for path in ["/vm", "@introduceDomain"] {
-            self.host.store.watch(path, agenda::DOMAINS_TOKEN)?;
-        }
+        // Before anything is read: what changes later brings an event.
+        self.host.store.watch_all(&agenda::host_watches())?;
         log::info!("bulkhead {} serves", env!("CARGO_PKG_VERSION"));
         // Before there are links: a device that has lost its MSI while nobody served would count as one whose MSI was being
         // turned off.
         self.restore_after_suspend()?;
-        // xenstored sends an event for each new watch, so that the first turns find every stub.
+        // An earlier worker may have served stubs, whose guests wait. xenstored sends an event for each new watch, so that
+        // everything else is looked at too.
+        self.agenda.take_over(Instant::now());
         let mut listen = Instant::now();
         let mut tell = Instant::now();
         let mut deaths = Instant::now() + DEATHS;
@@ -519,9 +522,7 @@ impl Service {
         // Before the states are read: a change after the reading then brings another turn.
         if !self.watched.contains(&stub) {
             let store = &mut self.host.store;
-            for (path, token) in agenda::watches(stub) {
-                store.watch(&path, &token)?;
-            }
+            store.watch_all(&agenda::watches(stub))?;
             self.abandoned
                 .watch(store, &attachment, &agenda::state_token(stub))?;
             self.watched.insert(stub);
@@ -559,20 +560,29 @@ impl Service {
             StubAction::Leave => Ok(()),
             StubAction::Reclaim(afterwards) => self.reclaim_unplugged(attachment, afterwards),
             StubAction::Serve => {
-                // The version that gave the devices may not have done this.
-                if !self.unsaveable.contains(&stub) {
-                    for domid in [guest.domid, stub] {
-                        suspension::refuse(&mut self.host.store, domid)?;
-                    }
-                    self.unsaveable.insert(stub);
-                }
                 // A device without its MSI would look to a new link as if its MSI was being turned off.
                 self.restore_after_suspend()?;
-                self.links
-                    .reconcile(&mut self.host, &mut self.agenda, &attachment)?;
+                let linked = self
+                    .links
+                    .reconcile(&mut self.host, &mut self.agenda, &attachment);
+                // What follows is done also for a stub that cannot be served. Nobody waits for it as the guest does for its link.
+                self.refuse_saves(stub, guest.domid)?;
+                self.revivals.connect_network(&mut self.host, &attachment)?;
+                linked?;
                 Ok(self.restart_abandoned(&attachment)?)
             }
         }
+    }
+
+    /// Has a stub and its guest refused to be saved. The version that gave the devices may not have done so.
+    fn refuse_saves(&mut self, stub: DomId, guest: DomId) -> Result<(), StoreError> {
+        if !self.unsaveable.contains(&stub) {
+            for domid in [guest, stub] {
+                suspension::refuse(&mut self.host.store, domid)?;
+            }
+            self.unsaveable.insert(stub);
+        }
+        Ok(())
     }
 
     /// Takes back the devices that a guest has let go of because its stub is dead. Notes that they are to be given to it

@@ -162,11 +162,6 @@ impl Revivals {
         match revival.step(host, attachment, stage, moment, on_death) {
             Ok((verdict, stage)) => {
                 revival.stage = stage;
-                if verdict == StubAction::Serve && !mem::replace(&mut revival.is_networked, true) {
-                    let ticket = network::attach(host, attachment)?;
-                    let stub = &attachment.stub.name;
-                    self.networks.extend(ticket.map(|ticket| (stub.clone(), ticket)));
-                }
                 Ok(verdict)
             }
             Err(error) => {
@@ -174,6 +169,19 @@ impl Revivals {
                 Err(error)
             }
         }
+    }
+
+    /// Has a stub that serves its guest get its network, once for each domain of the stub.
+    pub fn connect_network(&mut self, host: &mut Host, attachment: &Attachment) -> Result<(), RecordError> {
+        if let Some(revival) = self.stubs.get_mut(&attachment.stub.domid)
+            && !revival.is_networked
+        {
+            let ticket = network::attach(host, attachment)?;
+            revival.is_networked = true;
+            let stub = &attachment.stub.name;
+            self.networks.extend(ticket.map(|ticket| (stub.clone(), ticket)));
+        }
+        Ok(())
     }
 
     /// Gives the devices of an attachment, which were taken back, to its guest again, through a stub of another number.
