@@ -51,9 +51,6 @@ pub enum RecordError {
     /// Another domain has a device.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// The file of a device's interrupt mode cannot be made or written.
-    #[error("cannot write the file of the interrupt mode")]
-    ModeFile(#[source] std::io::Error),
 }
 
 /// A domain that has a device which was to be recorded for another one.
@@ -88,7 +85,7 @@ impl RecordError {
     pub fn stub(&self) -> Option<DomId> {
         match self {
             Self::Damaged { stub, .. } | Self::Newer { stub, .. } => Some(*stub),
-            Self::Store(_) | Self::Ended { .. } | Self::Conflict(_) | Self::ModeFile(_) => None,
+            Self::Store(_) | Self::Ended { .. } | Self::Conflict(_) => None,
         }
     }
 }

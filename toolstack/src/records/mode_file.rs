@@ -4,7 +4,8 @@
 //! where xenstore takes a round trip to a daemon that commits to a store of its own (decision 133).
 //!
 //! The file has two places. A record goes to the place of the older one by one write, as a line with a number and a checksum.
-//! A process that dies in the middle leaves the record of before.
+//! A process that dies in the middle leaves the record of before. While the file cannot be written, as when the file system is
+//! full, the node in xenstore has the record.
 
 use crate::host::store::Store;
 use crate::paths;
@@ -26,7 +27,7 @@ use xenbus::client::Store as _;
 /// The node of a device's interrupt mode in the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModeNode {
-    /// The mode itself: no service has changed it yet, or one of an earlier version has.
+    /// The mode itself: no service has changed it yet, one of an earlier version has, or the file could not be written.
     Here(Recorded),
     /// The mode is in the device's file.
     File,
@@ -112,35 +113,55 @@ pub struct ModeFile {
 }
 
 impl ModeFile {
-    /// Records in `file`, the file of a device in the record of `stub`, which is opened if it is not open yet.
+    /// Records in `file`, the file of a device in the record of `stub`, which is opened if it is not open yet. While no file
+    /// can be written, the node in xenstore has the record itself, and why is returned.
     pub fn record(
         file: &mut Option<Self>,
         store: &mut Store,
         stub: DomId,
         bdf: Bdf,
         record: ModeRecord<'_>,
-    ) -> Result<(), RecordError> {
-        match file {
-            Some(file) => file.write(record).map_err(RecordError::ModeFile),
-            None => {
-                *file = Some(Self::begin(store, stub, bdf, record)?);
-                Ok(())
-            }
-        }
+    ) -> Result<Option<io::Error>, RecordError> {
+        let written = match file {
+            Some(open) => open.write(record),
+            None => match Self::begin(store, stub, bdf, record)? {
+                Ok(open) => {
+                    *file = Some(open);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+        };
+        let Err(error) = written else {
+            return Ok(None);
+        };
+        // The next record tries to make the file anew: what it has by now must not count any more.
+        *file = None;
+        let node = mode_path(stub, bdf);
+        // A device that has left has no node, and must not get one again.
+        store.read(&node)?;
+        store.write(&node, &record.to_string())?;
+        Ok(Some(error))
     }
 
-    /// Opens the file, or makes it anew, and records.
-    fn begin(store: &mut Store, stub: DomId, bdf: Bdf, record: ModeRecord<'_>) -> Result<Self, RecordError> {
+    /// Opens the file, or makes it anew, and records. The inner error is the file's.
+    fn begin(
+        store: &mut Store,
+        stub: DomId,
+        bdf: Bdf,
+        record: ModeRecord<'_>,
+    ) -> Result<io::Result<Self>, RecordError> {
         let node = mode_path(stub, bdf);
         if store.read(&node)? == IN_FILE
             && let Ok((mut file, _)) = Self::open(bdf)
         {
-            file.write(record).map_err(RecordError::ModeFile)?;
-            return Ok(file);
+            return Ok(file.write(record).map(|()| file));
         }
         // The file counts once the node says so, and not before it is whole.
-        let file = Self::create(bdf, record).map_err(RecordError::ModeFile)?;
-        store.write(&node, IN_FILE)?;
+        let file = Self::create(bdf, record);
+        if file.is_ok() {
+            store.write(&node, IN_FILE)?;
+        }
         Ok(file)
     }
 
@@ -157,12 +178,16 @@ impl ModeFile {
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(path)?;
+            .open(&path)?;
         let (last, mut bytes) = (0, [0; SIZE]);
         let line = line(last, record);
         bytes[..line.len()].copy_from_slice(line.as_bytes());
         // All of it, so that no later record needs memory.
-        file.write_all_at(&bytes, 0)?;
+        if let Err(error) = file.write_all_at(&bytes, 0) {
+            // What there is of it takes memory where there is none.
+            let _ = fs::remove_file(path);
+            return Err(error);
+        }
         Ok(Self { file, last })
     }
 
@@ -273,7 +298,7 @@ mod tests {
         }
 
         fn begin(&mut self, record: ModeRecord<'_>) -> ModeFile {
-            ModeFile::begin(&mut self.store, STUB, bdf(), record).unwrap()
+            ModeFile::begin(&mut self.store, STUB, bdf(), record).unwrap().unwrap()
         }
 
         /// What another process reads.
@@ -372,8 +397,8 @@ mod tests {
     fn the_node_names_no_file_that_could_not_be_made() {
         let mut dom0 = Dom0::new();
         fs::remove_dir(dom0.home.path()).unwrap();
-        let error = ModeFile::begin(&mut dom0.store, STUB, bdf(), BEGUN).unwrap_err();
-        assert!(matches!(error, RecordError::ModeFile(_)), "{error}");
+        let begun = ModeFile::begin(&mut dom0.store, STUB, bdf(), BEGUN).unwrap();
+        assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(dom0.recorded(), Recorded::Mode(Mode::Intx));
     }
 
@@ -410,6 +435,53 @@ mod tests {
         let mut dom0 = Dom0::new();
         Attachment::remove_devices(&mut dom0.store, STUB, &[bdf()]).unwrap();
         assert!(ModeFile::begin(&mut dom0.store, STUB, bdf(), BEGUN).is_err());
+        assert!(dom0.store.read(&mode_path(STUB, bdf())).is_err());
+    }
+
+    #[test]
+    fn the_node_holds_the_mode_while_no_file_can_be_made() {
+        let mut dom0 = Dom0::new();
+        let home = dom0.home.path().to_path_buf();
+        let place = |path: &std::path::Path| {
+            let path = Some(path.to_path_buf());
+            paths::tests::HOME.with(|home| *home.borrow_mut() = path);
+        };
+        let mut file = None;
+        let mut record = |dom0: &mut Dom0, record: ModeRecord<'_>| {
+            ModeFile::record(&mut file, &mut dom0.store, STUB, bdf(), record).unwrap()
+        };
+        // As when there is no space: nothing can be made here.
+        place(&home.join("nothing"));
+        assert!(record(&mut dom0, BEGUN).is_some(), "it says why");
+        assert_eq!(dom0.recorded(), Recorded::Change(ModeChange::Msix(3)));
+        for mode in [msix(), Mode::Intx, Mode::Msi(55)] {
+            assert!(record(&mut dom0, ModeRecord::Mode(&mode)).is_some());
+            assert_eq!(dom0.recorded(), Recorded::Mode(mode));
+        }
+        // As soon as there is space, the file has it.
+        place(&home);
+        assert!(record(&mut dom0, ModeRecord::Mode(&msix())).is_none());
+        assert_eq!(dom0.recorded(), Recorded::Mode(msix()));
+        assert!(dom0.file().is_file());
+    }
+
+    #[test]
+    fn the_node_holds_the_mode_that_an_open_file_does_not_take() {
+        let mut dom0 = Dom0::new();
+        let mut file = Some(dom0.begin(ModeRecord::Mode(&msix())));
+        file.as_mut().unwrap().file = File::open(dom0.file()).unwrap();
+        let record = |dom0: &mut Dom0, file: &mut Option<ModeFile>, mode: &Mode| {
+            ModeFile::record(file, &mut dom0.store, STUB, bdf(), ModeRecord::Mode(mode))
+        };
+        assert!(record(&mut dom0, &mut file, &Mode::Intx).unwrap().is_some());
+        assert_eq!(dom0.recorded(), Recorded::Mode(Mode::Intx));
+        let anew = record(&mut dom0, &mut file, &Mode::Msi(52)).unwrap();
+        assert!(anew.is_none(), "a new file");
+        assert_eq!(dom0.recorded(), Recorded::Mode(Mode::Msi(52)));
+        // Of a device that has left nothing is recorded there either.
+        file.as_mut().unwrap().file = File::open(dom0.file()).unwrap();
+        Attachment::remove_devices(&mut dom0.store, STUB, &[bdf()]).unwrap();
+        assert!(record(&mut dom0, &mut file, &Mode::Intx).is_err());
         assert!(dom0.store.read(&mode_path(STUB, bdf())).is_err());
     }
 

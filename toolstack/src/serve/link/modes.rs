@@ -3,6 +3,7 @@
 use super::limits::Limits;
 use super::state::lock;
 use crate::host::store::Store;
+use crate::paths;
 use crate::records::interrupt_mode::{Mode, ModeChange, ModeRecord, Recorded};
 use crate::records::{Attachment, ModeFile, RecordError};
 use crate::serve::log_limit::log_limited;
@@ -40,10 +41,21 @@ impl<'a> ModeRecorder<'a> {
         inject::point(Point::Note);
         let recorded = ModeFile::record(file, self.store, self.stub, bdf, record);
         inject::point(Point::Noted);
+        if let Ok(Some(error)) = &recorded {
+            log_limited!(
+                lock(self.limits).mode_changes,
+                Level::Warn,
+                DEVICE = bdf;
+                "stub {name}: {bdf}: xenstore has the interrupt mode, because its file in {run} cannot be written: {error}; \
+                 `df {run}` shows whether there is space",
+                name = self.name,
+                run = paths::RUN,
+            );
+        }
         match (recorded, record) {
             // The mode that it ends in is logged.
-            (Ok(()), ModeRecord::Change(_)) => {}
-            (Ok(()), ModeRecord::Mode(mode)) => self.recorded.push((bdf, mode.clone())),
+            (Ok(_), ModeRecord::Change(_)) => {}
+            (Ok(_), ModeRecord::Mode(mode)) => self.recorded.push((bdf, mode.clone())),
             (Err(error), record) => log_limited!(
                 lock(self.limits).mode_changes,
                 Level::Error,
