@@ -25,12 +25,17 @@ impl<C: ConfigAccess> Functions<C> {
         attachment: &Attachment,
         open: impl FnMut(Bdf) -> Result<C, E>,
     ) -> Result<Self, E> {
-        let mut functions = Self {
-            guest: attachment.guest.domid,
-            functions: Vec::new(),
-        };
+        let mut functions = Self::none(attachment.guest.domid);
         functions.follow(attachment, open)?;
         Ok(functions)
+    }
+
+    /// No device of this guest is in service yet.
+    pub const fn none(guest: DomId) -> Self {
+        Self {
+            guest,
+            functions: Vec::new(),
+        }
     }
 
     /// Takes devices into service that the attachment has gained, and drops those that it has lost. The state of the

@@ -92,6 +92,12 @@ impl Sysfs {
         Some(std::os::unix::fs::MetadataExt::ino(&directory))
     }
 
+    /// True if the function is there, and is the one whose directory had this inode. Without an inode any function will do.
+    pub fn is_same(&self, bdf: Bdf, inode: Option<u64>) -> bool {
+        let found = self.inode(bdf);
+        found.is_some() && (inode.is_none() || found == inode)
+    }
+
     /// Vendor and device. Linux knows them of a virtual function too, whose own registers read all-ones.
     pub fn ids(&self, bdf: Bdf) -> Result<Ids, SysfsError> {
         Ok(Ids {

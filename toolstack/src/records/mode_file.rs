@@ -298,7 +298,9 @@ mod tests {
         }
 
         fn begin(&mut self, record: ModeRecord<'_>) -> ModeFile {
-            ModeFile::begin(&mut self.store, STUB, bdf(), record).unwrap().unwrap()
+            ModeFile::begin(&mut self.store, STUB, bdf(), record)
+                .unwrap()
+                .unwrap()
         }
 
         /// What another process reads.

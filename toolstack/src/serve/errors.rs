@@ -5,7 +5,7 @@
 //! answers its requests.
 
 use super::jobs::Jobs;
-use super::link::{Link, LinkError};
+use super::link::{self, Link, LinkError};
 use super::links::Links;
 use super::suspended::SuspendedDevices;
 use crate::function::Functions;
@@ -380,9 +380,9 @@ fn resume(cx: &Context<'_>, attachment: &Attachment, bdf: Bdf, in_doubt: bool) -
     // Alone: one that cannot be opened keeps no other.
     let others: Vec<Bdf> = attachment.bdfs().filter(|&other| other != bdf).collect();
     let alone = attachment.without(&others);
-    let functions = Functions::new(&alone, |bdf| {
-        cx.host.sysfs.open_config(bdf).map_err(LinkError::from)
-    })?;
+    let mut functions = Functions::none(attachment.guest.domid);
+    // One that dom0 has removed and found again is dom0's, and gets nothing of the guest's.
+    link::follow(&mut functions, &alone, &cx.host.sysfs)?;
     let function = functions
         .get(bdf)
         .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;

@@ -31,10 +31,10 @@ impl Owner {
     pub fn of(device: &Device, sysfs: &Sysfs) -> Self {
         let bdf = device.bdf;
         // xen-pciback takes a slot again that it once held, so its driver alone does not tell (decision 78).
-        let anew = device.inode.is_some() && sysfs.inode(bdf) != device.inode;
+        let is_same = sysfs.is_same(bdf, device.inode);
         match sysfs.driver(bdf) {
             Some(driver) if driver != PCIBACK => Self::Driver(driver),
-            Some(_) if !anew => Self::Pciback,
+            Some(_) if is_same => Self::Pciback,
             _ if sysfs.exists(bdf) => Self::Undriven,
             _ => Self::Gone,
         }

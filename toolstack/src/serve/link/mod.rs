@@ -3,10 +3,12 @@
 mod answerer;
 mod limits;
 mod modes;
+mod removed;
 mod ring_params;
 mod state;
 
 pub use limits::Limits;
+pub use removed::follow;
 pub use ring_params::{NodeError, RingParams, ring_params};
 pub use state::{Handle, lock};
 
@@ -17,8 +19,10 @@ use crate::function::aer::{Health, Told};
 use crate::host::store;
 use crate::host::sysfs::{Sysfs, SysfsError};
 use crate::records::Attachment;
+use crate::serve::log_limit::log_limited;
 use crate::service_log::{self, About};
 use answerer::Answerer;
+use log::Level;
 use pci::bdf::Bdf;
 use state::LinkState;
 use std::io;
@@ -109,8 +113,17 @@ impl Link {
     ) -> Result<Self, LinkError> {
         let RingParams { grant, port } = ring_params;
         let stub = attachment.stub.domid;
-        let mut functions =
-            Functions::new(attachment, |bdf| sysfs.open_config(bdf).map_err(LinkError::from))?;
+        let mut functions = Functions::none(attachment.guest.domid);
+        for bdf in removed::follow(&mut functions, attachment, sysfs)? {
+            // A stub restarts as often as it likes, and has a new link each time.
+            log_limited!(
+                lock(&limits).complaints,
+                Level::Error,
+                DEVICE = bdf;
+                "{}",
+                removed::message(attachment, bdf)
+            );
+        }
         report_errors(&mut functions, sysfs);
         let page = GrantedPage::map(stub, grant).map_err(|source| LinkError::Page { grant, source })?;
         let channel = EventChannel::bind(stub, port).map_err(|source| LinkError::Port { port, source })?;
@@ -183,9 +196,10 @@ impl Link {
 
     /// Serves the devices that the attachment has now.
     pub fn follow(&self, attachment: &Attachment, sysfs: &Sysfs) -> Result<(), LinkError> {
-        let open = |bdf| sysfs.open_config(bdf).map_err(LinkError::from);
         let mut shared = self.handle.lock();
-        shared.functions.follow(attachment, open)?;
+        for bdf in removed::follow(&mut shared.functions, attachment, sysfs)? {
+            log::error!(DEVICE:% = bdf; "{}", removed::message(attachment, bdf));
+        }
         report_errors(&mut shared.functions, sysfs);
         Ok(())
     }
