@@ -8,7 +8,7 @@ use crate::admission::declared::{DeclaredError, declared, has_file};
 use crate::handover::carry::follow_kept;
 use crate::host::domains::{self, Domain, present};
 use crate::host::launcher::{Order, Ticket};
-use crate::host::store::Store;
+use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
 use crate::records::unfinished;
 use crate::records::{Carried, GuestStart, RecordError, Stage, forget_start};
@@ -21,6 +21,7 @@ use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use xen::xenctrl::{DomId, Hypervisor};
+use xenbus::client::Store as _;
 
 /// The domains that were looked at, and the starts that are under way.
 pub struct Starts {
@@ -28,6 +29,9 @@ pub struct Starts {
     directory: PathBuf,
     /// The UUID of each domain that was looked at.
     known: BTreeMap<DomId, String>,
+    /// The UUIDs among these whose directory in `/vm` was removed, or changed itself. A guest that starts again keeps its UUID,
+    /// and its last domain may still be known then.
+    ending: BTreeSet<String>,
     /// What events have told of since.
     news: NewDomains,
     orders: Vec<(Domain, Ticket)>,
@@ -63,6 +67,7 @@ impl Starts {
         Self {
             directory: directory.to_owned(),
             known: BTreeMap::new(),
+            ending: BTreeSet::new(),
             news: NewDomains::All,
             orders: Vec::new(),
         }
@@ -76,23 +81,36 @@ impl Starts {
     /// Takes in that this node has changed: one of `/vm`, where libxl has a directory for each domain, by its UUID; or that a
     /// domain was introduced. Returns false if that is no news, for the domain was looked at.
     pub fn hear(&mut self, node: &str) -> bool {
-        let below = node.strip_prefix("/vm").map(|below| below.split('/').nth(1));
-        match (below, &mut self.news) {
+        let Some(below) = node.strip_prefix("/vm") else {
             // A toolstack that has nothing in `/vm` has introduced one.
-            (None, _) | (Some(_), NewDomains::All) => true,
+            return true;
+        };
+        let mut names = below.split('/').skip(1);
+        let Some(uuid) = names.next() else {
             // Events were folded.
-            (Some(None), _) => {
-                self.news = NewDomains::All;
-                true
-            }
-            (Some(Some(uuid)), NewDomains::Some(news)) => {
-                let is_news = self.known.values().all(|known| known != uuid);
-                if is_news {
+            self.news = NewDomains::All;
+            return true;
+        };
+        let is_directory = names.next().is_none();
+        if is_directory && self.known.values().any(|known| known == uuid) {
+            // Removed, unless the next look finds it.
+            self.ending.insert(uuid.to_owned());
+        }
+        let is_known = self.is_known(uuid);
+        match &mut self.news {
+            NewDomains::All => true,
+            NewDomains::Some(news) => {
+                if !is_known {
                     news.insert(uuid.to_owned());
                 }
-                is_news
+                !is_known
             }
         }
+    }
+
+    /// True if the domain with this UUID was looked at, and does not end.
+    fn is_known(&self, uuid: &str) -> bool {
+        self.known.values().any(|known| known == uuid) && !self.ending.contains(uuid)
     }
 
     /// Looks for domains that are new, and begins to give devices to those that are to have some.
@@ -111,7 +129,7 @@ impl Starts {
                     looked = looked.and(self.look_at(host, records, domid));
                 }
             }
-            news.retain(|uuid| self.known.values().all(|known| known != uuid));
+            news.retain(|uuid| !self.is_known(uuid));
             self.news = NewDomains::Some(news);
         }
         // A domain that has another UUID by now, or a later one with the number of an earlier one.
@@ -121,7 +139,22 @@ impl Starts {
             }
         }
         looked?;
+        self.forget_ends(&mut host.store)?;
         self.news = NewDomains::Some(BTreeSet::new());
+        Ok(())
+    }
+
+    /// Forgets the ends of domains that are over, and those that were none: the directory in `/vm` is there, and libxl makes it
+    /// anew together with the next domain, which has been looked at by now.
+    fn forget_ends(&mut self, store: &mut Store) -> Result<(), StoreError> {
+        let ending: Vec<String> = mem::take(&mut self.ending).into_iter().collect();
+        let directories: Vec<String> = ending.iter().map(|uuid| format!("/vm/{uuid}")).collect();
+        let found = store.read_many(&directories)?;
+        let goes_on = |(uuid, found): (String, Option<String>)| {
+            let is_known = self.known.values().any(|known| *known == uuid);
+            (found.is_none() && is_known).then_some(uuid)
+        };
+        self.ending = ending.into_iter().zip(found).filter_map(goes_on).collect();
         Ok(())
     }
 
@@ -147,6 +180,7 @@ impl Starts {
         // Known only when this has succeeded: otherwise it is looked at again.
         self.known.remove(&domid);
         self.begin(host, records, &guest)?;
+        self.ending.remove(&guest.uuid);
         self.known.insert(domid, guest.uuid);
         Ok(())
     }
@@ -369,7 +403,6 @@ mod tests {
     use rustix::io::Errno;
     use std::fs;
     use xen::model::{ModelDomain, Xen};
-    use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 
     const BUILT: ModelDomain = ModelDomain {
@@ -674,6 +707,67 @@ mod tests {
             assert_eq!(scene.pauses(3), 2);
             assert_eq!(scene.starts.orders.len(), 2);
         }
+    }
+
+    /// Makes the next domain of guest web, as libxl does: its nodes first, and long before it is introduced.
+    fn build_again(scene: &mut Scene, domid: DomId) {
+        let vm = format!("/vm/{}", domain(3, "web").uuid);
+        for (node, value) in [
+            (vm.clone(), ""),
+            (format!("/local/domain/{domid}/vm"), &*vm),
+            (format!("/local/domain/{domid}/name"), "web"),
+        ] {
+            scene.host.store.write(&node, value).unwrap();
+        }
+        scene.host.xen.set_domain(domid, BUILT);
+    }
+
+    #[test]
+    fn a_guest_that_starts_again_with_its_uuid_is_paused_before_its_domain_is_introduced() {
+        let vm = format!("/vm/{}", domain(3, "web").uuid);
+        let written = format!("{vm}/name");
+        // On a busy host there may be no look between the removal and the next domain.
+        for looks in [0, 1, 2] {
+            let mut scene = Scene::new();
+            scene.host.store.write(&vm, "").unwrap();
+            scene.look();
+            assert!(!scene.starts.hear(&written), "it was looked at");
+            // libxl removes the directory first, and the home of the domain later.
+            scene.host.store.remove(&vm).unwrap();
+            assert!(scene.starts.hear(&vm), "{looks}");
+            (0..looks).for_each(|_| scene.look_for_news());
+            build_again(&mut scene, 9);
+            assert!(scene.starts.hear(&written), "{looks}");
+            scene.look_for_news();
+            assert_eq!((scene.pauses(9), scene.pauses(3)), (2, 2), "{looks}");
+            let start = GuestStart::numbered(&mut scene.host.store, 9).unwrap().unwrap();
+            assert_eq!(
+                (start.guest.uuid, start.stage),
+                (domain(3, "web").uuid, Stage::Paused)
+            );
+            assert!(!scene.starts.hear(&written), "it was looked at too");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_only_changed_is_looked_for_once() {
+        let mut scene = Scene::new();
+        let vm = format!("/vm/{}", domain(3, "web").uuid);
+        scene.host.store.write(&vm, "").unwrap();
+        scene.look();
+        // As when libxl sets its permissions.
+        assert!(scene.starts.hear(&vm));
+        scene.look_for_news();
+        assert!(!scene.starts.hear(&format!("{vm}/name")));
+        assert_eq!((scene.pauses(3), scene.starts.orders.len()), (2, 1));
+        // The end of a domain whose home goes too leaves nothing.
+        scene.host.store.remove(&vm).unwrap();
+        assert!(scene.starts.hear(&vm));
+        scene.look_for_news();
+        assert_eq!(scene.starts.ending.len(), 1);
+        scene.host.store.remove("/local/domain/3").unwrap();
+        scene.look_for_news();
+        assert!(scene.starts.ending.is_empty());
     }
 
     #[test]
