@@ -71,8 +71,8 @@ pub struct Attachment {
 }
 
 /// The version of records that this program writes. It stays the same when fields are added that an earlier
-/// `bulkhead` may ignore.
-const VERSION: u32 = 1;
+/// `bulkhead` may ignore. Since version 2 the modes may be in files.
+const VERSION: u32 = 2;
 
 /// The version of records that name none.
 fn first_version() -> u32 {
@@ -402,6 +402,18 @@ impl Attachment {
     }
 }
 
+/// The record with the version of this program, if an earlier one has written it: text of the record's own node. Fields that
+/// are not known here stay.
+pub(super) fn newer(ends: &str) -> Option<String> {
+    let VersionOnly { version } = serde_json::from_str(ends).ok()?;
+    if version >= VERSION {
+        return None;
+    }
+    let mut ends: serde_json::Map<String, serde_json::Value> = serde_json::from_str(ends).ok()?;
+    ends.insert("version".into(), VERSION.into());
+    Some(json(&ends))
+}
+
 /// A node that was there when it was read.
 fn present((key, value): (String, Option<String>)) -> Option<(String, String)> {
     value.map(|value| (key, value))
@@ -539,21 +551,24 @@ pub(crate) mod tests {
         }
         assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
         let text = store.read(&path(4)).unwrap();
-        assert!(text.contains("\"version\":1"), "{text}");
-        store
-            .write(&path(4), &text.replace("\"version\":1,", ""))
-            .unwrap();
-        assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+        assert!(text.contains("\"version\":2"), "{text}");
+        // Records of the first version, with and without its number.
+        for earlier in ["\"version\":1,", ""] {
+            store
+                .write(&path(4), &text.replace("\"version\":2,", earlier))
+                .unwrap();
+            assert_eq!(Attachment::read(&mut store, 4).unwrap(), Some(attachment()));
+        }
 
-        store.write(&path(4), r#"{"version":2,"domains":[3,4]}"#).unwrap();
+        store.write(&path(4), r#"{"version":3,"domains":[3,4]}"#).unwrap();
         let error = Attachment::read(&mut store, 4).unwrap_err();
         assert!(
             matches!(
                 error,
                 RecordError::Newer {
                     stub: 4,
-                    version: 2,
-                    known: 1
+                    version: 3,
+                    known: 2
                 }
             ),
             "{error}"

@@ -9,9 +9,10 @@
 
 use crate::host::store::Store;
 use crate::paths;
+use crate::records::attachment::newer;
 use crate::records::error::RecordError;
 use crate::records::interrupt_mode::{Mode, ModeError, ModeRecord, Recorded};
-use crate::records::paths::mode_path;
+use crate::records::paths::{attachment, mode_path};
 use pci::bdf::Bdf;
 use rustix::fs::OFlags;
 use std::fmt;
@@ -160,7 +161,7 @@ impl ModeFile {
         // The file counts once the node says so, and not before it is whole.
         let file = Self::create(bdf, record);
         if file.is_ok() {
-            store.write(&node, IN_FILE)?;
+            name_file(store, stub, &node)?;
         }
         Ok(file)
     }
@@ -223,6 +224,23 @@ impl ModeFile {
     }
 }
 
+/// Has the node of a mode say that the mode is in a file. An earlier version would take the record for a damaged one, so the
+/// record gets a version that it refuses.
+fn name_file(store: &mut Store, stub: DomId, node: &str) -> Result<(), RecordError> {
+    let root = attachment(stub);
+    if store.read_optional(&root)?.as_deref().and_then(newer).is_none() {
+        return Ok(store.write(node, IN_FILE)?);
+    }
+    // Both at once, of the record as it is then.
+    store.transaction(|store| {
+        if let Some(newer) = store.read_optional(&root)?.as_deref().and_then(newer) {
+            store.write(&root, &newer)?;
+        }
+        store.write(node, IN_FILE)
+    })?;
+    Ok(())
+}
+
 fn path(bdf: Bdf) -> PathBuf {
     paths::run().join(format!("{bdf}.interrupts"))
 }
@@ -269,6 +287,7 @@ mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
     use crate::records::interrupt_mode::ModeChange;
+    use crate::records::paths::attachment as attachment_path;
     use crate::records::tests::attachment;
     use crate::records::{Attachment, Device};
     use rustix::fs::{CWD, FileType, mknodat};
@@ -418,6 +437,32 @@ mod tests {
         dom0.begin(ModeRecord::Mode(&Mode::Intx));
         assert_eq!(dom0.recorded(), Recorded::Mode(Mode::Intx));
         assert_eq!(dom0.store.read(&node).unwrap(), "file");
+    }
+
+    #[test]
+    fn a_record_whose_modes_are_in_files_has_a_version_that_an_earlier_service_refuses() {
+        let mut dom0 = Dom0::new();
+        let root = attachment_path(STUB);
+        // Written by an earlier version, with something of its own.
+        let text = dom0.store.read(&root).unwrap();
+        let earlier = text.replace("\"version\":2,", "\"version\":1,\"also\":[7],");
+        assert_ne!(earlier, text);
+        dom0.store.write(&root, &earlier).unwrap();
+        let before = Attachment::read(&mut dom0.store, STUB).unwrap().unwrap();
+        // As long as no mode is in a file, it may read it.
+        assert_eq!(dom0.store.read(&root).unwrap(), earlier);
+        dom0.begin(ModeRecord::Mode(&msix()));
+        let now = dom0.store.read(&root).unwrap();
+        assert!(
+            now.contains("\"version\":2") && now.contains("\"also\":[7]"),
+            "{now}"
+        );
+        assert_eq!(dom0.recorded(), Recorded::Mode(msix()));
+        let read = Attachment::read(&mut dom0.store, STUB).unwrap().unwrap();
+        assert_eq!(
+            (&read.guest, &read.stub, &read.devices),
+            (&before.guest, &before.stub, &before.devices)
+        );
     }
 
     #[test]
