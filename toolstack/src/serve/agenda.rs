@@ -101,6 +101,17 @@ impl StubTurn {
     }
 }
 
+/// How the turn of a stub has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnEnd {
+    /// All is done.
+    Good,
+    /// It is to be repeated. A damaged record is among the reasons: it may stay so for months.
+    Failed,
+    /// The stub has no record any more.
+    Gone,
+}
+
 /// Longest time that an errand waits for stubs, and that all errands wait for a worker to take over.
 const ERRAND_WAITS: Duration = Duration::from_millis(500);
 
@@ -301,10 +312,15 @@ impl Agenda {
         Some(Work::Stub(stub, std::mem::take(&mut entry.next)))
     }
 
-    /// The turn of a stub has ended. It has succeeded (`is_good`) or failed, and has taken this time.
-    pub fn done(&mut self, stub: DomId, is_good: bool, took: Duration, now: Instant) {
+    /// The turn of a stub has ended in this way, and has taken this time.
+    pub fn ended(&mut self, stub: DomId, turn: StubTurn, end: TurnEnd, took: Duration, now: Instant) {
+        match end {
+            TurnEnd::Good => {}
+            TurnEnd::Failed => self.later(stub, turn, now),
+            TurnEnd::Gone => _ = self.stubs.remove(&stub),
+        }
         if let Some(entry) = self.stubs.get_mut(&stub) {
-            if is_good {
+            if end == TurnEnd::Good {
                 entry.retry = RETRY;
             }
             let wait = entry.throttle.spend(1, now);
@@ -322,11 +338,6 @@ impl Agenda {
         entry.next.add(turn);
         entry.due = entry.due.max(now + entry.retry);
         entry.retry = (entry.retry * 2).min(MOST_RETRY);
-    }
-
-    /// A stub is no more.
-    pub fn forget(&mut self, stub: DomId) {
-        self.stubs.remove(&stub);
     }
 
     /// Time until work is due without a further event; `None` if there is none.
@@ -440,11 +451,11 @@ mod tests {
         for _ in 0..BURST {
             agenda.mark(Concern::Published(3), start);
             assert_eq!(agenda.next(start), backup(3));
-            agenda.done(3, true, took, start);
+            agenda.ended(3, StubTurn::BACKUP, TurnEnd::Good, took, start);
         }
         agenda.mark(Concern::Published(3), start);
         assert_eq!(agenda.next(start), backup(3));
-        agenda.done(3, true, took, start);
+        agenda.ended(3, StubTurn::BACKUP, TurnEnd::Good, took, start);
         agenda.mark(Concern::Stub(3), start);
         agenda.mark(Concern::Stub(4), start);
         assert_eq!(agenda.next(start), look(4), "others do not wait for it");
@@ -472,9 +483,29 @@ mod tests {
             now += RETRY * expected;
             assert!(agenda.next(now).is_some());
         }
-        agenda.done(3, true, Duration::ZERO, now);
+        agenda.ended(3, StubTurn::LOOK, TurnEnd::Good, Duration::ZERO, now);
         agenda.later(3, StubTurn::LOOK, now);
         assert_eq!(agenda.idle(now), Some(RETRY));
+    }
+
+    #[test]
+    fn a_record_that_stays_damaged_is_read_less_and_less_often() {
+        let mut now = Instant::now();
+        let mut agenda = agenda_of([3], now);
+        for expected in [1, 2, 4, 8, 16, 32, 50, 50] {
+            assert_eq!(agenda.next(now), look(3));
+            agenda.ended(3, StubTurn::LOOK, TurnEnd::Failed, Duration::ZERO, now);
+            // Its stub is not served, so that each list marks it.
+            keep(&mut agenda, [3], now);
+            agenda.errands.clear();
+            assert_eq!(agenda.next(now), None);
+            assert_eq!(agenda.idle(now), Some(RETRY * expected));
+            now += RETRY * expected;
+        }
+        // A later stub with its number does not wait.
+        agenda.ended(3, StubTurn::LOOK, TurnEnd::Gone, Duration::ZERO, now);
+        agenda.mark(Concern::Record(3), now);
+        assert_eq!(agenda.next(now), look(3));
     }
 
     #[test]
@@ -611,7 +642,7 @@ mod tests {
         keep(&mut agenda, [4, 5], now);
         agenda.keep(&[4, 5, 6].into(), &[].into(), now);
         assert_eq!(agenda.errands.remove(&Errand::Tidy), Some(now));
-        agenda.forget(5);
+        agenda.ended(5, StubTurn::LOOK, TurnEnd::Gone, Duration::ZERO, now);
         agenda.mark(Concern::Nothing, now);
         assert_eq!(agenda.next(now), look(4));
         assert_eq!(agenda.next(now), None);

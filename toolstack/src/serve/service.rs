@@ -5,7 +5,7 @@
 //! launcher.
 
 use super::abandoned::Abandoned;
-use super::agenda::{self, Agenda, Concern, Errand, StubTurn, Work};
+use super::agenda::{self, Agenda, Concern, Errand, StubTurn, TurnEnd, Work};
 use super::clients::{Client, ClientRequest, Clients};
 use super::connections::{open_host, open_store};
 use super::crew::LOOK;
@@ -268,13 +268,17 @@ impl Service {
         match self.agenda.next(now) {
             Some(Work::Errand(errand)) => self.run_errand(errand)?,
             Some(Work::Stub(stub, turn)) => {
-                let done = self.take_turn(stub, turn);
-                let is_good = done.is_ok();
-                if let Err(error) = done {
-                    self.excuse(error, Some(stub))?;
-                    self.agenda.later(stub, turn, Instant::now());
-                }
-                self.agenda.done(stub, is_good, now.elapsed(), Instant::now());
+                let end = match self.take_turn(stub, turn) {
+                    // Whatever has a record is watched.
+                    Ok(()) if self.watched.contains(&stub) => TurnEnd::Good,
+                    Ok(()) => TurnEnd::Gone,
+                    Err(error) => {
+                        self.excuse(error, Some(stub))?;
+                        TurnEnd::Failed
+                    }
+                };
+                self.agenda
+                    .ended(stub, turn, end, now.elapsed(), Instant::now());
             }
             None => {}
         }
@@ -601,9 +605,8 @@ impl Service {
         self.reclaim_attachment(attachment, None)
     }
 
-    /// Drops all that belongs to a stub without a record.
+    /// Drops all that belongs to a stub without a record. When its next turn comes the agenda decides by how this one ends.
     fn forget(&mut self, stub: DomId) -> Result<(), StoreError> {
-        self.agenda.forget(stub);
         self.known.forget(stub);
         self.copies.forget(stub);
         self.links.forget(stub);
