@@ -53,6 +53,8 @@ pub struct Function<C> {
     snapshot: Snapshot,
     /// The file of the mode, once this process has recorded one.
     mode_file: Option<ModeFile>,
+    /// True as long as nobody knows which messages an earlier process has left on.
+    is_unresolved: bool,
     refused: BTreeMap<(u16, Denial), u64>,
     /// Refusals beyond [`MOST_TOLD`].
     refused_besides: u64,
@@ -89,6 +91,7 @@ impl<C: ConfigAccess> Function<C> {
             config,
             physical: physical.transpose()?,
             mode_file: None,
+            is_unresolved: false,
             refused: BTreeMap::new(),
             refused_besides: 0,
         })
@@ -102,6 +105,12 @@ impl<C: ConfigAccess> Function<C> {
     /// The interrupt mode that is on.
     pub fn mode(&self) -> &Mode {
         self.interrupts.mode()
+    }
+
+    /// True as long as nobody knows which messages an earlier process has left on: the device slept, or Xen refused. None are
+    /// turned on meanwhile.
+    pub const fn is_unresolved(&self) -> bool {
+        self.is_unresolved
     }
 
     /// The writes refused so far: register, reason, how often.
@@ -174,6 +183,7 @@ impl<C: ConfigAccess> Function<C> {
         mut record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> Result<Done, Failure> {
         let request = taken.request();
+        let is_unresolved = self.is_unresolved;
         let Self {
             interrupts,
             config,
@@ -188,6 +198,11 @@ impl<C: ConfigAccess> Function<C> {
             Command::EnableMsi | Command::EnableMsix if !device.terms.msi.is_on() => Err(Failure {
                 error: OpError::OpFailed,
                 cause: device.terms.to_string(),
+            }),
+            // Their record would take the place of the one that says so, and what was left would be found by nobody.
+            Command::EnableMsi | Command::EnableMsix if is_unresolved => Err(Failure {
+                error: OpError::OpFailed,
+                cause: "which pirqs an earlier service has left is not known yet".into(),
             }),
             Command::ConfWrite => self.write(request, xen),
             Command::EnableMsi => {

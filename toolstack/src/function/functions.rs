@@ -101,6 +101,13 @@ impl<C: ConfigAccess> Functions<C> {
         self.functions.iter_mut().filter_map(resolve).collect()
     }
 
+    /// True for a request that has to wait until [`Self::resolve_unknown`] has succeeded for its device.
+    pub fn needs_resolving(&self, request: &Request) -> bool {
+        let is_meant = |function: &&Function<C>| Some(function.bdf()) == request.function();
+        matches!(request.command, Command::EnableMsi | Command::EnableMsix)
+            && self.iter().find(is_meant).is_some_and(Function::is_unresolved)
+    }
+
     /// Prepares for a request that is older than this process. It may have been carried out already, wholly or in
     /// part. For a request that turns MSI or MSI-X on, MSI is turned off first, because nobody knows the pirqs. All
     /// others can be carried out twice.
@@ -147,9 +154,10 @@ impl<C: ConfigAccess> Functions<C> {
 mod tests {
     use super::*;
     use crate::config_space::access::tests::Model;
-    use crate::function::fixture::{StubSide, bdf, config};
+    use crate::function::fixture::{POWER, StubSide, bdf, config};
     use crate::records::interrupt_mode::Mode;
     use crate::records::tests::{attachment, device};
+    use xen::model::Xen;
 
     #[test]
     fn only_the_devices_of_the_attachment_are_spoken_to() {
@@ -200,6 +208,50 @@ mod tests {
         assert!(stub.functions.follow(&more, closed).is_err());
         let write = Request::conf_write(bdf(), 4, 2, 7);
         assert_eq!(stub.ask(&write, &[]), Ok(Done::Value(0)));
+    }
+
+    #[test]
+    fn of_a_device_that_sleeps_nothing_is_guessed_and_messages_wait_until_it_is_awake() {
+        for left in [ModeChange::Unknown, ModeChange::Msix(2)] {
+            let mut stub = StubSide::new();
+            let enable = Request::new(Command::EnableMsix, bdf());
+            stub.ask(&enable, &[0, 2]).unwrap();
+            let mut stub = stub.taken_up_again(Mode::Intx);
+            stub.xen = Xen::with_pirqs(&[55, 54]);
+            let (changes, known) = ([(bdf(), left)].into(), BTreeSet::new());
+            let mut records = 0;
+            let mut resolve = |stub: &mut StubSide| {
+                let resolved = stub
+                    .functions
+                    .resolve_unknown(&stub.xen, &changes, &known, |_, _, _| records += 1);
+                (resolved.len(), records)
+            };
+            stub.config().set16(POWER + 4, 3);
+            assert_eq!(resolve(&mut stub), (0, 0), "the record stays as it is");
+            assert!(stub.functions.needs_resolving(&enable));
+            assert_eq!(stub.ask(&enable, &[0]), Err(OpError::OpFailed));
+            assert_eq!((stub.xen.pirqs(), stub.xen.calls().len()), (vec![54, 55], 0));
+            stub.config().set16(POWER + 4, 0);
+            assert_eq!(resolve(&mut stub), (1, 1));
+            assert_eq!(stub.xen.pirqs(), [0; 0]);
+            assert!(!stub.functions.needs_resolving(&enable));
+            assert_eq!(stub.ask(&enable, &[0]).map(|_| ()), Ok(()));
+        }
+    }
+
+    #[test]
+    fn after_a_refusal_of_xens_messages_wait_too() {
+        let mut stub = StubSide::new();
+        let enable = Request::new(Command::EnableMsix, bdf());
+        let (changes, known) = ([(bdf(), ModeChange::Unknown)].into(), BTreeSet::new());
+        stub.xen = Xen::refusing_after(0);
+        let resolved = stub
+            .functions
+            .resolve_unknown(&stub.xen, &changes, &known, |_, _, _| {});
+        assert!(resolved[0].1.is_err());
+        stub.xen = Xen::default();
+        assert_eq!(stub.ask(&enable, &[0]), Err(OpError::OpFailed));
+        assert_eq!(stub.xen.calls(), [""; 0]);
     }
 
     #[test]

@@ -277,8 +277,7 @@ impl Service {
                         TurnEnd::Failed
                     }
                 };
-                self.agenda
-                    .ended(stub, turn, end, now.elapsed(), Instant::now());
+                self.agenda.ended(stub, turn, end, now.elapsed(), Instant::now());
             }
             None => {}
         }

@@ -85,6 +85,8 @@ impl<C: ConfigAccess> Function<C> {
         known: &BTreeSet<u32>,
         mut record: impl FnMut(&mut Option<ModeFile>, ModeRecord<'_>),
     ) -> io::Result<Option<String>> {
+        // Until this has succeeded.
+        self.is_unresolved = change.is_some();
         let config = &self.config;
         let power = self
             .guard
@@ -106,6 +108,7 @@ impl<C: ConfigAccess> Function<C> {
             let unmapped = self
                 .interrupts
                 .resolve_unknown(config, xen, guest, change, known, |mode| record(file, mode))?;
+            self.is_unresolved = false;
             let changed = change.is_some() || before != *self.interrupts.mode();
             changed.then(|| {
                 format!(

@@ -1,7 +1,7 @@
 //! The thread of a link: it answers the stub's requests.
 
 use super::limits::Limits;
-use super::modes::{ModeRecorder, unfinished};
+use super::modes::{ModeRecorder, Unfinished, unfinished};
 use super::state::{LinkState, lock};
 use crate::function::Done;
 use crate::function::Failure;
@@ -48,26 +48,10 @@ impl Answerer {
         inject::point(Point::TakeUp);
         // Unfinished changes come before the request in the page. That request is most likely the one that began the change,
         // and it is carried out from the start.
-        let (changes, known) = unfinished(store, self.stub)?;
+        let left = unfinished(store, self.stub)?;
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
-        let mut recorder = ModeRecorder::new(store, self.stub, &self.name, &self.limits);
-        let resolved = shared
-            .functions
-            .resolve_unknown(&self.xen, &changes, &known, |bdf, file, record| {
-                recorder.record(bdf, file, record);
-            });
-        recorder.log();
-        for (bdf, resolved) in resolved {
-            match resolved {
-                Ok(found) => log::warn!(DEVICE:% = bdf; "stub {}: {bdf}: {found}", self.name),
-                Err(error) => log::error!(
-                    DEVICE:% = bdf;
-                    "stub {}: {bdf}: a change that an earlier service left unfinished cannot be finished: {error}",
-                    self.name
-                ),
-            }
-        }
+        self.resolve(&mut shared, store, &left);
         if let Some(taken) = take(&shared.page) {
             let mut recorder = ModeRecorder::new(store, self.stub, &self.name, &self.limits);
             shared
@@ -81,6 +65,37 @@ impl Answerer {
         // The service that died may have given an answer without an event.
         self.channel.notify()?;
         Ok(())
+    }
+
+    /// Finishes changes of interrupt modes that an earlier service has left unfinished.
+    fn resolve(&self, shared: &mut LinkState, store: &mut Store, (changes, known): &Unfinished) {
+        let mut recorder = ModeRecorder::new(store, self.stub, &self.name, &self.limits);
+        let resolved = shared
+            .functions
+            .resolve_unknown(&self.xen, changes, known, |bdf, file, record| {
+                recorder.record(bdf, file, record);
+            });
+        recorder.log();
+        // A stub can have this tried again by each request for messages.
+        for (bdf, resolved) in resolved {
+            match resolved {
+                Ok(found) => log_limited!(
+                    lock(&self.limits).complaints,
+                    Level::Warn,
+                    DEVICE = bdf;
+                    "stub {}: {bdf}: {found}",
+                    self.name
+                ),
+                Err(error) => log_limited!(
+                    lock(&self.limits).complaints,
+                    Level::Error,
+                    DEVICE = bdf;
+                    "stub {}: {bdf}: a change that an earlier service left unfinished cannot be finished: {error}; it is \
+                     tried again when the guest turns messages on",
+                    self.name
+                ),
+            }
+        }
     }
 
     /// Serves until it is stopped. Interrupt modes are recorded in `store`.
@@ -126,6 +141,19 @@ impl Answerer {
         // The copy counts from here on: the stub can change the page at any time.
         let request = *taken.request();
         inject::point(Point::Taken);
+        if shared.functions.needs_resolving(&request) {
+            // It may be awake by now.
+            match unfinished(store, self.stub) {
+                Ok(left) => self.resolve(shared, store, &left),
+                Err(error) => log_limited!(
+                    lock(&self.limits).complaints,
+                    Level::Error,
+                    "stub {}: {:#}",
+                    self.name,
+                    anyhow::Error::from(error)
+                ),
+            }
+        }
         let mut recorder = ModeRecorder::new(store, self.stub, &self.name, &self.limits);
         let record = |bdf: Bdf, file: &mut Option<ModeFile>, record: ModeRecord<'_>| {
             recorder.record(bdf, file, record);

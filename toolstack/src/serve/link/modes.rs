@@ -81,18 +81,18 @@ impl<'a> ModeRecorder<'a> {
     }
 }
 
+/// Changes, by device, and the pirqs that the guest has.
+pub type Unfinished = (BTreeMap<Bdf, ModeChange>, BTreeSet<u32>);
+
 /// What an earlier service may have left: changes of interrupt modes whose end is not recorded, and the pirqs that the guest
 /// has by the record.
-pub fn unfinished(
-    store: &mut Store,
-    stub: DomId,
-) -> Result<(BTreeMap<Bdf, ModeChange>, BTreeSet<u32>), RecordError> {
+pub fn unfinished(store: &mut Store, stub: DomId) -> Result<Unfinished, RecordError> {
     let mut changes = BTreeMap::new();
     let mut known = BTreeSet::new();
     if let Some(attachment) = Attachment::read(store, stub)? {
         for (device, recorded) in attachment.devices_and_modes() {
             if let Recorded::Unknown(cause) = &recorded {
-                log::error!(DEVICE:% = device.bdf; "{cause}: MSI and MSI-X are turned off");
+                log::error!(DEVICE:% = device.bdf; "{cause}");
             }
             changes.extend(recorded.change().map(|change| (device.bdf, change)));
             // INTx counts too: the guest has that pirq from the start.
