@@ -80,7 +80,7 @@ impl FromStr for ModeNode {
 #[derive(Debug, Error)]
 pub enum ModeFileError {
     /// It cannot be read, or is too short.
-    #[error("cannot read the interrupt mode of {bdf} from {path}: {source}", path = path(*bdf).display())]
+    #[error("cannot read the interrupt mode of {bdf} from {path}: {source}; {next}", path = path(*bdf).display(), next = next_step())]
     Read {
         /// The device.
         bdf: Bdf,
@@ -88,17 +88,22 @@ pub enum ModeFileError {
         source: io::Error,
     },
     /// Somebody else has put something there.
-    #[error("{path}, the file of the interrupt mode of {bdf}, is not the service's", path = path(*bdf).display())]
+    #[error("{path}, the file of the interrupt mode of {bdf}, is not the service's; {next}", path = path(*bdf).display(), next = next_step())]
     Foreign {
         /// The device.
         bdf: Bdf,
     },
     /// Neither place holds a sound record, or the last record has an unknown form.
-    #[error("{path}, the file of the interrupt mode of {bdf}, is damaged", path = path(*bdf).display())]
+    #[error("{path}, the file of the interrupt mode of {bdf}, is damaged; {next}", path = path(*bdf).display(), next = next_step())]
     Damaged {
         /// The device.
         bdf: Bdf,
     },
+}
+
+/// What follows from an unknown mode, and what to do.
+const fn next_step() -> &'static str {
+    "the service turns its MSI and MSI-X off, and a guest that has it turns them on again when its driver is unbound and bound"
 }
 
 /// Bytes of one place. A record of the most vectors fits.
@@ -593,6 +598,10 @@ mod tests {
                 panic!("{words}: it is believed");
             };
             assert!(cause.contains(words) && cause.contains(&text), "{words}: {cause}");
+            assert!(
+                cause.ends_with("when its driver is unbound and bound"),
+                "{words}: {cause}"
+            );
             // The first record makes it anew.
             dom0.begin(ModeRecord::Mode(&msix()));
             assert_eq!(dom0.recorded(), Recorded::Mode(msix()), "after {words}");

@@ -266,7 +266,8 @@ mod tests {
     use super::*;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::records::tests::{device, domain};
+    use crate::records::ModeNode;
+    use crate::records::tests::{attachment, device, domain};
     use rustix::io::Errno;
     use xen::model::{ModelDomain, Xen};
     use xenbus::model::Xenstored;
@@ -300,6 +301,35 @@ mod tests {
         assert_eq!(look(Some(&xen)), (false, problems));
         xen.refuse("state 3", Errno::PERM);
         assert_eq!(look(Some(&xen)), (true, problems + 1));
+    }
+
+    #[test]
+    fn a_device_whose_interrupt_mode_is_unknown_is_a_problem() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_path_buf();
+        crate::paths::tests::HOME.with(|home| *home.borrow_mut() = Some(path));
+        let tree = Tree::new();
+        let problems = |modes: [ModeNode; 2]| {
+            let mut store = dom0(&Xenstored::new());
+            let known = attachment();
+            let attachment = Attachment {
+                modes: modes.into(),
+                ..known
+            };
+            attachment.write(&mut store).unwrap();
+            let status = collect(&mut store, None, &tree.sysfs(), true, BTreeMap::new()).unwrap();
+            let about_modes = status.problems.into_iter();
+            about_modes
+                .filter(|problem| problem.contains("interrupt mode"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(problems([Mode::Msi(55).into(), Mode::Intx.into()]), [""; 0]);
+        let found = problems([ModeNode::File, Mode::Intx.into()]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].contains("0000:00:05.0") && found[0].contains("driver is unbound and bound"),
+            "{found:?}"
+        );
     }
 
     #[test]

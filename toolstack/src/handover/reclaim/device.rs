@@ -69,9 +69,9 @@ pub(super) fn reclaim_held<X: Hypervisor>(
     // Xen has already taken all this from a dead guest.
     if let Some(guest) = share.guest {
         if let Recorded::Unknown(cause) = recorded {
-            taken
-                .problems
-                .push(format!("{cause}: pirqs of it may still be mapped"));
+            taken.problems.push(format!(
+                "{bdf}: pirqs of it may still be mapped to its guest: {cause}"
+            ));
         }
         for pirq in recorded.mode().pirqs() {
             taken.check(
@@ -162,6 +162,7 @@ fn reset(sysfs: &Sysfs, device: &Device, released: &mut Released) -> Result<Stri
 mod tests {
     use super::super::fixture::{BDF, Fixture, MSI, PMCSR, TAKEN};
     use super::*;
+    use crate::records::ModeNode;
     use xenbus::client::Store as _;
 
     #[test]
@@ -203,6 +204,39 @@ mod tests {
         assert_eq!(fixture.reclaim_all().problems, [""; 0]);
         let reason = fixture.quarantine().unwrap();
         assert!(reason.starts_with("its reset by FLR failed"), "{reason}");
+    }
+
+    /// A record that says `file`, and no file.
+    fn with_a_lost_mode() -> Fixture {
+        let mut fixture = Fixture::new();
+        let home = fixture.tree.directory.path().join("lost");
+        crate::paths::tests::HOME.with(|directory| *directory.borrow_mut() = Some(home));
+        fixture.attachment.modes = vec![ModeNode::File];
+        fixture
+    }
+
+    #[test]
+    fn a_device_whose_interrupts_are_unknown_goes_into_quarantine_and_is_taken_as_far_as_is_known() {
+        let mut fixture = with_a_lost_mode();
+        let released = fixture.reclaim_devices();
+        assert_eq!(released.problems.len(), 1, "{released:?}");
+        assert_eq!(fixture.host.xen.calls(), TAKEN[2..]);
+        assert_eq!(fixture.reset_written(), "1");
+        let reason = fixture.quarantine().unwrap();
+        assert!(
+            reason.starts_with(
+                "0000:00:05.0: pirqs of it may still be mapped to its guest: cannot read the interrupt mode"
+            ),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn of_a_guest_that_is_dead_no_pirq_is_mapped_whatever_the_record_says() {
+        let mut fixture = with_a_lost_mode();
+        fixture.daemon.release(3);
+        assert_eq!(fixture.reclaim_all().problems, [""; 0]);
+        assert_eq!(fixture.quarantine(), None);
     }
 
     #[test]
