@@ -47,6 +47,19 @@ impl Default for NetworkFiles {
     }
 }
 
+impl NetworkFiles {
+    /// True if dom0 has a bridge of this name.
+    pub fn has_bridge(&self, name: &str) -> bool {
+        self.interfaces.join(name).join("bridge").is_dir()
+    }
+
+    /// The hotplug script that a telemetry names, if it is not there.
+    pub fn missing_script(&self, telemetry: &Telemetry) -> Option<PathBuf> {
+        let script = telemetry.script.as_ref().map(|script| self.scripts.join(script));
+        script.filter(|script| !script.is_file())
+    }
+}
+
 /// Why a stub cannot have its network.
 #[derive(Debug, Error)]
 pub enum NetworkRefusal {
@@ -304,23 +317,21 @@ fn backend_number(telemetry: &Telemetry, store: &mut Store) -> Option<DomId> {
 }
 
 fn check_bridge(telemetry: &Telemetry, files: &NetworkFiles) -> Result<(), NetworkRefusal> {
-    let is_bridge = |name: &str| files.interfaces.join(name).join("bridge").is_dir();
     let bridge = &telemetry.bridge;
-    if !is_bridge(bridge) {
+    if !files.has_bridge(bridge) {
         let entries = std::fs::read_dir(&files.interfaces).into_iter().flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut bridges: Vec<String> = names.filter(|name| is_bridge(name)).collect();
+        let mut bridges: Vec<String> = names.filter(|name| files.has_bridge(name)).collect();
         bridges.sort();
         let bridge = bridge.clone();
         return Err(NetworkRefusal::NoBridge { bridge, bridges });
     }
-    let script = telemetry.script.as_ref().map(|script| files.scripts.join(script));
-    match script {
-        Some(script) if !script.is_file() => Err(NetworkRefusal::NoScript {
+    match files.missing_script(telemetry) {
+        Some(script) => Err(NetworkRefusal::NoScript {
             script,
             directory: files.scripts.clone(),
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

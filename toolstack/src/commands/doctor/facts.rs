@@ -1,6 +1,8 @@
 //! What `doctor` reads of the host. Nothing is changed.
 
 use super::known::Vendor;
+use super::telemetry::TelemetryFacts;
+use crate::admission::network::NetworkFiles;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::host::dmar::Dmar;
 use crate::host::ivrs::Ivrs;
@@ -51,6 +53,8 @@ pub struct Facts {
     pub policy: Result<PolicyFacts, String>,
     /// The declarations of guests.
     pub declarations: Result<DeclarationFacts, String>,
+    /// What stubs with a network need.
+    pub telemetry: TelemetryFacts,
     /// True if the stub's image is installed.
     pub image: bool,
     /// True if the stub's configuration for `xl` is installed.
@@ -221,6 +225,14 @@ impl Facts {
             pci_ids: !PciIds::read().is_empty(),
             policy: policy(&sysfs),
             declarations: declarations(&sysfs),
+            telemetry: TelemetryFacts::of(
+                Policy::read(None).ok().as_ref(),
+                Declarations::read(Path::new(declaration::DIRECTORY))
+                    .ok()
+                    .as_ref(),
+                Path::new(bulkhead_config::NET_KERNEL),
+                &NetworkFiles::default(),
+            ),
             image: Path::new(bulkhead_config::KERNEL).is_file(),
             stubdom: Path::new(STUBDOM).is_file(),
             units: systemd::is_booted().then(Units::read),

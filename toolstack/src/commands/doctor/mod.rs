@@ -6,6 +6,7 @@ mod facts;
 mod finding;
 mod known;
 mod rules;
+mod telemetry;
 mod version;
 
 #[cfg(test)]

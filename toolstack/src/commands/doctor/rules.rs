@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 /// The checks that need to know what Xen says of the host.
 const OF_HOST: [fn(&HostInfo, &Facts) -> Vec<Finding>; 5] = [dom0, iommu, xsm, config_space, versions];
 /// The other checks.
-const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 11] = [
+const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 12] = [
     libraries,
     nodes,
     pciback,
@@ -24,6 +24,7 @@ const OF_THE_REST: [fn(&Facts) -> Vec<Finding>; 11] = [
     policy_file,
     declarations,
     files,
+    telemetry,
     service,
     libvirt,
     saved,
@@ -363,6 +364,47 @@ fn files(facts: &Facts) -> Vec<Finding> {
     )
 }
 
+/// Whether stubs can have the networks that files ask for. On a host where none does there is nothing to tell.
+fn telemetry(facts: &Facts) -> Vec<Finding> {
+    let check = "telemetry";
+    let telemetry = &facts.telemetry;
+    let Some(first) = telemetry.guests.first() else {
+        return Vec::new();
+    };
+    let mut findings = Vec::new();
+    if !telemetry.image {
+        let image = bulkhead_config::NET_KERNEL;
+        findings.push(Finding::problem(
+            check,
+            format!(
+                "{first} is to have a stub with a network, and the image of such stubs {image} is not there: the guest gets \
+                 no device"
+            ),
+            format!("install Bulkhead again: its package holds {image}; or say telemetry = \"off\" in the file"),
+        ));
+    }
+    for (guest, bridge) in &telemetry.without_bridge {
+        findings.push(Finding::problem(
+            check,
+            format!("{guest} is to have a stub on the bridge {bridge}, which dom0 does not have: the guest gets no device"),
+            format!("`ip link add {bridge} type bridge` makes it; or name another in the file"),
+        ));
+    }
+    for (guest, script) in &telemetry.without_script {
+        let script = script.display();
+        findings.push(Finding::problem(
+            check,
+            format!("{guest} is to have a stub with the hotplug script {script}, which is not there: the guest gets no device"),
+            "name another in the file, or leave script= out",
+        ));
+    }
+    or_ok(
+        findings,
+        check,
+        "image and bridges of stubs with a network are there",
+    )
+}
+
 fn service(facts: &Facts) -> Vec<Finding> {
     let check = "service";
     let mut findings = Vec::new();
@@ -506,6 +548,7 @@ fn names(facts: &Facts) -> Vec<Finding> {
 mod tests {
     use super::super::facts::{DeclarationFacts, NODES, PolicyFacts};
     use super::super::finding::{Diagnosis, Level};
+    use super::super::telemetry::TelemetryFacts;
     use super::*;
     use crate::records::failed::Failed;
     use crate::records::tests::attachment;
@@ -542,6 +585,7 @@ mod tests {
                 files: 2,
                 ..DeclarationFacts::default()
             }),
+            telemetry: TelemetryFacts::default(),
             image: true,
             stubdom: true,
             units: Some(Units {
@@ -560,6 +604,15 @@ mod tests {
             }),
             // No declared guest.
             saved: vec![save("news", "/var/lib/xen/save/news")],
+        }
+    }
+
+    /// A host on which guest web is to have a stub with a network, and can have it.
+    fn networked() -> TelemetryFacts {
+        TelemetryFacts {
+            guests: vec!["guest web".into()],
+            image: true,
+            ..TelemetryFacts::default()
         }
     }
 
@@ -587,7 +640,7 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_with_its_next_step() {
-        let cases: [Case; 39] = [
+        let cases: [Case; 42] = [
             (
                 |facts| facts.saved = vec![save("web", "/var/lib/libvirt/libxl/save/web.save")],
                 "saved",
@@ -798,6 +851,35 @@ mod tests {
             ),
             (|facts| facts.stubdom = false, "files", Level::Note, "stubdom.cfg"),
             (
+                |facts| {
+                    facts.telemetry = networked();
+                    facts.telemetry.image = false;
+                },
+                "telemetry",
+                Level::Problem,
+                "guest web is to have a stub with a network, and the image of such stubs \
+                 /usr/lib/bulkhead/bulkhead-stub-net is not there",
+            ),
+            (
+                |facts| {
+                    facts.telemetry = networked();
+                    facts.telemetry.without_bridge = vec![("guest web".into(), "xenbr1".into())];
+                },
+                "telemetry",
+                Level::Problem,
+                "`ip link add xenbr1 type bridge`",
+            ),
+            (
+                |facts| {
+                    facts.telemetry = networked();
+                    facts.telemetry.without_script =
+                        vec![("guest web".into(), "/etc/xen/scripts/vif-x".into())];
+                },
+                "telemetry",
+                Level::Problem,
+                "/etc/xen/scripts/vif-x",
+            ),
+            (
                 |facts| facts.units.as_mut().unwrap().service = "disabled".into(),
                 "service",
                 Level::Problem,
@@ -828,6 +910,20 @@ mod tests {
             let sound = Diagnosis::new(findings).sound;
             assert_eq!(sound, level != Level::Problem, "{text}");
         }
+    }
+
+    #[test]
+    fn the_image_of_stubs_with_a_network_may_be_missing_where_nobody_asks_for_one() {
+        let mut facts = sound();
+        facts.telemetry.image = false;
+        assert_eq!(judge(&facts), judge(&sound()));
+        facts.telemetry = networked();
+        let diagnosis = Diagnosis::new(judge(&facts));
+        assert!(diagnosis.sound, "{diagnosis}");
+        assert!(
+            diagnosis.to_string().contains("telemetry: image and bridges"),
+            "{diagnosis}"
+        );
     }
 
     #[test]
