@@ -1,7 +1,7 @@
 //! The little of HTTP that a reader of metrics needs: one answer on each connection (RFC 9112).
 //!
 //! A client is bounded in the bytes and the time that it takes, and the clients in their number. Each has a thread, so that a
-//! slow one holds nobody up.
+//! slow one holds nobody up. When there is no room, the oldest one that has asked for nothing yet, or has its answer, gives way.
 
 use crate::say;
 use anyhow::{Error, Result};
@@ -9,11 +9,14 @@ use metrics::Format;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Most clients at once.
 const CLIENTS_MAX: usize = 16;
+/// Most threads at once: of clients, and of those that have given way and not ended yet.
+const THREADS_MAX: usize = 2 * CLIENTS_MAX;
 /// Most bytes of a request.
 const REQUEST_MAX: usize = 8192;
 /// Time limit for a client to send its request, and another one to take its answer.
@@ -69,29 +72,95 @@ struct HttpRequest {
 
 /// Serves metrics to all who connect. `report` makes them. Does not return.
 pub fn serve(listener: &TcpListener, report: impl Fn(Format) -> Result<String> + Sync) {
-    let (report, clients) = (&report, &AtomicUsize::new(0));
+    let (report, clients, threads) = (&report, &Clients::default(), &AtomicUsize::new(0));
     thread::scope(|scope| {
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
                 thread::sleep(PAUSE);
                 continue;
             };
-            // No thread but this one adds to it.
-            if clients.load(Ordering::Relaxed) >= CLIENTS_MAX {
+            // No thread but this one adds to them.
+            let room = threads.load(Ordering::Relaxed) < THREADS_MAX;
+            let Some(place) = room.then(|| clients.admit(&stream)).flatten() else {
                 refuse_at_once(stream);
                 continue;
-            }
-            clients.fetch_add(1, Ordering::Relaxed);
+            };
+            threads.fetch_add(1, Ordering::Relaxed);
             let started = thread::Builder::new().spawn_scoped(scope, move || {
                 // A client that goes away is no error of ours.
-                let _ = attend(stream, report);
-                clients.fetch_sub(1, Ordering::Relaxed);
+                let _ = attend(stream, &place, report);
+                drop(place);
+                threads.fetch_sub(1, Ordering::Relaxed);
             });
             if started.is_err() {
-                clients.fetch_sub(1, Ordering::Relaxed);
+                threads.fetch_sub(1, Ordering::Relaxed);
             }
         }
     });
+}
+
+/// The clients, in the order in which they came.
+#[derive(Default)]
+struct Clients {
+    list: Mutex<Vec<Admitted>>,
+    /// How many there were so far.
+    count: AtomicUsize,
+}
+
+struct Admitted {
+    number: usize,
+    /// To end its connection.
+    stream: TcpStream,
+    /// True while it has asked for nothing, or has its answer.
+    is_idle: bool,
+}
+
+impl Clients {
+    fn list(&self) -> MutexGuard<'_, Vec<Admitted>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a client a place. If there is none left, the oldest idle one loses its own; `None` if none is idle.
+    fn admit(&self, stream: &TcpStream) -> Option<ClientPlace<'_>> {
+        let stream = stream.try_clone().ok()?;
+        let mut list = self.list();
+        if list.len() >= CLIENTS_MAX {
+            let oldest = list.iter().position(|client| client.is_idle)?;
+            // Its thread sees the end of the connection.
+            let _ = list.remove(oldest).stream.shutdown(Shutdown::Both);
+        }
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        list.push(Admitted {
+            number,
+            stream,
+            is_idle: true,
+        });
+        Some(ClientPlace {
+            clients: self,
+            number,
+        })
+    }
+}
+
+/// A client's place among all, until this is dropped.
+struct ClientPlace<'a> {
+    clients: &'a Clients,
+    number: usize,
+}
+
+impl ClientPlace<'_> {
+    /// From now on the client is idle, or is not. Returns false if it has lost its place.
+    fn set_idle(&self, is_idle: bool) -> bool {
+        let mut list = self.clients.list();
+        let own = list.iter_mut().find(|client| client.number == self.number);
+        own.map(|own| own.is_idle = is_idle).is_some()
+    }
+}
+
+impl Drop for ClientPlace<'_> {
+    fn drop(&mut self) {
+        self.clients.list().retain(|client| client.number != self.number);
+    }
 }
 
 /// Turns a client away. Its request is not read, and this thread waits for nothing.
@@ -104,8 +173,15 @@ fn refuse_at_once(mut stream: TcpStream) {
 }
 
 /// Answers one client.
-fn attend(mut stream: TcpStream, report: impl Fn(Format) -> Result<String>) -> io::Result<()> {
+fn attend(
+    mut stream: TcpStream,
+    place: &ClientPlace<'_>,
+    report: impl Fn(Format) -> Result<String>,
+) -> io::Result<()> {
     let request = read(&mut stream, Instant::now() + TIMEOUT)?.and_then(|text| parse(&text));
+    if !place.set_idle(false) {
+        return Ok(());
+    }
     let (answer, body) = match request {
         Err(refusal) => (Err(refusal), String::new()),
         Ok(request) => match report(request.format) {
@@ -130,6 +206,7 @@ fn attend(mut stream: TcpStream, report: impl Fn(Format) -> Result<String>) -> i
     write(&mut stream, text.as_bytes(), deadline)?;
     // If bytes of the client's were unread at the close, the kernel would reset the connection, and the answer could be lost.
     stream.shutdown(Shutdown::Write)?;
+    place.set_idle(true);
     drain(&mut stream, deadline)
 }
 
@@ -395,17 +472,77 @@ mod tests {
         assert!(began.elapsed() >= TIMEOUT);
     }
 
+    const REQUEST: &str = "GET /metrics HTTP/1.1\r\n\r\n";
+
+    #[test]
+    fn the_oldest_client_that_asks_for_nothing_gives_way() {
+        let address = server(|_| Ok("metrics".into()));
+        let began = Instant::now();
+        let mut idle: Vec<_> = (0..CLIENTS_MAX)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        assert!(ask(address, REQUEST).ends_with("metrics"));
+        let mut answer = String::new();
+        // A connection that ends, or is reset.
+        let _ = idle[0].read_to_string(&mut answer);
+        assert_eq!(answer, "");
+        for stream in &mut idle[1..] {
+            stream.write_all(REQUEST.as_bytes()).unwrap();
+            answer.clear();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("metrics"), "{answer}");
+        }
+        assert!(began.elapsed() < TIMEOUT, "nobody has waited for a limit");
+    }
+
+    #[test]
+    fn clients_that_have_their_answers_and_stay_give_way_too() {
+        let address = server(|_| Ok("metrics".into()));
+        let began = Instant::now();
+        let stay: Vec<_> = (0..CLIENTS_MAX)
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(REQUEST.as_bytes()).unwrap();
+                // The whole answer: the server has closed its end.
+                stream.read_to_string(&mut String::new()).unwrap();
+                stream
+            })
+            .collect();
+        assert!(ask(address, REQUEST).ends_with("metrics"));
+        assert!(began.elapsed() < TIMEOUT);
+        drop(stay);
+    }
+
     #[test]
     fn more_clients_than_there_is_room_for_are_told_so_at_once() {
-        let address = server(|_| Ok("metrics".into()));
+        // Their answers are being made, as long as this is held.
+        let held = std::sync::Arc::new(Mutex::new(()));
+        let holding = held.lock().unwrap();
+        let (asked, asks) = std::sync::mpsc::channel();
+        let (asked, held_too) = (Mutex::new(asked), std::sync::Arc::clone(&held));
+        let address = server(move |_| {
+            asked.lock().unwrap().send(()).unwrap();
+            drop(held_too.lock());
+            Ok("metrics".into())
+        });
         let busy: Vec<_> = (0..CLIENTS_MAX)
-            .map(|_| TcpStream::connect(address).unwrap())
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(REQUEST.as_bytes()).unwrap();
+                asks.recv().unwrap();
+                stream
+            })
             .collect();
         let mut stream = TcpStream::connect(address).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert_eq!(first_line(&answer), "HTTP/1.1 503 Service Unavailable");
-        drop(busy);
+        drop(holding);
+        for mut stream in busy {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("metrics"), "{answer}");
+        }
         // Until their threads have seen that they are gone.
         let deadline = Instant::now() + TIMEOUT;
         while !ask(address, "GET /metrics HTTP/1.1\r\n\r\n").ends_with("metrics") {
@@ -422,7 +559,9 @@ mod tests {
         let (stream, _) = listener.accept().unwrap();
         let began = Instant::now();
         // More than the buffers of both ends hold.
-        let error = attend(stream, |_| Ok("x".repeat(64 << 20))).unwrap_err();
+        let clients = Clients::default();
+        let place = clients.admit(&stream).unwrap();
+        let error = attend(stream, &place, |_| Ok("x".repeat(64 << 20))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(began.elapsed() < TIMEOUT * 2, "{:?}", began.elapsed());
     }
