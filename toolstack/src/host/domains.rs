@@ -150,6 +150,22 @@ pub fn read(store: &mut Store, domid: DomId) -> Result<Option<Domain>, StoreErro
     Ok(Some(Domain { domid, name, uuid }))
 }
 
+/// As [`read`], for many domains in one round trip.
+pub fn read_all(store: &mut Store, domids: &[DomId]) -> Result<Vec<Option<Domain>>, StoreError> {
+    let names = domids.iter().map(|&domid| format!("{}/name", home(domid)));
+    let paths: Vec<String> = names.chain(domids.iter().copied().map(vm_path)).collect();
+    let mut values = store.read_many(&paths)?;
+    let uuids = values.split_off(domids.len());
+    let domains = domids.iter().zip(values).zip(uuids).map(|((&domid, name), vm)| {
+        Some(Domain {
+            domid,
+            name: name?,
+            uuid: vm.map(uuid_of).unwrap_or_default(),
+        })
+    });
+    Ok(domains.collect())
+}
+
 /// The numbers of all domains that have a home, the lowest first.
 pub fn numbers(store: &mut Store) -> Result<Vec<DomId>, StoreError> {
     let names = store.directory("/local/domain")?;
@@ -235,6 +251,16 @@ pub fn present<X: Hypervisor>(host: &mut Host<X>, domain: &Domain) -> Result<Opt
 /// [alive](is_alive), and loses it when it is destroyed.
 pub fn has_home(store: &mut Store, domain: &Domain) -> Result<bool, StoreError> {
     Ok(uuid(store, domain.domid)?.is_some_and(|uuid| uuid == domain.uuid))
+}
+
+/// As [`has_home`], for many domains in few round trips.
+pub fn have_homes(store: &mut Store, domains: &[&Domain]) -> Result<Vec<bool>, StoreError> {
+    let domids: Vec<DomId> = domains.iter().map(|domain| domain.domid).collect();
+    let uuids = uuids(store, &domids)?;
+    let homes = domains.iter().zip(uuids);
+    Ok(homes
+        .map(|(domain, uuid)| uuid.is_some_and(|uuid| uuid == domain.uuid))
+        .collect())
 }
 
 /// Destroys a domain if it lives. One that goes by itself meanwhile is as good as destroyed.

@@ -57,13 +57,13 @@ impl Failed {
 
     /// Reads all records.
     pub fn all(store: &mut Store) -> Result<Vec<Self>, StoreError> {
-        let mut all = Vec::new();
-        for name in children(store, FAILED)? {
-            if let Ok(guest) = name.parse() {
-                all.extend(Self::of(store, guest)?);
-            }
-        }
-        Ok(all)
+        let guests = children(store, FAILED)?;
+        let guests = guests.iter().filter_map(|name| name.parse().ok());
+        let paths: Vec<String> = guests.map(path).collect();
+        let texts = store.read_many(&paths)?.into_iter();
+        Ok(texts
+            .filter_map(|text| serde_json::from_str(&text?).ok())
+            .collect())
     }
 }
 

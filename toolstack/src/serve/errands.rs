@@ -1,7 +1,7 @@
 //! Work of the service that concerns no single stub.
 
 use super::known::KnownRecords;
-use crate::host::domains::{has_home, is_alive};
+use crate::host::domains::{Domain, are_alive, have_homes};
 use crate::host::store::Store;
 use crate::records::failed::{self, Failed};
 use crate::records::{self, GuestStart, RecordError, assignable, bdf_of, forget_start};
@@ -13,24 +13,26 @@ use std::mem;
 
 /// Removes the records of failures, of starts and of mapped devices of guests that have ended.
 pub fn tidy(store: &mut Store, known: &mut KnownRecords) -> Result<(), RecordError> {
-    for failed in Failed::all(store)? {
-        if !is_alive(store, &failed.guest)? {
-            failed::forget(store, failed.guest.domid)?;
+    let failed = Failed::all(store)?;
+    let guests: Vec<&Domain> = failed.iter().map(|failed| &failed.guest).collect();
+    for (guest, is_alive) in guests.iter().zip(are_alive(store, &guests)?) {
+        if !is_alive {
+            failed::forget(store, guest.domid)?;
         }
     }
     let attachments = known.all(store)?;
-    for domid in GuestStart::domids(store)? {
-        // It tells whether the devices of a guest that has ended are carried over.
-        if attachments
+    let mut starts = GuestStart::all(store)?;
+    // It tells whether the devices of a guest that has ended are carried over.
+    let has_devices = |domid| {
+        attachments
             .iter()
             .any(|attachment| attachment.guest.domid == domid)
-        {
-            continue;
-        }
-        if let Some(start) = GuestStart::numbered(store, domid)?
-            && !has_home(store, &start.guest)?
-        {
-            forget_start(store, domid)?;
+    };
+    starts.retain(|start| !has_devices(start.guest.domid));
+    let guests: Vec<&Domain> = starts.iter().map(|start| &start.guest).collect();
+    for (guest, has_home) in guests.iter().zip(have_homes(store, &guests)?) {
+        if !has_home {
+            forget_start(store, guest.domid)?;
         }
     }
     records::forget_dead_mappings(store)

@@ -11,7 +11,7 @@ use crate::host::launcher::{Order, Ticket};
 use crate::host::store::{Store, StoreError};
 use crate::host::{Host, Runner};
 use crate::records::unfinished;
-use crate::records::{Carried, GuestStart, RecordError, Stage, forget_start};
+use crate::records::{Attachment, Carried, GuestStart, RecordError, Stage, forget_start};
 use crate::serve::error::ServeError;
 use crate::serve::known::KnownRecords;
 use crate::service_log;
@@ -124,19 +124,18 @@ impl Starts {
         let mut looked = Ok(());
         if let NewDomains::Some(mut news) = mem::replace(&mut self.news, NewDomains::All) {
             // Those that have come first: most often the news is of them.
-            for &domid in &domids {
-                if !self.known.contains_key(&domid) {
-                    looked = looked.and(self.look_at(host, records, domid));
-                }
-            }
+            let come = domids
+                .iter()
+                .copied()
+                .filter(|domid| !self.known.contains_key(domid));
+            let come: Vec<DomId> = come.collect();
+            looked = self.look_at(host, records, &come);
             news.retain(|uuid| !self.is_known(uuid));
             self.news = NewDomains::Some(news);
         }
         // A domain that has another UUID by now, or a later one with the number of an earlier one.
         if self.news != NewDomains::Some(BTreeSet::new()) {
-            for &domid in &domids {
-                looked = looked.and(self.look_at(host, records, domid));
-            }
+            looked = looked.and(self.look_at(host, records, &domids));
         }
         looked?;
         self.forget_ends(&mut host.store)?;
@@ -158,44 +157,55 @@ impl Starts {
         Ok(())
     }
 
-    /// Looks at a domain, unless it is one that was looked at.
+    /// Looks at these domains, but for those that were looked at. What is known of them is read in few round trips, for a worker
+    /// that starts knows none.
     fn look_at<X: Hypervisor>(
         &mut self,
         host: &mut Host<X>,
         records: &mut KnownRecords,
-        domid: DomId,
+        domids: &[DomId],
     ) -> Result<(), ServeError> {
-        // One without a UUID is being made, or of a toolstack that no declaration can be sure of.
-        let found = match domid {
-            0 => None,
-            _ => domains::read(&mut host.store, domid)?.filter(|guest| !guest.uuid.is_empty()),
-        };
-        let Some(guest) = found else {
-            self.known.remove(&domid);
-            return Ok(());
-        };
-        if self.known.get(&domid) == Some(&guest.uuid) {
+        let mut new = Vec::new();
+        for (&domid, found) in domids.iter().zip(domains::read_all(&mut host.store, domids)?) {
+            // One without a UUID is being made, or of a toolstack that no declaration can be sure of.
+            let found = found.filter(|guest| domid != 0 && !guest.uuid.is_empty());
+            if self.known.get(&domid) != found.as_ref().map(|guest| &guest.uuid) {
+                // Known only when the look has succeeded: otherwise it is looked at again.
+                self.known.remove(&domid);
+                new.extend(found);
+            }
+        }
+        if new.is_empty() {
             return Ok(());
         }
-        // Known only when this has succeeded: otherwise it is looked at again.
-        self.known.remove(&domid);
-        self.begin(host, records, &guest)?;
-        self.ending.remove(&guest.uuid);
-        self.known.insert(domid, guest.uuid);
-        Ok(())
+        let starts = GuestStart::of_each(&mut host.store, &new)?;
+        let mut attachments = records.all(&mut host.store)?;
+        let mut looked = Ok(());
+        for (guest, start) in new.into_iter().zip(starts) {
+            let begun = self.begin(host, records, &mut attachments, &guest, start);
+            if begun.is_ok() {
+                self.ending.remove(&guest.uuid);
+                self.known.insert(guest.domid, guest.uuid);
+            }
+            looked = looked.and(begun);
+        }
+        looked
     }
 
     fn begin<X: Hypervisor>(
         &mut self,
         host: &mut Host<X>,
         records: &mut KnownRecords,
+        attachments: &mut Vec<Attachment>,
         guest: &Domain,
+        start: Option<GuestStart>,
     ) -> Result<(), ServeError> {
         let _about = service_log::about_guest(&guest.name);
-        if is_kept(host, records, guest)? {
+        if is_kept(host, records, attachments, guest)? {
+            *attachments = records.all(&mut host.store)?;
             return Ok(());
         }
-        match self.newcomer(&mut host.store, records, guest)? {
+        match self.newcomer(&mut host.store, records, attachments, guest, start)? {
             Newcomer::Other => return Ok(()),
             // Whether the last worker came to pause it is not known. One that is not paused was not.
             Newcomer::Begun(Stage::Pausing) if is_paused(host, guest)? => {}
@@ -223,9 +233,11 @@ impl Starts {
         &self,
         store: &mut Store,
         records: &mut KnownRecords,
+        attachments: &[Attachment],
         guest: &Domain,
+        start: Option<GuestStart>,
     ) -> Result<Newcomer, ServeError> {
-        match GuestStart::of(store, guest)?.map(|start| start.stage) {
+        match start.map(|start| start.stage) {
             None => {}
             Some(Stage::Given { .. } | Stage::Failed { .. }) => return Ok(Newcomer::Other),
             Some(stage) => return Ok(Newcomer::Begun(stage)),
@@ -244,13 +256,14 @@ impl Starts {
                 Carried::of(store, &guest.uuid)?.is_some()
             }
         };
-        if !is_declared && !had_devices(store, records, guest)? {
+        if !is_declared && !had_devices(attachments, guest) {
             return Ok(Newcomer::Other);
         }
         // `bulkhead run` and `attach` give devices to the domains that they create.
         if unfinished::is_recorded(store, &guest.uuid)? {
             return Ok(Newcomer::Other);
         }
+        // As they are now: a command may just have given it devices.
         let attachments = records.all(store)?;
         if attachments.iter().any(|attachment| attachment.guest == *guest) {
             let stage = Stage::Given {
@@ -295,10 +308,9 @@ impl Starts {
 
 /// True if a guest with this UUID has, or had, devices under another number: it reboots, and its last domain is not taken
 /// apart yet.
-fn had_devices(store: &mut Store, records: &mut KnownRecords, guest: &Domain) -> Result<bool, RecordError> {
-    let attachments = records.all(store)?;
+fn had_devices(attachments: &[Attachment], guest: &Domain) -> bool {
     let is_last = |last: &Domain| last.uuid == guest.uuid && last.domid != guest.domid;
-    Ok(attachments.iter().any(|attachment| is_last(&attachment.guest)))
+    attachments.iter().any(|attachment| is_last(&attachment.guest))
 }
 
 /// True if libxl keeps this domain, whose guest has ended, under another name. The record of its devices follows it: no other
@@ -306,9 +318,9 @@ fn had_devices(store: &mut Store, records: &mut KnownRecords, guest: &Domain) ->
 fn is_kept<X: Hypervisor>(
     host: &mut Host<X>,
     records: &mut KnownRecords,
+    attachments: &[Attachment],
     domain: &Domain,
 ) -> Result<bool, ServeError> {
-    let attachments = records.all(&mut host.store)?;
     let had = |guest: &Domain| guest.domid == domain.domid && guest.uuid != domain.uuid;
     let Some(attachment) = attachments.iter().find(|attachment| had(&attachment.guest)) else {
         return Ok(false);
@@ -396,7 +408,6 @@ mod tests {
     use crate::host::domains::tests::preserve;
     use crate::host::store::tests::{dom0, introduce};
     use crate::host::sysfs::tests::Tree;
-    use crate::records::Attachment;
     use crate::records::tests::{attachment, domain, origin};
     use crate::records::unfinished;
     use crate::records::unfinished::Unfinished;
@@ -495,6 +506,23 @@ mod tests {
         // The toolstack lets it run, and it does not.
         scene.host.xen.unpause(3).unwrap();
         assert!(scene.host.xen.run_state(3).unwrap().unwrap().paused);
+    }
+
+    #[test]
+    fn a_worker_that_starts_reads_domains_and_their_starts_together() {
+        let round_trips = |domids: std::ops::Range<DomId>| {
+            let mut scene = Scene::new();
+            for domid in domids {
+                introduce(&scene.daemon, domid, &format!("guest-{domid}"));
+                let guest = domain(domid, &format!("guest-{domid}"));
+                let stage = Stage::Given { declared: true };
+                GuestStart { guest, stage }.write(&mut scene.host.store).unwrap();
+            }
+            let before = scene.daemon.round_trips();
+            scene.look();
+            scene.daemon.round_trips() - before
+        };
+        assert_eq!(round_trips(20..21), round_trips(20..40));
     }
 
     #[test]
