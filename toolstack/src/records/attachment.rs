@@ -13,6 +13,7 @@ use crate::host::domains::Domain;
 use crate::host::store::Store;
 use crate::records::interrupt_mode::{Mode, Recorded};
 use crate::records::mode_file::ModeNode;
+use crate::records::version::{self, VERSION};
 use crate::serde_text::{self, json};
 use crate::terms::Terms;
 use inject::Point;
@@ -70,29 +71,14 @@ pub struct Attachment {
     pub modes: Vec<ModeNode>,
 }
 
-/// The version of records that this program writes. It stays the same when fields are added that an earlier
-/// `bulkhead` may ignore. Since version 2 the modes may be in files.
-const VERSION: u32 = 2;
-
-/// The version of records that name none.
-fn first_version() -> u32 {
-    1
-}
-
 #[derive(Serialize, Deserialize)]
 struct Ends {
-    #[serde(default = "first_version")]
+    #[serde(default = "version::first")]
     version: u32,
     guest: Domain,
     stub: Domain,
     #[serde(default, with = "serde_text::text")]
     slots: SlotMode,
-}
-
-#[derive(Deserialize)]
-struct VersionOnly {
-    #[serde(default = "first_version")]
-    version: u32,
 }
 
 impl Attachment {
@@ -284,7 +270,7 @@ impl Attachment {
             cause: cause.to_string(),
         };
         // The version is read alone first: a newer record may have another form.
-        let VersionOnly { version } = serde_json::from_str(ends).map_err(|error| damaged(&root, &error))?;
+        let version = version::of(ends).map_err(|error| damaged(&root, &error))?;
         if version > VERSION {
             return Err(RecordError::Newer {
                 stub,
@@ -400,18 +386,6 @@ impl Attachment {
         inject::point(Point::Recorded);
         removed
     }
-}
-
-/// The record with the version of this program, if an earlier one has written it: text of the record's own node. Fields that
-/// are not known here stay.
-pub(super) fn newer(ends: &str) -> Option<String> {
-    let VersionOnly { version } = serde_json::from_str(ends).ok()?;
-    if version >= VERSION {
-        return None;
-    }
-    let mut ends: serde_json::Map<String, serde_json::Value> = serde_json::from_str(ends).ok()?;
-    ends.insert("version".into(), VERSION.into());
-    Some(json(&ends))
 }
 
 /// A node that was there when it was read.

@@ -19,6 +19,7 @@ mod start;
 pub mod stub_backup;
 mod suspends;
 pub mod unfinished;
+mod version;
 
 #[cfg(test)]
 pub(crate) use attachment::tests;

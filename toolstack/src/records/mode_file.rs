@@ -9,10 +9,10 @@
 
 use crate::host::store::Store;
 use crate::paths;
-use crate::records::attachment::newer;
 use crate::records::error::RecordError;
 use crate::records::interrupt_mode::{Mode, ModeError, ModeRecord, Recorded};
 use crate::records::paths::{attachment, mode_path};
+use crate::records::version::newer;
 use pci::bdf::Bdf;
 use rustix::fs::OFlags;
 use std::fmt;

@@ -72,7 +72,7 @@ struct HttpRequest {
 
 /// Serves metrics to all who connect. `report` makes them. Does not return.
 pub fn serve(listener: &TcpListener, report: impl Fn(Format) -> Result<String> + Sync) {
-    let (report, clients, threads) = (&report, &Clients::default(), &AtomicUsize::new(0));
+    let (report, clients, threads) = (&report, &HttpClients::default(), &AtomicUsize::new(0));
     thread::scope(|scope| {
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
@@ -101,13 +101,13 @@ pub fn serve(listener: &TcpListener, report: impl Fn(Format) -> Result<String> +
 
 /// The clients, in the order in which they came.
 #[derive(Default)]
-struct Clients {
-    list: Mutex<Vec<Admitted>>,
+struct HttpClients {
+    list: Mutex<Vec<HttpClient>>,
     /// How many there were so far.
     count: AtomicUsize,
 }
 
-struct Admitted {
+struct HttpClient {
     number: usize,
     /// To end its connection.
     stream: TcpStream,
@@ -115,13 +115,13 @@ struct Admitted {
     is_idle: bool,
 }
 
-impl Clients {
-    fn list(&self) -> MutexGuard<'_, Vec<Admitted>> {
+impl HttpClients {
+    fn list(&self) -> MutexGuard<'_, Vec<HttpClient>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a client a place. If there is none left, the oldest idle one loses its own; `None` if none is idle.
-    fn admit(&self, stream: &TcpStream) -> Option<ClientPlace<'_>> {
+    fn admit(&self, stream: &TcpStream) -> Option<HttpPlace<'_>> {
         let stream = stream.try_clone().ok()?;
         let mut list = self.list();
         if list.len() >= CLIENTS_MAX {
@@ -130,12 +130,12 @@ impl Clients {
             let _ = list.remove(oldest).stream.shutdown(Shutdown::Both);
         }
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        list.push(Admitted {
+        list.push(HttpClient {
             number,
             stream,
             is_idle: true,
         });
-        Some(ClientPlace {
+        Some(HttpPlace {
             clients: self,
             number,
         })
@@ -143,12 +143,12 @@ impl Clients {
 }
 
 /// A client's place among all, until this is dropped.
-struct ClientPlace<'a> {
-    clients: &'a Clients,
+struct HttpPlace<'a> {
+    clients: &'a HttpClients,
     number: usize,
 }
 
-impl ClientPlace<'_> {
+impl HttpPlace<'_> {
     /// From now on the client is idle, or is not. Returns false if it has lost its place.
     fn set_idle(&self, is_idle: bool) -> bool {
         let mut list = self.clients.list();
@@ -157,7 +157,7 @@ impl ClientPlace<'_> {
     }
 }
 
-impl Drop for ClientPlace<'_> {
+impl Drop for HttpPlace<'_> {
     fn drop(&mut self) {
         self.clients.list().retain(|client| client.number != self.number);
     }
@@ -175,7 +175,7 @@ fn refuse_at_once(mut stream: TcpStream) {
 /// Answers one client.
 fn attend(
     mut stream: TcpStream,
-    place: &ClientPlace<'_>,
+    place: &HttpPlace<'_>,
     report: impl Fn(Format) -> Result<String>,
 ) -> io::Result<()> {
     let request = read(&mut stream, Instant::now() + TIMEOUT)?.and_then(|text| parse(&text));
@@ -559,7 +559,7 @@ mod tests {
         let (stream, _) = listener.accept().unwrap();
         let began = Instant::now();
         // More than the buffers of both ends hold.
-        let clients = Clients::default();
+        let clients = HttpClients::default();
         let place = clients.admit(&stream).unwrap();
         let error = attend(stream, &place, |_| Ok("x".repeat(64 << 20))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
