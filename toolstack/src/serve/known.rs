@@ -38,9 +38,11 @@ impl KnownRecords {
 
     /// Reads all records again. Returns the stubs that have one, and of them those whose record is not what was known.
     pub fn read_again(&mut self, store: &mut Store) -> Result<[BTreeSet<DomId>; 2], RecordError> {
-        let names = records::children(store, ATTACHMENTS)?;
-        let stubs: BTreeSet<DomId> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        let (attachments, _) = Attachment::all(store)?;
+        let (attachments, damaged) = Attachment::all(store)?;
+        let sound = attachments.iter().map(|attachment| attachment.stub.domid);
+        let stubs: BTreeSet<DomId> = sound
+            .chain(damaged.iter().filter_map(RecordError::stub))
+            .collect();
         let of_stub = attachments
             .into_iter()
             .map(|attachment| (attachment.stub.domid, attachment));

@@ -1,7 +1,7 @@
 //! The thread of a link: it answers the stub's requests.
 
 use super::limits::Limits;
-use super::modes::{ModeRecorder, Unfinished, unfinished};
+use super::modes::{LeftOver, ModeRecorder, unfinished};
 use super::state::{LinkState, lock};
 use crate::function::Done;
 use crate::function::Failure;
@@ -14,6 +14,7 @@ use inject::Point;
 use log::Level;
 use pci::bdf::Bdf;
 use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
@@ -30,6 +31,8 @@ pub struct Answerer {
     pub channel: Arc<EventChannel>,
     pub xen: Xenctrl,
     pub limits: Arc<Mutex<Limits>>,
+    /// What an earlier thread has left.
+    pub left: LeftOver,
 }
 
 impl Answerer {
@@ -48,7 +51,7 @@ impl Answerer {
         inject::point(Point::TakeUp);
         // Unfinished changes come before the request in the page. That request is most likely the one that began the change,
         // and it is carried out from the start.
-        let left = unfinished(store, self.stub)?;
+        let left = mem::take(&mut self.left);
         let shared = Arc::clone(&self.shared);
         let mut shared = lock(&shared);
         self.resolve(&mut shared, store, &left);
@@ -68,15 +71,19 @@ impl Answerer {
     }
 
     /// Finishes changes of interrupt modes that an earlier service has left unfinished.
-    fn resolve(&self, shared: &mut LinkState, store: &mut Store, (changes, known): &Unfinished) {
+    fn resolve(&self, shared: &mut LinkState, store: &mut Store, left: &LeftOver) {
         let mut recorder = ModeRecorder::new(store, self.stub, &self.name, &self.limits);
-        let resolved = shared
-            .functions
-            .resolve_unknown(&self.xen, changes, known, |bdf, file, record| {
-                recorder.record(bdf, file, record);
-            });
+        let resolved =
+            shared
+                .functions
+                .resolve_unknown(&self.xen, &left.changes, &left.known, |bdf, file, record| {
+                    recorder.record(bdf, file, record);
+                });
         recorder.log();
-        // A stub can have this tried again by each request for messages.
+        // A stub can have this tried again by each request for messages, and by each restart.
+        for (bdf, cause) in &left.causes {
+            log_limited!(lock(&self.limits).complaints, Level::Error, DEVICE = *bdf; "{cause}");
+        }
         for (bdf, resolved) in resolved {
             match resolved {
                 Ok(found) => log_limited!(

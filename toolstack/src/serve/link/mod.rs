@@ -1,15 +1,17 @@
 //! The service's end of one second hop: the stub's page, its event channel, and the thread that answers.
 
 mod answerer;
+mod error;
 mod limits;
 mod modes;
 mod removed;
 mod ring_params;
 mod state;
 
+pub use error::LinkError;
 pub use limits::Limits;
 pub use removed::follow;
-pub use ring_params::{NodeError, RingParams, ring_params};
+pub use ring_params::{RingParams, ring_params};
 pub use state::{Handle, lock};
 
 use super::wake::Wake;
@@ -17,12 +19,13 @@ use crate::config_space::access::ConfigFile;
 use crate::function::Functions;
 use crate::function::aer::{Health, Told};
 use crate::host::store;
-use crate::host::sysfs::{Sysfs, SysfsError};
+use crate::host::sysfs::Sysfs;
 use crate::records::Attachment;
 use crate::serve::log_limit::log_limited;
 use crate::service_log::{self, About};
 use answerer::Answerer;
 use log::Level;
+use modes::unfinished_of;
 use pci::bdf::Bdf;
 use state::LinkState;
 use std::io;
@@ -31,48 +34,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use thiserror::Error;
 use xen::xenctrl::Xenctrl;
 use xen::xendev::{EventChannel, GrantedPage};
 use xenbus::handover_block;
 use xenbus::pciif::aer::{self, AerRequest, Busy, Verdict};
 use xenbus::pciif::{AER_HANDLER, SharedPage as _, layout};
-
-/// Why a stub is not served.
-#[derive(Debug, Error)]
-pub enum LinkError {
-    /// A node that it has published makes no sense.
-    #[error(transparent)]
-    Node(#[from] NodeError),
-    /// Its page cannot be mapped.
-    #[error("cannot map the stub's grant {grant}")]
-    Page {
-        grant: u32,
-        #[source]
-        source: io::Error,
-    },
-    /// Its port cannot be bound.
-    #[error("cannot bind the stub's event channel {port}")]
-    Port {
-        /// The stub's port.
-        port: u32,
-        #[source]
-        source: io::Error,
-    },
-    /// A device cannot be used.
-    #[error(transparent)]
-    Device(#[from] SysfsError),
-    /// A device cannot be used.
-    #[error("cannot access the configuration space of a device")]
-    Config(#[from] io::Error),
-}
-
-impl LinkError {
-    /// True if the error is about what the stub has published. Its next offer may be better.
-    pub const fn is_of_offer(&self) -> bool {
-        matches!(self, Self::Node(_) | Self::Page { .. } | Self::Port { .. })
-    }
-}
 
 /// A stub that is served. The thread ends when this is dropped, after the request that it is at.
 pub struct Link {
@@ -100,7 +66,9 @@ impl Drop for ThreadEnd {
 }
 
 impl Link {
-    /// Maps the stub's page, binds its port, and starts to answer. The thread records interrupt modes with the help of `store`, and calls
+    /// Maps the stub's page, binds its port, and starts to answer. `attachment` was read since the stub's last link ended.
+    ///
+    /// The thread records interrupt modes with the help of `store`, and calls
     /// `wake` when it ends.
     pub fn start(
         attachment: &Attachment,
@@ -141,6 +109,7 @@ impl Link {
             channel: Arc::clone(&channel),
             xen,
             limits,
+            left: unfinished_of(attachment),
         };
         let names = (attachment.guest.name.clone(), attachment.stub.name.clone());
         let (guest_name, stub_name) = names.clone();

@@ -81,26 +81,37 @@ impl<'a> ModeRecorder<'a> {
     }
 }
 
-/// Changes, by device, and the pirqs that the guest has.
-pub type Unfinished = (BTreeMap<Bdf, ModeChange>, BTreeSet<u32>);
+/// What an earlier thread may have left.
+#[derive(Debug, Default)]
+pub struct LeftOver {
+    /// The changes of interrupt modes whose end is not recorded, by device.
+    pub changes: BTreeMap<Bdf, ModeChange>,
+    /// The pirqs that the guest has by the record.
+    pub known: BTreeSet<u32>,
+    /// The devices whose record is lost or damaged, with the cause.
+    pub causes: Vec<(Bdf, String)>,
+}
 
-/// What an earlier service may have left: changes of interrupt modes whose end is not recorded, and the pirqs that the guest
-/// has by the record.
-pub fn unfinished(store: &mut Store, stub: DomId) -> Result<Unfinished, RecordError> {
-    let mut changes = BTreeMap::new();
-    let mut known = BTreeSet::new();
-    if let Some(attachment) = Attachment::read(store, stub)? {
-        for (device, recorded) in attachment.devices_and_modes() {
-            if let Recorded::Unknown(cause) = &recorded {
-                log::error!(DEVICE:% = device.bdf; "{cause}");
-            }
-            changes.extend(recorded.change().map(|change| (device.bdf, change)));
-            // INTx counts too: the guest has that pirq from the start.
-            let pirqs = recorded.mode().pirqs().into_iter().map(u32::from);
-            known.extend(pirqs.chain(device.gsi));
+/// What an earlier thread has left of a stub, by its record.
+pub fn unfinished(store: &mut Store, stub: DomId) -> Result<LeftOver, RecordError> {
+    let attachment = Attachment::read(store, stub)?;
+    Ok(attachment.as_ref().map(unfinished_of).unwrap_or_default())
+}
+
+/// The same by a record that was read when no thread recorded modes in it.
+pub fn unfinished_of(attachment: &Attachment) -> LeftOver {
+    let mut left = LeftOver::default();
+    for (device, recorded) in attachment.devices_and_modes() {
+        if let Recorded::Unknown(cause) = &recorded {
+            left.causes.push((device.bdf, cause.clone()));
         }
+        left.changes
+            .extend(recorded.change().map(|change| (device.bdf, change)));
+        // INTx counts too: the guest has that pirq from the start.
+        let pirqs = recorded.mode().pirqs().into_iter().map(u32::from);
+        left.known.extend(pirqs.chain(device.gsi));
     }
-    Ok((changes, known))
+    left
 }
 
 #[cfg(test)]
@@ -206,7 +217,7 @@ mod tests {
             attachment = attachment.without(&[attachment.devices[1].bdf]);
             let open = |_| Ok::<_, io::Error>(self.device.clone());
             let mut functions = Functions::new(&attachment, open).unwrap();
-            let (changes, known) = unfinished(&mut self.store, STUB).unwrap();
+            let LeftOver { changes, known, .. } = unfinished(&mut self.store, STUB).unwrap();
             let (store, steps) = (&mut self.store, self.steps.clone());
             let mut record = |bdf, file: &mut Option<ModeFile>, mode: ModeRecord<'_>| {
                 ModeFile::record(file, store, STUB, bdf, mode).unwrap();
@@ -291,7 +302,12 @@ mod tests {
             let mut host = Survivors::new();
             host.serve(requests);
             std::fs::remove_file(crate::paths::run().join("0000:00:05.0.interrupts")).unwrap();
-            let (changes, known) = unfinished(&mut host.store, STUB).unwrap();
+            let LeftOver {
+                changes,
+                known,
+                causes,
+            } = unfinished(&mut host.store, STUB).unwrap();
+            assert_eq!(causes.len(), 1);
             assert_eq!(changes, [(bdf(), ModeChange::Unknown)].into());
             // The line of the device itself, and what other functions have.
             assert_eq!(known, [20, 55].into());

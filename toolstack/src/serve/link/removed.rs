@@ -1,6 +1,6 @@
 //! Devices that dom0 has removed while their guest had them. They are left out of a link, so that the others are served.
 
-use super::LinkError;
+use super::error::LinkError;
 use crate::config_space::access::ConfigFile;
 use crate::function::Functions;
 use crate::host::sysfs::Sysfs;

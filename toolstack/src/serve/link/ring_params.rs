@@ -68,7 +68,7 @@ fn parse(values: &[Option<String>]) -> Result<RingParams, NodeError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::LinkError;
+    use super::super::error::LinkError;
     use super::*;
     use crate::host::store::{self, Store};
 
