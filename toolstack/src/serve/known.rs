@@ -75,7 +75,8 @@ impl KnownRecords {
 mod tests {
     use super::*;
     use crate::host::store::tests::dom0;
-    use crate::records::tests::{attachment, domain};
+    use crate::records::interrupt_mode::Mode;
+    use crate::records::tests::{attachment, device, domain};
     use xenbus::client::Store as _;
     use xenbus::model::Xenstored;
 
@@ -115,6 +116,30 @@ mod tests {
         attachment().remove(&mut store).unwrap();
         store.remove("/local/domain/0/bulkhead/attachment/4").unwrap();
         assert_eq!(read(&mut store), [vec![11], vec![11]]);
+    }
+
+    #[test]
+    fn to_read_all_again_takes_as_many_round_trips_for_many_stubs_as_for_one() {
+        let waits = |stubs: DomId| {
+            let daemon = Xenstored::new();
+            let mut store = dom0(&daemon);
+            for number in 0..stubs {
+                let one = Attachment {
+                    guest: domain(20 + number, "guest"),
+                    stub: domain(40 + number, "stub"),
+                    devices: vec![device(&format!("00:{number:02x}.0"))],
+                    modes: vec![Mode::Intx.into()],
+                    ..attachment()
+                };
+                one.write(&mut store).unwrap();
+            }
+            let before = daemon.round_trips();
+            let [found, _] = KnownRecords::default().read_again(&mut store).unwrap();
+            assert_eq!(found.len(), usize::from(stubs));
+            daemon.round_trips() - before
+        };
+        // The list; the transaction, its beginning and its end: the records, their nodes, the values.
+        assert_eq!([waits(1), waits(16)], [6, 6]);
     }
 
     #[test]
