@@ -22,18 +22,6 @@ fn post(host: &mut Host) -> Posted {
     host.guest.post(&Request::conf_write(FIRST, 0x0c, 1, 8), &[])
 }
 
-/// Lets all run until the request in the guest's page has its answer.
-fn settle_until_answered(host: &mut Host) {
-    while backend::is_pending(&host.guest.page) {
-        let Outcome::Wait { until: Some(until) } = host.settle() else {
-            assert!(!backend::is_pending(&host.guest.page), "it waits for ever");
-            return;
-        };
-        let left = until.saturating_sub(host.world.now());
-        host.world.advance(left);
-    }
-}
-
 #[test]
 fn the_wait_ends_in_time_though_xenstore_refuses_whatever_is_asked() {
     for is_away in [true, false] {
@@ -50,7 +38,7 @@ fn the_wait_ends_in_time_though_xenstore_refuses_whatever_is_asked() {
             let posted = post(&mut host);
             let failed = host.world.now();
             host.fail();
-            settle_until_answered(&mut host);
+            host.settle_until_answered();
             let waited = host.world.told(GUEST, host.guest.port) - failed;
             // Where xenstore refuses after the second hop has come up, dom0 is asked all the same.
             match host.guest.answer(posted) {

@@ -225,15 +225,7 @@ fn a_request_that_was_held_is_answered_in_time_though_dom0_is_silent() {
                 let left = Duration::from_millis(up).saturating_sub(since);
                 host.world.advance(left);
                 host.service.borrow_mut().restart();
-                let mut next = host.settle();
-                while backend::is_pending(&host.guest.page) {
-                    let Outcome::Wait { until: Some(until) } = next else {
-                        panic!("{context}: it waits for ever");
-                    };
-                    let left = until.saturating_sub(host.world.now());
-                    host.world.advance(left);
-                    next = host.settle();
-                }
+                host.settle_until_answered();
                 let waited = host.world.told(GUEST, host.guest.port) - failed;
                 assert_eq!(host.guest.answer(posted), Err(OpError::OpFailed), "{context}");
                 assert!(waited <= Duration::from_millis(longest), "{context}: {waited:?}");

@@ -15,6 +15,7 @@ use xenbus::client::{Client, Store, Transport};
 use xenbus::handover_block;
 use xenbus::model::{Connection, ConnectionError, Xenstored};
 use xenbus::path::{self, Numbered, key};
+use xenbus::pciif::backend;
 use xenbus::pciif::frontend::{Answer, Posted};
 use xenbus::pciif::{MsixEntry, Request};
 use xenbus::permission::Permission;
@@ -468,6 +469,22 @@ impl Host {
             self.world.advance(left);
         }
         panic!("something is always due");
+    }
+
+    /// Lets all run until the request in the guest's page has its answer, however long that takes.
+    pub fn settle_until_answered(&mut self) {
+        for _ in 0..100 {
+            let next = self.settle();
+            if !backend::is_pending(&self.guest.page) {
+                return;
+            }
+            let Outcome::Wait { until: Some(until) } = next else {
+                panic!("the request waits for ever");
+            };
+            let left = until.saturating_sub(self.world.now());
+            self.world.advance(left);
+        }
+        panic!("something is always due, and no answer comes");
     }
 
     /// True if something would end the stub's wait.
