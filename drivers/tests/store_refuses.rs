@@ -8,7 +8,7 @@ use pci::bdf::Bdf;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 use xenbus::path::{self, Numbered, key};
-use xenbus::pciif::{Command, MsixEntry, Request};
+use xenbus::pciif::{Command, MsixEntry, Request, backend};
 use xenbus::state::XenbusState::*;
 use xenbus::wire::ErrorName;
 
@@ -177,6 +177,39 @@ fn a_run_that_loses_xenstore_before_it_has_followed_it_ends_and_the_next_one_con
         }
         assert!(ends > 3, "{course:?}: {ends}");
     }
+    let _ = std::panic::take_hook();
+}
+
+#[test]
+fn a_run_that_loses_xenstore_while_a_frontend_starts_anew_ends_if_it_serves_that_one_already() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut ends = 0;
+    for after in 0.. {
+        let mut host = Host::running(&[A]);
+        host.settle();
+        host.guest.begin_anew();
+        host.guest.publish();
+        host.lose_store(after);
+        let is_alive = catch_unwind(AssertUnwindSafe(|| host.settle_for_good())).is_ok();
+        let is_lost = host.has_lost_store();
+        host.lose_store(usize::MAX);
+        if is_alive {
+            let read = Request::conf_read(Bdf::from_devfn(0, 0, 0), 0, 4);
+            drop(host.guest.post(&read, &[]));
+            host.stub().step();
+            let is_served = !backend::is_pending(&host.guest.page);
+            assert!(!is_served || host.backend_state() == Connected, "after {after}");
+        } else {
+            ends += 1;
+            host.fail();
+            host.dance_for_good();
+            assert_eq!(host.read(0, 4), 0x10d3_8086, "after {after}");
+        }
+        if !is_lost {
+            break;
+        }
+    }
+    assert!(ends > 3, "{ends}");
     let _ = std::panic::take_hook();
 }
 
