@@ -7,6 +7,7 @@
 #: device edu,addr=7
 #: timeout 700
 . /rig/scenarios/lib.sh
+needs_speed
 # The full run: cargo verify --scenario kills --set ROUNDS=500 --timeout 5400. To repeat one: --set SEED=…, as it was printed.
 ROUNDS=${ROUNDS:-$([ "$ALL" ] && echo 12 || echo 8)}
 SEED=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}

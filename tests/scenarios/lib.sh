@@ -108,6 +108,21 @@ within() {
     echo "ok: $label"
 }
 
+# eight_programs: prints how many ms eight programs take that ask xenstored one after another.
+eight_programs() {
+    read -r from _ </proc/uptime
+    for _ in 1 2 3 4 5 6 7 8; do xenstore-read domid >/dev/null; done
+    read -r to _ </proc/uptime
+    echo $((${to%.*}${to#*.}0 - ${from%.*}${from#*.}0))
+}
+# needs_speed: skips a scenario that judges waits of a second or two on a machine that is too slow for that: those of guests
+# and of dom0 end on it whatever the stub does. Usual is 300 ms, and 600 ms on one of half the speed.
+needs_speed() {
+    took=$(eight_programs)
+    figure eight-programs "$took" "ms for eight programs that ask xenstored"
+    [ "$took" -le 1500 ] || skip "this machine takes $took ms for eight programs that ask xenstored, 1500 at most: it is too slow to judge waits of a second"
+}
+
 # watch_machine: from now on /tmp/still has a line for each time that this machine stood still for over half a second, as
 # an emulated one does when the processors below it are taken by others: the guests stand still with it.
 watch_machine() {
@@ -120,19 +135,19 @@ watch_machine() {
         [ $for_ms -le 500 ] || echo "$for_ms ms" >>/tmp/still
     done) &
 }
-# steadily WHAT COMMAND...: COMMAND succeeds. If it does not, and the machine stood still over it, it is run again, five
-# times at most.
+# steadily WHAT COMMAND...: COMMAND succeeds. If it does not, and the machine stood still over it, it is run again, twice at
+# most. If the machine stood still each time, the scenario is skipped.
 steadily() {
     steady=$1
     shift
-    for try in 1 2 3 4 5; do
+    for try in 1 2 3; do
         before=$(wc -l </tmp/still)
         "$@" && echo "ok: $steady" && return
         sleep 1
-        [ "$(wc -l </tmp/still)" -gt "$before" ] || break
+        [ "$(wc -l </tmp/still)" -gt "$before" ] || failure "$steady"
         say "$steady: try $try does not count: the machine stood still for $(tail -n +$((before + 1)) /tmp/still | tr '\n' ' ')"
     done
-    failure "$steady"
+    skip "the machine stood still each time, over: $steady"
 }
 
 # bridge_up NAME ADDRESS/BITS: dom0 has a bridge of that name, with this address. It leads to domains and nowhere else.

@@ -5,6 +5,7 @@
 #: cpus 2
 #: timeout 450
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 ROUNDS=2000
 export GUEST_INITRD=/root/measure.initrd

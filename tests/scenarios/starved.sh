@@ -4,6 +4,7 @@
 #: suite bookworm
 #: timeout 900
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 ROUNDS=${ROUNDS:-$([ "$ALL" ] && echo 25 || echo 12)}
 # What the burning domain may have of the processor for each share of dom0's and of a stub's.

@@ -10,6 +10,7 @@
 #: xenstored xenstored
 #: xenstored oxenstored
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 ROUNDS=$([ "$ALL" ] && echo 10 || echo 5)
 

@@ -6,6 +6,7 @@
 #: suite trixie
 #: timeout 600
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 ROUNDS=3
 NET=bridge=xenbr0,address=10.9.0.9/24,syslog=10.9.0.1:514

@@ -7,6 +7,7 @@
 #: cpus 2
 #: timeout 480
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 KERNEL=/rig/bulkhead-stub-inject
 

@@ -9,6 +9,7 @@
 #: timeout 700
 #: timeout-all 2400
 . /rig/scenarios/lib.sh
+needs_speed
 BDF=0000:00:05.0
 GATEWAY=10.9.0.1
 SEED=${SEED:-$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}

@@ -11,6 +11,7 @@
 #: timeout 700
 #: timeout-all 900
 . /rig/scenarios/lib.sh
+needs_speed
 export GUEST_INITRD=/root/measure.initrd
 BDF=0000:00:05.0
 GATEWAY=10.9.0.1
