@@ -1,6 +1,5 @@
 #!/bin/sh
 # A declared guest has its devices at every start, whoever starts it, before its first instruction; one that was started by `run` keeps its devices over reboots.
-#: first
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: suite trixie

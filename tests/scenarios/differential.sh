@@ -1,6 +1,5 @@
 #!/bin/sh
 # The same accesses to the same devices by xen-pciback and by Bulkhead: each answer and what is left in the device.
-#: first
 #: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6

@@ -1,6 +1,5 @@
 #!/bin/sh
 # Guests, stubs and the service are killed in an order drawn from a seed: whoever is left works on after each round, and nothing leaks.
-#: first
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6

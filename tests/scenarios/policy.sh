@@ -1,6 +1,5 @@
 #!/bin/sh
 # On what terms a guest has a device: MSI off by every rule, permissive, quirks, names, and the policy file.
-#: first
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7

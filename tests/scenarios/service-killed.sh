@@ -1,6 +1,5 @@
 #!/bin/sh
 # The service is killed at every point where it changes something: the guest notices nothing, and nothing is left behind.
-#: first
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: suite trixie

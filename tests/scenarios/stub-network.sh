@@ -1,6 +1,5 @@
 #!/bin/sh
 # A stub with a network has one interface, on the bridge that was named, and has it again after each death; without the words nothing of it is there.
-#: first
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: suite trixie

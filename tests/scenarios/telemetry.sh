@@ -1,7 +1,6 @@
 #!/bin/sh
 # Stubs with a network: Prometheus scrapes three of them and dom0, rsyslog has their logs, a flood of packets costs the
 # guest nothing, and the network comes back after whatever happens to either end.
-#: first
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device edu,addr=7

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 /// How long after the limit scenarios that failed may still be started a second time.
-const GRACE: Duration = Duration::from_secs(10 * 60);
+const GRACE: Duration = Duration::from_secs(5 * 60);
 
 /// A moment after which no scenario is started.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,7 @@ mod tests {
         let limit = Limit::after(start, Some(60));
         assert!(!limit.is_over(minutes(59)) && limit.is_over(minutes(60)));
         let second = limit.for_second_runs();
-        assert!(!second.is_over(minutes(69)) && second.is_over(minutes(70)));
+        assert!(!second.is_over(minutes(64)) && second.is_over(minutes(65)));
         assert!(!Limit::after(start, None).is_over(minutes(10_000)));
     }
 
