@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_limit_ends_the_starts_and_a_little_later_the_second_ones() {
         let start = Instant::now();
-        let minutes = |minutes| start + Duration::from_secs(60 * minutes);
+        let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
         let limit = Limit::after(start, Some(60));
         assert!(!limit.is_over(minutes(59)) && limit.is_over(minutes(60)));
         let second = limit.for_second_runs();
