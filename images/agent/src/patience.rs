@@ -36,7 +36,7 @@ pub fn value(store: &mut Store, home: &str, path: &str, end: Instant) -> Result<
         if let Some(value) = store.read_optional(path)? {
             return Ok(Some(value));
         }
-        if store.read_optional(&format!("{home}/domid"))?.is_none() {
+        if !exists(store, home)? {
             return Ok(None);
         }
         // One event stands for all that have come.
@@ -46,5 +46,27 @@ pub fn value(store: &mut Store, home: &str, path: &str, end: Instant) -> Result<
             }
         }
         while store.next_event()?.is_some() {}
+    }
+}
+
+/// Whether there is a domain with this home. Its toolstack makes the home first, and all that is in it later.
+fn exists(store: &mut Store, home: &str) -> Result<bool> {
+    Ok(store.read_optional(home)?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xenbus::model::Xenstored;
+
+    #[test]
+    fn a_domain_that_is_being_built_exists_and_one_that_has_gone_does_not() {
+        let mut store = xenstore::over_model(Xenstored::new().connect(0));
+        let home = "/local/domain/1";
+        assert!(!exists(&mut store, home).unwrap());
+        store.mkdir(home).unwrap();
+        assert!(exists(&mut store, home).unwrap());
+        store.remove(home).unwrap();
+        assert!(!exists(&mut store, home).unwrap());
     }
 }
