@@ -10,9 +10,9 @@ const GRACE: Duration = Duration::from_secs(5 * 60);
 
 /// A moment after which no scenario is started.
 #[derive(Clone, Copy, Debug)]
-pub struct Limit(Option<Instant>);
+pub struct TimeLimit(Option<Instant>);
 
-impl Limit {
+impl TimeLimit {
     /// So many minutes after `start`; without minutes there is no limit.
     pub fn after(start: Instant, minutes: Option<u64>) -> Self {
         Self(minutes.map(|minutes| start + Duration::from_secs(minutes * 60)))
@@ -72,7 +72,7 @@ impl Batch {
 ///
 /// Without a time limit the longest comes first, so that no long one runs alone in the end. With one, those that there may
 /// be no time for come in an order that each `commit` draws anew: what one run leaves out, another has.
-pub fn place(scenario: &Scenario, suite: Suite, limit: Limit, commit: &str) -> u64 {
+pub fn place(scenario: &Scenario, suite: Suite, limit: TimeLimit, commit: &str) -> u64 {
     if scenario.first || !limit.exists() {
         return u64::MAX - scenario.timeout.as_secs();
     }
@@ -90,11 +90,11 @@ mod tests {
     fn a_limit_ends_the_starts_and_a_little_later_the_second_ones() {
         let start = Instant::now();
         let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
-        let limit = Limit::after(start, Some(60));
+        let limit = TimeLimit::after(start, Some(60));
         assert!(!limit.is_over(minutes(59)) && limit.is_over(minutes(60)));
         let second = limit.for_second_runs();
         assert!(!second.is_over(minutes(64)) && second.is_over(minutes(65)));
-        assert!(!Limit::after(start, None).is_over(minutes(10_000)));
+        assert!(!TimeLimit::after(start, None).is_over(minutes(10_000)));
     }
 
     #[test]
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn another_commit_draws_another_order_and_the_same_one_the_same() {
         let scenarios = scenario::all().unwrap();
-        let limit = Limit::after(Instant::now(), Some(60));
+        let limit = TimeLimit::after(Instant::now(), Some(60));
         let order = |commit| {
             let mut names: Vec<&str> = scenarios
                 .iter()

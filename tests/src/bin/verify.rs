@@ -5,7 +5,7 @@ use bulkhead_tests::artifacts::{self, Artifacts};
 use bulkhead_tests::figure::Store;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
-use bulkhead_tests::schedule::{self, Batch, Limit};
+use bulkhead_tests::schedule::{self, Batch, TimeLimit};
 use bulkhead_tests::verdict::Verdict;
 use clap::Parser;
 use images::installed;
@@ -247,7 +247,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     if !arguments.host {
-        scenarios(&arguments, Limit::after(since, arguments.minutes), &mut score)?;
+        scenarios(&arguments, TimeLimit::after(since, arguments.minutes), &mut score)?;
     }
     score.tell_longest(since.elapsed());
     for name in &score.failed {
@@ -330,7 +330,7 @@ fn check_scripts(score: &mut Score) -> Result<()> {
     check.run(&scripts, score)
 }
 
-fn scenarios(arguments: &Arguments, limit: Limit, score: &mut Score) -> Result<()> {
+fn scenarios(arguments: &Arguments, limit: TimeLimit, score: &mut Score) -> Result<()> {
     let mut chosen = choose(scenario::all()?, &arguments.scenario)?;
     chosen.retain(|scenario| arguments.all || !arguments.scenario.is_empty() || !scenario.costly);
     let chosen = chosen.iter().flat_map(|scenario| {
@@ -457,7 +457,7 @@ fn run_all<'a>(
     width: usize,
     files: &Artifacts,
     figures: &Mutex<Store>,
-    limit: Limit,
+    limit: TimeLimit,
 ) -> Result<Vec<Finished<'a>>> {
     let out = images::store::target_dir().join("rig-out");
     let jobs = Mutex::new(jobs);
