@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A stub that dies sooner than this after its return has died early.
+/// A stub that dies sooner than this after its return has died early. On a slow host, one that dies sooner than its return
+/// took.
 pub const EARLY_DEATH: Duration = Duration::from_secs(3);
 /// Delay before the next return, by the number of early deaths in a row. When these are used up, the stub stays dead.
 ///
@@ -29,6 +30,8 @@ pub enum Decision {
 pub struct Backoff {
     /// When it returned, on a clock of the caller's; `None` if it was not brought back since its last death.
     since: Option<Duration>,
+    /// How long that return took.
+    took: Duration,
     /// Early deaths in a row, failed attempts to bring it back included.
     early_deaths: usize,
     /// Number of returns.
@@ -36,9 +39,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// It was brought back.
-    pub fn returned(&mut self, now: Duration) {
+    /// It was brought back, which took this long.
+    pub fn returned(&mut self, now: Duration, took: Duration) {
         self.since = Some(now);
+        self.took = took;
         self.revivals += 1;
     }
 
@@ -46,7 +50,7 @@ impl Backoff {
     pub fn died(&mut self, now: Duration) -> Decision {
         let since = self.since.take();
         // A death long after the return says that returning helps: the count starts again.
-        let short = since.is_some_and(|since| now.saturating_sub(since) < EARLY_DEATH);
+        let short = since.is_some_and(|since| now.saturating_sub(since) < EARLY_DEATH.max(self.took));
         self.early_deaths = if short { self.early_deaths + 1 } else { 0 };
         self.decide()
     }
@@ -89,7 +93,7 @@ mod tests {
         for round in 0..1000 {
             let now = seconds(f64::from(round) * 4.0);
             assert_eq!(backoff.died(now), Decision::After(Duration::ZERO));
-            backoff.returned(now + seconds(0.5));
+            backoff.returned(now + seconds(0.5), seconds(0.5));
         }
         assert_eq!(backoff.revivals(), 1000);
     }
@@ -101,11 +105,24 @@ mod tests {
         let mut waited = Vec::new();
         while let Decision::After(delay) = backoff.died(now) {
             waited.push(delay);
-            backoff.returned(now + delay);
+            backoff.returned(now + delay, delay);
             now += delay + seconds(1.0);
         }
         assert_eq!(waited, DELAYS);
         assert_eq!(backoff.revivals(), 5);
+    }
+
+    #[test]
+    fn on_a_slow_host_a_life_is_short_if_the_return_took_longer() {
+        let mut backoff = Backoff::default();
+        let mut now = Duration::ZERO;
+        while let Decision::After(_) = backoff.died(now) {
+            backoff.returned(now + seconds(5.0), seconds(5.0));
+            now += seconds(5.0 + 4.9);
+            assert!(backoff.revivals() <= 5);
+        }
+        backoff.returned(now, seconds(5.0));
+        assert_eq!(backoff.died(now + seconds(5.0)), Decision::After(Duration::ZERO));
     }
 
     #[test]
@@ -124,11 +141,11 @@ mod tests {
         let mut backoff = Backoff::default();
         backoff.died(Duration::ZERO);
         for _ in 0..4 {
-            backoff.returned(Duration::ZERO);
+            backoff.returned(Duration::ZERO, Duration::ZERO);
             backoff.died(seconds(1.0));
         }
         assert_eq!(backoff.early_deaths(), 4);
-        backoff.returned(seconds(2.0));
+        backoff.returned(seconds(2.0), seconds(1.0));
         assert_eq!(backoff.died(seconds(5.0)), Decision::After(Duration::ZERO));
         assert_eq!(backoff.early_deaths(), 0);
     }

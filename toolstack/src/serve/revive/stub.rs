@@ -241,10 +241,12 @@ impl Revival {
                             );
                             return Ok((StubAction::Serve, RevivalStage::Running));
                         }
-                        self.backoff.returned(clock);
+                        // What was done in this step took time, too.
+                        let took = self.died.elapsed();
+                        self.backoff.returned(clock + now.elapsed(), took);
                         log::warn!(
                             "stub {name} is back after {} ms, for the {}. time",
-                            self.died.elapsed().as_millis(),
+                            took.as_millis(),
                             self.backoff.revivals()
                         );
                         return Ok((StubAction::Serve, RevivalStage::Running));
