@@ -30,8 +30,8 @@ pub struct Scenario {
     pub suites: Vec<Suite>,
     /// `#: all`: takes so long that `cargo verify` runs it only with `--all`, or by name.
     pub costly: bool,
-    /// `#: first`: shows what Bulkhead is for. `cargo verify --minutes` runs it before those without this line, and fails if
-    /// there is no time for it.
+    /// `#: first`: shows what Bulkhead is for. `cargo verify --minutes` runs it before those without this line, whatever
+    /// the time.
     pub first: bool,
     /// `#: host NAME`: what dom0 is, `busybox` by default, or `debian`: an installed Debian with systemd, on which
     /// Bulkhead is installed by the script (`install_bulkhead` of `lib.sh`). It takes a minute to boot.
