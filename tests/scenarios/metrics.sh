@@ -42,7 +42,7 @@ series=$(grep -c '^[^#].*stub="g1-bulkhead"' /tmp/metrics)
 check "$series series of the stub are 60 at most" [ "$series" -le 60 ]
 
 before=$(value bulkhead_stub_requests_total conf_read)
-check "100 reads" in_guest g1 'i=0; while [ $i -lt 100 ]; do setpci -s 00:00.0 STATUS >/dev/null; i=$((i + 1)); done'
+check "100 reads" guest-run g1 240 'i=0; while [ $i -lt 100 ]; do setpci -s 00:00.0 STATUS >/dev/null; i=$((i + 1)); done'
 check "metrics" read_metrics
 after=$(value bulkhead_stub_requests_total conf_read)
 check "the reads are counted ($before, then $after)" [ $((after - before)) -ge 100 ]
