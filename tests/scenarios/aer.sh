@@ -6,7 +6,7 @@
 #: device e1000e,bus=port1,id=nic,netdev=n0
 #: device pcie-root-port,id=port2,chassis=2,slot=2,addr=6
 #: device virtio-net-pci,bus=port2,id=vio,netdev=n1,aer=on,iommu_platform=on,disable-legacy=on
-#: timeout 540
+#: timeout 700
 . /rig/scenarios/lib.sh
 NIC=0000:01:00.0
 VIO=0000:02:00.0

@@ -4,7 +4,7 @@
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 

@@ -7,7 +7,7 @@
 #: device pci-bridge,id=bridge,chassis_nr=2,shpc=off,addr=7
 #: device e1000,netdev=n2,bus=bridge,addr=4
 #: device rtl8139,netdev=n3,bus=bridge,addr=2
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 ON_BUS_0=0000:00:05.0
 PORT=0000:00:06.0

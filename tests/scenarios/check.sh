@@ -16,7 +16,7 @@
 #: device e1000e,netdev=n5,bus=open
 #: device VGA,addr=f
 #: dom0 xen_pciback.hide=(0000:00:0a.0)(0000:00:0a.1)
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 E1000E=0000:00:05.0 NVME=0000:00:06.0 EDU=0000:00:08.0 RTL=0000:00:09.0
 HIDDEN=0000:00:0a.0 HIDDEN_TOO=0000:00:0a.1 BEHIND=0000:01:00.0 FIRST=0000:02:01.0 SECOND=0000:02:02.0

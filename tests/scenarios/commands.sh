@@ -4,7 +4,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: suite trixie
-#: timeout 700
+#: timeout 900
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 EDU=0000:00:07.0

@@ -3,7 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: suite trixie
-#: timeout 900
+#: timeout 1500
 #: timeout-all 3600
 . /rig/scenarios/lib.sh
 CARD=0000:00:05.0 EDU=0000:00:06.0

@@ -3,7 +3,7 @@
 #: suite bookworm
 #: device e1000,netdev=n0,addr=5
 #: device rtl8139,netdev=n1,addr=6
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 
 dmesg -c >/dev/null

@@ -4,7 +4,7 @@
 #: device ahci,id=ahci1,addr=7
 #: device ide-hd,drive=d0,bus=ahci1.0
 #: device edu,addr=8
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 
 dmesg -c >/dev/null

@@ -7,7 +7,7 @@
 #: device usb-storage,bus=xhci1.0,drive=d1
 #: device virtio-net-pci,netdev=n0,addr=7,iommu_platform=on,disable-legacy=on
 #: device vmxnet3,netdev=n1,addr=9
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 
 dmesg -c >/dev/null

@@ -3,7 +3,7 @@
 #: suite trixie
 #: device e1000e,netdev=n0,addr=8.0,multifunction=on
 #: device e1000e,netdev=n1,addr=8.1
-#: timeout 400
+#: timeout 700
 . /rig/scenarios/lib.sh
 FIRST=0000:00:08.0
 SECOND=0000:00:08.1

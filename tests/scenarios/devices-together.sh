@@ -21,7 +21,7 @@
 #: device virtio-net-pci,netdev=n8,addr=11,iommu_platform=on,disable-legacy=on
 #: device virtio-net-pci,netdev=n9,addr=12,iommu_platform=on,disable-legacy=on
 #: device virtio-blk-pci,drive=d5,addr=15,iommu_platform=on,disable-legacy=on
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 
 # Where it is, where it should be in the guest, its driver there, its interrupts. All pirqs are in use when virtio_blk

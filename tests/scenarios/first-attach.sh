@@ -5,7 +5,7 @@
 #: device edu,addr=7
 #: device edu,addr=8
 #: suite bookworm
-#: timeout 700
+#: timeout 900
 #: timeout-all 3600
 . /rig/scenarios/lib.sh
 # Attaches of each kind, and starts of guests with four devices at once. The whole has fifty of either backend.

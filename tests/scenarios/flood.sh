@@ -3,7 +3,7 @@
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
-#: timeout 400
+#: timeout 700
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 FLOODS="events reads writes refused"

@@ -8,7 +8,7 @@
 #: device e1000,netdev=n1,addr=7
 #: device nvme,serial=two,drive=d1,addr=8
 #: device e1000,netdev=n2,addr=9
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 CARD=0000:00:05.0 HEADED=0000:00:06.0 PLAIN=0000:00:07.0 DISK=0000:00:08.0 AGAIN=0000:00:09.0
 driver() { link=$(readlink "/sys/bus/pci/devices/$1/driver") && echo "${link##*/}" || echo none; }

@@ -3,7 +3,7 @@
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: icount
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 COUNT=${COUNT:-200}

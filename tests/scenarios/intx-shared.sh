@@ -4,7 +4,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device rtl8139,netdev=n1,addr=9
 #: device e1000,netdev=n2,addr=d
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 # Slots four apart share a line on q35.
 BDF=0000:00:05.0 NOISY=0000:00:09.0 DOM0=0000:00:0d.0

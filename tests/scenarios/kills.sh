@@ -4,7 +4,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: device edu,addr=7
-#: timeout 700
+#: timeout 900
 . /rig/scenarios/lib.sh
 needs_speed
 # The full run: cargo verify --scenario kills --set ROUNDS=500 --timeout 5400. To repeat one: --set SEED=…, as it was printed.

@@ -3,7 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=7
 #: suite bookworm
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 EDU=0000:00:07.0

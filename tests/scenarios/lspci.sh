@@ -13,7 +13,7 @@
 #: device e1000e,netdev=n4,addr=e.1
 #: device vmxnet3,netdev=n5,addr=f
 #: device virtio-net-pci,netdev=n6,addr=11,iommu_platform=on,disable-legacy=on
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 # Where it is, where it is in the guest, its name in docs/parity.md.
 FUNCTIONS="\

@@ -3,7 +3,7 @@
 # service or the stub dies.
 #: device e1000e,netdev=n0,addr=5
 #: suite bookworm
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 ADDRESS=127.0.0.1:9742

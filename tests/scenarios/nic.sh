@@ -2,7 +2,7 @@
 # A stock guest drives an e1000e through the stub over MSI-X, also after rebinds of its driver and of its frontend.
 #: first
 #: device e1000e,netdev=n0,addr=5
-#: timeout 450
+#: timeout 700
 #: xenstored xenstored
 #: xenstored oxenstored
 . /rig/scenarios/lib.sh

@@ -3,7 +3,7 @@
 #: suite trixie
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=8
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 CARD=0000:00:05.0 EDU=0000:00:08.0
 

@@ -4,7 +4,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device edu,addr=6
 #: device nvme,serial=1,drive=d0,addr=7
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 # To repeat a run, put the seed that it printed here.
 SEED=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')

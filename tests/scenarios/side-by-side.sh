@@ -3,7 +3,7 @@
 #: suite bookworm
 #: device e1000e,netdev=n0,addr=5
 #: cpus 2
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 needs_speed
 BDF=0000:00:05.0

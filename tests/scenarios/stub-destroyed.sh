@@ -6,7 +6,7 @@
 #: device e1000e,netdev=n1,addr=6
 #: suite bookworm
 #: cpus 2
-#: timeout 450
+#: timeout 700
 #: xenstored xenstored
 #: xenstored oxenstored
 . /rig/scenarios/lib.sh

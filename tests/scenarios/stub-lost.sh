@@ -5,7 +5,7 @@
 #: device pcie-root-port,id=rp1,chassis=1,slot=1,addr=8
 #: device e1000e,netdev=n1,bus=rp1
 #: suite bookworm
-#: timeout 700
+#: timeout 900
 . /rig/scenarios/lib.sh
 BDF=0000:00:05.0
 PORT=0000:00:08.0

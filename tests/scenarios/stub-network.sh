@@ -3,7 +3,7 @@
 #: device e1000e,netdev=n0,addr=5
 #: device e1000e,netdev=n1,addr=6
 #: suite trixie
-#: timeout 600
+#: timeout 900
 . /rig/scenarios/lib.sh
 needs_speed
 BDF=0000:00:05.0

@@ -5,7 +5,7 @@
 #: device edu,addr=6
 #: suite trixie
 #: cpus 2
-#: timeout 480
+#: timeout 700
 . /rig/scenarios/lib.sh
 needs_speed
 BDF=0000:00:05.0

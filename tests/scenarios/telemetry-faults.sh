@@ -6,7 +6,7 @@
 #: packages rsyslog
 #: suite trixie
 #: cpus 2
-#: timeout 700
+#: timeout 900
 #: timeout-all 2400
 . /rig/scenarios/lib.sh
 needs_speed

@@ -7,7 +7,7 @@
 #: packages prometheus rsyslog python3 python3-prometheus-client
 #: suite trixie
 #: cpus 2
-#: timeout 700
+#: timeout 900
 #: timeout-all 900
 . /rig/scenarios/lib.sh
 needs_speed

@@ -4,7 +4,7 @@
 #: suite trixie
 #: device pcie-root-port,id=root,addr=5,pref64-reserve=64M
 #: device igb,netdev=n0,bus=root
-#: timeout 450
+#: timeout 700
 . /rig/scenarios/lib.sh
 CARD=0000:01:00.0
 ONE=0000:01:10.0
