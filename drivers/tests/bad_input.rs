@@ -693,14 +693,68 @@ mod service {
     }
 
     #[test]
-    fn while_an_answer_is_owed_further_requests_fail_at_once_and_reads_go_on() {
+    fn further_requests_wait_for_an_answer_that_is_owed_and_later_ones_fail_at_once() {
         let mut host = Host::connected();
         host.service.borrow_mut().mood = Mood::Silent;
         host.write(0x0c, 1, 8).unwrap_err();
+        // Each leaves 400 ms of its own time for what it asks itself, and 1.5 s is the limit of all.
+        for (number, expected) in [1100, 400, 0, 0].into_iter().enumerate() {
+            let before = host.world.now();
+            assert_eq!(host.write(0x0c, 1, 16).unwrap_err().raw(), -5);
+            let waited = host.world.now() - before;
+            assert_eq!(waited, Duration::from_millis(expected), "{number}");
+        }
         let before = host.world.now();
-        assert_eq!(host.write(0x0c, 1, 16).unwrap_err().raw(), -5);
         assert_eq!(host.read(0x00, 4), 0x10d3_8086);
         assert_eq!(host.world.now(), before);
+    }
+
+    /// A service that has not answered the request before, and gets to it so many ms after the stub has given up.
+    fn host_that_owes_an_answer(late: u64, mood: fn(Duration) -> Mood) -> Host {
+        let mut host = Host::connected();
+        let back = host.world.now() + Duration::from_millis(1500 + late);
+        host.service.borrow_mut().mood = mood(back);
+        assert_eq!(host.write(0x0c, 1, 8).unwrap_err().raw(), -5);
+        host.world.set_alarm(back);
+        host
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_costs_one_request() {
+        for late in [1, 700, 1099] {
+            let mut host = host_that_owes_an_answer(late, Mood::SilentUntil);
+            let before = host.world.now();
+            host.write(0x0c, 1, 16).unwrap();
+            let waited = host.world.now() - before;
+            assert_eq!(waited.as_millis(), late.into());
+            let service = host.service.borrow();
+            let values: Vec<_> = service.served.iter().map(|request| request.value).collect();
+            assert_eq!(values, [8, 16], "{late}");
+        }
+    }
+
+    #[test]
+    fn msix_can_be_turned_on_while_the_answer_about_turning_it_off_is_owed() {
+        let mut host = Host::connected();
+        let [on, off] =
+            [Command::EnableMsix, Command::DisableMsix].map(|command| Request::new(command, FIRST));
+        host.ask(&on, &entries([0, 1])).unwrap();
+        let back = host.world.now() + Duration::from_millis(2200);
+        host.service.borrow_mut().mood = Mood::SilentUntil(back);
+        host.ask(&off, &[]).unwrap_err();
+        host.world.set_alarm(back);
+        assert_eq!(host.ask(&on, &entries([0, 1])).unwrap().vectors, [55, 54]);
+        assert_eq!(host.device.mode(), Some(MessageKind::Msix));
+    }
+
+    #[test]
+    fn a_request_that_has_waited_for_that_fails_in_its_own_time() {
+        for late in [1, 700, 1099] {
+            let mut host = host_that_owes_an_answer(late, Mood::AnsweringOneAt);
+            let before = host.world.now();
+            assert_eq!(host.write(0x0c, 1, 16).unwrap_err().raw(), -5);
+            assert_eq!(host.world.now() - before, Duration::from_millis(1500), "{late}");
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@
 //!
 //! # Late answers
 //! pciif has no request numbers, so a late answer could be taken for that of the next request. A request whose time is up
-//! is therefore **not** withdrawn: it stays in the page. Until the service has answered it, every further request fails
-//! at once with [`RequestError::ServiceBusy`]. The late answer is dropped, and what it did to the device stays. After a
-//! lost answer about MSI or MSI-X, the next request about them starts by turning them off (`MsiState`). The first request
+//! is therefore **not** withdrawn: it stays in the page. For [`TIMEOUT`] from then on, further requests wait for its answer,
+//! so that one slow answer costs one request; later ones fail at once with [`RequestError::ServiceBusy`], so that a driver
+//! which asks a hundred times is not kept for minutes. The late answer is dropped, and what it did to the device stays. After
+//! a lost answer about MSI or MSI-X, the next request about them starts by turning them off (`MsiState`). The first request
 //! after an export does so too, because the lost one may be of an earlier connection or run.
 
 use crate::error::{Blame, MessageKind, RequestError, SetupError};
@@ -36,6 +37,9 @@ use xenbus::state::XenbusState;
 /// How long one request of the guest may wait for dom0. Linux's pcifront gives up after 2 s: until then it can still be
 /// told an error.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The least that dom0 has for a request that has waited before it could be posted.
+pub const ANSWER_TIME: Duration = Duration::from_millis(400);
 
 /// A node that the service writes for each device, and what it says about the device's [`Resources`].
 struct Field {
@@ -137,7 +141,46 @@ struct ServiceChannel<Page> {
     grant: GrantRef,
     port: Port,
     /// A request whose time was up, and which is still in the page.
-    overdue: Option<Posted>,
+    overdue: Option<Overdue>,
+}
+
+/// A request that the service has not answered in time.
+#[derive(Debug)]
+struct Overdue {
+    posted: Posted,
+    /// Until when further requests wait for its answer.
+    until: Duration,
+}
+
+impl<Page: pciif::SharedPage> ServiceChannel<Page> {
+    /// Waits for the answer to a request that was posted. Returns the request if there is none at the deadline. The answer is
+    /// looked for without going to sleep until `spin`.
+    fn wait_for_answer<P: Platform<Page = Page>>(
+        &self,
+        platform: &mut P,
+        mut posted: Posted,
+        spin: Duration,
+        deadline: Duration,
+    ) -> Result<frontend::Answer, Posted> {
+        loop {
+            // Taken before the page is read: an answer that comes after that marks the port again, and ends the wait.
+            platform.take_pending(self.port);
+            match posted.poll(&self.page) {
+                Ok(answer) => return Ok(answer),
+                Err(still) => posted = still,
+            }
+            // After the page: an answer that is there counts, however late it is.
+            let now = platform.now();
+            if now >= deadline {
+                return Err(posted);
+            }
+            if now < spin {
+                platform.relax();
+            } else {
+                platform.wait(&[self.port], Some(deadline));
+            }
+        }
+    }
 }
 
 /// How far the connection is.
@@ -507,38 +550,31 @@ impl<P: Platform> Link<'_, P> {
         let ServicePhase::Up(channel) = &mut self.hop.phase else {
             return Err(RequestError::ServiceAbsent);
         };
-        let started = self.platform.now();
+        let mut started = self.platform.now();
         // The page holds one request. With the old one still in it, its late answer would be taken for this one's.
-        if let Some(overdue) = channel.overdue.take() {
-            match overdue.poll(&channel.page) {
-                Ok(_) => log::warn!("second hop: an answer came too late and was dropped"),
-                Err(still) => {
-                    channel.overdue = Some(still);
-                    return Err(RequestError::ServiceBusy);
-                }
+        if let Some(Overdue { posted, until }) = channel.overdue.take() {
+            let patience = until.min(self.deadline.saturating_sub(ANSWER_TIME));
+            if let Err(posted) = channel.wait_for_answer(self.platform, posted, started, patience) {
+                channel.overdue = Some(Overdue { posted, until });
+                return Err(RequestError::ServiceBusy);
             }
+            log::warn!("second hop: an answer came too late and was dropped");
+            started = self.platform.now();
         }
-        let mut posted =
+        let posted =
             frontend::post(&channel.page, request, entries).map_err(|_| RequestError::ServiceBusy)?;
         self.platform.notify(channel.port);
-        loop {
-            // Taken before the page is read: an answer that comes after that marks the port again, and ends the wait.
-            self.platform.take_pending(channel.port);
-            match posted.poll(&channel.page) {
-                Ok(answer) => return answer.map_err(RequestError::ServiceRefused),
-                Err(still) => posted = still,
-            }
-            // After the page: an answer that is there counts, however late it is.
-            let now = self.platform.now();
-            if now >= self.deadline {
+        let spin = started.saturating_add(SPIN_TIME);
+        match channel.wait_for_answer(self.platform, posted, spin, self.deadline) {
+            Ok(answer) => answer.map_err(RequestError::ServiceRefused),
+            Err(posted) => {
                 // Not withdrawn: see "Late answers" above.
-                channel.overdue = Some(posted);
-                return Err(RequestError::ServiceSilent(now.saturating_sub(started)));
-            }
-            if now < started.saturating_add(SPIN_TIME) {
-                self.platform.relax();
-            } else {
-                self.platform.wait(&[channel.port], Some(self.deadline));
+                let now = self.platform.now();
+                channel.overdue = Some(Overdue {
+                    posted,
+                    until: now.saturating_add(TIMEOUT),
+                });
+                Err(RequestError::ServiceSilent(now.saturating_sub(started)))
             }
         }
     }

@@ -6,6 +6,7 @@ use drivers::error::MessageKind;
 use drivers::platform::{ConfigSpace, Port};
 use pci::bdf::Bdf;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use xenbus::client::{Client, Store};
 use xenbus::model::{Connection, Page, Xenstored};
 use xenbus::path::{self, key};
@@ -22,6 +23,10 @@ pub enum Mood {
     Willing,
     /// It lets requests lie.
     Silent,
+    /// It lets requests lie until this time.
+    SilentUntil(Duration),
+    /// It lets requests lie, and answers one at this time.
+    AnsweringOneAt(Duration),
     /// It refuses every request with this error.
     Refusing(i32),
 }
@@ -74,8 +79,13 @@ impl Service {
             return true;
         };
         self.world.take_pending(0, port);
-        if self.mood == Mood::Silent {
-            return backend::take(&page).is_none();
+        match self.mood {
+            Mood::SilentUntil(time) if self.world.now() >= time => self.mood = Mood::Willing,
+            Mood::AnsweringOneAt(time) if self.world.now() >= time => {}
+            Mood::Silent | Mood::SilentUntil(_) | Mood::AnsweringOneAt(_) => {
+                return backend::take(&page).is_none();
+            }
+            Mood::Willing | Mood::Refusing(_) => {}
         }
         while let Some(taken) = backend::take(&page) {
             let request = *taken.request();
@@ -97,6 +107,10 @@ impl Service {
             };
             if taken.answer(&page, answer) == backend::Delivery::Delivered {
                 self.world.notify(0, port);
+            }
+            if matches!(self.mood, Mood::AnsweringOneAt(_)) {
+                self.mood = Mood::Silent;
+                break;
             }
         }
         true

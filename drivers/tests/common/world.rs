@@ -46,6 +46,8 @@ struct State {
     preempting: bool,
     /// Waits in a row that ended at once.
     idle_turns: usize,
+    /// A wait ends at this time, so that somebody else may act then.
+    alarm: Option<Duration>,
     /// Moments that the stub has come by, and the one at which it dies.
     moments: usize,
     dies_at: Option<usize>,
@@ -115,6 +117,11 @@ impl World {
     /// From now on others run at any moment.
     pub fn preempt(&self) {
         self.0.borrow_mut().preempting = true;
+    }
+
+    /// The stub's next wait ends at this time, so that somebody else can act then.
+    pub fn set_alarm(&self, alarm: Duration) {
+        self.0.borrow_mut().alarm = Some(alarm);
     }
 
     /// Time passes.
@@ -440,7 +447,9 @@ impl Platform for Domain {
             self.world.0.borrow_mut().idle_turns = 0;
             let until = until.expect("a wait without a deadline, and nothing will ever happen");
             let mut state = self.world.0.borrow_mut();
-            state.clock = state.clock.max(until);
+            let now = state.clock;
+            let alarm = state.alarm.filter(|&alarm| now < alarm && alarm < until);
+            state.clock = now.max(alarm.unwrap_or(until));
         }
         self.world.moment();
     }

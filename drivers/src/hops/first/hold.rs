@@ -4,12 +4,9 @@
 //! and Linux's pcifront gives up after 2 s. Until then it can still be told an error.
 
 use crate::crash_log::{Cause, CrashLog};
-use crate::hops::second::TIMEOUT;
+use crate::hops::second::{ANSWER_TIME, TIMEOUT};
 use crate::platform::WORK_LIMIT;
 use core::time::Duration;
-
-/// The least that dom0 has for a request that has waited for its service.
-const ANSWER_TIME: Duration = Duration::from_millis(400);
 
 /// The waiting of requests after a restart.
 #[derive(Clone, Copy, Debug, Default)]
