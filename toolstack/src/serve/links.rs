@@ -32,6 +32,8 @@ pub struct Links {
     xen: Xenctrl,
     wake: Wake,
     links: BTreeMap<DomId, Link>,
+    /// The stubs that have had a link of this process. Its thread has recorded interrupt modes.
+    linked: BTreeSet<DomId>,
     /// The stubs that are not served any more, each with the reason. They are left alone, and the reason is logged once.
     given_up: BTreeMap<DomId, String>,
     /// How often the thread of a stub's link has failed, in a row.
@@ -50,6 +52,7 @@ impl Links {
             xen,
             wake,
             links: BTreeMap::new(),
+            linked: BTreeSet::new(),
             given_up: BTreeMap::new(),
             failures: BTreeMap::new(),
             awaiting_offer: BTreeSet::new(),
@@ -82,6 +85,7 @@ impl Links {
         self.awaiting_offer.remove(&stub);
         self.failures.remove(&stub);
         self.limits.remove(&stub);
+        self.linked.remove(&stub);
         self.links.remove(&stub);
     }
 
@@ -165,10 +169,10 @@ impl Links {
                     );
                     // Dropped before the record is read: the link's last request may still change it.
                     self.links.remove(&stub);
-                    return self.connect(host, agenda, stub, own);
+                    return self.connect(host, agenda, attachment, own);
                 }
                 if !self.links.contains_key(&stub) && !self.given_up.contains_key(&stub) {
-                    return self.connect(host, agenda, stub, own);
+                    return self.connect(host, agenda, attachment, own);
                 }
                 Ok(())
             }
@@ -196,13 +200,20 @@ impl Links {
         &mut self,
         host: &mut Host,
         agenda: &mut Agenda,
-        stub: DomId,
+        attachment: &Attachment,
         own: XenbusState,
     ) -> Result<(), ServeError> {
-        // As the record is now: the last link has recorded interrupt modes without an event.
-        let Some(attachment) = &Attachment::read(&mut host.store, stub)? else {
-            return Ok(());
+        let stub = attachment.stub.domid;
+        // As the record is now: the last link has recorded interrupt modes without an event. The links of an earlier process
+        // had ended before this one read anything.
+        let read_again = match self.linked.contains(&stub) {
+            true => match Attachment::read(&mut host.store, stub)? {
+                None => return Ok(()),
+                read => read,
+            },
+            false => None,
         };
+        let attachment = read_again.as_ref().unwrap_or(attachment);
         let hop = Hop::second_hop(stub);
         let Some(ring_params) = link::ring_params(&mut host.store, hop)? else {
             // The stub is still writing them.
@@ -219,6 +230,7 @@ impl Links {
             Ok(link) => {
                 self.awaiting_offer.remove(&stub);
                 self.links.insert(stub, link);
+                self.linked.insert(stub);
                 let (name, guest) = (&attachment.stub.name, &attachment.guest.name);
                 self.log(
                     stub,
