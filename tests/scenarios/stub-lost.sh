@@ -29,7 +29,8 @@ until bulkhead status | grep -q '^failed: '; do
     usleep 100000
 done
 say "given up after $(($(clock) - began)) s: $(bulkhead status | grep '^failed: ')"
-check "it was brought back five times at most" [ "$(grep -c 'is back after' $LOG)" -le 5 ]
+# A life that the machine has made longer than three seconds, by the time that xl takes, does not count.
+check "that was the sixth short life in a row" sh -c "bulkhead status | grep '^failed: .*was destroyed, 6 times in a row'"
 within 120 "the guest lets go of its devices" grep -q 'has let go of its devices' $LOG
 say "unplugged $(($(clock) - began)) s after the first death"
 within 10 "the attachment is cleared away" sh -c "bulkhead status --json | jq -e '.stubs == []'"
