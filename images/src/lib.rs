@@ -34,6 +34,7 @@
 //! | [`qemu`] | the machine |
 //! | [`boot`] | one run and its outcome |
 //! | [`products`] | building the stub's image, the toolstack, and programs for tests |
+//! | [`sizes`] | how many bytes of an image each module has |
 //! | [`file_in`] | files of this host for dom0 |
 #![forbid(unsafe_code)]
 
@@ -57,6 +58,7 @@ pub mod qemu;
 mod red_zone;
 pub mod rig;
 pub mod rootfs;
+pub mod sizes;
 pub mod store;
 pub mod suite;
 

@@ -66,33 +66,27 @@ const SMALL_CODE: &str = "-Cllvm-args=-enable-machine-outliner=always -inline-ca
                           -disable-machine-licm -disable-machine-cse -disable-constant-hoisting";
 
 impl Product {
-    /// Path below the target directory.
-    fn path(&self) -> PathBuf {
-        let profile = match self.kind {
+    /// The profile of cargo's that builds it.
+    fn profile(&self) -> &'static str {
+        match self.kind {
             Kind::Image => "stub",
             Kind::Program | Kind::Static => "release",
-        };
-        PathBuf::from(profile).join(self.bin)
+        }
     }
 
     /// The arguments of cargo.
-    fn cargo(&self) -> Vec<String> {
+    fn cargo(&self, profile: &str) -> Vec<String> {
         let what = [
             format!("--package={}", self.package),
             format!("--bin={}", self.bin),
             format!("--features={}", self.features),
+            format!("--profile={profile}"),
         ];
         let all_crates = all_crates();
         let (before, after): (&[&str], &[&str]) = match self.kind {
-            Kind::Image => (
-                &["rustc", &all_crates, "--profile=stub"],
-                &["--", FIXED, SMALL_CODE],
-            ),
-            Kind::Program => (&["build", "--release"], &[]),
-            Kind::Static => (
-                &["rustc", "--release"],
-                &["--", "-Ctarget-feature=+crt-static", FIXED],
-            ),
+            Kind::Image => (&["rustc", &all_crates], &["--", FIXED, SMALL_CODE]),
+            Kind::Program => (&["build"], &[]),
+            Kind::Static => (&["rustc"], &["--", "-Ctarget-feature=+crt-static", FIXED]),
         };
         let owned = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
         [owned(before), what.into(), owned(after)].concat()
@@ -103,10 +97,22 @@ impl Product {
     /// # Errors
     /// It does not compile: the compiler's words are in the error.
     pub fn build(&self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.build_by(self.profile(), observer)
+    }
+
+    /// Builds an image with the symbols that [`crate::sizes`] reads.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_with_symbols(&self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        self.build_by("stub-symbols", observer)
+    }
+
+    fn build_by(&self, profile: &str, observer: &mut dyn Observer) -> Result<PathBuf> {
         let name = self.name;
         observer.phase(&format!("building {name}"));
-        output_of(cargo().args(self.cargo())).with_context(|| format!("building {name}"))?;
-        let path = target_dir().join(self.path());
+        output_of(cargo().args(self.cargo(profile))).with_context(|| format!("building {name}"))?;
+        let path = target_dir().join(profile).join(self.bin);
         ensure!(
             path.is_file(),
             "cargo built {name}, but it is not at {}",

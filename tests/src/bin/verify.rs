@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::artifacts::{self, Artifacts};
 use bulkhead_tests::figure::Store;
+use bulkhead_tests::measure::size;
 use bulkhead_tests::runner::{self, Report};
 use bulkhead_tests::scenario::{self, Scenario, Setting};
 use bulkhead_tests::schedule::{self, Batch, TimeLimit};
@@ -12,7 +13,7 @@ use images::installed;
 use images::observer::{Quiet, Terminal};
 use images::products::{self, Product};
 use images::qemu::Xenstored;
-use images::{Emulator, Host, Rig, Suite};
+use images::{Emulator, Host, Rig, Suite, sizes};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -357,6 +358,7 @@ fn scenarios(arguments: &Arguments, limit: TimeLimit, score: &mut Score) -> Resu
     for (image, product, limit) in IMAGES {
         image_check(image, product, limit, score, &mut observer)?;
     }
+    size_check(score, &mut observer)?;
     command_check(score, &mut observer)?;
     let versions: BTreeSet<_> = chosen.iter().map(|scenario| scenario.qemu).collect();
     for version in versions {
@@ -530,6 +532,24 @@ fn image_check(
     };
     tell(&name, &verdict, since.elapsed());
     score.note(&name, &verdict, since.elapsed());
+    Ok(())
+}
+
+/// The modules of the image have the sizes that docs/size.md shows.
+fn size_check(score: &mut Score, observer: &mut Terminal) -> Result<()> {
+    let since = Instant::now();
+    let image = std::fs::read(products::STUB.build_with_symbols(observer)?)?;
+    let name = "image by module, as docs/size.md shows it";
+    let differences = size::differences(&size::parse(size::DOCUMENT), &sizes::of_image(&image)?);
+    let verdict = match differences.as_slice() {
+        [] => Verdict::Success,
+        _ => Verdict::Failure(format!(
+            "{}; see why, then: cargo measure size --take",
+            differences.join("; ")
+        )),
+    };
+    tell(name, &verdict, since.elapsed());
+    score.note(name, &verdict, since.elapsed());
     Ok(())
 }
 

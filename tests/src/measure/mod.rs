@@ -1,9 +1,11 @@
 //! `docs/performance.md`: how fast a guest's requests are answered, from figures of real runs.
 //!
-//! [`rows`] has the requests, their bounds and their goals. [`document`] prints the page.
+//! [`rows`] has the requests, their bounds and their goals. [`document`] prints the page. [`size`] has a page of its own, of
+//! what the image is made of.
 
 pub mod document;
 pub mod rows;
+pub mod size;
 
 use crate::figure::Figure;
 use rows::{COUNTED, EVENTS, REQUESTS, TIMED};
