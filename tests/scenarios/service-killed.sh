@@ -141,8 +141,13 @@ done
 stands_by "three times"
 printf 'take-up:kill\nnoted:kill\nmapped:kill\n' >$ORDERS
 kill -KILL "$(service_pid)"
-# Three restarts may take longer than the stub and its guest wait for one answer: then MSI-X is refused, and MSI or INTx works.
-check "killed three times over: rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
+# Three restarts may take longer than the stub and its guest wait for one answer: then MSI-X is refused, MSI or INTx works, and
+# the order that comes after a mapping waits for the next rebind.
+for try in 1 2 3; do
+    check "killed three times over: rebind $try" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
+    sleep 1
+    [ -e $ORDERS ] || break
+done
 spent "three times"
 equal "killed three times over: pings lost of 10" 0 "$(pings_lost g1 10 0.1)"
 echo "map:fail:1" >$ORDERS
@@ -178,9 +183,9 @@ check "detach killed at listed: detach again" bulkhead detach --trusted-guest $E
 equal "devices of the guest" 1 "$(in_guest g1 "lspci -n" | wc -l)"
 
 within 10 "nothing leaks" sh -c '. /rig/scenarios/lib.sh; trap - EXIT; inventory | grep -v memory | diff /tmp/before -'
-# Meant are the mapping that Xen refused and, it may be, the one that took three restarts.
+# Meant are the mapping that Xen refused and, it may be, those that took three restarts.
 equal "complaints in the guest of anything else" "" "$(guest_complaints g1 | grep -v 'enable msix get err')"
-check "refusals of MSI-X in the guest: 1 or 2" [ "$(grep -c 'enable msix get err' /rig/out/g1.dmesg)" -le 2 ]
+check "refusals of MSI-X in the guest: 1 to 4" [ "$(grep -c 'enable msix get err' /rig/out/g1.dmesg)" -le 4 ]
 
 # --- the guest dies, and the service over its release, three times
 printf 'write:kill\ndestroy:kill\nreleased:kill\n' >$ORDERS
