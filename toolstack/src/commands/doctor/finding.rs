@@ -81,6 +81,15 @@ impl Finding {
     }
 }
 
+/// These findings, or one that says that all is well.
+pub fn or_ok(findings: Vec<Finding>, check: &'static str, found: impl Into<String>) -> Vec<Finding> {
+    if findings.is_empty() {
+        vec![Finding::ok(check, found)]
+    } else {
+        findings
+    }
+}
+
 impl Diagnosis {
     /// From all findings.
     pub fn new(findings: Vec<Finding>) -> Self {
