@@ -76,7 +76,7 @@ ten_kills() {
             v=\$(printf %02x \$((n % 200))); n=\$((n + 1))
             setpci -s 00:00.0 CACHE_LINE_SIZE=\$v && [ \"\$(setpci -s 00:00.0 CACHE_LINE_SIZE)\" = \$v ] || echo \$n \$v >>/tmp/wrong
             echo \$n >/tmp/rounds
-            usleep 50000
+            usleep 200000
         done >/dev/null 2>&1 &)
         (ping -c 300 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1; touch /tmp/pinged) >/dev/null 2>&1 &"
     rm -f /tmp/times /tmp/beside
