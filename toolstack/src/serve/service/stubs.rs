@@ -190,7 +190,7 @@ impl Service {
         Ok(())
     }
 
-    /// Has the guest start its connection again if it gave its frontend up before the connection stood ([`Abandoned`]).
+    /// Has the guest start its connection again if it gave its frontend up before the connection stood.
     fn restart_abandoned(&mut self, attachment: &Attachment) -> Result<(), StoreError> {
         let xen = self.host.xen.clone();
         let is_port_for = |guest, port, stub| xen.is_port_for(guest, port, stub);
