@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_symbols_is_refused() {
+    fn a_file_that_is_no_image_is_refused() {
         let error = of_image(b"no image").unwrap_err();
         assert!(error.to_string().contains("no ELF"), "{error}");
     }

@@ -110,8 +110,8 @@ printf 'take-up:kill\nnoted:kill\nmapped:kill\n' >$ORDERS
 kill -KILL "$(service_pid)"
 # Three restarts may take longer than the stub and its guest wait for one answer: then MSI-X is refused, MSI or INTx works, and
 # the order that comes after a mapping waits for the next rebind.
-for try in 1 2 3; do
-    check "killed three times over: rebind $try" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
+for rebind in 1 2 3; do
+    check "killed three times over: rebind $rebind" in_guest g1 "$AT; $REBIND; $NETWORK_UP"
     sleep 1
     [ -e $ORDERS ] || break
 done
@@ -150,9 +150,10 @@ check "detach killed at listed: detach again" bulkhead detach --trusted-guest $E
 equal "devices of the guest" 1 "$(in_guest g1 "lspci -n" | wc -l)"
 
 within 10 "nothing leaks" sh -c '. /rig/scenarios/lib.sh; trap - EXIT; inventory | grep -v memory | diff /tmp/before -'
-# Meant are the mapping that Xen refused and, it may be, those that took three restarts.
+# Meant are the mapping that Xen refused and, it may be, one of each rebind over three restarts.
 equal "complaints in the guest of anything else" "" "$(guest_complaints g1 | grep -v 'enable msix get err')"
-check "refusals of MSI-X in the guest: 1 to 4" [ "$(grep -c 'enable msix get err' /rig/out/g1.dmesg)" -le 4 ]
+refusals=$(grep -c 'enable msix get err' /rig/out/g1.dmesg)
+check "refusals of MSI-X in the guest: 1 to $((rebind + 1))" [ "$refusals" -ge 1 -a "$refusals" -le $((rebind + 1)) ]
 
 # --- the guest dies, and the service over its release, three times
 printf 'write:kill\ndestroy:kill\nreleased:kill\n' >$ORDERS
@@ -184,12 +185,15 @@ check "the command that ships has no failures on demand" sh -c "! grep -q /run/b
 guest_config g3
 check "bulkhead run" bulkhead run /root/g3.cfg --device $BDF
 check "e1000e comes up" network_up g3
+# With --all the guest leaves dom0 hardly any of the processor.
+pause=200000
+[ -z "$ALL" ] || pause=50000
 ten_kills() {
     in_guest g3 "rm -f /tmp/stop /tmp/wrong /tmp/pinged; (while [ ! -e /tmp/stop ]; do
             v=\$(printf %02x \$((n % 200))); n=\$((n + 1))
             setpci -s 00:00.0 CACHE_LINE_SIZE=\$v && [ \"\$(setpci -s 00:00.0 CACHE_LINE_SIZE)\" = \$v ] || echo \$n \$v >>/tmp/wrong
             echo \$n >/tmp/rounds
-            usleep 200000
+            usleep $pause
         done >/dev/null 2>&1 &)
         (ping -c 300 -i 0.1 -W 2 10.0.2.2 >/tmp/pings 2>&1; touch /tmp/pinged) >/dev/null 2>&1 &"
     rm -f /tmp/times /tmp/beside
