@@ -1,4 +1,5 @@
-//! `cargo measure`: how many instructions and how much time a guest's requests take, and docs/performance.md.
+//! `cargo measure`: how many instructions and how much time a guest's requests take, and what the image is made of;
+//! docs/performance.md and docs/size.md.
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_tests::artifacts;

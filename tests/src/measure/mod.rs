@@ -1,7 +1,7 @@
-//! `docs/performance.md`: how fast a guest's requests are answered, from figures of real runs.
+//! `docs/performance.md` and `docs/size.md`: how fast a guest's requests are answered, from figures of real runs, and what the
+//! image is made of.
 //!
-//! [`rows`] has the requests, their bounds and their goals. [`document`] prints the page. [`size`] has a page of its own, of
-//! what the image is made of.
+//! [`rows`] has the requests, their bounds and their goals. [`document`] prints the first page, [`size`] the second.
 
 pub mod document;
 pub mod rows;
